@@ -1,0 +1,252 @@
+package wireguard
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// A routesModel is cryptokey routing by going through a list.
+type routesModel map[netip.Prefix]*peer
+
+func (m routesModel) peer(a netip.Addr) (p *peer) {
+	best := -1
+	for prefix, owner := range m {
+		if prefix.Contains(a) && prefix.Bits() > best {
+			best, p = prefix.Bits(), owner
+		}
+	}
+	return p
+}
+
+func (m routesModel) clone() routesModel {
+	c := make(routesModel)
+	for k, v := range m {
+		c[k] = v
+	}
+	return c
+}
+
+// drawAddr draws an address of few bits, so that prefixes nest and meet.
+func drawAddr(t *rapid.T, name string) netip.Addr {
+	b := rapid.SampledFrom([]byte{0, 1, 0x7f, 0x80, 0xff})
+	if rapid.Bool().Draw(t, name+" is IPv4") {
+		return netip.AddrFrom4([4]byte{10, 0, b.Draw(t, name), b.Draw(t, name)})
+	}
+	return netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 7: b.Draw(t, name), 8: b.Draw(t, name), 15: b.Draw(t, name)})
+}
+
+func drawPrefix(t *rapid.T) netip.Prefix {
+	a := drawAddr(t, "prefix")
+	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")) // with bits beyond its length
+}
+
+// TestAllowedIPsModel carries out changes of all kinds, each by one of the two ways that a change can take, and
+// compares every lookup, every peer's own list, and a state that a reader still holds.
+func TestAllowedIPsModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var a allowedIPs
+		model := make(routesModel)
+		peers := []*peer{{key: PublicKey{1}}, {key: PublicKey{2}}, {key: PublicKey{3}}}
+		for range rapid.IntRange(1, 12).Draw(t, "changes") {
+			before, modelBefore := a.routes(), model.clone()
+			edit := a.edit(rapid.SampledFrom([]int{0, 1 << 20}).Draw(t, "persistent or clone"))
+			for range rapid.IntRange(1, 8).Draw(t, "steps") {
+				p := rapid.SampledFrom(peers).Draw(t, "peer")
+				switch rapid.IntRange(0, 5).Draw(t, "step") {
+				case 0:
+					edit.removeAll(p)
+					for prefix, owner := range model {
+						if owner == p {
+							delete(model, prefix)
+						}
+					}
+				case 1:
+					prefix := drawPrefix(t)
+					if len(model) > 0 && rapid.Bool().Draw(t, "known") {
+						prefix = drawKnown(t, model)
+					}
+					edit.remove(prefix, p)
+					if model[prefix.Masked()] == p {
+						delete(model, prefix.Masked())
+					}
+				case 2:
+					if len(model) > 0 { // steal, or give again
+						prefix := drawKnown(t, model)
+						edit.insert(prefix, p)
+						model[prefix] = p
+					}
+				default:
+					prefix := drawPrefix(t)
+					edit.insert(prefix, p)
+					model[prefix.Masked()] = p
+				}
+			}
+			if a.routes() != before {
+				t.Fatal("a change is seen before it is published")
+			}
+			edit.publish()
+			checkRoutes(t, a.routes(), model)
+			checkRoutes(t, before, modelBefore)
+			checkOwned(t, peers, model)
+		}
+	})
+}
+
+func drawKnown(t *rapid.T, model routesModel) netip.Prefix {
+	known := make([]netip.Prefix, 0, len(model))
+	for prefix := range model {
+		known = append(known, prefix)
+	}
+	slices.SortFunc(known, netip.Prefix.Compare)
+	return rapid.SampledFrom(known).Draw(t, "known prefix")
+}
+
+func checkRoutes(t *rapid.T, r routes, model routesModel) {
+	for range 20 {
+		addr := drawAddr(t, "address")
+		if got, want := r.peer(addr), model.peer(addr); got != want {
+			t.Fatalf("%v routes to %v, want %v, with %v", addr, name(got), name(want), model)
+		}
+	}
+	for prefix := range model {
+		if got, want := r.peer(prefix.Addr()), model.peer(prefix.Addr()); got != want {
+			t.Fatalf("%v routes to %v, want %v", prefix.Addr(), name(got), name(want))
+		}
+	}
+}
+
+func checkOwned(t *rapid.T, peers []*peer, model routesModel) {
+	owned := make(map[*peer][]netip.Prefix)
+	for prefix, p := range model {
+		owned[p] = append(owned[p], prefix)
+	}
+	for _, p := range peers {
+		got := slices.Clone(p.allowed)
+		slices.SortFunc(got, netip.Prefix.Compare)
+		slices.SortFunc(owned[p], netip.Prefix.Compare)
+		if !slices.Equal(got, owned[p]) {
+			t.Fatalf("peer %v has the prefixes %v, want %v", name(p), got, owned[p])
+		}
+	}
+}
+
+func name(p *peer) string {
+	if p == nil {
+		return "nobody"
+	}
+	return fmt.Sprint("peer ", p.key[0])
+}
+
+// TestAllowedIPsTable has the cases that programs got wrong: nested prefixes of two peers, and the last writer.
+func TestAllowedIPsTable(t *testing.T) {
+	a, b, c := &peer{key: PublicKey{1}}, &peer{key: PublicKey{2}}, &peer{key: PublicKey{3}}
+	prefix := netip.MustParsePrefix
+	for _, n := range []int{0, 1 << 20} {
+		*a, *b, *c = peer{key: a.key}, peer{key: b.key}, peer{key: c.key}
+		var table allowedIPs
+		if table.routes().peer(netip.MustParseAddr("10.0.0.1")) != nil {
+			t.Fatal("the zero value routes")
+		}
+		edit := table.edit(n)
+		edit.insert(prefix("0.0.0.0/0"), a)
+		edit.insert(prefix("10.0.0.0/8"), b)
+		edit.insert(prefix("10.1.2.3/16"), c) // is 10.1.0.0/16
+		edit.insert(prefix("10.1.2.3/32"), a)
+		edit.insert(prefix("::/0"), b)
+		edit.publish()
+		want := func(addr string, p *peer, why string) {
+			t.Helper()
+			if got := table.routes().peer(netip.MustParseAddr(addr)); got != p {
+				t.Errorf("%s routes to %v, want %v: %s", addr, name(got), name(p), why)
+			}
+		}
+		want("10.1.2.3", a, "the longest prefix wins")
+		want("10.1.2.4", c, "bits beyond the prefix length are cleared")
+		want("10.2.0.0", b, "the longest prefix wins")
+		want("11.0.0.0", a, "the default route")
+		want("2001:db8::1", b, "each family has its own default route")
+
+		edit = table.edit(n)
+		edit.remove(prefix("10.1.0.0/16"), b)
+		edit.publish()
+		want("10.1.2.4", c, "a prefix is taken from its own peer alone")
+
+		edit = table.edit(n)
+		edit.insert(prefix("10.1.0.0/16"), b)
+		edit.publish()
+		want("10.1.2.4", b, "the last writer wins")
+		if len(c.allowed) != 0 || len(b.allowed) != 3 {
+			t.Error("the peers' own lists are not in step")
+		}
+
+		edit = table.edit(n)
+		edit.removeAll(b)
+		edit.publish()
+		want("10.1.2.4", a, "removing a peer restores nothing, and uncovers what was there")
+		want("2001:db8::1", nil, "nobody else had it")
+	}
+}
+
+// TestAllowedIPsReaders looks up while prefixes move between two peers: a reader finds one or the other, never none,
+// and within one state of the table the same owner for all that moves together.
+func TestAllowedIPsReaders(t *testing.T) {
+	a, b := &peer{key: PublicKey{1}}, &peer{key: PublicKey{2}}
+	var prefixes []netip.Prefix
+	for i := range 100 {
+		prefixes = append(prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24))
+	}
+	var table allowedIPs
+	give := func(p *peer, n int) {
+		edit := table.edit(n)
+		for _, prefix := range prefixes {
+			edit.insert(prefix, p)
+		}
+		edit.publish()
+	}
+	give(a, len(prefixes))
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for !stop.Load() {
+				r := table.routes()
+				owner := r.peer(prefixes[0].Addr())
+				for _, prefix := range prefixes {
+					if got := r.peer(prefix.Addr()); got != owner || got == nil {
+						t.Errorf("in one state of the table, %v is %v's and %v is %v's", prefixes[0], name(owner), prefix, name(got))
+						return
+					}
+				}
+			}
+		}()
+	}
+	for i := range 60 {
+		give([]*peer{b, a}[i%2], []int{0, 1 << 20}[i/2%2])
+	}
+	stop.Store(true)
+	wg.Wait()
+}
+
+func TestAllowedIPsLookupAllocatesNothing(t *testing.T) {
+	var table allowedIPs
+	edit := table.edit(1)
+	edit.insert(netip.MustParsePrefix("10.0.0.0/8"), new(peer))
+	edit.insert(netip.MustParsePrefix("2001:db8::/32"), new(peer))
+	edit.publish()
+	a4, a6 := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("2001:db8::1")
+	if n := testing.AllocsPerRun(100, func() {
+		if r := table.routes(); r.peer(a4) == nil || r.peer(a6) == nil {
+			t.Error("no route")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}

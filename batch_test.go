@@ -1,0 +1,246 @@
+package wireguard
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// kernelPadding is Linux' calculate_skb_padding in words: how many zeros follow a packet of n bytes. Nothing wraps round
+// in it, since what is left of the packet never exceeds the MTU.
+func kernelPadding(n, mtu uint) uint {
+	align := func(n uint) uint { return (n + 15) / 16 * 16 }
+	if mtu == 0 {
+		return align(n) - n
+	}
+	last := n
+	if last > mtu {
+		last = n % mtu
+	}
+	return min(mtu, align(last)) - last
+}
+
+func TestPadTable(t *testing.T) {
+	for _, c := range []struct{ mtu, n, want int }{
+		{0, 0, 0}, {0, 1, 16}, {0, 15, 16}, {0, 16, 16}, {0, 17, 32}, {0, 1420, 1424}, {0, 65535, 65536},
+		{1420, 1, 16}, {1420, 1408, 1408}, {1420, 1409, 1420}, {1420, 1419, 1420}, {1420, 1420, 1420},
+		{1420, 1421, 1436}, {1420, 2840, 2840}, {1420, 2839, 2840}, {1420, 2841, 2856}, // over the MTU: by the remainder
+		{1280, 1279, 1280}, {1280, 1280, 1280}, {1280, 1281, 1296}, {1280, 20, 32},
+		{9000, 8999, 9000}, {9000, 8992, 8992}, {9000, 9000, 9000}, {9000, 9001, 9016}, {9000, 1420, 1424},
+		{1, 1, 1}, {1, 40, 40}, {15, 14, 15}, {16, 1, 16},
+	} {
+		if got := pad(c.n, c.mtu); got != c.want {
+			t.Errorf("a packet of %d bytes with MTU %d is padded to %d, want %d", c.n, c.mtu, got, c.want)
+		}
+	}
+}
+
+func TestPadLikeKernel(t *testing.T) {
+	for _, mtu := range []int{0, 1, 15, 16, 17, 576, 1280, 1412, 1420, 1500, 9000, 65535, 1 << 20} {
+		for n := 1; n <= maxPacket; n++ {
+			got := pad(n, mtu)
+			if want := n + int(kernelPadding(uint(n), uint(mtu))); got != want {
+				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d, want %d", n, mtu, got, want)
+			}
+			if got < n || got > n+maxPadding || mtu > 0 && n <= mtu && got > mtu {
+				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d: out of bounds", n, mtu, got)
+			}
+		}
+	}
+	if pad(20, -1) != 32 {
+		t.Error("a negative MTU clamps")
+	}
+}
+
+// A failer is a test or a rapid test.
+type failer interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// checkLayout fails unless the messages of b lie back to back, with room round each packet, and hold packets.
+func checkLayout(t failer, b *Batch, packets [][]byte) {
+	t.Helper()
+	if b.Len() != len(packets) {
+		t.Fatalf("the batch holds %d packets, want %d", b.Len(), len(packets))
+	}
+	end := 0
+	for i, m := range b.msgs {
+		if int(m.at) != end {
+			t.Fatalf("message %d begins at %d, want %d: messages lie back to back", i, m.at, end)
+		}
+		if want := pad(len(packets[i]), b.mtu); int(m.padded) != want || m.size() != want+32 {
+			t.Fatalf("message %d is padded to %d, want %d", i, m.padded, want)
+		}
+		p := b.Packet(i)
+		if !bytes.Equal(p, packets[i]) || cap(p) != len(p) {
+			t.Fatalf("packet %d is another, or reaches beyond its length", i)
+		}
+		if &p[0] != &b.slab[end+messageHeader] {
+			t.Fatalf("packet %d is not 16 bytes behind its message's begin", i)
+		}
+		end += m.size()
+	}
+	if b.end != end || end > slabSize {
+		t.Fatalf("the next message begins at %d, want %d of %d", b.end, end, slabSize)
+	}
+}
+
+func TestBatchModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := Batch{mtu: rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu")}
+		defer b.Reset()
+		var packets [][]byte
+		size := rapid.OneOf(rapid.IntRange(1, 100), rapid.IntRange(1400, 1440), rapid.IntRange(1, maxPacket))
+		for i := range rapid.IntRange(1, 200).Draw(t, "steps") {
+			n := size.Draw(t, "size")
+			packet := bytes.Repeat([]byte{byte(i)}, n)
+			fits := len(packets) < 128 && b.end+32+n+15 <= slabSize
+			switch rapid.IntRange(0, 9).Draw(t, "step") {
+			case 0: // take room, and give it back
+				room := b.Next(n)
+				if (room != nil) != fits {
+					t.Fatalf("Next(%d) with %d packets, %d bytes used: %v", n, len(packets), b.end, room != nil)
+				}
+				if room != nil {
+					b.Commit(0)
+				}
+			case 1: // use a part of the room
+				if room := b.Next(n); room != nil {
+					if len(room) != n || cap(room) != n {
+						t.Fatalf("Next(%d) is of %d bytes", n, len(room))
+					}
+					part := copy(room, packet[:1+n/2])
+					b.Commit(part)
+					packets = append(packets, packet[:part])
+				}
+			case 2: // ask twice
+				if b.Next(1) != nil && fits {
+					copy(b.Next(n), packet)
+					b.Commit(n)
+					packets = append(packets, packet)
+				}
+			case 3:
+				if rapid.IntRange(0, 9).Draw(t, "reset") == 0 {
+					b.Reset()
+					packets = nil
+				}
+			default:
+				if b.Append(packet) != fits {
+					t.Fatalf("Append of %d bytes with %d packets, %d bytes used: %v", n, len(packets), b.end, !fits)
+				}
+				if fits {
+					packets = append(packets, packet)
+				}
+			}
+		}
+		checkLayout(t, &b, packets)
+	})
+}
+
+func TestBatchLayout(t *testing.T) {
+	b := Batch{mtu: 1420}
+	var packets [][]byte
+	for _, n := range []int{1, 15, 16, 17, 20, 1409, 1420, 1421, 9000, 1} {
+		packets = append(packets, bytes.Repeat([]byte{byte(n)}, n))
+		b.Append(packets[len(packets)-1])
+	}
+	checkLayout(t, &b, packets)
+}
+
+func TestBatchFull(t *testing.T) {
+	b := Batch{mtu: 1420}
+	for i := range batchPackets {
+		if !b.Append([]byte{1}) {
+			t.Fatalf("packet %d does not fit", i)
+		}
+	}
+	if b.Append([]byte{1}) || b.Next(1) != nil || b.Len() != batchPackets {
+		t.Error("the batch takes more than 128 packets")
+	}
+	b.Reset()
+	large := make([]byte, maxPacket)
+	if !b.Append(large) {
+		t.Error("an empty batch has no room for the largest IP packet")
+	}
+	if !b.Append(make([]byte, 60000)) || b.Append(large) {
+		t.Error("memory is not what bounds it")
+	}
+	if b.Reset(); b.Len() != 0 || !b.Append(large) {
+		t.Error("Reset does not empty it")
+	}
+	b.Reset()
+	for range 90 {
+		if !b.Append(make([]byte, 1420)) {
+			t.Fatal("90 packets of 1420 bytes do not fit: two trains of 45 are what the memory is for")
+		}
+	}
+}
+
+func TestBatchMisuse(t *testing.T) {
+	var b Batch
+	for _, n := range []int{0, -1, maxPacket + 1, 1 << 30} {
+		if b.Next(n) != nil {
+			t.Errorf("Next(%d) hands out room", n)
+		}
+	}
+	if b.Append(nil) || b.Append(make([]byte, maxPacket+1)) || b.Len() != 0 {
+		t.Error("what is no packet is appended")
+	}
+	if b.slab != nil {
+		t.Error("an empty batch holds memory")
+	}
+	wantPanic(t, "nothing was handed out", func() { b.Commit(1) })
+	b.Next(10)
+	wantPanic(t, "more than was handed out", func() { b.Commit(11) })
+	wantPanic(t, "a negative length", func() { b.Commit(-1) })
+	b.Commit(10)
+	wantPanic(t, "the room is used", func() { b.Commit(1) })
+	b.Next(20)
+	b.Next(5)
+	wantPanic(t, "the room is that of the last Next", func() { b.Commit(6) })
+	b.Next(10)
+	b.Reset()
+	wantPanic(t, "Reset took the room back", func() { b.Commit(1) })
+	if b.Commit(0); b.slab != nil || b.Len() != 0 {
+		t.Error("Reset leaves something")
+	}
+}
+
+// TestSendEmptiesBatch: "empties b, whatever happens", also of what was not committed.
+func TestSendEmptiesBatch(t *testing.T) {
+	e := newEnd(t, testKey(1))
+	send := func(why string, want error) {
+		t.Helper()
+		b := e.NewBatch()
+		e.tunnel.mtu.Store(1280)
+		before := e.drops.load()
+		b.Append(packet4(100, here, here))
+		b.Next(100)
+		err := e.Send(b)
+		if !errors.Is(err, want) || b.Len() != 0 || b.slab != nil || b.room != 0 || b.mtu != 1280 || len(b.out.runs) != 0 {
+			t.Errorf("%s: Send returns %v and leaves %d packets", why, err, b.Len())
+		}
+		reason := DropDown
+		if want == nil {
+			reason = DropNoRoute
+		}
+		e.wantDrops(t, before, reason, 1, why)
+		e.tunnel.mtu.Store(1420)
+	}
+	send("before Up", errDown)
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	send("up", nil)
+	e.Down()
+	send("down", errDown)
+	e.Close()
+	send("closed", net.ErrClosed)
+	if err := e.Send(new(Batch)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("an empty batch after Close: %v", err)
+	}
+}

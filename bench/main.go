@@ -1,0 +1,131 @@
+// Bench measures this library and wireguard-go side by side. README.md says how, and what bounds each figure.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+)
+
+const defaultRounds = 7
+
+// measures is the table, in its order.
+func measures() []measure {
+	return slices.Concat(netstackMeasures(), pipelineMeasures(), cryptoMeasures(), memoryMeasures(), peersMeasures())
+}
+
+func main() {
+	if o := os.Getenv(orderEnv); o != "" {
+		exit(answer(o, os.Stdout))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		err = nil
+	}
+	exit(err)
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// run is the program, as called with args.
+func run(ctx context.Context, args []string, out, messages io.Writer) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(messages)
+	only := flags.String("only", "", "measure these `names` alone, separated by commas; all of a family by its name, as in memory")
+	rounds := flags.Int("rounds", defaultRounds, "samples a side")
+	asJSON := flags.Bool("json", false, "print one JSON object a line, and everything else to standard error")
+	plotFile := flags.String("plot", "", "draw the ratios to this `file`, as SVG")
+	profiles := flags.String("profile", "", "write a processor profile of each sample to this `folder`")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q; names go behind -only, as in -only netstack/tcp1", flags.Arg(0))
+	case *rounds < 1:
+		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
+	}
+	ms, err := pick(measures(), *only)
+	if err != nil {
+		return err
+	}
+	if *profiles != "" {
+		if err := os.MkdirAll(*profiles, 0o777); err != nil {
+			return err
+		}
+	}
+	table := out
+	if *asJSON {
+		table = messages
+	}
+	printMachine(table)
+	fmt.Fprintf(table, "rounds    %d, in turn, medians; ratio = ours / wireguard-go\n\n", *rounds)
+	printHead(table)
+	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: start}
+	var rows []row
+	var errs []error
+	for i := range ms {
+		row, err := r.run(ctx, &ms[i])
+		if err != nil {
+			fmt.Fprintf(table, "%-18s failed\n", ms[i].name)
+			errs = append(errs, err)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			continue
+		}
+		rows = append(rows, row)
+		printRow(table, row)
+		if *asJSON {
+			if err := printJSON(out, row); err != nil {
+				return err
+			}
+		}
+		if row.wrong() {
+			errs = append(errs, fmt.Errorf("%s: a figure that must be 0 is not", row.name))
+		}
+	}
+	if *plotFile != "" {
+		errs = append(errs, os.WriteFile(*plotFile, []byte(plot(rows)), 0o666))
+	}
+	return errors.Join(errs...)
+}
+
+// pick selects measures by their names or families, separated by commas; all of them by "".
+func pick(all []measure, only string) ([]measure, error) {
+	if only == "" {
+		return all, nil
+	}
+	var picked []measure
+	for name := range strings.SplitSeq(only, ",") {
+		name = strings.TrimSpace(name)
+		n := len(picked)
+		for _, m := range all {
+			if m.name == name || strings.HasPrefix(m.name, name+"/") {
+				picked = append(picked, m)
+			}
+		}
+		if len(picked) == n {
+			var names []string
+			for _, m := range all {
+				names = append(names, m.name)
+			}
+			return nil, fmt.Errorf("-only %q: there is no such name; the names are %s", name, strings.Join(names, ", "))
+		}
+	}
+	return picked, nil
+}

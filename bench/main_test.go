@@ -1,0 +1,74 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// TestMain lets the test binary be the process that takes one sample, as the program itself is.
+func TestMain(m *testing.M) {
+	if o := os.Getenv(orderEnv); o != "" {
+		exit(answer(o, os.Stdout))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestNames(t *testing.T) {
+	want := strings.Fields(`netstack/tcp1 netstack/tcp4 netstack/rtt netstack/connect pipeline/1420 pipeline/64 udp/1420
+		crypto/1420 crypto/64 memory/device memory/after memory/peer goroutines/device goroutines/peer peers/add`)
+	var got []string
+	for _, m := range measures() {
+		got = append(got, m.name)
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("names are %v, want %v", got, want)
+	}
+}
+
+func TestPick(t *testing.T) {
+	for _, c := range []struct{ only, want string }{
+		{"memory/peer", "memory/peer"},
+		{"udp/1420, crypto/64", "udp/1420 crypto/64"},
+		{"goroutines", "goroutines/device goroutines/peer"},
+	} {
+		ms, err := pick(measures(), c.only)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, m := range ms {
+			got = append(got, m.name)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("-only %q picks %v, want %s", c.only, got, c.want)
+		}
+	}
+	if ms, err := pick(measures(), ""); err != nil || len(ms) != len(measures()) {
+		t.Errorf("without -only: %d measures, %v; want all", len(ms), err)
+	}
+}
+
+func TestWrongUse(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"-only netstack/tcp2", `-only "netstack/tcp2": there is no such name; the names are netstack/tcp1, netstack/tcp4,`},
+		{"-only netstack/tcp1,", `-only "": there is no such name`},
+		{"-rounds 0", "-rounds 0: want at least 1"},
+		{"netstack/tcp1", `unexpected argument "netstack/tcp1"; names go behind -only`},
+		{"-bogus", "flag provided but not defined: -bogus"},
+	} {
+		var out bytes.Buffer
+		err := run(context.Background(), strings.Fields(c.args), &out, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.args, err, c.want)
+		}
+		if out.Len() > 0 {
+			t.Errorf("%s printed %q before it failed", c.args, &out)
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+func memoryMeasures() []measure {
+	return []measure{
+		{name: "memory/device", unit: "KiB heap", lower: true, run: runDeviceMemory},
+		{name: "memory/after", unit: "MiB resident", lower: true, run: runMemoryAfter},
+		{name: "memory/peer", unit: "bytes", lower: true, run: runPeerMemory, rounds: 5},
+		{name: "goroutines/device", unit: "goroutines", lower: true, run: runDeviceGoroutines},
+		{name: "goroutines/peer", unit: "goroutines", lower: true, run: runPeerGoroutines},
+	}
+}
+
+// A footprint is what this process holds on to.
+type footprint struct {
+	heap, stack float64 // bytes in use after garbage collection
+	resident    float64 // bytes of memory in RAM
+	goroutines  int
+}
+
+// weigh collects garbage until nothing more goes, and gives what is free back to the system.
+func weigh() (footprint, error) {
+	for range 3 { // what a sync.Pool holds takes two collections
+		runtime.GC()
+	}
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	resident, err := residentBytes("VmRSS")
+	return footprint{float64(m.HeapAlloc), float64(m.StackInuse), resident, runtime.NumGoroutine()}, err
+}
+
+// lone brings up one device without peers at one end of a wire, and weighs what that costs.
+func lone(st *stage) (node, footprint, error) {
+	w := newWire(st, st.lib.landings())
+	p, _ := newPlains(newFlow(64, addrA, addrB), newFlow(64, addrB, addrA))
+	key := wireguard.NewPrivateKey()
+	before, err := weigh()
+	if err != nil {
+		return nil, before, err
+	}
+	n, err := st.lib.node(st, nodeConfig{key: key, plain: p, end: &w.ends[0]})
+	if err != nil {
+		return nil, before, err
+	}
+	time.Sleep(st.Warm) // its goroutines are to have settled
+	after, err := weigh()
+	runtime.KeepAlive(w)
+	return n, footprint{
+		after.heap - before.heap, after.stack - before.stack, after.resident - before.resident,
+		after.goroutines - before.goroutines,
+	}, err
+}
+
+func runDeviceMemory(st *stage) (sample, error) {
+	_, f, err := lone(st)
+	return sample{f.heap / 1024, []aside{
+		{Name: "resident growth", Unit: "KiB", Value: f.resident / 1024},
+		{Name: "stacks", Unit: "KiB", Value: f.stack / 1024},
+		{Name: "goroutines", Value: float64(f.goroutines)},
+	}}, err
+}
+
+func runDeviceGoroutines(st *stage) (sample, error) {
+	_, f, err := lone(st)
+	return sample{Value: float64(f.goroutines)}, err
+}
+
+// runMemoryAfter measures what stays resident of a whole process, both ends and this program in it, when a bulk run is
+// half a minute past. Nothing here asks for a garbage collection.
+func runMemoryAfter(st *stage) (sample, error) {
+	before, err := residentBytes("VmRSS")
+	if err != nil {
+		return sample{}, err
+	}
+	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
+	if err := tunnel(st, newWire(st, st.lib.landings()), ab, ba); err != nil {
+		return sample{}, err
+	}
+	ab.open(0)
+	time.Sleep(st.Span)
+	ab.stop()
+	if err := ab.drain(patience); err != nil {
+		return sample{}, err
+	}
+	peak, err := residentBytes("VmHWM")
+	if err != nil {
+		return sample{}, err
+	}
+	st.rest()
+	time.Sleep(st.Settle)
+	after, err := residentBytes("VmRSS")
+	return sample{after / (1 << 20), []aside{
+		{Name: "at most during the run", Unit: "MiB", Value: peak / (1 << 20)},
+		{Name: "before the devices", Unit: "MiB", Value: before / (1 << 20)},
+	}}, err
+}
+
+// identities makes n peers, each with a prefix and an endpoint, and their private keys.
+func identities(n int) (peers []peer, keys []wireguard.PrivateKey) {
+	for i := range n {
+		key := wireguard.NewPrivateKey()
+		keys = append(keys, key)
+		peers = append(peers, peer{
+			key:      key.Public(),
+			endpoint: netip.AddrPortFrom(loopback, uint16(2000+i%60000)),
+			prefix:   netip.PrefixFrom(inner(i), 32),
+		})
+	}
+	return peers, keys
+}
+
+// inner is the address of peer i inside the tunnel.
+func inner(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)})
+}
+
+// A hub is a device with many peers, one of which at a time is really there.
+type hub struct {
+	node, visitor node
+	key           wireguard.PrivateKey
+	peers         []peer
+	keys          []wireguard.PrivateKey
+	in, out       *flow // from the visitor to the hub, and back
+}
+
+// newHub brings up both devices, without peers.
+func newHub(st *stage, peers int) (*hub, error) {
+	w := newWire(st, st.lib.landings())
+	h := &hub{key: wireguard.NewPrivateKey(), in: newFlow(64, addrA, addrB), out: newFlow(64, addrB, addrA)}
+	h.peers, h.keys = identities(peers)
+	visitor, plain := newPlains(h.in, h.out)
+	var err error
+	h.node, err = st.lib.node(st, nodeConfig{key: h.key, plain: plain, end: &w.ends[0], byHand: true})
+	if err != nil {
+		return nil, err
+	}
+	h.visitor, err = st.lib.node(st, nodeConfig{key: h.keys[0], plain: visitor, end: &w.ends[1]})
+	if err != nil {
+		return nil, err
+	}
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	return h, h.visitor.plan(peer{h.key.Public(), w.ends[0].addr, all})()
+}
+
+// use lets the visitor be each of the first n peers for a moment: a handshake, and a packet each way. The hub sends
+// before it receives for the last time, so that no answer of the peer is outstanding when it has gone.
+func (h *hub) use(n int) error {
+	for i := range n {
+		if err := h.visitor.become(h.keys[i]); err != nil {
+			return err
+		}
+		h.in.address(inner(i), addrB)
+		h.out.address(addrB, inner(i))
+		for _, f := range []*flow{h.in, h.out, h.in} {
+			f.allow(f.received.Load() + 1)
+			if err := f.drain(10 * time.Second); err != nil {
+				return fmt.Errorf("peer %d: %w", i, err)
+			}
+		}
+	}
+	return nil
+}
+
+// runPeerMemory measures bytes of heap and stack a peer: never used, and used and wiped, the larger of the two.
+func runPeerMemory(st *stage) (sample, error) {
+	h, err := newHub(st, st.Peers)
+	if err != nil {
+		return sample{}, err
+	}
+	add := h.node.plan(h.peers...)
+	before, err := weigh()
+	if err != nil {
+		return sample{}, err
+	}
+	if err := add(); err != nil {
+		return sample{}, err
+	}
+	fresh, err := weigh()
+	if err != nil {
+		return sample{}, err
+	}
+	used := st.lib.used(st)
+	if err := h.use(used); err != nil {
+		return sample{}, err
+	}
+	session, err := weigh()
+	if err != nil {
+		return sample{}, err
+	}
+	if err := h.node.wipe(h.peers[:used]); err != nil {
+		return sample{}, err
+	}
+	wiped, err := weigh()
+	if err != nil {
+		return sample{}, err
+	}
+	n := float64(st.Peers)
+	never := (fresh.heap + fresh.stack - before.heap - before.stack) / n
+	grown := func(f footprint) float64 {
+		return never + (f.heap+f.stack-fresh.heap-fresh.stack)/float64(used)
+	}
+	runtime.KeepAlive(h)
+	runtime.KeepAlive(add)
+	return sample{max(never, grown(wiped)), []aside{
+		{Name: "never used", Unit: "bytes", Value: never},
+		{Name: "with a session", Unit: "bytes", Value: grown(session)},
+		{Name: "used and wiped", Unit: "bytes", Value: grown(wiped)},
+		{Name: "peers used", Value: float64(used)},
+		{Name: "resident growth, never used", Unit: "bytes", Value: (fresh.resident - before.resident) / n},
+	}}, nil
+}
+
+func runPeerGoroutines(st *stage) (sample, error) {
+	n, _, err := lone(st)
+	if err != nil {
+		return sample{}, err
+	}
+	peers, _ := identities(max(st.Peers/10, 1))
+	before := runtime.NumGoroutine()
+	if err := n.plan(peers...)(); err != nil {
+		return sample{}, err
+	}
+	time.Sleep(st.Warm)
+	return sample{Value: float64(runtime.NumGoroutine()-before) / float64(len(peers))}, nil
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const chunk = 128 << 10 // bytes a Write and a Read of a bulk transfer
+
+// A stacks is two in-process TCP/IP stacks with a way between them.
+type stacks struct {
+	dial     func(context.Context) (net.Conn, error) // from the one
+	listener net.Listener                            // at the other
+}
+
+func netstackMeasures() []measure {
+	over := func(f func(*stage, *stacks) (sample, error), join func(*stage) (*stacks, error)) func(*stage) (sample, error) {
+		return func(st *stage) (sample, error) {
+			s, err := join(st)
+			if err != nil {
+				return sample{}, err
+			}
+			return f(st, s)
+		}
+	}
+	m := func(name, unit string, lower bool, f func(*stage, *stacks) (sample, error)) measure {
+		return measure{
+			name: "netstack/" + name, unit: unit, lower: lower,
+			run:       over(f, joinByTunnel),
+			bound:     over(f, joinByNothing),
+			boundName: "gVisor alone",
+		}
+	}
+	return []measure{
+		m("tcp1", "Gbit/s", false, func(st *stage, s *stacks) (sample, error) { return runBulk(st, s, 1) }),
+		m("tcp4", "Gbit/s", false, func(st *stage, s *stacks) (sample, error) { return runBulk(st, s, 4) }),
+		m("rtt", "µs", true, runEcho),
+		m("connect", "connections/s", false, runConnect),
+	}
+}
+
+// joinByTunnel joins two stacks by the library that is measured, over loopback sockets.
+func joinByTunnel(st *stage) (*stacks, error) {
+	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	a, from, err := st.lib.stack(st, ka, addrA)
+	if err != nil {
+		return nil, err
+	}
+	b, to, err := st.lib.stack(st, kb, addrB)
+	if err != nil {
+		return nil, err
+	}
+	if err := introduce(a, b, ka, kb); err != nil {
+		return nil, err
+	}
+	return listen(st, from, to)
+}
+
+// listen is the last step of every way to join two stacks.
+func listen(st *stage, from, to network) (*stacks, error) {
+	const port = 80
+	l, err := to.listen(port)
+	if err != nil {
+		return nil, err
+	}
+	st.atClose(func() { l.Close() })
+	return &stacks{
+		dial:     func(ctx context.Context) (net.Conn, error) { return from.dial(ctx, netip.AddrPortFrom(addrB, port)) },
+		listener: l,
+	}, nil
+}
+
+// serve runs f for each connection, until the listener is closed.
+func (s *stacks) serve(f func(net.Conn)) {
+	go func() {
+		for {
+			c, err := s.listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				f(c)
+			}()
+		}
+	}()
+}
+
+// open dials, with a time limit that a handshake and a retry of it fit into.
+func (s *stacks) open() (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
+	defer cancel()
+	return s.dial(ctx)
+}
+
+// runBulk measures what streams carry one way.
+func runBulk(st *stage, s *stacks, streams int) (sample, error) {
+	var total atomic.Int64
+	s.serve(func(c net.Conn) {
+		b := make([]byte, chunk)
+		for {
+			n, err := c.Read(b)
+			total.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	var failed atomic.Pointer[error]
+	for range streams {
+		c, err := s.open()
+		if err != nil {
+			return sample{}, err
+		}
+		st.atClose(func() { c.Close() })
+		go func() {
+			b := make([]byte, chunk)
+			for {
+				if _, err := c.Write(b); err != nil {
+					failed.Store(&err)
+					return
+				}
+			}
+		}()
+	}
+	c, err := count(&total, st.Warm, st.Span)
+	if err != nil {
+		return sample{}, err
+	}
+	if err := failed.Load(); err != nil {
+		return sample{}, *err
+	}
+	gigabytes := c.n / 1e9
+	return sample{8 * gigabytes / c.took.Seconds(), []aside{
+		{Name: "cpu", Unit: "s/GB", Value: c.cpu.Seconds() / gigabytes},
+	}}, nil
+}
+
+// echo answers each byte with itself.
+func echo(c net.Conn) {
+	var b [1]byte
+	for {
+		if _, err := c.Read(b[:]); err != nil {
+			return
+		}
+		if _, err := c.Write(b[:]); err != nil {
+			return
+		}
+	}
+}
+
+// ping sends one byte to echo and waits for it.
+func ping(c net.Conn) error {
+	b := [1]byte{1}
+	if _, err := c.Write(b[:]); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, b[:])
+	return err
+}
+
+// runEcho measures how long one byte takes there and back.
+func runEcho(st *stage, s *stacks) (sample, error) {
+	s.serve(echo)
+	c, err := s.open()
+	if err != nil {
+		return sample{}, err
+	}
+	st.atClose(func() { c.Close() })
+	trips := make([]float64, st.Echoes)
+	var c0 time.Duration
+	for i := -st.Echoes / 5; i < st.Echoes; i++ { // the first ones warm up
+		if i == 0 {
+			c0 = cpuTime()
+		}
+		t := time.Now()
+		if err := ping(c); err != nil {
+			return sample{}, err
+		}
+		if i >= 0 {
+			trips[i] = float64(time.Since(t)) / 1e3
+		}
+	}
+	cpu := (cpuTime() - c0).Seconds() * 1e6 / float64(st.Echoes)
+	slices.Sort(trips)
+	return sample{trips[len(trips)/2], []aside{
+		{Name: "99th percentile", Unit: "µs", Value: trips[len(trips)*99/100]},
+		{Name: "cpu", Unit: "µs/echo", Value: cpu},
+	}}, nil
+}
+
+var errNone = errors.New("no connection was made in the time")
+
+// runConnect measures connections a second, one after another. Each carries a byte and its echo, which proves that
+// both sides have it.
+func runConnect(st *stage, s *stacks) (sample, error) {
+	s.serve(echo)
+	one := func() error {
+		c, err := s.open()
+		if err != nil {
+			return fmt.Errorf("dialing: %w", err)
+		}
+		defer c.Close()
+		return ping(c)
+	}
+	during := func(d time.Duration) (n int, took time.Duration, err error) {
+		t := time.Now()
+		for ; time.Since(t) < d; n++ {
+			if err := one(); err != nil {
+				return n, 0, err
+			}
+		}
+		return n, time.Since(t), nil
+	}
+	if _, _, err := during(st.Warm); err != nil {
+		return sample{}, err
+	}
+	c0 := cpuTime()
+	n, took, err := during(st.Span)
+	if err != nil {
+		return sample{}, err
+	}
+	if n == 0 {
+		return sample{}, errNone
+	}
+	return sample{float64(n) / took.Seconds(), []aside{
+		{Name: "cpu", Unit: "µs/connection", Value: (cpuTime() - c0).Seconds() * 1e6 / float64(n)},
+	}}, nil
+}

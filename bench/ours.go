@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// ours is this library.
+type ours struct{}
+
+// landings is more than one, since the device opens messages where they landed, and so keeps one while the next fills.
+func (ours) landings() int { return 4 }
+
+func (ours) used(st *stage) int { return st.Peers }
+
+func (ours) node(st *stage, c nodeConfig) (node, error) {
+	n := &ourNode{}
+	config := wireguard.Config{PrivateKey: c.key, Tunnel: &ourTunnel{plain: c.plain}}
+	if c.byHand {
+		n.clock = &handClock{start: time.Now()}
+		config.Clock = n.clock
+	}
+	if c.end != nil {
+		config.Bind = ourBind{c.end}
+	} else {
+		config.Bind = udp.Bind{}
+	}
+	return n, n.up(st, config)
+}
+
+func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, network, error) {
+	t, err := netstack.New(netstack.Config{Addresses: []netip.Addr{addr}, MTU: mtu})
+	if err != nil {
+		return nil, nil, err
+	}
+	n := &ourNode{}
+	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: udp.Bind{}})
+}
+
+// An ourNode is a device of this library.
+type ourNode struct {
+	dev   *wireguard.Device
+	clock *handClock // nil: the system's
+}
+
+func (n *ourNode) up(st *stage, c wireguard.Config) (err error) {
+	if n.dev, err = wireguard.New(c); err != nil {
+		return err
+	}
+	st.atClose(func() { n.dev.Close() })
+	return n.dev.Up()
+}
+
+func (n *ourNode) port() uint16 { return n.dev.Status().ListenPort }
+
+func (n *ourNode) plan(peers ...peer) func() error {
+	c := wireguard.Change{}
+	for _, p := range peers {
+		e := wireguard.EndpointOf(p.endpoint)
+		c.Peers = append(c.Peers, wireguard.PeerChange{
+			PublicKey: p.key, Endpoint: &e, AllowedIPs: []netip.Prefix{p.prefix},
+		})
+	}
+	return func() error { return n.dev.Configure(c) }
+}
+
+func (n *ourNode) become(key wireguard.PrivateKey) error {
+	return n.dev.Configure(wireguard.Change{PrivateKey: &key})
+}
+
+func (n *ourNode) routes(peers []peer) error {
+	for _, p := range peers {
+		if key, ok := n.dev.Route(p.prefix.Addr()); !ok || key != p.key {
+			return fmt.Errorf("%v does not route to its peer", p.prefix)
+		}
+	}
+	return nil
+}
+
+// wipe lets the time pass until no peer has anything to wait for: 540 seconds as a rule, and longer where an answer
+// crossed the accounting of what it answers, so that a handshake is tried in vain before.
+func (n *ourNode) wipe([]peer) error {
+	for range 60 {
+		n.clock.passed.Add(int64(time.Minute))
+		if err := n.dev.Wake(); err != nil {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+		if n.idle() {
+			return nil
+		}
+	}
+	return errNotIdle
+}
+
+var errNotIdle = errors.New("an hour has passed, and a peer is not idle yet")
+
+func (n *ourNode) idle() bool {
+	for s := range n.dev.Peers() {
+		if s.Session || s.Initiating || s.NextReason != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// A handClock stands still but for what is added to passed.
+type handClock struct {
+	start  time.Time
+	passed atomic.Int64
+}
+
+func (c *handClock) Now() time.Duration { return time.Hour + time.Duration(c.passed.Load()) }
+func (c *handClock) Wall() time.Time    { return c.start.Add(time.Duration(c.passed.Load())) }
+
+// ourNetwork is the stack of transport/netstack.
+type ourNetwork struct{ net *netstack.Net }
+
+func (n ourNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return n.net.DialTCP(ctx, netip.AddrPort{}, to)
+}
+
+func (n ourNetwork) listen(port uint16) (net.Listener, error) {
+	return n.net.ListenTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port))
+}

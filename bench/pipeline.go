@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// window is how many packets may be in flight where sockets would lose what is too much for them.
+const window = 1024
+
+// patience is how long nothing may arrive before what is missing counts as lost.
+const patience = 2 * time.Second
+
+var (
+	loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+	addrA = netip.AddrFrom4([4]byte{10, 99, 0, 1})
+	addrB = netip.AddrFrom4([4]byte{10, 99, 0, 2})
+)
+
+func pipelineMeasures() (ms []measure) {
+	for _, size := range []int{1420, 64} {
+		ms = append(ms, measure{
+			name:      fmt.Sprintf("pipeline/%d", size),
+			unit:      "packets/s",
+			run:       func(st *stage) (sample, error) { return runPipeline(st, size) },
+			bound:     func(st *stage) (sample, error) { return runCrypto(st, size) },
+			boundName: "sealing and opening alone",
+		})
+	}
+	return append(ms, measure{name: "udp/1420", unit: "packets/s", run: runUDP})
+}
+
+// tunnel brings up two nodes, peers of each other, over w, or over loopback sockets where w is nil, and sees the first
+// packet through from a to b.
+func tunnel(st *stage, w *wire, ab, ba *flow) error {
+	a, b := newPlains(ab, ba)
+	ca := nodeConfig{key: wireguard.NewPrivateKey(), plain: a}
+	cb := nodeConfig{key: wireguard.NewPrivateKey(), plain: b}
+	if w != nil {
+		ca.end, cb.end = &w.ends[0], &w.ends[1]
+	}
+	na, err := st.lib.node(st, ca)
+	if err != nil {
+		return err
+	}
+	nb, err := st.lib.node(st, cb)
+	if err != nil {
+		return err
+	}
+	if err := introduce(na, nb, ca.key, cb.key); err != nil {
+		return err
+	}
+	ab.allow(1)
+	if err := ab.drain(10 * time.Second); err != nil {
+		return fmt.Errorf("the handshake, and the packet that waited for it: %w", err)
+	}
+	return nil
+}
+
+// introduce makes a and b peers of each other, at loopback addresses.
+func introduce(a, b node, ka, kb wireguard.PrivateKey) error {
+	at := func(n node) netip.AddrPort {
+		return netip.AddrPortFrom(loopback, n.port())
+	}
+	if err := a.plan(peer{kb.Public(), at(b), netip.PrefixFrom(addrB, 32)})(); err != nil {
+		return err
+	}
+	return b.plan(peer{ka.Public(), at(a), netip.PrefixFrom(addrA, 32)})()
+}
+
+// runPipeline measures packets delivered a second over a wire in memory, from a source that always has more. Beside it
+// stands what a source with a bounded number of packets in flight gets: queues that fill are a part of the difference.
+func runPipeline(st *stage, size int) (sample, error) {
+	ab, ba := newFlow(size, addrA, addrB), newFlow(size, addrB, addrA)
+	if err := tunnel(st, newWire(st, st.lib.landings()), ab, ba); err != nil {
+		return sample{}, err
+	}
+	bounded, err := ab.measure(window, st.Warm/2, st.Span/2)
+	if err != nil {
+		return sample{}, err
+	}
+	s, err := ab.measure(0, st.Warm, st.Span)
+	s.Aside = append(s.Aside, aside{Name: "with 1,024 in flight", Unit: "packets/s", Value: bounded.Value, Apart: true})
+	return s, err
+}
+
+// runUDP measures packets delivered a second over loopback sockets.
+func runUDP(st *stage) (sample, error) {
+	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
+	if err := tunnel(st, nil, ab, ba); err != nil {
+		return sample{}, err
+	}
+	return ab.measure(window, st.Warm, st.Span)
+}
+
+// measure opens the flow for a while and stops it. The losses are all since the flow was made; a lost packet keeps its
+// place in the window, as no one tells the source.
+func (f *flow) measure(inFlight int64, warm, during time.Duration) (sample, error) {
+	f.open(inFlight)
+	c, err := count(&f.received, warm, during)
+	f.stop()
+	if err != nil {
+		return sample{}, err
+	}
+	if err := f.drain(patience); err != nil && !errors.Is(err, errNothingArrives) {
+		return sample{}, err
+	}
+	return sample{c.n / c.took.Seconds(), []aside{
+		{Name: "cpu", Unit: "µs/packet", Value: c.cpu.Seconds() * 1e6 / c.n},
+		mustBeZero("lost", f.missing()),
+		mustBeZero("out of order", f.late.Load()),
+		mustBeZero("mangled", f.mangled.Load()),
+	}}, nil
+}
+
+func mustBeZero(name string, n int64) aside {
+	return aside{Name: name, Value: float64(n), Wrong: n != 0}
+}

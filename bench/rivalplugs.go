@@ -1,0 +1,113 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// A rivalTun is a plain as wireguard-go's device wants it.
+type rivalTun struct {
+	plain  *plain
+	events chan tun.Event
+	once   sync.Once
+}
+
+func (t *rivalTun) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	f := t.plain.out
+	first, n := f.take(len(bufs), t.plain.down)
+	if n == 0 {
+		return 0, os.ErrClosed
+	}
+	for i := range n {
+		f.fill(bufs[i][offset:offset+len(f.template)], first+int64(i))
+		sizes[i] = len(f.template)
+	}
+	return n, nil
+}
+
+func (t *rivalTun) Write(bufs [][]byte, offset int) (int, error) {
+	tally := t.plain.in.begin()
+	for _, b := range bufs {
+		tally.add(b[offset:])
+	}
+	tally.end()
+	return len(bufs), nil
+}
+
+func (t *rivalTun) Close() error {
+	t.plain.close()
+	t.once.Do(func() { close(t.events) })
+	return nil
+}
+
+func (t *rivalTun) File() *os.File           { return nil }
+func (t *rivalTun) MTU() (int, error)        { return mtu, nil }
+func (t *rivalTun) Name() (string, error)    { return "bench", nil }
+func (t *rivalTun) Events() <-chan tun.Event { return t.events }
+func (t *rivalTun) BatchSize() int           { return conn.IdealBatchSize }
+
+// A rivalBind is an end of a wire as wireguard-go's device wants it.
+type rivalBind struct {
+	end    *end
+	socket *wireSocket // nil until Open
+}
+
+func (b *rivalBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
+	s := b.end.open()
+	b.socket = s
+	from := &rivalEndpoint{s.remote}
+	l := &landing{}
+	receive := func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		l.bufs = bufs
+		got, err := s.land(l)
+		if err != nil {
+			return 0, err
+		}
+		for i := range got.n {
+			sizes[i], eps[i] = got.size[i], from
+		}
+		return got.n, nil
+	}
+	return []conn.ReceiveFunc{receive}, s.addr.Port(), nil
+}
+
+// Close does nothing before Open: the device closes first whenever it opens.
+func (b *rivalBind) Close() error {
+	if b.socket != nil {
+		b.socket.close()
+	}
+	return nil
+}
+
+func (b *rivalBind) Send(bufs [][]byte, _ conn.Endpoint) error {
+	c := crossing{s: b.socket}
+	defer c.end()
+	for _, buf := range bufs {
+		if err := c.put(buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *rivalBind) SetMark(uint32) error { return nil }
+func (b *rivalBind) BatchSize() int       { return wireBatch }
+
+func (b *rivalBind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	a, err := netip.ParseAddrPort(s)
+	return &rivalEndpoint{a}, err
+}
+
+// A rivalEndpoint is as large as that of wireguard-go's own bind.
+type rivalEndpoint struct{ netip.AddrPort }
+
+func (e *rivalEndpoint) ClearSrc()           {}
+func (e *rivalEndpoint) SrcToString() string { return "" }
+func (e *rivalEndpoint) DstToString() string { return e.String() }
+func (e *rivalEndpoint) DstToBytes() []byte  { b, _ := e.MarshalBinary(); return b }
+func (e *rivalEndpoint) DstIP() netip.Addr   { return e.Addr() }
+func (e *rivalEndpoint) SrcIP() netip.Addr   { return netip.Addr{} }

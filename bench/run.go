@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/pprof"
+	"strings"
+	"time"
+)
+
+// The sides of a round, in the order in which they run.
+const (
+	sideOurs   = "ours"
+	sideTheirs = "wireguard-go"
+	sideBound  = "bound"
+)
+
+// orderEnv names the variable that tells a process to take one sample instead of all of them.
+const orderEnv = "WIREGUARD_BENCH_SAMPLE"
+
+// An order is one sample, to be taken by a process of its own. So each starts with the same heap, the same warmth and
+// nothing left behind by the one before, and one that crashes takes only itself down.
+type order struct {
+	Name, Side string
+	Effort     effort
+	Profile    string // a file for a processor profile; empty: none
+}
+
+// A reply is a line of the standard output of such a process.
+type reply struct {
+	Resting bool    // the machine is free: the next may begin
+	Sample  *sample // the last line
+}
+
+// answer takes the sample of an order in this process and prints it.
+func answer(text string, out *os.File) error {
+	var o order
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return err
+	}
+	ms, err := pick(measures(), o.Name)
+	if err != nil {
+		return err
+	}
+	replies := json.NewEncoder(out)
+	st := &stage{effort: o.Effort, rest: func() { replies.Encode(reply{Resting: true}) }}
+	if o.Profile != "" {
+		f, err := os.Create(o.Profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	s, err := st.take(&ms[0], o.Side)
+	if err != nil {
+		return err
+	}
+	return replies.Encode(reply{Sample: &s})
+}
+
+// take runs a measure for one side.
+func (st *stage) take(m *measure, side string) (sample, error) {
+	switch side {
+	case sideOurs:
+		st.lib = ours{}
+	case sideTheirs:
+		st.lib = rival{}
+	case sideBound:
+		return m.bound(st)
+	}
+	return m.run(st)
+}
+
+// A taking is a process at work on an order.
+type taking struct {
+	free chan struct{} // closed when the machine is free again
+	done chan struct{} // closed when sample and err are set
+	sample
+	err error
+}
+
+// start runs an order in a process of its own.
+func start(ctx context.Context, o order) (*taking, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Env = append(os.Environ(), orderEnv+"="+string(text))
+	var trouble bytes.Buffer
+	cmd.Stderr = &trouble
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	t := &taking{free: make(chan struct{}), done: make(chan struct{})}
+	go t.follow(cmd, bufio.NewScanner(out), &trouble)
+	return t, nil
+}
+
+var errNoSample = errors.New("ended without a sample")
+
+// follow reads what the process says until it ends.
+func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buffer) {
+	defer close(t.done)
+	t.err = errNoSample
+	resting := false
+	for lines.Scan() {
+		var r reply
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			continue // a library's own output
+		}
+		if r.Resting && !resting {
+			resting = true
+			close(t.free)
+		}
+		if r.Sample != nil {
+			t.sample, t.err = *r.Sample, nil
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		text, _, _ := strings.Cut(strings.TrimSpace(trouble.String()), "\ngoroutine ")
+		t.err = fmt.Errorf("%w: %s", err, text)
+	}
+	if !resting {
+		close(t.free)
+	}
+}
+
+// A runner takes samples, the sides in turn.
+type runner struct {
+	rounds  int
+	effort  effort
+	profile string // a folder for profiles; empty: none
+	start   func(context.Context, order) (*taking, error)
+}
+
+// perSample is longer than any sample takes.
+const perSample = time.Minute
+
+// run measures one name: ours, wireguard-go, ours, wireguard-go, and so on.
+func (r *runner) run(ctx context.Context, m *measure) (row, error) {
+	ctx, cancel := context.WithTimeout(ctx, perSample*time.Duration(r.rounds))
+	defer cancel()
+	sides := []string{sideOurs, sideTheirs}
+	if m.alike {
+		sides = sides[:1]
+	}
+	if m.bound != nil {
+		sides = append(sides, sideBound)
+	}
+	rounds := r.rounds
+	if m.rounds > 0 {
+		rounds = min(rounds, m.rounds)
+	}
+	takings := map[string][]*taking{}
+	for round := range rounds {
+		for _, side := range sides {
+			o := order{Name: m.name, Side: side, Effort: r.effort}
+			if r.profile != "" {
+				o.Profile = filepath.Join(r.profile, fmt.Sprintf("%s.%s.%d.pprof", strings.ReplaceAll(m.name, "/", "-"), side, round+1))
+			}
+			t, err := r.start(ctx, o)
+			if err != nil {
+				return row{}, err
+			}
+			<-t.free
+			takings[side] = append(takings[side], t)
+		}
+	}
+	samples := map[string][]sample{}
+	for _, side := range sides {
+		for _, t := range takings[side] {
+			if <-t.done; t.err != nil {
+				return row{}, fmt.Errorf("%s: %s: %w", m.name, side, t.err)
+			}
+			samples[side] = append(samples[side], t.sample)
+		}
+	}
+	if m.alike {
+		samples[sideTheirs] = samples[sideOurs]
+	}
+	return newRow(m, samples[sideOurs], samples[sideTheirs], samples[sideBound]), nil
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// small is an effort of some hundredths of a second.
+var small = effort{
+	Warm:   10 * time.Millisecond,
+	Span:   30 * time.Millisecond,
+	Settle: 10 * time.Millisecond,
+	Echoes: 50,
+	Peers:  40,
+}
+
+// ended is a process that has ended.
+func ended(s sample, err error) *taking {
+	t := &taking{free: make(chan struct{}), done: make(chan struct{}), sample: s, err: err}
+	close(t.free)
+	close(t.done)
+	return t
+}
+
+func TestSidesTakeTurns(t *testing.T) {
+	var log []string
+	value := 0.0
+	r := runner{rounds: 3, start: func(_ context.Context, o order) (*taking, error) {
+		log = append(log, o.Side)
+		value++
+		return ended(sample{Value: value}, nil), nil
+	}}
+	got, err := r.run(t.Context(), &measure{name: "x/y"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "ours wireguard-go ours wireguard-go ours wireguard-go"; strings.Join(log, " ") != want {
+		t.Errorf("order is %v, want %s", log, want)
+	}
+	if got.ours.median != 3 || got.theirs.median != 4 || got.ratio != 0.75 {
+		t.Errorf("medians %v and %v, ratio %v; want 3, 4, 0.75", got.ours.median, got.theirs.median, got.ratio)
+	}
+	if got.low != 0.5 || got.high != 5.0/6 {
+		t.Errorf("ratios within a round are %v to %v, want 1/2 to 5/6", got.low, got.high)
+	}
+}
+
+func TestBoundAndAlike(t *testing.T) {
+	var log []string
+	r := runner{rounds: 9, start: func(_ context.Context, o order) (*taking, error) {
+		log = append(log, o.Side)
+		return ended(sample{Value: 2}, nil), nil
+	}}
+	m := measure{name: "x/y", rounds: 2, alike: true, bound: func(*stage) (sample, error) { return sample{}, nil }}
+	got, err := r.run(t.Context(), &m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "ours bound ours bound"; strings.Join(log, " ") != want {
+		t.Errorf("order is %v, want %s: a measure's own limit of rounds holds", log, want)
+	}
+	if got.ratio != 1 || got.bound == nil || got.bound.n != 2 {
+		t.Errorf("got %+v, want the same on both sides, and a bound", got)
+	}
+}
+
+// A sample that rests lets the next one begin before it has ended.
+func TestRestingSamplesOverlap(t *testing.T) {
+	var waiting []*taking
+	r := runner{rounds: 2, start: func(context.Context, order) (*taking, error) {
+		k := &taking{free: make(chan struct{}), done: make(chan struct{})}
+		close(k.free)
+		if waiting = append(waiting, k); len(waiting) == 4 {
+			for _, k := range waiting {
+				close(k.done)
+			}
+		}
+		return k, nil
+	}}
+	if _, err := r.run(t.Context(), &measure{name: "x/y"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFailedSample(t *testing.T) {
+	broken := errors.New("broken")
+	r := runner{rounds: 1, start: func(_ context.Context, o order) (*taking, error) {
+		if o.Side == sideTheirs {
+			return ended(sample{}, broken), nil
+		}
+		return ended(sample{}, nil), nil
+	}}
+	_, err := r.run(t.Context(), &measure{name: "x/y"})
+	if !errors.Is(err, broken) || !strings.HasPrefix(err.Error(), "x/y: wireguard-go: ") {
+		t.Errorf("error %v does not say who failed at what", err)
+	}
+}
+
+func TestProcessOfItsOwn(t *testing.T) {
+	took := func(o order) (sample, error) {
+		t.Helper()
+		k, err := start(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-k.free
+		<-k.done
+		return k.sample, k.err
+	}
+	s, err := took(order{Name: "goroutines/device", Side: sideTheirs, Effort: small})
+	if err != nil || s.Value < 1 {
+		t.Errorf("sample %v, %v; want a number of goroutines", s, err)
+	}
+	if _, err := took(order{Name: "nonsense", Side: sideTheirs}); err == nil || !strings.Contains(err.Error(), "no such name") {
+		t.Errorf("error %v lacks what the process said", err)
+	}
+}
+
+// Each measure runs on each side, and comes to an end.
+func TestMeasures(t *testing.T) {
+	for _, m := range measures() {
+		sides := []string{sideOurs, sideTheirs}
+		if m.alike {
+			sides = sides[:1]
+		}
+		if m.bound != nil && strings.HasPrefix(m.name, "netstack/") {
+			sides = append(sides, sideBound)
+		}
+		for _, side := range sides {
+			t.Run(m.name+"/"+side, func(t *testing.T) {
+				st := &stage{effort: small, rest: func() {}}
+				defer st.close()
+				s, err := st.take(&m, side)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.Value < 0 || (s.Value == 0 && !m.lower) {
+					t.Errorf("%v %s", s.Value, m.unit)
+				}
+				if i := slices.IndexFunc(s.Aside, func(a aside) bool { return a.Wrong }); i >= 0 {
+					t.Errorf("%v", s.Aside[i])
+				}
+			})
+		}
+	}
+}

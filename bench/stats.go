@@ -1,0 +1,86 @@
+package main
+
+import (
+	"math"
+	"slices"
+)
+
+// A summary is what is left of the samples of one side.
+type summary struct {
+	median, low, high float64
+	aside             []aside // medians, in the order of the samples'; Wrong where any sample's is
+	n                 int
+}
+
+// median is the middle of vs, or the mean of the two in the middle. It is NaN of nothing. vs is not changed.
+func median(vs []float64) float64 {
+	if len(vs) == 0 {
+		return math.NaN()
+	}
+	s := slices.Sorted(slices.Values(vs))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// summarize needs at least one sample.
+func summarize(samples []sample) summary {
+	values := make([]float64, len(samples))
+	for i, s := range samples {
+		values[i] = s.Value
+	}
+	sum := summary{median(values), slices.Min(values), slices.Max(values), nil, len(samples)}
+	for i, a := range samples[0].Aside {
+		values, worst := values[:0], 0.0
+		for _, s := range samples {
+			b := s.Aside[i]
+			values = append(values, b.Value)
+			if b.Wrong {
+				a.Wrong, worst = true, max(worst, math.Abs(b.Value))
+			}
+		}
+		if a.Value = median(values); a.Wrong {
+			a.Value = worst
+		}
+		sum.aside = append(sum.aside, a)
+	}
+	return sum
+}
+
+// A row is the outcome of one measure.
+type row struct {
+	*measure
+	ours, theirs summary
+	bound        *summary
+
+	// ratio is ours / theirs, of the medians; low and high are the extremes of that ratio within a round.
+	ratio, low, high float64
+}
+
+// newRow compares samples that were taken in turn.
+func newRow(m *measure, ours, theirs, bound []sample) row {
+	r := row{measure: m, ours: summarize(ours), theirs: summarize(theirs)}
+	r.ratio = quotient(r.ours.median, r.theirs.median)
+	r.low, r.high = math.Inf(1), math.Inf(-1)
+	for i := range ours {
+		q := quotient(ours[i].Value, theirs[i].Value)
+		r.low, r.high = min(r.low, q), max(r.high, q)
+	}
+	if len(bound) > 0 {
+		s := summarize(bound)
+		r.bound = &s
+	}
+	return r
+}
+
+// quotient is a / b, and 1 of two zeros.
+func quotient(a, b float64) float64 {
+	if a == b {
+		return 1
+	}
+	return a / b
+}
+
+// wrong is whether any figure that must be zero is not.
+func (r *row) wrong() bool {
+	bad := func(a aside) bool { return a.Wrong }
+	return slices.ContainsFunc(r.ours.aside, bad) || slices.ContainsFunc(r.theirs.aside, bad)
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// figure writes v with about four digits, and with commas in the thousands.
+func figure(v float64) string {
+	a := math.Abs(v)
+	switch {
+	case math.IsInf(v, 0) || math.IsNaN(v):
+		return "-"
+	case a >= 1000:
+		s := strconv.FormatFloat(a, 'f', 0, 64)
+		for i := len(s) - 3; i > 0; i -= 3 {
+			s = s[:i] + "," + s[i:]
+		}
+		if v < 0 {
+			s = "-" + s
+		}
+		return s
+	case a >= 100 || a == math.Trunc(a):
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case a >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case a >= 0.1:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 2, 64)
+}
+
+func spread(low, high float64) string { return figure(low) + "–" + figure(high) }
+
+const rowFormat = "%-18s %-14s %11s %-21s %12s %-21s %7s  %s\n"
+
+func printHead(w io.Writer) {
+	fmt.Fprintf(w, rowFormat, "name", "unit", "ours", "(spread)", "wireguard-go", "(spread)", "ratio", "(spread)  better")
+}
+
+// printRow writes the row and, below it, what explains it.
+func printRow(w io.Writer, r row) {
+	paren := func(low, high float64) string { return "(" + spread(low, high) + ")" }
+	if r.alike {
+		fmt.Fprintf(w, rowFormat, r.name, r.unit, figure(r.ours.median), paren(r.ours.low, r.ours.high), "the same", "", "", "")
+	} else {
+		fmt.Fprintf(w, rowFormat, r.name, r.unit,
+			figure(r.ours.median), paren(r.ours.low, r.ours.high), figure(r.theirs.median), paren(r.theirs.low, r.theirs.high),
+			figure(r.ratio), paren(r.low, r.high)+"  "+r.better())
+	}
+	line := func(who string, as []aside) {
+		if len(as) == 0 {
+			return
+		}
+		var parts []string
+		for _, a := range as {
+			if !a.Apart {
+				parts = append(parts, a.String())
+			}
+		}
+		fmt.Fprintf(w, "  %-13s %s\n", who, strings.Join(parts, ", "))
+	}
+	line("ours", r.ours.aside)
+	if !r.alike {
+		line("wireguard-go", r.theirs.aside)
+	}
+	if r.ours.n == r.rounds {
+		fmt.Fprintf(w, "  medians of %d rounds: more take longer than a minute\n", r.rounds)
+	}
+	for i, a := range r.ours.aside {
+		if b := r.theirs.aside[i]; a.Apart {
+			fmt.Fprintf(w, "  %s: ours %s, wireguard-go %s %s, ratio %s\n", a.Name,
+				figure(a.Value), figure(b.Value), a.Unit, figure(quotient(a.Value, b.Value)))
+		}
+	}
+	if b := r.bound; b != nil {
+		fmt.Fprintf(w, "  %s: %s %s (%s); ours is %.2f of it, wireguard-go %.2f\n", r.boundName,
+			figure(b.median), r.unit, spread(b.low, b.high), r.ours.median/b.median, r.theirs.median/b.median)
+	}
+}
+
+// String is the figure with its name and unit, and a cry where it is wrong.
+func (a aside) String() string {
+	s := strings.TrimSpace(a.Name + " " + figure(a.Value) + " " + a.Unit)
+	if a.Wrong {
+		s += " (MUST BE 0)"
+	}
+	return s
+}
+
+// A record is a row as -json prints it.
+type record struct {
+	Name   string  `json:"name"`
+	Unit   string  `json:"unit"`
+	Ours   float64 `json:"ours"`
+	Theirs float64 `json:"wireguard-go"`
+	Ratio  float64 `json:"ratio"` // ours / wireguard-go
+	Better string  `json:"better"`
+}
+
+// printJSON writes the row as one line. A ratio to zero has no number: it is the largest there is.
+func printJSON(w io.Writer, r row) error {
+	ratio := r.ratio
+	if math.IsInf(ratio, 1) {
+		ratio = math.MaxFloat64
+	}
+	return json.NewEncoder(w).Encode(record{r.name, r.unit, r.ours.median, r.theirs.median, ratio, r.better()})
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+const (
+	wireBatch = 128  // datagrams a batch, at most
+	wireRoom  = 2048 // bytes of room for a datagram
+)
+
+// A wire joins two ends in memory, for either library: it loses nothing, keeps the order, and waits when it is full.
+//
+// A receiver offers memory, a landing; a sender copies its datagrams there, once, and passes the landing on. Where that
+// memory comes from is all that differs between the libraries: wireguard-go's bind is called with buffers to fill, so
+// those are its landing; ours lends memory to the device, so it has landings of its own, which go round.
+type wire struct{ ends [2]end }
+
+// An end is one of the two places of a wire.
+type end struct {
+	out, in *lane
+	addr    netip.AddrPort // for configurations and logs alone: a wire has but one other end
+	remote  netip.AddrPort
+	cut     <-chan struct{}
+}
+
+// A lane carries datagrams one way.
+type lane struct{ offered, arrived chan *landing }
+
+// A landing is memory for up to wireBatch datagrams: one buffer for each, or one memory in which they lie back to back.
+type landing struct {
+	bufs [][]byte
+	mem  []byte
+	used int
+	size [wireBatch]int
+	n    int
+}
+
+// newWire makes a wire, with so many landings at each end. Zero are for sockets that are called with buffers.
+func newWire(st *stage, landings int) *wire {
+	cut := make(chan struct{})
+	st.atCut(func() { close(cut) })
+	var lanes [2]*lane
+	for i := range lanes {
+		lanes[i] = &lane{make(chan *landing, max(landings, 1)), make(chan *landing, max(landings, 1))}
+		for range landings {
+			lanes[i].offered <- &landing{mem: make([]byte, wireBatch*wireRoom)}
+		}
+	}
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(loopback, port) }
+	return &wire{[2]end{
+		{lanes[0], lanes[1], at(1001), at(1002), cut},
+		{lanes[1], lanes[0], at(1002), at(1001), cut},
+	}}
+}
+
+// A wireSocket is an end while a device has it open. It can be open again before it is closed.
+type wireSocket struct {
+	*end
+	down chan struct{}
+	once sync.Once
+}
+
+func (e *end) open() *wireSocket { return &wireSocket{end: e, down: make(chan struct{})} }
+
+func (s *wireSocket) close() { s.once.Do(func() { close(s.down) }) }
+
+// A crossing is one call of Send: it fills one landing after the other.
+type crossing struct {
+	s *wireSocket
+	l *landing
+}
+
+// put copies a datagram across.
+func (c *crossing) put(datagram []byte) error {
+	if len(datagram) > wireRoom {
+		return errOversized
+	}
+	if c.l != nil && c.l.n == wireBatch {
+		c.end()
+	}
+	if c.l == nil {
+		select {
+		case c.l = <-c.s.out.offered:
+		case <-c.s.down:
+			return net.ErrClosed
+		case <-c.s.cut:
+			return net.ErrClosed
+		}
+	}
+	c.l.put(datagram)
+	return nil
+}
+
+var errOversized = errors.New("a datagram is larger than the wire carries")
+
+// end passes on what has not been passed on yet.
+func (c *crossing) end() {
+	if c.l != nil {
+		c.s.out.arrived <- c.l
+		c.l = nil
+	}
+}
+
+func (l *landing) put(datagram []byte) {
+	if l.mem != nil {
+		l.used += copy(l.mem[l.used:], datagram)
+	} else {
+		copy(l.bufs[l.n], datagram)
+	}
+	l.size[l.n] = len(datagram)
+	l.n++
+}
+
+// land offers l, if it is not nil, and waits for the next landing that has been filled.
+func (s *wireSocket) land(l *landing) (*landing, error) {
+	if l != nil {
+		l.n, l.used = 0, 0
+		s.in.offered <- l
+	}
+	select {
+	case l := <-s.in.arrived:
+		return l, nil
+	case <-s.down:
+	case <-s.cut:
+	}
+	if l != nil && l.bufs != nil {
+		// The buffers go back to their owner now, so no sender may hold them any more.
+		select {
+		case <-s.in.offered:
+		case <-s.in.arrived:
+		}
+	}
+	return nil, net.ErrClosed
+}

@@ -1,0 +1,148 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// A Bind makes the sockets that a device sends and receives its datagrams with.
+type Bind interface {
+	// Listen opens a socket on port, or on a port of its own choice if port is 0. The device closes it. While a
+	// device changes its port, two sockets of one Bind are open at the same time. It must not wait: a Bind that
+	// connects to a relay does so from then on, and drops meanwhile.
+	Listen(port uint16) (Socket, error)
+}
+
+// A Socket is an open Bind.
+//
+// A Socket may also have the method SetMark(mark uint32) error: the device calls it with Config.FirewallMark after
+// Listen where that is not zero, and with each later change.
+type Socket interface {
+	// Port is the local port.
+	Port() uint16
+
+	// Receivers are the ways in, one a goroutine: each is used by one goroutine alone. It is called once.
+	Receivers() []Receiver
+
+	// Send sends each train and reports the outcome of each in its Err, which arrives nil. It is called
+	// concurrently. The trains and their data are borrowed until the return, and the data is not changed.
+	//
+	// It tries every train, whatever happened to the one before, and never waits for a single endpoint. Where a
+	// train's Source turns out to be gone from this host, the socket sends once more without it and clears
+	// Endpoint.Source, whatever the outcome of the second try.
+	Send(ts []Train)
+
+	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. What a receiver
+	// returned before stays valid until its next call even so. Closing again does nothing.
+	Close() error
+}
+
+// A Receiver is one way into a Socket.
+type Receiver interface {
+	// Receive waits for datagrams and returns at least one train of them. The device opens messages in place: the
+	// memory is the caller's to overwrite until the next call, which recycles it.
+	//
+	// An error that wraps net.ErrClosed ends the receiver. After any other one the device waits a little, tells
+	// its subscribers, and calls again.
+	Receive() ([]Train, error)
+}
+
+// A Train is a run of datagrams to or from one endpoint, back to back in memory: each is Size bytes long but for
+// the last one, which may be shorter. It is what one system call with segmentation offload carries.
+type Train struct {
+	Data     []byte
+	Size     int      // of each datagram but the last, in bytes; at least 1
+	Endpoint Endpoint // where to, or where from
+	TOS      uint8    // IPv4 type of service or IPv6 traffic class of the outer packet: DSCP and ECN
+	Err      error    // set by Socket.Send: why this train, or a part of it, was not sent
+}
+
+// Len is the number of datagrams in the train. A Size of 0 or less stands for one datagram.
+func (t *Train) Len() int {
+	if len(t.Data) <= t.Size || t.Size <= 0 {
+		return 1
+	}
+	return (len(t.Data) + t.Size - 1) / t.Size
+}
+
+// An Endpoint is where a peer is to be reached. It is a comparable value and can be a map key. The zero value is no
+// endpoint.
+type Endpoint struct {
+	netip.AddrPort // where the peer is; never an IPv4-mapped IPv6 address
+
+	// Source is the local address that the peer last reached, and from which it is answered. The zero value leaves
+	// the choice to the system. Interface is the index of the interface with it; zero pins none.
+	Source    netip.Addr
+	Interface uint32
+
+	// Link is the handle of a Bind for a peer that has no address of its own: a relay, a WebSocket. It is nil for
+	// all others.
+	Link Link
+}
+
+// A Link is a Bind's own handle for a connection that is no address. Its dynamic type must be comparable: two
+// endpoints with an equal AddrPort and equal Links are the same place.
+type Link interface {
+	// Key tells apart sources for the purposes of cookies and rate limits: hostile senders that the Bind cannot
+	// tell apart should have the same key.
+	Key() [16]byte
+	// String names the place in logs and status.
+	String() string
+}
+
+// EndpointOf is the endpoint at an address, with an IPv4-mapped IPv6 address turned into the IPv4 one.
+func EndpointOf(a netip.AddrPort) Endpoint {
+	return Endpoint{AddrPort: netip.AddrPortFrom(a.Addr().Unmap(), a.Port())}
+}
+
+// IsValid reports whether e is an endpoint: an address or a Link.
+func (e Endpoint) IsValid() bool { return !e.IsZero() }
+
+// IsZero reports whether e is no endpoint.
+func (e Endpoint) IsZero() bool { return !e.AddrPort.IsValid() && e.Link == nil }
+
+// forgetSource leaves the choice of the local address to the system again.
+func (e *Endpoint) forgetSource() { e.Source, e.Interface = netip.Addr{}, 0 }
+
+// SamePlace reports whether e and f name the same remote place, whatever the local address it is reached from.
+func (e *Endpoint) SamePlace(f *Endpoint) bool { return e.AddrPort == f.AddrPort && e.Link == f.Link }
+
+// String is the address and port, or the name of the Link; "none" for the zero Endpoint.
+func (e Endpoint) String() string {
+	switch {
+	case e.Link != nil:
+		return e.Link.String()
+	case e.AddrPort.IsValid():
+		return e.AddrPort.String()
+	}
+	return "none"
+}
+
+// MarshalText is the inverse of UnmarshalText. An endpoint with a Link has no text form and fails.
+func (e Endpoint) MarshalText() ([]byte, error) {
+	if e.Link != nil {
+		return nil, errors.New("wireguard: an endpoint with a Link has no text form")
+	}
+	return e.AddrPort.MarshalText()
+}
+
+// UnmarshalText parses "192.0.2.1:51820" or "[fe80::1%eth0]:51820". Names are not resolved: a program does that
+// with the resolver of its choice. Empty text gives the zero Endpoint. Port 0 is refused.
+func (e *Endpoint) UnmarshalText(text []byte) error {
+	s := strings.TrimSpace(string(text))
+	if s == "" {
+		*e = Endpoint{}
+		return nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
+	}
+	if a.Port() == 0 {
+		return fmt.Errorf("wireguard: endpoint %q: port 0 cannot be reached", s)
+	}
+	*e = EndpointOf(a)
+	return nil
+}

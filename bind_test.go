@@ -1,0 +1,112 @@
+package wireguard
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+func TestTrainLen(t *testing.T) {
+	for _, c := range []struct{ data, size, want int }{
+		{0, 1, 1}, {1, 1, 1}, {1, 2, 1}, {2, 1, 2}, {99, 100, 1}, {100, 100, 1}, {101, 100, 2}, {199, 100, 2}, {200, 100, 2}, {201, 100, 3},
+	} {
+		train := Train{Data: make([]byte, c.data), Size: c.size}
+		if got := train.Len(); got != c.want {
+			t.Errorf("%d bytes in datagrams of %d are %d, want %d", c.data, c.size, got, c.want)
+		}
+	}
+}
+
+func TestEndpointText(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"192.0.2.1:51820", "192.0.2.1:51820"},
+		{" 192.0.2.1:51820\n", "192.0.2.1:51820"},
+		{"[2001:db8::1]:1", "[2001:db8::1]:1"},
+		{"[fe80::1%eth0]:65535", "[fe80::1%eth0]:65535"},
+		{"[::ffff:192.0.2.1]:5", "192.0.2.1:5"},
+		{"", "none"},
+		{"  ", "none"},
+	} {
+		e := EndpointOf(netip.MustParseAddrPort("198.51.100.1:1"))
+		e.Source, e.Interface = netip.MustParseAddr("198.51.100.2"), 4
+		if err := e.UnmarshalText([]byte(c.text)); err != nil || e.String() != c.want {
+			t.Errorf("%q is %v (%v), want %s", c.text, e, err, c.want)
+		}
+		if e.Source.IsValid() || e.Interface != 0 {
+			t.Errorf("%q leaves a source", c.text)
+		}
+	}
+	for _, text := range []string{
+		"192.0.2.1", "192.0.2.1:", ":51820", "192.0.2.1:0", "[2001:db8::1]:0", "2001:db8::1:51820", "example.org:51820",
+		"192.0.2.1:65536", "192.0.2.1:-1", "192.0.2.1:+1", "192.0.2.1:x", "192.0.2:1", "192.0.2.1:1 2", "[192.0.2.1]:1",
+	} {
+		e := EndpointOf(netip.MustParseAddrPort("198.51.100.1:1"))
+		err := e.UnmarshalText([]byte(text))
+		if err == nil || !strings.HasPrefix(err.Error(), "wireguard: endpoint \""+text+"\": ") {
+			t.Errorf("%q: %v", text, err)
+		}
+		if e.String() != "198.51.100.1:1" {
+			t.Errorf("%q is refused, and changes the endpoint to %v", text, e)
+		}
+	}
+}
+
+func TestEndpointTextRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a := netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "IPv4")))
+		if rapid.Bool().Draw(t, "IPv6") {
+			a = netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "IPv6")))
+		}
+		e := EndpointOf(netip.AddrPortFrom(a, rapid.Uint16Range(1, 65535).Draw(t, "port")))
+		text, err := e.MarshalText()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Endpoint
+		if err := back.UnmarshalText(text); err != nil || back != e {
+			t.Fatalf("%v is %v after %q (%v)", e, back, text, err)
+		}
+	})
+}
+
+func TestEndpointValue(t *testing.T) {
+	var zero Endpoint
+	if text, err := zero.MarshalText(); !zero.IsZero() || zero.String() != "none" || len(text) != 0 || err != nil {
+		t.Errorf("the zero endpoint is %v, as text %q (%v)", zero, text, err)
+	}
+	link := Endpoint{Link: testLink{"relay 7", 7}}
+	if _, err := link.MarshalText(); link.IsZero() || link.String() != "relay 7" || err == nil {
+		t.Errorf("an endpoint with a Link is %v, with a text form: %v", link, err)
+	}
+	a := EndpointOf(netip.MustParseAddrPort("192.0.2.1:1"))
+	if a.IsZero() {
+		t.Error("an address is no endpoint")
+	}
+	sticky := a
+	sticky.Source, sticky.Interface = netip.MustParseAddr("192.0.2.9"), 1
+	port := EndpointOf(netip.MustParseAddrPort("192.0.2.1:2"))
+	linked := a
+	linked.Link = testLink{"relay", 1}
+	for _, c := range []struct {
+		b    Endpoint
+		same bool
+		why  string
+	}{
+		{a, true, "itself"},
+		{sticky, true, "the local address is no part of the place"},
+		{port, false, "another port"},
+		{linked, false, "another Link"},
+	} {
+		if a.SamePlace(&c.b) != c.same || c.b.SamePlace(&a) != c.same {
+			t.Errorf("%v is the same place as %v: %v, want %v: %s", a, c.b, !c.same, c.same, c.why)
+		}
+	}
+	if sticky.forgetSource(); sticky != a {
+		t.Errorf("without its source the endpoint is %+v", sticky)
+	}
+	if m := map[Endpoint]int{a: 1, linked: 2}; m[a] != 1 || m[linked] != 2 {
+		t.Error("an endpoint does not serve as a key")
+	}
+}

@@ -1,0 +1,219 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// A Config says what a new device is. Tunnel and Bind must be set; the zero value of every other field means its
+// default. The device copies what it needs: the Config and its slices stay the caller's.
+type Config struct {
+	// PrivateKey is the device's identity. Zero: none yet; the device makes and answers no handshake until
+	// Configure sets one.
+	PrivateKey PrivateKey
+
+	// ListenPort is the UDP port. Zero: the Bind chooses one each time the device goes up.
+	ListenPort uint16
+
+	// FirewallMark marks what the sockets send, where the Bind can. Zero: no mark.
+	FirewallMark uint32
+
+	Peers []PeerConfig
+
+	// Tunnel is where packets come from and go to. The device closes it in Close.
+	Tunnel Tunnel
+
+	// Bind is where datagrams come from and go to. The device closes the sockets that it makes.
+	Bind Bind
+
+	// Lookup supplies a peer that is not configured when its first, authentic initiation arrives. It is called
+	// on a goroutine of its own, at most 64 at a time and once at a time for each key; its context ends when the
+	// device goes down, and Close waits for it. Returning an error, or a PeerConfig for another key, leaves the initiation unanswered.
+	// A peer that came this way is forgotten when it has no session left: 540 s after the last one, or 180 s after
+	// it was added when none was confirmed. An EventPeerForgotten then carries the Timestamp to return from
+	// Lookup the next time, so that a recorded initiation cannot bring the peer back; a subscriber that missed
+	// events has missed some of those. A looked-up peer that Configure names is an ordinary peer from then on.
+	// Nil: strangers are dropped.
+	Lookup func(ctx context.Context, key PublicKey) (PeerConfig, error)
+
+	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero: 65536.
+	MaxLookedUp int
+
+	// StagedBytes limits the memory of packets that wait for a handshake, over all peers. Zero: 16 MiB. Each peer
+	// holds at most 128 packets besides.
+	StagedBytes int
+
+	// Logger is told of handshakes (Debug), of the device's life (Info) and of trouble with sockets (Warn). What
+	// a packet or a stranger does is never above Debug. Nil: silent.
+	Logger *slog.Logger
+
+	// Clock tells the time. Nil: the system's.
+	Clock Clock
+}
+
+// A PeerConfig says who a peer is and what it may send. Zero fields mean none.
+type PeerConfig struct {
+	PublicKey    PublicKey
+	PresharedKey PresharedKey
+
+	// Endpoint is where the peer is at first; it moves with the peer's authentic packets. Zero: known once the
+	// peer sends something.
+	Endpoint Endpoint
+
+	// AllowedIPs are the addresses that the peer may send from and that are routed to it. The longest prefix
+	// wins. A prefix belongs to one peer: the last one it is given to. Bits beyond the prefix length are cleared.
+	AllowedIPs []netip.Prefix
+
+	// PersistentKeepalive is the interval, in whole seconds up to 65535, at which an empty packet is sent if
+	// nothing else was, so that a NAT on the way keeps its mapping. Zero: off.
+	PersistentKeepalive time.Duration
+
+	// Timestamp is the newest initiation already seen from this peer: older and equal ones are replays. Zero: none.
+	Timestamp Timestamp
+}
+
+// A Change is a difference to a running device's configuration: what it does not name stays as it is, sessions
+// included. All of it is checked first; if anything is wrong, nothing is changed.
+type Change struct {
+	PrivateKey   *PrivateKey // nil: unchanged; zero key: none any more
+	ListenPort   *uint16     // nil: unchanged
+	FirewallMark *uint32     // nil: unchanged; 0: none any more
+
+	// ReplacePeers removes every peer that Peers does not name. A peer that it names keeps its session.
+	ReplacePeers bool
+
+	// Peers are carried out in order; one peer may be named several times.
+	Peers []PeerChange
+}
+
+// A PeerChange is a difference to one peer, or a new peer: a peer that does not exist is added.
+type PeerChange struct {
+	PublicKey PublicKey
+
+	// Remove removes the peer with its session; other fields are ignored. Removing a peer that does not exist is
+	// no error.
+	Remove bool
+	// UpdateOnly leaves out the whole change where the peer does not exist.
+	UpdateOnly bool
+
+	PresharedKey        *PresharedKey  // nil: unchanged; zero key: none any more. Used from the next handshake on.
+	Endpoint            *Endpoint      // nil: unchanged; zero: forgotten
+	PersistentKeepalive *time.Duration // nil: unchanged; 0: off
+	Timestamp           *Timestamp     // nil: unchanged; an older one than the peer's is ignored
+
+	// ReplaceAllowedIPs takes all prefixes from the peer before AllowedIPs are added.
+	ReplaceAllowedIPs bool
+	AllowedIPs        []netip.Prefix // added, and taken from whoever has them
+	RemoveAllowedIPs  []netip.Prefix // taken from this peer, if they are its; after AllowedIPs were added
+}
+
+// Change is the difference that makes a new peer of c, or makes a peer that has the same key what c says. A zero Endpoint
+// leaves the one that the peer was heard from. The result refers to c.
+func (c *PeerConfig) Change() PeerChange {
+	change := PeerChange{
+		PublicKey:           c.PublicKey,
+		PresharedKey:        &c.PresharedKey,
+		PersistentKeepalive: &c.PersistentKeepalive,
+		Timestamp:           &c.Timestamp,
+		ReplaceAllowedIPs:   true,
+		AllowedIPs:          c.AllowedIPs,
+	}
+	if c.Endpoint != (Endpoint{}) {
+		change.Endpoint = &c.Endpoint
+	}
+	return change
+}
+
+const (
+	maxLookedUp    = 1 << 16
+	maxStagedBytes = 16 << 20
+)
+
+func (c *Config) stagedBytes() int {
+	if c.StagedBytes == 0 {
+		return maxStagedBytes
+	}
+	return c.StagedBytes
+}
+
+func (c *Config) maxLookedUp() int {
+	if c.MaxLookedUp == 0 {
+		return maxLookedUp
+	}
+	return c.MaxLookedUp
+}
+
+// check returns everything that is wrong with c, or nil.
+func (c *Config) check() error {
+	var errs []error
+	if c.Tunnel == nil {
+		errs = append(errs, errors.New("wireguard: Config.Tunnel is nil: set a packet side, as transport/netstack or transport/tun make them"))
+	}
+	if c.Bind == nil {
+		errs = append(errs, errors.New("wireguard: Config.Bind is nil: set a datagram side, as transport/udp makes it"))
+	}
+	if c.StagedBytes < 0 {
+		errs = append(errs, fmt.Errorf("wireguard: Config.StagedBytes is %d: want 0 for the default, or more", c.StagedBytes))
+	}
+	if c.MaxLookedUp < 0 {
+		errs = append(errs, fmt.Errorf("wireguard: Config.MaxLookedUp is %d: want 0 for the default, or more", c.MaxLookedUp))
+	}
+	seen := make(map[PublicKey]bool, len(c.Peers))
+	changes := make([]PeerChange, len(c.Peers))
+	for i := range c.Peers {
+		changes[i] = c.Peers[i].Change()
+		if key := c.Peers[i].PublicKey; seen[key] {
+			errs = append(errs, fmt.Errorf("wireguard: peer %d (%v): configured twice; join the two into one", i, key))
+		} else {
+			seen[key] = true
+		}
+	}
+	return errors.Join(append(errs, checkPeers(changes, c.PrivateKey.Public()))...)
+}
+
+// checkPeers returns everything that is wrong with changes to the peers of a device whose own key is self.
+func checkPeers(changes []PeerChange, self PublicKey) error {
+	var errs []error
+	for i := range changes {
+		c := &changes[i]
+		wrong := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("wireguard: peer %d (%v): "+format, append([]any{i, c.PublicKey}, args...)...))
+		}
+		if c.PublicKey.IsZero() {
+			wrong("public key is missing; every peer is named by one")
+		}
+		if c.Remove {
+			continue
+		}
+		if c.PublicKey == self && !self.IsZero() {
+			wrong("this is the device's own public key; a device cannot be its own peer, name the other end's")
+		}
+		if k := c.PersistentKeepalive; k != nil && (*k < 0 || *k > 65535*time.Second || *k%time.Second != 0) {
+			wrong("persistent keepalive %v: want whole seconds from 1 to 65535, or 0 for off", *k)
+		}
+		if e := c.Endpoint; e != nil && e.Link == nil && e.AddrPort != (netip.AddrPort{}) {
+			switch {
+			case !e.AddrPort.IsValid() || e.Port() == 0:
+				wrong("endpoint %v: want an address and a port other than 0", e.AddrPort)
+			case e.Addr().IsUnspecified() || e.Addr().IsMulticast():
+				wrong("endpoint %v: want the address of one host", e.AddrPort)
+			}
+		}
+		for _, p := range slices.Concat(c.AllowedIPs, c.RemoveAllowedIPs) {
+			switch {
+			case !p.IsValid():
+				wrong("an allowed IP is not a valid prefix; want one as in 10.0.0.0/24 or 2001:db8::/64")
+			case p.Addr().Is4In6():
+				wrong("allowed IP %v: write an IPv4 prefix as such, not mapped into IPv6", p)
+			case p.Addr().Zone() != "":
+				wrong("allowed IP %v: an address inside the tunnel has no zone", p)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,177 @@
+package wireguard
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// wantErrors fails unless err is of just these lines, each given by strings that it must hold.
+func wantErrors(t *testing.T, err error, want ...[]string) {
+	t.Helper()
+	var lines []string
+	if err != nil {
+		lines = strings.Split(err.Error(), "\n")
+	}
+	if len(lines) != len(want) {
+		t.Fatalf("%d errors, want %d:\n%v", len(lines), len(want), err)
+	}
+	for i, line := range lines {
+		for _, part := range append(want[i], "wireguard: ") {
+			if !strings.Contains(line, part) {
+				t.Errorf("error %d is %q, want %q in it", i, line, part)
+			}
+		}
+	}
+}
+
+// TestConfigAllErrorsAtOnce: "validated as a whole with all errors joined", each saying which peer and what to do.
+func TestConfigAllErrorsAtOnce(t *testing.T) {
+	self := testKey(1)
+	k := func(n int) PublicKey { return testKey(n).Public() }
+	endpoint := func(s string) Endpoint { return EndpointOf(netip.MustParseAddrPort(s)) }
+	prefix := netip.MustParsePrefix
+	d, err := New(Config{
+		PrivateKey: self, StagedBytes: -1, MaxLookedUp: -1,
+		Peers: []PeerConfig{
+			{PublicKey: k(10), Endpoint: endpoint("192.0.2.1:1"), AllowedIPs: []netip.Prefix{prefix("10.0.0.0/8"), prefix("::/0")}, PersistentKeepalive: 65535 * time.Second},
+			{},
+			{PublicKey: self.Public()},
+			{PublicKey: k(13), PersistentKeepalive: -time.Second},
+			{PublicKey: k(14), PersistentKeepalive: 1500 * time.Millisecond, Endpoint: endpoint("192.0.2.1:0")},
+			{PublicKey: k(15), PersistentKeepalive: 65536 * time.Second, Endpoint: endpoint("0.0.0.0:5")},
+			{PublicKey: k(16), Endpoint: endpoint("224.0.0.1:5"), AllowedIPs: []netip.Prefix{{}}},
+			{PublicKey: k(17), Endpoint: endpoint("[ff02::1]:5"), AllowedIPs: []netip.Prefix{prefix("::ffff:10.0.0.0/104")}},
+			{PublicKey: k(18), Endpoint: Endpoint{AddrPort: netip.AddrPortFrom(netip.Addr{}, 5)}, AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("10.0.0.1"), 33)}},
+			{PublicKey: k(10)},
+			{PublicKey: k(19), Endpoint: Endpoint{Link: testLink{"relay", 1}}},
+		},
+	})
+	if d != nil {
+		t.Error("there is a device all the same")
+	}
+	peer := func(i int, key PublicKey) string { return fmt.Sprintf("peer %d (%v): ", i, key) }
+	wantErrors(t, err,
+		[]string{"Config.Tunnel is nil", "transport/netstack"},
+		[]string{"Config.Bind is nil", "transport/udp"},
+		[]string{"Config.StagedBytes is -1", "want 0"},
+		[]string{"Config.MaxLookedUp is -1", "want 0"},
+		[]string{peer(9, k(10)), "configured twice", "join"},
+		[]string{peer(1, PublicKey{}), "public key is missing"},
+		[]string{peer(2, self.Public()), "own public key", "name the other end's"},
+		[]string{peer(3, k(13)), "persistent keepalive -1s", "whole seconds from 1 to 65535"},
+		[]string{peer(4, k(14)), "persistent keepalive 1.5s"},
+		[]string{peer(4, k(14)), "endpoint 192.0.2.1:0", "port other than 0"},
+		[]string{peer(5, k(15)), "persistent keepalive 18h12m16s"},
+		[]string{peer(5, k(15)), "endpoint 0.0.0.0:5", "one host"},
+		[]string{peer(6, k(16)), "endpoint 224.0.0.1:5", "one host"},
+		[]string{peer(6, k(16)), "not a valid prefix", "10.0.0.0/24"},
+		[]string{peer(7, k(17)), "endpoint [ff02::1]:5", "one host"},
+		[]string{peer(7, k(17)), "::ffff:10.0.0.0/104", "write an IPv4 prefix as such"},
+		[]string{peer(8, k(18)), "endpoint", "want an address"},
+		[]string{peer(8, k(18)), "not a valid prefix"},
+	)
+}
+
+func TestConfigureRefusesAsAWhole(t *testing.T) {
+	a, b := newRemote(1, PublicKey{}), newRemote(2, PublicKey{})
+	e := newEnd(t, testKey(1), a.config())
+	before, status := fmt.Sprint(e.Device.Status()), fmt.Sprint(peers(e.Device))
+	own, bad := testKey(1), 500*time.Millisecond
+	port, mark := uint16(7), uint32(9)
+	err := e.Configure(Change{
+		PrivateKey: &own, ListenPort: &port, FirewallMark: &mark, ReplacePeers: true,
+		Peers: []PeerChange{
+			{PublicKey: b.id.public, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}},
+			{PublicKey: a.id.public, PersistentKeepalive: &bad, RemoveAllowedIPs: []netip.Prefix{{}}},
+			{PublicKey: testKey(1).Public()},
+			{PublicKey: testKey(1).Public(), Remove: true}, // no error: it is not there
+		},
+	})
+	wantErrors(t, err,
+		[]string{"peer 1 (" + a.id.public.String(), "persistent keepalive 500ms"},
+		[]string{"peer 1 (" + a.id.public.String(), "not a valid prefix"},
+		[]string{"peer 2 (", "own public key"},
+	)
+	if got := fmt.Sprint(e.Device.Status()); got != before {
+		t.Errorf("something was changed:\n%s\n%s", before, got)
+	}
+	if got := fmt.Sprint(peers(e.Device)); got != status {
+		t.Errorf("something of the peers was changed:\n%s\n%s", status, got)
+	}
+}
+
+func peers(d *Device) (all []PeerStatus) {
+	for s := range d.Peers() {
+		all = append(all, s)
+	}
+	return all
+}
+
+// TestConfigureNewKeyIsChecked: a peer is compared with the key that the same change brings.
+func TestConfigureNewKeyIsChecked(t *testing.T) {
+	e := newEnd(t, testKey(1))
+	key := testKey(2)
+	err := e.Configure(Change{PrivateKey: &key, Peers: []PeerChange{{PublicKey: key.Public()}}})
+	wantErrors(t, err, []string{"peer 0", "own public key"})
+	err = e.Configure(Change{PrivateKey: &key, Peers: []PeerChange{{PublicKey: testKey(1).Public()}}})
+	wantErrors(t, err)
+}
+
+func TestConfigDefaults(t *testing.T) {
+	var c Config
+	if c.stagedBytes() != 16<<20 || c.maxLookedUp() != 65536 {
+		t.Errorf("defaults are %d bytes and %d peers", c.stagedBytes(), c.maxLookedUp())
+	}
+	c.StagedBytes, c.MaxLookedUp = 1, 2
+	if c.stagedBytes() != 1 || c.maxLookedUp() != 2 {
+		t.Error("what is set is not what counts")
+	}
+}
+
+// TestNewCopiesConfig scribbles over the caller's slices after New.
+func TestNewCopiesConfig(t *testing.T) {
+	a := newRemote(1, PublicKey{})
+	config := a.config()
+	prefixes := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
+	config.AllowedIPs = prefixes
+	e := newEnd(t, testKey(1), config)
+	for i := range prefixes {
+		prefixes[i] = netip.MustParsePrefix("192.0.2.0/24")
+	}
+	s, ok := e.Peer(a.id.public)
+	if !ok || len(s.AllowedIPs) != 2 || s.AllowedIPs[0] != netip.MustParsePrefix("10.0.0.0/8") {
+		t.Fatalf("the device uses the caller's memory: %v", s.AllowedIPs)
+	}
+	s.AllowedIPs[0] = netip.Prefix{}
+	if again, _ := e.Peer(a.id.public); again.AllowedIPs[0] != netip.MustParsePrefix("10.0.0.0/8") {
+		t.Error("a status shares the device's memory")
+	}
+}
+
+// TestPeerChangeOfConfig: a PeerConfig says everything of a peer.
+func TestPeerChangeOfConfig(t *testing.T) {
+	a := newRemote(1, PublicKey{})
+	full := PeerConfig{
+		PublicKey: a.id.public, PresharedKey: PresharedKey{1}, Endpoint: a.from, PersistentKeepalive: 25 * time.Second,
+		AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")}, Timestamp: Timestamp{5},
+	}
+	e := newEnd(t, testKey(1), full)
+	s, _ := e.Peer(a.id.public)
+	if s.PresharedKey != full.PresharedKey || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 25*time.Second ||
+		len(s.AllowedIPs) != 1 || s.AllowedIPs[0] != netip.MustParsePrefix("10.0.0.0/24") || s.Timestamp != full.Timestamp {
+		t.Errorf("the peer is %+v", s)
+	}
+	if err := e.AddPeer(PeerConfig{PublicKey: a.id.public}); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = e.Peer(a.id.public)
+	if !s.PresharedKey.IsZero() || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 0 || len(s.AllowedIPs) != 0 {
+		t.Errorf("what a PeerConfig leaves out stays, or where the peer was heard is forgotten: %+v", s)
+	}
+	if s.Timestamp != full.Timestamp {
+		t.Error("the newest initiation seen is forgotten: a recorded one would be taken")
+	}
+}

@@ -1,0 +1,233 @@
+package wireguard
+
+import (
+	"crypto/subtle"
+	"encoding/binary"
+	"hash"
+
+	"golang.org/x/crypto/blake2s"
+	"golang.org/x/crypto/chacha20poly1305"
+)
+
+// Initiations and responses end in two macs (whitepaper, section 5.4.4): mac1 shows that the sender knows the
+// receiver's public key, mac2 that it receives at the address that it sends from. A receiver under load answers a
+// message that has no valid mac2 with a cookie reply, type 3 (section 5.4.7), and does nothing else for it.
+//
+//	 0      4          8            32                64
+//	| type | receiver | nonce (24) | cookie (16+16) |
+const (
+	macSize       = 16
+	cookieSize    = 64
+	cookieNonce   = 8
+	cookieCookie  = 32
+	cookieMaxUse  = cookieSecretLife - 5*second // by then the answer may find another secret in use
+	limiterSize   = 8192                        // sources
+	limiterCost   = second / 20                 // of a message, in tokens of a nanosecond
+	limiterBurst  = 5 * limiterCost
+	limiterIdle   = second
+	mac1Label     = "mac1----"
+	cookieKeyMark = "cookie--"
+)
+
+func mac1Key(k PublicKey) [32]byte   { return blake2s.Sum256(append([]byte(mac1Label), k[:]...)) }
+func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cookieKeyMark), k[:]...)) }
+
+// newMAC is MAC(key, ·): BLAKE2s with a key and an output of 16 bytes.
+func newMAC(key []byte) hash.Hash {
+	h, err := blake2s.New128(key)
+	if err != nil {
+		panic(err) // a key of 1 to 32 bytes is all it asks for
+	}
+	return h
+}
+
+func mac(key, data []byte) (m [macSize]byte) {
+	h := newMAC(key)
+	h.Write(data)
+	h.Sum(m[:0])
+	return m
+}
+
+// A cookieJar is what a peer remembers for the macs of the messages that it sends. It outlives the handshake: a
+// cookie reply to a response comes after it. The zero value has no cookie.
+type cookieJar struct {
+	mac1     [macSize]byte // of the last message sent
+	sent     bool          // whether mac1 waits for a cookie reply
+	cookie   [macSize]byte
+	received int64 // when cookie came; 0: there is none
+}
+
+// sign puts the macs into m, a handshake message to the peer whose public key is remote.
+func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
+	at := len(m) - 2*macSize
+	key := mac1Key(remote)
+	j.mac1 = mac(key[:], m[:at])
+	j.sent = true
+	copy(m[at:], j.mac1[:])
+	if j.received != 0 && now-j.received < cookieMaxUse {
+		mac2 := mac(j.cookie[:], m[:at+macSize])
+		copy(m[at+macSize:], mac2[:])
+	}
+}
+
+// consume takes the cookie reply m from the peer whose public key is remote, and reports whether it was an authentic
+// one to the last message sent. A cookie is taken once for each message.
+func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
+	if !j.sent {
+		return false
+	}
+	key := cookieKey(remote)
+	a, err := chacha20poly1305.NewX(key[:])
+	if err != nil {
+		panic(err)
+	}
+	var cookie [macSize]byte
+	if _, err := a.Open(cookie[:0], m[cookieNonce:cookieCookie], m[cookieCookie:cookieSize], j.mac1[:]); err != nil {
+		return false
+	}
+	j.cookie, j.received, j.sent = cookie, now, false
+	return true
+}
+
+// A cookieChecker checks the macs of the messages that a device receives. The zero value is ready.
+type cookieChecker struct {
+	secret [32]byte
+	made   int64 // when; 0: there is no secret yet
+	cookie hash.Hash
+	limit  limiter
+
+	id   *identity // whose mac1 is prepared in mac1
+	mac1 hash.Hash
+}
+
+// validMAC1 reports whether m, a handshake message, has a valid mac1 for the device id.
+func (c *cookieChecker) validMAC1(m []byte, id *identity) bool {
+	if c.id != id {
+		c.id, c.mac1 = id, newMAC(id.mac1Key[:])
+	}
+	at := len(m) - 2*macSize
+	return equalMAC(c.mac1, m[:at], m[at:at+macSize])
+}
+
+// validMAC2 reports whether m, whose mac1 is valid, has a mac2 made with the cookie of source.
+func (c *cookieChecker) validMAC2(m []byte, source []byte, now int64, random func([]byte)) bool {
+	at := len(m) - macSize
+	cookie := c.cookieOf(source, now, random)
+	return equalMAC(newMAC(cookie[:]), m[:at], m[at:])
+}
+
+// cookieOf is the cookie of a source: a MAC of its address and port under a secret that lives for 120 s.
+func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) (cookie [macSize]byte) {
+	if c.made == 0 || now-c.made >= cookieSecretLife {
+		random(c.secret[:])
+		c.made, c.cookie = now, newMAC(c.secret[:])
+	}
+	c.cookie.Reset()
+	c.cookie.Write(source)
+	c.cookie.Sum(cookie[:0])
+	return cookie
+}
+
+// reply makes the cookie reply to m, a handshake message from source whose mac1 is valid.
+func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, random func([]byte)) (r [cookieSize]byte) {
+	binary.LittleEndian.PutUint32(r[:], typeCookie)
+	copy(r[4:8], m[4:8]) // its sender is our receiver
+	random(r[cookieNonce:cookieCookie])
+	a, err := chacha20poly1305.NewX(id.cookieKey[:])
+	if err != nil {
+		panic(err)
+	}
+	cookie := c.cookieOf(source, now, random)
+	at := len(m) - 2*macSize
+	a.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], cookie[:], m[at:at+macSize])
+	return r
+}
+
+func equalMAC(h hash.Hash, data, want []byte) bool {
+	var got [macSize]byte
+	h.Reset()
+	h.Write(data)
+	h.Sum(got[:0])
+	return subtle.ConstantTimeCompare(got[:], want) == 1
+}
+
+// appendSource appends what a cookie is bound to: the address and the port, or the key of the Link.
+func (e *Endpoint) appendSource(b []byte) []byte {
+	if e.Link != nil {
+		key := e.Link.Key()
+		return append(b, key[:]...)
+	}
+	b = append(b, e.Addr().AsSlice()...)
+	return binary.BigEndian.AppendUint16(b, e.Port())
+}
+
+// A source is what a rate limit holds for: an IPv4 address, the /64 of an IPv6 address, or the key of a Link.
+type source struct {
+	kind byte
+	key  [16]byte
+}
+
+func sourceOf(e *Endpoint) (s source) {
+	switch a := e.Addr(); {
+	case e.Link != nil:
+		s.kind, s.key = 'l', e.Link.Key()
+	case a.Is4():
+		a4 := a.As4()
+		s.kind = '4'
+		copy(s.key[:], a4[:])
+	default:
+		a16 := a.As16()
+		s.kind = '6'
+		copy(s.key[:8], a16[:8])
+	}
+	return s
+}
+
+// A limiter allows each source 20 messages a second, and 5 at once. It holds 8192 sources; a new one beyond that is
+// refused until others were idle for a second. The zero value is ready.
+type limiter struct {
+	sources map[source]bucket
+	swept   int64
+}
+
+type bucket struct{ tokens, last int64 }
+
+func (l *limiter) allow(s source, now int64) bool {
+	b, ok := l.sources[s]
+	if !ok {
+		if len(l.sources) >= limiterSize {
+			if l.sweep(now); len(l.sources) >= limiterSize {
+				return false
+			}
+		}
+		if l.sources == nil {
+			l.sources = make(map[source]bucket)
+		}
+		b = bucket{tokens: limiterBurst, last: now}
+	}
+	b.tokens = min(limiterBurst, b.tokens+now-b.last)
+	b.last = now
+	allowed := b.tokens >= limiterCost
+	if allowed {
+		b.tokens -= limiterCost
+	}
+	l.sources[s] = b
+	return allowed
+}
+
+// sweep forgets the sources that were idle for a second, and gives the memory back when none is left. It goes through
+// the table once a second at most, however often it is called.
+func (l *limiter) sweep(now int64) {
+	if now-l.swept < limiterIdle {
+		return
+	}
+	l.swept = now
+	for s, b := range l.sources {
+		if now-b.last >= limiterIdle {
+			delete(l.sources, s)
+		}
+	}
+	if len(l.sources) == 0 {
+		l.sources = nil
+	}
+}

@@ -1,0 +1,330 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/crypto/blake2s"
+)
+
+const cookieT0 = 5000 * second
+
+// fixedRandom fills with a byte that goes up by one each call.
+func fixedRandom() func([]byte) {
+	n := byte(0)
+	return func(b []byte) {
+		n++
+		for i := range b {
+			b[i] = n
+		}
+	}
+}
+
+func sourceBytes(s string) []byte {
+	e := EndpointOf(netip.MustParseAddrPort(s))
+	return e.appendSource(nil)
+}
+
+func TestMACIsKeyedBLAKE2s(t *testing.T) {
+	for n := range 200 {
+		key, data := bytes.Repeat([]byte{byte(n)}, 1+n%32), bytes.Repeat([]byte{byte(n + 1)}, n)
+		h, err := blake2s.New128(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Write(data)
+		if m := mac(key, data); !bytes.Equal(m[:], h.Sum(nil)) {
+			t.Fatalf("MAC of %d bytes under %d", n, len(key))
+		}
+	}
+}
+
+// A challenge is a message to a device under load, and what is known of it.
+type challenge struct {
+	*exchange
+	jar     cookieJar
+	checker cookieChecker
+	random  func([]byte)
+	m       []byte
+}
+
+func newChallenge(t *testing.T) *challenge {
+	c := &challenge{exchange: newExchange(t, PresharedKey{}), random: fixedRandom()}
+	_, c.m = c.initiate(t)
+	c.sign(cookieT0)
+	return c
+}
+
+func (c *challenge) sign(now int64) {
+	clear(c.m[len(c.m)-2*macSize:])
+	c.jar.sign(c.m, c.responder.public, now)
+}
+
+func (c *challenge) reply(source string, now int64) []byte {
+	r := c.checker.reply(c.m, sourceBytes(source), c.responder, now, c.random)
+	return r[:]
+}
+
+func (c *challenge) valid(source string, now int64) bool {
+	return c.checker.validMAC2(c.m, sourceBytes(source), now, c.random)
+}
+
+func (c *challenge) hasMAC2() bool {
+	return !bytes.Equal(c.m[len(c.m)-macSize:], make([]byte, macSize))
+}
+
+func TestCookieRoundTrip(t *testing.T) {
+	const from = "192.0.2.1:1000"
+	c := newChallenge(t)
+	if !c.checker.validMAC1(c.m, c.responder) {
+		t.Fatal("mac1 is not valid")
+	}
+	if c.hasMAC2() || c.valid(from, cookieT0) {
+		t.Fatal("there is a mac2 without a cookie")
+	}
+	r := c.reply(from, cookieT0)
+	if binary.LittleEndian.Uint32(r) != typeCookie || !bytes.Equal(r[4:8], c.m[4:8]) {
+		t.Fatalf("the cookie reply begins with %x", r[:8])
+	}
+	if !c.jar.consume(r, c.responder.public, cookieT0) {
+		t.Fatal("the cookie reply is refused")
+	}
+	c.sign(cookieT0 + second)
+	if !c.hasMAC2() || !c.valid(from, cookieT0+second) {
+		t.Fatal("the message with a cookie is refused")
+	}
+	for _, other := range []string{"192.0.2.1:1001", "192.0.2.2:1000", "[2001:db8::1]:1000", "[::ffff:192.0.2.1]:1001"} {
+		if c.valid(other, cookieT0+second) {
+			t.Errorf("mac2 is valid from %s too: it is bound to address and port", other)
+		}
+	}
+	if !c.valid("[::ffff:192.0.2.1]:1000", cookieT0+second) {
+		t.Error("an IPv4-mapped source is another one")
+	}
+	for at := range len(c.m) {
+		c.m[at] ^= 1
+		if c.valid(from, cookieT0+second) {
+			t.Errorf("byte %d changed, and mac2 is valid", at)
+		}
+		c.m[at] ^= 1
+	}
+}
+
+func TestCookieConsume(t *testing.T) {
+	c := newChallenge(t)
+	r := c.reply("192.0.2.1:1", cookieT0)
+	for at := cookieNonce; at < cookieSize; at++ {
+		r[at] ^= 1
+		if c.jar.consume(r, c.responder.public, cookieT0) {
+			t.Fatalf("byte %d changed, and the reply is taken", at)
+		}
+		r[at] ^= 1
+	}
+	if c.jar.received != 0 {
+		t.Fatal("a forged reply left a cookie")
+	}
+	if c.jar.consume(r, c.initiator.public, cookieT0) {
+		t.Fatal("a reply of another responder is taken")
+	}
+	if !c.jar.consume(r, c.responder.public, cookieT0) {
+		t.Fatal("the reply is refused")
+	}
+	if c.jar.consume(r, c.responder.public, cookieT0) {
+		t.Fatal("the reply is taken twice for one message")
+	}
+	var fresh cookieJar
+	if fresh.consume(r, c.responder.public, cookieT0) {
+		t.Fatal("a reply is taken where nothing was sent")
+	}
+	c.m[50]++ // another message
+	c.sign(cookieT0)
+	if c.jar.consume(r, c.responder.public, cookieT0) {
+		t.Fatal("a reply to the message before is taken: it has another mac1")
+	}
+	if !c.hasMAC2() {
+		t.Fatal("a refused reply took the cookie away")
+	}
+}
+
+// TestCookieUse: "used for 115 s" by the initiator, whichever way time stands at the responder.
+func TestCookieUse(t *testing.T) {
+	for _, use := range []struct {
+		age  int64
+		want bool
+	}{{0, true}, {115*second - 1, true}, {115 * second, false}, {1 << 60, false}} {
+		c := newChallenge(t)
+		c.jar.consume(c.reply("192.0.2.1:1", cookieT0), c.responder.public, cookieT0)
+		c.sign(cookieT0 + use.age)
+		if c.hasMAC2() != use.want {
+			t.Errorf("a cookie of %d ns is used: %v, want %v", use.age, c.hasMAC2(), use.want)
+		}
+	}
+}
+
+// TestCookieSecret: "cookie secret 120 s", and a new one at the first use after that.
+func TestCookieSecret(t *testing.T) {
+	for _, c := range []struct {
+		age  int64
+		want bool
+	}{{0, true}, {120*second - 1, true}, {120 * second, false}, {240 * second, false}} {
+		ch := newChallenge(t)
+		ch.jar.consume(ch.reply("192.0.2.1:1", cookieT0), ch.responder.public, cookieT0)
+		ch.sign(cookieT0)
+		if got := ch.valid("192.0.2.1:1", cookieT0+c.age); got != c.want {
+			t.Errorf("%d ns after the secret was made, mac2 is valid: %v, want %v", c.age, got, c.want)
+		}
+	}
+}
+
+func TestCookieIdentities(t *testing.T) {
+	c := newChallenge(t)
+	if c.checker.validMAC1(c.m, c.initiator) {
+		t.Error("mac1 is valid for another device")
+	}
+	if !c.checker.validMAC1(c.m, c.responder) {
+		t.Error("mac1 is not valid after one for another identity")
+	}
+}
+
+// TestCookieKeepsMAC1OfLastMessage: "last mac1, cookie and its birthday belong to the peer": a reply to a response comes
+// when the handshake is over.
+func TestCookieKeepsMAC1OfLastMessage(t *testing.T) {
+	x := newExchange(t, PresharedKey{})
+	_, m1 := x.initiate(t)
+	m2, _ := x.respond(t, x.consume(t, m1))
+	var jar cookieJar
+	jar.sign(m2, x.initiator.public, cookieT0)
+	r := (&cookieChecker{}).reply(m2, sourceBytes("192.0.2.9:9"), x.initiator, cookieT0, fixedRandom())
+	if !bytes.Equal(r[4:8], m2[responseSender:responseSender+4]) {
+		t.Error("the reply to a response does not name its sender")
+	}
+	if !jar.consume(r[:], x.initiator.public, cookieT0) {
+		t.Error("the reply to a response is refused")
+	}
+}
+
+// A testLink is a Link of a Bind of its own.
+type testLink struct {
+	name string
+	key  byte
+}
+
+func (l testLink) Key() [16]byte  { return [16]byte{15: l.key} }
+func (l testLink) String() string { return l.name }
+
+func TestSources(t *testing.T) {
+	at := func(s string) *Endpoint { e := EndpointOf(netip.MustParseAddrPort(s)); return &e }
+	link := func(name string, key byte) *Endpoint { return &Endpoint{Link: testLink{name, key}} }
+	for _, c := range []struct {
+		a, b                  *Endpoint
+		sameLimit, sameCookie bool
+	}{
+		{at("192.0.2.1:1"), at("192.0.2.1:1"), true, true},
+		{at("192.0.2.1:1"), at("192.0.2.1:2"), true, false},
+		{at("192.0.2.1:1"), at("192.0.2.2:1"), false, false},
+		{at("192.0.2.1:1"), at("[::ffff:192.0.2.1]:1"), true, true},
+		{at("[2001:db8::1]:1"), at("[2001:db8::ffff:1]:1"), true, false},
+		{at("[2001:db8::1]:1"), at("[2001:db8:0:0:ffff::1]:1"), true, false},
+		{at("[2001:db8::1]:1"), at("[2001:db8:0:1::1]:1"), false, false},
+		{at("192.0.2.1:1"), at("[c000:201::]:1"), false, false}, // the same bytes in front
+		{link("a", 1), link("b", 1), true, true},
+		{link("a", 1), link("a", 2), false, false},
+		{link("a", 0), at("[::]:1"), false, false},
+	} {
+		if got := sourceOf(c.a) == sourceOf(c.b); got != c.sameLimit {
+			t.Errorf("%v and %v share a rate limit: %v, want %v", c.a, c.b, got, c.sameLimit)
+		}
+		if got := bytes.Equal(c.a.appendSource(nil), c.b.appendSource(nil)); got != c.sameCookie {
+			t.Errorf("%v and %v share a cookie: %v, want %v", c.a, c.b, got, c.sameCookie)
+		}
+	}
+}
+
+func sourceNumber(n int) source {
+	s := source{kind: '4'}
+	binary.BigEndian.PutUint32(s.key[:], uint32(n))
+	return s
+}
+
+// TestLimiter: "20 packets a second, burst 5".
+func TestLimiter(t *testing.T) {
+	type step struct {
+		at   int64
+		want bool
+	}
+	const ms = second / 1000
+	for name, steps := range map[string][]step{
+		"burst of five":      {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {0, false}, {0, false}},
+		"one each 50 ms":     {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {50*ms - 1, false}, {50 * ms, true}, {50 * ms, false}, {100 * ms, true}, {149 * ms, false}, {150 * ms, true}},
+		"refill is bounded":  {{0, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, false}},
+		"refusals cost none": {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {10 * ms, false}, {20 * ms, false}, {30 * ms, false}, {40 * ms, false}, {50 * ms, true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var l limiter
+			for i, s := range steps {
+				if got := l.allow(sourceNumber(1), cookieT0+s.at); got != s.want {
+					t.Errorf("message %d, at %d ms: allowed %v, want %v", i, s.at/ms, got, s.want)
+				}
+				if other := sourceNumber(100 + i); !l.allow(other, cookieT0+s.at) {
+					t.Errorf("message %d: a source pays for another", i)
+				}
+			}
+		})
+	}
+}
+
+func TestLimiterRate(t *testing.T) {
+	var l limiter
+	allowed := 0
+	for at := int64(0); at < 10*second; at += second / 1000 {
+		if l.allow(sourceNumber(1), cookieT0+at) {
+			allowed++
+		}
+	}
+	if want := 10*20 + 4; allowed != want { // the burst's fifth is the first of the 200
+		t.Errorf("%d messages of 10 s were allowed, want %d", allowed, want)
+	}
+}
+
+// TestLimiterBound: "table bounded, a full table denies; entries collected after 1 s idle".
+func TestLimiterBound(t *testing.T) {
+	var l limiter
+	for n := range limiterSize {
+		if !l.allow(sourceNumber(n), cookieT0) {
+			t.Fatalf("source %d is refused", n)
+		}
+	}
+	if l.allow(sourceNumber(limiterSize), cookieT0+second-1) {
+		t.Error("one source more than the table holds is allowed")
+	}
+	if !l.allow(sourceNumber(0), cookieT0+second-1) {
+		t.Error("a source in a full table is refused")
+	}
+	if len(l.sources) != limiterSize {
+		t.Fatalf("the table holds %d sources, want %d", len(l.sources), limiterSize)
+	}
+	// The sweep that failed was at one second less a nanosecond: the next comes a second later at most.
+	now := cookieT0 + 2*second - 1
+	if !l.allow(sourceNumber(limiterSize), now) || len(l.sources) != 1 {
+		t.Errorf("after a second the table holds %d sources, want the new one alone", len(l.sources))
+	}
+}
+
+func TestLimiterSweep(t *testing.T) {
+	var l limiter
+	l.allow(sourceNumber(1), cookieT0)
+	l.allow(sourceNumber(2), cookieT0+second/2)
+	l.sweep(cookieT0 + second)
+	if _, ok := l.sources[sourceNumber(1)]; ok || len(l.sources) != 1 {
+		t.Errorf("%d sources are left, want the one that is not idle for a second", len(l.sources))
+	}
+	l.sweep(cookieT0 + 2*second - 1)
+	if len(l.sources) != 1 {
+		t.Error("the table is gone through more than once a second")
+	}
+	if l.sweep(cookieT0 + 2*second); l.sources != nil {
+		t.Error("an empty table keeps its memory")
+	}
+}

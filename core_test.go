@@ -1,0 +1,162 @@
+package wireguard
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// A core is a peer without a device, the time, and the outbox of the last step.
+type core struct {
+	*peer
+	t   *testing.T
+	now int64
+	out outbox
+
+	index uint32 // of the last session or handshake
+	wall  time.Time
+}
+
+const coreT0 = 10000 * second
+
+var coreEndpoint = EndpointOf(netip.MustParseAddrPort("192.0.2.1:51820"))
+
+func newCore(t *testing.T) *core {
+	c := &core{peer: &peer{key: PublicKey{1}, endpoint: coreEndpoint}, t: t, now: coreT0, wall: epoch}
+	c.timers.seed = 77
+	return c
+}
+
+// at moves the time to d after the start.
+func (c *core) at(d time.Duration) *core { c.now = coreT0 + int64(d); return c }
+
+// after moves the time on.
+func (c *core) after(d int64) *core { c.now += d; return c }
+
+// step begins a new outbox.
+func (c *core) step() *outbox { c.out = outbox{}; return &c.out }
+
+// initiator makes a session as the initiator, now.
+func (c *core) initiator() *keypair {
+	c.index++
+	c.handshake = &handshake{initiator: true, local: c.index}
+	k := &keypair{local: c.index, initiator: true, created: c.now}
+	c.commitSession(k, c.endpoint, c.now, c.step())
+	return k
+}
+
+// responded makes a session as the responder, now, which is not confirmed.
+func (c *core) responded() *keypair {
+	c.index++
+	c.handshake = &handshake{}
+	k := &keypair{local: c.index, created: c.now}
+	c.commitResponse(k, make([]byte, responseSize), c.now, c.step())
+	return k
+}
+
+// responder makes a session as the responder, now, and confirms it by a keepalive.
+func (c *core) responder() *keypair {
+	k := c.responded()
+	c.receives(k, false)
+	return k
+}
+
+// receives is an authentic message on k.
+func (c *core) receives(k *keypair, data bool) {
+	c.peer.receive(k, &coreEndpoint, data, c.now, c.step())
+}
+
+// sends is a message on the current session.
+func (c *core) sends(data bool) {
+	c.t.Helper()
+	if !c.sending(1, c.now, c.step()) {
+		c.t.Fatal("there is no session to send on")
+	}
+	c.sentOn(data, c.now, &c.out)
+}
+
+// initiates is what a worker does about an outbox that asks for an initiation.
+func (c *core) initiates() Timestamp {
+	c.t.Helper()
+	if !c.out.initiate {
+		c.t.Fatal("no initiation is asked for")
+	}
+	ts, ok := c.beginInitiation(c.now, timestampOf(c.wall.Add(time.Duration(c.now))))
+	if !ok {
+		c.t.Fatal("the initiation is not made")
+	}
+	c.index++
+	c.commitInitiation(&handshake{initiator: true, local: c.index}, make([]byte, initiationSize), c.now, c.step())
+	return ts
+}
+
+// accepts is an initiation of the peer's.
+func (c *core) accepts(n byte) (DropReason, bool) {
+	return c.acceptInitiation(&handshake{}, Timestamp{n}, coreEndpoint, c.now, c.step())
+}
+
+// expires moves the time to the next deadline and carries it out.
+func (c *core) expires() timer {
+	c.t.Helper()
+	which, at := c.timers.next()
+	if at == 0 {
+		c.t.Fatal("there is no deadline")
+	}
+	c.now = max(c.now, at)
+	c.elapse()
+	return which
+}
+
+// elapse carries out what is due now.
+func (c *core) elapse() { c.expire(c.now, c.step()) }
+
+func (c *core) wantInitiation(want bool, why string) {
+	c.t.Helper()
+	if c.out.initiate != want {
+		c.t.Errorf("an initiation is asked for: %v, want %v: %s", c.out.initiate, want, why)
+	}
+}
+
+func (c *core) wantKeepalive(want bool, why string) {
+	c.t.Helper()
+	if c.out.keepalive != want {
+		c.t.Errorf("a keepalive is asked for: %v, want %v: %s", c.out.keepalive, want, why)
+	}
+}
+
+func (c *core) wantNone(i timer, why string) {
+	c.t.Helper()
+	if c.timers.pending(i) {
+		c.t.Errorf("%q is pending: %s", timerNames[i], why)
+	}
+}
+
+// wantIn fails unless timer i fires in d from now, give or take the jitter that may come on top.
+func (c *core) wantIn(i timer, d, jitter int64, why string) {
+	c.t.Helper()
+	if in := c.timers.at[i] - c.now; !c.timers.pending(i) || in < d || in > d+jitter {
+		c.t.Errorf("%q in %v, want %v (and up to %v more): %s", timerNames[i], time.Duration(in), time.Duration(d), time.Duration(jitter), why)
+	}
+}
+
+func (c *core) wantEvents(why string, kinds ...EventKind) {
+	c.t.Helper()
+	ok := len(c.out.events) == len(kinds)
+	for i := range min(len(kinds), len(c.out.events)) {
+		ok = ok && c.out.events[i].kind == kinds[i]
+	}
+	if !ok {
+		c.t.Errorf("events are %v, want %v: %s", c.out.events, kinds, why)
+	}
+}
+
+func (c *core) wantFreed(why string, indices ...uint32) {
+	c.t.Helper()
+	ok := len(c.out.freed) == len(indices)
+	for i := range min(len(indices), len(c.out.freed)) {
+		ok = ok && c.out.freed[i] == indices[i]
+	}
+	if !ok {
+		c.t.Errorf("freed indices are %v, want %v: %s", c.out.freed, indices, why)
+	}
+}

@@ -1,0 +1,224 @@
+package wireguard
+
+import (
+	"container/heap"
+	"sync"
+	"time"
+)
+
+// deadlines are the peers that have a deadline, the earliest first. A peer without one is not in it, and costs nothing.
+// Where a peer's deadline moves later, it stays where it is: when its time comes, the peer looks again.
+type deadlines struct {
+	mu    sync.Mutex // guards all below; taken after a peer's
+	peers deadlineHeap
+	sweep int64 // when the rate limits are to be swept; 0: not
+	alarm alarm // nil while the device is down
+}
+
+type deadlineEntry struct {
+	at int64
+	p  *peer
+}
+
+type deadlineHeap []deadlineEntry
+
+func (h deadlineHeap) Len() int           { return len(h) }
+func (h deadlineHeap) Less(i, j int) bool { return h[i].at < h[j].at }
+func (h deadlineHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].p.deadline, h[j].p.deadline = i+1, j+1
+}
+func (h *deadlineHeap) Push(x any) {
+	e := x.(deadlineEntry)
+	*h = append(*h, e)
+	e.p.deadline = len(*h)
+}
+func (h *deadlineHeap) Pop() any {
+	last := len(*h) - 1
+	e := (*h)[last]
+	(*h)[last] = deadlineEntry{}
+	*h = (*h)[:last]
+	e.p.deadline = 0
+	return e
+}
+
+// schedule sees to it that p is looked at when its next deadline comes. p.mu is held.
+func (d *Device) schedule(p *peer) {
+	_, at := p.timers.next()
+	if at == 0 || p.queued != 0 && p.queued <= at {
+		return
+	}
+	p.queued = at
+	ds := &d.deadlines
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if p.deadline != 0 {
+		ds.peers[p.deadline-1].at = at
+		heap.Fix(&ds.peers, p.deadline-1)
+	} else {
+		heap.Push(&ds.peers, deadlineEntry{at, p})
+	}
+	if p.deadline == 1 {
+		ds.wake(at, d.now())
+	}
+}
+
+// forgetDeadline takes p out. p.mu is held.
+func (d *Device) forgetDeadline(p *peer) {
+	p.queued = 0
+	ds := &d.deadlines
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if p.deadline != 0 {
+		heap.Remove(&ds.peers, p.deadline-1)
+	}
+	if len(ds.peers) == 0 {
+		ds.peers = nil
+	}
+}
+
+// sweepAt sees to it that the rate limits are swept.
+func (ds *deadlines) sweepAt(at, now int64) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if ds.sweep == 0 {
+		ds.sweep = at
+		if len(ds.peers) > 0 {
+			at = min(at, ds.peers[0].at)
+		}
+		ds.wake(at, now)
+	}
+}
+
+// wake sets the alarm for at, or for the sweep if that is earlier. mu is held.
+func (ds *deadlines) wake(at, now int64) {
+	if ds.sweep != 0 {
+		at = min(at, ds.sweep)
+	}
+	if ds.alarm != nil {
+		ds.alarm.set(time.Duration(max(at-now, 0)))
+	}
+}
+
+// start begins to set an alarm.
+func (ds *deadlines) start(a alarm, now int64) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	ds.alarm = a
+	ds.wake(now, now) // something may be left from before
+}
+
+func (ds *deadlines) stop() {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	ds.alarm = nil
+}
+
+// ring makes the alarm ring now.
+func (ds *deadlines) ring(now int64) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	ds.wake(now, now)
+}
+
+// due takes out a peer whose time has come, or returns nil and sets the alarm for the next.
+func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if ds.sweep != 0 && ds.sweep <= now {
+		ds.sweep = 0
+		return nil, true
+	}
+	if len(ds.peers) > 0 && ds.peers[0].at <= now {
+		return heap.Pop(&ds.peers).(deadlineEntry).p, false
+	}
+	switch {
+	case len(ds.peers) > 0:
+		ds.wake(ds.peers[0].at, now)
+	case ds.sweep != 0:
+		ds.wake(ds.sweep, now)
+		fallthrough
+	default:
+		ds.peers = nil
+	}
+	return nil, false
+}
+
+// keepTime carries out deadlines until the alarm is closed.
+func (d *Device) keepTime(a alarm) {
+	defer d.wg.Done()
+	for a.wait() {
+		now := d.now()
+		for {
+			p, sweep := d.deadlines.due(now)
+			if sweep {
+				d.sweepLimits(now)
+			} else if p == nil {
+				break
+			} else {
+				d.expire(p, now)
+			}
+		}
+	}
+}
+
+func (d *Device) expire(p *peer, now int64) {
+	var out outbox
+	p.mu.Lock()
+	p.queued = 0
+	if !p.removed {
+		p.expire(now, &out)
+	}
+	d.release(p, &out)
+}
+
+func (d *Device) sweepLimits(now int64) {
+	d.cookieMu.Lock()
+	d.cookies.limit.sweep(now)
+	left := len(d.cookies.limit.sources)
+	d.cookieMu.Unlock()
+	if left > 0 {
+		d.deadlines.sweepAt(now+limiterIdle, now)
+	}
+}
+
+// An alarm rings when a time has passed, asleep or awake.
+type alarm interface {
+	// set makes it ring once, in a while, instead of when it would have.
+	set(in time.Duration)
+	// wait waits until it rings, and returns false once it is closed. One goroutine waits.
+	wait() bool
+	close()
+}
+
+// A timerAlarm is an alarm by the runtime's timers. They stand still while the machine sleeps: after that it rings too
+// late, unless Device.Wake is called.
+type timerAlarm struct {
+	t    *time.Timer
+	done chan struct{}
+	once sync.Once
+}
+
+func newTimerAlarm() *timerAlarm {
+	a := &timerAlarm{t: time.NewTimer(time.Hour), done: make(chan struct{})}
+	a.t.Stop()
+	return a
+}
+
+func (a *timerAlarm) set(in time.Duration) { a.t.Reset(in) }
+
+func (a *timerAlarm) wait() bool {
+	select {
+	case <-a.t.C:
+		return true
+	case <-a.done:
+		return false
+	}
+}
+
+func (a *timerAlarm) close() {
+	a.once.Do(func() {
+		a.t.Stop()
+		close(a.done)
+	})
+}

@@ -1,0 +1,205 @@
+package wireguard
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A setAlarm notes what it is set to.
+type setAlarm struct {
+	d  *Device
+	at int64 // when it rings; 0: not set
+}
+
+func (a *setAlarm) set(in time.Duration) { a.at = a.d.now() + int64(in) }
+func (a *setAlarm) wait() bool           { return false }
+func (a *setAlarm) close()               {}
+
+// TestDeadlinesModel moves the deadlines of some peers as their cores do, lets time pass, and checks that each is looked
+// at when its time has come, none before, and that the alarm never rings too late.
+func TestDeadlinesModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		clock := new(handClock)
+		d := &Device{clock: clock}
+		a := &setAlarm{d: d}
+		d.deadlines.start(a, d.now())
+		ps := make([]*peer, 8)
+		for i := range ps {
+			ps[i] = new(peer)
+		}
+		check := func(where string) {
+			earliest := int64(0)
+			for i, p := range ps {
+				_, at := p.timers.next()
+				if at == 0 {
+					continue
+				}
+				if p.queued == 0 || p.queued > at || p.deadline == 0 || d.deadlines.peers[p.deadline-1].p != p {
+					t.Fatalf("%s: peer %d has a deadline at %d, and is queued for %d", where, i, at, p.queued)
+				}
+				if earliest == 0 || at < earliest {
+					earliest = at
+				}
+			}
+			if earliest != 0 && (a.at == 0 || a.at > max(earliest, d.now())) {
+				t.Fatalf("%s: the alarm rings at %d, the earliest deadline is %d", where, a.at, earliest)
+			}
+		}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			p := rapid.SampledFrom(ps).Draw(t, "peer")
+			which := timer(rapid.IntRange(0, int(timerCount)-1).Draw(t, "timer"))
+			switch rapid.IntRange(0, 4).Draw(t, "step") {
+			case 0:
+				p.timers.cancel(which)
+				d.schedule(p)
+			case 1:
+				p.timers = timers{}
+				d.forgetDeadline(p)
+				if p.deadline != 0 || p.queued != 0 {
+					t.Fatal("a peer is not forgotten")
+				}
+			case 2:
+				clock.at.Add(rapid.Int64Range(0, 200).Draw(t, "time"))
+				now := d.now()
+				a.at = 0 // it rang
+				for {
+					p, _ := d.deadlines.due(now)
+					if p == nil {
+						break
+					}
+					if p.queued > now {
+						t.Fatalf("a peer is looked at at %d, before its time %d", now, p.queued)
+					}
+					p.queued = 0
+					for i := range timerCount {
+						if p.timers.due(i, now) {
+							p.timers.cancel(i)
+						}
+					}
+					d.schedule(p)
+				}
+				for i, p := range ps {
+					if _, at := p.timers.next(); at != 0 && at <= now {
+						t.Fatalf("peer %d was not looked at, %d after its time", i, now-at)
+					}
+				}
+			default:
+				p.timers.set(which, d.now()+rapid.Int64Range(1, 1000).Draw(t, "in"))
+				d.schedule(p)
+			}
+			check("after a step")
+		}
+		for _, p := range ps {
+			d.forgetDeadline(p)
+		}
+		if d.deadlines.peers != nil {
+			t.Fatal("no peer has a deadline, and the memory is kept")
+		}
+	})
+}
+
+// TestDeadlineMovesLater: the heap is touched only when a deadline moves earlier.
+func TestDeadlineMovesLater(t *testing.T) {
+	d := &Device{clock: new(handClock)}
+	a := &setAlarm{d: d}
+	d.deadlines.start(a, d.now())
+	p := new(peer)
+	p.timers.set(timerKeepalive, d.now()+100)
+	d.schedule(p)
+	if a.at != d.now()+100 {
+		t.Fatal("the alarm is not set")
+	}
+	p.timers.set(timerKeepalive, d.now()+200)
+	if d.schedule(p); d.deadlines.peers[0].at != d.now()+100 {
+		t.Error("a deadline that moves later moves its place")
+	}
+	p.timers.set(timerKeepalive, d.now()+50)
+	if d.schedule(p); d.deadlines.peers[0].at != d.now()+50 || a.at != d.now()+50 {
+		t.Error("a deadline that moves earlier does not move its place or the alarm")
+	}
+}
+
+func TestDeadlinesSweep(t *testing.T) {
+	clock := new(handClock)
+	d := &Device{clock: clock}
+	a := &setAlarm{d: d}
+	d.deadlines.start(a, d.now())
+	d.deadlines.sweepAt(d.now()+1000, d.now())
+	if a.at != d.now()+1000 {
+		t.Fatal("the alarm does not ring for the sweep")
+	}
+	d.deadlines.sweepAt(d.now()+500, d.now())
+	if _, sweep := d.deadlines.due(d.now() + 999); sweep {
+		t.Error("a sweep that is due already moves")
+	}
+	if _, sweep := d.deadlines.due(d.now() + 1000); !sweep {
+		t.Error("no sweep")
+	}
+	if _, sweep := d.deadlines.due(d.now() + 5000); sweep {
+		t.Error("a second sweep")
+	}
+	d.cookies.limit.allow(sourceNumber(1), d.now())
+	d.sweepLimits(d.now())
+	if _, sweep := d.deadlines.due(d.now() + limiterIdle); !sweep {
+		t.Error("sources are left, and no other sweep is to come")
+	}
+	clock.at.Add(limiterIdle)
+	d.sweepLimits(d.now())
+	if d.cookies.limit.sources != nil || d.deadlines.sweep != 0 {
+		t.Error("no source is left, and sweeps go on")
+	}
+}
+
+func TestTimerAlarm(t *testing.T) {
+	a := newTimerAlarm()
+	a.set(time.Hour)
+	a.set(0)
+	if !a.wait() {
+		t.Fatal("an alarm that is set does not ring")
+	}
+	ended := make(chan bool)
+	go func() { ended <- a.wait() }()
+	a.close()
+	a.close()
+	if <-ended {
+		t.Error("a closed alarm rings")
+	}
+	a.set(0) // nothing comes of it, and nothing breaks
+}
+
+func TestSystemAlarm(t *testing.T) {
+	a, err := newSystemAlarm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.set(time.Hour)
+	a.set(-time.Second) // what is due already
+	if !a.wait() {
+		t.Fatal("an alarm that is set does not ring")
+	}
+	ended := make(chan bool)
+	go func() { ended <- a.wait() }()
+	a.close()
+	a.close()
+	if <-ended {
+		t.Error("a closed alarm rings")
+	}
+	a.set(0)
+}
+
+func TestSystemClock(t *testing.T) {
+	var c systemClock
+	last := c.Now()
+	for range 1000 {
+		now := c.Now()
+		if now < last {
+			t.Fatalf("the clock goes back by %v", last-now)
+		}
+		last = now
+	}
+	if d := time.Since(c.Wall()); d < 0 || d > time.Minute {
+		t.Errorf("the wall clock is %v off", d)
+	}
+}

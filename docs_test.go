@@ -1,0 +1,155 @@
+package wireguard
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// undocumented is what a file exports without a word: types, functions, methods of exported types, methods of exported
+// interfaces, constants and variables. A group of constants may have one comment, or one a line; the comment of an
+// interface of one method is that method's.
+func undocumented(f *ast.File) (names []string) {
+	for _, d := range f.Decls {
+		switch d := d.(type) {
+		case *ast.FuncDecl:
+			if d.Name.IsExported() && d.Doc.Text() == "" && ofExported(d.Recv) {
+				names = append(names, d.Name.Name)
+			}
+		case *ast.GenDecl:
+			for _, s := range d.Specs {
+				names = append(names, undocumentedSpec(d, s)...)
+			}
+		}
+	}
+	return names
+}
+
+func undocumentedSpec(d *ast.GenDecl, s ast.Spec) (names []string) {
+	switch s := s.(type) {
+	case *ast.TypeSpec:
+		if !s.Name.IsExported() {
+			return nil
+		}
+		if s.Doc.Text() == "" && (d.Lparen.IsValid() || d.Doc.Text() == "") {
+			names = append(names, s.Name.Name)
+		}
+		if i, ok := s.Type.(*ast.InterfaceType); ok {
+			methods := 0
+			for _, m := range i.Methods.List {
+				methods += len(m.Names)
+			}
+			for _, m := range i.Methods.List {
+				for _, n := range m.Names {
+					if methods > 1 && n.IsExported() && m.Doc.Text() == "" && m.Comment.Text() == "" {
+						names = append(names, s.Name.Name+"."+n.Name)
+					}
+				}
+			}
+		}
+	case *ast.ValueSpec:
+		for _, n := range s.Names {
+			if n.IsExported() && s.Doc.Text() == "" && s.Comment.Text() == "" && d.Doc.Text() == "" {
+				names = append(names, n.Name)
+			}
+		}
+	}
+	return names
+}
+
+// ofExported reports whether a method's receiver is of an exported type, or there is none.
+func ofExported(recv *ast.FieldList) bool {
+	if recv == nil {
+		return true
+	}
+	t := recv.List[0].Type
+	for {
+		switch x := t.(type) {
+		case *ast.StarExpr:
+			t = x.X
+		case *ast.IndexExpr:
+			t = x.X
+		case *ast.Ident:
+			return x.IsExported()
+		default:
+			return false
+		}
+	}
+}
+
+// TestExportedNamesAreDocumented goes through every package of the module that can be imported.
+func TestExportedNamesAreDocumented(t *testing.T) {
+	packages := make(map[string]bool) // by folder: whether it has a package comment
+	exported := 0
+	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir():
+			if base := e.Name(); path != "." && (strings.HasPrefix(base, ".") || base == "testdata" || base == "internal") {
+				return filepath.SkipDir
+			}
+			return nil
+		case !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		if f.Name.Name == "main" {
+			return nil
+		}
+		packages[filepath.Dir(path)] = packages[filepath.Dir(path)] || f.Doc.Text() != ""
+		exported++
+		for _, name := range undocumented(f) {
+			t.Errorf("%s: %s has no comment", path, name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, documented := range packages {
+		if !documented {
+			t.Errorf("%s: the package has no comment", dir)
+		}
+	}
+	if !packages["."] || exported < 20 {
+		t.Errorf("only %d files were looked at", exported)
+	}
+}
+
+// TestUndocumentedSees: the test above sees what it forbids.
+func TestUndocumentedSees(t *testing.T) {
+	for _, c := range []struct{ src, want string }{
+		{"type T int", "T"},
+		{"// T is.\ntype T int", ""},
+		{"type t int\nfunc (t) M() {}", ""},
+		{"// T is.\ntype T int\nfunc (*T) M() {}", "M"},
+		{"// T is.\ntype T[P any] []P\nfunc (T[P]) M() {}", "M"},
+		{"// G are.\ntype (\nT int\n)", "T"},
+		{"// I is.\ntype I interface {\nM()\n}", ""},
+		{"// I is.\ntype I interface {\n// M does.\nM()\nN()\n}", "I.N"},
+		{"// I is.\ntype I interface {\nM() // does\nN() // too\n}", ""},
+		{"func F() {}", "F"},
+		{"func f() {}", ""},
+		{"const C = 1", "C"},
+		{"// C are.\nconst (\nC = 1\nD = 2\n)", ""},
+		{"const (\nC = 1 // is one\nD = 2\n)", "D"},
+		{"var v, V = 1, 2", "V"},
+	} {
+		f, err := parser.ParseFile(token.NewFileSet(), "p.go", "package p\n"+c.src, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(undocumented(f), " "); got != c.want {
+			t.Errorf("%q: undocumented are %q, want %q", c.src, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,462 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// The ends of a device in these tests are in the test's hands:
+//
+//	drain (Tunnel) ◀─▶ Device ◀─▶ line (Bind) ◀─▶ the test, with a remote (the other end, without timers)
+//	                     ▲
+//	                 handClock
+//
+// Nothing here waits for a fixed time: the line hands trains over and returns when the device asked for the next.
+
+const patience = 30 * time.Second // after which a test that waits has failed
+
+// A handClock stands still until the test moves it.
+type handClock struct{ at atomic.Int64 }
+
+var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func (c *handClock) Now() time.Duration { return time.Duration(c.at.Load()) }
+func (c *handClock) Wall() time.Time    { return epoch.Add(c.Now()) }
+
+// A line is a Bind whose other side is the test.
+type line struct {
+	sent   chan datagram    // copies of what the device sent, if send is nil
+	send   func(ts []Train) // else: called with it, on the device's goroutine
+	mu     sync.Mutex
+	socket *lineSocket // the last one opened
+}
+
+type datagram struct {
+	b   []byte
+	to  Endpoint
+	tos uint8
+}
+
+func newLine() *line { return &line{sent: make(chan datagram, 1024)} }
+
+func (l *line) Listen(port uint16) (Socket, error) {
+	if port == 0 {
+		port = 40000
+	}
+	s := &lineSocket{line: l, port: port, in: make(chan []Train), taken: make(chan struct{}, 1), closed: make(chan struct{})}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.socket = s
+	return s, nil
+}
+
+// receive hands trains to the device and waits until it is done with them, handshakes apart: those go to a worker.
+func (l *line) receive(ts ...Train) {
+	l.mu.Lock()
+	s := l.socket
+	l.mu.Unlock()
+	select {
+	case s.in <- ts:
+	case <-s.closed:
+		return
+	}
+	select {
+	case <-s.taken:
+	case <-s.closed:
+	}
+}
+
+// next is the next datagram that the device sent.
+func (l *line) next(t testing.TB, why string) datagram {
+	t.Helper()
+	select {
+	case d := <-l.sent:
+		return d
+	case <-time.After(patience):
+		t.Fatalf("nothing was sent: %s", why)
+		panic("not reached")
+	}
+}
+
+// nothing fails if the device sent something. Handshakes are made elsewhere: see settle.
+func (l *line) nothing(t testing.TB, why string) {
+	t.Helper()
+	select {
+	case d := <-l.sent:
+		t.Fatalf("a message of type %d was sent: %s", d.b[0], why)
+	default:
+	}
+}
+
+// A lineSocket is its own Receiver.
+type lineSocket struct {
+	line   *line
+	port   uint16
+	in     chan []Train
+	taken  chan struct{}
+	busy   bool // with what Receive returned last
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (s *lineSocket) Port() uint16          { return s.port }
+func (s *lineSocket) Receivers() []Receiver { return []Receiver{s} }
+func (s *lineSocket) Close() error          { s.once.Do(func() { close(s.closed) }); return nil }
+
+func (s *lineSocket) Receive() ([]Train, error) {
+	if s.busy {
+		s.busy = false
+		s.taken <- struct{}{}
+	}
+	select {
+	case ts := <-s.in:
+		s.busy = true
+		return ts, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *lineSocket) Send(ts []Train) {
+	if s.line.send != nil {
+		s.line.send(ts)
+		return
+	}
+	for i := range ts {
+		t := &ts[i]
+		for at := 0; at < len(t.Data); at += t.Size {
+			b := t.Data[at:min(at+t.Size, len(t.Data))]
+			s.line.sent <- datagram{append([]byte(nil), b...), t.Endpoint, t.TOS}
+		}
+	}
+}
+
+// A drain is a Tunnel that has nothing to send, copies what arrives to got or gives it to write, and then scribbles over
+// it: it was borrowed.
+type drain struct {
+	mtu    atomic.Int64
+	write  func(pkts [][]byte) int
+	got    chan []byte
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newDrain() *drain {
+	d := &drain{got: make(chan []byte, 1024), closed: make(chan struct{})}
+	d.mtu.Store(1420)
+	return d
+}
+
+func (d *drain) MTU() int                 { return int(d.mtu.Load()) }
+func (d *drain) Close() error             { d.once.Do(func() { close(d.closed) }); return nil }
+func (d *drain) ReadPackets(*Batch) error { <-d.closed; return net.ErrClosed }
+func (d *drain) WritePackets(pkts [][]byte) (int, error) {
+	n := len(pkts)
+	if d.write != nil {
+		n = d.write(pkts)
+	} else {
+		for _, p := range pkts {
+			d.got <- append([]byte(nil), p...)
+		}
+	}
+	for _, p := range pkts {
+		for i := range p {
+			p[i] = 0xa5
+		}
+	}
+	return n, nil
+}
+
+func (d *drain) next(t testing.TB, why string) []byte {
+	t.Helper()
+	select {
+	case p := <-d.got:
+		return p
+	case <-time.After(patience):
+		t.Fatalf("no packet was delivered: %s", why)
+		panic("not reached")
+	}
+}
+
+// An end is a device with its ends.
+type end struct {
+	*Device
+	clock  *handClock
+	line   *line
+	tunnel *drain
+}
+
+// newEnd makes a device that is not up, and closes it after the test.
+func newEnd(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
+	t.Helper()
+	e := &end{clock: new(handClock), line: newLine(), tunnel: newDrain()}
+	var err error
+	e.Device, err = New(Config{PrivateKey: key, Tunnel: e.tunnel, Bind: e.line, Clock: e.clock, Peers: peers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+// up is newEnd, and Up.
+func up(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
+	t.Helper()
+	e := newEnd(t, key, peers...)
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// advance moves the clock and carries out what came due, as keepTime does, but on this goroutine.
+func (e *end) advance(t testing.TB, by time.Duration) {
+	t.Helper()
+	e.clock.at.Add(int64(by))
+	now := e.now()
+	for {
+		p, sweep := e.deadlines.due(now)
+		if sweep {
+			e.sweepLimits(now)
+		} else if p == nil {
+			break
+		} else {
+			e.expire(p, now)
+		}
+	}
+	e.settle(t)
+}
+
+// settle waits until no handshake message and no peer waits for a worker, and no worker works.
+func (e *end) settle(t testing.TB) {
+	t.Helper()
+	eventually(t, "the workers do not end", func() bool {
+		e.slow.mu.Lock()
+		defer e.slow.mu.Unlock()
+		return e.slow.workers == 0
+	})
+}
+
+func eventually(t testing.TB, why string, ok func() bool) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(50 * time.Microsecond) {
+		if time.Since(start) > patience {
+			t.Fatal(why)
+		}
+	}
+}
+
+// peer is the core of a peer.
+func (e *end) peer(r *remote) *peer { return e.peers.find(r.id.public) }
+
+// send sends packets in one batch.
+func (e *end) send(t testing.TB, packets ...[]byte) {
+	t.Helper()
+	b := e.NewBatch()
+	for _, p := range packets {
+		if !b.Append(p) {
+			t.Fatal("the packets do not fit a batch")
+		}
+	}
+	if err := e.Send(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A remote is the other end of a tunnel, by the functions of handshake.go and keypair.go alone.
+type remote struct {
+	id     *identity
+	addr   netip.Addr // inside the tunnel
+	from   Endpoint
+	device PublicKey
+	psk    PresharedKey
+	static secret // with the device
+	jar    cookieJar
+	ts     Timestamp
+	local  uint32
+	h      *handshake
+	k      *keypair
+}
+
+// newRemote makes the n-th remote of a device. Its keys, addresses and indices follow from n.
+func newRemote(n int, device PublicKey) *remote {
+	key := testKey(0x10000 + n)
+	r := &remote{
+		id: newIdentity(key), device: device, local: uint32(n) << 8,
+		addr: netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}),
+		from: EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), uint16(1000+n>>8))),
+	}
+	if !device.IsZero() {
+		var err error
+		if r.static, err = r.id.private.shared(&device); err != nil {
+			panic(err)
+		}
+	}
+	return r
+}
+
+// testKey is the n-th of some private keys.
+func testKey(n int) (k PrivateKey) {
+	h := mac([]byte("keys of tests"), binary.BigEndian.AppendUint64(nil, uint64(n)))
+	copy(k[:], h[:])
+	copy(k[16:], h[:])
+	return k.clamped()
+}
+
+// config is the device's configuration for r.
+func (r *remote) config() PeerConfig {
+	return PeerConfig{
+		PublicKey: r.id.public, PresharedKey: r.psk, Endpoint: r.from,
+		AllowedIPs: []netip.Prefix{netip.PrefixFrom(r.addr, 32)},
+	}
+}
+
+// train is a train of one message from r.
+func (r *remote) train(m []byte) Train { return Train{Data: m, Size: len(m), Endpoint: r.from} }
+
+// initiation makes a new initiation.
+func (r *remote) initiation() []byte {
+	if r.ts = r.ts.next(); r.ts.After(timestampOf(epoch.Add(1e6 * time.Hour))) {
+		panic("too many initiations")
+	}
+	r.local++
+	h, m, err := createInitiation(r.id, &r.device, &r.static, testKey(int(r.local)), r.ts, r.local)
+	if err != nil {
+		panic(err)
+	}
+	r.h = h
+	r.jar.sign(m[:], r.device, 1)
+	return m[:]
+}
+
+// takeResponse ends the handshake that initiation began.
+func (r *remote) takeResponse(t testing.TB, m []byte) {
+	t.Helper()
+	if len(m) != responseSize || m[0] != typeResponse || binary.LittleEndian.Uint32(m[responseReceiver:]) != r.local {
+		t.Fatalf("no response to the remote: %x", m)
+	}
+	keys, index, err := r.h.consumeResponse(m, &r.psk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.k = newKeypair(&keys.send, &keys.receive, r.local, index, true, 0)
+}
+
+// response answers an initiation of the device's.
+func (r *remote) response(t testing.TB, m []byte) []byte {
+	t.Helper()
+	if len(m) != initiationSize || m[0] != typeInitiation {
+		t.Fatalf("no initiation: %x", m)
+	}
+	h, from, err := consumeInitiation(r.id, m)
+	if err != nil || from != r.device {
+		t.Fatal("not the device's initiation", err)
+	}
+	if _, err := h.openTimestamp(m, &r.static); err != nil {
+		t.Fatal(err)
+	}
+	r.local++
+	a, keys, err := h.createResponse(&r.device, &r.psk, testKey(int(r.local)), r.local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.k = newKeypair(&keys.send, &keys.receive, r.local, h.remote, false, 0)
+	r.jar.sign(a[:], r.device, 1)
+	return a[:]
+}
+
+// data seals a packet as it is, without padding, under the next counter.
+func (r *remote) data(packet []byte) []byte { return r.dataAt(r.k.number(1), packet) }
+
+func (r *remote) dataAt(counter uint64, packet []byte) []byte {
+	m := make([]byte, messageOverhead+len(packet))
+	copy(m[messageHeader:], packet)
+	r.k.seal(m, counter)
+	return m
+}
+
+// open opens a data message of the device's.
+func (r *remote) open(t testing.TB, m []byte) []byte {
+	t.Helper()
+	if len(m) < messageOverhead || m[0] != typeData || binary.LittleEndian.Uint32(m[4:]) != r.k.local {
+		t.Fatalf("no data message to the remote: %x", m)
+	}
+	p, ok := r.k.open(m)
+	if !ok {
+		t.Fatal("the device's message is not authentic")
+	}
+	return p
+}
+
+// connect makes a session with r as its initiator, and confirms it.
+func (e *end) connect(t testing.TB, r *remote) {
+	t.Helper()
+	e.line.receive(r.train(r.initiation()))
+	r.takeResponse(t, e.line.next(t, "a response answers the initiation").b)
+	e.line.receive(r.train(r.data(nil)))
+}
+
+// packet4 is an IPv4 packet of n bytes from src to dst.
+func packet4(n int, src, dst netip.Addr) []byte {
+	p := make([]byte, n)
+	p[0], p[8], p[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(p[2:], uint16(n))
+	s, d := src.As4(), dst.As4()
+	copy(p[12:], s[:])
+	copy(p[16:], d[:])
+	binary.BigEndian.PutUint16(p[10:], ^sum16(0, p[:ipv4Header]))
+	for i := ipv4Header; i < n; i++ {
+		p[i] = byte(i)
+	}
+	return p
+}
+
+// packet6 is an IPv6 packet of n bytes from src to dst.
+func packet6(n int, src, dst netip.Addr) []byte {
+	p := make([]byte, n)
+	p[0], p[6], p[7] = 0x60, 17, 64
+	binary.BigEndian.PutUint16(p[4:], uint16(n-ipv6Header))
+	s, d := src.As16(), dst.As16()
+	copy(p[8:], s[:])
+	copy(p[24:], d[:])
+	for i := ipv6Header; i < n; i++ {
+		p[i] = byte(i)
+	}
+	return p
+}
+
+var (
+	here  = netip.MustParseAddr("10.255.0.1") // an address inside the tunnel that the device's side has
+	here6 = netip.MustParseAddr("fd00::1")
+)
+
+// wantPanic fails if f does not panic.
+func wantPanic(t testing.TB, why string, f func()) {
+	t.Helper()
+	defer func() {
+		if recover() == nil {
+			t.Errorf("no panic: %s", why)
+		}
+	}()
+	f()
+}
+
+// wantDrops fails unless exactly one counter moved since before, by n.
+func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64, why string) {
+	t.Helper()
+	now := e.drops.load()
+	for r := range now {
+		want := before[r]
+		if DropReason(r) == reason {
+			want += n
+		}
+		if now[r] != want {
+			t.Errorf("%s: %v was counted %d times, want %d", why, DropReason(r), now[r]-before[r], want-before[r])
+		}
+	}
+}

@@ -1,0 +1,161 @@
+package wireguard_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// A web server and a client, each behind a device with a network stack of its own: no root, no interface.
+func Example() {
+	device := func(address string, key wireguard.PrivateKey, peer wireguard.PeerConfig) (*wireguard.Device, *netstack.Net) {
+		stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr(address)}})
+		check(err)
+		d, err := wireguard.New(wireguard.Config{
+			PrivateKey: key, Tunnel: stack, Bind: udp.Bind{}, Peers: []wireguard.PeerConfig{peer},
+		})
+		check(err)
+		check(d.Up())
+		return d, stack
+	}
+	serverKey, clientKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	server, serverStack := device("10.0.0.1", serverKey, wireguard.PeerConfig{
+		PublicKey: clientKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
+	})
+	defer server.Close()
+	client, clientStack := device("10.0.0.2", clientKey, wireguard.PeerConfig{
+		PublicKey: serverKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+		Endpoint: wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), server.Status().ListenPort)),
+	})
+	defer client.Close()
+
+	listener, err := serverStack.Listen("tcp", ":80")
+	check(err)
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
+	web := http.Client{Transport: &http.Transport{DialContext: clientStack.DialContext}}
+	answer, err := web.Get("http://10.0.0.1/")
+	check(err)
+	body, err := io.ReadAll(answer.Body)
+	check(err)
+	fmt.Println(answer.Status, string(body))
+	// Output: 200 OK hello
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// A chanTunnel is a Tunnel in thirty lines: what is sent to out goes through the device, and what arrives comes from in.
+type chanTunnel struct {
+	out, in chan []byte
+	once    sync.Once
+	closed  chan struct{}
+}
+
+func newChanTunnel() *chanTunnel {
+	return &chanTunnel{out: make(chan []byte, 16), in: make(chan []byte, 16), closed: make(chan struct{})}
+}
+
+func (t *chanTunnel) MTU() int { return 1420 }
+
+func (t *chanTunnel) Close() error {
+	t.once.Do(func() { close(t.closed) })
+	return nil
+}
+
+func (t *chanTunnel) ReadPackets(b *wireguard.Batch) error {
+	select {
+	case p := <-t.out:
+		b.Append(p) // an empty batch has room for any packet
+		return nil
+	case <-t.closed:
+		return net.ErrClosed
+	}
+}
+
+func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
+	for _, p := range pkts {
+		select {
+		case t.in <- append([]byte(nil), p...): // p is borrowed
+			n++
+		default: // a sink does not wait; the device counts
+		}
+	}
+	return n, nil
+}
+
+// A chanBind is a Bind in thirty lines: a wire between two devices, made of channels.
+type chanBind struct {
+	in, peer chan []byte
+	from     wireguard.Endpoint // whom all comes from
+	once     sync.Once
+	closed   chan struct{}
+}
+
+func (b *chanBind) Listen(uint16) (wireguard.Socket, error) { return b, nil }
+func (b *chanBind) Port() uint16                            { return 1 }
+func (b *chanBind) Receivers() []wireguard.Receiver         { return []wireguard.Receiver{b} }
+
+func (b *chanBind) Close() error {
+	b.once.Do(func() { close(b.closed) })
+	return nil
+}
+
+func (b *chanBind) Send(trains []wireguard.Train) {
+	for _, t := range trains {
+		for at := 0; at < len(t.Data); at += t.Size {
+			select {
+			case b.peer <- append([]byte(nil), t.Data[at:min(at+t.Size, len(t.Data))]...):
+			default: // a full wire drops
+			}
+		}
+	}
+}
+
+func (b *chanBind) Receive() ([]wireguard.Train, error) {
+	select {
+	case m := <-b.in:
+		return []wireguard.Train{{Data: m, Size: len(m), Endpoint: b.from}}, nil
+	case <-b.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// A packet side and a datagram side of the program's own.
+func ExampleTunnel() {
+	here, there := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	wire := [2]chan []byte{make(chan []byte, 16), make(chan []byte, 16)}
+	device := func(i int, key wireguard.PrivateKey, peer wireguard.PublicKey) (*wireguard.Device, *chanTunnel) {
+		other := wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(2 - i)}), 1))
+		t := newChanTunnel()
+		d, err := wireguard.New(wireguard.Config{
+			PrivateKey: key, Tunnel: t,
+			Bind: &chanBind{in: wire[i], peer: wire[1-i], from: other, closed: make(chan struct{})},
+			Peers: []wireguard.PeerConfig{{
+				PublicKey: peer, Endpoint: other, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
+			}},
+		})
+		check(err)
+		check(d.Up())
+		return d, t
+	}
+	a, out := device(0, here, there.Public())
+	defer a.Close()
+	b, in := device(1, there, here.Public())
+	defer b.Close()
+
+	check(a.Handshake(context.Background(), there.Public()))
+	out.out <- append([]byte{0x45, 0, 0, 25, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, "hello"...)
+	fmt.Printf("%s\n", (<-in.in)[20:])
+	// Output: hello
+}

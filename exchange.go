@@ -1,0 +1,294 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"errors"
+)
+
+// The steps of a handshake, each on a worker of the slow path. All have one shape: take what is needed from the peer
+// under its mutex; compute with the mutex released; take the mutex again, check that what was computed on still holds,
+// and commit; send.
+
+// sendInitiation makes an initiation to p and sends it.
+func (d *Device) sendInitiation(p *peer) {
+	wall := timestampOf(d.clock.Wall())
+	var out outbox
+
+	p.mu.Lock()
+	// Read under the mutex: the first key, and going up, ask again for what is staged, unless initiating is still set.
+	id, r, now := d.identity.Load(), d.running.Load(), d.now()
+	if id == nil || r == nil {
+		p.initiating = false
+		p.mu.Unlock()
+		return
+	}
+	ts, ok := p.beginInitiation(now, wall)
+	static, staticOf := p.static, p.staticOf
+	d.release(p, &out)
+	if !ok {
+		return
+	}
+
+	var err error
+	if staticOf != id {
+		static, err = id.private.shared(&p.key)
+	}
+	var ephemeral PrivateKey
+	d.random(ephemeral[:])
+	defer clear(ephemeral[:])
+	local := d.sessions.reserve(p, d.random)
+	var h *handshake
+	var m [initiationSize]byte
+	if err == nil {
+		h, m, err = createInitiation(id, &p.key, &static, ephemeral.clamped(), ts, local)
+	}
+
+	out, now = outbox{}, d.now()
+	p.mu.Lock()
+	if p.removed || d.identity.Load() != id || d.running.Load() != r || p.endpoint.IsZero() {
+		out.free(local)
+		p.initiate(now, true, &out) // by what holds now
+		d.release(p, &out)
+		return
+	}
+	if err != nil {
+		// The peer's public key is of low order: no message can be made. The series of tries ends as any other.
+		out.free(local)
+		p.initiated(now)
+		d.drop(p, DropLowOrder, 1)
+		d.release(p, &out)
+		return
+	}
+	p.static, p.staticOf = static, id
+	p.commitInitiation(h, m[:], now, &out)
+	to := p.endpoint
+	d.release(p, &out)
+	d.sendHandshake(r, p, m[:], to)
+}
+
+// sendHandshake sends a handshake message of p's.
+func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
+	ts := [1]Train{{Data: m, Size: len(m), Endpoint: to, TOS: handshakeTOS}}
+	d.transmit(r, ts[:])
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ts[0].Err == nil {
+		p.sent.Bytes += uint64(len(m))
+	}
+	if to.Source.IsValid() && !ts[0].Endpoint.Source.IsValid() && p.endpoint == to {
+		p.endpoint.forgetSource()
+	}
+}
+
+// handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
+const handshakeTOS = 0x88
+
+// receiveHandshake takes a message of the slow path.
+func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool) {
+	id, r, now := d.identity.Load(), d.running.Load(), d.now()
+	switch {
+	case r == nil:
+		d.drops.add(DropDown, 1)
+	case id == nil:
+		d.drops.add(DropNoIdentity, 1)
+	case m.b[0] == typeCookie:
+		d.receiveCookie(m, now)
+	case !m.verified && !d.checkMACs(m, id, r, now, loaded):
+	case m.b[0] == typeInitiation:
+		d.receiveInitiation(m, id, r)
+	case m.b[0] == typeResponse:
+		d.receiveResponse(m, id, r)
+	}
+}
+
+// checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not
+// send too many" (whitepaper, section 5.3). Under load, a message without a valid mac2 is answered with a cookie reply.
+func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool) bool {
+	var room [24]byte
+	source := m.from.appendSource(room[:0])
+
+	d.cookieMu.Lock()
+	reason, ok := DropBadMAC, false
+	var reply [cookieSize]byte
+	switch c := &d.cookies; {
+	case !c.validMAC1(m.bytes(), id):
+	case !loaded:
+		ok = true
+	case !c.validMAC2(m.bytes(), source, now, d.random):
+		reason = DropCookieRequired
+		reply = c.reply(m.bytes(), source, id, now, d.random)
+	case !c.limit.allow(sourceOf(&m.from), now):
+		reason = DropRateLimited
+	default:
+		ok = true
+	}
+	if loaded {
+		d.deadlines.sweepAt(now+limiterIdle, now)
+	}
+	d.cookieMu.Unlock()
+
+	if !ok {
+		d.drops.add(reason, 1)
+	}
+	if reason == DropCookieRequired && !ok {
+		d.cookieReplies.Add(1)
+		d.transmit(r, []Train{{Data: reply[:], Size: len(reply), Endpoint: m.from, TOS: handshakeTOS}})
+	}
+	return ok
+}
+
+// receiveCookie takes a cookie reply.
+func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
+	s := d.sessions.find(binary.LittleEndian.Uint32(m.b[4:]))
+	if s.p == nil {
+		d.drops.add(DropUnknownIndex, 1)
+		return
+	}
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	if !s.p.cookie.consume(m.bytes(), s.p.key, now) {
+		d.drop(s.p, DropBadCookie, 1)
+	}
+}
+
+// receiveInitiation takes an initiation whose macs are good, and answers it.
+func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running) {
+	h, remote, err := consumeInitiation(id, m.bytes())
+	if err != nil {
+		d.drops.add(reasonOf(err), 1)
+		return
+	}
+	p := d.peers.find(remote)
+	if p == nil && !d.looksUp(remote, id) {
+		d.drops.add(DropUnknownPeer, 1)
+		return
+	}
+	var static secret
+	var staticOf *identity
+	if p != nil {
+		p.mu.Lock()
+		static, staticOf = p.static, p.staticOf
+		p.mu.Unlock()
+	}
+	if staticOf != id {
+		if static, err = id.private.shared(&remote); err != nil {
+			d.drops.add(reasonOf(err), 1)
+			return
+		}
+	}
+	ts, err := h.openTimestamp(m.bytes(), &static)
+	if err != nil {
+		d.drops.add(reasonOf(err), 1)
+		return
+	}
+	if p == nil {
+		d.lookUp(remote, m, ts, r)
+		return
+	}
+
+	var out outbox
+	now := d.now()
+	p.mu.Lock()
+	if p.removed || d.identity.Load() != id || d.running.Load() != r {
+		d.drop(p, DropSuperseded, 1)
+		d.release(p, &out)
+		return
+	}
+	p.static, p.staticOf = static, id
+	reason, ok := p.acceptInitiation(h, ts, m.from, now, &out)
+	if !ok {
+		d.drop(p, reason, 1)
+		d.release(p, &out)
+		return
+	}
+	p.received.Bytes += uint64(m.size)
+	step, psk := *h, p.psk
+	d.release(p, &out)
+	d.sendResponse(p, h, &step, &psk, r)
+}
+
+// sendResponse answers the initiation that h is of. step is a copy of h to compute on.
+func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r *running) {
+	defer step.wipe()
+	var ephemeral PrivateKey
+	d.random(ephemeral[:])
+	local := d.sessions.reserve(p, d.random)
+	m, keys, err := step.createResponse(&p.key, psk, ephemeral.clamped(), local)
+	clear(ephemeral[:])
+	defer func() { keys = sessionKeys{} }()
+
+	var out outbox
+	now := d.now()
+	p.mu.Lock()
+	if p.removed || p.handshake != h || p.psk != *psk || d.running.Load() != r {
+		err = errSuperseded
+	}
+	if err != nil {
+		out.free(local)
+		if p.handshake == h {
+			p.endHandshake(&out)
+		}
+		d.drop(p, reasonOf(err), 1)
+		d.release(p, &out)
+		return
+	}
+	k := newKeypair(&keys.send, &keys.receive, local, step.remote, false, now)
+	d.sessions.set(local, p, k)
+	p.commitResponse(k, m[:], now, &out)
+	to := p.endpoint
+	d.release(p, &out)
+	d.sendHandshake(r, p, m[:], to)
+}
+
+// receiveResponse takes a response whose macs are good.
+func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) {
+	local := binary.LittleEndian.Uint32(m.b[responseReceiver:])
+	p := d.sessions.find(local).p
+	if p == nil {
+		d.drops.add(DropUnknownIndex, 1)
+		return
+	}
+	p.mu.Lock()
+	h := p.handshake
+	if h == nil || !h.initiator || h.local != local || h.id != id {
+		d.drop(p, DropSuperseded, 1)
+		p.mu.Unlock()
+		return
+	}
+	step, psk := *h, p.psk
+	p.mu.Unlock()
+
+	keys, remote, err := step.consumeResponse(m.bytes(), &psk)
+	step.wipe()
+	defer func() { keys = sessionKeys{} }()
+
+	var out outbox
+	now := d.now()
+	p.mu.Lock()
+	// "Re-checked before commit to answer this very initiation."
+	if p.removed || p.handshake != h || p.psk != psk || d.identity.Load() != id || d.running.Load() != r {
+		err = errSuperseded
+	}
+	if err != nil {
+		d.drop(p, reasonOf(err), 1)
+		d.release(p, &out)
+		return
+	}
+	k := newKeypair(&keys.send, &keys.receive, local, remote, true, now)
+	d.sessions.set(local, p, k)
+	p.received.Bytes += uint64(m.size)
+	p.commitSession(k, m.from, now, &out)
+	d.release(p, &out)
+}
+
+var errSuperseded = errors.New("wireguard: what was computed on has changed")
+
+func reasonOf(err error) DropReason {
+	switch err {
+	case errLowOrder:
+		return DropLowOrder
+	case errSuperseded:
+		return DropSuperseded
+	}
+	return DropForged
+}

@@ -1,0 +1,57 @@
+package wireguard
+
+// What tests of this package from outside need to reach.
+
+const (
+	RejectAfterMessages = uint64(rejectAfterMessages)
+	RekeyAfterMessages  = uint64(rekeyAfterMessages)
+	WindowSize          = windowSize
+)
+
+// SetRandom replaces the system's randomness. It is called before Up.
+func SetRandom(d *Device, random func([]byte)) { d.random = random }
+
+// ForceLoad puts d under load, or ends that.
+func ForceLoad(d *Device, on bool) {
+	now := d.now()
+	d.slow.mu.Lock()
+	defer d.slow.mu.Unlock()
+	if d.slow.loadedAt = 0; on {
+		d.slow.loadedAt = now + 24*3600*second
+	}
+}
+
+// SetSendCounter sets the counter of the next message that d sends on its session with a peer.
+func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
+	p := d.peers.find(peer)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.current.counter = counter
+}
+
+// SessionIndices is the number of session indices in use, those of handshakes under way among them.
+func SessionIndices(d *Device) int {
+	d.sessions.mu.RLock()
+	defer d.sessions.mu.RUnlock()
+	return len(d.sessions.m)
+}
+
+// StagedBytes is the memory of the packets that wait for a session.
+func StagedBytes(d *Device) int64 { return d.stagedBytes.Load() }
+
+// LimitedSources is the number of sources that the rate limiter remembers.
+func LimitedSources(d *Device) int {
+	d.cookieMu.Lock()
+	defer d.cookieMu.Unlock()
+	return len(d.cookies.limit.sources)
+}
+
+// Waiters is the number of calls of Handshake that wait.
+func Waiters(d *Device) (n int) {
+	d.waiters.mu.Lock()
+	defer d.waiters.mu.Unlock()
+	for _, cs := range d.waiters.m {
+		n += len(cs)
+	}
+	return n
+}

@@ -1,0 +1,215 @@
+package wireguard
+
+import (
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// A loopPair is two devices that hand their trains to each other on the sender's goroutine; see loop.
+type loopPair struct {
+	from, to *Device
+	sink     *counter
+	scratch  inbound
+}
+
+func newLoopPair(t testing.TB) *loopPair {
+	a, b := newLoop()
+	k1, k2 := NewPrivateKey(), NewPrivateKey()
+	p := &loopPair{sink: &counter{closed: make(chan struct{})}}
+	var err error
+	p.from, err = New(Config{PrivateKey: k1, Tunnel: &counter{closed: make(chan struct{})}, Bind: a, Peers: []PeerConfig{{
+		PublicKey: k2.Public(), Endpoint: EndpointOf(b.addr), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.to, err = New(Config{PrivateKey: k2, Tunnel: p.sink, Bind: b, Peers: []PeerConfig{{
+		PublicKey: k1.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.from.Close(); p.to.Close() })
+	p.from.Up()
+	p.to.Up()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := p.from.Handshake(ctx, k2.Public()); err != nil {
+		t.Fatal(err)
+	}
+	for s := range p.to.Peers() { // the keepalive that confirms the session is under way
+		for ; !s.Session; s, _ = p.to.Peer(s.PublicKey) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	b.deliver = func(ts []Train) {
+		p.scratch.now, p.scratch.table = p.to.now(), p.to.allowed.routes()
+		for i := range ts {
+			p.to.receiveTrain(&p.scratch, &ts[i])
+		}
+		p.to.deliver(&p.scratch)
+	}
+	return p
+}
+
+// TestNoAllocationsOnOneGoroutine: nothing is allocated a packet, from the batch through both devices to the sink.
+func TestNoAllocationsOnOneGoroutine(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	for _, size := range []int{64, 1420} {
+		p := newLoopPair(t)
+		packet := make([]byte, size)
+		packet[0] = 0x45
+		binary.BigEndian.PutUint16(packet[2:], uint16(size))
+		copy(packet[12:], []byte{10, 0, 0, 1, 10, 0, 0, 2})
+		b := p.from.NewBatch()
+		send := func() {
+			for range 64 {
+				b.Append(packet)
+			}
+			p.from.Send(b)
+		}
+		send() // the scratch memory grows once
+		before := p.sink.n
+		if n := testing.AllocsPerRun(200, send); n >= 1 {
+			t.Errorf("%d bytes: %v allocations a batch of 64 packets, want none", size, n)
+		}
+		if got := p.sink.n - before; got != 201*64 {
+			t.Errorf("%d bytes: %d packets arrived, want %d", size, got, 201*64)
+		}
+	}
+}
+
+func heapAndStack() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// TestIdleDevice: a device that is up and has nothing to do takes at most 1 MiB and 8 goroutines.
+func TestIdleDevice(t *testing.T) {
+	goroutines, heap := runtime.NumGoroutine(), heapAndStack()
+	a, _ := newLoop()
+	d, err := New(Config{PrivateKey: NewPrivateKey(), Tunnel: &counter{closed: make(chan struct{})}, Bind: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Up()
+	if n := runtime.NumGoroutine() - goroutines; n > 8 {
+		t.Errorf("%d goroutines, want 8 at most", n)
+	}
+	if n := heapAndStack() - heap; n > 1<<20 && !raceEnabled {
+		t.Errorf("%d bytes, want 1 MiB at most", n)
+	}
+	d.Close()
+	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines are left after Close", runtime.NumGoroutine()-goroutines)
+		}
+	}
+}
+
+// TestIdlePeers: a peer that was never used takes at most 1 KiB, its prefix and its place in the tables included, and no
+// goroutine.
+func TestIdlePeers(t *testing.T) {
+	const n = 10_000
+	a, _ := newLoop()
+	d, err := New(Config{PrivateKey: NewPrivateKey(), Tunnel: &counter{closed: make(chan struct{})}, Bind: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	d.Up()
+	goroutines, heap := runtime.NumGoroutine(), heapAndStack()
+	change := Change{Peers: make([]PeerChange, n)}
+	for i := range change.Peers {
+		c := PeerConfig{
+			Endpoint:   EndpointOf(netip.MustParseAddrPort("192.0.2.7:7")),
+			AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)},
+		}
+		binary.BigEndian.PutUint32(c.PublicKey[:], uint32(i)+1)
+		change.Peers[i] = c.Change()
+	}
+	if err := d.Configure(change); err != nil {
+		t.Fatal(err)
+	}
+	change = Change{}
+	if got := (heapAndStack() - heap) / n; got > 1024 && !raceEnabled {
+		t.Errorf("%d bytes a peer, want 1024 at most", got)
+	}
+	if got := runtime.NumGoroutine() - goroutines; got > 0 {
+		t.Errorf("%d goroutines more", got)
+	}
+	if key, ok := d.Route(netip.MustParseAddr("10.0.39.15")); !ok || binary.BigEndian.Uint32(key[:]) != n {
+		t.Error("the last prefix does not route")
+	}
+}
+
+// FuzzDevice gives a live device whatever a socket may give it: it must not panic, and each datagram is counted.
+func FuzzDevice(f *testing.F) {
+	f.Add([]byte{1, 0, 0, 0}, 148, uint8(0))
+	f.Add(make([]byte, 300), 32, uint8(3))
+	m := make([]byte, 64)
+	m[0] = typeData
+	f.Add(m, 32, uint8(1))
+	p := newLoopPair(f)
+	f.Fuzz(func(t *testing.T, data []byte, size int, tos uint8) {
+		if size < 1 {
+			size = max(len(data), 1)
+		}
+		train := Train{Data: append([]byte(nil), data...), Size: size, Endpoint: EndpointOf(netip.MustParseAddrPort("192.0.2.9:9")), TOS: tos}
+		in := inbound{now: p.to.now(), table: p.to.allowed.routes()}
+		p.to.receiveTrain(&in, &train)
+		if len(in.packets) > 0 {
+			t.Fatal("a forgery was delivered")
+		}
+	})
+}
+
+// FuzzInner goes through all that reads a packet from inside the tunnel.
+func FuzzInner(f *testing.F) {
+	f.Add([]byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, uint8(3))
+	f.Add(append([]byte{0x60, 0, 0, 0, 0, 0, 44, 64}, make([]byte, 40)...), uint8(1))
+	f.Fuzz(func(t *testing.T, packet []byte, tos uint8) {
+		destination(packet)
+		if reply := unreachable(packet); reply != nil {
+			if _, _, ok := unpad(reply); !ok {
+				t.Fatalf("the ICMP error %x is no IP packet", reply)
+			}
+		}
+		if inner, _, ok := unpad(packet); ok {
+			if len(inner) > len(packet) {
+				t.Fatal("longer than it was")
+			}
+			decapsulateECN(tos, inner)
+		}
+	})
+}
+
+// FuzzText parses keys and endpoints: what is accepted has one text form.
+func FuzzText(f *testing.F) {
+	f.Add("192.0.2.1:51820")
+	f.Add("[fe80::1%eth0]:1")
+	f.Add(NewPrivateKey().Public().String())
+	f.Fuzz(func(t *testing.T, s string) {
+		if k, err := ParsePublicKey(s); err == nil && k.String() != s {
+			t.Errorf("%q is %q", s, k)
+		}
+		var e, again Endpoint
+		if e.UnmarshalText([]byte(s)) != nil || e.IsZero() {
+			return
+		}
+		text, err := e.MarshalText()
+		if err != nil || again.UnmarshalText(text) != nil || again != e {
+			t.Errorf("%q is %q and then %v", s, text, again)
+		}
+	})
+}

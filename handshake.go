@@ -1,0 +1,367 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/cloudflare/circl/dh/x25519"
+	"golang.org/x/crypto/blake2s"
+	"golang.org/x/crypto/chacha20poly1305"
+)
+
+// The handshake is Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (whitepaper, section 5.4):
+//
+//	<- s
+//	...
+//	-> e, es, s, ss, {t}
+//	<- e, ee, se, psk, {}
+//
+// The functions of this file compute on values and change no peer: what they return is committed by the caller, which
+// first checks that nothing moved meanwhile. Secrets are cleared once they are used; the copies that the AEADs of
+// x/crypto make of their keys are out of reach, and go with the garbage collector.
+const (
+	construction = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
+	identifier   = "WireGuard v1 zx2c4 Jason@zx2c4.com"
+)
+
+// The initiation, type 1, and where its fields begin (section 5.4.2).
+//
+//	 0      4        8                40               88                   116    132    148
+//	| type | sender | ephemeral (32) | static (32+16) | timestamp (12+16) | mac1 | mac2 |
+const (
+	initiationSize      = 148
+	initiationSender    = 4
+	initiationEphemeral = 8
+	initiationStatic    = 40
+	initiationTimestamp = 88
+)
+
+// The response, type 2 (section 5.4.3).
+//
+//	 0      4        8          12               44            60     76     92
+//	| type | sender | receiver | ephemeral (32) | empty (16) | mac1 | mac2 |
+const (
+	responseSize      = 92
+	responseSender    = 4
+	responseReceiver  = 8
+	responseEphemeral = 12
+	responseEmpty     = 44
+)
+
+var (
+	errForged   = errors.New("wireguard: message is not authentic")
+	errLowOrder = errors.New("wireguard: Diffie-Hellman result is zero")
+)
+
+// An identity is a device's private key and what follows from it. It never changes; a new key makes a new one.
+type identity struct {
+	private   PrivateKey
+	public    PublicKey
+	mac1Key   [32]byte // of messages to this device
+	cookieKey [32]byte // of cookie replies from this device
+}
+
+func newIdentity(private PrivateKey) *identity {
+	if private.IsZero() {
+		return nil
+	}
+	id := &identity{private: private.clamped(), public: private.Public()}
+	id.mac1Key, id.cookieKey = mac1Key(id.public), cookieKey(id.public)
+	return id
+}
+
+// A secret is the result of a Diffie-Hellman function. "An all-zero result ends the handshake" (Noise, section 12.1).
+type secret [32]byte
+
+func (k *PrivateKey) shared(public *PublicKey) (s secret, err error) {
+	if !x25519.Shared((*x25519.Key)(&s), (*x25519.Key)(k), (*x25519.Key)(public)) {
+		return secret{}, errLowOrder
+	}
+	return s, nil
+}
+
+// A handshake is the state of an exchange that is under way, after the initiation was sent or received.
+type handshake struct {
+	initiator       bool
+	id              *identity // this exchange's; it ends when the device gets another
+	transcript      transcript
+	ephemeral       PrivateKey // of this device, as initiator
+	remoteEphemeral PublicKey  // of the peer, as responder
+	local, remote   uint32     // indices; remote is the responder's knowledge
+}
+
+// wipe clears the secrets of h.
+func (h *handshake) wipe() { *h = handshake{} }
+
+// sessionKeys are what an exchange comes to.
+type sessionKeys struct{ send, receive [32]byte }
+
+// createInitiation makes an initiation to the peer remote. static is the secret of the two static keys. The macs are
+// left zero.
+func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral PrivateKey, ts Timestamp, local uint32) (h *handshake, m [initiationSize]byte, err error) {
+	h = &handshake{initiator: true, id: id, ephemeral: ephemeral, local: local}
+	t := &h.transcript
+	t.start(remote)
+	binary.LittleEndian.PutUint32(m[0:], typeInitiation)
+	binary.LittleEndian.PutUint32(m[initiationSender:], local)
+
+	/* e */
+	e := ephemeral.Public()
+	copy(m[initiationEphemeral:], e[:])
+	t.mixEphemeral(&e)
+	/* es */
+	es, err := ephemeral.shared(remote)
+	if err != nil {
+		return nil, m, err
+	}
+	key := t.mixKey(es[:])
+	/* s */
+	t.encrypt(m[initiationStatic:initiationTimestamp], &key, id.public[:])
+	/* ss */
+	key = t.mixKey(static[:])
+	/* {t} */
+	t.encrypt(m[initiationTimestamp:initiationTimestamp+28], &key, ts[:])
+	clear(es[:])
+	clear(key[:])
+	return h, m, nil
+}
+
+// consumeInitiation begins to read an initiation, up to the initiator's static key. The key proves nothing before
+// openTimestamp did not fail.
+func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, err error) {
+	h = &handshake{id: id, remote: binary.LittleEndian.Uint32(m[initiationSender:])}
+	t := &h.transcript
+	t.start(&id.public)
+
+	/* e */
+	h.remoteEphemeral = PublicKey(m[initiationEphemeral:])
+	t.mixEphemeral(&h.remoteEphemeral)
+	/* es */
+	es, err := id.private.shared(&h.remoteEphemeral)
+	if err != nil {
+		return nil, remote, err
+	}
+	key := t.mixKey(es[:])
+	/* s */
+	err = t.decrypt(remote[:0], &key, m[initiationStatic:initiationTimestamp])
+	clear(es[:])
+	clear(key[:])
+	return h, remote, err
+}
+
+// openTimestamp reads the rest of the initiation, which proves that the initiator has the static key: static is the
+// secret of the two static keys.
+func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err error) {
+	/* ss */
+	key := h.transcript.mixKey(static[:])
+	/* {t} */
+	err = h.transcript.decrypt(ts[:0], &key, m[initiationTimestamp:initiationTimestamp+28])
+	clear(key[:])
+	return ts, err
+}
+
+// createResponse answers the initiation that h consumed. h is left unchanged, so that a result that comes too late can
+// be thrown away. The macs are left zero.
+func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemeral PrivateKey, local uint32) (m [responseSize]byte, keys sessionKeys, err error) {
+	t := h.transcript
+	defer t.wipe()
+	binary.LittleEndian.PutUint32(m[0:], typeResponse)
+	binary.LittleEndian.PutUint32(m[responseSender:], local)
+	binary.LittleEndian.PutUint32(m[responseReceiver:], h.remote)
+
+	/* e */
+	e := ephemeral.Public()
+	copy(m[responseEphemeral:], e[:])
+	t.mixEphemeral(&e)
+	/* ee */
+	ee, err := ephemeral.shared(&h.remoteEphemeral)
+	if err != nil {
+		return m, keys, err
+	}
+	t.mixKey(ee[:])
+	/* se */
+	se, err := ephemeral.shared(remote)
+	if err != nil {
+		return m, keys, err
+	}
+	t.mixKey(se[:])
+	/* psk */
+	key := t.mixPresharedKey(psk)
+	/* {} */
+	t.encrypt(m[responseEmpty:responseEmpty+messageTag], &key, nil)
+	keys.receive, keys.send = t.split()
+	clear(ee[:])
+	clear(se[:])
+	clear(key[:])
+	return m, keys, nil
+}
+
+// consumeResponse reads the response m to the initiation that h created. h is left unchanged.
+func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKeys, remote uint32, err error) {
+	t := h.transcript
+	defer t.wipe()
+
+	/* e */
+	e := PublicKey(m[responseEphemeral:])
+	t.mixEphemeral(&e)
+	/* ee */
+	ee, err := h.ephemeral.shared(&e)
+	if err != nil {
+		return keys, 0, err
+	}
+	t.mixKey(ee[:])
+	/* se */
+	se, err := h.id.private.shared(&e)
+	if err != nil {
+		return keys, 0, err
+	}
+	t.mixKey(se[:])
+	/* psk */
+	key := t.mixPresharedKey(psk)
+	clear(ee[:])
+	clear(se[:])
+	defer clear(key[:])
+	/* {} */
+	if err = t.decrypt(nil, &key, m[responseEmpty:responseEmpty+messageTag]); err != nil {
+		return keys, 0, err
+	}
+	keys.send, keys.receive = t.split()
+	return keys, binary.LittleEndian.Uint32(m[responseSender:]), nil
+}
+
+// A transcript is the chaining key and the hash of an exchange so far (Noise, SymmetricState).
+type transcript struct{ chainKey, hash [32]byte }
+
+var initialTranscript = func() (t transcript) {
+	t.chainKey = blake2s.Sum256([]byte(construction))
+	t.hash = t.chainKey
+	t.mixHash([]byte(identifier))
+	return t
+}()
+
+func (t *transcript) start(responder *PublicKey) {
+	*t = initialTranscript
+	t.mixHash(responder[:])
+}
+
+func (t *transcript) wipe() { *t = transcript{} }
+
+// mixHash sets H := HASH(H ‖ data).
+func (t *transcript) mixHash(data []byte) {
+	var b [32 + 64]byte
+	n := copy(b[:], t.hash[:])
+	n += copy(b[n:], data)
+	t.hash = blake2s.Sum256(b[:n])
+}
+
+// mixEphemeral is the token e: with a preshared key, ephemeral keys are mixed into the chaining key too.
+func (t *transcript) mixEphemeral(e *PublicKey) {
+	t.mixHash(e[:])
+	kdf(&t.chainKey, e[:], &t.chainKey)
+}
+
+// mixKey sets (C, key) := KDF2(C, input).
+func (t *transcript) mixKey(input []byte) (key [32]byte) {
+	kdf(&t.chainKey, input, &t.chainKey, &key)
+	return key
+}
+
+// mixPresharedKey is the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
+func (t *transcript) mixPresharedKey(psk *PresharedKey) (key [32]byte) {
+	var tau [32]byte
+	kdf(&t.chainKey, psk[:], &t.chainKey, &tau, &key)
+	t.mixHash(tau[:])
+	return key
+}
+
+// split ends the exchange: the initiator sends with the first key and receives with the second.
+func (t *transcript) split() (first, second [32]byte) {
+	kdf(&t.chainKey, nil, &first, &second)
+	t.wipe()
+	return first, second
+}
+
+var zeroNonce [chacha20poly1305.NonceSize]byte
+
+// encrypt seals plaintext into dst, which has just its length and 16 bytes more, and mixes the result into the hash.
+func (t *transcript) encrypt(dst []byte, key *[32]byte, plaintext []byte) {
+	a, err := chacha20poly1305.New(key[:])
+	if err != nil {
+		panic(err) // the length of a key is the only thing that can be wrong
+	}
+	a.Seal(dst[:0], zeroNonce[:], plaintext, t.hash[:])
+	t.mixHash(dst)
+}
+
+// decrypt appends the opened ciphertext to dst and mixes ciphertext into the hash.
+func (t *transcript) decrypt(dst []byte, key *[32]byte, ciphertext []byte) error {
+	a, err := chacha20poly1305.New(key[:])
+	if err != nil {
+		panic(err)
+	}
+	if _, err = a.Open(dst, zeroNonce[:], ciphertext, t.hash[:]); err != nil {
+		return errForged
+	}
+	t.mixHash(ciphertext)
+	return nil
+}
+
+// kdf is HKDF with HMAC-BLAKE2s and no info: τ0 := HMAC(key, input), τi := HMAC(τ0, τi-1 ‖ i) go to out
+// (section 5.4, KDFn). key may be one of out.
+func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
+	prk := hmac(key, input)
+	var block [33]byte
+	n := 0
+	for i, o := range out {
+		block[n] = byte(i + 1)
+		*o = hmac(&prk, block[:n+1])
+		n = copy(block[:], o[:])
+	}
+	clear(prk[:])
+	clear(block[:])
+}
+
+// hmac is HMAC-BLAKE2s (RFC 2104) of at most 64 bytes of data. crypto/hmac computes the same, and allocates.
+func hmac(key *[32]byte, data []byte) [32]byte {
+	var inner, outer [128]byte
+	for i := range 64 {
+		var k byte
+		if i < len(key) {
+			k = key[i]
+		}
+		inner[i], outer[i] = k^0x36, k^0x5c
+	}
+	sum := blake2s.Sum256(inner[:64+copy(inner[64:], data)])
+	copy(outer[64:], sum[:])
+	clear(inner[:])
+	sum = blake2s.Sum256(outer[:96])
+	clear(outer[:])
+	return sum
+}
+
+// A Timestamp is a TAI64N label, big-endian seconds and nanoseconds, as initiations carry it: each one of a peer is
+// greater than the last. The zero value is older than all others.
+type Timestamp [12]byte
+
+// After reports whether t is later than u.
+func (t Timestamp) After(u Timestamp) bool { return string(t[:]) > string(u[:]) }
+
+// timestampOf is the label of a wall time, rounded down to 2^24 ns: finer would tell more of the sender's clock than 50
+// initiations a second need.
+func timestampOf(wall time.Time) (t Timestamp) {
+	binary.BigEndian.PutUint64(t[:], 1<<62+10+uint64(wall.Unix()))
+	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
+	return t
+}
+
+// next is the least label that is greater than t. It is sent where the wall clock did not advance.
+func (t Timestamp) next() Timestamp {
+	sec, nsec := binary.BigEndian.Uint64(t[:]), binary.BigEndian.Uint32(t[8:])+1
+	if nsec >= uint32(time.Second) {
+		sec, nsec = sec+1, 0
+	}
+	binary.BigEndian.PutUint64(t[:], sec)
+	binary.BigEndian.PutUint32(t[8:], nsec)
+	return t
+}

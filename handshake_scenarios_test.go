@@ -1,0 +1,391 @@
+package wireguard_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// "after sending a handshake initiation message … if a handshake response is not subsequently received after
+// Rekey-Timeout seconds, a new handshake initiation message is constructed (with new random ephemeral keys)" (6.4).
+// Linux adds the jitter: "add some randomness to the timer" (timers.c, wg_timers_handshake_initiated).
+func TestInitiationRetransmitted(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.Cut(a.end, b.end)
+		a.send(b, "hello")
+		w.want("a initiation", "the first one goes out at once")
+		for i := range 5 {
+			before := w.last("a initiation")
+			// Each round runs from the one before, so that the jitter of one does not blur the next.
+			w.wantIdle(5*time.Second-1-(w.now()-before.at), "REKEY_TIMEOUT is not over")
+			w.advance(jitter + 1)
+			w.want("a initiation", fmt.Sprintf("retry %d comes after REKEY_TIMEOUT and the jitter", i+1))
+			if after := w.last("a initiation"); string(after.data[8:40]) == string(before.data[8:40]) {
+				w.Fatal("a retry must have a new ephemeral key")
+			}
+		}
+		w.net.Mend(a.end, b.end)
+		w.advance(5*time.Second + jitter)
+		w.want("a initiation, b response, a data", "the wire is whole again; the staged packet confirms")
+		b.wantArrived("it waited for the handshake", "hello")
+		w.wantIdle(9*time.Second, "the retries ended with the response")
+	})
+}
+
+// The moments of retries are not the same for two peers, and not the same each time: that is what jitter is for.
+func TestJitterDiffers(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.Cut(nil, nil)
+		a.send(b, "x")
+		b.send(a, "x")
+		seen := map[time.Duration]bool{}
+		last := map[*node]time.Duration{}
+		w.judge(func(m *message) pipe.Verdict {
+			seen[m.at-last[m.from]], last[m.from] = true, m.at
+			return pipe.Pass
+		})
+		w.advance(40 * time.Second)
+		if len(seen) < 12 {
+			w.Fatalf("%d different gaps among about 14 retries", len(seen))
+		}
+	})
+}
+
+// Linux: MAX_TIMER_HANDSHAKES is 90 / 5 = 18, and "timer_handshake_attempts > MAX_TIMER_HANDSHAKES" gives up, which
+// lets 20 initiations out. "We drop all packets without a keypair and don't try again, if we try unsuccessfully for too
+// long to make a handshake" (timers.c).
+func TestGiveUpAfterTwentyInitiations(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.Cut(a.end, b.end)
+		a.send(b, "one", "two")
+		w.advance(20*5*time.Second - 1)
+		n := a.end.Sent().Initiations
+		w.advance(20*jitter + 1)
+		if n > 20 || a.end.Sent().Initiations != 20 {
+			w.Fatalf("%d initiations after 100 s, %d in the end, want 20", n, a.end.Sent().Initiations)
+		}
+		w.script()
+		a.wantEvents("the device tells that it gave up", wireguard.EventHandshakeFailed)
+		a.wantDrops(wireguard.DropNoSession, 2, "what was staged is dropped")
+		if s := a.status(b); s.Staged != 0 || s.NextReason != "wipe the session" || wireguard.StagedBytes(a.Device) != 0 {
+			w.Fatalf("after the give-up: %d staged, %d bytes, next %q", s.Staged, wireguard.StagedBytes(a.Device), s.NextReason)
+		}
+		w.net.Mend(a.end, b.end)
+		w.wantIdle(10*time.Minute, "it does not try again by itself")
+		a.send(b, "three")
+		w.want("a initiation, b response, a data", "a new packet begins a new series")
+		b.wantArrived("the old packets are gone", "three")
+	})
+}
+
+// Linux resets the count for every packet that finds no key (wg_packet_send_queued_handshake_initiation, !is_retry).
+func TestNoGiveUpWhilePacketsCome(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.Cut(a.end, b.end)
+		for range 60 {
+			a.send(b, "again")
+			w.advance(5 * time.Second)
+		}
+		if n := a.end.Sent().Initiations; n < 56 || n > 61 {
+			w.Fatalf("%d initiations in 300 s under traffic, want one each 5 to 5.33 s", n)
+		}
+		a.wantEvents("under traffic there is no end")
+	})
+}
+
+// PROTOCOL.md: with persistent keepalive a new series starts one interval after the last try.
+func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.Cut(a.end, b.end)
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
+		for range 107 {
+			w.advance(time.Second)
+		}
+		if n := a.end.Sent().Initiations; n != 20 {
+			w.Fatalf("%d initiations, want 20", n)
+		}
+		w.script()
+		last := w.last("a initiation").at
+		w.advance(last + 25*time.Second - 1 - w.now())
+		w.want("", "one interval after the last try: not yet")
+		w.advance(1)
+		w.want("a initiation", "one interval after the last try")
+		if s := a.status(b); s.Attempts != 1 {
+			w.Fatalf("attempt %d, want the first of a new series", s.Attempts)
+		}
+	})
+}
+
+// "the initiator … sends … a keepalive if it has nothing to send" (6.5 has the responder wait for it: "the responder
+// may not send … until it received the first transport data message"). Row 9.
+func TestInitiatorConfirmsAtOnce(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		a.send(b, "one", "two", "three")
+		w.want("a initiation, b response, a data x3", "the staged packets confirm; no keepalive besides")
+		b.wantArrived("in order", "one", "two", "three")
+		w.wantIdle(9*time.Second, "nothing else is due")
+	})
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(b, a) // which asserts that a keepalive confirms where nothing is staged
+	})
+}
+
+// "the responder … must wait to use the new session until it has received one encrypted session packet from the
+// initiator" (5.1, "key confirmation"). Row 9: then it flushes what it staged.
+func TestResponderFlushesOnConfirmation(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.hold("a keepalive", 1)
+		go a.Handshake(w.Context(), b.pub())
+		w.want("a initiation, b response, a keepalive", "the confirmation is held back")
+		b.send(a, "one")
+		b.send(a, "two")
+		w.want("", "the responder may not send before it is confirmed, nor initiate within 5 s of its response")
+		b.wantSession(a, false, "unconfirmed")
+		w.release()
+		w.want("b data x2", "the confirmation flushes what was staged")
+		a.wantArrived("in order", "one", "two")
+	})
+}
+
+// Row 8: "two crossing initiations leave two unconfirmed keypairs and none current; the next retransmit heals it in 5
+// to 5.33 s". Each end forgot its own initiation when it answered the other's (Linux has one handshake state a peer).
+func TestCrossingInitiationsHeal(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+		a.send(b, "from a")
+		b.send(a, "from b")
+		w.want("a initiation, b initiation", "they cross")
+		w.advance(10 * time.Millisecond)
+		if s, r := w.script(), a.end.Sent().Responses+b.end.Sent().Responses; r != 2 {
+			w.Fatalf("%q: want both to answer", s)
+		}
+		a.wantSession(b, false, "its own initiation is forgotten, and nobody confirms its response")
+		b.wantSession(a, false, "likewise")
+		w.wantIdle(5*time.Second-9*time.Millisecond-1, "no initiation within 5 s of the last response")
+		w.advance(jitter + 4*time.Millisecond)
+		if n := w.net.Sent().Initiations; n != 3 {
+			w.Fatalf("%d initiations, want one more: it ends the matter", n)
+		}
+		w.script()
+		b.wantArrived("healed in 5 to 5.33 s", "from a")
+		a.wantArrived("healed in 5 to 5.33 s", "from b")
+		w.advance(8 * time.Second)
+		w.want("", "both are content")
+	})
+}
+
+// Crossing initiations of which one is lost need no healing.
+func TestCrossingInitiationsOneLost(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+		w.lose("a initiation", 1)
+		a.send(b, "from a")
+		b.send(a, "from b")
+		w.advance(5 * time.Millisecond)
+		w.want("a initiation, b initiation, a response, b data, a data", "one handshake serves both")
+		a.wantArrived("at once", "from b")
+		b.wantArrived("at once", "from a")
+		w.wantIdle(9*time.Second, "the retry of the lost one is off")
+	})
+}
+
+// Row 7: "a response to a superseded initiation is dropped".
+func TestResponseToSupersededInitiation(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.hold("b response", 1)
+		a.send(b, "hello")
+		w.want("a initiation, b response", "the response is delayed")
+		w.judge(func(m *message) pipe.Verdict {
+			if m.kind == pipe.TypeResponse {
+				return pipe.Drop
+			}
+			return pipe.Pass
+		})
+		w.wantJittered(5*time.Second, "a initiation, b response", "the retry supersedes the first initiation")
+		w.release()
+		w.want("", "the response to the first initiation comes too late")
+		a.wantSession(b, false, "too late")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "its index is gone with the initiation")
+		w.advance(5*time.Second + jitter)
+		w.want("a initiation, b response, a data", "the newest one counts")
+		b.wantArrived("in the end", "hello")
+	})
+}
+
+// "the responder keeps track of the greatest timestamp received per peer and discards packets containing timestamps
+// less than or equal to it" (5.1).
+func TestReplayedInitiationRefused(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		first := w.last("a initiation")
+		w.advance(time.Minute)
+		w.replay(first)
+		w.want("", "an initiation is answered once")
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "equal is not greater")
+
+		a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
+		a.configure(wireguard.Change{PrivateKey: &a.key})
+		w.connect(a, b)
+		w.advance(time.Second)
+		w.replay(first)
+		w.want("", "nor is an older one")
+		b.wantDrops(wireguard.DropOldTimestamp, 2, "less")
+
+		// The session that stands is not harmed, whatever is replayed.
+		a.send(b, "still here")
+		w.want("a data", "no new handshake")
+		b.wantArrived("the session stands", "still here")
+	})
+}
+
+// Greatest timestamps outlive the sessions: "even if the responder restarts" is the only case where they are lost.
+func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		first := w.last("a initiation")
+		w.wantIdle(10*time.Minute, "all keys are wiped meanwhile")
+		w.replay(first)
+		w.want("", "the wipe forgets keys, not timestamps")
+		b.Down()
+		if err := b.Up(); err != nil {
+			w.Fatal(err)
+		}
+		w.replay(first)
+		w.want("", "nor does Down")
+		b.wantDrops(wireguard.DropOldTimestamp, 2, "both are replays")
+	})
+}
+
+// A replayed response finds an index that is the session's, and no handshake.
+func TestReplayedResponseRefused(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.replay(w.last("b response"))
+		w.want("", "no second session, no second confirmation")
+		a.wantDrops(wireguard.DropSuperseded, 1, "its handshake is over")
+		a.send(b, "still here")
+		w.want("a data", "the session stands")
+		b.wantArrived("the session stands", "still here")
+		w.wantIdle(time.Second, "quiet")
+		a.wantEvents("one handshake", wireguard.EventHandshake)
+	})
+}
+
+// Linux: "INITIATIONS_PER_SECOND = 50": a peer's initiations are accepted one each 20 ms, and the initiation that comes
+// too soon changes nothing.
+func TestInitiationTooSoon(t *testing.T) {
+	for _, gap := range []time.Duration{20*time.Millisecond - 1, 20 * time.Millisecond} {
+		scenario(t, func(w *world, a, b *node) {
+			w.judge(func(m *message) pipe.Verdict {
+				if m.from == b {
+					return pipe.Drop
+				}
+				return pipe.Pass
+			})
+			a.send(b, "one")
+			w.want("a initiation, b response", "the first is accepted")
+			w.advance(gap)
+			// A change of keys and back makes an initiation immediate.
+			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
+			a.configure(wireguard.Change{PrivateKey: &a.key})
+			if gap < 20*time.Millisecond {
+				w.want("a initiation", "less than 20 ms after the last: no answer")
+				b.wantDrops(wireguard.DropTooSoon, 1, "too soon")
+			} else {
+				w.want("a initiation, b response", "20 ms after the last")
+			}
+		})
+	}
+}
+
+// Losing any one message of a handshake costs a retry, and nothing that was to be delivered.
+func TestLossOfEachHandshakeMessage(t *testing.T) {
+	for _, test := range []struct {
+		lost         string
+		first, later string
+		healed       time.Duration
+	}{
+		{"a initiation", "a initiation", "a initiation, b response, a data", 5 * time.Second},
+		{"b response", "a initiation, b response", "a initiation, b response, a data", 5 * time.Second},
+		// The confirmation is lost with its packet. a hears nothing for 15 s after it.
+		{"a data", "a initiation, b response, a data", "a initiation, b response, a keepalive", 15 * time.Second},
+	} {
+		t.Run(test.lost, func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.lose(test.lost, 1)
+				a.send(b, "hello")
+				w.want(test.first, "the exchange ends here")
+				w.wantJittered(test.healed, test.later, "the retry heals it")
+				if test.lost == "a data" {
+					b.wantArrived("the lost data is lost: that is IP")
+				} else {
+					b.wantArrived("what was staged is kept", "hello")
+				}
+				b.wantSession(a, true, "healed")
+				a.wantSession(b, true, "healed")
+			})
+		})
+	}
+}
+
+// The responder has something to send, and the confirmation of the initiator is lost: it makes a session of its own.
+func TestLostConfirmationAndDataAtResponder(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.lose("a keepalive", 1)
+		go a.Handshake(w.Context(), b.pub())
+		w.want("a initiation, b response, a keepalive", "the confirmation is lost")
+		b.send(a, "hello")
+		w.wantJittered(5*time.Second, "b initiation, a response, b data", "5 s after its response the responder initiates")
+		a.wantArrived("delivered", "hello")
+	})
+}
+
+// "psk … is mixed into the handshake" (5.2): ends that disagree on it make no session, in either direction, and the
+// one that notices is the initiator, by the response's tag.
+func TestPresharedKeyMismatch(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
+		a.send(b, "hello")
+		w.want("a initiation, b response", "the response is no good to a")
+		a.wantDrops(wireguard.DropForged, 1, "the response's tag is made with another psk")
+		w.wantJittered(5*time.Second, "a initiation, b response", "it goes on trying")
+		a.wantSession(b, false, "no psk in common")
+		b.wantSession(a, false, "never confirmed")
+		b.update(a, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
+		w.advance(5*time.Second + jitter)
+		w.want("a initiation, b response, a data", "used from the next handshake on")
+		b.wantArrived("at last", "hello")
+	})
+}
+
+// "the two peers with and without": a session with a preshared key carries data both ways.
+func TestPresharedKeySession(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		psk := wireguard.NewPresharedKey()
+		a.update(b, wireguard.PeerChange{PresharedKey: &psk})
+		b.update(a, wireguard.PeerChange{PresharedKey: &psk})
+		w.connect(a, b)
+		a.send(b, "there")
+		b.send(a, "back")
+		w.want("a data, b data", "on the session")
+		b.wantArrived("opened", "there")
+		a.wantArrived("opened", "back")
+	})
+}
+
+// Whitepaper 5.4.2: "e" is fresh each time, the sender index is random, the static key and timestamp are encrypted. A
+// handshake message says in its TOS that it is one: "HANDSHAKE_DSCP = 0x88" (Linux, messages.h).
+func TestHandshakeTOS(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		a.send(b, "x")
+		if i, r := w.last("a initiation"), w.last("b response"); i.tos != 0x88 || r.tos != 0x88 {
+			w.Fatalf("TOS of initiation %#x, of response %#x, want 0x88", i.tos, r.tos)
+		}
+		if d := w.last("a data"); d.tos != 0 {
+			w.Fatalf("TOS of data %#x, want 0", d.tos)
+		}
+	})
+}

@@ -1,0 +1,472 @@
+package wireguard
+
+import (
+	"bytes"
+	stdhmac "crypto/hmac"
+	"encoding/binary"
+	"encoding/hex"
+	"hash"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+	"pgregory.net/rapid"
+)
+
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func key32(t testing.TB, s string) (k [32]byte) {
+	t.Helper()
+	if copy(k[:], unhex(t, s)) != 32 {
+		t.Fatalf("%q are not 32 bytes", s)
+	}
+	return k
+}
+
+func wantHex(t testing.TB, what string, got []byte, want string) {
+	t.Helper()
+	if hex.EncodeToString(got) != want {
+		t.Errorf("%s:\n got %x\nwant %s", what, got, want)
+	}
+}
+
+func newBLAKE2s() hash.Hash {
+	h, err := blake2s.New256(nil)
+	if err != nil {
+		panic(err)
+	}
+	return h
+}
+
+// slowHMAC is hmac by the standard library.
+func slowHMAC(key, data []byte) []byte {
+	h := stdhmac.New(newBLAKE2s, key)
+	h.Write(data)
+	return h.Sum(nil)
+}
+
+// slowKDF is KDFn by its definition (section 5.4).
+func slowKDF(key, input []byte, n int) (out [][]byte) {
+	prk := slowHMAC(key, input)
+	var last []byte
+	for i := 1; i <= n; i++ {
+		last = slowHMAC(prk, append(bytes.Clone(last), byte(i)))
+		out = append(out, last)
+	}
+	return out
+}
+
+func TestKDFAgainstStandardLibrary(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		key := [32]byte(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "key"))
+		input := rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(t, "input")
+		if got, want := hmac(&key, input), slowHMAC(key[:], input); !bytes.Equal(got[:], want) {
+			t.Fatalf("hmac: got %x, want %x", got, want)
+		}
+		n := rapid.IntRange(1, 3).Draw(t, "n")
+		want := slowKDF(key[:], input, n)
+		got := make([][32]byte, n)
+		out := make([]*[32]byte, n)
+		for i := range out {
+			out[i] = &got[i]
+		}
+		if rapid.Bool().Draw(t, "into key") {
+			out[0] = &key // as mixKey does with the chaining key
+		}
+		kdf(&key, input, out...)
+		for i := range out {
+			if !bytes.Equal(out[i][:], want[i]) {
+				t.Fatalf("output %d of %d: got %x, want %x", i+1, n, *out[i], want[i])
+			}
+		}
+	})
+}
+
+// TestInitialTranscript has the values that other implementations carry as constants.
+func TestInitialTranscript(t *testing.T) {
+	wantHex(t, "HASH(construction)", initialTranscript.chainKey[:], "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36")
+	wantHex(t, "HASH(that, identifier)", initialTranscript.hash[:], "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")
+}
+
+// TestNoiseVector is Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s of the cacophony vectors: the tokens, in their order, by the
+// functions that WireGuard's messages are made of. Prologue and payloads are others than WireGuard's.
+func TestNoiseVector(t *testing.T) {
+	si := PrivateKey(key32(t, "e61ef9919cde45dd5f82166404bd08e38bceb5dfdfded0a34c8df7ed542214d1"))
+	sr := PrivateKey(key32(t, "4a3acbfdb163dec651dfa3194dece676d437029c62a408b4c5ea9114246e4893"))
+	ei := PrivateKey(key32(t, "893e28b9dc6ca8d611ab664754b8ceb7bac5117349a4439a6b0569da977c464a"))
+	er := PrivateKey(key32(t, "bbdb4cdbd309f1a1f2e1456967fe288cadd6f712d65dc7b7793d5e63da6b375b"))
+	psk := PresharedKey([]byte("This is my Austrian perspective!"))
+	siPublic, srPublic, eiPublic, erPublic := si.Public(), sr.Public(), ei.Public(), er.Public()
+	shared := func(k PrivateKey, p PublicKey) []byte {
+		s, err := k.shared(&p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s[:]
+	}
+	var s transcript
+	s.chainKey = blake2s.Sum256([]byte(construction))
+	s.hash = s.chainKey
+	s.mixHash([]byte("John Galt"))
+	s.mixHash(srPublic[:])
+
+	payload := []byte("Ludwig von Mises")
+	m := append([]byte(nil), eiPublic[:]...)
+	s.mixEphemeral(&eiPublic)
+	key := s.mixKey(shared(ei, srPublic))
+	static := make([]byte, 48)
+	s.encrypt(static, &key, siPublic[:])
+	key = s.mixKey(shared(si, srPublic))
+	sealed := make([]byte, len(payload)+16)
+	s.encrypt(sealed, &key, payload)
+	wantHex(t, "first message", append(append(m, static...), sealed...), "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3afa4c7944"+
+		"001e21de9f98ddd8e2ad57527207feb56253c9c94a9e496782ecfcb2a75fbcaf1b52948cc48daefe660c62119ab50009"+
+		"80c84831215f2441eba616548e832985464cf17e51ee93109008399a21f7e13f")
+
+	payload = []byte("Murray Rothbard")
+	s.mixEphemeral(&erPublic)
+	s.mixKey(shared(er, eiPublic))
+	s.mixKey(shared(er, siPublic))
+	key = s.mixPresharedKey(&psk)
+	sealed = make([]byte, len(payload)+16)
+	s.encrypt(sealed, &key, payload)
+	wantHex(t, "second message", append(erPublic[:], sealed...), "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f144808843"+
+		"cb765f2caef0751b8f007572dab0322217755c0632f365717edbf34d33e87a")
+
+	first, second := s.split()
+	ki := newKeypair(&first, &second, 0, 0, true, 0)
+	kr := newKeypair(&second, &first, 0, 0, false, 0)
+	for i, c := range []struct {
+		k       *keypair
+		payload string
+		want    string
+	}{
+		{ki, "F. A. Hayek", "8153ca9833bc3c1b91a7e66e5f4d4f5b59bf9e64c2f20d15f0bba7"},
+		{kr, "Carl Menger", "07af0c9c86e1b4e80f36b04ff7688d51141af3debd0332f0a705ef"},
+		{ki, "Jean-Baptiste Say", "6ab1467c0448cc78394494abaaf23afce0e234315d6e2624dcbfa8a21c1c4d073d"},
+		{kr, "Eugen B\xf6hm von Bawerk", "dfc346c0d2296ae6cf1acf6f12b8456a1dba228cf8d8b774aacf1c47fc53aa80ebc7a4c292"},
+	} {
+		m := make([]byte, messageOverhead+len(c.payload))
+		copy(m[messageHeader:], c.payload)
+		c.k.seal(m, uint64(i/2))
+		wantHex(t, "transport message", m[messageHeader:], c.want)
+	}
+}
+
+// An exchange is a whole handshake whose randomness is fixed.
+type exchange struct {
+	initiator, responder *identity
+	static               secret
+	ei, er               PrivateKey
+	ts                   Timestamp
+	psk                  PresharedKey
+}
+
+func newExchange(t testing.TB, psk PresharedKey) *exchange {
+	x := &exchange{
+		initiator: newIdentity(testKey(1)), responder: newIdentity(testKey(2)), ei: testKey(3), er: testKey(4),
+		ts: timestampOf(epoch), psk: psk,
+	}
+	var err error
+	if x.static, err = x.initiator.private.shared(&x.responder.public); err != nil {
+		t.Fatal(err)
+	}
+	other, err := x.responder.private.shared(&x.initiator.public)
+	if err != nil || other != x.static {
+		t.Fatal("the two static keys have different secrets", err)
+	}
+	return x
+}
+
+func (x *exchange) initiate(t testing.TB) (*handshake, []byte) {
+	t.Helper()
+	h, m, err := createInitiation(x.initiator, &x.responder.public, &x.static, x.ei, x.ts, 0x01020304)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var jar cookieJar
+	jar.sign(m[:], x.responder.public, 1)
+	return h, m[:]
+}
+
+func (x *exchange) consume(t testing.TB, m []byte) *handshake {
+	t.Helper()
+	h, remote, err := consumeInitiation(x.responder, m)
+	if err != nil || remote != x.initiator.public {
+		t.Fatalf("consumeInitiation: %v, %v", remote, err)
+	}
+	if ts, err := h.openTimestamp(m, &x.static); err != nil || ts != x.ts {
+		t.Fatalf("openTimestamp: %x, %v", ts, err)
+	}
+	return h
+}
+
+func (x *exchange) respond(t testing.TB, h *handshake) ([]byte, sessionKeys) {
+	t.Helper()
+	m, keys, err := h.createResponse(&x.initiator.public, &x.psk, x.er, 0x0a0b0c0d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var jar cookieJar
+	jar.sign(m[:], x.initiator.public, 1)
+	return m[:], keys
+}
+
+// TestHandshakeTranscript holds both messages and the keys fixed, byte by byte. The same functions are checked against
+// another implementation in TestWireGuardGo.
+func TestHandshakeTranscript(t *testing.T) {
+	for _, c := range []struct {
+		name                                   string
+		psk                                    PresharedKey
+		initiation, response, fromInit, toInit string
+	}{
+		{name: "without preshared key", initiation: goldenInitiation, response: goldenResponse, fromInit: goldenSend, toInit: goldenReceive},
+		{name: "with preshared key", psk: PresharedKey(testKey(5)), initiation: goldenInitiation, response: goldenResponsePSK, fromInit: goldenSendPSK, toInit: goldenReceivePSK},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := newExchange(t, c.psk)
+			hi, m1 := x.initiate(t)
+			wantHex(t, "initiation", m1, c.initiation)
+			hr := x.consume(t, m1)
+			m2, kr := x.respond(t, hr)
+			wantHex(t, "response", m2, c.response)
+			before := *hi
+			ki, index, err := hi.consumeResponse(m2, &x.psk)
+			if err != nil || index != 0x0a0b0c0d {
+				t.Fatalf("consumeResponse: %#x, %v", index, err)
+			}
+			if *hi != before {
+				t.Error("consumeResponse changed the handshake: a forged response would end it")
+			}
+			if ki.send != kr.receive || ki.receive != kr.send {
+				t.Error("the ends have different keys")
+			}
+			wantHex(t, "key from the initiator", ki.send[:], c.fromInit)
+			wantHex(t, "key to the initiator", ki.receive[:], c.toInit)
+			if !(&cookieChecker{}).validMAC1(m1, x.responder) || !(&cookieChecker{}).validMAC1(m2, x.initiator) {
+				t.Error("mac1 is not valid")
+			}
+		})
+	}
+}
+
+func TestHandshakeResponseLeavesStateUnchanged(t *testing.T) {
+	x := newExchange(t, PresharedKey{})
+	_, m := x.initiate(t)
+	h := x.consume(t, m)
+	before := *h
+	one, _ := x.respond(t, h)
+	if *h != before {
+		t.Fatal("createResponse changed the handshake: its result cannot be thrown away")
+	}
+	if two, _ := x.respond(t, h); !bytes.Equal(one, two) {
+		t.Fatal("a second response is another one")
+	}
+}
+
+func TestHandshakePresharedKeyMismatch(t *testing.T) {
+	x := newExchange(t, PresharedKey{1})
+	hi, m1 := x.initiate(t)
+	m2, _ := x.respond(t, x.consume(t, m1))
+	for _, psk := range []PresharedKey{{}, {2}} {
+		if _, _, err := hi.consumeResponse(m2, &psk); err != errForged {
+			t.Errorf("a response under another preshared key: %v, want %v", err, errForged)
+		}
+	}
+}
+
+// TestHandshakeForgeries flips each bit of both messages that they authenticate by themselves: all but type and
+// sender's index, which mac1 covers, and the receiver's index, which the session table checks.
+func TestHandshakeForgeries(t *testing.T) {
+	x := newExchange(t, PresharedKey{7})
+	hi, m1 := x.initiate(t)
+	for at := initiationEphemeral; at < initiationSize-2*macSize; at++ {
+		m := bytes.Clone(m1)
+		m[at] ^= 1 << (at % 8)
+		h, _, err := consumeInitiation(x.responder, m)
+		if err == nil {
+			_, err = h.openTimestamp(m, &x.static)
+		}
+		if err != errForged {
+			t.Errorf("byte %d of the initiation changed: %v, want %v", at, err, errForged)
+		}
+	}
+	m2, _ := x.respond(t, x.consume(t, m1))
+	for at := responseEphemeral; at < responseSize-2*macSize; at++ {
+		m := bytes.Clone(m2)
+		m[at] ^= 1 << (at % 8)
+		if _, _, err := hi.consumeResponse(m, &x.psk); err != errForged {
+			t.Errorf("byte %d of the response changed: %v, want %v", at, err, errForged)
+		}
+	}
+	for _, m := range [][]byte{m1, m2} {
+		id := x.responder
+		if len(m) == responseSize {
+			id = x.initiator
+		}
+		for at := 0; at < len(m)-macSize; at++ {
+			m := bytes.Clone(m)
+			m[at] ^= 1
+			if (&cookieChecker{}).validMAC1(m, id) {
+				t.Errorf("byte %d of a message of %d changed, and mac1 is valid", at, len(m))
+			}
+		}
+	}
+}
+
+// lowOrder are the encodings of the points whose order divides 8; the top bit of each is ignored.
+var lowOrder = []string{
+	"0000000000000000000000000000000000000000000000000000000000000000",
+	"0100000000000000000000000000000000000000000000000000000000000000",
+	"e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+	"5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p-1
+	"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p
+	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p+1
+}
+
+// TestHandshakeLowOrder puts each point wherever a message or the configuration can bring one: "an all-zero X25519 result
+// ends the handshake silently, at each of its places".
+func TestHandshakeLowOrder(t *testing.T) {
+	x := newExchange(t, PresharedKey{})
+	hi, m1 := x.initiate(t)
+	hr := x.consume(t, m1)
+	m2, _ := x.respond(t, hr)
+	for _, s := range lowOrder {
+		for _, top := range []byte{0, 0x80} {
+			point := PublicKey(key32(t, s))
+			point[31] |= top
+			if _, err := x.initiator.private.shared(&point); err != errLowOrder {
+				t.Errorf("%x: static secret: %v", point, err)
+			}
+			if h, _, err := createInitiation(x.initiator, &point, &x.static, x.ei, x.ts, 1); err != errLowOrder || h != nil {
+				t.Errorf("%x: es of the initiator: %v", point, err)
+			}
+			m := bytes.Clone(m1)
+			copy(m[initiationEphemeral:], point[:])
+			if h, _, err := consumeInitiation(x.responder, m); err != errLowOrder || h != nil {
+				t.Errorf("%x: es of the responder: %v", point, err)
+			}
+			h := *hr
+			h.remoteEphemeral = point
+			if _, keys, err := h.createResponse(&x.initiator.public, &x.psk, x.er, 1); err != errLowOrder || keys != (sessionKeys{}) {
+				t.Errorf("%x: ee of the responder: %v", point, err)
+			}
+			if _, keys, err := hr.createResponse(&point, &x.psk, x.er, 1); err != errLowOrder || keys != (sessionKeys{}) {
+				t.Errorf("%x: se of the responder: %v", point, err)
+			}
+			m = bytes.Clone(m2)
+			copy(m[responseEphemeral:], point[:])
+			if keys, _, err := hi.consumeResponse(m, &x.psk); err != errLowOrder || keys != (sessionKeys{}) {
+				t.Errorf("%x: ee of the initiator: %v", point, err)
+			}
+		}
+	}
+}
+
+func TestHandshakeWipe(t *testing.T) {
+	x := newExchange(t, PresharedKey{})
+	h, _ := x.initiate(t)
+	if h.ephemeral.IsZero() || h.transcript == (transcript{}) {
+		t.Fatal("there is nothing to wipe")
+	}
+	if h.wipe(); *h != (handshake{}) {
+		t.Error("secrets were left")
+	}
+	s := h.transcript
+	s.chainKey[0] = 1
+	if s.split(); s != (transcript{}) {
+		t.Error("split leaves the chaining key")
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	if newIdentity(PrivateKey{}) != nil {
+		t.Error("the zero key is an identity")
+	}
+	if (*identity)(nil).publicKey() != (PublicKey{}) {
+		t.Error("no identity has a public key")
+	}
+	k := PrivateKey{1, 2, 3, 31: 0xff}
+	id := newIdentity(k)
+	if id.private != k.clamped() || id.public != k.Public() || id.publicKey() != k.Public() {
+		t.Error("the identity is not the key's")
+	}
+	if id.mac1Key != blake2s.Sum256(append([]byte("mac1----"), id.public[:]...)) {
+		t.Error("mac1's key is not HASH(LABEL-MAC1, public key)")
+	}
+	if id.cookieKey != blake2s.Sum256(append([]byte("cookie--"), id.public[:]...)) {
+		t.Error("the cookie's key is not HASH(LABEL-COOKIE, public key)")
+	}
+}
+
+func TestTimestampLabels(t *testing.T) {
+	for _, c := range []struct {
+		unix, nanos int64
+		want        string
+	}{
+		{0, 0, "400000000000000a00000000"},
+		{1, 0, "400000000000000b00000000"},
+		{-1, 0, "400000000000000900000000"},
+		{1 << 32, 0, "400000010000000a00000000"},
+		{0, 1<<24 - 1, "400000000000000a00000000"},
+		{0, 1 << 24, "400000000000000a01000000"},
+		{0, 999_999_999, "400000000000000a3b000000"},
+	} {
+		ts := timestampOf(time.Unix(c.unix, c.nanos))
+		wantHex(t, time.Unix(c.unix, c.nanos).UTC().String(), ts[:], c.want)
+	}
+}
+
+func TestTimestampOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		instant := func(name string) time.Time {
+			return time.Unix(rapid.Int64Range(-1<<40, 1<<40).Draw(t, name), rapid.Int64Range(0, 999_999_999).Draw(t, name+" ns"))
+		}
+		a, b := instant("a"), instant("b")
+		if rapid.Bool().Draw(t, "near") {
+			b = a.Add(time.Duration(rapid.Int64Range(0, 1<<26).Draw(t, "by")))
+		}
+		ta, tb := timestampOf(a), timestampOf(b)
+		if d := b.Sub(a); a.Before(b) && ta.After(tb) {
+			t.Fatal("a later time has an earlier label")
+		} else if d >= 1<<24 && d < time.Second && a.Unix() == b.Unix() && !tb.After(ta) {
+			t.Fatal("2^24 ns later is the same label")
+		}
+		if ta.After(ta) || ta.After(tb) && tb.After(ta) || !ta.After(Timestamp{}) {
+			t.Fatal("After is no order")
+		}
+		if back := wallOf(ta); a.Sub(back) < 0 || a.Sub(back) >= 1<<24 {
+			t.Fatalf("the label is %v before its time", a.Sub(back))
+		}
+	})
+}
+
+// wallOf is the time of a label.
+func wallOf(t Timestamp) time.Time {
+	return time.Unix(int64(binary.BigEndian.Uint64(t[:])-1<<62-10), int64(binary.BigEndian.Uint32(t[8:])))
+}
+
+func TestTimestampNext(t *testing.T) {
+	for _, c := range []struct{ ts, want string }{
+		{"400000000000000a00000000", "400000000000000a00000001"},
+		{"400000000000000a000000ff", "400000000000000a00000100"},
+		{"400000000000000a3b9ac9fe", "400000000000000a3b9ac9ff"}, // 999,999,999 ns
+		{"400000000000000a3b9ac9ff", "400000000000000b00000000"},
+		{"40000000ffffffff3b9ac9ff", "400000010000000000000000"},
+	} {
+		ts := Timestamp(unhex(t, c.ts))
+		next := ts.next()
+		wantHex(t, "next of "+c.ts, next[:], c.want)
+		if !next.After(ts) {
+			t.Errorf("next of %s is not after it", c.ts)
+		}
+	}
+}

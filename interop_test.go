@@ -1,0 +1,442 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun/tuntest"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// Interoperability with wireguard-go over UDP sockets on loopback. All goes through a relay, which counts what passes
+// and can move, so that each end sees the other roam:
+//
+//	our Device ─ udp ─▶ relay ─ udp ─▶ wireguard-go's Device
+//	10.0.0.1, fd00::1                  10.0.0.2, fd00::2
+
+const interopWait = 20 * time.Second // for what takes milliseconds
+
+// A shiftedClock is the system's, set forward by a test.
+type shiftedClock struct {
+	start time.Time
+	shift atomic.Int64
+}
+
+func newShiftedClock() *shiftedClock { return &shiftedClock{start: time.Now()} }
+
+func (c *shiftedClock) Now() time.Duration {
+	return time.Since(c.start) + time.Duration(c.shift.Load())
+}
+func (c *shiftedClock) Wall() time.Time { return time.Now().Add(time.Duration(c.shift.Load())) }
+
+// A relay passes datagrams between two places. Each side sees the relay's socket as the other end.
+type relay struct {
+	t      *testing.T
+	toOurs [2]*net.UDPConn // sockets: [0] faces ours, [1] faces theirs
+	peers  [2]atomic.Pointer[netip.AddrPort]
+	mu     sync.Mutex
+	count  [2]map[pipe.MessageType]int // by the side that sent
+	wg     sync.WaitGroup
+}
+
+func newRelay(t *testing.T, loopback netip.Addr) *relay {
+	r := &relay{t: t}
+	for i := range r.toOurs {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
+		if err != nil {
+			t.Skipf("needs a socket on %v: %v", loopback, err)
+		}
+		r.toOurs[i] = c
+		r.count[i] = map[pipe.MessageType]int{}
+	}
+	for i := range r.toOurs {
+		r.wg.Add(1)
+		go r.pass(i)
+	}
+	t.Cleanup(func() {
+		r.toOurs[0].Close()
+		r.toOurs[1].Close()
+		r.wg.Wait()
+	})
+	return r
+}
+
+// pass carries what comes from side to the other.
+func (r *relay) pass(side int) {
+	defer r.wg.Done()
+	b := make([]byte, 65535)
+	for {
+		n, from, err := r.toOurs[side].ReadFromUDPAddrPort(b)
+		if err != nil {
+			return
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		r.peers[side].Store(&from)
+		r.mu.Lock()
+		r.count[side][pipe.TypeOf(b[:n])]++
+		r.mu.Unlock()
+		if to := r.peers[1-side].Load(); to != nil {
+			r.toOurs[1-side].WriteToUDPAddrPort(b[:n], *to)
+		}
+	}
+}
+
+const ours, theirs = 0, 1
+
+// sent is how many messages of a type side sent.
+func (r *relay) sent(side int, m pipe.MessageType) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count[side][m]
+}
+
+func (r *relay) addr(side int) netip.AddrPort {
+	a := r.toOurs[side].LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// An interop is the two devices and the relay between them.
+type interop struct {
+	t         *testing.T
+	relay     *relay
+	clock     *shiftedClock
+	dev       *wireguard.Device
+	tun       *pipe.Tunnel
+	theirs    *device.Device
+	theirTun  *tuntest.ChannelTUN
+	ourKey    wireguard.PrivateKey
+	theirKey  wireguard.PrivateKey
+	theirPort uint16
+}
+
+var (
+	ourAddrs   = [2]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+	theirAddrs = [2]netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
+)
+
+func prefixes(addrs [2]netip.Addr) (ps []netip.Prefix) {
+	for _, a := range addrs {
+		ps = append(ps, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return ps
+}
+
+func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *interop {
+	x := &interop{
+		t: t, relay: newRelay(t, netip.MustParseAddr(loopback)), clock: newShiftedClock(), tun: pipe.NewTunnel(1420),
+		theirTun: tuntest.NewChannelTUN(), ourKey: wireguard.NewPrivateKey(), theirKey: wireguard.NewPrivateKey(),
+	}
+	dev, err := wireguard.New(wireguard.Config{
+		PrivateKey: x.ourKey, Tunnel: x.tun, Bind: udp.Bind{}, Clock: x.clock,
+		Peers: []wireguard.PeerConfig{{
+			PublicKey: x.theirKey.Public(), PresharedKey: psk, AllowedIPs: prefixes(theirAddrs),
+			Endpoint: wireguard.EndpointOf(x.relay.addr(ours)),
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.dev = dev
+	t.Cleanup(func() { dev.Close() })
+	if err := dev.Up(); err != nil {
+		t.Fatal(err)
+	}
+
+	x.theirs = device.NewDevice(x.theirTun.TUN(), conn.NewStdNetBind(), device.NewLogger(device.LogLevelSilent, ""))
+	t.Cleanup(x.theirs.Close)
+	public := x.ourKey.Public()
+	x.set("private_key=%s\nlisten_port=0\npublic_key=%x\npreshared_key=%s\nendpoint=%v\nallowed_ip=10.0.0.1/32\nallowed_ip=fd00::1/128",
+		hexOf(x.theirKey.Text()), public[:], hexOf(psk.Text()), x.relay.addr(theirs))
+	if err := x.theirs.Up(); err != nil {
+		t.Fatal(err)
+	}
+	// The relay learns where each end is from what it sends; the end that never sent is told here.
+	for _, line := range strings.Split(x.get(), "\n") {
+		fmt.Sscanf(line, "listen_port=%d", &x.theirPort)
+	}
+	x.locate(loopback)
+	return x
+}
+
+// locate tells the relay where the two ends listen.
+func (x *interop) locate(loopback string) {
+	a := netip.MustParseAddr(loopback)
+	our, their := netip.AddrPortFrom(a, x.dev.Status().ListenPort), netip.AddrPortFrom(a, x.theirPort)
+	x.relay.peers[ours].Store(&our)
+	x.relay.peers[theirs].Store(&their)
+}
+
+func hexOf(text string) string {
+	k, err := wireguard.ParsePrivateKey(text)
+	if err != nil {
+		panic(err)
+	}
+	return hex.EncodeToString(k[:])
+}
+
+func (x *interop) set(format string, args ...any) {
+	x.t.Helper()
+	if err := x.theirs.IpcSet(fmt.Sprintf(format, args...) + "\n"); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *interop) get() string {
+	s, err := x.theirs.IpcGet()
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return s
+}
+
+// send sends one packet each way, of the family and size, and waits until both arrive unchanged. first says who begins.
+func (x *interop) send(first int, v6, size int) {
+	x.t.Helper()
+	out := pipe.UDPPacket(netip.AddrPortFrom(ourAddrs[v6], 1000), netip.AddrPortFrom(theirAddrs[v6], 2000), make([]byte, size))
+	back := pipe.UDPPacket(netip.AddrPortFrom(theirAddrs[v6], 2000), netip.AddrPortFrom(ourAddrs[v6], 1000), make([]byte, size))
+	if first == ours {
+		x.out(out)
+		x.back(back)
+	} else {
+		x.back(back)
+		x.out(out)
+	}
+}
+
+func (x *interop) out(p []byte) {
+	x.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), interopWait)
+	defer cancel()
+	if err := x.tun.Send(ctx, p); err != nil {
+		x.t.Fatal(err)
+	}
+	select {
+	case got := <-x.theirTun.Inbound:
+		if !bytes.Equal(got, p) {
+			x.t.Fatalf("wireguard-go got another packet:\n%x\n%x", got, p)
+		}
+	case <-ctx.Done():
+		x.t.Fatalf("no packet reached wireguard-go\n%s", x.get())
+	}
+}
+
+func (x *interop) back(p []byte) {
+	x.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), interopWait)
+	defer cancel()
+	select {
+	case x.theirTun.Outbound <- p:
+	case <-ctx.Done():
+		x.t.Fatal("wireguard-go takes no packet")
+	}
+	got, err := x.tun.Receive(ctx)
+	if err != nil {
+		x.t.Fatalf("no packet reached us: %v: %+v", err, x.status())
+	}
+	if !bytes.Equal(got, p) {
+		x.t.Fatalf("we got another packet:\n%x\n%x", got, p)
+	}
+}
+
+func (x *interop) status() wireguard.PeerStatus {
+	s, _ := x.dev.Peer(x.theirKey.Public())
+	return s
+}
+
+// want waits until a condition holds.
+func (x *interop) want(what string, ok func() bool) {
+	x.t.Helper()
+	for end := time.Now().Add(interopWait); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			x.t.Fatalf("never happened: %s\nours: %+v\ntheirs:\n%s", what, x.status(), x.get())
+		}
+	}
+}
+
+func TestInterop(t *testing.T) {
+	for _, role := range []string{"initiator", "responder"} {
+		for _, loopback := range []string{"127.0.0.1", "::1"} {
+			for _, psk := range []wireguard.PresharedKey{{}, wireguard.NewPresharedKey()} {
+				t.Run(fmt.Sprintf("%s/%s/psk=%v", role, loopback, !psk.IsZero()), func(t *testing.T) {
+					x := newInterop(t, loopback, psk)
+					first := ours
+					if role == "responder" {
+						first = theirs
+					}
+					for _, size := range []int{0, 1, 15, 16, 100, 1392, 1372} {
+						x.send(first, 0, min(size, 1420-28))
+						x.send(first, 1, min(size, 1420-48))
+					}
+					if n := x.relay.sent(first, pipe.TypeInitiation); n != 1 {
+						t.Errorf("%d initiations from the initiator, want 1", n)
+					}
+					if n := x.relay.sent(1-first, pipe.TypeInitiation); n != 0 {
+						t.Errorf("%d initiations from the responder, want none", n)
+					}
+					// The last packet may arrive before its sender has counted it.
+					x.want("14 packets each way, no drop", func() bool {
+						got := x.status()
+						return got.Sent.Packets == 14 && got.Received.Packets == 14 && got.Drops.Total() == 0
+					})
+				})
+			}
+		}
+	}
+}
+
+// TestInteropRekey: "the initiator makes a new session after 120 s or 2^60 messages"; the old one serves until the new one
+// stands. No packet is lost over it.
+func TestInteropRekey(t *testing.T) {
+	for _, by := range []string{"clock", "counter"} {
+		t.Run(by, func(t *testing.T) {
+			x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
+			x.send(ours, 0, 100)
+			time.Sleep(50 * time.Millisecond) // wireguard-go takes one initiation each 20 ms
+			if by == "clock" {
+				x.clock.shift.Add(int64(121 * time.Second))
+			} else {
+				wireguard.SetSendCounter(x.dev, x.theirKey.Public(), wireguard.RekeyAfterMessages)
+				x.clock.shift.Add(int64(6 * time.Second)) // an initiation was sent less than 5 s ago
+			}
+			x.send(ours, 0, 100) // on the old session, and asks for the new one
+			x.want("second handshake", func() bool { return x.relay.sent(theirs, pipe.TypeResponse) == 2 })
+			x.want("young session", func() bool { s := x.status(); return s.Session && s.SessionAge < 60*time.Second })
+			for range 10 {
+				x.send(ours, 0, 100)
+			}
+			if n := x.relay.sent(ours, pipe.TypeInitiation); n != 2 {
+				t.Errorf("%d initiations, want 2", n)
+			}
+		})
+	}
+}
+
+// TestInteropCookieOurs: we are under load, so that wireguard-go is asked for a cookie and comes back with it.
+func TestInteropCookieOurs(t *testing.T) {
+	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
+	wireguard.ForceLoad(x.dev, true)
+	x.send(theirs, 0, 100)
+	if n := x.relay.sent(ours, pipe.TypeCookieReply); n != 1 {
+		t.Errorf("%d cookie replies, want 1", n)
+	}
+	if n := x.relay.sent(theirs, pipe.TypeInitiation); n != 2 {
+		t.Errorf("%d initiations, want 2: without mac2 and with it", n)
+	}
+}
+
+// initiationLike is a message that costs its receiver an X25519: mac1 is right and the rest is not.
+func initiationLike(receiver wireguard.PublicKey) []byte {
+	m := make([]byte, 148)
+	m[0], m[20] = 1, 9
+	key := blake2s.Sum256(append([]byte("mac1----"), receiver[:]...))
+	h, _ := blake2s.New128(key[:])
+	h.Write(m[:116])
+	h.Sum(m[116:116])
+	return m
+}
+
+// TestInteropCookieTheirs: wireguard-go is under load, by bursts of what looks like initiations, and asks us for a
+// cookie.
+func TestInteropCookieTheirs(t *testing.T) {
+	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
+	flood, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.theirPort)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer flood.Close()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		m := initiationLike(x.theirKey.Public())
+		for {
+			for range 600 {
+				flood.Write(m)
+			}
+			select {
+			case <-done:
+				return
+			case <-time.After(300 * time.Millisecond):
+			}
+		}
+	})
+	stop := sync.OnceFunc(func() { close(done); wg.Wait() })
+	defer stop()
+
+	// Each try is one initiation. The clock is set forward so that the next one need not wait for 5 s.
+	try := func() {
+		x.clock.shift.Add(int64(6 * time.Second))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		x.dev.Handshake(ctx, x.theirKey.Public())
+	}
+	x.want("cookie reply", func() bool {
+		try()
+		return x.relay.sent(theirs, pipe.TypeCookieReply) > 0
+	})
+	x.want("session with mac2", func() bool {
+		try()
+		return x.status().Session
+	})
+	stop()
+}
+
+// TestInteropRoaming: each end changes its port, and the other follows it with the first authentic packet.
+func TestInteropRoaming(t *testing.T) {
+	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
+	// Without the relay: the ends see each other's real ports.
+	e := wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.theirPort))
+	change := wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: x.theirKey.Public(), Endpoint: &e}}}
+	if err := x.dev.Configure(change); err != nil {
+		t.Fatal(err)
+	}
+	x.send(ours, 0, 100)
+
+	zero := uint16(0)
+	before := x.dev.Status().ListenPort
+	fixed := freePort(t)
+	if err := x.dev.Configure(wireguard.Change{ListenPort: &fixed}); err != nil {
+		t.Fatal(err)
+	}
+	if x.dev.Status().ListenPort == before {
+		t.Fatal("the port did not change")
+	}
+	x.send(ours, 0, 100)
+	x.want("wireguard-go follows us", func() bool { return strings.Contains(x.get(), fmt.Sprintf("endpoint=127.0.0.1:%d\n", fixed)) })
+	if err := x.dev.Configure(wireguard.Change{ListenPort: &zero}); err != nil {
+		t.Fatal(err)
+	}
+	x.send(ours, 0, 100)
+
+	theirs2 := freePort(t)
+	x.set("listen_port=%d", theirs2)
+	x.send(theirs, 0, 100)
+	x.want("we follow wireguard-go", func() bool { return x.status().Endpoint.Port() == theirs2 })
+	x.send(ours, 1, 100)
+	if s := x.status(); s.LastHandshake.IsZero() || !s.Session {
+		t.Errorf("the session did not survive: %+v", s)
+	}
+}
+
+func freePort(t *testing.T) uint16 {
+	c, err := net.ListenUDP("udp", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return uint16(c.LocalAddr().(*net.UDPAddr).Port)
+}

@@ -1,0 +1,391 @@
+package wireguard_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// A register is what a program's Config.Lookup looks into.
+type register struct {
+	mu    sync.Mutex // guards all below
+	peers map[wireguard.PublicKey]wireguard.PeerConfig
+	calls int
+	gate  chan struct{} // nil: answers at once
+	ended int           // by their context
+}
+
+func (r *register) lookup(ctx context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
+	r.mu.Lock()
+	r.calls++
+	c, ok := r.peers[key]
+	gate := r.gate
+	r.mu.Unlock()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			r.mu.Lock()
+			r.ended++
+			r.mu.Unlock()
+			return c, ctx.Err()
+		}
+	}
+	if !ok {
+		return c, errors.New("no such user")
+	}
+	return c, nil
+}
+
+func (r *register) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls
+}
+
+// knows makes o somebody that the register knows. It is not asked for an endpoint: that comes with the initiation.
+func (r *register) knows(o *node, ts ...wireguard.Timestamp) {
+	c := wireguard.PeerConfig{PublicKey: o.pub(), AllowedIPs: o.prefixes()}
+	for _, ts := range ts {
+		c.Timestamp = ts
+	}
+	r.answers(o, c)
+}
+
+// answers makes c the answer to who asks for o.
+func (r *register) answers(o *node, c wireguard.PeerConfig) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.peers == nil {
+		r.peers = map[wireguard.PublicKey]wireguard.PeerConfig{}
+	}
+	r.peers[o.pub()] = c
+}
+
+// hold makes who asks wait until the gate that it returns is closed; let makes them wait no longer.
+func (r *register) hold() chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gate = make(chan struct{})
+	return r.gate
+}
+
+func (r *register) let() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gate = nil
+}
+
+// withRegister plays with a server that looks its peers up, and a client that knows the server.
+func withRegister(t *testing.T, play func(w *world, server, client *node, r *register), alter ...func(c *wireguard.Config)) {
+	inWorld(t, func(w *world) {
+		r := &register{}
+		alter = append(alter, func(c *wireguard.Config) { c.Lookup = r.lookup })
+		server := w.node("server", alter...)
+		client := w.node("client")
+		client.knows(server)
+		play(w, server, client, r)
+	})
+}
+
+// A stranger's initiation is answered as soon as the program supplied the peer.
+func TestLookup(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		client.send(server, "hello")
+		w.want("client initiation", "the register does not know it")
+		server.wantDrops(wireguard.DropUnknownPeer, 1, "looked up in vain")
+		r.knows(client)
+		w.advance(5*time.Second + jitter)
+		w.want("client initiation, server response, client data", "now it does: no second round trip")
+		server.wantArrived("delivered", "hello")
+		server.send(client, "back")
+		client.wantArrived("the endpoint came with the initiation", "back")
+		if s := server.status(client); !s.LookedUp || s.Timestamp == (wireguard.Timestamp{}) {
+			w.Fatalf("status %+v", s)
+		}
+		if n := r.count(); n != 2 {
+			w.Fatalf("%d lookups, want one for each initiation of a stranger", n)
+		}
+	})
+}
+
+// "Asynchronous: the workers never wait for it; merged by key."
+func TestLookupIsAsynchronousAndMerged(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		gate := r.hold()
+		r.knows(client)
+		client.send(server, "hello")
+		w.advance(16 * time.Second)
+		w.want("client initiation x4", "the program takes its time")
+		if n := r.count(); n != 1 {
+			w.Fatalf("%d lookups for one key at a time, want 1", n)
+		}
+		other := w.node("other")
+		other.knows(server)
+		server.knows(other)
+		other.send(server, "me first")
+		server.wantArrived("a lookup holds up nobody else", "me first")
+		w.script()
+		close(gate)
+		w.want("server response, client data", "the newest initiation is the one that is answered")
+		server.wantArrived("in the end", "hello")
+	})
+}
+
+// While a lookup is under way, a recording of an older initiation does not take the place of the newest one.
+func TestLookupKeepsNewestInitiation(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		gate := r.hold()
+		r.knows(client)
+		client.send(server, "hello")
+		old := w.last("client initiation")
+		w.advance(5*time.Second + jitter)
+		w.want("client initiation x2", "the second is the newest")
+		w.replay(old, stranger)
+		close(gate)
+		w.want("server response, client data", "the recording is ignored")
+		server.wantEndpoint(client, client.at().AddrPort, "and moves nothing")
+	})
+}
+
+// "Pending lookups bounded": 64 at a time.
+func TestLookupBound(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		gate := r.hold()
+		strangers := func(n int) {
+			for range n {
+				client.configure(wireguard.Change{PrivateKey: ptr(wireguard.NewPrivateKey())})
+				client.send(server, "x")
+				w.advance(25 * time.Millisecond)
+			}
+		}
+		strangers(64)
+		server.wantDrops(wireguard.DropLookupFull, 0, "64 wait")
+		strangers(3)
+		server.wantDrops(wireguard.DropLookupFull, 3, "and not one more")
+		if n := r.count(); n != 64 {
+			w.Fatalf("%d lookups", n)
+		}
+		close(gate)
+		w.settle()
+		server.wantDrops(wireguard.DropUnknownPeer, 64, "all in vain")
+		strangers(1)
+		if n := r.count(); n != 65 {
+			w.Fatalf("%d lookups: there is room again", n)
+		}
+	})
+}
+
+// "MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet."
+func TestMaxLookedUp(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		second, third := w.node("second"), w.node("third")
+		second.knows(server)
+		third.knows(server)
+		for _, n := range []*node{client, second, third} {
+			r.knows(n)
+			n.send(server, n.name)
+		}
+		server.wantArrived("two are let in", "client", "second")
+		server.wantDrops(wireguard.DropLookupFull, 1, "the third is not")
+		if n := r.count(); n != 2 {
+			w.Fatalf("%d lookups", n)
+		}
+		client.Close()
+		second.Close()
+		for range 110 { // third keeps trying, and the others are forgotten after 540 s
+			third.send(server, "third")
+			w.advance(5 * time.Second)
+		}
+		if p := server.arrived(); len(p) == 0 {
+			w.Fatal("the place of who was forgotten is free again")
+		}
+	}, func(c *wireguard.Config) { c.MaxLookedUp = 2 })
+}
+
+// "Forgotten when it has no session left: 540 s after the last one." Its event has the timestamp to keep.
+func TestLookedUpPeerForgotten(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.knows(client)
+		w.connect(client, server)
+		at := w.now()
+		w.advance(100 * time.Second)
+		w.connectAgain(client, server)
+		w.advance(at + 540*time.Second - w.now())
+		newest := server.status(client).Timestamp
+		w.advance(100*time.Second - 1)
+		server.status(client) // which fails if it is gone
+		server.wantEvents("before", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventHandshake,
+			wireguard.EventSessionExpired)
+		w.advance(1)
+		if _, ok := server.Peer(client.pub()); ok {
+			w.Fatal("540 s after its last session the peer is still there")
+		}
+		if _, ok := server.Route(client.addr); ok {
+			w.Fatal("its prefixes still route")
+		}
+		e := server.wantEvents("told", wireguard.EventPeerForgotten)[0]
+		if e.Peer != client.pub() || e.Timestamp != newest {
+			w.Fatalf("event %+v, want the newest timestamp %x", e, newest)
+		}
+		if e.Endpoint.IsValid() {
+			w.Fatalf("event %+v: fields that its kind does not name are zero", e)
+		}
+		w.connectAgain(client, server)
+	})
+}
+
+// Row 28: "a lookup can return the greatest timestamp already seen from that key, so that a replayed initiation cannot
+// bring a peer back".
+func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.knows(client)
+		w.connect(client, server)
+		recorded := w.last("client initiation")
+		w.advance(541 * time.Second)
+		es := server.wantEvents("forgotten", wireguard.EventEndpointMoved, wireguard.EventHandshake,
+			wireguard.EventSessionExpired, wireguard.EventPeerForgotten)
+		r.knows(client, es[3].Timestamp)
+		w.replay(recorded, stranger)
+		w.want("", "not answered")
+		server.wantDrops(wireguard.DropOldTimestamp, 1, "a recording")
+		if _, ok := server.Peer(client.pub()); ok {
+			w.Fatal("a recording brought the peer back")
+		}
+		w.connectAgain(client, server) // who has the key comes back
+	})
+}
+
+// Without that timestamp a recording gets a response, which is all that it gets: nobody confirms, and the peer is
+// forgotten "180 s after it was added when none was confirmed".
+func TestUnconfirmedLookedUpPeerForgottenAfter180s(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.knows(client)
+		w.lose("client keepalive", 1)
+		go client.Handshake(w.Context(), server.pub())
+		w.want("client initiation, server response, client keepalive", "never confirmed")
+		client.Close()
+		w.advance(180*time.Second - 1)
+		server.status(client)
+		w.advance(1)
+		if _, ok := server.Peer(client.pub()); ok {
+			w.Fatal("it is still there after 180 s")
+		}
+		if n := wireguard.SessionIndices(server.Device); n != 0 {
+			w.Fatalf("%d session indices of nobody", n)
+		}
+	})
+}
+
+// A device that goes down ends the lookups under way.
+func TestLookupAndDown(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.hold()
+		client.send(server, "x")
+		w.script()
+		server.Down()
+		w.settle()
+		r.mu.Lock()
+		ended := r.ended
+		r.mu.Unlock()
+		if ended != 1 {
+			w.Fatal("the context of the lookup did not end")
+		}
+		r.let()
+		if err := server.Up(); err != nil {
+			w.Fatal(err)
+		}
+		r.knows(client)
+		w.advance(5*time.Second + jitter)
+		w.want("client initiation, server response, client data", "looked up anew")
+	})
+}
+
+// What was looked up before the device went down is forgotten in time: it has no session left.
+func TestLookedUpPeerForgottenAfterDown(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.knows(client)
+		w.connect(client, server)
+		client.Close()
+		server.restart()
+		w.advance(541 * time.Second)
+		if _, ok := server.Peer(client.pub()); ok {
+			w.Fatal("540 s without a session: a looked-up peer must not stay for ever because the device was down")
+		}
+	})
+}
+
+// "A looked-up peer that Configure names is an ordinary peer from then on."
+func TestLookedUpPeerConfigured(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.knows(client)
+		w.connect(client, server)
+		server.update(client, wireguard.PeerChange{UpdateOnly: true, PersistentKeepalive: ptr(time.Duration(0))})
+		if !server.status(client).LookedUp {
+			w.Fatal("an update alone is no adoption")
+		}
+		server.update(client, wireguard.PeerChange{AllowedIPs: client.prefixes()})
+		server.wantSession(client, true, "untouched")
+		w.advance(time.Hour)
+		if server.status(client).LookedUp {
+			w.Fatal("still a looked-up peer")
+		}
+		server.wantEvents("not forgotten", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventSessionExpired)
+	})
+}
+
+// What Lookup returns is checked like any configuration, and what it returns for another key is nothing.
+func TestLookupReturnsNonsense(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.answers(client, wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public()})
+		client.send(server, "x")
+		w.want("client initiation", "another key is no answer")
+		r.answers(client, wireguard.PeerConfig{PublicKey: client.pub(), AllowedIPs: make([]netip.Prefix, 1)})
+		w.advance(5*time.Second + jitter)
+		w.want("client initiation", "an invalid prefix is no answer")
+		if n := server.Status().Peers; n != 0 {
+			w.Fatalf("%d peers", n)
+		}
+		server.wantDrops(wireguard.DropUnknownPeer, 2, "counted")
+	})
+}
+
+// Only an authentic initiation costs a lookup: who does not have the private key to the public one is not looked up.
+func TestForgedInitiationIsNotLookedUp(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		r.knows(client)
+		client.send(server, "x")
+		initiation := w.last("client initiation")
+		n := r.count()
+		for _, at := range []int{9, 50, 90, 120} {
+			m := initiation
+			m.data = append([]byte(nil), m.data...)
+			m.data[at] ^= 1
+			w.replay(m, stranger)
+		}
+		if r.count() != n {
+			w.Fatal("a forgery was looked up")
+		}
+	})
+}
+
+// A peer that is configured while it is being looked up is a configured one.
+func TestLookupWhileConfigured(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		gate := r.hold()
+		r.knows(client)
+		client.send(server, "hello")
+		server.knows(client) // meanwhile
+		close(gate)
+		w.settle()
+		server.wantArrived("the initiation that waited is taken up", "hello")
+		if server.status(client).LookedUp {
+			w.Fatal("a configured peer became a looked-up one")
+		}
+	})
+}

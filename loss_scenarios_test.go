@@ -1,0 +1,458 @@
+package wireguard_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// numbered are the payloads "0", "1", … from one number up to another.
+func numbered(from, to int) (s []string) {
+	for i := from; i < to; i++ {
+		s = append(s, strconv.Itoa(i))
+	}
+	return s
+}
+
+// traffic sends a packet each way every gap, and returns what arrived at b and at a.
+func traffic(w *world, a, b *node, n int, gap time.Duration) (atB, atA []string) {
+	for i := range n {
+		a.send(b, strconv.Itoa(i))
+		b.send(a, strconv.Itoa(i))
+		w.advance(gap)
+		atB, atA = append(atB, b.arrived()...), append(atA, a.arrived()...)
+	}
+	w.advance(time.Second)
+	return append(atB, b.arrived()...), append(atA, a.arrived()...)
+}
+
+// wantOnceInOrder asserts that no payload arrived twice, and each in its turn, and that at least some did.
+func wantOnceInOrder(w *world, got []string, atLeast int) {
+	w.Helper()
+	last := -1
+	for _, s := range got {
+		i, err := strconv.Atoi(s)
+		if err != nil || i <= last {
+			w.Fatalf("%q arrived after %d", s, last)
+		}
+		last = i
+	}
+	if len(got) < atLeast {
+		w.Fatalf("%d packets arrived, want %d at least", len(got), atLeast)
+	}
+}
+
+// Loss costs the packets that are lost, and nothing else: sessions are renewed on time, in spite of it.
+func TestLoss(t *testing.T) {
+	for _, loss := range []float64{0.01, 0.1, 0.5} {
+		t.Run(fmt.Sprint(loss), func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.net.SetConditions(pipe.Conditions{Loss: loss, Delay: 20 * time.Millisecond})
+				const n = 1500 // for ten minutes: some five sessions
+				atB, atA := traffic(w, a, b, n, 400*time.Millisecond)
+				// Handshakes that are lost delay packets, and a rekey begins 60 s before it is needed.
+				least := int(n * (1 - loss) * 0.9)
+				wantOnceInOrder(w, atB, least)
+				wantOnceInOrder(w, atA, least)
+				if h := w.net.Sent().Initiations; loss < 0.1 && h > 10 {
+					w.Fatalf("%d initiations in 10 minutes with loss of %v", h, loss)
+				}
+				for _, n := range []*node{a, b} {
+					if d := n.Status().Drops; d[wireguard.DropForged] != 0 || d[wireguard.DropReplayed] != 0 {
+						w.Fatalf("drops %v: loss makes neither forgeries nor replays", d)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What the wire reorders within the window is delivered as it comes, once each.
+func TestReordering(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.net.SetConditions(pipe.Conditions{Delay: 10 * time.Millisecond, Jitter: 30 * time.Millisecond, Reorder: 0.1})
+		all := numbered(0, 1000)
+		for i := range 100 {
+			a.send(b, all[10*i:10*i+10]...)
+			w.advance(2 * time.Millisecond)
+		}
+		w.advance(time.Second)
+		got := b.arrived()
+		if slices.Equal(got, all) {
+			w.Fatal("the wire did not reorder: the test shows nothing")
+		}
+		slices.SortFunc(got, func(x, y string) int { i, _ := strconv.Atoi(x); j, _ := strconv.Atoi(y); return i - j })
+		if !slices.Equal(got, all) {
+			w.Fatalf("%d packets arrived, want each of %d once", len(got), len(all))
+		}
+		b.wantDrops(wireguard.DropReplayed, 0, "reordering is no replay")
+	})
+}
+
+// What the wire duplicates is delivered once.
+func TestDuplication(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.SetConditions(pipe.Conditions{Duplicate: 1, Delay: 5 * time.Millisecond})
+		atB, atA := traffic(w, a, b, 800, 250*time.Millisecond)
+		wantOnceInOrder(w, atB, 800)
+		wantOnceInOrder(w, atA, 800)
+		if d := b.Status().Drops; d[wireguard.DropReplayed] < 800 {
+			w.Fatalf("%d replays, want each packet's copy", d[wireguard.DropReplayed])
+		}
+		if h := w.net.Sent().Initiations; h > 4 {
+			w.Fatalf("%d initiations: copies of handshake messages must not make handshakes", h)
+		}
+	})
+}
+
+// A path whose MTU shrinks loses what is too big, as IP does without DF; what still fits goes on, and a Bind that says so
+// has it counted.
+func TestPathMTUShrinks(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		scenario(t, func(w *world, a, b *node) {
+			big, small := string(make([]byte, 1300)), "small"
+			a.send(b, big, small)
+			b.wantArrived("the path is wide", big, small)
+			w.net.SetConditions(pipe.Conditions{MTU: 1280, RefuseTooBig: refuse})
+			a.send(b, small, big, small, small)
+			b.wantArrived("what fits goes on", small, small, small)
+			failed := uint64(0)
+			if refuse {
+				failed = 2 // the big one, and the small one behind it in its train: Err is of a train
+			}
+			a.wantDrops(wireguard.DropSendFailed, failed, "what the bind reports is counted")
+			a.tun.SetMTU(1200)
+			a.send(b, big[:1100])
+			b.wantArrived("the tunnel's MTU followed", big[:1100])
+			a.wantSession(b, true, "a failed send ends no session")
+			w.net.SetConditions(pipe.Conditions{})
+			a.send(b, big)
+			b.wantArrived("wide again: nothing was remembered for ever", big)
+		})
+	}
+}
+
+// Row 11: "data-sent timers only when the send succeeded": a packet that never left is not unanswered.
+func TestFailedSendIsNotUnanswered(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
+		a.send(b, string(make([]byte, 500)))
+		a.wantDrops(wireguard.DropSendFailed, 1, "refused")
+		if s := a.status(b).Sent; s.Packets != 0 || s.Bytes != 148+32 {
+			w.Fatalf("counted %+v: row 25 counts what was sent", s)
+		}
+		w.net.SetConditions(pipe.Conditions{})
+		w.wantIdle(time.Minute, "nothing was sent that could be answered")
+	})
+}
+
+// Several peers in one batch, on the way out and on the way in.
+func TestSeveralPeersInOneBatch(t *testing.T) {
+	inWorld(t, func(w *world) {
+		hub, b, c, d := w.node("hub"), w.node("b"), w.node("c"), w.node("d")
+		spokes := []*node{b, c, d}
+		for _, s := range spokes {
+			hub.knows(s)
+			s.knows(hub)
+			w.connect(s, hub)
+		}
+		var burst [][]byte
+		for i := range 40 {
+			for j, s := range spokes {
+				for range j + 1 { // runs of one, two and three
+					burst = append(burst, hub.packet(s, strconv.Itoa(i)))
+				}
+			}
+		}
+		hub.inject(burst...)
+		for j, s := range spokes {
+			var want []string
+			for i := range 40 {
+				for range j + 1 {
+					want = append(want, strconv.Itoa(i))
+				}
+			}
+			s.wantArrived("its own, in order", want...)
+		}
+
+		// In: the hub's receiver finds messages of all of them in one call, mixed.
+		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+		for i := range 40 {
+			for _, s := range spokes {
+				s.send(hub, s.name+strconv.Itoa(i))
+			}
+		}
+		w.advance(2 * time.Millisecond)
+		got := hub.arrived()
+		for _, s := range spokes {
+			i := 0
+			for _, p := range got {
+				if p[:1] == s.name {
+					if p != s.name+strconv.Itoa(i) {
+						w.Fatalf("%q of %s arrived in place of %d", p, s.name, i)
+					}
+					i++
+				}
+			}
+			if i != 40 {
+				w.Fatalf("%d packets of %s arrived", i, s.name)
+			}
+			if r := hub.status(s).Received.Packets; r != 40 {
+				w.Fatalf("%d packets counted of %s", r, s.name)
+			}
+		}
+	})
+}
+
+// Two senders to one peer: DESIGN.md's turn. Each one's packets keep their order, whatever is between them, also while
+// sessions change.
+func TestTwoSendersKeepOrder(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		const senders, batches, each = 4, 40, 5
+		var wg sync.WaitGroup
+		for s := range senders {
+			wg.Go(func() {
+				batch := a.NewBatch()
+				for i := range batches {
+					for j := range each {
+						batch.Append(a.packet(b, fmt.Sprintf("%d %d", s, i*each+j)))
+					}
+					if err := a.Send(batch); err != nil {
+						w.Error(err)
+					}
+					time.Sleep(time.Second) // all of them wake up in the same instants
+				}
+			})
+		}
+		next := make([]int, senders)
+		for range batches + 1 {
+			w.settle()
+			for _, p := range b.arrived() {
+				var s, i int
+				fmt.Sscanf(p, "%d %d", &s, &i)
+				if i != next[s] {
+					w.Fatalf("sender %d: packet %d in place of %d", s, i, next[s])
+				}
+				next[s]++
+			}
+			time.Sleep(time.Second)
+		}
+		wg.Wait()
+		for s, n := range next {
+			if n != batches*each {
+				w.Fatalf("%d packets of sender %d arrived, want %d", n, s, batches*each)
+			}
+		}
+		a.wantDrops(wireguard.DropStagedOverflow, 0, "none was lost between them")
+	})
+}
+
+// A hop is a Bind whose datagrams go through another device's tunnel, as UDP packets of an address inside it.
+type hop struct {
+	over *wireguard.Device
+	self netip.Addr
+	in   chan []byte
+	gone chan struct{}
+	once sync.Once
+}
+
+func (h *hop) Listen(uint16) (wireguard.Socket, error) { return h, nil }
+func (h *hop) Port() uint16                            { return 51820 }
+func (h *hop) Receivers() []wireguard.Receiver         { return []wireguard.Receiver{h} }
+func (h *hop) Close() error                            { h.once.Do(func() { close(h.gone) }); return nil }
+
+func (h *hop) Send(ts []wireguard.Train) {
+	b := h.over.NewBatch()
+	for i := range ts {
+		t := &ts[i]
+		for at := 0; at < len(t.Data); at += t.Size {
+			datagram := t.Data[at:min(at+t.Size, len(t.Data))]
+			if len(datagram) > 65535-28 {
+				t.Err = syscall.EMSGSIZE // it does not fit an IP packet
+				continue
+			}
+			p := pipe.UDPPacket(netip.AddrPortFrom(h.self, h.Port()), t.Endpoint.AddrPort, datagram)
+			if !b.Append(p) {
+				h.over.Send(b)
+				b.Append(p)
+			}
+		}
+	}
+	h.over.Send(b)
+}
+
+func (h *hop) Receive() ([]wireguard.Train, error) {
+	select {
+	case p := <-h.in:
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), h.Port())
+		return []wireguard.Train{{Data: p[28:], Size: len(p) - 28, Endpoint: wireguard.EndpointOf(from)}}, nil
+	case <-h.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+// deliver is the sink of the device below: what arrives there is for the hop.
+func (h *hop) deliver(pkts [][]byte) {
+	for _, p := range pkts {
+		select {
+		case h.in <- slices.Clone(p):
+		default:
+		}
+	}
+}
+
+// A hopTunnel is a device's tunnel that is nothing but a way for a hop.
+type hopTunnel struct {
+	*pipe.Tunnel
+	hop *hop
+}
+
+func (t hopTunnel) WritePackets(pkts [][]byte) (int, error) {
+	t.hop.deliver(pkts)
+	return len(pkts), nil
+}
+
+// Tunnel in tunnel: a device whose Bind is another device.
+func TestTunnelInTunnel(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var lower, upper [2]*node
+		var hops [2]*hop
+		for i := range lower {
+			hops[i] = &hop{in: make(chan []byte, 256), gone: make(chan struct{})}
+			lower[i] = w.node("lower"+strconv.Itoa(i), func(c *wireguard.Config) {
+				c.Tunnel = hopTunnel{pipe.NewTunnel(1500), hops[i]}
+			})
+			hops[i].over, hops[i].self = lower[i].Device, lower[i].addr
+		}
+		for i := range upper {
+			upper[i] = w.node("upper"+strconv.Itoa(i), func(c *wireguard.Config) { c.Bind = hops[i] })
+		}
+		for i := range lower {
+			lower[i].knows(lower[1-i])
+			upper[i].knows(upper[1-i], func(c *wireguard.PeerConfig) {
+				c.Endpoint = wireguard.EndpointOf(netip.AddrPortFrom(lower[1-i].addr, 51820))
+			})
+		}
+		upper[0].send(upper[1], "through both")
+		upper[1].wantArrived("two handshakes, one in the other", "through both")
+		upper[1].send(upper[0], "and back")
+		upper[0].wantArrived("and back", "and back")
+		if n := w.net.Sent(); n.Initiations != 1 || n.Responses != 1 || n.Data < 4 {
+			w.Fatalf("on the wire %+v: want one handshake to be seen, and the other inside", n)
+		}
+		all := numbered(0, 2000)
+		var got []string
+		for i := 0; i < len(all); i += 50 { // 400 s: sessions of both change
+			upper[0].send(upper[1], all[i:i+50]...)
+			w.advance(10 * time.Second)
+			got = append(got, upper[1].arrived()...)
+		}
+		if !slices.Equal(got, all) {
+			w.Fatalf("%d of %d packets arrived", len(got), len(all))
+		}
+		for _, u := range upper {
+			u.Close()
+		}
+	})
+}
+
+// Row 24: an endpoint inside the tunnel of the very same device: "a routing loop must not amplify: it is bounded by the
+// queues and visible in a counter".
+func TestEndpointInsideOwnTunnel(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h := &hop{in: make(chan []byte, 256), gone: make(chan struct{})}
+		a := w.node("a", func(c *wireguard.Config) { c.Bind = h })
+		h.over, h.self = a.Device, a.addr
+		b := w.nodeDown("b")
+		a.knows(b, func(c *wireguard.PeerConfig) {
+			c.Endpoint = wireguard.EndpointOf(netip.AddrPortFrom(b.addr, 51820))
+		})
+		a.send(b, "round and round")
+		for range 60 {
+			w.advance(time.Second)
+		}
+		s := a.status(b)
+		if s.Sent.Bytes > 148*14 {
+			w.Fatalf("%d bytes sent in a minute: want an initiation each 5 s", s.Sent.Bytes)
+		}
+		if s.Staged < 2 || s.Staged > 128 {
+			w.Fatalf("%d packets staged", s.Staged)
+		}
+		a.Close()
+	})
+}
+
+// The same with a session that stands: the peer's endpoint moves inside the tunnel. Each message becomes a packet of the
+// same tunnel, 60 bytes larger, until it does not fit.
+func TestEndpointMovesInsideOwnTunnel(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h := &hop{gone: make(chan struct{})}
+		switched := &switchedBind{hop: h}
+		a := w.nodeDown("a", func(c *wireguard.Config) {
+			switched.outside = c.Bind
+			c.Bind = switched
+		})
+		if err := a.Up(); err != nil {
+			w.Fatal(err)
+		}
+		h.over, h.self = a.Device, a.addr
+		b := w.node("b")
+		a.knows(b)
+		b.knows(a)
+		w.connect(a, b)
+		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(netip.AddrPortFrom(b.addr, 51820)))})
+		before := a.status(b).Sent.Packets
+		a.send(b, "round and round")
+		w.advance(time.Second)
+		s := a.status(b)
+		if n := s.Sent.Packets - before; n == 0 || n > 2000 {
+			w.Fatalf("one packet was sent %d times: want an end when it does not fit any more", n)
+		}
+		if s.Drops[wireguard.DropSendFailed] == 0 {
+			w.Fatalf("drops %v: want the loop to be visible", s.Drops)
+		}
+		again := s.Sent.Packets
+		w.advance(10 * time.Second)
+		if n := a.status(b).Sent.Packets; n != again {
+			w.Fatalf("%d packets more: the loop goes on", n-again)
+		}
+		a.Close()
+	})
+}
+
+// A switchedBind sends to addresses inside the tunnel by way of the hop, and to others by way of outside.
+type switchedBind struct {
+	outside wireguard.Bind
+	hop     *hop
+}
+
+type switchedSocket struct {
+	wireguard.Socket
+	hop *hop
+}
+
+func (b *switchedBind) Listen(port uint16) (wireguard.Socket, error) {
+	s, err := b.outside.Listen(port)
+	return switchedSocket{s, b.hop}, err
+}
+
+func (s switchedSocket) Send(ts []wireguard.Train) {
+	for i := range ts {
+		if ts[i].Endpoint.Addr().As4()[0] == 10 {
+			s.hop.Send(ts[i : i+1])
+		} else {
+			s.Socket.Send(ts[i : i+1])
+		}
+	}
+}

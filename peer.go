@@ -1,0 +1,359 @@
+package wireguard
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// A peer is everything a device knows of one other end. What it has while idle is small; the rest hangs on pointers
+// that are nil while unused and go when the session is wiped.
+//
+// The methods of this file and of timers.go are the protocol's decisions. They take no lock, read no clock and send
+// nothing: the caller holds mu, tells the time, and carries out what they leave in the outbox.
+type peer struct {
+	key PublicKey // never changes
+
+	mu sync.Mutex // guards all below but for what names another lock; taken by the shell alone
+
+	psk        PresharedKey
+	persistent uint16 // seconds between persistent keepalives; 0: off
+	lookedUp   bool   // came from Config.Lookup
+	removed    bool   // no longer in the device: whoever still has the pointer drops what it has
+	initiating bool   // an initiation is asked for and not made yet
+	flushing   bool   // the slow path is to send what is staged
+
+	endpoint Endpoint
+	timers   timers
+	queued   int64 // for when the device's deadlines know of this peer; 0: they do not
+
+	// turn is whose the outbound direction is at the moment: nil, or the batch that is being sealed and sent with mu
+	// released. Its holder alone assigns counters. Who finds it taken leaves its packets in staged.
+	turn     *Batch
+	turnFree *sync.Cond // tells sources that wait for it; nil: none ever did
+	staged   stagedQueue
+
+	keypairs
+	handshake *handshake // the exchange under way; nil: none
+
+	static         secret    // of the two static keys, once computed for staticOf
+	staticOf       *identity // whose
+	cookie         cookieJar
+	lastTimestamp  Timestamp // newest initiation accepted
+	ownTimestamp   Timestamp // newest initiation sent
+	lastInitiation int64     // when one was accepted
+	lastSent       int64     // when an initiation or a response was sent
+	lastHandshake  int64     // when a session was confirmed
+
+	received, sent Traffic
+	drops          *Drops // nil: none yet
+
+	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
+
+	nextSlow *peer // in the slow path's queue of peers, where it is while initiating or flushing
+	deadline int   // place in the device's deadlines, from 1; guarded by them
+}
+
+// An outbox collects what is to be done once the peer's mutex is released.
+type outbox struct {
+	initiate  bool        // make an initiation and send it
+	flush     bool        // send the staged packets
+	keepalive bool        // send the staged packets, or an empty one if there are none
+	forget    bool        // remove the peer
+	freed     []uint32    // session indices that name nothing any more
+	dropped   stagedQueue // packets that waited in vain
+	events    []outEvent
+}
+
+type outEvent struct {
+	kind     EventKind
+	endpoint Endpoint
+}
+
+func (out *outbox) event(k EventKind, e Endpoint) { out.events = append(out.events, outEvent{k, e}) }
+
+func (out *outbox) free(index uint32) { out.freed = append(out.freed, index) }
+
+func (out *outbox) freeKeypairs(dropped ...*keypair) {
+	for _, k := range dropped {
+		if k != nil {
+			out.free(k.local)
+		}
+	}
+}
+
+// dropStaged gives up the staged packets.
+func (p *peer) dropStaged(out *outbox) {
+	if p.staged.n > 0 {
+		p.drop(DropNoSession, p.staged.n)
+		out.dropped, p.staged = p.staged, stagedQueue{}
+	}
+}
+
+func (p *peer) drop(r DropReason, n int) {
+	if p.drops == nil {
+		p.drops = new(Drops)
+	}
+	p.drops[r] += uint64(n)
+}
+
+// initiate asks for an initiation, because a packet found no usable key or the key is old. retry says that it is one of
+// a series; any other one starts the count of tries anew, also amid a series.
+//
+// None is sent "within 5 s of the last one", nor of a response: then it is put off for that long, since something
+// waits for it.
+func (p *peer) initiate(now int64, retry bool, out *outbox) {
+	if !retry {
+		p.timers.attempts = 0
+	}
+	if p.endpoint.IsZero() || p.initiating {
+		return
+	}
+	if p.sentLately(now) {
+		p.putOff(now)
+		return
+	}
+	p.initiating, out.initiate = true, !p.flushing
+}
+
+// putOff sees to it that an initiation is made once it is 5 s after the last message.
+func (p *peer) putOff(now int64) {
+	if !p.timers.pending(timerRetransmit) {
+		p.timers.set(timerRetransmit, p.lastSent+rekeyTimeout+p.timers.jitter(now))
+	}
+}
+
+func (p *peer) sentLately(now int64) bool { return p.lastSent != 0 && now-p.lastSent < rekeyTimeout }
+
+// beginInitiation is called when an initiation that was asked for is about to be made. It returns the timestamp to
+// send, or false if none is to be made any more.
+func (p *peer) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
+	p.initiating = false
+	if p.removed || p.endpoint.IsZero() {
+		return ts, false
+	}
+	if p.sentLately(now) { // a response, since it was asked for
+		p.putOff(now)
+		return ts, false
+	}
+	p.lastSent = now
+	if ts = wall; !ts.After(p.ownTimestamp) {
+		ts = p.ownTimestamp.next()
+	}
+	p.ownTimestamp = ts
+	return ts, true
+}
+
+// commitInitiation makes h the exchange under way and signs its message m.
+func (p *peer) commitInitiation(h *handshake, m []byte, now int64, out *outbox) {
+	p.endHandshake(out)
+	p.handshake = h
+	p.cookie.sign(m, p.key, now)
+	p.authenticSent(now)
+	p.initiated(now)
+}
+
+// acceptInitiation makes h, an authentic initiation with timestamp ts, the exchange under way, or says why not.
+func (p *peer) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now int64, out *outbox) (r DropReason, ok bool) {
+	if !ts.After(p.lastTimestamp) {
+		return DropOldTimestamp, false
+	}
+	if p.lastInitiation != 0 && now-p.lastInitiation < initiationInterval {
+		return DropTooSoon, false
+	}
+	p.lastTimestamp, p.lastInitiation = ts, now
+	if own := p.handshake; own != nil && own.initiator && own.id.publicKey().after(p.key) {
+		// The two initiations cross, and neither will be answered. One of the ends lets the other try first.
+		p.timers.set(timerRetransmit, now+rekeyTimeout+maxJitter+p.timers.jitter(now))
+	}
+	p.endHandshake(out)
+	p.handshake = h
+	p.moveTo(from, out)
+	p.lastSent = now // of the response, which is being made
+	return 0, true
+}
+
+// commitResponse ends the exchange h, as responder, and signs its message m.
+func (p *peer) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
+	p.handshake.wipe()
+	p.handshake = nil
+	dropped := p.addResponded(k)
+	out.freeKeypairs(dropped[:]...)
+	p.sessionDerived(now)
+	p.cookie.sign(m, p.key, now)
+	p.authenticSent(now)
+	p.lastSent = now
+	p.authenticReceived(now)
+}
+
+// commitSession ends the exchange under way, as initiator: the response to it came from an endpoint. The staged packets
+// are sent on the new session at once or, "if it has none, an empty packet", which confirms the session to the responder.
+func (p *peer) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
+	p.handshake.wipe()
+	p.handshake = nil // its index goes on as the keypair's
+	dropped := p.addInitiated(k)
+	out.freeKeypairs(dropped[:]...)
+	p.moveTo(from, out)
+	p.sessionDerived(now)
+	p.sessionConfirmed(now, out)
+	p.authenticReceived(now)
+	out.keepalive = true
+}
+
+// endHandshake forgets the exchange under way.
+func (p *peer) endHandshake(out *outbox) {
+	if h := p.handshake; h != nil {
+		if h.initiator {
+			out.free(h.local)
+		}
+		h.wipe() // who computes on it has a copy
+		p.handshake = nil
+	}
+}
+
+// moveTo is called with the endpoint that an authentic packet came from, and not a replayed one: "the peer's endpoint
+// is that of the last authentic packet" (whitepaper, section 2.1).
+func (p *peer) moveTo(from Endpoint, out *outbox) {
+	if !p.endpoint.SamePlace(&from) {
+		out.event(EventEndpointMoved, from)
+	}
+	p.endpoint = from
+}
+
+// receive is called when packets were authenticated with k, and before they are delivered. A packet whose counter is
+// a replay is not authentic: the caller leaves it out. data says that one of them is more than a keepalive.
+func (p *peer) receive(k *keypair, from *Endpoint, data bool, now int64, out *outbox) {
+	if p.endpoint != *from {
+		p.moveTo(*from, out)
+	}
+	if dropped, confirmed := p.confirm(k); confirmed {
+		out.freeKeypairs(dropped)
+		p.sessionConfirmed(now, out)
+		out.flush = true
+	}
+	if c := p.current; !p.timers.lastMinute && c != nil && c.initiator && !c.retired && c.age(now) >= rekeyOnReceive {
+		p.timers.lastMinute = true
+		p.initiate(now, false, out)
+	}
+	p.authenticReceived(now)
+	if data {
+		p.dataReceived(now)
+	}
+}
+
+// sending is called before n messages are numbered, and reports whether the current session can carry them. If not, a
+// new one is asked for.
+func (p *peer) sending(n int, now int64, out *outbox) bool {
+	if !p.current.sendable(now, n) {
+		p.initiate(now, false, out)
+		return false
+	}
+	p.authenticSent(now)
+	return true
+}
+
+// flushOrInitiate is called when a packet was staged behind others.
+func (p *peer) flushOrInitiate(now int64, out *outbox) {
+	if p.current.sendable(now, 1) {
+		out.flush = true
+	} else {
+		p.initiate(now, false, out)
+	}
+}
+
+// sentOn is called after messages were sent; data says that one of them was more than a keepalive, and left.
+func (p *peer) sentOn(data bool, now int64, out *outbox) {
+	if data {
+		p.dataSent(now)
+	}
+	c := p.current
+	if c != nil && !c.retired && (c.counter >= rekeyAfterMessages || c.initiator && c.age(now) >= rekeyAfterTime) {
+		p.initiate(now, false, out)
+	}
+}
+
+// wake is called when the machine slept or its network changed: a session in its life shows the peer where this
+// device is now, and is renewed if it is due; a dead one is where something is to be kept alive.
+func (p *peer) wake(now int64, out *outbox) {
+	p.endpoint.forgetSource()
+	switch c := p.current; {
+	case c.sendable(now, 1):
+		out.keepalive = true
+		if c.initiator && c.age(now) >= rekeyAfterTime {
+			p.initiate(now, false, out)
+		}
+	case p.persistent != 0 || p.staged.n != 0:
+		out.keepalive = true
+	}
+}
+
+// wipe forgets all keys: "after 540 s without a new one, ephemeral keys are zeroed".
+func (p *peer) wipe(out *outbox) {
+	p.endHandshake(out)
+	out.freeKeypairs(p.current, p.previous, p.next)
+	p.keypairs = keypairs{}
+	p.drops = nil
+	p.timers.cancel(timerWipe)
+	p.timers.cancel(timerExpiry)
+}
+
+// stop is called when the device goes down and when the peer is removed: nothing waits, nothing is kept.
+func (p *peer) stop(out *outbox) {
+	p.wipe(out)
+	p.timers = timers{seed: p.timers.seed}
+	p.lastSent = 0
+	p.dropStaged(out)
+}
+
+// retire is called when the device has another identity: sessions receive to the end of their lives and send no more,
+// and a handshake is immediate.
+func (p *peer) retire(out *outbox) {
+	p.endHandshake(out)
+	for _, k := range [...]*keypair{p.current, p.next} {
+		if k != nil {
+			k.retired = true
+		}
+	}
+	p.lastSent = 0
+	p.static, p.staticOf = secret{}, nil
+}
+
+// A stagedPacket is a copy of a packet that waits for its peer's session or turn. An empty one is a keepalive.
+type stagedPacket struct {
+	next *stagedPacket
+	b    []byte
+}
+
+// A stagedQueue is staged packets, oldest first. The zero value is empty.
+type stagedQueue struct {
+	head, tail *stagedPacket
+	n          int
+}
+
+const (
+	maxStaged     = 128  // packets a peer, that wait for a session
+	maxStagedTurn = 1024 // that wait for the turn
+)
+
+func (q *stagedQueue) push(s *stagedPacket) {
+	if q.tail == nil {
+		q.head = s
+	} else {
+		q.tail.next = s
+	}
+	q.tail = s
+	q.n++
+}
+
+// pop takes the oldest packet, or nil.
+func (q *stagedQueue) pop() *stagedPacket {
+	s := q.head
+	if s == nil {
+		return nil
+	}
+	if q.head = s.next; q.head == nil {
+		q.tail = nil
+	}
+	s.next = nil
+	q.n--
+	return s
+}

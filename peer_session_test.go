@@ -1,0 +1,335 @@
+package wireguard
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// What a peer does with its sessions: rekey, wake, retire, stop, and what moves its endpoint.
+
+// TestRekeyOnSend: "initiator only after 120 s; either role after 2^60 messages; checked after every data send,
+// keepalives included".
+func TestRekeyOnSend(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		initiator bool
+		age       int64
+		counter   uint64
+		retired   bool
+		want      bool
+	}{
+		{"initiator, young", true, 120*second - 1, 1, false, false},
+		{"initiator, 120 s", true, 120 * second, 1, false, true},
+		{"responder, 120 s", false, 120 * second, 1, false, false},
+		{"responder, 180 s less a nanosecond", false, 180*second - 1, 1, false, false},
+		{"initiator, 2^60 messages less one", true, 0, 1<<60 - 1, false, false},
+		{"initiator, 2^60 messages", true, 0, 1 << 60, false, true},
+		{"responder, 2^60 messages less one", false, 0, 1<<60 - 1, false, false},
+		{"responder, 2^60 messages", false, 0, 1 << 60, false, true},
+		{"retired", true, 120 * second, 1 << 60, true, false},
+	} {
+		for _, data := range []bool{true, false} {
+			p := newCore(t)
+			if c.initiator {
+				p.initiator()
+			} else {
+				p.responder()
+			}
+			p.after(c.age)
+			p.lastSent = 0 // the response was sent long ago, or not
+			p.current.counter, p.current.retired = c.counter, c.retired
+			p.sentOn(data, p.now, p.step())
+			p.wantInitiation(c.want, c.name)
+		}
+	}
+	c := newCore(t)
+	c.sentOn(true, c.now, c.step())
+	c.wantInitiation(false, "the session went while its messages were sealed")
+}
+
+// TestRekeyOnReceive: "initiator only, once a session, when it is older than 165 s".
+func TestRekeyOnReceive(t *testing.T) {
+	for _, data := range []bool{true, false} {
+		c := newCore(t)
+		k := c.initiator()
+		c.after(165*second-1).receives(k, data)
+		c.wantInitiation(false, "young")
+		c.after(1).receives(k, data)
+		c.wantInitiation(true, "165 s: limits are inclusive")
+		c.initiates()
+		c.after(6*second).receives(k, data)
+		c.wantInitiation(false, "once a session")
+		k = c.initiator()
+		c.after(165*second).receives(k, data)
+		c.wantInitiation(true, "once in this session too")
+	}
+	c := newCore(t)
+	k := c.responder()
+	c.after(179*second).receives(k, true)
+	c.wantInitiation(false, "the responder waits for the initiator")
+
+	c = newCore(t)
+	old := c.initiator()
+	c.after(120 * second).initiator()
+	c.after(50*second).receives(old, true)
+	c.wantInitiation(false, "the previous session is old, the current one is young")
+}
+
+func TestSendingLimits(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		age     int64
+		counter uint64
+		n       int
+		want    bool
+	}{
+		{"young", 0, 0, 128, true},
+		{"180 s less a nanosecond", 180*second - 1, 0, 1, true},
+		{"180 s", 180 * second, 0, 1, false},
+		{"last messages", 0, rejectAfterMessages - 3, 3, true},
+		{"one too many", 0, rejectAfterMessages - 3, 4, false},
+	} {
+		p := newCore(t)
+		p.initiator()
+		p.after(c.age)
+		p.current.counter = c.counter
+		if got := p.sending(c.n, p.now, p.step()); got != c.want {
+			t.Errorf("%s: may send %d: %v, want %v", c.name, c.n, got, c.want)
+		}
+		p.wantInitiation(!c.want, c.name+": what finds no usable key asks for one")
+		p.flushOrInitiate(p.now, p.step())
+		if flush := c.age < 180*second; p.out.flush != flush || p.out.initiate && c.want {
+			t.Errorf("%s: flush %v, want %v", c.name, p.out.flush, flush)
+		}
+	}
+	p := newCore(t)
+	if p.sending(1, p.now, p.step()) {
+		t.Error("sends without a session")
+	}
+	p.wantInitiation(true, "there is no session")
+}
+
+func TestReceiveOnPreviousAndNext(t *testing.T) {
+	c := newCore(t)
+	previous := c.initiator() // 1
+	current := c.after(second).initiator()
+	for _, k := range []*keypair{previous, current} {
+		c.receives(k, true)
+		if c.current != current || c.previous != previous || len(c.out.events) != 0 {
+			t.Fatal("a message on it moved the sessions")
+		}
+	}
+	next := c.after(second).responded() // 3
+	c.wantFreed("previous gives way to next", 1)
+	c.receives(current, true)
+	if c.next != next {
+		t.Fatal("a message on current confirmed next")
+	}
+	c.receives(next, true)
+	c.wantFreed("nothing was previous")
+	if c.current != next || c.previous != current || c.next != nil {
+		t.Fatal("a message on next does not confirm it")
+	}
+	c.wantIn(timerExpiry, rejectAfterTime, 0, "of the new session")
+}
+
+// TestConfirmLater: the life of a session counts from its making, not from its confirmation.
+func TestConfirmLater(t *testing.T) {
+	c := newCore(t)
+	k := c.responded()
+	c.after(100*second).receives(k, false)
+	c.wantIn(timerExpiry, rejectAfterTime-100*second, 0, "since it was made")
+	c.wantIn(timerWipe, wipeAfterTime-100*second, 0, "since it was made")
+	if c.lastHandshake != c.now {
+		t.Error("the handshake is not the last one")
+	}
+}
+
+func TestEndpointMoves(t *testing.T) {
+	elsewhere := EndpointOf(netip.MustParseAddrPort("[2001:db8::7]:7"))
+	sticky := coreEndpoint
+	sticky.Source, sticky.Interface = netip.MustParseAddr("192.0.2.99"), 3
+	otherPort := EndpointOf(netip.AddrPortFrom(coreEndpoint.Addr(), 1))
+	for _, c := range []struct {
+		name string
+		from Endpoint
+		want []EventKind
+	}{
+		{"same place", coreEndpoint, nil},
+		{"same place, reached at another of our addresses", sticky, nil},
+		{"another port", otherPort, []EventKind{EventEndpointMoved}},
+		{"another family", elsewhere, []EventKind{EventEndpointMoved}},
+		{"a Link", Endpoint{Link: testLink{"relay", 1}}, []EventKind{EventEndpointMoved}},
+	} {
+		p := newCore(t)
+		k := p.initiator()
+		p.receive(k, &c.from, true, p.now, p.step())
+		p.wantEvents(c.name, c.want...)
+		if p.endpoint != c.from {
+			t.Errorf("%s: the endpoint is %v from %v", c.name, p.endpoint, p.endpoint.Source)
+		}
+	}
+}
+
+func TestWakePeer(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		set        func(*core)
+		keepalive  bool
+		initiation bool
+	}{
+		{"no session", func(*core) {}, false, false},
+		{"no session, persistent keepalive", func(c *core) { c.persistent = 25 }, true, false},
+		{"no session, packets staged", func(c *core) { c.staged.push(&stagedPacket{}) }, true, false},
+		{"young session of the initiator", func(c *core) { c.initiator(); c.after(120*second - 1) }, true, false},
+		{"session of the initiator that is due", func(c *core) { c.initiator(); c.after(120 * second) }, true, true},
+		{"old session of the responder", func(c *core) { c.responder(); c.after(180*second - 1) }, true, false},
+		{"dead session", func(c *core) { c.initiator(); c.after(180 * second) }, false, false},
+		{"dead session, persistent keepalive", func(c *core) { c.persistent = 25; c.initiator(); c.after(3600 * second) }, true, false},
+	} {
+		p := newCore(t)
+		p.endpoint.Source = netip.MustParseAddr("192.0.2.99")
+		c.set(p)
+		p.wake(p.now, p.step())
+		p.wantKeepalive(c.keepalive, c.name)
+		p.wantInitiation(c.initiation, c.name)
+		if p.endpoint.Source.IsValid() {
+			t.Errorf("%s: the source address is that of the network before", c.name)
+		}
+	}
+}
+
+// TestRetire: a new private key: "stop sending on current and next, clear handshakes, reset the 5 s limit so that a
+// handshake is immediate; receiving goes on until 180 s; precomputed secrets redone".
+func TestRetire(t *testing.T) {
+	c := newCore(t)
+	current := c.initiator()
+	next := c.responded() // which takes previous away
+	c.after(second)
+	c.handshake = &handshake{initiator: true, local: 55}
+	c.static, c.staticOf = secret{1}, new(identity)
+	c.retire(c.step())
+	c.wantFreed("the handshake under way is of the old identity", 55)
+	if c.handshake != nil || c.static != (secret{}) || c.staticOf != nil {
+		t.Error("something of the old identity is left")
+	}
+	if c.sending(1, c.now, c.step()) {
+		t.Error("sends on a session of the old identity")
+	}
+	c.wantInitiation(true, "a handshake is immediate, although a response was sent a second ago")
+	c.receives(current, true)
+	if !c.holds(current) || !c.holds(next) {
+		t.Fatal("receiving ends with the old identity")
+	}
+	c.receives(next, true) // confirms it
+	if c.current != next || c.sending(1, c.now, c.step()) {
+		t.Error("sends on the session that was next, of the old identity")
+	}
+	c.initiator()
+	if !c.sending(1, c.now, c.step()) {
+		t.Error("does not send on a session of the new identity")
+	}
+}
+
+// TestStop: "drop staged packets, stop timers, clear keys and the 5 s limit".
+func TestStop(t *testing.T) {
+	c := newCore(t)
+	c.persistent = 25
+	c.initiator() // 1
+	c.responded() // 2
+	c.sends(true)
+	c.after(second)
+	c.handshake = &handshake{initiator: true, local: 55}
+	for range 3 {
+		c.staged.push(&stagedPacket{})
+	}
+	c.lastTimestamp, c.ownTimestamp = Timestamp{1}, Timestamp{2}
+	c.timers.again, c.timers.needAnother, c.timers.lastMinute, c.timers.attempts = true, true, true, 5
+	c.static, c.staticOf = secret{1}, new(identity)
+	seed := c.timers.seed
+	c.stop(c.step())
+	c.wantFreed("all that names something of this peer's", 55, 1, 2)
+	if c.keypairs != (keypairs{}) || c.handshake != nil {
+		t.Error("keys are left")
+	}
+	if c.timers != (timers{seed: seed}) {
+		t.Errorf("timers are left: %+v", c.timers)
+	}
+	if c.staged.n != 0 || c.out.dropped.n != 3 || c.drops[DropNoSession] != 3 {
+		t.Error("staged packets are not dropped and counted")
+	}
+	if c.lastSent != 0 {
+		t.Error("the 5 s limit is left")
+	}
+	if c.lastTimestamp != (Timestamp{1}) || c.ownTimestamp != (Timestamp{2}) {
+		t.Error("what guards against replays went")
+	}
+	if c.persistent != 25 || c.endpoint != coreEndpoint {
+		t.Error("configuration went")
+	}
+}
+
+func TestDropStagedNone(t *testing.T) {
+	c := newCore(t)
+	c.dropStaged(c.step())
+	if c.drops != nil || c.out.dropped.n != 0 {
+		t.Error("nothing was staged, and something is dropped: an idle peer has no counters")
+	}
+}
+
+func TestStagedQueue(t *testing.T) {
+	var q stagedQueue
+	if q.pop() != nil {
+		t.Error("the zero value holds a packet")
+	}
+	n := 0
+	push := func() { q.push(&stagedPacket{b: []byte{byte(n)}}); n++ }
+	popped := 0
+	pop := func() {
+		t.Helper()
+		s := q.pop()
+		if s == nil || s.b[0] != byte(popped) || s.next != nil {
+			t.Fatalf("packet %d is not the oldest, or holds others", popped)
+		}
+		popped++
+	}
+	push()
+	pop()
+	for range 5 {
+		push()
+		push()
+		pop()
+	}
+	if q.n != n-popped {
+		t.Errorf("n is %d, want %d", q.n, n-popped)
+	}
+	for popped < n {
+		pop()
+	}
+	if q != (stagedQueue{}) {
+		t.Error("an empty queue is not the zero value")
+	}
+}
+
+func TestOutboxFreesWhatIsThere(t *testing.T) {
+	var out outbox
+	out.freeKeypairs(nil, &keypair{local: 3}, nil, &keypair{local: 0})
+	if len(out.freed) != 2 || out.freed[0] != 3 || out.freed[1] != 0 {
+		t.Errorf("freed %v, want [3 0]: 0 is an index as good as any", out.freed)
+	}
+}
+
+func TestRetransmissionAfterSessionByPeer(t *testing.T) {
+	// An initiation of ours is out; the peer's own session comes first and is confirmed: the series is over.
+	c := newCore(t)
+	c.initiate(c.now, false, c.step())
+	c.initiates()
+	if _, ok := c.after(second / 10).accepts(1); !ok {
+		t.Fatal("the peer's initiation is refused")
+	}
+	k := c.responded()
+	c.wantIn(timerRetransmit, rekeyTimeout-second/10, maxJitter, "nothing is confirmed yet")
+	c.after(time.Millisecond.Nanoseconds()).receives(k, false)
+	c.wantNone(timerRetransmit, "a session stands")
+}

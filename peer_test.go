@@ -1,0 +1,381 @@
+package wireguard
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// Initiations: when they are asked for, made, and given up.
+
+func TestInitiateConditions(t *testing.T) {
+	c := newCore(t)
+	c.endpoint = Endpoint{}
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(false, "no handshake work for a peer without endpoint")
+	c.wantNone(timerRetransmit, "no handshake work, by packet or by timer, for a peer without endpoint")
+
+	c = newCore(t)
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(true, "nothing speaks against it")
+	asked := c.out
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(false, "one is asked for already")
+	c.out = asked
+	c.initiates()
+	c.wantIn(timerRetransmit, rekeyTimeout, maxJitter, "REKEY_TIMEOUT and jitter")
+	retransmit := c.timers.at[timerRetransmit]
+
+	c.after(rekeyTimeout-1).initiate(c.now, false, c.step())
+	c.wantInitiation(false, "none within 5 s of the last one")
+	if c.timers.at[timerRetransmit] != retransmit {
+		t.Error("asking again moves the retransmission")
+	}
+	c.after(1)
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(true, "5 s after the last one")
+}
+
+func TestInitiateAfterResponse(t *testing.T) {
+	c := newCore(t)
+	c.accepts(1)
+	c.responded()
+	c.after(second)
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(false, "none within 5 s of a response: this is what ends crossing handshakes")
+	c.wantIn(timerRetransmit, rekeyTimeout-second, maxJitter, "something waits for it: it is put off")
+}
+
+func TestInitiationSeries(t *testing.T) {
+	c := newCore(t)
+	c.staged.push(&stagedPacket{b: []byte{1}})
+	c.timers.set(timerKeepalive, c.now+1000*second)
+	c.endpoint.Source = netip.MustParseAddr("192.0.2.99")
+	c.initiate(c.now, false, c.step())
+	start, tries := c.now, 0
+	for {
+		c.timers.set(timerKeepalive, c.now+1000*second) // as data received meanwhile would
+		c.initiates()
+		tries++
+		if h := c.handshake; !h.initiator || h.local != c.index {
+			t.Fatal("the handshake under way is another")
+		}
+		c.timers.set(timerKeepalive, c.now+1000*second)
+		sent := c.now
+		if c.expires() != timerRetransmit {
+			t.Fatal("another timer fired first")
+		}
+		if gap := c.now - sent; gap < rekeyTimeout || gap > rekeyTimeout+maxJitter {
+			t.Fatalf("try %d came %v after the one before", tries+1, time.Duration(gap))
+		}
+		if c.endpoint.Source.IsValid() {
+			t.Fatal("the source address is kept: it may be what does not work")
+		}
+		if !c.out.initiate {
+			break
+		}
+		if c.out.dropped.n != 0 || len(c.out.events) != 0 {
+			t.Fatal("given up, and not")
+		}
+	}
+	if tries != 20 {
+		t.Errorf("%d tries, want 20", tries)
+	}
+	if took := time.Duration(c.now - start); took < 100*time.Second || took > 107*time.Second {
+		t.Errorf("the series took %v, want about 100 s", took)
+	}
+	c.wantEvents("after the last try", EventHandshakeFailed)
+	c.wantNone(timerKeepalive, "give-up cancels the passive keepalive")
+	c.wantNone(timerRetransmit, "the series is over")
+	c.wantIn(timerWipe, wipeAfterTime, 0, "give-up arms the wipe")
+	if c.out.dropped.n != 1 || c.staged.n != 0 || c.drops == nil || c.drops[DropNoSession] != 1 {
+		t.Error("staged packets are not dropped and counted")
+	}
+}
+
+func TestGiveUpLeavesPendingWipe(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	wipe := c.timers.at[timerWipe]
+	c.after(200 * second)
+	c.timers.attempts = maxAttempts
+	c.timers.set(timerRetransmit, c.now)
+	c.elapse()
+	c.wantEvents("the session expired long ago, and the series ends", EventSessionExpired, EventHandshakeFailed)
+	if c.timers.at[timerWipe] != wipe {
+		t.Error("give-up moves a wipe that is pending")
+	}
+}
+
+// TestPacketsKeepSeriesGoing: "every packet that finds no usable key resets the count, also amid retries".
+func TestPacketsKeepSeriesGoing(t *testing.T) {
+	c := newCore(t)
+	c.initiate(c.now, false, c.step())
+	for range 100 {
+		c.initiates()
+		if c.timers.attempts != 1 {
+			t.Fatalf("%d attempts after a packet", c.timers.attempts)
+		}
+		if c.after(second).sending(1, c.now, c.step()) {
+			t.Fatal("there is no session")
+		}
+		for !c.out.initiate {
+			if c.expires() != timerRetransmit {
+				t.Fatal("another timer fired first")
+			}
+			c.out.events = nil // every 20 tries, whoever watches is told
+		}
+	}
+}
+
+func TestPersistentKeepaliveBeginsNewSeries(t *testing.T) {
+	c := newCore(t)
+	c.persistent = 25
+	c.timers.attempts = maxAttempts - 1
+	c.initiate(c.now, true, c.step())
+	c.initiates()
+	last := c.now
+	c.expires()
+	c.wantEvents("the last try", EventHandshakeFailed)
+	if c.expires() != timerPersistent || c.now != last+25*second {
+		t.Errorf("the keepalive comes %v after the last try, want 25 s", time.Duration(c.now-last))
+	}
+	c.wantKeepalive(true, "a new series starts one interval after the last try")
+}
+
+func TestBeginInitiation(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		set  func(*core)
+		want bool
+	}{
+		{"nothing against it", func(*core) {}, true},
+		{"peer was removed", func(c *core) { c.removed = true }, false},
+		{"endpoint was taken away", func(c *core) { c.endpoint = Endpoint{} }, false},
+		{"a response was sent meanwhile", func(c *core) { c.lastSent = c.now - rekeyTimeout + 1 }, false},
+		{"a response was sent long ago", func(c *core) { c.lastSent = c.now - rekeyTimeout }, true},
+	} {
+		p := newCore(t)
+		p.initiating = true
+		c.set(p)
+		ts, ok := p.beginInitiation(p.now, timestampOf(epoch))
+		if ok != c.want || ok && ts != timestampOf(epoch) {
+			t.Errorf("%s: made %v with %x, want %v", c.name, ok, ts, c.want)
+		}
+		if p.initiating {
+			t.Errorf("%s: still asked for: there would never be another", c.name)
+		}
+		if c.want && p.lastSent != p.now {
+			t.Errorf("%s: the 5 s limit does not hold while it is made", c.name)
+		}
+	}
+}
+
+// TestOwnTimestampsGrow: "between wall-clock steps the TAI64N sent is max(now, last + 1)".
+func TestOwnTimestampsGrow(t *testing.T) {
+	c := newCore(t)
+	var last Timestamp
+	for _, step := range []time.Duration{0, time.Second, 0, -time.Hour, 0, -48 * time.Hour, 72 * time.Hour} {
+		c.after(rekeyTimeout)
+		c.wall = c.wall.Add(step)
+		c.initiating = false
+		c.initiate(c.now, false, c.step())
+		ts := c.initiates()
+		if !ts.After(last) {
+			t.Fatalf("after a step of the wall clock of %v: %x does not come after %x", step, ts, last)
+		}
+		if wall := timestampOf(c.wall.Add(time.Duration(c.now))); wall.After(last) && ts != wall {
+			t.Errorf("after a step of the wall clock of %v: %x, want the wall clock's %x", step, ts, wall)
+		}
+		last = ts
+	}
+}
+
+func TestCommitInitiationReplacesHandshake(t *testing.T) {
+	c := newCore(t)
+	c.initiate(c.now, false, c.step())
+	c.initiates()
+	h, index := c.handshake, c.index
+	c.after(rekeyTimeout)
+	c.initiate(c.now, true, c.step())
+	c.initiates()
+	c.wantFreed("the index of the first initiation names nothing any more", index)
+	if *h != (handshake{}) {
+		t.Error("the first handshake's secrets are left")
+	}
+	if c.timers.attempts != 2 {
+		t.Errorf("%d attempts, want 2", c.timers.attempts)
+	}
+}
+
+func TestCommitSignsMessages(t *testing.T) {
+	x := newExchange(t, PresharedKey{})
+	p := &peer{key: x.responder.public, endpoint: coreEndpoint}
+	m := make([]byte, initiationSize)
+	p.commitInitiation(&handshake{initiator: true}, m, coreT0, new(outbox))
+	if !(&cookieChecker{}).validMAC1(m, x.responder) {
+		t.Error("the initiation has no valid mac1")
+	}
+	p.handshake = &handshake{}
+	m = make([]byte, responseSize)
+	p.commitResponse(&keypair{created: coreT0}, m, coreT0, new(outbox))
+	if !(&cookieChecker{}).validMAC1(m, x.responder) {
+		t.Error("the response has no valid mac1")
+	}
+	if !bytes.Equal(p.cookie.mac1[:], m[len(m)-2*macSize:len(m)-macSize]) || !p.cookie.sent {
+		t.Error("the peer does not remember the mac1 of its last message")
+	}
+}
+
+// Initiations of the peer.
+
+func TestAcceptInitiation(t *testing.T) {
+	from := EndpointOf(netip.MustParseAddrPort("198.51.100.7:7"))
+	at := func(sec byte) Timestamp { return Timestamp{8: sec} }
+	for _, c := range []struct {
+		name   string
+		last   Timestamp
+		ts     Timestamp
+		before int64 // how long ago the last one was
+		reason DropReason
+		ok     bool
+	}{
+		{"first", Timestamp{}, at(1), 0, 0, true},
+		{"first, with a zero timestamp", Timestamp{}, Timestamp{}, 0, DropOldTimestamp, false},
+		{"newer", at(5), at(6), second, 0, true},
+		{"replayed", at(5), at(5), second, DropOldTimestamp, false},
+		{"older", at(5), at(4), second, DropOldTimestamp, false},
+		{"newer by the last bit", at(5), Timestamp{8: 5, 11: 1}, second, 0, true},
+		{"just too soon", at(5), at(6), initiationInterval - 1, DropTooSoon, false},
+		{"20 ms later", at(5), at(6), initiationInterval, 0, true},
+	} {
+		p := newCore(t)
+		p.lastTimestamp = c.last
+		if c.before != 0 {
+			p.lastInitiation = p.now - c.before
+		}
+		old := &handshake{initiator: true, local: 99}
+		p.handshake = old
+		h := &handshake{}
+		endpoint, accepted := p.endpoint, p.lastInitiation
+		reason, ok := p.acceptInitiation(h, c.ts, from, p.now, p.step())
+		if reason != c.reason || ok != c.ok {
+			t.Errorf("%s: accepted %v (%v), want %v (%v)", c.name, ok, reason, c.ok, c.reason)
+		}
+		if !c.ok {
+			if p.lastTimestamp != c.last || p.lastInitiation != accepted || p.handshake != old ||
+				p.endpoint != endpoint || p.lastSent != 0 || len(p.out.events) != 0 {
+				t.Errorf("%s: what is refused changes the peer", c.name)
+			}
+			continue
+		}
+		if p.lastTimestamp != c.ts || p.lastInitiation != p.now || p.handshake != h {
+			t.Errorf("%s: it is not what counts from now on", c.name)
+		}
+		p.wantFreed("this device's own initiation is given up", 99)
+		p.wantEvents("the initiation proved where the peer is", EventEndpointMoved)
+		if p.endpoint != from || p.lastSent != p.now {
+			t.Errorf("%s: the endpoint, or the 5 s limit, is not this initiation's", c.name)
+		}
+	}
+}
+
+func TestCommitResponse(t *testing.T) {
+	c := newCore(t)
+	c.accepts(1)
+	h := c.handshake
+	k := c.responded()
+	if c.next != k || c.current != nil || c.handshake != nil || *h != (handshake{}) {
+		t.Error("the session is not next alone, or the handshake's secrets are left")
+	}
+	c.wantEvents("it is not confirmed yet")
+	if c.sending(1, c.now, c.step()) {
+		t.Error("the responder sends before it received data on the new keypair")
+	}
+	if c.lastHandshake != 0 {
+		t.Error("an unconfirmed handshake counts")
+	}
+	c.receives(k, false)
+	c.wantEvents("confirmed", EventHandshake)
+	if !c.out.flush || c.out.keepalive || c.current != k || c.lastHandshake != c.now {
+		t.Error("on confirmation the responder flushes what it staged, and no more")
+	}
+	c.receives(k, true)
+	c.wantEvents("it was confirmed before")
+	if c.out.flush {
+		t.Error("flushes again")
+	}
+}
+
+func TestCommitSession(t *testing.T) {
+	c := newCore(t)
+	c.timers.lastMinute = true
+	c.initiate(c.now, false, c.step())
+	c.initiates()
+	h, from := c.handshake, EndpointOf(netip.MustParseAddrPort("198.51.100.7:7"))
+	k := &keypair{local: c.index, initiator: true, created: c.now}
+	c.commitSession(k, from, c.now, c.step())
+	if c.current != k || c.handshake != nil || *h != (handshake{}) {
+		t.Error("the session is not current, or the handshake's secrets are left")
+	}
+	c.wantFreed("the handshake's index is the session's")
+	c.wantKeepalive(true, "the initiator at once sends its staged packets or, if none, a keepalive")
+	c.wantEvents("the response came from elsewhere", EventEndpointMoved, EventHandshake)
+	if c.endpoint != from || c.out.events[1].endpoint != from {
+		t.Error("the endpoint is not the response's")
+	}
+	c.wantNone(timerRetransmit, "answered")
+	if c.timers.attempts != 0 || c.timers.lastMinute || c.lastHandshake != c.now {
+		t.Error("the series, or the rekey on receive, is not over")
+	}
+}
+
+// TestCrossingInitiations: "two crossing initiations leave two unconfirmed keypairs and none current; the next
+// retransmit heals it in 5 to 5.33 s".
+func TestCrossingInitiations(t *testing.T) {
+	a, b := newCore(t), newCore(t)
+	a.timers.seed, b.timers.seed = 1, 2
+	for _, c := range []*core{a, b} {
+		c.initiate(c.now, false, c.step())
+		c.initiates()
+	}
+	for _, c := range []*core{a, b} { // each gets the other's initiation before a response
+		c.after(second / 20)
+		if r, ok := c.accepts(1); !ok {
+			t.Fatal(r)
+		}
+		c.wantFreed("its own initiation is given up", c.index)
+		c.responded()
+		if c.handshake != nil || c.current != nil || c.next == nil {
+			t.Fatal("a session stands, or there is no unconfirmed one")
+		}
+		c.wantIn(timerRetransmit, rekeyTimeout-second/20, maxJitter, "the retransmission is still to come")
+	}
+	first, second := a, b
+	if b.timers.at[timerRetransmit] < a.timers.at[timerRetransmit] {
+		first, second = b, a
+	}
+	if first.timers.at[timerRetransmit] == second.timers.at[timerRetransmit] {
+		t.Fatal("both ends retransmit at the same instant")
+	}
+	if first.expires() != timerRetransmit {
+		t.Fatal("another timer fired first")
+	}
+	if took := first.now - coreT0; took < rekeyTimeout || took > rekeyTimeout+maxJitter {
+		t.Errorf("it heals after %v, want 5 to 5.33 s", time.Duration(took))
+	}
+	first.initiates()
+	second.now = first.now
+	if r, ok := second.accepts(2); !ok {
+		t.Fatal(r)
+	}
+	k := second.responded()
+	first.commitSession(&keypair{local: first.index, initiator: true, created: first.now}, first.endpoint, first.now, first.step())
+	first.wantKeepalive(true, "which confirms the session to the responder")
+	second.receives(k, false)
+	if !first.current.sendable(first.now, 1) || !second.current.sendable(second.now, 1) {
+		t.Error("no session stands")
+	}
+	second.wantNone(timerRetransmit, "its own series is over")
+}

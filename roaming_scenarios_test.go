@@ -1,0 +1,344 @@
+package wireguard_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+var (
+	elsewhere  = netip.MustParseAddr("203.0.113.9")
+	elsewhere2 = netip.MustParseAddr("203.0.113.10")
+	stranger   = netip.MustParseAddrPort("203.0.113.66:666")
+)
+
+// move gives n another address on the wire. The old one reaches nobody any more.
+func (n *node) move(to netip.Addr) {
+	n.w.Helper()
+	if err := n.end.SetAddrs(to); err != nil {
+		n.w.Fatal(err)
+	}
+}
+
+func (n *node) wantEndpoint(o *node, at netip.AddrPort, why string) {
+	n.w.Helper()
+	if got := n.status(o).Endpoint.AddrPort; got != at {
+		n.w.Fatalf("at %v: %s has %s at %v, want %v: %s", n.w.now(), n.name, o.name, got, at, why)
+	}
+}
+
+// "the peer's endpoint is … the outer source IP address of the most recent correctly-authenticated packet received"
+// (2.1): the one that moves sends, and is followed.
+func TestRoaming(t *testing.T) {
+	for _, role := range []string{"initiator", "responder"} {
+		t.Run(role, func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				if role == "initiator" {
+					w.connect(a, b)
+				} else {
+					w.connect(b, a)
+				}
+				b.wantEvents("before", wireguard.EventHandshake)
+				a.move(elsewhere)
+				b.send(a, "lost")
+				a.wantArrived("nobody told b yet")
+				a.send(b, "here I am")
+				b.wantArrived("authentic, wherever it came from", "here I am")
+				b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
+				e := b.wantEvents("told", wireguard.EventEndpointMoved)[0]
+				if e.Peer != a.pub() || e.Endpoint.Addr() != elsewhere {
+					w.Fatalf("event %+v", e)
+				}
+				b.send(a, "found you")
+				a.wantArrived("without a handshake", "found you")
+				if n := w.net.Sent().Initiations; n != 1 {
+					w.Fatalf("%d initiations, want the first one alone", n)
+				}
+			})
+		})
+	}
+}
+
+// A keepalive is enough to be followed by, and so is a handshake message.
+func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.move(elsewhere)
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
+		w.want("a keepalive", "from the new place")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "a keepalive is authentic")
+
+		w.advance(time.Second)
+		w.lose("b response", 1)
+		a.move(elsewhere2)
+		a.restart()
+		w.want("a initiation, b response", "which is lost: the initiation alone has to do")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere2, a.port), "an initiation is authentic")
+	})
+	scenario(t, func(w *world, a, b *node) {
+		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+		a.send(b, "x")
+		w.advance(time.Millisecond)
+		w.want("a initiation, b response", "the response is under way")
+		if w.last("b response").src != b.at().AddrPort {
+			w.Fatal("answered from another place")
+		}
+		w.net.Cut(nil, nil)
+		w.advance(time.Second)
+		w.net.Mend(nil, nil)
+		response := w.last("b response")
+		w.replay(response, stranger)
+		a.wantEndpoint(b, stranger, "a response is authentic wherever it comes from")
+	})
+}
+
+// Both move at once, and neither knows where the other is: whoever is told, or tries the place that stays, heals it. Here
+// b comes back to its old address.
+func TestBothRoamAtOnce(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		home := b.at().Addr()
+		a.move(elsewhere)
+		b.move(elsewhere2)
+		a.send(b, "lost")
+		b.send(a, "lost")
+		w.advance(20 * time.Second)
+		a.wantArrived("nobody knows where")
+		b.wantArrived("nobody knows where")
+		b.move(home)
+		w.advance(5*time.Second + jitter)
+		a.send(b, "there")
+		b.send(a, "back")
+		b.wantArrived("a's retries found it", "there")
+		a.wantArrived("and b followed", "back")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
+	})
+}
+
+// Both move at once, with something under way: each one's packets tell the other.
+func TestBothRoamWithPacketsUnderWay(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.hold("a data", 1)
+		a.send(b, "from the old place")
+		a.move(elsewhere)
+		w.release()
+		b.wantEndpoint(a, netip.AddrPortFrom(netip.MustParseAddr("198.18.0.1"), a.port), "it was sent from there")
+		b.move(elsewhere2)
+		b.send(a, "into the void")
+		a.send(b, "into the void")
+		w.want("a data, b data, a data", "both miss")
+		// b is given a's new place, as a program does that has a rendezvous.
+		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
+		b.send(a, "here I am")
+		a.wantArrived("on the session that stands", "here I am")
+		a.send(b, "followed")
+		b.wantArrived("both are found", "from the old place", "followed")
+	})
+}
+
+// Row 6: "moves only on an authenticated, non-replayed packet". An attacker who copies or changes packets moves nobody.
+func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		home := a.at().AddrPort
+		w.connect(a, b)
+		a.send(b, "x")
+		b.wantArrived("once", "x")
+		data, initiation, response := w.last("a data"), w.last("a initiation"), w.last("b response")
+
+		w.replay(data, stranger)
+		b.wantDrops(wireguard.DropReplayed, 1, "replayed data")
+		b.wantEndpoint(a, home, "replayed data")
+
+		w.lose("a data", 1)
+		a.send(b, "y")
+		forged := w.last("a data")
+		forged.data[20] ^= 1
+		w.replay(forged, stranger)
+		b.wantDrops(wireguard.DropForged, 1, "forged data")
+		b.wantEndpoint(a, home, "forged data")
+
+		w.replay(initiation, stranger)
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "replayed initiation")
+		b.wantEndpoint(a, home, "replayed initiation")
+		initiation.data[90] ^= 1
+		w.replay(initiation, stranger)
+		b.wantDrops(wireguard.DropBadMAC, 1, "forged initiation")
+
+		w.replay(response, stranger)
+		a.wantDrops(wireguard.DropSuperseded, 1, "replayed response")
+		a.wantEndpoint(b, b.at().AddrPort, "replayed response")
+		b.wantArrived("nothing of this is delivered")
+	})
+}
+
+// A packet that fails the check of its inner source is authentic all the same: Linux moves the endpoint before it looks
+// inside (wg_packet_consume_data_done).
+func TestRefusedSourceIsAuthentic(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.move(elsewhere)
+		spoofed := pipe.UDPPacket(netip.MustParseAddrPort("10.9.9.9:1"), netip.AddrPortFrom(b.addr, 1), nil)
+		a.inject(spoofed)
+		b.wantDrops(wireguard.DropSourceNotAllowed, 1, "not a's address")
+		b.wantArrived("not delivered")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
+		if r := b.status(a).Received; r.Packets != 0 {
+			w.Fatalf("%d packets counted as received", r.Packets)
+		}
+	})
+}
+
+// Row 5: a cookie reply never moves an endpoint (a peer project did).
+func TestCookieReplyMovesNothing(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		wireguard.ForceLoad(b.Device, true)
+		w.lose("b cookie reply", 1)
+		a.send(b, "x")
+		w.want("a initiation, b cookie reply", "under load")
+		w.replay(w.last("b cookie reply"), stranger)
+		a.wantDrops(wireguard.DropBadCookie, 0, "it is authentic")
+		a.wantEndpoint(b, b.at().AddrPort, "but moves nothing")
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "and the cookie in it is good")
+	})
+}
+
+// A NAT that forgets its mapping gives the peer behind it another port: the other end follows the first packet out.
+func TestNATExpiry(t *testing.T) {
+	inWorld(t, func(w *world) {
+		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}, Idle: 30 * time.Second})
+		a, b := w.node("a"), w.node("b")
+		if err := a.end.MoveBehind(nat, netip.MustParseAddr("192.168.0.2")); err != nil {
+			w.Fatal(err)
+		}
+		a.knows(b)
+		b.knows(a, func(c *wireguard.PeerConfig) { c.Endpoint = wireguard.Endpoint{} })
+		w.connect(a, b)
+		first := b.status(a).Endpoint
+		if first.Addr() != elsewhere {
+			w.Fatalf("a is seen at %v, want the NAT", first)
+		}
+		w.advance(31 * time.Second)
+		b.send(a, "blocked")
+		a.wantArrived("the mapping is gone")
+		a.send(b, "out")
+		b.wantArrived("out", "out")
+		second := b.status(a).Endpoint
+		if second.Addr() != elsewhere || second.Port() == first.Port() {
+			w.Fatalf("a is seen at %v, was at %v: want another port", second, first)
+		}
+		b.send(a, "in")
+		a.wantArrived("through the new mapping", "in")
+
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
+		w.advance(10 * time.Minute)
+		b.send(a, "still open")
+		a.wantArrived("persistent keepalives hold it open", "still open")
+		if got := b.status(a).Endpoint; got.AddrPort != second.AddrPort {
+			w.Fatalf("a is seen at %v, was at %v", got, second)
+		}
+	})
+}
+
+// A NAT that restarts in the middle of a transfer costs what comes back until something goes out.
+func TestNATRebind(t *testing.T) {
+	inWorld(t, func(w *world) {
+		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}})
+		a, b := w.node("a"), w.node("b")
+		if err := a.end.MoveBehind(nat, netip.MustParseAddr("192.168.0.2")); err != nil {
+			w.Fatal(err)
+		}
+		a.knows(b)
+		b.knows(a, func(c *wireguard.PeerConfig) { c.Endpoint = wireguard.Endpoint{} })
+		w.connect(a, b)
+		if err := nat.Rebind(elsewhere2); err != nil {
+			w.Fatal(err)
+		}
+		b.send(a, "lost")
+		a.wantArrived("no way in")
+		a.send(b, "out")
+		b.send(a, "in")
+		a.wantArrived("healed by the first packet out", "in")
+	})
+}
+
+// Row 20: "reply from the address that was reached", until that is gone from this host.
+func TestStickySource(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		second := netip.MustParseAddr("198.51.100.7")
+		if err := b.end.SetAddrs(b.at().Addr(), second); err != nil {
+			w.Fatal(err)
+		}
+		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(netip.AddrPortFrom(second, b.port)))})
+		a.send(b, "x")
+		if r := w.last("b response"); r.src.Addr() != second {
+			w.Fatalf("answered from %v, want the address that was reached", r.src)
+		}
+		b.send(a, "y")
+		if d := w.last("b data"); d.src.Addr() != second {
+			w.Fatalf("sent from %v, want the address that was reached", d.src)
+		}
+		first := b.end.Addrs()[0]
+		b.move(first) // without the second address
+		b.send(a, "z")
+		if d := w.last("b data"); d.src.Addr() != first {
+			w.Fatalf("sent from %v, want the address that is left", d.src)
+		}
+		if s := b.status(a).Endpoint.Source; s == second {
+			w.Fatal("a source that is gone is kept")
+		}
+		a.wantArrived("not one packet was lost", "y", "z")
+		a.wantEndpoint(b, netip.AddrPortFrom(first, b.port), "a follows")
+	})
+}
+
+// The sticky source is forgotten where the path behind it may be the trouble: on the 15 s timer, on a retry, and on a
+// change of port or mark (Linux, wg_socket_clear_peer_endpoint_src).
+func TestStickySourceForgotten(t *testing.T) {
+	for name, cause := range map[string]func(w *world, a, b *node){
+		"unanswered data": func(w *world, a, b *node) {
+			w.net.Cut(nil, nil)
+			b.send(a, "x")
+			w.advance(15*time.Second + jitter)
+		},
+		"port": func(w *world, a, b *node) { b.configure(wireguard.Change{ListenPort: ptr(uint16(2000))}) },
+		"mark": func(w *world, a, b *node) { b.configure(wireguard.Change{FirewallMark: ptr(uint32(7))}) },
+		"wake": func(w *world, a, b *node) {
+			w.net.Cut(nil, nil)
+			b.Wake()
+			w.settle()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.connect(a, b)
+				if s := b.status(a).Endpoint.Source; !s.IsValid() {
+					w.Fatal("no sticky source to begin with")
+				}
+				cause(w, a, b)
+				if s := b.status(a).Endpoint.Source; s.IsValid() {
+					w.Fatalf("source %v is kept", s)
+				}
+			})
+		})
+	}
+}
+
+// Both families, and a peer that moves from one to the other.
+func TestRoamingBetweenFamilies(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		v6 := netip.AddrPortFrom(b.end.Addrs()[1], b.port)
+		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(v6))})
+		a.send(b, "over IPv6")
+		b.wantArrived("the session does not care", "over IPv6")
+		if e := b.status(a).Endpoint; !e.Addr().Is6() {
+			w.Fatalf("b has a at %v", e)
+		}
+		b.send(a, "back")
+		a.wantArrived("likewise", "back")
+	})
+}

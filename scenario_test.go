@@ -1,0 +1,517 @@
+package wireguard_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Scenarios: whole devices on a wire in memory, in the virtual time of a synctest bubble, where nothing takes time but
+// sleeping. What they did is asserted by what is seen on the wire:
+//
+//	10.0.0.1, fd00::1  a ── 198.18.0.1:1001 ─┐
+//	10.0.0.2, fd00::2  b ── 198.18.0.2:1002 ─┼─ pipe.Network ─▶ world.log ─▶ w.want("a initiation, b response, a data", "why")
+//	10.0.0.3, fd00::3  c ── 198.18.0.3:1003 ─┘
+//
+// Every device in a scenario has a Bind and a Tunnel that scribble over what they lend it as soon as they may; see
+// scribble_test.go.
+
+// A world is a wire and the devices on it.
+type world struct {
+	testing.TB
+	net   *pipe.Network
+	start time.Time
+	nodes []*node
+
+	mu   sync.Mutex
+	log  []message // put on the wire since the last want
+	past []message // put on the wire before that
+	rule func(m *message) pipe.Verdict
+}
+
+// A message is a datagram that a device put on the wire, whatever became of it.
+type message struct {
+	at       time.Duration // since the start of the world
+	from     *node
+	src, dst netip.AddrPort // src as seen outside of a NAT
+	kind     pipe.MessageType
+	tos      uint8
+	data     []byte
+}
+
+func (m *message) String() string { return m.from.name + " " + m.kind.String() }
+
+// A node is a device in a world.
+type node struct {
+	*wireguard.Device
+	w           *world
+	name        string
+	key         wireguard.PrivateKey
+	end         *pipe.End
+	tun         *pipe.Tunnel
+	clock       *clock
+	addr, addr6 netip.Addr // inside the tunnel
+	port        uint16
+	events      <-chan wireguard.Event
+}
+
+// A clock is virtual time. It stands still, and so does who asks for the time, while its machine is suspended.
+type clock struct {
+	start time.Time
+
+	mu     sync.Mutex // guards all below
+	resume sync.Cond
+	asleep bool
+	leapt  time.Duration // slept through by leap
+	step   time.Duration // of the calendar
+}
+
+func newClock() *clock {
+	c := &clock{start: time.Now()}
+	c.resume.L = &c.mu
+	return c
+}
+
+func (c *clock) Now() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.asleep {
+		c.resume.Wait()
+	}
+	return time.Since(c.start) + c.leapt
+}
+
+func (c *clock) Wall() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Add(c.leapt + c.step)
+}
+
+func (c *clock) suspend(asleep bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asleep = asleep
+	c.resume.Broadcast()
+}
+
+// leap lets the machine have slept for d. Timers of the runtime know nothing of it.
+func (c *clock) leap(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leapt += d
+}
+
+// stepWall sets the calendar, forward or back.
+func (c *clock) stepWall(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.step += d
+}
+
+// scenario plays with two devices that are up and know each other.
+func scenario(t *testing.T, play func(w *world, a, b *node)) {
+	t.Helper()
+	inWorld(t, func(w *world) {
+		a, b := w.node("a"), w.node("b")
+		a.knows(b)
+		b.knows(a)
+		play(w, a, b)
+	})
+}
+
+// inWorld plays in an empty world. Whatever is left running when the play is over fails the test.
+func inWorld(t *testing.T, play func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{TB: t, net: pipe.NewNetwork(pipe.Config{Seed: 1}), start: time.Now()}
+		w.net.Filter(w.record)
+		play(w)
+	})
+}
+
+// node adds a device, and takes it up. Each alter changes its configuration.
+func (w *world) node(name string, alter ...func(c *wireguard.Config)) *node {
+	w.Helper()
+	n := w.nodeDown(name, alter...)
+	if err := n.Up(); err != nil {
+		w.Fatal(err)
+	}
+	w.settle()
+	return n
+}
+
+func (w *world) nodeDown(name string, alter ...func(c *wireguard.Config)) *node {
+	w.Helper()
+	i := len(w.nodes) + 1
+	random := rand.NewChaCha8([32]byte{byte(i)})
+	n := &node{
+		w: w, name: name, end: w.net.NewEnd(), tun: pipe.NewTunnel(0), clock: newClock(), port: uint16(1000 + i),
+		addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), addr6: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i)}),
+	}
+	random.Read(n.key[:])
+	n.boot(random, alter...)
+	w.nodes = append(w.nodes, n)
+	return n
+}
+
+// boot makes the node's device, or another one in its place.
+func (n *node) boot(random *rand.ChaCha8, alter ...func(c *wireguard.Config)) {
+	n.w.Helper()
+	c := wireguard.Config{
+		PrivateKey: n.key, ListenPort: n.port, Clock: n.clock,
+		Tunnel: scribblingTunnel{n.tun}, Bind: scribblingBind{n.end},
+	}
+	for _, f := range alter {
+		f(&c)
+	}
+	d, err := wireguard.New(c)
+	if err != nil {
+		n.w.Fatal(err)
+	}
+	n.Device, n.key = d, c.PrivateKey
+	var mu sync.Mutex
+	wireguard.SetRandom(d, func(b []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		random.Read(b)
+	})
+	n.events, _ = d.Subscribe(64)
+	n.w.Cleanup(func() { d.Close() })
+}
+
+func (n *node) pub() wireguard.PublicKey { return n.key.Public() }
+
+// at is where the node is reached.
+func (n *node) at() wireguard.Endpoint { return n.end.Endpoint(n.port) }
+
+// peer is o as a peer.
+func (o *node) peer(alter ...func(c *wireguard.PeerConfig)) wireguard.PeerConfig {
+	c := wireguard.PeerConfig{PublicKey: o.pub(), Endpoint: o.at(), AllowedIPs: o.prefixes()}
+	for _, f := range alter {
+		f(&c)
+	}
+	return c
+}
+
+func (o *node) prefixes() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(o.addr, 32), netip.PrefixFrom(o.addr6, 128)}
+}
+
+// knows makes o a peer of n.
+func (n *node) knows(o *node, alter ...func(c *wireguard.PeerConfig)) {
+	n.w.Helper()
+	if err := n.AddPeer(o.peer(alter...)); err != nil {
+		n.w.Fatal(err)
+	}
+	n.w.settle()
+}
+
+// configure carries out a change that must succeed.
+func (n *node) configure(c wireguard.Change) {
+	n.w.Helper()
+	if err := n.Configure(c); err != nil {
+		n.w.Fatal(err)
+	}
+	n.w.settle()
+}
+
+// update changes one peer.
+func (n *node) update(o *node, c wireguard.PeerChange) {
+	n.w.Helper()
+	c.PublicKey = o.pub()
+	n.configure(wireguard.Change{Peers: []wireguard.PeerChange{c}})
+}
+
+// status is what n knows of o.
+func (n *node) status(o *node) wireguard.PeerStatus {
+	n.w.Helper()
+	s, ok := n.Peer(o.pub())
+	if !ok {
+		n.w.Fatalf("%s does not know %s", n.name, o.name)
+	}
+	return s
+}
+
+// packet is an IPv4 packet from n to o.
+func (n *node) packet(o *node, payload string) []byte {
+	return pipe.UDPPacket(netip.AddrPortFrom(n.addr, 7), netip.AddrPortFrom(o.addr, 7), []byte(payload))
+}
+
+// send puts packets into n's tunnel, in one burst, and lets all happen that takes no time.
+func (n *node) send(o *node, payloads ...string) {
+	n.w.Helper()
+	var ps [][]byte
+	for _, p := range payloads {
+		ps = append(ps, n.packet(o, p))
+	}
+	n.inject(ps...)
+}
+
+func (n *node) inject(packets ...[]byte) {
+	n.w.Helper()
+	if !n.tun.TrySend(packets...) {
+		n.w.Fatalf("the tunnel of %s is full or closed", n.name)
+	}
+	n.w.settle()
+}
+
+// arrived takes what came out of n's tunnel.
+func (n *node) arrived() (payloads []string) {
+	n.w.settle()
+	for p := n.tun.TryReceive(); p != nil; p = n.tun.TryReceive() {
+		header := 28
+		if p[0]>>4 == 6 {
+			header = 48
+		}
+		payloads = append(payloads, string(p[header:]))
+	}
+	return payloads
+}
+
+// wantArrived asserts what came out of n's tunnel since it was last asked.
+func (n *node) wantArrived(why string, payloads ...string) {
+	n.w.Helper()
+	if got := n.arrived(); fmt.Sprint(got) != fmt.Sprint(payloads) {
+		n.w.Fatalf("at %v: arrived at %s: %q, want %q: %s", n.w.now(), n.name, got, payloads, why)
+	}
+}
+
+// wantDrops asserts how many drops with a reason n counted since its start.
+func (n *node) wantDrops(r wireguard.DropReason, count uint64, why string) {
+	n.w.Helper()
+	n.w.settle()
+	if got := n.Status().Drops[r]; got != count {
+		n.w.Fatalf("at %v: %s dropped %d with reason %q, want %d: %s", n.w.now(), n.name, got, r, count, why)
+	}
+}
+
+// wantEvents asserts the kinds of the events since it was last asked.
+func (n *node) wantEvents(why string, kinds ...wireguard.EventKind) (es []wireguard.Event) {
+	n.w.Helper()
+	n.w.settle()
+	var got []wireguard.EventKind
+	for len(n.events) > 0 {
+		e := <-n.events
+		es, got = append(es, e), append(got, e.Kind)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(kinds) {
+		n.w.Fatalf("at %v: events of %s: %v, want %v: %s", n.w.now(), n.name, got, kinds, why)
+	}
+	return es
+}
+
+// wantSession asserts whether n can send to o without a handshake.
+func (n *node) wantSession(o *node, stands bool, why string) {
+	n.w.Helper()
+	if got := n.status(o).Session; got != stands {
+		n.w.Fatalf("at %v: session of %s with %s: %v, want %v: %s", n.w.now(), n.name, o.name, got, stands, why)
+	}
+}
+
+// settle lets all happen that takes no time.
+func (w *world) settle() { synctest.Wait() }
+
+// now is the time since the start of the world.
+func (w *world) now() time.Duration { return time.Since(w.start) }
+
+// advance lets time pass, and all happen that is due at its end.
+func (w *world) advance(d time.Duration) {
+	time.Sleep(d)
+	w.settle()
+}
+
+// suspend puts machines to sleep for d. Nothing reaches them; their timers ring when they wake up, as those do that count
+// suspend.
+func (w *world) suspend(d time.Duration, nodes ...*node) {
+	w.settle()
+	for _, n := range nodes {
+		w.net.Cut(n.end, nil)
+		n.clock.suspend(true)
+	}
+	time.Sleep(d)
+	for _, n := range nodes {
+		w.net.Mend(n.end, nil)
+		n.clock.suspend(false)
+	}
+	w.settle()
+}
+
+// record is the filter that sees all that devices send.
+func (w *world) record(p *pipe.Packet) pipe.Verdict {
+	m := message{
+		at: w.now(), src: p.From, dst: p.To, kind: p.Type, tos: p.TOS, data: append([]byte(nil), p.Data...),
+	}
+	for _, n := range w.nodes {
+		if n.end == p.Sender {
+			m.from = n
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.log = append(w.log, m)
+	if w.rule != nil {
+		return w.rule(&m)
+	}
+	return pipe.Pass
+}
+
+// script takes what devices put on the wire since it was last called, in order: "a initiation, b response, a data x3".
+func (w *world) script() string {
+	w.settle()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var parts []string
+	last, n := "", 0
+	flush := func() {
+		switch {
+		case n == 1:
+			parts = append(parts, last)
+		case n > 1:
+			parts = append(parts, fmt.Sprintf("%s x%d", last, n))
+		}
+	}
+	for i := range w.log {
+		if s := w.log[i].String(); s != last {
+			flush()
+			last, n = s, 0
+		}
+		n++
+	}
+	flush()
+	w.past, w.log = append(w.past, w.log...), nil
+	return strings.Join(parts, ", ")
+}
+
+// want asserts all that was put on the wire since the last want.
+func (w *world) want(script, why string) {
+	w.Helper()
+	if got := w.script(); got != script {
+		w.Fatalf("at %v: on the wire: %q, want %q: %s", w.now(), got, script, why)
+	}
+}
+
+// wantIdle asserts that nothing is put on the wire for d.
+func (w *world) wantIdle(d time.Duration, why string) {
+	w.Helper()
+	w.advance(d)
+	w.want("", why)
+}
+
+// wantAt asserts that nothing is put on the wire until d has passed, and script right then.
+func (w *world) wantAt(d time.Duration, script, why string) {
+	w.Helper()
+	w.wantIdle(d-1, "before: "+why)
+	w.advance(1)
+	w.want(script, why)
+}
+
+// jitter is the most that is added to REKEY_TIMEOUT.
+const jitter = time.Second / 3
+
+// wantJittered is wantAt with jitter: nothing before d, and script not later than d and the jitter.
+func (w *world) wantJittered(d time.Duration, script, why string) {
+	w.Helper()
+	w.wantIdle(d-1, "before: "+why)
+	w.advance(jitter + 1)
+	w.want(script, why)
+}
+
+// last is the newest message of a kind, "a initiation", that was put on the wire.
+func (w *world) last(kind string) message {
+	w.Helper()
+	w.settle()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := append(w.past, w.log...)
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].String() == kind {
+			return all[i]
+		}
+	}
+	w.Fatalf("at %v: no %s was sent", w.now(), kind)
+	return message{}
+}
+
+// replay injects a message once more, from its source or another one.
+func (w *world) replay(m message, from ...netip.AddrPort) {
+	w.Helper()
+	src := m.src
+	if len(from) > 0 {
+		src = from[0]
+	}
+	if err := w.net.Inject(src, m.dst, m.data); err != nil {
+		w.Fatal(err)
+	}
+	w.settle()
+}
+
+// judge lets rule decide on each message, until the next call; nil lets all pass.
+func (w *world) judge(rule func(m *message) pipe.Verdict) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rule = rule
+}
+
+// lose drops the next n messages of a kind.
+func (w *world) lose(kind string, n int) { w.meet(pipe.Drop, kind, n) }
+
+// hold keeps the next n messages of a kind back until release.
+func (w *world) hold(kind string, n int) { w.meet(pipe.Hold, kind, n) }
+
+func (w *world) meet(v pipe.Verdict, kind string, n int) {
+	w.judge(func(m *message) pipe.Verdict {
+		if n > 0 && m.String() == kind {
+			n--
+			return v
+		}
+		return pipe.Pass
+	})
+}
+
+// release lets go what was held.
+func (w *world) release() {
+	w.judge(nil)
+	w.net.Release()
+	w.settle()
+}
+
+// connect makes a session, with n as its initiator, and takes the handshake off the log.
+func (w *world) connect(n, o *node) {
+	w.Helper()
+	if err := n.Handshake(context.Background(), o.pub()); err != nil {
+		w.Fatal(err)
+	}
+	w.want(fmt.Sprintf("%s initiation, %s response, %s keepalive", n.name, o.name, n.name), "a handshake takes one round trip")
+	n.wantSession(o, true, "the response came")
+	o.wantSession(n, true, "the keepalive came")
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// connectAgain is connect where a session stands: what n keeps of it is thrown away first.
+func (w *world) connectAgain(n, o *node) {
+	w.Helper()
+	n.restart()
+	w.connect(n, o)
+}
+
+// restart takes n down and up: it has no sessions then, and no 5 s to wait.
+func (n *node) restart() {
+	n.w.Helper()
+	n.Down()
+	if err := n.Up(); err != nil {
+		n.w.Fatal(err)
+	}
+	n.w.settle()
+}
+
+func contains(err error, text string) bool { return err != nil && strings.Contains(err.Error(), text) }

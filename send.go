@@ -1,0 +1,467 @@
+package wireguard
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// The way out of a batch, on the goroutine that brings it:
+//
+//	source ─▶ Send ─▶ route ─▶ claim: the peer's turn, counters ─▶ seal, in place ─▶ pack into trains ─▶ transmit
+//	                             │ no session, or the turn is another's                                     │
+//	                             ▼                                                                          ▼
+//	                           stage ─▶ flush, when the turn is free and a session stands ◀────────────── account
+//
+// A peer's mutex is held in claim and account alone, once a batch each.
+
+// A run is packets of one batch, one after the other in it, to one peer.
+type run struct {
+	p        *peer
+	first, n int // messages of the batch
+
+	k        *keypair // nil: not claimed, there is nothing to send
+	counter  uint64   // of the first message
+	endpoint Endpoint
+
+	// The outcome.
+	packets, bytes uint64 // keepalives are no packets
+	failed         int
+	sourceGone     bool
+}
+
+// A sending is the scratch memory of Send.
+type sending struct {
+	runs    []run
+	trains  []Train
+	trainOf []int // the run of each train
+
+	contended *peer // whose turn was another's
+}
+
+// reset drops all references and keeps the memory.
+func (s *sending) reset() {
+	clear(s.runs)
+	clear(s.trains)
+	s.runs, s.trains, s.trainOf = s.runs[:0], s.trains[:0], s.trainOf[:0]
+}
+
+var errDown = errors.New("wireguard: the device is down")
+
+// readSource carries packets from a source to Send until the source fails.
+func (d *Device) readSource(s PacketSource) {
+	defer d.wg.Done()
+	b := d.NewBatch()
+	for {
+		err := s.ReadPackets(b)
+		if b.Len() > 0 {
+			d.Send(b)
+			d.awaitTurn(b)
+		}
+		if err != nil {
+			d.sourceEnded(err)
+			return
+		}
+	}
+}
+
+// awaitTurn holds a source back while another goroutine sends what the last batch left with a peer: a source that went on
+// would only push its own packets out of the queue. Nothing is held meanwhile, and who has the turn waits for nobody.
+func (d *Device) awaitTurn(b *Batch) {
+	p := b.out.contended
+	if p == nil {
+		return
+	}
+	b.out.contended = nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.turn != nil && p.staged.n > 0 {
+		if p.turnFree == nil {
+			p.turnFree = sync.NewCond(&p.mu)
+		}
+		p.turnFree.Wait()
+	}
+}
+
+// endTurn gives p's turn back. p.mu is held.
+func (p *peer) endTurn() {
+	p.turn = nil
+	if p.turnFree != nil {
+		p.turnFree.Broadcast()
+	}
+}
+
+// NewBatch makes an empty batch for Send.
+func (d *Device) NewBatch() *Batch { return &Batch{mtu: d.tunnel.MTU()} }
+
+// Send routes the packets of b, seals and sends them, and empties b, whatever happens. A packet without a session
+// waits for one; a packet that cannot be sent is dropped and counted, and its inner sender told by ICMP where that
+// helps. Send never waits for a handshake or for another sender, and keeps the order of the packets to each peer.
+//
+// Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
+// closed; the latter wraps net.ErrClosed.
+func (d *Device) Send(b *Batch) error {
+	defer func() {
+		b.Reset()
+		b.mtu = d.tunnel.MTU()
+	}()
+	r := d.running.Load()
+	if r == nil {
+		d.drops.add(DropDown, b.Len())
+		if d.closing.Load() {
+			return errClosed
+		}
+		return errDown
+	}
+	now := d.now()
+	d.route(b, now)
+	for i := range b.out.runs {
+		d.claim(b, &b.out.runs[i], r, now)
+	}
+	b.seal()
+	b.pack()
+	d.transmit(r, b.out.trains)
+	b.tally()
+	for i := range b.out.runs {
+		if run := &b.out.runs[i]; run.k != nil && d.account(b, run, r, now) {
+			d.flush(run.p, false)
+		}
+	}
+	b.out.reset()
+	return nil
+}
+
+// route makes runs of b's packets. What has no place in one is dropped.
+func (d *Device) route(b *Batch, now int64) {
+	table := d.allowed.routes()
+	var last netip.Addr
+	var p *peer
+	for i := range b.msgs {
+		packet := b.Packet(i)
+		dst, ecn, ok := destination(packet)
+		if !ok {
+			d.drops.add(DropMalformed, 1)
+			continue
+		}
+		if dst != last {
+			last, p = dst, table.peer(dst)
+		}
+		if p == nil {
+			d.drops.add(DropNoRoute, 1)
+			d.slow.unreachable(d, packet, now)
+			continue
+		}
+		b.msgs[i].tos = outerTOS(ecn)
+		b.addToRun(p, i)
+	}
+}
+
+// addToRun puts message i, which goes to p, into the last run or a new one.
+func (b *Batch) addToRun(p *peer, i int) {
+	if n := len(b.out.runs); n > 0 {
+		if last := &b.out.runs[n-1]; last.p == p && last.first+last.n == i {
+			last.n++
+			return
+		}
+	}
+	b.out.runs = append(b.out.runs, run{p: p, first: i, n: 1})
+}
+
+// claim takes the turn of the run's peer and counters for its messages, or stages copies of its packets.
+func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
+	p := run.p
+	var out outbox
+	p.mu.Lock()
+	switch {
+	case p.removed:
+		d.drop(p, DropNoSession, run.n)
+	case d.running.Load() != r:
+		d.drop(p, DropDown, run.n)
+	case p.endpoint.IsZero():
+		d.drop(p, DropNoEndpoint, run.n)
+		d.slow.unreachable(d, b.Packet(run.first), now)
+	case p.turn != nil && p.turn != b:
+		d.stageRun(b, run, now)
+		b.out.contended = p
+	case p.staged.n != 0:
+		// What waits goes first. The session is new, or there is none.
+		d.stageRun(b, run, now)
+		p.flushOrInitiate(now, &out)
+	case !p.sending(run.n, now, &out):
+		d.stageRun(b, run, now)
+	default:
+		p.turn = b
+		b.number(run)
+	}
+	d.release(p, &out)
+}
+
+// number takes counters for a run from its peer's current session.
+func (b *Batch) number(run *run) {
+	p := run.p
+	run.k, run.endpoint = p.current, p.endpoint
+	run.counter = run.k.number(run.n)
+}
+
+// stageRun leaves copies of the run's packets with the peer: few where they wait for a handshake, and more where they only
+// wait for the turn.
+func (d *Device) stageRun(b *Batch, run *run, now int64) {
+	limit := maxStaged
+	if run.p.turn != nil || run.p.current.sendable(now, 1) {
+		limit = maxStagedTurn
+	}
+	for i := run.first; i < run.first+run.n; i++ {
+		d.stage(run.p, b.Packet(i), limit)
+	}
+}
+
+// stage appends a copy of a packet to the peer's staged packets. The oldest ones make room.
+func (d *Device) stage(p *peer, packet []byte, limit int) {
+	for p.staged.n >= limit {
+		d.unstage(p.staged.pop())
+		d.drop(p, DropStagedOverflow, 1)
+	}
+	s := newStagedPacket(packet)
+	if used := d.stagedBytes.Add(s.cost()); used > d.maxStagedBytes && len(packet) > 0 {
+		d.unstage(s)
+		d.drop(p, DropStagedBytes, 1)
+		return
+	}
+	p.staged.push(s)
+}
+
+// unstage gives the memory of a staged packet back.
+func (d *Device) unstage(s *stagedPacket) {
+	d.stagedBytes.Add(-s.cost())
+	switch cap(s.b) {
+	case stagedSmall:
+		stagedPackets[0].Put(s)
+	case stagedLarge:
+		stagedPackets[1].Put(s)
+	}
+}
+
+// Staged packets are kept in buffers of two sizes, which are used again; larger packets have their own.
+const stagedSmall, stagedLarge = 256, 2048
+
+var stagedPackets = [2]sync.Pool{
+	{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedSmall)} }},
+	{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedLarge)} }},
+}
+
+func newStagedPacket(packet []byte) *stagedPacket {
+	var s *stagedPacket
+	switch n := len(packet); {
+	case n == 0:
+		return new(stagedPacket)
+	case n <= stagedSmall:
+		s = stagedPackets[0].Get().(*stagedPacket)
+	case n <= stagedLarge:
+		s = stagedPackets[1].Get().(*stagedPacket)
+	default:
+		return &stagedPacket{b: append(make([]byte, 0, n), packet...)}
+	}
+	s.b = append(s.b[:0], packet...)
+	return s
+}
+
+// cost is the memory that s takes, in bytes.
+func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
+
+// appendStaged copies a staged packet into b. An empty one makes a keepalive.
+func (b *Batch) appendStaged(packet []byte) bool {
+	if len(packet) > 0 {
+		_, ecn, _ := destination(packet)
+		if !b.Append(packet) {
+			return false
+		}
+		b.msgs[len(b.msgs)-1].tos = outerTOS(ecn)
+		return true
+	}
+	if b.Next(1) == nil {
+		return false
+	}
+	b.room = 0
+	b.msgs = append(b.msgs, message{at: int32(b.end)})
+	b.end += messageOverhead
+	return true
+}
+
+// seal makes messages of the claimed packets, in place.
+func (b *Batch) seal() {
+	for i := range b.out.runs {
+		run := &b.out.runs[i]
+		if run.k == nil {
+			continue
+		}
+		for j := range run.n {
+			m := b.msgs[run.first+j]
+			at, end := int(m.at), int(m.at)+m.size()
+			clear(b.slab[at+messageHeader+int(m.n) : end-messageTag])
+			run.k.seal(b.slab[at:end:end], run.counter+uint64(j))
+		}
+	}
+}
+
+// Limits of one train: those of UDP segmentation offload.
+const (
+	maxTrainBytes    = 65507 // the largest IPv4 UDP payload
+	maxTrainMessages = 64
+)
+
+// pack makes trains of the sealed messages. A train's messages lie next to each other, and are of the same size but
+// for the last one, which may be smaller.
+func (b *Batch) pack() {
+	s := &b.out
+	for i := range s.runs {
+		run := &s.runs[i]
+		if run.k == nil {
+			continue
+		}
+		for j := run.first; j < run.first+run.n; {
+			head := b.msgs[j]
+			size, end, n := head.size(), int(head.at)+head.size(), 1
+			for j++; j < run.first+run.n && n < maxTrainMessages; j++ {
+				m := b.msgs[j]
+				if m.size() > size || m.tos != head.tos || end+m.size()-int(head.at) > maxTrainBytes {
+					break
+				}
+				end += m.size()
+				n++
+				if m.size() < size {
+					j++
+					break
+				}
+			}
+			s.trains = append(s.trains, Train{
+				Data: b.slab[head.at:end:end], Size: size, Endpoint: run.endpoint, TOS: head.tos,
+			})
+			s.trainOf = append(s.trainOf, i)
+		}
+	}
+}
+
+// transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one.
+func (d *Device) transmit(r *running, trains []Train) {
+	if len(trains) == 0 {
+		return
+	}
+	s := r.socket.Load()
+	s.Send(trains)
+	if last := &trains[len(trains)-1]; last.Err != nil && errors.Is(last.Err, net.ErrClosed) {
+		if now := r.socket.Load(); now != s {
+			for i := range trains {
+				trains[i].Err = nil
+			}
+			now.Send(trains)
+		}
+	}
+}
+
+// tally adds up for each run what became of its trains.
+func (b *Batch) tally() {
+	for i := range b.out.trains {
+		t := &b.out.trains[i]
+		run := &b.out.runs[b.out.trainOf[i]]
+		n := t.Len()
+		if t.Err != nil {
+			run.failed += n
+		} else {
+			if t.Size > messageOverhead {
+				run.packets += uint64(n)
+			}
+			run.bytes += uint64(len(t.Data))
+		}
+		if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
+			run.sourceGone = true
+		}
+	}
+}
+
+// account tells the peer what was sent, and gives its turn back. It reports whether packets were staged meanwhile.
+func (d *Device) account(b *Batch, run *run, r *running, now int64) (staged bool) {
+	p := run.p
+	var out outbox
+	p.mu.Lock()
+	p.sent.Bytes += run.bytes
+	p.sent.Packets += run.packets
+	if run.failed > 0 {
+		d.drop(p, DropSendFailed, run.failed)
+	}
+	if run.sourceGone && p.endpoint == run.endpoint {
+		p.endpoint.forgetSource()
+	}
+	if d.running.Load() == r { // else its timers were stopped, and stay so
+		p.sentOn(run.packets > 0, now, &out)
+	}
+	if p.turn == b {
+		staged = p.staged.n != 0
+		p.endTurn()
+	}
+	d.release(p, &out)
+	return staged
+}
+
+// maxFlush is how many batches flush sends, before it leaves the rest to the slow path: who came to send must not be
+// kept by others that go on staging.
+const maxFlush = 16
+
+// flush sends what is staged with p or, if keepalive is set and nothing is, an empty packet. If another goroutine has
+// the turn, that one will. Without a session, one is asked for.
+func (d *Device) flush(p *peer, keepalive bool) {
+	r := d.running.Load()
+	if r == nil {
+		return
+	}
+	b := batches.Get().(*Batch)
+	b.mtu = d.tunnel.MTU()
+	more := true
+	for range maxFlush {
+		if more = d.flushSome(p, keepalive, b, r); !more {
+			break
+		}
+		keepalive = false
+	}
+	batches.Put(b)
+	if more {
+		d.slow.flush(d, p)
+	}
+}
+
+// batches are those of flush.
+var batches = sync.Pool{New: func() any { return new(Batch) }}
+
+// flushSome sends one batch of what is staged with p, and reports whether there is more.
+func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more bool) {
+	now := d.now()
+	var out outbox
+	p.mu.Lock()
+	if p.removed || p.endpoint.IsZero() || d.running.Load() != r {
+		d.release(p, &out)
+		return false
+	}
+	if keepalive && p.staged.n == 0 {
+		d.stage(p, nil, maxStaged)
+	}
+	if p.staged.n == 0 || p.turn != nil || !p.sending(1, now, &out) {
+		d.release(p, &out)
+		return false
+	}
+	p.turn = b
+	for p.staged.n > 0 && p.current.sendable(now, len(b.msgs)+1) && b.appendStaged(p.staged.head.b) {
+		d.unstage(p.staged.pop())
+	}
+	b.out.runs = append(b.out.runs, run{p: p, n: len(b.msgs)})
+	b.number(&b.out.runs[0])
+	d.release(p, &out)
+
+	b.seal()
+	b.pack()
+	d.transmit(r, b.out.trains)
+	b.tally()
+	more = d.account(b, &b.out.runs[0], r, now)
+	b.out.reset()
+	b.Reset()
+	return more
+}

@@ -1,0 +1,441 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A packed is a train in a table: how many messages, of what size, with what TOS, and the size of the last one.
+type packed struct {
+	n, size, last int
+	tos           uint8
+}
+
+// packSizes packs messages of the given sizes as one run, and says what came out.
+func packSizes(t failer, sizes []int, tos []uint8) (got []packed) {
+	b := &Batch{}
+	defer b.Reset()
+	for i, size := range sizes {
+		if !b.Append(make([]byte, size-messageOverhead)) {
+			t.Fatalf("message %d does not fit", i)
+		}
+		b.msgs[i].tos = tos[i%len(tos)]
+	}
+	b.out.runs = []run{{first: 0, n: len(sizes), k: new(keypair), endpoint: coreEndpoint}}
+	b.pack()
+	at := 0
+	for i := range b.out.trains {
+		train := &b.out.trains[i]
+		if &train.Data[0] != &b.slab[at] || cap(train.Data) != len(train.Data) {
+			t.Fatalf("train %d is not where the one before ends", i)
+		}
+		if train.Endpoint != coreEndpoint || b.out.trainOf[i] != 0 || train.Err != nil {
+			t.Fatalf("train %d is %+v", i, train)
+		}
+		at += len(train.Data)
+		got = append(got, packed{train.Len(), train.Size, len(train.Data) - (train.Len()-1)*train.Size, train.TOS})
+	}
+	if at != b.end {
+		t.Fatalf("%d of %d bytes are in trains", at, b.end)
+	}
+	return got
+}
+
+func TestPack(t *testing.T) {
+	repeat := func(n, size int) []int { return slices.Repeat([]int{size}, n) }
+	none := []uint8{0}
+	for _, c := range []struct {
+		name  string
+		sizes []int
+		tos   []uint8
+		want  []packed
+	}{
+		{"one", []int{1456}, none, []packed{{1, 1456, 1456, 0}}},
+		{"equal", repeat(3, 1456), none, []packed{{3, 1456, 1456, 0}}},
+		{"last one smaller", []int{1456, 1456, 96}, none, []packed{{3, 1456, 96, 0}}},
+		{"smaller one ends it", []int{1456, 96, 1456}, none, []packed{{2, 1456, 96, 0}, {1, 1456, 1456, 0}}},
+		{"larger one begins another", []int{96, 1456}, none, []packed{{1, 96, 96, 0}, {1, 1456, 1456, 0}}},
+		{"smaller ones", []int{1456, 96, 96}, none, []packed{{2, 1456, 96, 0}, {1, 96, 96, 0}}},
+		{"64 messages", repeat(65, 96), none, []packed{{64, 96, 96, 0}, {1, 96, 96, 0}}},
+		{"128 messages", repeat(128, 48), none, []packed{{64, 48, 48, 0}, {64, 48, 48, 0}}},
+		{"the 64th smaller", append(repeat(63, 96), 48, 48), none, []packed{{64, 96, 48, 0}, {1, 48, 48, 0}}},
+		// 45 of 1456 are 65,520 bytes: one more than fits into 65,507.
+		{"65,507 bytes", repeat(45, 1456), none, []packed{{44, 1456, 1456, 0}, {1, 1456, 1456, 0}}},
+		{"65,507 bytes, the last one smaller", append(repeat(44, 1456), 1440), none, []packed{{45, 1456, 1440, 0}}},
+		{"larger than any datagram", []int{65552, 65552}, none, []packed{{1, 65552, 65552, 0}, {1, 65552, 65552, 0}}},
+		{"TOS changes", repeat(4, 96), []uint8{0, 0, 2, 0}, []packed{{2, 96, 96, 0}, {1, 96, 96, 2}, {1, 96, 96, 0}}},
+	} {
+		if got := packSizes(t, c.sizes, c.tos); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// TestPackProperties: what holds of all trains, and that none could have taken the message after it.
+func TestPackProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sizes := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) int {
+			return rapid.SampledFrom([]int{48, 64, 96, 1440, 1456, 9040, 32784}).Draw(t, "size")
+		}), 1, 128).Draw(t, "sizes")
+		sum := 0
+		for i, size := range sizes {
+			if sum+size+maxPadding > slabSize {
+				sizes = sizes[:i]
+				break
+			}
+			sum += size
+		}
+		tos := rapid.SliceOfN(rapid.SampledFrom([]uint8{0, 0, 0, 2}), 1, 128).Draw(t, "TOS")
+		i := 0
+		for _, p := range packSizes(t, sizes, tos) {
+			bytes := (p.n-1)*p.size + p.last
+			if p.n > 64 || p.n > 1 && bytes > 65507 || p.last > p.size {
+				t.Fatalf("a train of %d messages and %d bytes, %+v", p.n, bytes, p)
+			}
+			for j := i; j < i+p.n; j++ {
+				want := p.size
+				if j == i+p.n-1 {
+					want = p.last
+				}
+				if sizes[j] != want || tos[j%len(tos)] != p.tos {
+					t.Fatalf("message %d has %d bytes in a train of %+v", j, sizes[j], p)
+				}
+			}
+			i += p.n
+			if i < len(sizes) && p.last == p.size && p.n < 64 && sizes[i] <= p.size && tos[i%len(tos)] == p.tos && bytes+sizes[i] <= 65507 {
+				t.Fatalf("message %d would have fitted into the train before it", i)
+			}
+		}
+		if i != len(sizes) {
+			t.Fatalf("%d of %d messages are in trains", i, len(sizes))
+		}
+	})
+}
+
+func TestPackLeavesOutUnclaimed(t *testing.T) {
+	b := &Batch{}
+	for range 6 {
+		b.Append(make([]byte, 64))
+	}
+	other := EndpointOf(netip.MustParseAddrPort("192.0.2.2:2"))
+	b.out.runs = []run{
+		{first: 0, n: 2, k: new(keypair), endpoint: coreEndpoint},
+		{first: 2, n: 1}, // staged
+		{first: 3, n: 3, k: new(keypair), endpoint: other},
+	}
+	b.pack()
+	if len(b.out.trains) != 2 || b.out.trains[0].Len() != 2 || b.out.trains[1].Len() != 3 ||
+		b.out.trains[0].Endpoint != coreEndpoint || b.out.trains[1].Endpoint != other || !slices.Equal(b.out.trainOf, []int{0, 2}) {
+		t.Errorf("the trains are %+v of runs %v", b.out.trains, b.out.trainOf)
+	}
+}
+
+func TestTally(t *testing.T) {
+	sticky := coreEndpoint
+	sticky.Source = netip.MustParseAddr("192.0.2.99")
+	b := &Batch{}
+	b.out.runs = []run{{endpoint: sticky}, {endpoint: coreEndpoint}}
+	b.out.trains = []Train{
+		{Data: make([]byte, 3*96), Size: 96, Endpoint: sticky},
+		{Data: make([]byte, 2*96-16), Size: 96, Endpoint: coreEndpoint, Err: net.ErrClosed}, // and the source was gone
+		{Data: make([]byte, 32), Size: 32, Endpoint: sticky},                                // a keepalive
+		{Data: make([]byte, 96), Size: 96, Endpoint: coreEndpoint},
+	}
+	b.out.trainOf = []int{0, 0, 0, 1}
+	b.tally()
+	for i, want := range []run{
+		{endpoint: sticky, packets: 3, bytes: 3*96 + 32, failed: 2, sourceGone: true},
+		{endpoint: coreEndpoint, packets: 1, bytes: 96},
+	} {
+		if b.out.runs[i] != want {
+			t.Errorf("run %d is %+v, want %+v", i, b.out.runs[i], want)
+		}
+	}
+}
+
+// numbered is a packet to r that carries a number.
+func (r *remote) numbered(n int) []byte {
+	p := packet4(100, here, r.addr)
+	binary.BigEndian.PutUint32(p[ipv4Header:], uint32(n))
+	return p
+}
+
+// TestStageBounds: "128 a peer, the oldest dropped; and a bound in bytes a device".
+func TestStageBounds(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	before := e.drops.load()
+	for i := range 130 {
+		e.send(t, r.numbered(i))
+	}
+	e.wantDrops(t, before, DropStagedOverflow, 2, "the oldest make room")
+	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.stagedBytes.Load() != 128*(stagedSmall+32) {
+		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.stagedBytes.Load())
+	}
+	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
+	for i := 2; i < 130; i++ {
+		p, _, ok := unpad(r.open(t, e.line.next(t, "what was staged").b))
+		if !ok || !bytes.Equal(p, r.numbered(i)) {
+			t.Fatalf("packet %d is another, or out of order", i)
+		}
+	}
+	e.settle(t)
+	e.line.nothing(t, "all that was staged was sent, and confirms the session")
+	if n := e.stagedBytes.Load(); n != 0 {
+		t.Errorf("%d bytes of nothing are staged", n)
+	}
+}
+
+func TestStagedBytesBound(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), a.config(), b.config())
+	e.maxStagedBytes = 2*(stagedSmall+32) + 50
+	before := e.drops.load()
+	e.send(t, a.numbered(0), b.numbered(0), b.numbered(1), a.numbered(1))
+	e.wantDrops(t, before, DropStagedBytes, 2, "the device's memory for them is used up")
+	before = e.drops.load()
+	if err := e.RemovePeer(a.id.public); err != nil {
+		t.Fatal(err)
+	}
+	e.wantDrops(t, before, DropNoSession, 1, "a removed peer's packet waited in vain")
+	before = e.drops.load()
+	e.send(t, b.numbered(2))
+	e.wantDrops(t, before, 0, 0, "a peer that went gave its memory back")
+	if n := e.stagedBytes.Load(); n != 2*(stagedSmall+32) {
+		t.Errorf("%d bytes are staged, want those of two packets", n)
+	}
+}
+
+// TestSendReasons: what has no way is a counted drop, each with its reason.
+func TestSendReasons(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	config := r.config()
+	config.Endpoint = Endpoint{}
+	e := up(t, testKey(1), config)
+	for _, c := range []struct {
+		name   string
+		packet []byte
+		reason DropReason
+	}{
+		{"no IP", []byte{0x50, 1, 2, 3}, DropMalformed},
+		{"half an IPv4 header", packet4(20, here, r.addr)[:19], DropMalformed},
+		{"half an IPv6 header", packet6(40, here6, here6)[:39], DropMalformed},
+		{"nobody's address", packet4(100, here, netip.MustParseAddr("172.16.0.1")), DropNoRoute},
+		{"nobody's IPv6 address", packet6(100, here6, netip.MustParseAddr("fd00::99")), DropNoRoute},
+		{"peer without endpoint", packet4(100, here, r.addr), DropNoEndpoint},
+	} {
+		before := e.drops.load()
+		e.send(t, c.packet)
+		e.wantDrops(t, before, c.reason, 1, c.name)
+	}
+	for range 3 {
+		if reply := e.tunnel.next(t, "the inner sender is told"); !bytes.Contains(reply, here.AsSlice()) && !bytes.Contains(reply, here6.AsSlice()) {
+			t.Errorf("%x is not to the sender", reply)
+		}
+	}
+	e.settle(t)
+	e.line.nothing(t, "no handshake work for a peer without endpoint")
+}
+
+// TestTurn: who finds the turn taken leaves its packets, and the holder sends them before it gives the turn back, in
+// order.
+func TestTurn(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	sent := e.line.sent
+	nested := false
+	e.line.send = func(ts []Train) {
+		for i := range ts {
+			for at := 0; at < len(ts[i].Data); at += ts[i].Size {
+				sent <- datagram{b: bytes.Clone(ts[i].Data[at:min(at+ts[i].Size, len(ts[i].Data))])}
+			}
+		}
+		if !nested {
+			nested = true
+			e.send(t, r.numbered(2), r.numbered(3)) // another sender, while the first one's batch is at the socket
+			select {
+			case <-sent:
+			default:
+				t.Error("the first batch was not sent yet")
+			}
+			if p := e.peer(r); p.staged.n != 2 {
+				t.Errorf("%d packets are left to the holder of the turn, want 2", p.staged.n)
+			}
+		}
+	}
+	e.send(t, r.numbered(0), r.numbered(1))
+	for i := 1; i < 4; i++ { // packet 0 was taken above
+		p, _, ok := unpad(r.open(t, e.line.next(t, "all are sent").b))
+		if !ok || !bytes.Equal(p, r.numbered(i)) {
+			t.Errorf("packet %d is another, or out of order", i)
+		}
+	}
+	if p := e.peer(r); p.turn != nil || p.staged.n != 0 || p.current.counter != 4 {
+		t.Errorf("the turn is %p, %d packets are staged, %d were numbered", p.turn, p.staged.n, p.current.counter)
+	}
+}
+
+// TestSendTwoPeersInTurn: packets of one batch to two peers by turns are one run each time, and keep their order.
+func TestSendTwoPeersInTurn(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), a.config(), b.config())
+	e.connect(t, a)
+	e.connect(t, b)
+	e.send(t, a.numbered(0), b.numbered(0), a.numbered(1), a.numbered(2), b.numbered(1))
+	next := map[*remote]int{}
+	for range 5 {
+		d := e.line.next(t, "all are sent")
+		r := a
+		if d.to == b.from {
+			r = b
+		}
+		if p, _, ok := unpad(r.open(t, d.b)); !ok || !bytes.Equal(p, r.numbered(next[r])) {
+			t.Errorf("packet %d to %v is another", next[r], d.to)
+		}
+		next[r]++
+	}
+	if e.peer(a).turn != nil || e.peer(b).turn != nil {
+		t.Error("a turn is not given back")
+	}
+}
+
+// TestSendFailures: a train that failed is counted, and does not count as sent, nor arm a timer.
+func TestSendFailures(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), a.config(), b.config())
+	e.connect(t, a)
+	e.connect(t, b)
+	gone := a.from
+	gone.Source = netip.MustParseAddr("192.0.2.99")
+	e.peer(a).endpoint = gone
+	e.line.send = func(ts []Train) {
+		for i := range ts {
+			if ts[i].Endpoint.SamePlace(&a.from) {
+				ts[i].Err = errors.New("no buffer space")
+				ts[i].Endpoint.Source = netip.Addr{}
+			}
+		}
+	}
+	sentA, sentB := e.peer(a).sent, e.peer(b).sent
+	before := e.drops.load()
+	e.send(t, a.numbered(0), b.numbered(0), b.numbered(1))
+	e.wantDrops(t, before, DropSendFailed, 1, "one train of two failed")
+	if p := e.peer(a); p.sent != sentA || p.drops[DropSendFailed] != 1 || p.timers.pending(timerUnanswered) {
+		t.Errorf("what failed counts: %+v", p.sent)
+	}
+	if e.peer(a).endpoint != a.from {
+		t.Error("a source that is gone is kept")
+	}
+	if p := e.peer(b); p.sent.Packets != sentB.Packets+2 || p.sent.Bytes != sentB.Bytes+2*(112+32) || !p.timers.pending(timerUnanswered) {
+		t.Errorf("what was sent does not count: %+v", p.sent)
+	}
+}
+
+// TestSendECN: "outer = inner ECN, with CE sent as ECT(0), DSCP 0"; handshakes carry 0x88.
+func TestSendECN(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.line.receive(r.train(r.initiation()))
+	d := e.line.next(t, "a response")
+	if d.tos != 0x88 {
+		t.Errorf("a response has TOS %#x, want 0x88", d.tos)
+	}
+	r.takeResponse(t, d.b)
+	e.line.receive(r.train(r.data(nil)))
+	var all [][]byte
+	for tos := range 256 {
+		p := r.numbered(tos)
+		p[1] = byte(tos)
+		if all = append(all, p); len(all) == 64 {
+			e.send(t, all...)
+			all = nil
+		}
+	}
+	for tos := range 256 {
+		want := byte(tos & 3)
+		if want == 3 {
+			want = 2
+		}
+		if d := e.line.next(t, "all are sent"); d.tos != want {
+			t.Fatalf("a packet with TOS %#x has %#x outside, want %#x", tos, d.tos, want)
+		}
+	}
+}
+
+// TestStagedKeepsECN: packets that waited have the ECN of their own too, and a keepalive none.
+func TestStagedKeepsECN(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	p := r.numbered(0)
+	p[1] = 1
+	e.send(t, p)
+	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
+	if d := e.line.next(t, "the packet that waited"); d.tos != 1 {
+		t.Errorf("a staged packet of ECT(1) has %#x outside", d.tos)
+	}
+	e.advance(t, 11*time.Second)
+	e.line.receive(r.train(r.data(packet4(100, r.addr, here))))
+	e.tunnel.next(t, "data")
+	e.advance(t, 10*time.Second)
+	if d := e.line.next(t, "a keepalive"); d.tos != 0 || len(d.b) != messageOverhead {
+		t.Errorf("a keepalive has %d bytes and TOS %#x", len(d.b), d.tos)
+	}
+}
+
+func TestSealClearsPadding(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	for _, n := range []int{21, 36, 1415, 1420} {
+		b := e.NewBatch()
+		room := b.Next(1420)
+		for i := range b.slab {
+			b.slab[i] = 0xee // what the memory was used for before
+		}
+		b.Commit(copy(room, packet4(n, here, r.addr)))
+		e.Send(b)
+		p := r.open(t, e.line.next(t, "sent").b)
+		if len(p) != pad(n, 1420) || !bytes.Equal(p[n:], make([]byte, len(p)-n)) {
+			t.Errorf("a packet of %d bytes is padded with %x", n, p[n:])
+		}
+	}
+}
+
+func TestTransmitAfterPortChange(t *testing.T) {
+	e := up(t, testKey(1))
+	r := e.running.Load()
+	old, err := e.open(1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := r.socket.Swap(old)
+	calls := 0
+	e.line.send = func(ts []Train) {
+		if calls++; calls == 1 { // the port changes while the first one sends
+			r.socket.Store(now)
+			for i := range ts {
+				ts[i].Err = fmt.Errorf("closed: %w", net.ErrClosed)
+			}
+		}
+	}
+	ts := []Train{{Data: []byte{1}, Size: 1}, {Data: []byte{2}, Size: 1}}
+	e.transmit(r, ts)
+	if calls != 2 || ts[0].Err != nil || ts[1].Err != nil {
+		t.Errorf("%d calls, errors %v and %v: the new socket takes over", calls, ts[0].Err, ts[1].Err)
+	}
+	e.transmit(r, nil)
+	if calls != 2 {
+		t.Error("nothing is sent to the socket")
+	}
+	old.Close()
+}

@@ -1,0 +1,220 @@
+package wireguard
+
+import (
+	"runtime"
+	"sync"
+)
+
+// The slow path: what needs X25519, or must not happen on the goroutine that it comes from. It has a bounded queue for
+// each kind of work, and workers that start when there is some and end when there is none.
+//
+//	receivers: handshake messages ─────┐
+//	peers that want a handshake ───────┼─▶ work ─▶ exchange.go
+//	packets that nobody can take ──────┘        └▶ unreachable.go
+const (
+	maxMessages     = 4096
+	refuseMessages  = maxMessages / 2 // waiting: what came in now would wait for longer than its sender does
+	loadMessages    = maxMessages / 8 // waiting: the device is under load
+	maxUnreachables = 64
+)
+
+// A slowPath is the queues. The zero value is ready.
+type slowPath struct {
+	mu           sync.Mutex         // guards all below; taken after a peer's
+	messages     []handshakeMessage // from read on
+	read         int
+	first, last  *peer // that want a handshake, or to be flushed; linked by nextSlow
+	unreachables [][]byte
+	errorLimit   bucket // of unreachables
+	loadedAt     int64  // when the messages were too many last; 0: not lately
+	rotation     int
+	workers      int
+	closed       bool
+}
+
+// A handshakeMessage is a copy of a message as it came.
+type handshakeMessage struct {
+	from     Endpoint
+	verified bool // its macs were checked before
+	size     uint8
+	b        [initiationSize]byte // the longest of them
+}
+
+func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
+
+// message queues a copy of the handshake message m.
+func (s *slowPath) message(d *Device, m []byte, from Endpoint) {
+	hm := handshakeMessage{from: from, size: uint8(len(m))}
+	copy(hm.b[:], m)
+	s.enqueue(d, &hm)
+}
+
+func (s *slowPath) enqueue(d *Device, m *handshakeMessage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.messages)-s.read >= refuseMessages {
+		d.drops.add(DropQueueFull, 1)
+		return
+	}
+	if s.read >= refuseMessages {
+		s.messages = s.messages[:copy(s.messages, s.messages[s.read:])]
+		s.read = 0
+	}
+	s.messages = append(s.messages, *m)
+	s.start(d)
+}
+
+// flush queues a peer with staged packets.
+func (s *slowPath) flush(d *Device, p *peer) {
+	p.mu.Lock()
+	queued := p.initiating || p.flushing
+	p.flushing = true
+	p.mu.Unlock()
+	if !queued {
+		s.peer(d, p)
+	}
+}
+
+// peer queues a peer whose initiating or flushing was just set, and the other one was not.
+func (s *slowPath) peer(d *Device, p *peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	if s.last == nil {
+		s.first = p
+	} else {
+		s.last.nextSlow = p
+	}
+	s.last = p
+	s.start(d)
+}
+
+// unreachable queues a packet whose sender is to be told that it goes nowhere. ICMP errors are as few as a router's:
+// a hundred a second, twenty at once.
+func (s *slowPath) unreachable(d *Device, packet []byte, now int64) {
+	const cost, burst = second / 100, 20 * (second / 100)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := &s.errorLimit
+	b.tokens = min(burst, b.tokens+now-b.last)
+	b.last = now
+	if s.closed || b.tokens < cost || len(s.unreachables) >= maxUnreachables {
+		return
+	}
+	reply := unreachable(packet)
+	if reply == nil {
+		return
+	}
+	b.tokens -= cost
+	s.unreachables = append(s.unreachables, reply)
+	s.start(d)
+}
+
+// start sees to it that there is a worker. mu is held.
+func (s *slowPath) start(d *Device) {
+	if s.workers < runtime.GOMAXPROCS(0) {
+		s.workers++
+		d.wg.Add(1)
+		go d.work()
+	}
+}
+
+// A slowJob is one of the three kinds of work.
+type slowJob struct {
+	message handshakeMessage // if size is not 0
+	loaded  bool             // whether the device is under load
+	peer    *peer
+	icmp    []byte
+}
+
+// take waits for nothing: it returns false, and the worker ends, if there is no work. The kinds take turns, so that a
+// flood of messages does not keep this device from making handshakes of its own.
+func (s *slowPath) take(j *slowJob, now int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*j = slowJob{}
+	for range 3 {
+		s.rotation = (s.rotation + 1) % 3
+		switch {
+		case s.rotation == 0 && s.read < len(s.messages):
+			j.loaded = s.underLoad(now)
+			j.message = s.messages[s.read]
+			s.read++
+			if s.read == len(s.messages) {
+				s.messages, s.read = nil, 0
+			}
+			return true
+		case s.rotation == 1 && s.first != nil:
+			j.peer = s.first
+			s.first, j.peer.nextSlow = j.peer.nextSlow, nil
+			if s.first == nil {
+				s.last = nil
+			}
+			return true
+		case s.rotation == 2 && len(s.unreachables) > 0:
+			j.icmp = s.unreachables[0]
+			s.unreachables = s.unreachables[1:]
+			return true
+		}
+	}
+	s.workers--
+	return false
+}
+
+// underLoad reports whether an eighth of the queue is taken, or was so within the last second. mu is held.
+func (s *slowPath) underLoad(now int64) bool {
+	if len(s.messages)-s.read >= loadMessages {
+		s.loadedAt = now
+	}
+	if s.loadedAt != 0 && now-s.loadedAt >= underLoadHold {
+		s.loadedAt = 0
+	}
+	return s.loadedAt != 0
+}
+
+// loaded reports whether the device is under load.
+func (s *slowPath) loaded(now int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.underLoad(now)
+}
+
+// close forgets the queued work and takes no more.
+func (s *slowPath) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.messages, s.read, s.first, s.last, s.unreachables = nil, 0, nil, nil, nil
+}
+
+// work is a worker.
+func (d *Device) work() {
+	defer d.wg.Done()
+	var j slowJob
+	for d.slow.take(&j, d.now()) {
+		switch {
+		case j.message.size != 0:
+			d.receiveHandshake(&j.message, j.loaded)
+		case j.peer != nil:
+			d.visit(j.peer)
+		case j.icmp != nil:
+			d.tunnel.WritePackets([][]byte{j.icmp})
+		}
+	}
+}
+
+// visit does what p was queued for.
+func (d *Device) visit(p *peer) {
+	p.mu.Lock()
+	initiate, flush := p.initiating, p.flushing
+	p.flushing = false
+	p.mu.Unlock()
+	if initiate {
+		d.sendInitiation(p)
+	}
+	if flush {
+		d.flush(p, false)
+	}
+}

@@ -1,0 +1,200 @@
+package wireguard
+
+import "time"
+
+// Time in the core is an int64 of nanoseconds from an arbitrary start that counts time asleep; 0 is "never" or
+// "none". Limits are inclusive: a key is too old when its age is the limit.
+const second = int64(time.Second)
+
+// Constants of the protocol (whitepaper, section 6.1; Linux, messages.h).
+const (
+	rekeyAfterMessages  = 1 << 60
+	rejectAfterMessages = 1<<64 - 1<<13 - 1
+	rekeyAfterTime      = 120 * second
+	rejectAfterTime     = 180 * second
+	rekeyTimeout        = 5 * second
+	maxJitter           = second / 3 // added to rekeyTimeout, so that two ends do not stay in step
+	keepaliveTimeout    = 10 * second
+	rekeyOnReceive      = rejectAfterTime - keepaliveTimeout - rekeyTimeout
+	unansweredTimeout   = keepaliveTimeout + rekeyTimeout
+	wipeAfterTime       = 3 * rejectAfterTime
+	maxAttempts         = 20 // initiations of one series: 90 s of REKEY_ATTEMPT_TIME in Linux's counting
+	initiationInterval  = second / 50
+	cookieSecretLife    = 120 * second
+	underLoadHold       = 1 * second
+)
+
+// A timer is one of a peer's deadlines.
+type timer uint8
+
+const (
+	timerRetransmit timer = iota // an initiation was not answered: send another, or give up
+	timerKeepalive               // data came and nothing was sent since: send an empty packet
+	timerUnanswered              // data was sent and nothing came since: make a new session
+	timerPersistent              // nothing was sent or received for the persistent keepalive's interval: send an empty packet
+	timerExpiry                  // the current session reaches the end of its life
+	timerWipe                    // no new session for long: forget all keys
+	timerCount
+)
+
+var timerNames = [timerCount]string{
+	"retransmit the initiation", "send a keepalive", "make a new session: data went unanswered",
+	"send a persistent keepalive", "the session expires", "wipe the session",
+}
+
+// timers are the deadlines of a peer. The zero value has none.
+type timers struct {
+	at          [timerCount]int64
+	seed        uint32 // of the jitter
+	attempts    uint8  // initiations sent in this series; more packets begin a new one
+	unanswered  uint8  // initiations sent since anything was heard of the peer
+	needAnother bool   // data came while timerKeepalive was pending: once more after it
+	again       bool   // that keepalive is being sent: set timerKeepalive once it is
+	lastMinute  bool   // a new session was asked for on receipt, in this session
+}
+
+func (t *timers) pending(i timer) bool      { return t.at[i] != 0 }
+func (t *timers) set(i timer, at int64)     { t.at[i] = at }
+func (t *timers) cancel(i timer)            { t.at[i] = 0 }
+func (t *timers) due(i timer, n int64) bool { return t.at[i] != 0 && t.at[i] <= n }
+
+// next is the earliest deadline; at is 0 if there is none.
+func (t *timers) next() (which timer, at int64) {
+	for i, a := range t.at {
+		if a != 0 && (at == 0 || a < at) {
+			which, at = timer(i), a
+		}
+	}
+	return which, at
+}
+
+// jitter is up to a third of a second, from the seed and the time alone: the core has no randomness of its own, and the
+// two ends of a tunnel have different seeds.
+func (t *timers) jitter(now int64) int64 {
+	x := uint64(now) ^ uint64(t.seed)<<32 ^ uint64(t.seed)
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return int64((x ^ x>>31) % uint64(maxJitter+1))
+}
+
+// The hooks: each says when it is to be called.
+
+// dataSent: after a data packet, not a keepalive, was sent.
+func (p *peer) dataSent(now int64) {
+	if !p.timers.pending(timerUnanswered) {
+		p.timers.set(timerUnanswered, now+unansweredTimeout+p.timers.jitter(now))
+	}
+}
+
+// dataReceived: after an authentic data packet, not a keepalive, was received.
+func (p *peer) dataReceived(now int64) {
+	if !p.timers.pending(timerKeepalive) {
+		p.timers.set(timerKeepalive, now+keepaliveTimeout)
+	} else {
+		p.timers.needAnother = true
+	}
+}
+
+// authenticSent: before any packet that authenticates this device is sent: data, keepalive or handshake.
+func (p *peer) authenticSent(now int64) {
+	p.timers.cancel(timerKeepalive)
+	if p.timers.again {
+		p.timers.again = false
+		p.timers.set(timerKeepalive, now+keepaliveTimeout)
+	}
+	p.traversed(now)
+}
+
+// authenticReceived: after any authentic packet was received: data, keepalive or handshake.
+func (p *peer) authenticReceived(now int64) {
+	p.timers.cancel(timerUnanswered)
+	p.timers.unanswered = 0
+	p.traversed(now)
+}
+
+// traversed: when any authentic packet goes either way.
+func (p *peer) traversed(now int64) {
+	if p.persistent != 0 {
+		p.timers.set(timerPersistent, now+int64(p.persistent)*second)
+	}
+}
+
+// initiated: before an initiation is sent.
+func (p *peer) initiated(now int64) {
+	p.lastSent = now
+	p.timers.attempts++
+	p.timers.unanswered++
+	p.timers.set(timerRetransmit, now+rekeyTimeout+p.timers.jitter(now))
+}
+
+// sessionDerived: when a new keypair is made, in either role.
+func (p *peer) sessionDerived(now int64) {
+	p.timers.set(timerWipe, now+wipeAfterTime)
+	if p.lookedUp && p.current == nil {
+		// A recorded initiation gets this far; only an initiator with the key confirms.
+		p.timers.set(timerWipe, now+rejectAfterTime)
+	}
+}
+
+// sessionConfirmed: when a new keypair becomes the current one.
+func (p *peer) sessionConfirmed(now int64, out *outbox) {
+	p.timers.cancel(timerRetransmit)
+	p.timers.attempts = 0
+	p.timers.lastMinute = false
+	p.timers.set(timerExpiry, p.current.created+rejectAfterTime)
+	p.timers.set(timerWipe, max(p.timers.at[timerWipe], p.current.created+wipeAfterTime))
+	p.lastHandshake = now
+	out.event(EventHandshake, p.endpoint)
+}
+
+// expire carries out what is due.
+func (p *peer) expire(now int64, out *outbox) {
+	t := &p.timers
+	if t.due(timerExpiry, now) {
+		t.cancel(timerExpiry)
+		if p.current != nil && p.current.age(now) >= rejectAfterTime {
+			out.event(EventSessionExpired, Endpoint{})
+		}
+	}
+	if t.due(timerRetransmit, now) {
+		t.cancel(timerRetransmit)
+		p.retransmit(now, out)
+	}
+	if t.due(timerKeepalive, now) {
+		t.cancel(timerKeepalive)
+		t.again, t.needAnother = t.needAnother, false
+		out.keepalive = true
+	}
+	if t.due(timerUnanswered, now) {
+		t.cancel(timerUnanswered)
+		p.endpoint.forgetSource()
+		p.initiate(now, false, out)
+	}
+	if t.due(timerPersistent, now) {
+		t.cancel(timerPersistent)
+		out.keepalive = p.persistent != 0 // sending it, or an initiation for it, sets the next
+	}
+	if t.due(timerWipe, now) {
+		p.wipe(out)
+		out.forget = p.lookedUp
+	}
+}
+
+// retransmit is timerRetransmit: "the initiation is retried after Rekey-Timeout plus jitter" until 20 were sent.
+func (p *peer) retransmit(now int64, out *outbox) {
+	p.endpoint.forgetSource()
+	if p.timers.unanswered >= maxAttempts || p.timers.attempts >= maxAttempts {
+		// Under traffic the tries go on, since packets begin the series anew; whoever watches is told all the same.
+		p.timers.unanswered = 0
+		out.event(EventHandshakeFailed, p.endpoint)
+	}
+	if p.timers.attempts < maxAttempts {
+		p.initiate(now, true, out)
+		return
+	}
+	p.timers.cancel(timerKeepalive)
+	p.dropStaged(out)
+	if !p.timers.pending(timerWipe) {
+		p.timers.set(timerWipe, now+wipeAfterTime)
+	}
+}

@@ -1,0 +1,364 @@
+package wireguard
+
+import (
+	"math"
+	"math/big"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// TestConstants holds each constant to its definition in the whitepaper or in Linux.
+func TestConstants(t *testing.T) {
+	pow := func(e uint) *big.Int { return new(big.Int).Lsh(big.NewInt(1), e) }
+	reject := new(big.Int).Sub(pow(64), pow(13))
+	for _, c := range []struct {
+		name string
+		got  uint64
+		want *big.Int
+	}{
+		{"REKEY_AFTER_MESSAGES = 2^60", rekeyAfterMessages, pow(60)},
+		{"REJECT_AFTER_MESSAGES = 2^64 - 2^13 - 1", rejectAfterMessages, reject.Sub(reject, big.NewInt(1))},
+	} {
+		if new(big.Int).SetUint64(c.got).Cmp(c.want) != 0 {
+			t.Errorf("%s: got %d", c.name, c.got)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		got  int64
+		want time.Duration
+	}{
+		{"REKEY_AFTER_TIME", rekeyAfterTime, 120 * time.Second},
+		{"REJECT_AFTER_TIME", rejectAfterTime, 180 * time.Second},
+		{"REKEY_TIMEOUT", rekeyTimeout, 5 * time.Second},
+		{"KEEPALIVE_TIMEOUT", keepaliveTimeout, 10 * time.Second},
+		{"REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT", rekeyOnReceive, 165 * time.Second},
+		{"KEEPALIVE_TIMEOUT + REKEY_TIMEOUT", unansweredTimeout, 15 * time.Second},
+		{"REJECT_AFTER_TIME * 3", wipeAfterTime, 540 * time.Second},
+		{"jitter: HZ / 3", maxJitter, 333333333},
+		{"INITIATIONS_PER_SECOND = 50", initiationInterval, 20 * time.Millisecond},
+		{"COOKIE_SECRET_MAX_AGE", cookieSecretLife, 120 * time.Second},
+		{"COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY", cookieMaxUse, 115 * time.Second},
+		{"under load is held", underLoadHold, time.Second},
+		{"PACKETS_PER_SECOND = 20", limiterCost, time.Second / 20},
+		{"PACKETS_BURSTABLE = 5", limiterBurst, 5 * time.Second / 20},
+		{"rate limits are collected after", limiterIdle, time.Second},
+	} {
+		if time.Duration(c.got) != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, time.Duration(c.got), c.want)
+		}
+	}
+	for _, c := range []struct {
+		name      string
+		got, want int
+	}{
+		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux sends the first, and gives up when more than 18 retries were sent.
+		{"initiations of a series", maxAttempts, 20},
+		{"MAX_QUEUED_INCOMING_HANDSHAKES", maxMessages, 4096},
+		{"under load from an eighth", loadMessages, 512},
+		{"refused from a half", refuseMessages, 2048},
+		{"MAX_STAGED_PACKETS", maxStaged, 128},
+		{"COUNTER_BITS_TOTAL", windowBits, 8192},
+		{"COUNTER_WINDOW_SIZE", windowSize, 8128},
+		{"MESSAGE_PADDING_MULTIPLE - 1", maxPadding, 15},
+		{"initiation", initiationSize, 4 + 4 + 32 + (32 + 16) + (12 + 16) + 16 + 16},
+		{"response", responseSize, 4 + 4 + 4 + 32 + 16 + 16 + 16},
+		{"cookie reply", cookieSize, 4 + 4 + 24 + 16 + 16},
+		{"data message", messageOverhead, 4 + 4 + 8 + 16},
+		{"HANDSHAKE_DSCP", handshakeTOS, 0x88},
+		{"largest UDP payload over IPv4", maxTrainBytes, 65535 - 20 - 8},
+		{"UDP_MAX_SEGMENTS", maxTrainMessages, 64},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: got %d, want %d", c.name, c.got, c.want)
+		}
+	}
+}
+
+func TestTimersNext(t *testing.T) {
+	var ts timers
+	if _, at := ts.next(); at != 0 {
+		t.Error("the zero value has a deadline")
+	}
+	for i := range timerCount {
+		ts.set(i, int64(100-i))
+		if which, at := ts.next(); which != i || at != int64(100-i) {
+			t.Errorf("next is %v at %d, want %v", timerNames[which], at, timerNames[i])
+		}
+		if ts.due(i, int64(99-i)) || !ts.due(i, int64(100-i)) || !ts.due(i, math.MaxInt64) {
+			t.Errorf("%s: due is not from its deadline on", timerNames[i])
+		}
+		if timerNames[i] == "" {
+			t.Errorf("timer %d has no name", i)
+		}
+	}
+	for i := range timerCount {
+		if !ts.pending(i) {
+			t.Errorf("%s: not pending", timerNames[i])
+		}
+		if ts.cancel(i); ts.pending(i) || ts.due(i, math.MaxInt64) {
+			t.Errorf("%s: pending after cancel", timerNames[i])
+		}
+	}
+	if ts != (timers{}) {
+		t.Error("something is left")
+	}
+}
+
+// TestJitter: "0 to 333 ms", and two ends that do the same at the same instant wait for different times.
+func TestJitter(t *testing.T) {
+	least, most := int64(math.MaxInt64), int64(0)
+	same := 0
+	for i := range int64(10000) {
+		a, b := timers{seed: uint32(i)}, timers{seed: uint32(i + 1)}
+		now := 3600*second + i*second/7
+		j := a.jitter(now)
+		if j < 0 || j > maxJitter {
+			t.Fatalf("jitter %d", j)
+		}
+		if j != a.jitter(now) {
+			t.Fatal("the jitter of one instant changes")
+		}
+		least, most = min(least, j), max(most, j)
+		if d := j - b.jitter(now); d > -second/1000 && d < second/1000 {
+			same++
+		}
+	}
+	if least > maxJitter/100 || most < maxJitter*99/100 {
+		t.Errorf("jitter is from %d to %d: it does not fill its range", least, most)
+	}
+	if same > 200 { // of 10,000, 60 are expected
+		t.Errorf("%d of 10000 pairs of ends are within 1 ms of each other", same)
+	}
+}
+
+func TestUnansweredCountsFromFirstDataPacket(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	c.sends(false)
+	c.wantNone(timerUnanswered, "keepalives do not arm it")
+	c.sends(true)
+	c.wantIn(timerUnanswered, unansweredTimeout, maxJitter, "data was sent")
+	first := c.timers.at[timerUnanswered]
+	c.after(14 * second).sends(true)
+	if c.timers.at[timerUnanswered] != first {
+		t.Error("later data moves it: it counts from the first unanswered packet")
+	}
+	for c.expires() != timerUnanswered {
+	}
+	c.wantInitiation(true, "data went unanswered")
+	c.wantNone(timerUnanswered, "it fired")
+}
+
+func TestUnansweredIsCancelledByAnythingAuthentic(t *testing.T) {
+	for name, receive := range map[string]func(*core){
+		"keepalive":  func(c *core) { c.receives(c.current, false) },
+		"data":       func(c *core) { c.receives(c.current, true) },
+		"initiation": func(c *core) { c.responded() },
+		"response":   func(c *core) { c.initiator() },
+	} {
+		c := newCore(t)
+		c.initiator()
+		c.sends(true)
+		receive(c)
+		c.wantNone(timerUnanswered, name+" was received")
+	}
+}
+
+func TestUnansweredOnlyWhenSent(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	if !c.sending(1, c.now, c.step()) {
+		t.Fatal("there is no session")
+	}
+	c.sentOn(false, c.now, c.step()) // the socket failed: no data left
+	c.wantNone(timerUnanswered, "only when the send succeeded")
+}
+
+func TestUnansweredForgetsSource(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	c.endpoint.Source = netip.MustParseAddr("192.0.2.99")
+	c.sends(true)
+	for c.expires() != timerUnanswered {
+	}
+	if c.endpoint.Source.IsValid() {
+		t.Error("the source address is kept: it may be what does not work")
+	}
+}
+
+func TestKeepaliveArmedByFirstDataReceived(t *testing.T) {
+	c := newCore(t)
+	k := c.initiator()
+	c.receives(k, false)
+	c.wantNone(timerKeepalive, "keepalives must not answer keepalives")
+	c.receives(k, true)
+	c.wantIn(timerKeepalive, keepaliveTimeout, 0, "data was received")
+	at := c.timers.at[timerKeepalive]
+	c.after(4*second).receives(k, true)
+	if c.timers.at[timerKeepalive] != at {
+		t.Error("more data moves it: it counts from the first")
+	}
+}
+
+func TestKeepaliveNeedAnother(t *testing.T) {
+	c := newCore(t)
+	k := c.initiator()
+	c.receives(k, true)
+	c.after(second).receives(k, true)
+	if c.expires() != timerKeepalive {
+		t.Fatal("another timer fired first")
+	}
+	c.wantKeepalive(true, "ten seconds without an answer")
+	c.sends(false)
+	c.wantIn(timerKeepalive, keepaliveTimeout, 0, "more data came while it was armed: one more period after it")
+	if c.expires() != timerKeepalive {
+		t.Fatal("another timer fired first")
+	}
+	c.wantKeepalive(true, "the second one")
+	c.sends(false)
+	c.wantNone(timerKeepalive, "no data came since")
+}
+
+func TestKeepaliveOnceForOnePacket(t *testing.T) {
+	c := newCore(t)
+	c.receives(c.initiator(), true)
+	c.expires()
+	c.wantKeepalive(true, "ten seconds without an answer")
+	c.sends(false)
+	c.wantNone(timerKeepalive, "one packet asks for one keepalive")
+}
+
+func TestKeepaliveCancelledBeforeTheSend(t *testing.T) {
+	for name, send := range map[string]func(*core){
+		"data":       func(c *core) { c.sending(1, c.now, c.step()) },
+		"initiation": func(c *core) { c.initiate(c.now+5*second, false, c.step()); c.after(5 * second).initiates() },
+		"response":   func(c *core) { c.responded() },
+	} {
+		c := newCore(t)
+		c.receives(c.initiator(), true)
+		c.wantIn(timerKeepalive, keepaliveTimeout, 0, "data was received")
+		send(c)
+		c.wantNone(timerKeepalive, "any authenticated send cancels it, whatever its outcome: "+name)
+	}
+}
+
+func TestPersistentKeepalive(t *testing.T) {
+	c := newCore(t)
+	c.persistent = 25
+	k := c.initiator()
+	c.wantIn(timerPersistent, 25*second, 0, "the handshake is traffic")
+	for name, traffic := range map[string]func(){
+		"data sent":          func() { c.sends(true) },
+		"keepalive sent":     func() { c.sends(false) },
+		"data received":      func() { c.receives(k, true) },
+		"keepalive received": func() { c.receives(k, false) },
+		"response sent":      func() { c.responded(); c.next = nil },
+	} {
+		c.after(second)
+		traffic()
+		c.wantIn(timerPersistent, 25*second, 0, name+": an active tunnel needs none")
+	}
+	c.timers = timers{}
+	c.traversed(c.now)
+	if c.expires() != timerPersistent {
+		t.Fatal("another timer fired first")
+	}
+	c.wantKeepalive(true, "25 s without traffic")
+	c.sends(false)
+	c.wantIn(timerPersistent, 25*second, 0, "and so on")
+
+	c.persistent = 0
+	c.expires()
+	c.wantKeepalive(false, "it was turned off meanwhile")
+	c.wantNone(timerPersistent, "it was turned off meanwhile")
+}
+
+func TestPersistentKeepaliveOff(t *testing.T) {
+	c := newCore(t)
+	k := c.initiator()
+	c.sends(true)
+	c.receives(k, true)
+	c.wantNone(timerPersistent, "it is off")
+}
+
+func TestSessionExpires(t *testing.T) {
+	c := newCore(t)
+	k := c.initiator()
+	c.wantIn(timerExpiry, rejectAfterTime, 0, "the session stands")
+	c.after(rejectAfterTime - 1).elapse()
+	c.wantEvents("a nanosecond before 180 s")
+	c.after(1).elapse()
+	c.wantEvents("limits are inclusive", EventSessionExpired)
+	c.wantNone(timerExpiry, "it fired")
+	if c.sending(1, c.now, c.step()) {
+		t.Error("the session sends at exactly 180 s")
+	}
+	c.wantInitiation(true, "a packet finds no usable key")
+	if c.current != k {
+		t.Error("keys go with the wipe, not with the expiry")
+	}
+}
+
+func TestSessionRenewedDoesNotExpire(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	c.after(120 * second).initiator()
+	c.wantIn(timerExpiry, rejectAfterTime, 0, "of the new session")
+	c.after(60 * second).elapse()
+	c.wantEvents("the first session was replaced")
+}
+
+func TestWipe(t *testing.T) {
+	c := newCore(t)
+	c.initiator()                    // 1
+	c.after(10 * second).initiator() // 2
+	c.after(10 * second).responded() // 3
+	c.static, c.staticOf = secret{1}, new(identity)
+	c.wantIn(timerWipe, wipeAfterTime, 0, "540 s after the last new session")
+	for c.timers.at[timerWipe] > c.now {
+		c.expires()
+	}
+	c.wantFreed("the sessions that had places are no more", 2, 3)
+	if c.keypairs != (keypairs{}) || c.handshake != nil || c.drops != nil {
+		t.Error("keys are left")
+	}
+	if c.timers.pending(timerWipe) || c.timers.pending(timerExpiry) {
+		t.Error("the wipe comes again")
+	}
+	if c.static == (secret{}) {
+		t.Error("the static secret went too: it is the identity's")
+	}
+	if c.out.forget {
+		t.Error("a configured peer is forgotten")
+	}
+}
+
+func TestWipeEndsHandshake(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	c.after(530 * second)
+	c.initiate(c.now, false, c.step())
+	c.initiates()
+	h := c.handshake
+	c.at(540 * time.Second).elapse()
+	if c.handshake != nil || *h != (handshake{}) {
+		t.Error("the handshake's secrets are left")
+	}
+}
+
+func TestWipeOfLookedUpPeer(t *testing.T) {
+	c := newCore(t)
+	c.lookedUp = true
+	c.responded()
+	c.wantIn(timerWipe, rejectAfterTime, 0, "a recorded initiation gets this far; none confirms")
+	c.after(second).receives(c.next, false)
+	c.wantIn(timerWipe, wipeAfterTime-second, 0, "confirmed")
+	c.after(120 * second).responded()
+	c.wantIn(timerWipe, wipeAfterTime, 0, "a session stands already")
+	c.after(wipeAfterTime).elapse()
+	if !c.out.forget {
+		t.Error("a peer of Lookup's stays for ever")
+	}
+}

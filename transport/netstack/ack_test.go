@@ -1,0 +1,159 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"math/rand"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// A speaker makes packets of one connection.
+type speaker struct {
+	hash     uint32
+	seq, ack uint32
+}
+
+// say is the connection's next packet: it acknowledges acked more bytes and carries n.
+func (s *speaker) say(acked, n int) *stack.PacketBuffer { return s.with(acked, n, tcpACK, 8) }
+
+// with is say with flags and the kind of the one option.
+func (s *speaker) with(acked, n int, flags, option byte) *stack.PacketBuffer {
+	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 3, n)
+	s.ack += uint32(acked)
+	binary.BigEndian.PutUint32(p[l3+4:], s.seq)
+	binary.BigEndian.PutUint32(p[l3+8:], s.ack)
+	s.seq += uint32(n)
+	p[l3+13] = flags
+	p[l3+20], p[l3+21], p[l3+22], p[l3+23] = 1, 1, option, 10
+	pkt := gsoPacket(p, l3, l4, 1300, 65000)
+	pkt.Hash = s.hash
+	return pkt
+}
+
+// sent is the acknowledgement numbers of what an outlet got, in order.
+func (c *collector) sent() (acks []uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.packets {
+		acks = append(acks, binary.BigEndian.Uint32(p[28:]))
+	}
+	return acks
+}
+
+// A link needs no stack, so time stands still here but for the waits.
+func TestAck(t *testing.T) { synctest.Test(t, testAck) }
+
+func testAck(t *testing.T) {
+	var c *collector
+	var l *link
+	var s *speaker
+	// begin makes a connection whose last acknowledgement was 0.
+	begin := func() {
+		c, l, s = new(collector), newLink(1420, nil), &speaker{hash: 7}
+		l.attach(c)
+		l.write(t, s.say(0, 100))
+		c.packets = nil
+	}
+	want := func(why string, acks ...uint32) {
+		t.Helper()
+		got := c.sent()
+		if len(got) != len(acks) {
+			t.Fatalf("%s: sent %v, want %v", why, got, acks)
+		}
+		for i := range acks {
+			if got[i] != acks[i] {
+				t.Fatalf("%s: sent %v, want %v", why, got, acks)
+			}
+		}
+	}
+
+	begin()
+	l.write(t, s.say(10, 0))
+	want("an acknowledgement of one small segment waits")
+	l.write(t, s.say(0, 5))
+	want("the answer takes it along", 10)
+	l.write(t, s.say(10, 0))
+	begun := time.Now()
+	l.running.Wait()
+	want("without an answer it is sent by itself", 10, 20)
+	if waited := time.Since(begun); waited != ackDelay {
+		t.Errorf("it waited %v, want %v", waited, ackDelay)
+	}
+	time.Sleep(time.Hour)
+	want("and no timer goes on", 10, 20)
+
+	begin()
+	l.write(t, s.say(10, 0))
+	l.write(t, s.say(10, 0))
+	want("the second in a row is sent at once, in place of both", 20)
+
+	begin()
+	l.write(t, s.say(10, 0))
+	l.write(t, s.with(0, 0, tcpACK|tcpFIN, 8))
+	want("a FIN takes it along", 10)
+
+	begin()
+	l.write(t, s.say(0, 0))
+	want("a repeated number is news", 0)
+	l.write(t, s.say(1421, 0))
+	want("so is that of more than one segment", 0, 1421)
+	l.write(t, s.with(1, 0, tcpACK, 5))
+	want("and a selective one", 0, 1421, 1422)
+	l.write(t, s.with(1, 0, tcpACK|0x20, 8))
+	want("and one with URG", 0, 1421, 1422, 1423)
+
+	begin()
+	other := &speaker{hash: 7 + 256} // has the same slot
+	l.write(t, s.say(10, 0))
+	l.write(t, other.say(10, 0))
+	want("a connection without a slot does not wait", 10)
+	c.packets = nil
+	l.write(t, s.say(0, 5))
+	want("and does not disturb the one that has it", 10)
+	l.write(t, other.say(10, 0))
+	l.write(t, other.say(10, 0))
+	want("which loses it when it has nothing there", 10, 20)
+
+	begin()
+	unknown := numbered(0, 0)
+	unknown.GSOOptions = stack.GSO{}
+	l.write(t, unknown)
+	if len(c.packets) != 1 {
+		t.Error("a packet of no connection waits")
+	}
+
+	begin()
+	l.write(t, s.say(10, 0))
+	l.close()
+	l.running.Wait()
+	want("a link that is closed forgets it")
+
+	// While another goroutine has the turn, what was held joins the queue.
+	g := newGate()
+	l, s = newLink(1420, nil), &speaker{hash: 7}
+	l.attach(g)
+	g.leave <- struct{}{}
+	l.write(t, s.say(0, 100))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.write(t, numbered(0, 100))
+	}()
+	synctest.Wait()
+	l.write(t, s.say(10, 0))
+	time.Sleep(2 * ackDelay)
+	l.mu.Lock()
+	if len(l.queue) != 1 {
+		t.Errorf("%d packets wait for the turn, want the acknowledgement", len(l.queue))
+	}
+	l.mu.Unlock()
+	close(g.leave)
+	<-done
+	l.running.Wait()
+	if len(g.batches) != 3 || l.busy || l.queued != 0 {
+		t.Errorf("%d batches were sent, want 3; the turn is taken: %v", len(g.batches), l.busy)
+	}
+}

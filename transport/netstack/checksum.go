@@ -1,0 +1,63 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// sum is the Internet checksum of b and what initial has summed up, not complemented (RFC 1071). It is gVisor's with two
+// chains of carries in place of one: the processor follows both at once, which matters for every byte both ways.
+//
+// It adds in little-endian order and swaps the bytes of the result. RFC 1071, section 2(B): "the sum of 16-bit
+// integers can be computed in either byte order".
+func sum(b []byte, initial uint16) uint16 {
+	x, y := uint64(bits.ReverseBytes16(initial)), uint64(0)
+	for len(b) >= 64 {
+		p := b[:64]
+		// A chain that begins without a carry cannot end with all ones and a carry: adding that one is safe.
+		var c, d uint64
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[0:]), 0)
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[8:]), c)
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[16:]), c)
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[24:]), c)
+		x += c
+		y, d = bits.Add64(y, binary.LittleEndian.Uint64(p[32:]), 0)
+		y, d = bits.Add64(y, binary.LittleEndian.Uint64(p[40:]), d)
+		y, d = bits.Add64(y, binary.LittleEndian.Uint64(p[48:]), d)
+		y, d = bits.Add64(y, binary.LittleEndian.Uint64(p[56:]), d)
+		y += d
+		b = b[64:]
+	}
+	x, c := bits.Add64(x, y, 0)
+	x += c
+	if len(b) >= 32 {
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(b[0:]), 0)
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(b[8:]), c)
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(b[16:]), c)
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(b[24:]), c)
+		x += c
+		b = b[32:]
+	}
+	for len(b) >= 8 {
+		x, c = bits.Add64(x, binary.LittleEndian.Uint64(b), 0)
+		x += c
+		b = b[8:]
+	}
+	x = x>>32 + x&0xffffffff // now there is room for carries
+	if len(b) >= 4 {
+		x += uint64(binary.LittleEndian.Uint32(b))
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		x += uint64(binary.LittleEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		x += uint64(b[0])
+	}
+	x = x>>32 + x&0xffffffff
+	x = x>>16 + x&0xffff
+	x = x>>16 + x&0xffff
+	x = x>>16 + x&0xffff
+	return bits.ReverseBytes16(uint16(x))
+}

@@ -1,0 +1,271 @@
+package netstack
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// A TCPConn is a TCP connection through the tunnel. It behaves as a *net.TCPConn does, errors included, except that
+// keepalives are off until SetKeepAlive. It is safe for concurrent use and must not be copied.
+type TCPConn struct {
+	socket
+	local, remote *net.TCPAddr
+
+	readMu  sync.Mutex // one Read at a time; guards the next two
+	into    tcpip.SliceWriter
+	unmoved int // bytes read since the receive buffer was last reconsidered
+
+	writeMu sync.Mutex    // one Write at a time, so that its bytes stay together; guards from
+	from    *bytes.Reader // by itself, since gVisor remembers the last one it read from
+}
+
+// moderateEvery is how many bytes are read before gVisor is asked to reconsider the size of the receive buffer, which
+// takes the connection's lock.
+const moderateEvery = 128 << 10
+
+func newTCPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue) *TCPConn {
+	c := &TCPConn{from: new(bytes.Reader)}
+	c.init(n, "tcp", ep, q)
+	if a, err := ep.GetLocalAddress(); err == nil {
+		c.local = net.TCPAddrFromAddrPort(addrPort(a))
+	}
+	if a, err := ep.GetRemoteAddress(); err == nil {
+		c.remote = net.TCPAddrFromAddrPort(addrPort(a))
+	}
+	return c
+}
+
+// Read reads what has arrived, as far as it fits b, and waits if nothing has. It fails with io.EOF when the other end
+// has closed, or CloseRead was called.
+func (c *TCPConn) Read(b []byte) (int, error) {
+	n, err := c.read(b)
+	return n, c.wrap("read", err)
+}
+
+func (c *TCPConn) read(b []byte) (int, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if len(b) == 0 {
+		return 0, nil
+	}
+	if err := c.usable(&c.reads); err != nil {
+		return 0, err
+	}
+	for {
+		drain(c.readable)
+		c.into = b
+		res, err := c.ep.Read(&c.into, tcpip.ReadOptions{})
+		c.into = nil
+		switch err.(type) {
+		case nil:
+			if c.unmoved += res.Count; c.unmoved >= moderateEvery {
+				c.ep.ModerateRecvBuf(c.unmoved)
+				c.unmoved = 0
+			}
+			return res.Count, nil
+		case *tcpip.ErrWouldBlock:
+		case *tcpip.ErrClosedForReceive:
+			if c.isClosed() {
+				return 0, net.ErrClosed
+			}
+			return 0, io.EOF
+		default:
+			return 0, c.failure("read", err)
+		}
+		if err := c.wait(c.readable, &c.reads); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// Write hands b to the connection and waits while its buffer is full.
+func (c *TCPConn) Write(b []byte) (int, error) {
+	n, err := c.write(b)
+	return n, c.wrap("write", err)
+}
+
+func (c *TCPConn) write(b []byte) (n int, err error) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if err := c.usable(&c.writes); err != nil {
+		return 0, err
+	}
+	defer c.from.Reset(nil)
+	for n < len(b) {
+		drain(c.writable)
+		c.from.Reset(b[n:])
+		m, err := c.ep.Write(c.from, tcpip.WriteOptions{})
+		n += int(m)
+		switch err.(type) {
+		case nil:
+			continue
+		case *tcpip.ErrWouldBlock:
+		default:
+			return n, c.failure("write", err)
+		}
+		if err := c.wait(c.writable, &c.writes); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Close closes the connection; what was written is still delivered. Closing again fails with net.ErrClosed.
+func (c *TCPConn) Close() error {
+	if !c.close() {
+		return c.wrap("close", net.ErrClosed)
+	}
+	return nil
+}
+
+// CloseRead shuts down the reading side: Read fails with io.EOF.
+func (c *TCPConn) CloseRead() error { return c.shutdown(tcpip.ShutdownRead) }
+
+// CloseWrite shuts down the writing side: the other end reads io.EOF after all that was written.
+func (c *TCPConn) CloseWrite() error { return c.shutdown(tcpip.ShutdownWrite) }
+
+func (c *TCPConn) shutdown(flags tcpip.ShutdownFlags) error {
+	if c.isClosed() {
+		return c.wrap("close", net.ErrClosed)
+	}
+	if err := c.ep.Shutdown(flags); err != nil {
+		return c.wrap("close", c.failure("shutdown", err))
+	}
+	return nil
+}
+
+// LocalAddr is a *net.TCPAddr, which the caller must not change.
+func (c *TCPConn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr is a *net.TCPAddr, which the caller must not change.
+func (c *TCPConn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline is SetReadDeadline and SetWriteDeadline at once.
+func (c *TCPConn) SetDeadline(t time.Time) error {
+	return c.wrap("set", c.setDeadlines(t, &c.reads, &c.writes))
+}
+
+// SetReadDeadline sets when Read gives up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+func (c *TCPConn) SetReadDeadline(t time.Time) error {
+	return c.wrap("set", c.setDeadlines(t, &c.reads))
+}
+
+// SetWriteDeadline sets when Write gives up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+func (c *TCPConn) SetWriteDeadline(t time.Time) error {
+	return c.wrap("set", c.setDeadlines(t, &c.writes))
+}
+
+// SetNoDelay says whether small writes are sent at once (the default) or gathered while data is in flight.
+func (c *TCPConn) SetNoDelay(on bool) error {
+	return c.option(func(o *tcpip.SocketOptions) { o.SetDelayOption(!on) })
+}
+
+// SetKeepAlive says whether an idle connection is probed. It is off by default.
+func (c *TCPConn) SetKeepAlive(on bool) error {
+	return c.option(func(o *tcpip.SocketOptions) { o.SetKeepAlive(on) })
+}
+
+// SetKeepAlivePeriod sets the time until the first probe and between probes.
+func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
+	idle, interval := tcpip.KeepaliveIdleOption(d), tcpip.KeepaliveIntervalOption(d)
+	for _, o := range []tcpip.SettableSocketOption{&idle, &interval} {
+		if err := c.ep.SetSockOpt(o); err != nil {
+			return c.wrap("set", c.failure("setsockopt", err))
+		}
+	}
+	return nil
+}
+
+// SetLinger sets what Close does with data that was not acknowledged yet: 0 discards it and resets the connection,
+// any other number delivers it in the background.
+func (c *TCPConn) SetLinger(sec int) error {
+	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
+}
+
+// SetReadBuffer sets the size of the receive buffer, in bytes, and ends its adjustment to the path.
+func (c *TCPConn) SetReadBuffer(bytes int) error {
+	return c.option(func(o *tcpip.SocketOptions) { o.SetReceiveBufferSize(int64(bytes), true) })
+}
+
+// SetWriteBuffer sets the size of the send buffer, in bytes.
+func (c *TCPConn) SetWriteBuffer(bytes int) error {
+	return c.option(func(o *tcpip.SocketOptions) { o.SetSendBufferSize(int64(bytes), true) })
+}
+
+func (c *TCPConn) option(set func(*tcpip.SocketOptions)) error {
+	if c.isClosed() {
+		return c.wrap("set", net.ErrClosed)
+	}
+	set(c.ep.SocketOptions())
+	return nil
+}
+
+// WriteTo writes what arrives to w until the end, as io.Copy does, but holds its buffer only while there is something
+// to copy: a relay of idle connections costs nothing.
+func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
+	for {
+		if err := c.waitReadable(); err != nil {
+			return total, c.wrap("read", err)
+		}
+		b := copyBuffers.Get().(*[copyBuffer]byte)
+		n, rerr := c.Read(b[:])
+		var m int
+		var werr error
+		if n > 0 {
+			m, werr = w.Write(b[:n])
+		}
+		copyBuffers.Put(b)
+		total += int64(m)
+		switch {
+		case werr != nil:
+			return total, werr
+		case rerr == io.EOF:
+			return total, nil
+		case rerr != nil:
+			return total, rerr
+		}
+	}
+}
+
+const copyBuffer = 128 << 10
+
+var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
+
+// waitReadable waits until Read would not, or the read deadline.
+func (c *TCPConn) waitReadable() error {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if err := c.usable(&c.reads); err != nil {
+		return err
+	}
+	for {
+		drain(c.readable)
+		if c.ep.Readiness(waiter.ReadableEvents|hangUp) != 0 {
+			return nil
+		}
+		if err := c.wait(c.readable, &c.reads); err != nil {
+			return err
+		}
+	}
+}
+
+// wrap makes err one of package net's; io.EOF and nil stay what they are.
+func (c *TCPConn) wrap(op string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	e := &net.OpError{Op: op, Net: c.network, Err: err}
+	if c.local != nil {
+		e.Source = c.local
+	}
+	if c.remote != nil {
+		e.Addr = c.remote
+	}
+	return e
+}

@@ -1,0 +1,386 @@
+package netstack
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/nettest"
+	"gvisor.dev/gvisor/pkg/tcpip"
+)
+
+func TestConnTCP(t *testing.T) {
+	for name, to := range map[string]netip.Addr{"IPv4": b4, "IPv6": b6} {
+		t.Run(name, func(t *testing.T) {
+			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+				a, b := pair(t)
+				x, y := connectedTCP(t, a, b, to)
+				return x, y, func() { _, _ = x.Close(), y.Close() }, nil
+			})
+		})
+	}
+}
+
+// connectedTCP is a connection from a to the address to of b, both ends of it.
+func connectedTCP(t testing.TB, a, b *Net, to netip.Addr) (c1, c2 *TCPConn) {
+	t.Helper()
+	l, err := b.ListenTCP(netip.AddrPortFrom(to, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c1, err = a.DialTCP(t.Context(), netip.AddrPort{}, l.Addr().(*net.TCPAddr).AddrPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c2, err = l.AcceptTCP(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = c1.Close(), c2.Close() })
+	return c1, c2
+}
+
+// No datagram socket passes BasicIO and PingPong: the first ends with io.EOF, the second with a read of a connection that
+// the other end closed. They come first, and are given TCP connections in place.
+func TestConnUDP(t *testing.T) {
+	for name, addrs := range map[string][2]netip.Addr{"IPv4": {a4, b4}, "IPv6": {a6, b6}} {
+		t.Run(name, func(t *testing.T) {
+			subtest := 0
+			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+				a, b := pair(t)
+				if subtest++; subtest <= 2 {
+					x, y := connectedTCP(t, a, b, addrs[1])
+					return x, y, func() { _, _ = x.Close(), y.Close() }, nil
+				}
+				x, y := connectedUDP(t, a, b, addrs[0], addrs[1])
+				return x, y, func() { _, _ = x.Close(), y.Close() }, nil
+			})
+		})
+	}
+}
+
+// connectedUDP is two datagram connections to each other, with deep buffers.
+func connectedUDP(t testing.TB, a, b *Net, at, to netip.Addr) (c1, c2 *UDPConn) {
+	t.Helper()
+	open := func(n *Net, local, remote netip.AddrPort) *UDPConn {
+		deepBuffers(t, n)
+		c, err := n.DialUDP(local, remote)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	p, q := netip.AddrPortFrom(at, 1111), netip.AddrPortFrom(to, 2222)
+	return open(a, p, q), open(b, q, p)
+}
+
+// deepBuffers has the datagram endpoints that n makes from now on take whatever a test can send: one that floods an
+// end and then waits for one datagram in particular must not lose that.
+func deepBuffers(t testing.TB, n *Net) {
+	t.Helper()
+	const size = 1 << 30
+	if err := n.Stack().SetOption(tcpip.ReceiveBufferSizeOption{Min: 4096, Default: size, Max: size}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	a, b := pair(t)
+	c, s := connectedTCP(t, a, b, b4)
+	write(t, c, "question")
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("more")); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("write after CloseWrite: %v, want EPIPE", err)
+	}
+	if got, err := io.ReadAll(s); string(got) != "question" || err != nil {
+		t.Fatalf("read %q, %v, up to the end of a half-closed connection", got, err)
+	}
+	write(t, s, "answer")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); string(got) != "answer" || err != nil {
+		t.Fatalf("read %q, %v, in the direction that is still open", got, err)
+	}
+}
+
+func TestCloseRead(t *testing.T) {
+	a, b := pair(t)
+	c, s := connectedTCP(t, a, b, b4)
+	waiting := make(chan error)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		waiting <- err
+	}()
+	if err := c.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err != io.EOF {
+		t.Errorf("a Read that waits while CloseRead is called: %v, want io.EOF", err)
+	}
+	write(t, c, "still open")
+	if got := make([]byte, 10); true {
+		if _, err := io.ReadFull(s, got); err != nil || string(got) != "still open" {
+			t.Errorf("read %q, %v", got, err)
+		}
+	}
+}
+
+func TestErrorsTCP(t *testing.T) {
+	a, b := pair(t)
+	t.Run("use after Close", func(t *testing.T) {
+		c, _ := connectedTCP(t, a, b, b4)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, rerr := c.Read(make([]byte, 1))
+		_, werr := c.Write(make([]byte, 1))
+		_, cerr := c.WriteTo(io.Discard)
+		for what, err := range map[string]error{
+			"Read": rerr, "Write": werr, "WriteTo": cerr, "Close": c.Close(), "CloseRead": c.CloseRead(), "CloseWrite": c.CloseWrite(),
+			"SetDeadline": c.SetDeadline(time.Time{}), "SetNoDelay": c.SetNoDelay(true), "SetLinger": c.SetLinger(0),
+		} {
+			wantOpError(t, what, err, net.ErrClosed)
+		}
+	})
+	t.Run("deadline", func(t *testing.T) {
+		c, _ := connectedTCP(t, a, b, b4)
+		_ = c.SetReadDeadline(time.Now())
+		_, err := c.Read(make([]byte, 1))
+		wantOpError(t, "Read", err, os.ErrDeadlineExceeded)
+		_, err = c.WriteTo(io.Discard)
+		wantOpError(t, "WriteTo", err, os.ErrDeadlineExceeded)
+		_ = c.SetWriteDeadline(time.Now())
+		_, err = c.Write(make([]byte, 1))
+		wantOpError(t, "Write", err, os.ErrDeadlineExceeded)
+	})
+	t.Run("reset", func(t *testing.T) {
+		c, s := connectedTCP(t, a, b, b4)
+		if err := s.SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.Read(make([]byte, 1))
+		wantOpError(t, "Read", err, syscall.ECONNRESET)
+		_, err = c.Write(make([]byte, 1))
+		wantOpError(t, "Write", err, syscall.EPIPE)
+	})
+	t.Run("Net closed", func(t *testing.T) {
+		a, b := pair(t)
+		c, _ := connectedTCP(t, a, b, b4)
+		waiting := make(chan error)
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			waiting <- err
+		}()
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wantOpError(t, "Read that waited", <-waiting, net.ErrClosed)
+		_, err := c.Write(make([]byte, 1))
+		wantOpError(t, "Write", err, net.ErrClosed)
+	})
+}
+
+// wantOpError checks that err is a *net.OpError with addresses, that wraps want.
+func wantOpError(t *testing.T, what string, err, want error) {
+	t.Helper()
+	var op *net.OpError
+	if !errors.As(err, &op) || !errors.Is(err, want) {
+		t.Errorf("%s: %v (%T), want a *net.OpError that wraps %v", what, err, err, want)
+		return
+	}
+	if op.Op == "" || op.Net == "" || op.Addr == nil && op.Source == nil {
+		t.Errorf("%s: %#v lacks a field", what, op)
+	}
+}
+
+// TestWriteTo relays from one connection to another: io.Copy finds WriteTo.
+func TestWriteTo(t *testing.T) {
+	a, b := pair(t)
+	c, s := connectedTCP(t, a, b, b4)
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	go func() {
+		_, _ = s.Write(want)
+		_ = s.Close()
+	}()
+	var got bytes.Buffer
+	n, err := io.Copy(&got, c)
+	if n != int64(len(want)) || err != nil || !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("copied %d bytes, %v; want %d, the same, and no error", n, err, len(want))
+	}
+}
+
+func TestErrorsUDP(t *testing.T) {
+	a, b := pair(t)
+	c, _ := connectedUDP(t, a, b, a4, b4)
+	_, err := c.WriteTo([]byte("x"), c.RemoteAddr())
+	wantOpError(t, "WriteTo of a dialed connection", err, net.ErrWriteToConnected)
+
+	refused, err := a.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(b4, 9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Close()
+	write(t, refused, "is there anybody?")
+	_, err = refused.Read(make([]byte, 1))
+	wantOpError(t, "Read when nobody listens there", err, syscall.ECONNREFUSED)
+
+	l, err := a.ListenUDP(netip.AddrPort{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Write([]byte("x"))
+	wantOpError(t, "Write without an address", err, syscall.EDESTADDRREQ)
+	_, err = l.WriteTo([]byte("x"), &net.TCPAddr{})
+	if err == nil {
+		t.Error("WriteTo a *net.TCPAddr succeeded")
+	}
+	_, err = l.WriteToUDPAddrPort(make([]byte, 66000), netip.AddrPortFrom(b4, 9))
+	wantOpError(t, "Write of too much", err, syscall.EMSGSIZE)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = l.ReadFrom(make([]byte, 1))
+	wantOpError(t, "ReadFrom after Close", err, net.ErrClosed)
+	wantOpError(t, "Close again", l.Close(), net.ErrClosed)
+}
+
+// TestDatagrams sends both families through one socket, datagrams of no length, ones that do not fit the reader's
+// buffer, and ones that must be fragmented.
+func TestDatagrams(t *testing.T) {
+	a, b := pair(t)
+	s, err := b.ListenPacket("udp", ":53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c, err := a.ListenPacket("udp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	buf := make([]byte, 1<<16)
+	for _, n := range []int{0, 1, 1000, 1392, 1500, 5000, 40000} {
+		for _, to := range []netip.Addr{b4, b6} {
+			want := bytes.Repeat([]byte{byte(n)}, n)
+			if _, err := c.WriteTo(want, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 53))); err != nil {
+				t.Fatalf("%d bytes to %v: %v", n, to, err)
+			}
+			got, from, err := s.ReadFrom(buf)
+			if err != nil || !bytes.Equal(buf[:got], want) {
+				t.Fatalf("%d bytes to %v: got %d, %v", n, to, got, err)
+			}
+			if a := from.(*net.UDPAddr).AddrPort().Addr(); a != a4 && a != a6 || a.Is4() != to.Is4() {
+				t.Errorf("a datagram to %v came from %v", to, a)
+			}
+			// And back, from the address that was reached.
+			if _, err := s.WriteTo(want, from); err != nil {
+				t.Fatal(err)
+			}
+			if got, _, err = c.ReadFrom(buf[:max(n/2, 1)]); err != nil || got != n/2 && n > 1 {
+				t.Fatalf("answer of %d bytes into a buffer of half the size: %d, %v", n, got, err)
+			}
+		}
+	}
+}
+
+func write(t testing.TB, w io.Writer, s string) {
+	t.Helper()
+	if n, err := w.Write([]byte(s)); n != len(s) || err != nil {
+		t.Fatalf("write of %q: %d, %v", s, n, err)
+	}
+}
+
+// TestForgotten checks that a connection that was closed does not keep its memory while gVisor lets it wait, for a minute,
+// for packets that come late.
+func TestForgotten(t *testing.T) {
+	a, b := pair(t)
+	collected := make(chan struct{})
+	func() {
+		l, err := b.ListenTCP(netip.AddrPortFrom(b4, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c, err := a.DialTCP(t.Context(), netip.AddrPort{}, netip.AddrPortFrom(b4, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.AddCleanup(c, func(int) { close(collected) }, 0)
+		write(t, c, "x")
+		_, _ = s.Read(make([]byte, 1))
+		write(t, s, "x")
+		_, _ = c.Read(make([]byte, 1))
+		_ = c.Close()
+		_, _ = io.ReadAll(s)
+		_ = s.Close()
+	}()
+	for range 100 {
+		runtime.GC()
+		select {
+		case <-collected:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	t.Error("a closed connection is still in memory")
+}
+
+// TestDatagramFlood has many goroutines send as fast as they can: they wait for each other, and nothing is lost on the
+// way to the other end's buffer.
+func TestDatagramFlood(t *testing.T) {
+	const senders, each = 8, 200
+	a, b := pair(t)
+	deepBuffers(t, b)
+	s, err := b.ListenUDP(netip.AddrPortFrom(b4, 3333))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var wg sync.WaitGroup
+	for i := range senders {
+		wg.Go(func() {
+			c, err := a.ListenUDP(netip.AddrPort{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			for range each {
+				if _, err := c.WriteToUDPAddrPort(make([]byte, 100+i*170), netip.AddrPortFrom(b4, 3333)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range senders * each {
+		if err := s.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.ReadFrom(make([]byte, 2000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wg.Wait()
+	if d := a.Drops(); d != (Drops{}) {
+		t.Errorf("%+v", d)
+	}
+}

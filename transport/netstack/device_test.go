@@ -1,0 +1,258 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+const port = 51820
+
+// devices is two Nets with a device each, which know each other. A full wire makes them wait, and nothing is lost.
+func devices(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
+	t.Helper()
+	wire := pipe.NewNetwork(pipe.Config{Lossless: true})
+	end1, end2 := wire.NewEnd(), wire.NewEnd()
+	key1, key2 := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	make := func(own, peer wireguard.PrivateKey, end, other *pipe.End, addrs, allowed []netip.Addr) (*Net, *wireguard.Device) {
+		n, err := New(Config{Addresses: addrs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := wireguard.PeerConfig{PublicKey: peer.Public(), Endpoint: other.Endpoint(port)}
+		for _, a := range allowed {
+			p.AllowedIPs = append(p.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
+		}
+		d, err := wireguard.New(wireguard.Config{PrivateKey: own, Tunnel: n, ListenPort: port, Bind: end, Peers: []wireguard.PeerConfig{p}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Up(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = d.Close() })
+		return n, d
+	}
+	as, bs := []netip.Addr{a4, a6}, []netip.Addr{b4, b6}
+	a, da = make(key1, key2, end1, end2, as, bs)
+	b, db = make(key2, key1, end2, end1, bs, as)
+	return a, b, da, db
+}
+
+// TestBulk sends streams both ways and over both families at once, and compares digests. Nothing may get lost inside the
+// process: not in the link, not in the device.
+func TestBulk(t *testing.T) {
+	a, b, da, db := devices(t)
+	l, err := b.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Add(2)
+		go func() {
+			defer wg.Done()
+			c, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			exchange(t, c, int64(i))
+		}()
+		go func() {
+			defer wg.Done()
+			c, err := a.Dial("tcp", []string{"10.8.0.2:80", "[fd08::2]:80"}[i%2])
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			exchange(t, c, int64(i+100))
+		}()
+	}
+	wg.Wait()
+	for _, n := range []*Net{a, b} {
+		if d := n.Drops(); d != (Drops{}) {
+			t.Errorf("dropped: %+v", d)
+		}
+	}
+	for _, d := range []*wireguard.Device{da, db} {
+		if s := d.Status(); s.Drops.Total() != 0 {
+			t.Errorf("the device dropped: %+v", s.Drops)
+		}
+	}
+}
+
+// exchange writes some megabytes and their digest to c, reads the same, checks it, and closes c.
+func exchange(t testing.TB, c net.Conn, seed int64) {
+	const size = 8 << 20
+	defer c.Close()
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		h := sha256.New()
+		if _, err := io.CopyN(io.MultiWriter(c, h), rand.New(rand.NewSource(seed)), size); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Write(h.Sum(nil)); err != nil {
+			t.Error(err)
+		}
+		if err := c.(*TCPConn).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+	}()
+	h := sha256.New()
+	if _, err := io.CopyN(h, c, size); err != nil {
+		t.Error(err)
+	}
+	if want, err := io.ReadAll(c); err != nil || !bytes.Equal(want, h.Sum(nil)) {
+		t.Errorf("digest of %d bytes differs, %v", size, err)
+	}
+	wg.Wait()
+}
+
+// TestHTTP has net/http on both ends.
+func TestHTTP(t *testing.T) {
+	a, b, _, _ := devices(t)
+	l, err := b.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := bytes.Repeat([]byte("a page of some length "), 100_000)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			_, _ = io.Copy(w, r.Body)
+			return
+		}
+		_, _ = w.Write(page)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	client := &http.Client{Transport: &http.Transport{DialContext: a.DialContext}}
+	get := func(r *http.Response, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r.Body)
+		_ = r.Body.Close()
+		if err != nil || !bytes.Equal(got, page) {
+			t.Errorf("%s: %d bytes, %v; want %d", r.Request.Method, len(got), err, len(page))
+		}
+	}
+	get(client.Get("http://10.8.0.2/"))
+	get(client.Get("http://[fd08::2]/"))
+	get(client.Post("http://10.8.0.2/", "text/plain", bytes.NewReader(page)))
+	client.CloseIdleConnections()
+	if err := server.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != http.ErrServerClosed {
+		t.Error(err)
+	}
+}
+
+// TestDeviceUnreachable reaches for an address that no peer has: the device says so at once.
+func TestDeviceUnreachable(t *testing.T) {
+	a, _, _, _ := devices(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+		to := netip.MustParseAddr(to)
+		_, err := a.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(to, 80))
+		wantOpError(t, "dial", err, syscall.EHOSTUNREACH)
+		_, err = a.Ping(ctx, to)
+		wantOpError(t, "ping", err, syscall.EHOSTUNREACH)
+	}
+}
+
+// TestCloseUnderLoad closes Nets and devices, in each order, while everything moves. The test's end checks that no
+// goroutine is left.
+func TestCloseUnderLoad(t *testing.T) {
+	for name, shut := range map[string]func(a, b *Net, da, db *wireguard.Device) error{
+		"device":      func(a, b *Net, da, db *wireguard.Device) error { return errors.Join(da.Close(), db.Close()) },
+		"Net":         func(a, b *Net, da, db *wireguard.Device) error { return errors.Join(b.Close(), a.Close()) },
+		"Net, device": func(a, b *Net, da, db *wireguard.Device) error { return errors.Join(a.Close(), da.Close()) },
+		"down, Net":   func(a, b *Net, da, db *wireguard.Device) error { return errors.Join(da.Down(), a.Close(), b.Close()) },
+		"Net, twice":  func(a, b *Net, da, db *wireguard.Device) error { return errors.Join(a.Close(), a.Close(), b.Close()) },
+		"device, twice": func(a, b *Net, da, db *wireguard.Device) error {
+			return errors.Join(da.Close(), db.Close(), da.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, da, db := devices(t)
+			l := echo(t, b, ":80")
+			_ = l
+			var wg sync.WaitGroup
+			started := make(chan struct{}, 100)
+			load := func(f func() error) {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					for once := false; f() == nil; once = true {
+						if !once {
+							started <- struct{}{}
+						}
+					}
+				}()
+			}
+			buf := make([]byte, 64<<10)
+			for range 4 {
+				c, err := a.Dial("tcp", "10.8.0.2:80")
+				if err != nil {
+					t.Fatal(err)
+				}
+				load(func() error { _, err := c.Write(buf); return err })
+				load(func() error { _, err := c.Read(make([]byte, 1000)); return err })
+			}
+			u, err := a.ListenUDP(netip.AddrPort{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			load(func() error { _, err := u.WriteToUDPAddrPort(buf[:1000], netip.AddrPortFrom(b6, 9)); return err })
+			load(func() error {
+				ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+				defer cancel()
+				c, err := a.DialContext(ctx, "tcp", "[fd08::2]:80")
+				if err == nil {
+					_ = c.Close()
+				} else if !errors.Is(err, net.ErrClosed) {
+					return nil
+				}
+				return err
+			})
+			load(func() error {
+				ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+				defer cancel()
+				if _, err := a.Ping(ctx, b4); errors.Is(err, net.ErrClosed) {
+					return err
+				}
+				return nil
+			})
+			for range 11 {
+				<-started
+			}
+			if err := shut(a, b, da, db); err != nil {
+				t.Error(err)
+			}
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+			wg.Wait()
+		})
+	}
+}

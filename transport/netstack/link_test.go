@@ -1,0 +1,287 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"math/rand"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// A gate is an outlet whose Send waits until it is let through. It keeps the first two bytes of each packet's payload.
+type gate struct {
+	entered, leave chan struct{} // one element each time
+	mu             sync.Mutex
+	numbers        []int
+	batches        []int
+}
+
+func newGate() *gate {
+	return &gate{entered: make(chan struct{}, 100), leave: make(chan struct{}, 100)}
+}
+
+func (g *gate) NewBatch() *wireguard.Batch { return new(wireguard.Batch) }
+
+func (g *gate) Send(b *wireguard.Batch) error {
+	g.entered <- struct{}{}
+	<-g.leave
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.batches = append(g.batches, b.Len())
+	for i := range b.Len() {
+		if p := b.Packet(i); len(p) > 42 {
+			g.numbers = append(g.numbers, int(binary.BigEndian.Uint16(p[40:])))
+		}
+	}
+	b.Reset()
+	return nil
+}
+
+// numbered is a TCP segment with n bytes of payload that begin with a number.
+func numbered(number, n int) *stack.PacketBuffer {
+	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 0, n)
+	if n >= 2 {
+		binary.BigEndian.PutUint16(p[l4:], uint16(number))
+	}
+	return gsoPacket(p, l3, l4, 65000, 65000)
+}
+
+func (l *link) write(t testing.TB, p *stack.PacketBuffer) tcpip.Error {
+	defer p.DecRef()
+	return l.WritePacket(p)
+}
+
+// TestTurn has a goroutine in Send: what others bring meanwhile waits, follows in order and in few batches.
+func TestTurn(t *testing.T) {
+	g, l := newGate(), newLink(1420, nil)
+	l.attach(g)
+	var wg sync.WaitGroup
+	wg.Go(func() { l.write(t, numbered(0, 1000)) })
+	<-g.entered
+	for i := range 100 {
+		if err := l.write(t, numbered(1+i, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 10 {
+		g.leave <- struct{}{}
+	}
+	wg.Wait()
+	l.running.Wait()
+	want := make([]int, 101)
+	for i := range want {
+		want[i] = i
+	}
+	if !slices.Equal(g.numbers, want) {
+		t.Errorf("sent in the order %v", g.numbers)
+	}
+	if !slices.Equal(g.batches, []int{1, 100}) {
+		t.Errorf("sent batches of %v packets, want what waited in one", g.batches)
+	}
+	if l.busy || l.queued != 0 {
+		t.Errorf("the turn is taken or bytes are counted: %v, %d", l.busy, l.queued)
+	}
+}
+
+// TestRoom fills the queue: data waits for room, what cannot wait is dropped beyond a limit of its own.
+func TestRoom(t *testing.T) {
+	g, l := newGate(), newLink(1420, nil)
+	l.attach(g)
+	var wg sync.WaitGroup
+	wg.Go(func() { l.write(t, numbered(0, 1000)) })
+	<-g.entered
+	sent := 1
+	for l.queued < maxQueued {
+		if err := l.write(t, numbered(sent, 60000)); err != nil {
+			t.Fatal(err)
+		}
+		sent++
+	}
+	returned := make(chan int, 10)
+	for i := range 3 {
+		wg.Go(func() {
+			l.write(t, numbered(sent+i, 1000))
+			returned <- i
+		})
+	}
+	wg.Go(func() {
+		l.waitForRoom()
+		returned <- 3
+	})
+	urgent := 0
+	for l.write(t, numbered(0, 0)) == nil {
+		urgent++
+	}
+	if bytes := urgent * (40 + queuedOverhead); bytes < 200<<10 || bytes > 400<<10 {
+		t.Errorf("%d acknowledgements found room", urgent)
+	}
+	if _, ok := l.write(t, numbered(0, 0)).(*tcpip.ErrNoBufferSpace); !ok || l.drops.full.Load() != 2 {
+		t.Errorf("an acknowledgement beyond the limit: %v dropped, want 2", l.drops.full.Load())
+	}
+	if len(returned) != 0 {
+		t.Error("data found room in a queue that was full")
+	}
+	close(g.leave)
+	wg.Wait()
+	l.running.Wait()
+	if len(returned) != 4 || len(g.numbers) != sent+3 || l.drops.full.Load() != 2 {
+		t.Errorf("%d of 4 returned, %d of %d data packets were sent, %d dropped", len(returned), len(g.numbers), sent+3, l.drops.full.Load())
+	}
+	if !slices.IsSorted(g.numbers[:sent]) {
+		t.Errorf("sent in the order %v", g.numbers)
+	}
+}
+
+// TestRoomClosed has data wait for room when the link is closed, while Send does not return.
+func TestRoomClosed(t *testing.T) {
+	g, l := newGate(), newLink(1420, nil)
+	l.attach(g)
+	var first, waiting sync.WaitGroup
+	first.Go(func() { l.write(t, numbered(0, 1000)) })
+	<-g.entered
+	for l.queued < maxQueued {
+		l.write(t, numbered(0, 60000))
+	}
+	for range 3 {
+		waiting.Go(func() { l.write(t, numbered(0, 1000)) })
+		waiting.Go(l.waitForRoom)
+	}
+	l.refuseData()
+	waiting.Wait()
+	l.close()
+	if _, ok := l.write(t, numbered(0, 1000)).(*tcpip.ErrClosedForSend); !ok {
+		t.Error("a closed link takes packets")
+	}
+	g.leave <- struct{}{}
+	first.Wait()
+	l.running.Wait()
+	if len(g.numbers) != 1 {
+		t.Errorf("%d packets were sent after closing", len(g.numbers)-1)
+	}
+}
+
+// TestReceiveDoesNotWait has Send not return, and the queue full. What arrives meanwhile leads to answers, and
+// to errors for a connection whose lock the sender holds.
+func TestReceiveDoesNotWait(t *testing.T) {
+	n, err := New(Config{Addresses: []netip.Addr{a4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGate()
+	n.link.attach(g)
+	dialed := make(chan error)
+	go func() {
+		_, err := n.DialTCP(t.Context(), netip.AddrPortFrom(a4, 4321), netip.AddrPortFrom(b4, 80))
+		dialed <- err
+	}()
+	<-g.entered // the SYN; its connection is locked
+	for n.link.write(t, numbered(0, 0)) == nil {
+	}
+	syn, l3, _ := tcpPacket(rand.New(rand.NewSource(1)), false, 0, 0)
+	copy(syn[12:], b4.AsSlice())
+	copy(syn[16:], a4.AsSlice())
+	syn[l3+13] = 2
+	mendSums(syn, l3)
+	for range 10 {
+		_, _ = n.WritePackets([][]byte{syn}) // to a port where nobody listens: a reset
+	}
+	if n.Drops().Full < 10 {
+		t.Error("a reset found room")
+	}
+	ours, _, _ := tcpPacket(rand.New(rand.NewSource(1)), false, 0, 0)
+	copy(ours[12:], a4.AsSlice())
+	copy(ours[16:], b4.AsSlice())
+	binary.BigEndian.PutUint16(ours[l3:], 4321)
+	binary.BigEndian.PutUint16(ours[l3+2:], 80)
+	mendSums(ours, l3)
+	_, _ = n.WritePackets(fragments(hostUnreachable(ours), 24))
+	for range 2 * maxErrors {
+		_, _ = n.WritePackets([][]byte{hostUnreachable(ours)})
+	}
+	if n.Drops().Errors == 0 {
+		t.Error("no error was dropped, although the first one cannot be delivered")
+	}
+	close(g.leave)
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-dialed; err == nil {
+		t.Error("the dial succeeded")
+	}
+}
+
+// fragments is the IPv4 packet p in two, the first with n bytes behind its header.
+func fragments(p []byte, n int) [][]byte {
+	first, second := slices.Clone(p[:20+n]), append(slices.Clone(p[:20]), p[20+n:]...)
+	first[6] |= 0x20 // more follow
+	binary.BigEndian.PutUint16(second[6:], uint16(n/8))
+	for _, f := range [][]byte{first, second} {
+		binary.BigEndian.PutUint16(f[2:], uint16(len(f)))
+		f[10], f[11] = 0, 0
+		binary.BigEndian.PutUint16(f[10:], slowSum(f[:20]))
+	}
+	return [][]byte{first, second}
+}
+
+// TestDetached writes before there is a device.
+func TestDetached(t *testing.T) {
+	n, err := New(Config{Addresses: []netip.Addr{a4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	c, err := n.ListenUDP(netip.AddrPort{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(b4, 1)); err == nil {
+		t.Error("a datagram was sent without a device")
+	}
+	if d := n.Drops(); d.Detached != 1 {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestManySenders has many goroutines write at once, and checks that each one's packets stay in order and none is lost.
+func TestManySenders(t *testing.T) {
+	const senders, packets = 8, 500
+	g, l := newGate(), newLink(1420, nil)
+	close(g.leave)
+	go func() {
+		for range g.entered {
+		}
+	}()
+	l.attach(g)
+	var wg sync.WaitGroup
+	for s := range senders {
+		wg.Go(func() {
+			for i := range packets {
+				if err := l.write(t, numbered(s*packets+i, 500)); err != nil {
+					t.Error(err)
+				}
+				if i%50 == 0 {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	l.running.Wait()
+	close(g.entered)
+	last := make(map[int]int)
+	for _, n := range g.numbers {
+		if s := n / packets; last[s] != n%packets {
+			t.Fatalf("sender %d: packet %d after %d", s, n%packets, last[s])
+		}
+		last[n/packets]++
+	}
+	if len(g.numbers) != senders*packets {
+		t.Errorf("%d packets of %d arrived", len(g.numbers), senders*packets)
+	}
+}

@@ -1,0 +1,240 @@
+package netstack
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// A TCPListener waits for TCP connections through the tunnel. It behaves as a *net.TCPListener does. It is safe for
+// concurrent use and must not be copied.
+type TCPListener struct {
+	socket
+	addr *net.TCPAddr
+
+	acceptMu sync.Mutex // one Accept waits at a time
+}
+
+// backlog is how many connections wait to be accepted, as Linux has it.
+const backlog = 4096
+
+// Listen announces on an address: network is "tcp", "tcp4" or "tcp6", address is "host:port". An empty host, or an
+// unspecified one, is all addresses of the Net; port 0 is one that is free. The host must be an IP address: names
+// are not resolved.
+func (n *Net) Listen(network, address string) (net.Listener, error) {
+	local, err := n.parseLocal(network, address)
+	if err == nil {
+		switch network {
+		case "tcp", "tcp4", "tcp6":
+			var l *TCPListener
+			if l, err = n.listenTCP(network, local); err == nil {
+				return l, nil
+			}
+		default:
+			err = net.UnknownNetworkError(network)
+		}
+	}
+	return nil, &net.OpError{Op: "listen", Net: network, Addr: tcpAddr(local), Err: err}
+}
+
+// ListenTCP is Listen on an address. The zero AddrPort is all addresses and a free port.
+func (n *Net) ListenTCP(local netip.AddrPort) (*TCPListener, error) {
+	l, err := n.listenTCP("tcp", local)
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: "tcp", Addr: tcpAddr(local), Err: err}
+	}
+	return l, nil
+}
+
+func (n *Net) listenTCP(network string, local netip.AddrPort) (*TCPListener, error) {
+	proto, only, err := n.family(network, local.Addr())
+	if err != nil {
+		return nil, err
+	}
+	l := new(TCPListener)
+	return l, n.makeEndpoint(tcp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
+		ep.SocketOptions().SetV6Only(only)
+		if err := ep.Bind(fullAddress(local)); err != nil {
+			return systemError("bind", err)
+		}
+		if err := ep.Listen(backlog); err != nil {
+			return systemError("listen", err)
+		}
+		l.init(n, network, ep, q)
+		if a, err := ep.GetLocalAddress(); err == nil {
+			l.addr = net.TCPAddrFromAddrPort(addrPortOf(a, proto))
+		}
+		return nil
+	})
+}
+
+// Accept waits for a connection, which is a *TCPConn.
+func (l *TCPListener) Accept() (net.Conn, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// AcceptTCP waits for a connection.
+func (l *TCPListener) AcceptTCP() (*TCPConn, error) {
+	c, err := l.accept()
+	if err != nil {
+		return nil, l.wrap("accept", err)
+	}
+	return c, nil
+}
+
+func (l *TCPListener) accept() (*TCPConn, error) {
+	l.acceptMu.Lock()
+	defer l.acceptMu.Unlock()
+	if err := l.usable(&l.reads); err != nil {
+		return nil, err
+	}
+	for {
+		drain(l.readable)
+		ep, q, err := l.ep.Accept(nil)
+		switch err.(type) {
+		case nil:
+			return newTCPConn(l.net, ep, q), nil
+		case *tcpip.ErrWouldBlock:
+		default:
+			return nil, l.failure("accept", err)
+		}
+		if err := l.wait(l.readable, &l.reads); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Close stops listening, and resets connections that nobody accepted. Closing again fails with net.ErrClosed.
+func (l *TCPListener) Close() error {
+	if !l.close() {
+		return l.wrap("close", net.ErrClosed)
+	}
+	return nil
+}
+
+// Addr is the address listened on, a *net.TCPAddr, which the caller must not change.
+func (l *TCPListener) Addr() net.Addr { return l.addr }
+
+// SetDeadline sets when Accept gives up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+func (l *TCPListener) SetDeadline(t time.Time) error {
+	if err := l.setDeadlines(t, &l.reads); err != nil {
+		return l.wrap("set", err)
+	}
+	return nil
+}
+
+func (l *TCPListener) wrap(op string, err error) error {
+	return &net.OpError{Op: op, Net: l.network, Addr: l.addr, Err: err}
+}
+
+// ListenPacket announces on an address for datagrams: network is "udp", "udp4" or "udp6", address as for Listen.
+func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
+	local, err := n.parseLocal(network, address)
+	if err == nil {
+		switch network {
+		case "udp", "udp4", "udp6":
+			var c *UDPConn
+			if c, err = n.openUDP(network, local, netip.AddrPort{}); err == nil {
+				return c, nil
+			}
+		default:
+			err = net.UnknownNetworkError(network)
+		}
+	}
+	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
+}
+
+// ListenUDP is ListenPacket on an address. The zero AddrPort is all addresses and a free port.
+func (n *Net) ListenUDP(local netip.AddrPort) (*UDPConn, error) {
+	c, err := n.openUDP("udp", local, netip.AddrPort{})
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: "udp", Addr: udpAddr(local), Err: err}
+	}
+	return c, nil
+}
+
+// openUDP makes a connection that is bound to local and, if remote is valid, connected to that.
+func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn, err error) {
+	of := local.Addr()
+	if remote.IsValid() {
+		of = remote.Addr()
+	}
+	proto, only, err := n.family(network, of)
+	if err != nil {
+		return nil, err
+	}
+	err = n.makeEndpoint(udp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
+		ep.SocketOptions().SetV6Only(only)
+		if local != (netip.AddrPort{}) || !remote.IsValid() {
+			if err := ep.Bind(fullAddress(local)); err != nil {
+				return systemError("bind", err)
+			}
+		}
+		if remote.IsValid() {
+			if err := ep.Connect(fullAddress(remote)); err != nil {
+				return systemError("connect", err)
+			}
+		}
+		c = newUDPConn(n, ep, q, proto, remote.IsValid())
+		return nil
+	})
+	return c, err
+}
+
+// family is the protocol of an endpoint at address a on network, and whether it is of that one family alone. Without an
+// address it is of both, where the Net has both.
+func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolNumber, only bool, err error) {
+	want4, want6 := network[len(network)-1] == '4', network[len(network)-1] == '6'
+	switch {
+	case a.IsValid() && (want4 && !a.Is4() || want6 && !a.Is6()):
+		return 0, false, &net.AddrError{Err: "not an address of network " + network, Addr: a.String()}
+	case a.Is4() && !(a.IsUnspecified() && !want4 && n.has6):
+		return ipv4.ProtocolNumber, true, nil
+	case a.Is6() && !a.IsUnspecified():
+		return ipv6.ProtocolNumber, true, nil
+	case want4 || !n.has6:
+		return ipv4.ProtocolNumber, true, nil
+	}
+	return ipv6.ProtocolNumber, want6 || !n.has4, nil
+}
+
+// parseLocal parses the address of a listener. An empty host gives an invalid Addr.
+func (n *Net) parseLocal(network, address string) (netip.AddrPort, error) {
+	host, port, err := n.splitHostPort(context.Background(), network, address)
+	if err != nil || host == "" {
+		return netip.AddrPortFrom(netip.Addr{}, port), err
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, &net.AddrError{Err: "want an IP address to listen on", Addr: address}
+	}
+	return netip.AddrPortFrom(a.Unmap().WithZone(""), port), nil
+}
+
+// tcpAddr is a as a net.Addr, nil if there is nothing to tell.
+func tcpAddr(a netip.AddrPort) net.Addr {
+	if a == (netip.AddrPort{}) {
+		return nil
+	}
+	return net.TCPAddrFromAddrPort(a)
+}
+
+func udpAddr(a netip.AddrPort) net.Addr {
+	if a == (netip.AddrPort{}) {
+		return nil
+	}
+	return net.UDPAddrFromAddrPort(a)
+}

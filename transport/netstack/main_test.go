@@ -1,0 +1,74 @@
+package netstack
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A wire is an outlet that hands packets to another Net, in place of a device and its peer.
+type wire struct {
+	to     *Net
+	cut    atomic.Bool
+	tap    func(pkt []byte) (drop bool)
+	sends  atomic.Int64
+	packet atomic.Int64
+}
+
+func (w *wire) NewBatch() *wireguard.Batch { return new(wireguard.Batch) }
+
+func (w *wire) Send(b *wireguard.Batch) error {
+	defer b.Reset()
+	w.sends.Add(1)
+	w.packet.Add(int64(b.Len()))
+	if w.cut.Load() {
+		return nil
+	}
+	pkts := make([][]byte, 0, b.Len())
+	for i := range b.Len() {
+		if p := b.Packet(i); w.tap == nil || !w.tap(p) {
+			pkts = append(pkts, p)
+		}
+	}
+	_, err := w.to.WritePackets(pkts)
+	for _, p := range pkts { // borrowed until the return: from now on it is somebody else's
+		for i := range p {
+			p[i] = 0xdb
+		}
+	}
+	return err
+}
+
+var (
+	a4, b4 = netip.MustParseAddr("10.8.0.1"), netip.MustParseAddr("10.8.0.2")
+	a6, b6 = netip.MustParseAddr("fd08::1"), netip.MustParseAddr("fd08::2")
+)
+
+// pair is two Nets on one wire: b is the name server of a.
+func pair(t testing.TB) (a, b *Net) {
+	t.Helper()
+	a, b, _, _ = wired(t, 0)
+	return a, b
+}
+
+func wired(t testing.TB, mtu int) (a, b *Net, ab, ba *wire) {
+	t.Helper()
+	make := func(addrs ...netip.Addr) *Net {
+		n, err := New(Config{Addresses: addrs, DNS: []netip.Addr{b4, b6}, MTU: mtu})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = n.Close() })
+		return n
+	}
+	a, b = make(a4, a6), make(b4, b6)
+	ab, ba = &wire{to: b}, &wire{to: a}
+	a.link.attach(ab)
+	b.link.attach(ba)
+	return a, b, ab, ba
+}

@@ -1,0 +1,134 @@
+package netstack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+func TestPing(t *testing.T) {
+	a, _ := pair(t)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, to := range []netip.Addr{b4, b6, netip.MustParseAddr("::ffff:10.8.0.2"), a4} {
+		for range 4 { // at once: answers must find their own
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				if d, err := a.Ping(t.Context(), to); err != nil || d <= 0 {
+					t.Errorf("ping %v: %v, %v", to, d, err)
+				}
+			}()
+		}
+	}
+}
+
+func TestPingFails(t *testing.T) {
+	a, _, ab, _ := wired(t, 0)
+	ab.cut.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err := a.Ping(ctx, b4)
+	wantOpError(t, "ping into the void", err, context.DeadlineExceeded)
+	if e, ok := err.(net.Error); !ok || !e.Timeout() {
+		t.Errorf("%v is not a timeout", err)
+	}
+	_, err = a.Ping(ctx, b4)
+	wantOpError(t, "ping after the deadline", err, context.DeadlineExceeded)
+	if _, err = a.Ping(t.Context(), netip.Addr{}); err == nil {
+		t.Error("ping of no address succeeded")
+	}
+	time.AfterFunc(10*time.Millisecond, func() { _ = a.Close() })
+	_, err = a.Ping(t.Context(), b6)
+	wantOpError(t, "ping while closing", err, net.ErrClosed)
+	_, err = a.Ping(t.Context(), b6)
+	wantOpError(t, "ping when closed", err, net.ErrClosed)
+	if len(a.pings.waiting) != 0 {
+		t.Errorf("%d pings are not forgotten", len(a.pings.waiting))
+	}
+}
+
+// TestUnreachable answers each packet as a device does that has no peer for it.
+func TestUnreachable(t *testing.T) {
+	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	n.link.attach(&wire{to: n, tap: func(p []byte) bool {
+		e := hostUnreachable(p)
+		go func() { _, _ = n.WritePackets([][]byte{e}) }()
+		return true
+	}})
+	for _, to := range []netip.Addr{b4, b6} {
+		_, err := n.Ping(t.Context(), to)
+		wantOpError(t, "ping", err, syscall.EHOSTUNREACH)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		_, err = n.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(to, 80))
+		cancel()
+		wantOpError(t, "dial", err, syscall.EHOSTUNREACH)
+	}
+}
+
+// hostUnreachable is the ICMP error about the packet p, portUnreachable likewise.
+func hostUnreachable(p []byte) []byte {
+	return unreachable(p, byte(header.ICMPv4HostUnreachable), byte(header.ICMPv6AddressUnreachable))
+}
+
+func portUnreachable(p []byte) []byte {
+	return unreachable(p, byte(header.ICMPv4PortUnreachable), byte(header.ICMPv6PortUnreachable))
+}
+
+func unreachable(p []byte, code4, code6 byte) []byte {
+	p = p[:min(len(p), 500)]
+	if p[0]>>4 == 4 {
+		e := make([]byte, 28, 28+len(p))
+		h := header.IPv4(e)
+		h.Encode(&header.IPv4Fields{
+			TotalLength: uint16(28 + len(p)), TTL: 64, Protocol: protoICMP4,
+			SrcAddr: header.IPv4(p).DestinationAddress(), DstAddr: header.IPv4(p).SourceAddress(),
+		})
+		h.SetChecksum(^h.CalculateChecksum())
+		e = append(e, p...)
+		e[20], e[21] = byte(header.ICMPv4DstUnreachable), code4
+		binary.BigEndian.PutUint16(e[22:], ^checksum.Checksum(e[20:], 0))
+		return e
+	}
+	e := make([]byte, 48, 48+len(p))
+	header.IPv6(e).Encode(&header.IPv6Fields{
+		PayloadLength: uint16(8 + len(p)), TransportProtocol: header.ICMPv6ProtocolNumber, HopLimit: 64,
+		SrcAddr: header.IPv6(p).DestinationAddress(), DstAddr: header.IPv6(p).SourceAddress(),
+	})
+	e = append(e, p...)
+	e[40], e[41] = byte(header.ICMPv6DstUnreachable), code6
+	sum := checksum.Combine(pseudoSum(e[:40]), uint16(len(e)-40))
+	binary.BigEndian.PutUint16(e[42:], ^checksum.Checksum(e[40:], sum))
+	return e
+}
+
+func TestQuotedEcho(t *testing.T) {
+	// Every prefix of an error must be safe to look at, and tell of the echo only when all of it is there.
+	echo := make([]byte, 28+4)
+	h := header.IPv4(echo)
+	h.Encode(&header.IPv4Fields{TotalLength: uint16(len(echo)), TTL: 64, Protocol: protoICMP4, SrcAddr: header.IPv4Loopback, DstAddr: header.IPv4Broadcast})
+	echo[20] = byte(header.ICMPv4Echo)
+	echo[24], echo[25] = 0x12, 0x34
+	e := hostUnreachable(echo)
+	for n := 20; n <= len(e); n++ {
+		k, err := quotedEcho(e[:n])
+		if whole := n >= 28+28; whole != errors.Is(err, syscall.EHOSTUNREACH) {
+			t.Fatalf("%d of %d bytes: %v", n, len(e), err)
+		} else if whole && k != (pingKey{netip.MustParseAddr("255.255.255.255"), 0x1234}) {
+			t.Fatalf("%d of %d bytes: %v", n, len(e), k)
+		}
+	}
+}

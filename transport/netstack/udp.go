@@ -1,0 +1,257 @@
+package netstack
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included: it has
+// a fixed remote address if it was dialed. It is safe for concurrent use and must not be copied.
+type UDPConn struct {
+	socket
+	local, remote *net.UDPAddr // remote is nil unless dialed
+	mapped        bool         // the endpoint is of both families, and is given IPv4 addresses as IPv6 ones
+
+	readMu sync.Mutex // one at a time; guards into
+	into   tcpip.SliceWriter
+
+	writeMu sync.Mutex // guards from and to
+	from    bytes.Reader
+	to      tcpip.FullAddress
+}
+
+func newUDPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool) *UDPConn {
+	c := &UDPConn{mapped: proto == ipv6.ProtocolNumber && !ep.SocketOptions().GetV6Only()}
+	c.init(n, "udp", ep, q)
+	if a, err := ep.GetLocalAddress(); err == nil {
+		c.local = net.UDPAddrFromAddrPort(addrPortOf(a, proto))
+	}
+	if dialed {
+		if a, err := ep.GetRemoteAddress(); err == nil {
+			c.remote = net.UDPAddrFromAddrPort(addrPort(a))
+		}
+	}
+	return c
+}
+
+// Read reads one datagram. What does not fit b is lost.
+func (c *UDPConn) Read(b []byte) (int, error) {
+	n, _, err := c.read(b)
+	return n, c.wrap("read", nil, err)
+}
+
+// ReadFrom reads one datagram and tells where it came from, as a *net.UDPAddr. What does not fit b is lost.
+func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.read(b)
+	if err != nil {
+		return n, nil, c.wrap("read", nil, err)
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
+}
+
+// ReadFromUDPAddrPort is ReadFrom without an allocation.
+func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	n, from, err := c.read(b)
+	return n, from, c.wrap("read", nil, err)
+}
+
+func (c *UDPConn) read(b []byte) (int, netip.AddrPort, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if err := c.usable(&c.reads); err != nil {
+		return 0, netip.AddrPort{}, err
+	}
+	for {
+		drain(c.readable)
+		c.into = b
+		res, err := c.ep.Read(&c.into, tcpip.ReadOptions{NeedRemoteAddr: true})
+		c.into = nil
+		switch err.(type) {
+		case nil:
+			return res.Count, addrPort(res.RemoteAddr), nil
+		case *tcpip.ErrBadBuffer: // b is empty, the datagram is not
+			return 0, addrPort(res.RemoteAddr), nil
+		case *tcpip.ErrWouldBlock:
+		case *tcpip.ErrClosedForReceive:
+			return 0, netip.AddrPort{}, net.ErrClosed
+		default:
+			return 0, netip.AddrPort{}, c.failure("recvfrom", err)
+		}
+		if err := c.wait(c.readable, &c.reads); err != nil {
+			return 0, netip.AddrPort{}, err
+		}
+	}
+}
+
+// Write sends one datagram to the address that was dialed.
+func (c *UDPConn) Write(b []byte) (int, error) {
+	if c.remote == nil {
+		return 0, c.wrap("write", nil, systemError("write", &tcpip.ErrDestinationRequired{}))
+	}
+	n, err := c.write(b, netip.AddrPort{})
+	return n, c.wrap("write", nil, err)
+}
+
+// WriteTo sends one datagram to addr, which must be a *net.UDPAddr.
+func (c *UDPConn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	to, ok := addr.(*net.UDPAddr)
+	if !ok || to == nil {
+		return 0, c.wrap("write", addr, &net.AddrError{Err: "want a *net.UDPAddr", Addr: network(addr)})
+	}
+	n, err := c.WriteToUDPAddrPort(b, to.AddrPort())
+	return n, err
+}
+
+// WriteToUDPAddrPort is WriteTo without an allocation.
+func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	var n int
+	err := error(net.ErrWriteToConnected)
+	if c.remote == nil {
+		n, err = c.write(b, to)
+	}
+	if err != nil {
+		return n, c.wrap("write", net.UDPAddrFromAddrPort(to), err)
+	}
+	return n, nil
+}
+
+// write sends b to the address dialed if to is the zero one.
+func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if err := c.usable(&c.writes); err != nil {
+		return 0, err
+	}
+	var opts tcpip.WriteOptions
+	if to != (netip.AddrPort{}) {
+		if !to.Addr().IsValid() {
+			return 0, &net.AddrError{Err: "not an IP address", Addr: to.String()}
+		}
+		c.to = c.fullAddress(to)
+		opts.To = &c.to
+	}
+	defer c.from.Reset(nil)
+	for {
+		c.net.link.waitForRoom()
+		drain(c.writable)
+		c.from.Reset(b)
+		n, err := c.ep.Write(&c.from, opts)
+		switch err.(type) {
+		case nil:
+			return int(n), nil
+		case *tcpip.ErrNoBufferSpace: // others took the room meanwhile
+			if err := c.usable(&c.writes); err != nil {
+				return 0, err
+			}
+			continue
+		case *tcpip.ErrWouldBlock:
+		default:
+			return 0, c.failure("sendto", err)
+		}
+		if err := c.wait(c.writable, &c.writes); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// fullAddress is to as the endpoint wants it.
+func (c *UDPConn) fullAddress(to netip.AddrPort) tcpip.FullAddress {
+	a := to.Addr().Unmap().WithZone("")
+	if c.mapped && a.Is4() {
+		a = netip.AddrFrom16(a.As16())
+	}
+	return tcpip.FullAddress{Addr: tcpip.AddrFromSlice(a.AsSlice()), Port: to.Port()}
+}
+
+// Close closes the connection. Closing again fails with net.ErrClosed.
+func (c *UDPConn) Close() error {
+	if !c.close() {
+		return c.wrap("close", nil, net.ErrClosed)
+	}
+	return nil
+}
+
+// LocalAddr is a *net.UDPAddr, which the caller must not change.
+func (c *UDPConn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr is a *net.UDPAddr, which the caller must not change, or nil if c was not dialed.
+func (c *UDPConn) RemoteAddr() net.Addr {
+	if c.remote == nil {
+		return nil
+	}
+	return c.remote
+}
+
+// SetDeadline is SetReadDeadline and SetWriteDeadline at once.
+func (c *UDPConn) SetDeadline(t time.Time) error {
+	return c.wrap("set", nil, c.setDeadlines(t, &c.reads, &c.writes))
+}
+
+// SetReadDeadline sets when reads give up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+func (c *UDPConn) SetReadDeadline(t time.Time) error {
+	return c.wrap("set", nil, c.setDeadlines(t, &c.reads))
+}
+
+// SetWriteDeadline sets when writes give up with os.ErrDeadlineExceeded. The zero time: never.
+func (c *UDPConn) SetWriteDeadline(t time.Time) error {
+	return c.wrap("set", nil, c.setDeadlines(t, &c.writes))
+}
+
+// SetReadBuffer sets how many bytes of datagrams wait to be read before further ones are lost.
+func (c *UDPConn) SetReadBuffer(bytes int) error {
+	if c.isClosed() {
+		return c.wrap("set", nil, net.ErrClosed)
+	}
+	c.ep.SocketOptions().SetReceiveBufferSize(int64(bytes), true)
+	return nil
+}
+
+// SetWriteBuffer sets how many bytes may be on their way to the device at once.
+func (c *UDPConn) SetWriteBuffer(bytes int) error {
+	if c.isClosed() {
+		return c.wrap("set", nil, net.ErrClosed)
+	}
+	c.ep.SocketOptions().SetSendBufferSize(int64(bytes), true)
+	return nil
+}
+
+// wrap makes err one of package net's. remote is the address of one operation, nil for the dialed one.
+func (c *UDPConn) wrap(op string, remote net.Addr, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &net.OpError{Op: op, Net: c.network, Addr: remote, Err: err}
+	if c.local != nil {
+		e.Source = c.local
+	}
+	if remote == nil && c.remote != nil {
+		e.Addr = c.remote
+	}
+	return e
+}
+
+func network(a net.Addr) string {
+	if a == nil {
+		return "nil"
+	}
+	return a.Network()
+}
+
+// addrPortOf is f as the local address of an endpoint: one that is bound to no address in particular has the
+// unspecified one of its family.
+func addrPortOf(f tcpip.FullAddress, proto tcpip.NetworkProtocolNumber) netip.AddrPort {
+	if f.Addr.Len() == 0 {
+		if proto == ipv6.ProtocolNumber {
+			return netip.AddrPortFrom(netip.IPv6Unspecified(), f.Port)
+		}
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), f.Port)
+	}
+	return addrPort(f)
+}

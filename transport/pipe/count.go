@@ -1,0 +1,182 @@
+package pipe
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+)
+
+// A MessageType is what a datagram looks like to someone who has no keys.
+type MessageType uint8
+
+// The message types of WireGuard, by type field and length.
+const (
+	TypeOther MessageType = iota // no WireGuard message
+	TypeInitiation
+	TypeResponse
+	TypeCookieReply
+	TypeData
+	TypeKeepalive // data of 32 bytes: an empty packet
+	types
+)
+
+var typeNames = [types]string{"other", "initiation", "response", "cookie reply", "data", "keepalive"}
+
+// String names the type in lower-case words.
+func (t MessageType) String() string {
+	if t < types {
+		return typeNames[t]
+	}
+	return "unknown"
+}
+
+// TypeOf tells the type of a datagram. Data is borrowed.
+func TypeOf(data []byte) MessageType {
+	if len(data) < 32 {
+		return TypeOther
+	}
+	switch kind := binary.LittleEndian.Uint32(data); {
+	case kind == 1 && len(data) == 148:
+		return TypeInitiation
+	case kind == 2 && len(data) == 92:
+		return TypeResponse
+	case kind == 3 && len(data) == 64:
+		return TypeCookieReply
+	case kind == 4 && len(data) == 32:
+		return TypeKeepalive
+	case kind == 4:
+		return TypeData
+	}
+	return TypeOther
+}
+
+// Counts are datagrams by message type, and their bytes without UDP and IP headers.
+type Counts struct {
+	Initiations, Responses, CookieReplies, Data, Keepalives, Other uint64
+	Bytes                                                          uint64
+}
+
+// Total is the number of datagrams.
+func (c Counts) Total() uint64 {
+	return c.Initiations + c.Responses + c.CookieReplies + c.Data + c.Keepalives + c.Other
+}
+
+func (c *Counts) of(t MessageType) *uint64 {
+	switch t {
+	case TypeInitiation:
+		return &c.Initiations
+	case TypeResponse:
+		return &c.Responses
+	case TypeCookieReply:
+		return &c.CookieReplies
+	case TypeData:
+		return &c.Data
+	case TypeKeepalive:
+		return &c.Keepalives
+	}
+	return &c.Other
+}
+
+func countTrain(data []byte, size int) (c Counts) {
+	c.Bytes = uint64(len(data))
+	for len(data) > 0 {
+		one := min(size, len(data))
+		*c.of(TypeOf(data[:one]))++
+		data = data[one:]
+	}
+	return c
+}
+
+type counter = atomic.Uint64
+
+// counters are Counts while they count.
+type counters struct {
+	types [types]counter
+	bytes counter
+}
+
+func (cs *counters) add(c *Counts) {
+	for t := range types {
+		if n := *c.of(t); n > 0 {
+			cs.types[t].Add(n)
+		}
+	}
+	cs.bytes.Add(c.Bytes)
+}
+
+func (cs *counters) load() (c Counts) {
+	for t := range types {
+		*c.of(t) = cs.types[t].Load()
+	}
+	c.Bytes = cs.bytes.Load()
+	return c
+}
+
+// A Fate is what became of a datagram.
+type Fate uint8
+
+// What becomes of datagrams.
+const (
+	FateDelivered Fate = iota // is in the queue of the socket it was sent to
+	FateFiltered              // a Filter dropped it
+	FateLost                  // Conditions.Loss
+	FateCut                   // the path is cut, or was when it would have arrived
+	FateTooBig                // larger than Conditions.MTU
+	FateOverflow              // too many bytes wait for Conditions.Rate, or too many datagrams are under way
+	FateBlocked               // its NAT has no mapping for it, and cannot make one
+	FateNoSocket              // no socket is open where it went
+	FateQueueFull             // the receiving socket's queue is full
+	fates
+)
+
+var fateNames = [fates]string{
+	"delivered", "filtered", "lost", "cut", "too big", "overflow", "blocked", "no socket", "queue full",
+}
+
+// String is the fate in lower-case words.
+func (f Fate) String() string {
+	if f < fates {
+		return fateNames[f]
+	}
+	return "unknown"
+}
+
+// Fates counts datagrams by what became of them: f[FateLost].
+type Fates [fates]uint64
+
+// Total is the sum over all fates.
+func (f Fates) Total() (n uint64) {
+	for _, v := range f {
+		n += v
+	}
+	return n
+}
+
+// Stats are what a network counted. Nothing is lost unseen: while nobody is sending,
+//
+//	Sent.Total() + Duplicated + Injected == Fates.Total() + UnderWay
+type Stats struct {
+	Sent       Counts // by sockets
+	Duplicated uint64 // copies that Conditions.Duplicate made
+	Injected   uint64 // by Inject
+	Fates      Fates
+	UnderWay   int // those without a fate yet: under way, or held by a filter
+}
+
+// Stats returns what the network counted until now.
+func (n *Network) Stats() Stats {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	s := Stats{
+		Sent:       n.sent.load(),
+		Duplicated: n.duplicated.Load(),
+		Injected:   n.injected.Load(),
+		UnderWay:   n.flying,
+	}
+	for f := range n.fates {
+		s.Fates[f] = n.fates[f].Load()
+	}
+	return s
+}
+
+// Sent counts what all sockets put on the wire, whatever became of it.
+func (n *Network) Sent() Counts { return n.sent.load() }

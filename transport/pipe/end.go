@@ -1,0 +1,259 @@
+package pipe
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const (
+	firstPort   = 49152 // of those that an end chooses
+	lastPort    = 65535
+	maxDatagram = 65507 // bytes of UDP payload
+)
+
+// Errors of Send. They are made once, so that a failing train allocates nothing.
+var (
+	errClosed   = fmt.Errorf("pipe: socket: %w", net.ErrClosed)
+	errTooBig   = fmt.Errorf("pipe: datagram larger than the MTU of its path: %w", syscall.EMSGSIZE)
+	errOverlong = fmt.Errorf("pipe: datagram of more than 65507 bytes: %w", syscall.EMSGSIZE)
+	errFamily   = fmt.Errorf("pipe: the end has no address of the destination's family: %w", syscall.ENETUNREACH)
+	errPlace    = errors.New("pipe: want an endpoint with address and port, and no Link")
+	errTrain    = errors.New("pipe: want a train with data and a Size of at least 1")
+)
+
+// An End is one machine on the wire, or one program on it: a wireguard.Bind that any number of sockets can be made
+// of. Network.NewEnd and NAT.NewEnd make it. It must not be copied; all methods are safe for concurrent use.
+type End struct {
+	network        *Network
+	sent, received counters
+
+	// All below is guarded by network.mu.
+	behind   *NAT
+	addrs    []netip.Addr
+	sockets  []*socket
+	nextPort uint16
+}
+
+// Addrs are the addresses of the end now.
+func (e *End) Addrs() []netip.Addr {
+	e.network.mu.RLock()
+	defer e.network.mu.RUnlock()
+	return slices.Clone(e.addrs)
+}
+
+// Endpoint is where a socket of the end at port is reached: at the first of its addresses, and not through a NAT.
+func (e *End) Endpoint(port uint16) wireguard.Endpoint {
+	e.network.mu.RLock()
+	defer e.network.mu.RUnlock()
+	if len(e.addrs) == 0 {
+		return wireguard.Endpoint{}
+	}
+	return wireguard.EndpointOf(netip.AddrPortFrom(e.addrs[0], port))
+}
+
+// SetAddrs moves the end to other addresses, as a machine that roams. Its sockets stay open and send from the new
+// addresses; what is sent to the old ones reaches it no more, not even what is under way. No address at all makes it
+// deaf and dumb. If a port is taken at a new address, or an address is not that of a host, nothing changes.
+func (e *End) SetAddrs(addrs ...netip.Addr) error {
+	e.network.mu.Lock()
+	defer e.network.mu.Unlock()
+	return e.network.place(e, e.behind, addrs)
+}
+
+// MoveBehind moves the end behind a NAT, or out of one if nat is nil, and gives it other addresses; see SetAddrs.
+func (e *End) MoveBehind(nat *NAT, addrs ...netip.Addr) error {
+	if nat != nil && nat.network != e.network {
+		return errors.New("pipe: the NAT is of another network")
+	}
+	e.network.mu.Lock()
+	defer e.network.mu.Unlock()
+	return e.network.place(e, nat, addrs)
+}
+
+// Sent counts what the sockets of the end put on the wire, whatever became of it.
+func (e *End) Sent() Counts { return e.sent.load() }
+
+// Received counts what was delivered to sockets of the end. It is counted just after the receiver can see it.
+func (e *End) Received() Counts { return e.received.load() }
+
+// Listen opens a socket on port, at every address of the end; port 0 chooses one that is free at all of them. It fails
+// with an error that wraps syscall.EADDRINUSE if the port is taken at one.
+func (e *End) Listen(port uint16) (wireguard.Socket, error) {
+	n := e.network
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if port == 0 {
+		port = e.choosePort()
+		if port == 0 {
+			return nil, fmt.Errorf("pipe: no port is free: %w", syscall.EADDRINUSE)
+		}
+	} else if at, taken := e.taken(port); taken {
+		return nil, fmt.Errorf("pipe: %v is taken: %w", at, syscall.EADDRINUSE)
+	}
+	s := &socket{end: e, port: port}
+	s.queue.init(n)
+	e.sockets = append(e.sockets, s)
+	n.add(s)
+	return s, nil
+}
+
+// taken is called with network.mu held. An end without addresses still has but one socket a port.
+func (e *End) taken(port uint16) (at netip.AddrPort, taken bool) {
+	for _, a := range e.addrs {
+		at = netip.AddrPortFrom(a, port)
+		if e.network.sockets[place{e.behind, at}] != nil {
+			return at, true
+		}
+	}
+	return at, slices.ContainsFunc(e.sockets, func(s *socket) bool { return s.port == port })
+}
+
+// choosePort goes round, so that a port is not used again soon; 0 means that none is free. It is called with
+// network.mu held.
+func (e *End) choosePort() uint16 {
+	for range lastPort - firstPort + 1 {
+		port := e.nextPort
+		if e.nextPort++; e.nextPort < firstPort {
+			e.nextPort = firstPort
+		}
+		if _, taken := e.taken(port); !taken {
+			return port
+		}
+	}
+	return 0
+}
+
+// A socket is an open End: a wireguard.Socket with one receiver.
+type socket struct {
+	end    *End
+	port   uint16
+	closed atomic.Bool
+	queue  queue
+}
+
+func (s *socket) Port() uint16 { return s.port }
+
+func (s *socket) Receivers() []wireguard.Receiver { return []wireguard.Receiver{&s.queue} }
+
+// Close takes the socket off the wire. What waits in its queue is gone.
+func (s *socket) Close() error {
+	n := s.end.network
+	n.mu.Lock()
+	if s.closed.Swap(true) {
+		n.mu.Unlock()
+		return nil
+	}
+	n.remove(s)
+	s.end.sockets = slices.DeleteFunc(s.end.sockets, func(o *socket) bool { return o == s })
+	var others []*socket
+	if n.lossless {
+		for _, e := range n.ends {
+			others = append(others, e.sockets...)
+		}
+	}
+	n.mu.Unlock()
+	s.queue.close()
+	for _, o := range others {
+		o.queue.wakeSenders() // a Send of s may wait there
+	}
+	return nil
+}
+
+// Send puts trains on the wire.
+func (s *socket) Send(ts []wireguard.Train) {
+	for i := range ts {
+		ts[i].Err = s.send(&ts[i])
+	}
+}
+
+func (s *socket) send(t *wireguard.Train) error {
+	switch {
+	case t.Endpoint.Link != nil || !t.Endpoint.AddrPort.IsValid() || t.Endpoint.Port() == 0:
+		return errPlace
+	case len(t.Data) == 0 || t.Size < 1:
+		return errTrain
+	case min(t.Size, len(t.Data)) > maxDatagram:
+		return errOverlong
+	}
+	n := s.end.network
+	n.mu.RLock()
+	if !n.plain() {
+		n.mu.RUnlock()
+		return n.sendEach(s, t)
+	}
+	from, err := s.source(&t.Endpoint)
+	to := n.sockets[place{at: t.Endpoint.AddrPort}]
+	n.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	return n.sendWhole(s, to, t, from)
+}
+
+// source is the address that goes with e, which loses a Source that is not the end's. It is called with network.mu
+// held, at least for reading.
+func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
+	if s.closed.Load() {
+		return netip.AddrPort{}, errClosed
+	}
+	if e.Source.IsValid() && !slices.Contains(s.end.addrs, e.Source) {
+		e.Source = netip.Addr{}
+	}
+	v4 := e.Addr().Is4()
+	if e.Source.IsValid() && e.Source.Is4() == v4 {
+		return netip.AddrPortFrom(e.Source, s.port), nil
+	}
+	for _, a := range s.end.addrs {
+		if a.Is4() == v4 {
+			return netip.AddrPortFrom(a, s.port), nil
+		}
+	}
+	return netip.AddrPort{}, errFamily
+}
+
+// sendWhole delivers a train at once. Network.mu is not held: between the look at the table and here, the receiving
+// socket may close, and its queue then takes nothing.
+func (n *Network) sendWhole(s, to *socket, t *wireguard.Train, from netip.AddrPort) error {
+	sent := countTrain(t.Data, t.Size)
+	s.end.sent.add(&sent)
+	n.sent.add(&sent)
+	if to == nil {
+		n.fates[FateNoSocket].Add(sent.Total())
+		return nil
+	}
+	arriving := wireguard.Train{
+		Data:     t.Data,
+		Size:     t.Size,
+		Endpoint: wireguard.Endpoint{AddrPort: from, Source: t.Endpoint.Addr()},
+		TOS:      t.TOS,
+	}
+	var waiting *socket
+	if n.lossless {
+		waiting = s
+	}
+	put, open := to.queue.put(&arriving, waiting)
+	if put == len(t.Data) {
+		to.end.received.add(&sent)
+		n.fates[FateDelivered].Add(sent.Total())
+		return nil
+	}
+	some := countTrain(t.Data[:put], t.Size)
+	to.end.received.add(&some)
+	n.fates[FateDelivered].Add(some.Total())
+	fate := FateQueueFull
+	if !open {
+		fate = FateNoSocket
+	}
+	n.fates[fate].Add(sent.Total() - some.Total())
+	if n.lossless && s.closed.Load() {
+		return errClosed
+	}
+	return nil
+}

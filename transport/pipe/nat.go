@@ -1,0 +1,249 @@
+package pipe
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+const (
+	defaultIdle = 30 * time.Second // of Linux, for a flow without an answer
+	maxMappings = 1 << 14
+	natPort     = 20000 // the first one of a lease; there are more above it than there can be leases
+)
+
+// A NATConfig says what a new NAT is. The zero value of each field but Addrs means its default.
+type NATConfig struct {
+	// Addrs are the addresses outside: one IPv4, one IPv6, or both. A family without one does not pass.
+	Addrs []netip.Addr
+
+	// Idle is how long a mapping lives without a datagram in either direction. Zero: 30 s. Negative: for ever.
+	Idle time.Duration
+
+	// Symmetric gives a socket inside another port for each destination. Otherwise it has the same port for all.
+	Symmetric bool
+}
+
+// A NAT hides the ends behind it: what they send comes from an address of the NAT, at a port that belongs to a mapping,
+// and only who was sent something through a mapping can answer through it. Ends behind one NAT reach each other directly;
+// their addresses mean nothing elsewhere, and may be in use there too. Network.NewNAT makes it. It must not be copied; all
+// methods are safe for concurrent use.
+type NAT struct {
+	network *Network
+	config  NATConfig // Addrs change with Rebind
+
+	// All below is guarded by network.mu.
+	out    map[flow]*mapping // by inside and remote
+	in     map[flow]*mapping // by outside and remote
+	leases map[flow]*lease   // by inside, and by remote if the NAT is symmetric
+	ports  map[uint16]*lease // by port outside
+	port   uint16            // of the newest lease
+}
+
+// A flow is a socket's address, inside or outside, and that of whom it talks to.
+type flow struct{ local, remote netip.AddrPort }
+
+// A mapping lets one flow through. A lease is the port that it goes through, which several share unless the NAT is
+// symmetric. Those that have expired stay in their tables until someone needs the room.
+type mapping struct {
+	*lease
+	remote netip.AddrPort
+	last   time.Time // when it let something through
+}
+
+type lease struct {
+	inside, outside netip.AddrPort
+	last            time.Time // the latest of its mappings
+}
+
+func (m *mapping) use(now time.Time) { m.last, m.lease.last = now, now }
+
+// NewNAT adds a NAT without ends behind it. It panics if an address is not that of a host, or is in use.
+func (n *Network) NewNAT(c NATConfig) *NAT {
+	nat := &NAT{network: n, config: c, port: natPort - 1}
+	nat.forget()
+	nat.config.Addrs = nil
+	if nat.config.Idle == 0 {
+		nat.config.Idle = defaultIdle
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := nat.move(c.Addrs); err != nil {
+		panic(err)
+	}
+	n.settle()
+	return nat
+}
+
+// NewEnd adds an end behind the NAT; see Network.NewEnd.
+func (nat *NAT) NewEnd(addrs ...netip.Addr) *End {
+	return nat.network.newEnd(nat, addrs)
+}
+
+// Rebind forgets all mappings, as a NAT does that restarts: nothing gets in until something got out, and what gets out
+// comes from another port. With addresses, the NAT has these from then on; if one of them is in use, nothing changes.
+func (nat *NAT) Rebind(addrs ...netip.Addr) error {
+	nat.network.mu.Lock()
+	defer nat.network.mu.Unlock()
+	if len(addrs) > 0 {
+		if err := nat.move(addrs); err != nil {
+			return err
+		}
+	}
+	nat.forget()
+	return nil
+}
+
+func (nat *NAT) forget() {
+	nat.out, nat.in = make(map[flow]*mapping), make(map[flow]*mapping)
+	nat.leases, nat.ports = make(map[flow]*lease), make(map[uint16]*lease)
+}
+
+// Mappings is the number of mappings that are alive.
+func (nat *NAT) Mappings() int {
+	nat.network.mu.Lock()
+	defer nat.network.mu.Unlock()
+	nat.expire(time.Now())
+	return len(nat.out)
+}
+
+// move is called with network.mu held.
+func (nat *NAT) move(addrs []netip.Addr) error {
+	n := nat.network
+	var errs []error
+	for _, a := range addrs {
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() {
+			errs = append(errs, fmt.Errorf("pipe: address %v of a NAT: want the IPv4 or IPv6 address of one host", a))
+		}
+		other := n.nats[a]
+		if other != nil && other != nat || slices.ContainsFunc(n.ends, func(e *End) bool {
+			return e.behind == nil && slices.Contains(e.addrs, a)
+		}) {
+			errs = append(errs, fmt.Errorf("pipe: address %v of a NAT is in use", a))
+		}
+	}
+	if errs != nil {
+		return errors.Join(errs...)
+	}
+	for _, a := range nat.config.Addrs {
+		delete(n.nats, a)
+	}
+	nat.config.Addrs = slices.Clone(addrs)
+	for _, a := range addrs {
+		n.nats[a] = nat
+	}
+	return nil
+}
+
+// translate gives f the source that it has outside of the NAT that its sender is behind, and reports whether it gets
+// out. It is called with n.mu held.
+func (n *Network) translate(f *flight, behind *NAT, now time.Time) bool {
+	if behind == nil {
+		return true
+	}
+	if n.sockets[place{behind, f.To}] != nil {
+		f.scope = behind
+		return true
+	}
+	outside, ok := behind.open(f.From, f.To, now)
+	if ok {
+		f.From = outside
+	}
+	return ok
+}
+
+// open is the outside of the mapping of a flow, which it makes or keeps alive.
+func (nat *NAT) open(inside, remote netip.AddrPort, now time.Time) (outside netip.AddrPort, ok bool) {
+	m := nat.out[flow{inside, remote}]
+	if m == nil || nat.dead(m.last, now) {
+		if m = nat.mapping(inside, remote, now); m == nil {
+			return outside, false
+		}
+	}
+	m.use(now)
+	return m.outside, true
+}
+
+// mapping makes a mapping, or returns nil if there is no room or no address for it.
+func (nat *NAT) mapping(inside, remote netip.AddrPort, now time.Time) *mapping {
+	if len(nat.out) >= maxMappings {
+		if nat.expire(now); len(nat.out) >= maxMappings {
+			return nil
+		}
+	}
+	of := flow{inside, remote}
+	if !nat.config.Symmetric {
+		of.remote = netip.AddrPort{}
+	}
+	l := nat.leases[of]
+	if l == nil || nat.dead(l.last, now) {
+		at := slices.IndexFunc(nat.config.Addrs, func(a netip.Addr) bool { return a.Is4() == remote.Addr().Is4() })
+		if at < 0 {
+			return nil
+		}
+		l = &lease{inside: inside, outside: netip.AddrPortFrom(nat.config.Addrs[at], nat.choosePort(now))}
+		nat.leases[of], nat.ports[l.outside.Port()] = l, l
+	}
+	m := &mapping{lease: l, remote: remote}
+	nat.out[flow{inside, remote}], nat.in[flow{l.outside, remote}] = m, m
+	return m
+}
+
+// choosePort goes round, so that a flow whose mapping expired is seen to come from another port.
+func (nat *NAT) choosePort(now time.Time) uint16 {
+	for {
+		if nat.port++; nat.port < natPort {
+			nat.port = natPort
+		}
+		if l := nat.ports[nat.port]; l == nil || nat.dead(l.last, now) {
+			return nat.port
+		}
+	}
+}
+
+func (nat *NAT) dead(last, now time.Time) bool {
+	return nat.config.Idle > 0 && now.Sub(last) >= nat.config.Idle
+}
+
+func (nat *NAT) expire(now time.Time) {
+	maps.DeleteFunc(nat.out, func(_ flow, m *mapping) bool { return nat.dead(m.last, now) })
+	maps.DeleteFunc(nat.in, func(_ flow, m *mapping) bool { return nat.dead(m.last, now) })
+	maps.DeleteFunc(nat.leases, func(_ flow, l *lease) bool { return nat.dead(l.last, now) })
+	maps.DeleteFunc(nat.ports, func(_ uint16, l *lease) bool { return nat.dead(l.last, now) })
+}
+
+// route is the socket that f goes to and its address there, by way of a NAT if the destination is one: then blocked
+// says that there is no mapping. It keeps the mapping alive. It is called with n.mu held.
+func (n *Network) route(f *flight, now time.Time) (to *socket, at netip.AddrPort, blocked bool) {
+	if to = n.sockets[place{f.scope, f.To}]; to != nil || f.scope != nil {
+		return to, f.To, false
+	}
+	nat := n.nats[f.To.Addr()]
+	if nat == nil {
+		return nil, f.To, false
+	}
+	m := nat.in[flow{f.To, f.From}]
+	if m == nil || nat.dead(m.last, now) {
+		return nil, f.To, true
+	}
+	m.use(now)
+	return n.sockets[place{nat, m.inside}], m.inside, false
+}
+
+// peek is the end that f would reach now, whatever a NAT says to it; nil: none. It is called with n.mu held.
+func (n *Network) peek(f *flight) *End {
+	if to := n.sockets[place{f.scope, f.To}]; to != nil {
+		return to.end
+	}
+	if nat := n.nats[f.To.Addr()]; nat != nil && f.scope == nil {
+		if l := nat.ports[f.To.Port()]; l != nil && l.outside == f.To {
+			if to := n.sockets[place{nat, l.inside}]; to != nil {
+				return to.end
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,211 @@
+package pipe
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const (
+	chunkSize   = 64 << 10 // bytes; any datagram fits
+	chunkTrains = 128      // trains a chunk, at most
+	batchSize   = 128      // datagrams a Receive, at most
+	poolChunks  = 32       // free chunks a network keeps: 2 MiB
+)
+
+// A chunk is memory that trains are packed into back to back.
+type chunk struct {
+	data   [chunkSize]byte
+	used   int // bytes
+	trains []wireguard.Train
+	next   int  // first train that is not received, or not all of it
+	lent   bool // a receiver has a part of it, at least
+}
+
+// A pool keeps chunks for the next one that needs them. The last one in is the first one out: it is still in a cache.
+type pool struct {
+	mu   sync.Mutex // guards free; taken last of all locks
+	free []*chunk
+}
+
+func (p *pool) get() *chunk {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.free) == 0 {
+		return new(chunk)
+	}
+	c := p.free[len(p.free)-1]
+	p.free = p.free[:len(p.free)-1]
+	return c
+}
+
+func (p *pool) put(cs []*chunk) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range cs {
+		clear(c.trains)
+		c.used, c.next, c.trains, c.lent = 0, 0, c.trains[:0], false
+		if len(p.free) < poolChunks {
+			p.free = append(p.free, c)
+		}
+	}
+	clear(cs)
+}
+
+// A queue is what waits at a socket for its receiver: it is that wireguard.Receiver.
+//
+//	chunks   ▓▓▓▓▓▓▓▓▓▓  ▓▓▓▓▓░░░░░   filled at the end by senders, emptied at the front by Receive
+//	lent     ▓▓▓▓▓▓▓▓▓▓               received whole; goes to the pool at the next Receive
+type queue struct {
+	network *Network
+
+	mu     sync.Mutex // guards all below but batch
+	ready  sync.Cond  // chunks holds a train, or closed
+	room   sync.Cond  // chunks are fewer than the limit, or someone's socket closed
+	chunks []*chunk
+	lent   []*chunk
+	closed bool
+
+	batch []wireguard.Train // what Receive returned last; the receiver's alone
+}
+
+func (q *queue) init(n *Network) {
+	q.network = n
+	q.ready.L, q.room.L = &q.mu, &q.mu
+}
+
+// put copies the datagrams of t into the queue, and returns how many of its bytes found room and whether the queue was
+// open. If waiting is not nil, it waits for room until the queue or that socket is closed.
+func (q *queue) put(t *wireguard.Train, waiting *socket) (done int, open bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for done < len(t.Data) {
+		if q.closed {
+			break
+		}
+		c := q.tail(min(t.Size, len(t.Data)-done))
+		if c == nil {
+			if waiting == nil || waiting.closed.Load() {
+				break
+			}
+			q.room.Wait()
+			continue
+		}
+		done += c.append(t, done)
+		q.ready.Signal()
+	}
+	return done, !q.closed
+}
+
+// tail is the chunk that a datagram of n bytes goes to, or nil if the queue is full.
+func (q *queue) tail(n int) *chunk {
+	if last := len(q.chunks) - 1; last >= 0 {
+		if c := q.chunks[last]; c.used+n <= chunkSize && len(c.trains) < chunkTrains {
+			return c
+		}
+	}
+	if len(q.chunks) >= q.network.limit {
+		return nil
+	}
+	c := q.network.pool.get()
+	q.chunks = append(q.chunks, c)
+	return c
+}
+
+// append copies as many datagrams of t, from byte from on, as there is room for, and returns how many bytes they are.
+// They join the last train if they continue it, as UDP GRO would have them.
+func (c *chunk) append(t *wireguard.Train, from int) (n int) {
+	data := t.Data[from:]
+	if room := chunkSize - c.used; len(data) > room {
+		data = data[:room-room%t.Size]
+	}
+	at := c.used
+	n = copy(c.data[at:], data)
+	c.used += n
+	if last := len(c.trains) - 1; last >= 0 {
+		if l := &c.trains[last]; continues(l, t, n) {
+			l.Data = c.data[at-len(l.Data) : at+n : at+n]
+			return n
+		}
+	}
+	c.trains = append(c.trains, wireguard.Train{
+		Data: c.data[at : at+n : at+n], Size: min(t.Size, n), Endpoint: t.Endpoint, TOS: t.TOS,
+	})
+	return n
+}
+
+// continues reports whether n bytes of t can be appended to l: l ends with a datagram of full size, and those of t are
+// of that size too, or t is one that is smaller.
+func continues(l, t *wireguard.Train, n int) bool {
+	return l.Endpoint == t.Endpoint && l.TOS == t.TOS && len(l.Data)%l.Size == 0 &&
+		(t.Size == l.Size || n <= l.Size && n <= t.Size) && len(l.Data)+n <= maxDatagram
+}
+
+// Receive returns what waits, up to 128 datagrams.
+func (q *queue) Receive() ([]wireguard.Train, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.network.pool.put(q.lent)
+	q.lent = q.lent[:0]
+	for len(q.chunks) == 0 || q.closed {
+		if q.closed {
+			return nil, errClosed
+		}
+		q.ready.Wait()
+	}
+	q.batch = q.batch[:0]
+	taken := 0
+	for budget := batchSize; taken < len(q.chunks) && budget > 0; {
+		if q.batch, budget = q.chunks[taken].take(q.batch, budget); q.chunks[taken].empty() {
+			taken++
+		}
+	}
+	q.lent = append(q.lent, q.chunks[:taken]...)
+	q.chunks = slices.Delete(q.chunks, 0, taken)
+	if q.network.lossless && taken > 0 {
+		q.room.Broadcast()
+	}
+	return q.batch, nil
+}
+
+// take appends trains of up to budget datagrams to batch, and returns what is left of the budget.
+func (c *chunk) take(batch []wireguard.Train, budget int) ([]wireguard.Train, int) {
+	c.lent = true
+	for !c.empty() && budget > 0 {
+		t := &c.trains[c.next]
+		if n := t.Len(); n <= budget {
+			batch, budget = append(batch, *t), budget-n
+			c.next++
+			continue
+		}
+		part, rest := *t, budget*t.Size
+		part.Data = t.Data[:rest:rest]
+		t.Data = t.Data[rest:]
+		batch, budget = append(batch, part), 0
+	}
+	return batch, budget
+}
+
+func (c *chunk) empty() bool { return c.next == len(c.trains) }
+
+// close drops what waits. What was lent stays as it is until the next Receive, or for ever if there is none.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	if len(q.chunks) > 0 && q.chunks[0].lent {
+		q.chunks = q.chunks[1:]
+	}
+	q.network.pool.put(q.chunks)
+	q.chunks = nil
+	q.ready.Broadcast()
+	q.room.Broadcast()
+}
+
+// wakeSenders makes those that wait for room look again at whether their own socket is open.
+func (q *queue) wakeSenders() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.room.Broadcast()
+}

@@ -1,0 +1,138 @@
+package pipe
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// A Packet is a datagram as someone at the wire sees it: addresses are those outside of a NAT. It is a value to copy,
+// but Data is borrowed.
+type Packet struct {
+	From, To netip.AddrPort
+	Data     []byte // without UDP and IP headers; valid until the Tap or Filter that got it returns
+	Type     MessageType
+	TOS      uint8
+
+	Sender   *End // nil: Inject made it
+	Receiver *End // where it was delivered; nil: nowhere
+
+	Sent time.Time // when it was put on the wire
+	Time time.Time // when its fate was met; of a Filter, zero
+	Fate Fate      // of a Tap
+
+	// Delay is time under way in addition to that of the path. A Filter may set it.
+	Delay time.Duration
+}
+
+// A Verdict is what a Filter does with a datagram.
+type Verdict uint8
+
+// The verdicts of a Filter.
+const (
+	Pass Verdict = iota // it goes on, as the Filter left it
+	Drop                // it is gone
+	Hold                // it waits for Network.Release
+)
+
+type filter struct{ judge func(p *Packet) Verdict }
+type tap struct{ see func(p Packet) }
+
+// Filter has judge decide on each datagram that a socket sends, before the conditions of its path apply. It may change
+// the bytes of p.Data, make p.Data shorter or another slice, and set p.TOS and p.Delay; other changes have no effect. An
+// empty p.Data drops the datagram. Several filters judge in the order they were added, and one that does not pass it ends
+// the matter.
+//
+// Filters and taps are called one at a time, in the order of what happens, on goroutines of senders and timers, and must
+// not wait. They may use the network: what they send or inject moves on after they returned. Remove, which may be called
+// again, undoes Filter; a call may still be going on when it returns.
+func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
+	f := &filter{judge}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.filters = append(slices.Clip(n.filters), f)
+	n.settle()
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.filters = slices.DeleteFunc(slices.Clone(n.filters), func(g *filter) bool { return f == g })
+		n.settle()
+	}
+}
+
+// Tap has see told of each datagram, once, when it meets its fate: those that are lost as well as those that are
+// delivered, duplicates and injected ones too. What is sent while 64 MiB are under way overflows, and no Tap is told. See
+// Filter for how it is called and for remove.
+func (n *Network) Tap(see func(p Packet)) (remove func()) {
+	t := &tap{see}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.taps = append(slices.Clip(n.taps), t)
+	n.settle()
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.taps = slices.DeleteFunc(slices.Clone(n.taps), func(u *tap) bool { return t == u })
+		n.settle()
+	}
+}
+
+// filter asks the filters about f and does what they say. The caller holds the turn, and not n.mu.
+func (n *Network) filter(f *flight) {
+	n.mu.RLock()
+	filters := n.filters
+	n.mu.RUnlock()
+	for _, judge := range filters {
+		p := f.Packet
+		verdict := judge.judge(&p)
+		if len(p.Data) == 0 || len(p.Data) > maxDatagram {
+			verdict = Drop
+		}
+		f.memory = append(f.memory[:0], p.Data...) // which may be a part of itself
+		f.Data, f.Type, f.TOS, f.Delay = f.memory, TypeOf(f.memory), p.TOS, p.Delay
+		switch verdict {
+		case Drop:
+			n.finish(f, FateFiltered)
+			return
+		case Hold:
+			n.mu.Lock()
+			f.stage = stageLaunch
+			n.held = append(n.held, f)
+			n.mu.Unlock()
+			return
+		}
+	}
+	n.pass(f)
+}
+
+// Release lets go what filters held, in the order in which it was sent. Later filters are not asked.
+func (n *Network) Release() {
+	n.mu.Lock()
+	n.inbox = append(n.inbox, n.held...)
+	n.held = nil
+	n.mu.Unlock()
+	n.run()
+}
+
+// Inject puts a forged or replayed datagram on the wire, right in front of its destination: filters, conditions and cuts
+// do not apply, but a NAT there does. Data is copied.
+func (n *Network) Inject(from, to netip.AddrPort, data []byte) error {
+	switch {
+	case !from.IsValid() || !to.IsValid():
+		return errors.New("pipe: inject: want an address and port to come from and one to go to")
+	case len(data) == 0 || len(data) > maxDatagram:
+		return fmt.Errorf("pipe: inject: %d bytes; want 1 to %d: %w", len(data), maxDatagram, syscall.EMSGSIZE)
+	}
+	n.mu.Lock()
+	f := n.newFlight(data)
+	f.From, f.To, f.Sent = from, to, time.Now()
+	f.stage = stageArrive
+	n.injected.Add(1)
+	n.inbox = append(n.inbox, f)
+	n.mu.Unlock()
+	n.run()
+	return nil
+}

@@ -1,0 +1,264 @@
+package pipe
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+func TestTunnelBurstIsOneBatch(t *testing.T) {
+	tun := NewTunnel(0)
+	if tun.MTU() != 1420 {
+		t.Errorf("MTU %d, want 1420", tun.MTU())
+	}
+	burst := [][]byte{[]byte("one"), []byte("two"), []byte("three")}
+	if err := tun.Send(t.Context(), burst...); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range burst {
+		clear(p) // the memory is the sender's again
+	}
+	var b wireguard.Batch
+	if err := tun.ReadPackets(&b); err != nil || b.Len() != 3 {
+		t.Fatalf("%d packets, %v", b.Len(), err)
+	}
+	for i, want := range []string{"one", "two", "three"} {
+		if got := string(b.Packet(i)); got != want {
+			t.Errorf("packet %d is %q, want %q", i, got, want)
+		}
+	}
+	tun.SetMTU(1280)
+	if tun.MTU() != 1280 {
+		t.Errorf("MTU %d, want 1280", tun.MTU())
+	}
+}
+
+func TestTunnelFillsBatchAfterBatch(t *testing.T) {
+	tun := NewTunnel(0)
+	for i := range 300 {
+		if !tun.TrySend([]byte(numbered(i, 1000))) {
+			t.Fatal("300 packets fit")
+		}
+	}
+	var lens, got []int
+	for len(got) < 300 {
+		var b wireguard.Batch
+		if err := tun.ReadPackets(&b); err != nil {
+			t.Fatal(err)
+		}
+		lens = append(lens, b.Len())
+		for i := range b.Len() {
+			got = append(got, numbers([]string{string(b.Packet(i))})...)
+		}
+	}
+	if !equal(got, upTo(300)) || len(lens) > 4 {
+		t.Errorf("batches of %v", lens)
+	}
+}
+
+func TestTunnelDelivers(t *testing.T) {
+	tun := NewTunnel(0)
+	pkts := [][]byte{[]byte("one"), []byte("two")}
+	if n, err := tun.WritePackets(pkts); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	clear(pkts[0])
+	if _, n := tun.Queued(); n != 2 {
+		t.Errorf("%d delivered, want 2", n)
+	}
+	p, err := tun.Receive(t.Context())
+	if string(p) != "one" || err != nil {
+		t.Errorf("%q, %v", p, err)
+	}
+	if q := tun.TryReceive(); string(q) != "two" || string(p) != "one" {
+		t.Errorf("%q after %q, which is the caller's", q, p)
+	}
+	if p := tun.TryReceive(); p != nil {
+		t.Errorf("%q of an empty queue", p)
+	}
+}
+
+func TestTunnelQueueIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tun := NewTunnel(0)
+		many := make([][]byte, tunnelPackets+10)
+		for i := range many {
+			many[i] = []byte("x")
+		}
+		if n, err := tun.WritePackets(many); n != tunnelPackets || err != nil || tun.Dropped() != 10 {
+			t.Errorf("%d taken, %d dropped, %v", n, tun.Dropped(), err)
+		}
+		for tun.TryReceive() != nil {
+		}
+		jumbo := make([][]byte, 2*tunnelBytes/65535)
+		for i := range jumbo {
+			jumbo[i] = make([]byte, 65535)
+		}
+		if n, _ := tun.WritePackets(jumbo); n != tunnelBytes/65535 {
+			t.Errorf("%d jumbo packets taken, want 4 MiB of them", n)
+		}
+
+		if !tun.TrySend(many...) {
+			t.Error("an empty queue takes any burst")
+		}
+		if tun.TrySend([]byte("x")) {
+			t.Error("a full queue takes nothing")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := tun.Send(ctx, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Send: %v, want the end of its context", err)
+		}
+		sent := make(chan error)
+		go func() { sent <- tun.Send(t.Context(), []byte("x")) }()
+		synctest.Wait()
+		var b wireguard.Batch
+		if err := tun.ReadPackets(&b); err != nil || b.Len() != 128 {
+			t.Errorf("%d packets, %v", b.Len(), err)
+		}
+		if err := <-sent; err != nil {
+			t.Errorf("Send: %v; there is room now", err)
+		}
+		if n, _ := tun.Queued(); n != len(many)-128+1 {
+			t.Errorf("%d queued", n)
+		}
+	})
+}
+
+func TestTunnelRefusesWhatIsNoPacket(t *testing.T) {
+	tun := NewTunnel(0)
+	for _, p := range [][]byte{nil, make([]byte, 65536)} {
+		if err := tun.Send(t.Context(), []byte("x"), p); err == nil {
+			t.Errorf("%d bytes: no error", len(p))
+		}
+		if tun.TrySend(p) {
+			t.Errorf("%d bytes: sent", len(p))
+		}
+	}
+	if n, _ := tun.Queued(); n != 0 {
+		t.Errorf("%d queued, want none of the burst", n)
+	}
+}
+
+func TestTunnelCloseEndsEveryWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tun, full := NewTunnel(0), NewTunnel(0)
+		many := make([][]byte, tunnelPackets)
+		for i := range many {
+			many[i] = []byte("x")
+		}
+		full.TrySend(many...)
+		errs := make(chan error, 3)
+		go func() { errs <- tun.ReadPackets(new(wireguard.Batch)) }()
+		go func() { _, err := tun.Receive(context.Background()); errs <- err }()
+		go func() { errs <- full.Send(context.Background(), []byte("x")) }()
+		synctest.Wait()
+		for range 2 {
+			tun.Close()
+			full.Close()
+		}
+		for range 3 {
+			if err := <-errs; !errors.Is(err, net.ErrClosed) {
+				t.Errorf("%v, want net.ErrClosed", err)
+			}
+		}
+		if err := full.Send(t.Context(), []byte("x")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Send: %v, want net.ErrClosed", err)
+		}
+		if n, err := tun.WritePackets(many); n != 0 || !errors.Is(err, net.ErrClosed) || tun.Dropped() != uint64(len(many)) {
+			t.Errorf("WritePackets: %d, %v, %d dropped", n, err, tun.Dropped())
+		}
+	})
+}
+
+func TestTunnelKeepsWhatCameBeforeClose(t *testing.T) {
+	tun := NewTunnel(0)
+	tun.WritePackets([][]byte{[]byte("last")})
+	tun.Close()
+	if p, err := tun.Receive(t.Context()); string(p) != "last" || err != nil {
+		t.Errorf("%q, %v", p, err)
+	}
+	if _, err := tun.Receive(t.Context()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("%v, want net.ErrClosed", err)
+	}
+}
+
+func TestTunnelReceiveEndsWithContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := NewTunnel(0).Receive(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v, want the end of the context", err)
+		}
+	})
+}
+
+func TestTunnelReadsWithoutAllocations(t *testing.T) {
+	tun := NewTunnel(0)
+	p := make([]byte, 1420)
+	var b wireguard.Batch
+	round := func() {
+		for range 64 {
+			tun.TrySend(p)
+		}
+		tun.ReadPackets(&b)
+		b.Reset()
+	}
+	round()
+	if n := testing.AllocsPerRun(100, round); n > 1 { // the batch's own memory comes from a sync.Pool
+		t.Errorf("%v allocations for 64 packets; memory is not recycled", n)
+	}
+}
+
+// A checksum is right if the sum over all that it covers, itself included, is all ones (RFC 1071).
+func TestUDPPacket(t *testing.T) {
+	for _, tc := range []struct{ src, dst string }{
+		{"10.0.0.1:1234", "10.0.0.2:80"},
+		{"[2001:db8::1]:1234", "[2001:db8::2]:80"},
+	} {
+		src, dst := netip.MustParseAddrPort(tc.src), netip.MustParseAddrPort(tc.dst)
+		for n := range 300 {
+			payload := bytes.Repeat([]byte{byte(n)}, n)
+			p := UDPPacket(src, dst, payload)
+			udp := p[len(p)-n-8:]
+			if !bytes.Equal(udp[8:], payload) || int(udp[4])<<8|int(udp[5]) != n+8 {
+				t.Fatalf("%v, %d bytes: %x", src, n, p)
+			}
+			pseudo := sum(protocolUDP+uint32(len(udp)), append(src.Addr().AsSlice(), dst.Addr().AsSlice()...))
+			if fold(sum(pseudo, udp)) != 0xffff {
+				t.Fatalf("%v, %d bytes: wrong UDP checksum", src, n)
+			}
+			if src.Addr().Is4() && (fold(sum(0, p[:20])) != 0xffff || int(p[2])<<8|int(p[3]) != len(p)) {
+				t.Fatalf("%d bytes: wrong IPv4 header %x", n, p[:20])
+			}
+			if src.Addr().Is6() && int(p[4])<<8|int(p[5]) != len(udp) {
+				t.Fatalf("%d bytes: wrong IPv6 header %x", n, p[:40])
+			}
+		}
+	}
+	v4, v6 := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("[2001:db8::1]:1")
+	wantPanic(t, "two families", func() { UDPPacket(v4, v6, nil) })
+	wantPanic(t, "no address", func() { UDPPacket(netip.AddrPort{}, v6, nil) })
+	wantPanic(t, "too long", func() { UDPPacket(v4, v4, make([]byte, 65508)) })
+}
+
+// By hand: the words of the IPv4 header add up to 0x8332 without the checksum, those of the UDP pseudo-header and header to
+// 0xfe2a.
+func TestUDPPacketVector(t *testing.T) {
+	p := UDPPacket(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2"), []byte{0, 0})
+	want := []byte{0x45, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0x7c, 0xcd, 127, 0, 0, 1, 127, 0, 0, 1, 0, 1, 0, 2, 0, 10, 1, 0xd5, 0, 0}
+	if !bytes.Equal(p, want) {
+		t.Errorf("%x, want %x", p, want)
+	}
+	p = UDPPacket(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2"), []byte{0x01, 0xd5})
+	if p[26] != 0xff || p[27] != 0xff {
+		t.Errorf("checksum %x; one of zero would say that there is none", p[26:28])
+	}
+}

@@ -1,0 +1,289 @@
+package pipe
+
+import (
+	"container/heap"
+	"net/netip"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const (
+	maxWeight    = 64 << 20 // bytes of memory of flights without a fate
+	flightWeight = 256      // bytes of memory of a flight besides its data
+	spareFlights = 256      // free flights a network keeps
+	spareMemory  = 2 << 10  // bytes of data that a free flight keeps, at most
+)
+
+// A stage says what is next for a flight.
+type stage uint8
+
+const (
+	stageFilter    stage = iota // it is just sent
+	stageLaunch                 // a filter held it and let it go
+	stageArrive                 // it is due
+	stageOverflown              // it is a copy that found no room
+	stageBlocked                // it found no way out of its NAT
+)
+
+// A flight is one datagram on its way. It belongs to the network's mutex while in a queue, and to who holds the turn
+// after that.
+type flight struct {
+	Packet
+	memory []byte // what Data is, unless a filter changed it
+	scope  *NAT   // the private network that it never leaves; nil: the public one
+	stage  stage
+	weight int
+
+	due    time.Time
+	number uint64
+}
+
+// size is the size of the IP packet.
+func (f *flight) size() int { return len(f.Data) + headers(f.To.Addr()) }
+
+func headers(a netip.Addr) int {
+	if a.Is4() {
+		return 20 + 8
+	}
+	return 40 + 8
+}
+
+// flights is a heap by time; those of one instant keep their order.
+type flights []*flight
+
+func (h flights) Len() int { return len(h) }
+func (h flights) Less(i, j int) bool {
+	if !h[i].due.Equal(h[j].due) {
+		return h[i].due.Before(h[j].due)
+	}
+	return h[i].number < h[j].number
+}
+func (h flights) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *flights) Push(f any)   { *h = append(*h, f.(*flight)) }
+func (h *flights) Pop() any {
+	last := len(*h) - 1
+	f := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return f
+}
+
+// sendEach puts the datagrams of t on the wire one by one.
+func (n *Network) sendEach(s *socket, t *wireguard.Train) error {
+	n.mu.Lock()
+	from, err := s.source(&t.Endpoint)
+	if err != nil {
+		n.mu.Unlock()
+		return err
+	}
+	now := time.Now()
+	for data := t.Data; len(data) > 0; {
+		one := data[:min(t.Size, len(data))]
+		data = data[len(one):]
+		counts := countTrain(one, len(one))
+		if n.weight > maxWeight {
+			s.end.sent.add(&counts)
+			n.sent.add(&counts)
+			n.fates[FateOverflow].Add(1)
+			continue
+		}
+		f := n.newFlight(one)
+		f.From, f.To, f.TOS, f.Sender, f.Sent = from, t.Endpoint.AddrPort, t.TOS, s.end, now
+		if !n.translate(f, s.end.behind, now) {
+			f.stage = stageBlocked
+		} else if n.refuses(f) {
+			err = errTooBig
+			n.land(f)
+			n.keep(f)
+			continue
+		}
+		s.end.sent.add(&counts)
+		n.sent.add(&counts)
+		n.inbox = append(n.inbox, f)
+	}
+	n.mu.Unlock()
+	n.run()
+	return err
+}
+
+func (n *Network) refuses(f *flight) bool {
+	c := n.conditionsOf(pair{f.Sender, n.peek(f)})
+	return c.RefuseTooBig && c.MTU > 0 && f.size() > c.MTU
+}
+
+// newFlight copies data into a flight. It is called with n.mu held.
+func (n *Network) newFlight(data []byte) *flight {
+	f := new(flight)
+	if last := len(n.spare) - 1; last >= 0 {
+		f, n.spare = n.spare[last], n.spare[:last]
+	}
+	f.memory = append(f.memory[:0], data...)
+	f.Data = f.memory
+	f.Type = TypeOf(data)
+	f.weight = len(data) + flightWeight
+	n.weight += f.weight
+	n.flying++
+	return f
+}
+
+// land says that f is on its way no more, keep that nobody looks at it any more and its memory can serve another. They
+// are called with n.mu held.
+func (n *Network) land(f *flight) {
+	n.weight -= f.weight
+	n.flying--
+}
+
+func (n *Network) keep(f *flight) {
+	memory := f.memory
+	if cap(memory) > spareMemory {
+		memory = nil
+	}
+	*f = flight{memory: memory}
+	if len(n.spare) < spareFlights {
+		n.spare = append(n.spare, f)
+	}
+}
+
+// fly lets f arrive at a later time, which may be now. It is called with n.mu held.
+func (n *Network) fly(f *flight, at time.Time) {
+	n.number++
+	f.stage, f.due, f.number = stageArrive, at, n.number
+	heap.Push(&n.underWay, f)
+}
+
+// run moves on all that can move, in order, or leaves that to the one who does so already.
+func (n *Network) run() {
+	n.mu.Lock()
+	if n.turn {
+		n.mu.Unlock() // who holds the turn looks into the inbox again before giving it back
+		return
+	}
+	n.turn = true
+	done := false
+	defer func() {
+		if !done { // a filter or tap panicked, or ended its goroutine as testing.T.FailNow does
+			n.mu.Lock()
+			n.turn = false
+			n.mu.Unlock()
+		}
+	}()
+	for f := n.next(); f != nil; f = n.next() {
+		n.mu.Unlock()
+		n.move(f)
+		n.mu.Lock()
+	}
+	n.turn, done = false, true
+	n.arm()
+	n.mu.Unlock()
+}
+
+// next is the flight whose turn it is, nil if all have to wait. It is called with n.mu held.
+func (n *Network) next() (f *flight) {
+	switch {
+	case len(n.underWay) > 0 && !n.underWay[0].due.After(time.Now()):
+		return heap.Pop(&n.underWay).(*flight)
+	case len(n.inbox) > 0:
+		f, n.inbox[0] = n.inbox[0], nil
+		if n.inbox = n.inbox[1:]; len(n.inbox) == 0 {
+			n.inbox = nil
+		}
+		return f
+	}
+	return nil
+}
+
+// arm sets the timer to the next arrival. It is called with n.mu held.
+func (n *Network) arm() {
+	if len(n.underWay) == 0 {
+		return
+	}
+	wait := max(time.Until(n.underWay[0].due), 0)
+	if n.timer == nil {
+		n.timer = time.AfterFunc(wait, n.run)
+	} else {
+		n.timer.Reset(wait)
+	}
+}
+
+// move takes f one stage further. The caller holds the turn, and not n.mu.
+func (n *Network) move(f *flight) {
+	switch f.stage {
+	case stageFilter:
+		n.filter(f)
+	case stageLaunch:
+		n.pass(f)
+	case stageArrive:
+		n.arrive(f)
+	case stageOverflown:
+		n.finish(f, FateOverflow)
+	case stageBlocked:
+		n.finish(f, FateBlocked)
+	}
+}
+
+// pass puts f under the conditions of its path.
+func (n *Network) pass(f *flight) {
+	n.mu.Lock()
+	fate, gone := n.launch(f)
+	n.mu.Unlock()
+	if gone {
+		n.finish(f, fate)
+	}
+}
+
+// arrive delivers f to whoever is at its destination now.
+func (n *Network) arrive(f *flight) {
+	n.mu.Lock()
+	to, at, blocked := n.route(f, time.Now())
+	cut := to != nil && f.Sender != nil && n.isCut(pair{f.Sender, to.end})
+	n.mu.Unlock()
+	switch {
+	case blocked:
+		n.finish(f, FateBlocked)
+	case to == nil:
+		n.finish(f, FateNoSocket)
+	case cut:
+		n.finish(f, FateCut)
+	default:
+		n.deliver(f, to, at)
+	}
+}
+
+func (n *Network) deliver(f *flight, to *socket, at netip.AddrPort) {
+	t := wireguard.Train{
+		Data:     f.Data,
+		Size:     len(f.Data),
+		Endpoint: wireguard.Endpoint{AddrPort: f.From, Source: at.Addr()},
+		TOS:      f.TOS,
+	}
+	put, open := to.queue.put(&t, nil)
+	switch {
+	case put > 0:
+		f.Receiver = to.end
+		counts := countTrain(f.Data, len(f.Data))
+		to.end.received.add(&counts)
+		n.finish(f, FateDelivered)
+	case open:
+		n.finish(f, FateQueueFull)
+	default:
+		n.finish(f, FateNoSocket)
+	}
+}
+
+// finish counts the fate of f, tells the taps, and ends it.
+func (n *Network) finish(f *flight, fate Fate) {
+	n.mu.Lock()
+	n.fates[fate].Add(1)
+	n.land(f)
+	if taps := n.taps; len(taps) > 0 {
+		f.Fate, f.Time = fate, time.Now()
+		n.mu.Unlock()
+		for _, t := range taps {
+			t.see(f.Packet)
+		}
+		n.mu.Lock()
+	}
+	n.keep(f)
+	n.mu.Unlock()
+}

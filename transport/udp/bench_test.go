@@ -1,0 +1,99 @@
+package udp
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// BenchmarkEcho is the round trip of one small datagram between two sockets on loopback, with both ends in this process.
+//
+//	here ──send──▶ a ═══loopback═══▶ b ──Receive──▶ goroutine ──send──▶ b ═══▶ a ──Receive──▶ here
+func BenchmarkEcho(b *testing.B) {
+	for _, v := range variants {
+		b.Run(v.name, func(b *testing.B) {
+			x, y := v.pair(b, ipv4)
+			go echo(y)
+			ts := []wireguard.Train{{Data: make([]byte, 64), Size: 64, Endpoint: y.at(ipv4)}}
+			in := x.receiver(ipv4)
+			b.ReportAllocs()
+			for b.Loop() {
+				x.Send(ts)
+				if _, err := in.Receive(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// echo returns what y receives until it is closed.
+func echo(y *end) {
+	in := y.receiver(ipv4)
+	for {
+		ts, err := in.Receive()
+		if err != nil {
+			return
+		}
+		y.Send(ts)
+	}
+}
+
+// BenchmarkTrains is one way: trains of full packets, at most a window of them on the way so that none is lost.
+func BenchmarkTrains(b *testing.B) {
+	for _, v := range variants {
+		for _, shape := range []struct{ datagrams, size int }{{1, 1452}, {8, 1452}, {44, 1452}, {1, 96}} {
+			b.Run(fmt.Sprintf("%s/%dx%d", v.name, shape.datagrams, shape.size), func(b *testing.B) {
+				oneWay(b, v, 1, shape.datagrams, shape.size)
+			})
+		}
+	}
+}
+
+// BenchmarkPeers is one datagram to each of 64 peers a call of Send, all of which live on one socket.
+func BenchmarkPeers(b *testing.B) {
+	for _, v := range variants {
+		b.Run(v.name, func(b *testing.B) { oneWay(b, v, 64, 1, 1452) })
+	}
+}
+
+func oneWay(b *testing.B, v variant, trains, datagrams, size int) {
+	x, y := v.pair(b, ipv4)
+	var ts []wireguard.Train
+	for range trains {
+		ts = append(ts, wireguard.Train{Data: make([]byte, datagrams*size), Size: size, Endpoint: y.at(ipv4)})
+	}
+	call := trains * datagrams
+	window := make(chan int, 1<<20)
+	go func() {
+		in := y.receiver(ipv4)
+		for {
+			got, err := in.Receive()
+			if err != nil {
+				return
+			}
+			n := 0
+			for i := range got {
+				n += got[i].Len()
+			}
+			window <- n
+		}
+	}()
+	b.SetBytes(int64(call * size))
+	b.ReportAllocs()
+	flying := 0
+	start := time.Now()
+	for b.Loop() {
+		x.Send(ts)
+		for flying += call; flying > 512; {
+			flying -= <-window
+		}
+	}
+	for flying > 0 {
+		flying -= <-window
+	}
+	b.ReportMetric(float64(b.N*call)/time.Since(start).Seconds(), "datagrams/s")
+	b.ReportMetric(float64(y.Stats().ReceivedDatagrams)/float64(y.Stats().ReceiveCalls), "datagrams/recv")
+}

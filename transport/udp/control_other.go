@@ -1,0 +1,16 @@
+//go:build !linux && !darwin && !freebsd && !openbsd
+
+package udp
+
+import "github.com/seed-86b749af/wireguard"
+
+// hasControl says that datagrams come and go without control messages.
+const hasControl = false
+
+const msgTruncated = 0
+
+func (b *controlBuffer) bytes() []byte { return nil }
+
+func parseControl([]byte) (c control) { return c }
+
+func putControl([]byte, family, *wireguard.Endpoint, uint8) int { return 0 }

@@ -1,0 +1,88 @@
+package udp_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// Two devices over real sockets: handshake, packets both ways, and a change of port under the running session.
+//
+//	tunnel a ═══ device a ─── 127.0.0.1 ─── device b ═══ tunnel b
+//	10.0.0.1                                             10.0.0.2
+func TestDevices(t *testing.T) {
+	for name, bind := range map[string]udp.Bind{
+		"offload":  {},
+		"portable": {Portable: true},
+		"IPv4":     {Address: netip.MustParseAddr("127.0.0.1")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+			addrA, addrB := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")
+			tunA, tunB := pipe.NewTunnel(1420), pipe.NewTunnel(1420)
+			b := start(t, wireguard.Config{PrivateKey: keyB, Tunnel: tunB, Bind: bind,
+				Peers: []wireguard.PeerConfig{{PublicKey: keyA.Public(), AllowedIPs: []netip.Prefix{prefix(addrA)}}}})
+			toB := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Status().ListenPort)
+			a := start(t, wireguard.Config{PrivateKey: keyA, Tunnel: tunA, Bind: &bind,
+				Peers: []wireguard.PeerConfig{{PublicKey: keyB.Public(), AllowedIPs: []netip.Prefix{prefix(addrB)}, Endpoint: wireguard.EndpointOf(toB)}}})
+
+			exchange := func(from, to *pipe.Tunnel, src, dst netip.AddrPort, n int) {
+				t.Helper()
+				for i := range n {
+					sent := pipe.UDPPacket(src, dst, fmt.Appendf(nil, "%s %d", name, i))
+					if err := from.Send(ctx, sent); err != nil {
+						t.Fatal(err)
+					}
+					got, err := to.Receive(ctx)
+					if err != nil {
+						t.Fatalf("packet %d from %v: %v", i, src, err)
+					}
+					if !bytes.Equal(got, sent) {
+						t.Fatalf("packet %d from %v arrived changed", i, src)
+					}
+				}
+			}
+			exchange(tunA, tunB, addrA, addrB, 20)
+			exchange(tunB, tunA, addrB, addrA, 20)
+
+			free, err := bind.Listen(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			port := free.Port()
+			free.Close()
+			if err := b.Configure(wireguard.Change{ListenPort: &port}); err != nil {
+				t.Fatal(err)
+			}
+			exchange(tunB, tunA, addrB, addrA, 20) // a learns where b is now
+			exchange(tunA, tunB, addrA, addrB, 20)
+			if s, _ := a.Peer(keyB.Public()); s.Endpoint.Port() != port {
+				t.Errorf("a reaches b on port %d, want %d", s.Endpoint.Port(), port)
+			}
+		})
+	}
+}
+
+func prefix(a netip.AddrPort) netip.Prefix { return netip.PrefixFrom(a.Addr(), 32) }
+
+func start(t *testing.T, c wireguard.Config) *wireguard.Device {
+	t.Helper()
+	d, err := wireguard.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if err := d.Up(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}

@@ -1,0 +1,195 @@
+package udp
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A variant is a way through this package. Each test that is not about the system calls of one of them runs with all.
+type variant struct {
+	name string
+	bind Bind
+	bare bool // without control messages, as on systems where there are none
+}
+
+var variants = []variant{
+	{"offload", Bind{}, false},
+	{"no-offload", Bind{NoOffload: true}, false},
+	{"portable", Bind{Portable: true}, false},
+	{"bare", Bind{Portable: true}, true},
+}
+
+// control reports whether source and type of service come and go with the datagrams.
+func (v variant) control() bool { return hasControl && !v.bare }
+
+// with is v with an option changed.
+func (v variant) with(change func(b *Bind)) variant {
+	change(&v.bind)
+	return v
+}
+
+// both runs a test with every variant and with both families that the host has.
+func both(t *testing.T, test func(t *testing.T, v variant, f family)) {
+	for _, v := range variants {
+		for f := range families {
+			t.Run(v.name+"/"+f.String(), func(t *testing.T) {
+				if !has(f) {
+					t.Skipf("this host has no %v loopback address", f)
+				}
+				test(t, v, f)
+			})
+		}
+	}
+}
+
+func has(f family) bool {
+	s, err := Bind{Address: loopback(f)}.Listen(0)
+	if err == nil {
+		s.Close()
+	}
+	return err == nil
+}
+
+func loopback(f family) netip.Addr {
+	if f == ipv4 {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.IPv6Loopback()
+}
+
+// An end is a socket under test.
+type end struct {
+	*Socket
+	t testing.TB
+}
+
+// listen opens a socket that the test closes.
+func (v variant) listen(t testing.TB) *end {
+	t.Helper()
+	s, err := v.bind.Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	e := &end{s.(*Socket), t}
+	for _, p := range e.paths {
+		if p, ok := p.(*portable); ok && v.bare {
+			p.control = false
+		}
+	}
+	return e
+}
+
+// pair is two sockets on loopback of one family.
+func (v variant) pair(t testing.TB, f family) (x, y *end) {
+	t.Helper()
+	v.bind.Address = loopback(f)
+	return v.listen(t), v.listen(t)
+}
+
+// at is where e is to be reached on loopback.
+func (e *end) at(f family) wireguard.Endpoint {
+	return wireguard.EndpointOf(netip.AddrPortFrom(loopback(f), e.Port()))
+}
+
+func (e *end) receiver(f family) wireguard.Receiver {
+	e.t.Helper()
+	if e.paths[f] == nil {
+		e.t.Fatalf("the socket has no %v", f)
+	}
+	return e.paths[f]
+}
+
+// send sends trains that must all succeed.
+func (e *end) send(ts ...wireguard.Train) {
+	e.t.Helper()
+	e.Send(ts)
+	for i := range ts {
+		if ts[i].Err != nil {
+			e.t.Fatalf("train %d to %v: %v", i, ts[i].Endpoint, ts[i].Err)
+		}
+	}
+}
+
+// A datagram is one that was received, copied.
+type datagram struct {
+	data []byte
+	from wireguard.Endpoint
+	tos  uint8
+}
+
+// receive waits for n datagrams, and fails the test when they do not come.
+func (e *end) receive(f family, n int) []datagram {
+	e.t.Helper()
+	var got []datagram
+	for len(got) < n {
+		for _, t := range e.trains(f) {
+			got = append(got, split(t)...)
+		}
+	}
+	if len(got) > n {
+		e.t.Fatalf("received %d datagrams, want %d", len(got), n)
+	}
+	return got
+}
+
+// trains is one call of Receive, with a limit on its time.
+func (e *end) trains(f family) []wireguard.Train {
+	e.t.Helper()
+	late := time.AfterFunc(20*time.Second, func() { e.Close() })
+	defer late.Stop()
+	ts, err := e.receiver(f).Receive()
+	if err != nil {
+		e.t.Fatalf("Receive: %v", err)
+	}
+	if len(ts) == 0 {
+		e.t.Fatal("Receive returned no train and no error")
+	}
+	return ts
+}
+
+func split(t wireguard.Train) []datagram {
+	var ds []datagram
+	for rest := t.Data; len(rest) > 0; {
+		n := min(t.Size, len(rest))
+		ds = append(ds, datagram{bytes.Clone(rest[:n]), t.Endpoint, t.TOS})
+		rest = rest[n:]
+	}
+	return ds
+}
+
+// numbered is n bytes that differ from place to place and from seed to seed.
+func numbered(seed, n int) []byte {
+	b := make([]byte, n+4)
+	for i := 0; i < n; i += 4 {
+		binary.BigEndian.PutUint32(b[i:], uint32(seed)<<16|uint32(i/4))
+	}
+	return b[:n]
+}
+
+// trainOf is a train of size-byte datagrams, n bytes in all.
+func trainOf(seed, n, size int, to wireguard.Endpoint) wireguard.Train {
+	return wireguard.Train{Data: numbered(seed, n), Size: size, Endpoint: to}
+}
+
+// wantTrain checks that datagrams are those of a train, in order.
+func wantTrain(t testing.TB, got []datagram, want wireguard.Train) {
+	t.Helper()
+	sent := split(want)
+	if len(got) != len(sent) {
+		t.Fatalf("got %d datagrams, want %d", len(got), len(sent))
+	}
+	for i := range got {
+		if !bytes.Equal(got[i].data, sent[i].data) {
+			t.Fatalf("datagram %d of %d: got %d bytes that differ from the %d sent", i, len(sent), len(got[i].data), len(sent[i].data))
+		}
+	}
+}

@@ -1,0 +1,11 @@
+//go:build !windows
+
+package udp
+
+import "syscall"
+
+const (
+	errnoInUse    = syscall.EADDRINUSE
+	errnoNotAvail = syscall.EADDRNOTAVAIL
+	errnoNoFamily = syscall.EPROTONOSUPPORT
+)

@@ -1,0 +1,120 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+var (
+	errClosed    = fmt.Errorf("wireguard: the UDP socket is closed: %w", net.ErrClosed)
+	errNoAddress = errors.New("wireguard: UDP send: the endpoint has no address")
+	errNoFamily  = [families]error{
+		fmt.Errorf("wireguard: UDP send: the socket has no IPv4: %w", syscall.EAFNOSUPPORT),
+		fmt.Errorf("wireguard: UDP send: the socket has no IPv6: %w", syscall.EAFNOSUPPORT),
+	}
+)
+
+// A sendError is why a datagram was not sent. As an integer it costs no allocation: a host without a route would make
+// one for each packet.
+type sendError syscall.Errno
+
+func (e sendError) Error() string {
+	return "wireguard: UDP send: " + syscall.Errno(e).Error() + e.advice()
+}
+func (e sendError) Unwrap() error { return syscall.Errno(e) }
+
+func (e sendError) advice() string {
+	switch syscall.Errno(e) {
+	case syscall.EPERM:
+		return " (a packet filter of this host refuses it)"
+	case syscall.EMSGSIZE:
+		return " (lower the tunnel's MTU)"
+	}
+	return ""
+}
+
+// A receiveError is why a socket cannot be read.
+type receiveError syscall.Errno
+
+func (e receiveError) Error() string { return "wireguard: UDP receive: " + syscall.Errno(e).Error() }
+func (e receiveError) Unwrap() error { return syscall.Errno(e) }
+
+// errnoOf is the system's number for err, or 0.
+func errnoOf(err error) syscall.Errno {
+	if err == nil || errors.Is(err, net.ErrClosed) {
+		return 0
+	}
+	var errno syscall.Errno // not a named result: it is in the heap, and most calls return before it
+	errors.As(err, &errno)
+	return errno
+}
+
+// closedOr is errClosed for a socket that was closed, and otherwise err.
+func closedOr(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return errClosed
+	}
+	return fmt.Errorf("wireguard: UDP socket: %w", err)
+}
+
+// explain says what Listen can be given instead.
+func (b *Bind) explain(err error, port uint16) error {
+	switch {
+	case errors.Is(err, errnoInUse) && port == 0:
+		return fmt.Errorf("wireguard: no UDP port is free in both IPv4 and IPv6: %w", err)
+	case errors.Is(err, errnoInUse):
+		return fmt.Errorf("wireguard: UDP port %d is taken by another socket; stop that, or listen on another port, or on 0 for any: %w", port, err)
+	case errors.Is(err, errnoNotAvail) && b.Address.IsValid():
+		return fmt.Errorf("wireguard: this host does not have the address %v to listen on: %w", b.Address, err)
+	case errors.Is(err, syscall.EACCES) && port > 0 && port < 1024:
+		return fmt.Errorf("wireguard: UDP port %d is under 1024, where a program needs root or CAP_NET_BIND_SERVICE: %w", port, err)
+	}
+	return fmt.Errorf("wireguard: listen on UDP port %d: %w", port, err)
+}
+
+func noInterface(name string, err error) error {
+	var names []string
+	if all, e := net.Interfaces(); e == nil {
+		for _, i := range all {
+			names = append(names, i.Name)
+		}
+	}
+	return fmt.Errorf("wireguard: this host has no network interface %q to listen on, only %s: %w", name, strings.Join(names, ", "), err)
+}
+
+func markError(mark uint32, err error) error {
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("wireguard: firewall mark %#x: the program needs root or CAP_NET_ADMIN to set it: %w", mark, err)
+	}
+	return fmt.Errorf("wireguard: firewall mark %#x: %w", mark, err)
+}
+
+// isMissing reports whether err says that the host does not have the family that a socket was to be of.
+func isMissing(err error) bool {
+	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, errnoNoFamily) || errors.Is(err, errnoNotAvail)
+}
+
+// dropSource leaves source and interface of a datagram that failed with errno to the system, and reports whether that
+// is a change and can mend it.
+func dropSource(e *wireguard.Endpoint, errno syscall.Errno) bool {
+	if !e.Source.IsValid() && e.Interface == 0 || !isSourceGone(errno) {
+		return false
+	}
+	e.Source, e.Interface = netip.Addr{}, 0
+	return true
+}
+
+// isSourceGone reports whether errno can mean that a datagram's source, or the interface it was pinned to, is gone.
+func isSourceGone(errno syscall.Errno) bool {
+	switch errno {
+	case syscall.EINVAL, errnoNotAvail, syscall.ENETUNREACH, syscall.ENODEV:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,310 @@
+package udp
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// fast is the Linux path of an end.
+func fast(t *testing.T, e *end, f family) *linuxPath {
+	t.Helper()
+	p, ok := e.paths[f].(*linuxPath)
+	if !ok {
+		t.Fatalf("%T is not the Linux path", e.paths[f])
+	}
+	return p
+}
+
+// isTrain reports whether a message asks the system to cut it.
+func isTrain(m *mmsghdr) bool {
+	b := unsafe.Slice(m.hdr.Control, m.hdr.Controllen)
+	for len(b) > 0 {
+		h, _, rest, err := unix.ParseOneSocketControlMessage(b)
+		if err != nil {
+			return false
+		}
+		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_SEGMENT {
+			return true
+		}
+		b = rest
+	}
+	return false
+}
+
+// refuse makes the system refuse the messages that refused chooses, as sendmmsg does it: those before are sent.
+func refuse(p *linuxPath, refused func(m *mmsghdr) syscall.Errno) {
+	p.sendmmsg = func(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
+		for i := range m {
+			if errno := refused(&m[i]); errno != 0 && i == 0 {
+				return 0, errno
+			} else if errno != 0 {
+				return sendmmsg(fd, m[:i])
+			}
+		}
+		return sendmmsg(fd, m)
+	}
+}
+
+// "UDP GSO failing for ever with EMSGSIZE on a small path MTU"
+func TestRefusedTrainGoesOutSingly(t *testing.T) {
+	for _, errno := range []syscall.Errno{unix.EMSGSIZE, unix.EIO, unix.EINVAL} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			x, y := variants[0].pair(t, ipv4)
+			p := fast(t, x, ipv4)
+			p.gso = true
+			asked := 0
+			refuse(p, func(m *mmsghdr) syscall.Errno {
+				if isTrain(m) {
+					asked++
+					return errno
+				}
+				return 0
+			})
+			to := y.at(ipv4)
+			ts := []wireguard.Train{
+				trainOf(0, 10, 10, to),
+				trainOf(1, 70*100+1, 100, to), // two messages
+				trainOf(2, 20, 20, to),
+				trainOf(3, 250, 100, to),
+			}
+			x.send(ts...)
+			got := y.receive(ipv4, 1+71+1+3)
+			for i, n := range []int{1, 71, 1, 3} {
+				wantTrain(t, got[:n], ts[i])
+				got = got[n:]
+			}
+			// From then on nothing is tried that fails, and it takes few calls.
+			asked = 0
+			before := x.Stats().SendCalls
+			x.send(ts[1], ts[3])
+			y.receive(ipv4, 71+3)
+			if asked != 0 || x.Stats().SendCalls-before != 2 {
+				t.Errorf("%d trains were tried again, in %d system calls; want 0 in 2", asked, x.Stats().SendCalls-before)
+			}
+			// Other destinations are not affected.
+			if p.plain.has(netip.MustParseAddr("127.0.0.2")) {
+				t.Error("another destination gets single datagrams as well")
+			}
+			// A path that recovers gets its trains back.
+			p.plain.until[to.Addr()] = time.Now()
+			refuse(p, func(*mmsghdr) syscall.Errno { return 0 })
+			before = x.Stats().SendCalls
+			x.send(ts[3])
+			y.receive(ipv4, 3)
+			if calls := x.Stats().SendCalls - before; calls != 1 {
+				t.Errorf("the recovered path took %d calls for a train, want 1", calls)
+			}
+		})
+	}
+}
+
+// EINVAL can be for the train or for its source: the first datagram alone tells which.
+func TestRefusedTrainKeepsItsSource(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	p := fast(t, x, ipv4)
+	p.gso = true
+	refuse(p, func(m *mmsghdr) syscall.Errno {
+		if isTrain(m) {
+			return unix.EINVAL
+		}
+		return 0
+	})
+	to := y.at(ipv4)
+	to.Source = loopback(ipv4)
+	ts := []wireguard.Train{trainOf(1, 3000, 1000, to)}
+	x.send(ts...)
+	wantTrain(t, y.receive(ipv4, 3), ts[0])
+	if ts[0].Endpoint.Source != to.Source || !p.plain.has(to.Addr()) {
+		t.Errorf("source %v, plain %v; want the source kept and the trains stopped", ts[0].Endpoint.Source, p.plain.has(to.Addr()))
+	}
+}
+
+// A source that is gone is forgotten whatever the outcome without it, and is tried without it once.
+func TestGoneSourceIsForgottenOnFailure(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	tries := 0
+	refuse(fast(t, x, ipv4), func(*mmsghdr) syscall.Errno {
+		tries++
+		return unix.ENETUNREACH
+	})
+	to := y.at(ipv4)
+	to.Source, to.Interface = loopback(ipv4), 1
+	ts := []wireguard.Train{trainOf(1, 100, 100, to)}
+	x.Send(ts)
+	if !errors.Is(ts[0].Err, unix.ENETUNREACH) || ts[0].Endpoint != y.at(ipv4) || tries > 3 {
+		t.Errorf("error %v, endpoint %+v, after %d tries", ts[0].Err, ts[0].Endpoint, tries)
+	}
+}
+
+// A datagram that cannot go stops none before or behind it, and its error is the train's.
+func TestEveryTrainIsTried(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	to := y.at(ipv4)
+	var ts []wireguard.Train
+	for i := range 150 {
+		ts = append(ts, trainOf(i, 101+i, 101+i, to))
+	}
+	refuse(fast(t, x, ipv4), func(m *mmsghdr) syscall.Errno {
+		if m.hdr.Iov.Len%10 == 0 {
+			return unix.ENOBUFS
+		}
+		return 0
+	})
+	x.Send(ts)
+	n := 0
+	for i := range ts {
+		if fails := len(ts[i].Data)%10 == 0; fails != errors.Is(ts[i].Err, unix.ENOBUFS) {
+			t.Errorf("train %d of %d bytes: error %v", i, len(ts[i].Data), ts[i].Err)
+		} else if !fails {
+			n++
+		}
+	}
+	y.receive(ipv4, n)
+}
+
+// A full socket buffer is waited for. Close ends that.
+func TestFullBuffer(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	p := fast(t, x, ipv4)
+	full := true
+	p.sendmmsg = func(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
+		if full {
+			full = false
+			return 0, unix.EAGAIN
+		}
+		return sendmmsg(fd, m)
+	}
+	ts := []wireguard.Train{trainOf(1, 100, 100, y.at(ipv4)), trainOf(2, 3000, 1000, y.at(ipv4))}
+	x.send(ts...)
+	y.receive(ipv4, 4)
+
+	stuck := make(chan bool, 1000)
+	p.sendmmsg = func(uintptr, []mmsghdr) (int, syscall.Errno) {
+		stuck <- true
+		return 0, unix.EAGAIN
+	}
+	done := make(chan bool)
+	go func() {
+		x.Send(ts)
+		close(done)
+	}()
+	<-stuck
+	x.Close()
+	<-done
+	for i := range ts {
+		if !errors.Is(ts[i].Err, net.ErrClosed) {
+			t.Errorf("train %d: error %v, want net.ErrClosed", i, ts[i].Err)
+		}
+	}
+}
+
+// What the system hands out damaged is dropped and counted; what lies round it is delivered.
+func TestDamagedDatagrams(t *testing.T) {
+	damage := map[string]func(m *mmsghdr){
+		"truncated":          func(m *mmsghdr) { m.hdr.Flags |= unix.MSG_TRUNC },
+		"train without size": func(m *mmsghdr) { m.hdr.Flags |= unix.MSG_CTRUNC; m.hdr.SetControllen(0) },
+		"broken control":     func(m *mmsghdr) { *(*uint32)(unsafe.Pointer(m.hdr.Control)) = 1 << 20 },
+		"wrong family":       func(m *mmsghdr) { (*unix.RawSockaddr)(unsafe.Pointer(m.hdr.Name)).Family = unix.AF_INET6 },
+		"no address":         func(m *mmsghdr) { m.hdr.Namelen = 0 },
+		"too long":           func(m *mmsghdr) { m.n = slotSize + 1 },
+		"empty":              func(m *mmsghdr) { m.n = 0 },
+	}
+	for name, harm := range damage {
+		t.Run(name, func(t *testing.T) {
+			x, y := variants[0].pair(t, ipv4)
+			p := fast(t, y, ipv4)
+			p.gro = true
+			p.want = 8
+			p.recvmmsg = func(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
+				n, errno := recvmmsg(fd, m)
+				for i := range n {
+					if m[i].n == 66 {
+						harm(&m[i])
+					}
+				}
+				return n, errno
+			}
+			var ts []wireguard.Train
+			for i, n := range []int{66, 10, 66, 66, 20, 66, 30} {
+				ts = append(ts, trainOf(i, n, n, y.at(ipv4)))
+			}
+			x.send(ts...)
+			got := y.receive(ipv4, 3)
+			for i, k := range []int{1, 4, 6} {
+				wantTrain(t, got[i:i+1], ts[k])
+			}
+			if st := y.Stats(); st.Dropped != 4 || st.ReceivedDatagrams != 3 {
+				t.Errorf("counted %d dropped and %d received, want 4 and 3", st.Dropped, st.ReceivedDatagrams)
+			}
+		})
+	}
+}
+
+func TestEmptyDatagram(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		x, y := v.pair(t, f)
+		x.send(wireguard.Train{Endpoint: y.at(f)}, trainOf(1, 5, 5, y.at(f)))
+		y.receive(f, 1)
+		if st := y.Stats(); st.Dropped != 1 {
+			t.Errorf("counted %d dropped, want the empty one", st.Dropped)
+		}
+	})
+}
+
+// An error that stays is told, with all memory given back, and the receiver can be used again.
+func TestErrorThatStays(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	p := fast(t, y, ipv4)
+	p.recvmmsg = func(uintptr, []mmsghdr) (int, syscall.Errno) { return 0, unix.ENOMEM }
+	for range 3 {
+		if _, err := p.Receive(); !errors.Is(err, unix.ENOMEM) || p.rack != nil {
+			t.Fatalf("error %v, want ENOMEM; rack %v, want none", err, p.rack != nil)
+		}
+	}
+	p.recvmmsg = recvmmsg
+	x.send(trainOf(1, 10, 10, y.at(ipv4)))
+	y.receive(ipv4, 1)
+}
+
+func TestPlainPaths(t *testing.T) {
+	var p plainPaths
+	start := time.Now()
+	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
+	if p.hasAt(at(0), start) {
+		t.Error("an empty table has an address")
+	}
+	for i := range maxPlain + 10 {
+		p.add(at(i), start.Add(time.Duration(i)*time.Millisecond))
+	}
+	if len(p.until) != maxPlain || int(p.n.Load()) != maxPlain {
+		t.Errorf("the table has %d entries and counts %d, want %d", len(p.until), p.n.Load(), maxPlain)
+	}
+	var kept []int
+	for i := range maxPlain + 10 {
+		if p.hasAt(at(i), start) {
+			kept = append(kept, i)
+		}
+	}
+	if slices.Index(kept, 10) != 0 {
+		t.Errorf("the oldest entry left is %v, want that the first ten made room", kept[:1])
+	}
+	last := at(maxPlain + 9)
+	if p.add(last, start); !p.hasAt(last, start.Add(plainTime-1)) || p.hasAt(last, start.Add(plainTime)) {
+		t.Errorf("an entry does not end after %v", plainTime)
+	}
+	for i := range maxPlain + 10 {
+		p.hasAt(at(i), start.Add(time.Hour))
+	}
+	if len(p.until) != 0 || p.n.Load() != 0 {
+		t.Errorf("%d entries are left an hour later, %d counted", len(p.until), p.n.Load())
+	}
+}

@@ -1,0 +1,35 @@
+package udp
+
+import (
+	"errors"
+	"math/bits"
+	"net"
+
+	"golang.org/x/sys/windows"
+)
+
+// IP_UNICAST_IF and IPV6_UNICAST_IF have the same number; the index is in network order for the first, and in the
+// host's, which is little-endian on every Windows, for the second.
+const unicastIF = 31
+
+// configure sets the options of a socket that is not bound yet.
+func (c *conn) configure(fd uintptr, b *Bind) error {
+	if b.Interface == "" {
+		return nil
+	}
+	i, err := net.InterfaceByName(b.Interface)
+	if err != nil {
+		return err
+	}
+	if c.family == ipv6 {
+		return windows.SetsockoptInt(windows.Handle(fd), windows.IPPROTO_IPV6, unicastIF, i.Index)
+	}
+	return windows.SetsockoptInt(windows.Handle(fd), windows.IPPROTO_IP, unicastIF, int(bits.ReverseBytes32(uint32(i.Index))))
+}
+
+func setMark(_ uintptr, mark uint32) error {
+	if mark == 0 {
+		return nil
+	}
+	return errors.ErrUnsupported
+}

@@ -1,0 +1,146 @@
+package udp
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// The portable path: package net's own calls, one datagram each.
+//
+//	Receive ─▶ read into the one buffer ─▶ a train of one datagram
+//	send ─▶ control messages once a train ─▶ write each of its datagrams
+type portable struct {
+	*conn
+	control bool // control messages can be sent and received
+
+	// For the receiver alone. Package net wants the memory before it waits, so it is kept; what no datagram was
+	// long enough to touch costs no memory.
+	buf   []byte
+	oob   controlBuffer
+	train [1]wireguard.Train
+
+	// write is one system call. Tests replace it to make it fail.
+	write func(b, oob []byte, to netip.AddrPort) error
+}
+
+// slotSize holds any datagram, and any train that the system makes of received ones.
+const slotSize = 64 << 10
+
+// faultsInRow is how many errors of a socket a receiver passes over before it tells of them. An error can belong to a
+// datagram sent earlier (the peer's port is closed), and reading it clears it.
+const faultsInRow = 16
+
+func newPortable(c *conn) *portable {
+	p := &portable{conn: c, control: hasControl}
+	p.write = p.writeOne
+	return p
+}
+
+// Receive waits for a datagram.
+func (p *portable) Receive() ([]wireguard.Train, error) {
+	if p.buf == nil {
+		p.buf = make([]byte, slotSize)
+	}
+	for faults := 0; ; {
+		n, c, from, err := p.read()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil, errClosed
+		case err != nil:
+			if faults++; faults > faultsInRow {
+				return nil, closedOr(err)
+			}
+			continue
+		case n <= 0 || c.malformed || familyOf(from.Addr()) != p.family:
+			p.in.faults.Add(1)
+			continue
+		}
+		p.in.add(1, n)
+		t := &p.train[0]
+		*t = wireguard.Train{Data: p.buf[:n:n], Size: n, Endpoint: wireguard.EndpointOf(from), TOS: c.tos}
+		t.Endpoint.Source, t.Endpoint.Interface = c.source()
+		return p.train[:], nil
+	}
+}
+
+// read is one system call. A datagram that did not fit comes back as one of length -1.
+func (p *portable) read() (n int, c control, from netip.AddrPort, err error) {
+	if !p.control {
+		n, from, err = p.udp.ReadFromUDPAddrPort(p.buf)
+		return
+	}
+	oob := p.oob.bytes()
+	n, m, flags, from, err := p.udp.ReadMsgUDPAddrPort(p.buf, oob)
+	if err != nil {
+		return 0, c, from, err
+	}
+	if flags&msgTruncated != 0 {
+		n = -1
+	}
+	return n, parseControl(oob[:m]), from, nil
+}
+
+var controlBuffers = sync.Pool{New: func() any { return new(controlBuffer) }}
+
+func (p *portable) send(ts []wireguard.Train) {
+	oob := controlBuffers.Get().(*controlBuffer)
+	for i := range ts {
+		t := &ts[i]
+		if familyOf(t.Endpoint.Addr()) == p.family {
+			p.sendTrain(t, oob)
+		}
+	}
+	controlBuffers.Put(oob)
+}
+
+func (p *portable) sendTrain(t *wireguard.Train, oob *controlBuffer) {
+	to := netip.AddrPortFrom(t.Endpoint.Addr().Unmap(), t.Endpoint.Port())
+	control := p.controlFor(t, oob)
+	size := t.Size
+	if size <= 0 {
+		size = len(t.Data)
+	}
+	for rest := t.Data; ; {
+		d := rest[:min(size, len(rest))]
+		err := p.write(d, control, to)
+		if errno := errnoOf(err); errno != 0 {
+			// Once more: without a source that is gone, or because the error was an earlier datagram's.
+			if dropSource(&t.Endpoint, errno) {
+				control = p.controlFor(t, oob)
+			}
+			err = p.write(d, control, to)
+		}
+		if err == nil {
+			p.out.add(1, len(d))
+		} else if t.Err == nil {
+			t.Err = closedOr(err)
+			if errno := errnoOf(err); errno != 0 {
+				t.Err = sendError(errno)
+			}
+		}
+		if rest = rest[len(d):]; len(rest) == 0 {
+			return
+		}
+	}
+}
+
+func (p *portable) controlFor(t *wireguard.Train, oob *controlBuffer) []byte {
+	if !p.control {
+		return nil
+	}
+	b := oob.bytes()
+	return b[:putControl(b, p.family, &t.Endpoint, t.TOS)]
+}
+
+func (p *portable) writeOne(b, oob []byte, to netip.AddrPort) (err error) {
+	if len(oob) > 0 {
+		_, _, err = p.udp.WriteMsgUDPAddrPort(b, oob, to)
+	} else {
+		_, err = p.udp.WriteToUDPAddrPort(b, to)
+	}
+	return err
+}

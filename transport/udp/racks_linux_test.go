@@ -1,0 +1,124 @@
+package udp
+
+import (
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// settle has y receive all that lies in its socket, and go back to waiting.
+func settle(t *testing.T, y *end, n int) {
+	t.Helper()
+	y.receive(ipv4, n)
+	p := fast(t, y, ipv4)
+	p.raw.Control(func(fd uintptr) {
+		if p.tryReceive(fd) {
+			t.Fatal("something is left in the socket")
+		}
+	})
+}
+
+// Slots grow to 64 while many small datagrams come, and shrink when they do not. A receiver that waits has none.
+func TestSlotsGrowAndShrink(t *testing.T) {
+	for _, v := range variants[:2] {
+		x, y := v.pair(t, ipv4)
+		p := fast(t, y, ipv4)
+		single := trainOf(1, 100, 100, y.at(ipv4))
+		var burst []wireguard.Train
+		for range 200 {
+			burst = append(burst, single)
+		}
+		for range 3 {
+			x.send(burst...)
+			settle(t, y, len(burst))
+			if p.rack != nil {
+				t.Fatalf("%s: the receiver waits and has a rack", v.name)
+			}
+		}
+		if p.want != maxSlots {
+			t.Errorf("%s: %d slots under load, want %d", v.name, p.want, maxSlots)
+		}
+		before := y.Stats()
+		x.send(burst...)
+		settle(t, y, len(burst))
+		if calls := y.Stats().ReceiveCalls - before.ReceiveCalls; calls > 4 {
+			t.Errorf("%s: 200 datagrams took %d system calls, want 4", v.name, calls)
+		}
+		for range 7 * quietReads {
+			x.send(single)
+			settle(t, y, 1)
+		}
+		if p.want != 1 {
+			t.Errorf("%s: %d slots when datagrams come one at a time, want 1", v.name, p.want)
+		}
+	}
+}
+
+// Large trains need few slots: the data of a read should stay in a cache.
+func TestSlotsForTrainsAreFew(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	p := fast(t, y, ipv4)
+	if !p.gso || !p.gro {
+		t.Skip("this system has no UDP offloads")
+	}
+	p.want = maxSlots
+	long := trainOf(1, 40*1400, 1400, y.at(ipv4))
+	for range 20 {
+		x.send(long, long, long, long, long, long, long, long)
+		settle(t, y, 8*40)
+	}
+	if p.want > 4 {
+		t.Errorf("%d slots for trains of 56 KB, want at most 4", p.want)
+	}
+}
+
+// What nobody needs between two looks of the pool goes back to the system, down to nothing.
+func TestPoolIsTrimmed(t *testing.T) {
+	var p rackPool
+	a, b := p.get(maxSlots), p.get(4)
+	if a.n != maxSlots || b.n != 4 {
+		t.Fatalf("got %d and %d slots, want %d and 4", a.n, b.n, maxSlots)
+	}
+	p.put(a)
+	p.put(b)
+	p.low = 0 // as if another look lay between: now all of this was in use since
+	for _, s := range []struct {
+		what         string
+		use          func()
+		racks, slots int
+	}{
+		{"both used", func() {}, 2, maxSlots + 4},
+		{"one of them used, for two slots", func() { p.put(p.get(2)) }, 1, 2},
+		{"used for one slot", func() { p.put(p.get(1)) }, 1, 1},
+		{"used for many", func() { p.put(p.get(9)) }, 1, 9},
+		{"none used", func() {}, 0, 0},
+	} {
+		s.use()
+		p.trim()
+		slots := 0
+		for _, r := range p.free {
+			slots += r.n
+		}
+		if len(p.free) != s.racks || slots != s.slots {
+			t.Errorf("%s: %d racks with %d slots are left, want %d with %d", s.what, len(p.free), slots, s.racks, s.slots)
+		}
+	}
+	if p.armed {
+		t.Error("the empty pool has a timer")
+	}
+}
+
+// The memory of a slot that is taken goes back to the system at once, without waiting for the garbage collector.
+func TestReleasedMemoryIsGone(t *testing.T) {
+	r := newRack()
+	r.reach(1)
+	slot := r.mem[0]
+	slot[0], slot[slotSize-1] = 1, 1
+	r.cut(0)
+	if slot[0] != 0 || slot[slotSize-1] != 0 {
+		t.Error("the pages of the slot are still there")
+	}
+	if r.reach(3); r.n != 3 || len(r.mem[2]) != slotSize || r.iovs[2].Base != &r.mem[2][0] {
+		t.Error("a slot that comes back has no memory")
+	}
+}

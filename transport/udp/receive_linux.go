@@ -1,0 +1,201 @@
+package udp
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"syscall"
+	"unsafe"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// The way in on Linux, in the order a datagram meets it:
+//
+//	Receive ─▶ poller ─▶ try: recvmmsg into the slots of a rack, which is had only while there is something to read
+//	        ─▶ trains: a slot a train, with what its control messages say ─▶ adapt: more slots, or fewer
+
+// A linuxPath carries the datagrams of one family with all that Linux offers. Its receiver is one goroutine's.
+type linuxPath struct {
+	*conn
+
+	// For the receiver alone.
+	rack  *rack // nil while it waits
+	want  int   // slots to read with, 1 to maxSlots
+	busy  bool  // the last read found something without waiting for it
+	quiet int   // reads in a row that needed few of the slots
+	got   int   // slots filled by the last read
+	errno syscall.Errno
+	try   func(fd uintptr) bool // tryReceive, bound once
+
+	zones zones
+	plain plainPaths // for senders
+
+	// The system calls, which tests replace to make them fail.
+	recvmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
+	sendmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
+}
+
+func newLinux(c *conn) *linuxPath {
+	p := &linuxPath{conn: c, want: 1, recvmmsg: recvmmsg, sendmmsg: sendmmsg}
+	p.try = p.tryReceive
+	return p
+}
+
+// Receive waits for datagrams.
+func (p *linuxPath) Receive() ([]wireguard.Train, error) {
+	for faults := 0; ; {
+		p.busy = p.rack != nil
+		if err := p.raw.Read(p.try); err != nil {
+			p.putRack()
+			return nil, closedOr(err)
+		}
+		if p.errno != 0 {
+			if faults++; faults > faultsInRow {
+				p.putRack()
+				return nil, receiveError(p.errno)
+			}
+			continue
+		}
+		ts := p.trains()
+		if len(ts) > 0 {
+			return ts, nil
+		}
+	}
+}
+
+// tryReceive reads without waiting, and reports whether the outcome is one to return. The poller calls it at once and
+// then each time that the socket becomes readable.
+func (p *linuxPath) tryReceive(fd uintptr) bool {
+	if p.rack == nil {
+		p.rack = racks.get(p.want)
+	}
+	p.got, p.errno = p.recvmmsg(fd, p.rack.hdrs[:p.want])
+	if p.errno == unix.EAGAIN {
+		p.putRack()
+		p.busy = false
+		return false
+	}
+	return true
+}
+
+func (p *linuxPath) putRack() {
+	if p.rack != nil {
+		racks.put(p.rack)
+		p.rack = nil
+	}
+}
+
+// trains makes trains of the slots that were filled, without those that are damaged.
+func (p *linuxPath) trains() []wireguard.Train {
+	r := p.rack
+	n, datagrams, bytes := 0, 0, 0
+	for i := range p.got {
+		t := &r.trains[n]
+		if p.train(t, i) {
+			n++
+			datagrams += t.Len()
+			bytes += len(t.Data)
+		} else {
+			p.in.faults.Add(1)
+		}
+		r.rearm(i)
+	}
+	p.in.add(datagrams, bytes)
+	p.adapt(bytes)
+	return r.trains[:n]
+}
+
+// train sets t to what slot i holds, and reports whether that is whole.
+func (p *linuxPath) train(t *wireguard.Train, i int) bool {
+	r := p.rack
+	m := &r.hdrs[i]
+	n := int(m.n)
+	from, ok := p.from(&r.names[i], m.hdr.Namelen)
+	if !ok || n == 0 || n > slotSize || m.hdr.Flags&unix.MSG_TRUNC != 0 {
+		return false
+	}
+	c := parseControl(r.oobs[i].bytes()[:min(controlSize, int(m.hdr.Controllen))])
+	if c.size <= 0 {
+		// Cut off control messages could have been those that say where each datagram of a train ends.
+		if c.malformed || p.gro && m.hdr.Flags&unix.MSG_CTRUNC != 0 {
+			return false
+		}
+		c.size = n
+	}
+	*t = wireguard.Train{Data: r.mem[i][:n:n], Size: min(c.size, n), TOS: c.tos}
+	t.Endpoint.AddrPort = from
+	t.Endpoint.Source, t.Endpoint.Interface = c.source()
+	return true
+}
+
+// from is the sender's address, if it is one of the socket's family.
+func (p *linuxPath) from(sa *unix.RawSockaddrInet6, length uint32) (netip.AddrPort, bool) {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
+	switch {
+	case p.family == ipv4 && sa.Family == unix.AF_INET && length >= unix.SizeofSockaddrInet4:
+		a := netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(sa)).Addr)
+		return netip.AddrPortFrom(a, port), true
+	case p.family == ipv6 && sa.Family == unix.AF_INET6 && length >= unix.SizeofSockaddrInet6:
+		a := netip.AddrFrom16(sa.Addr).Unmap()
+		if sa.Scope_id != 0 && a.IsLinkLocalUnicast() {
+			a = a.WithZone(p.zones.name(sa.Scope_id))
+		}
+		return netip.AddrPortFrom(a, port), true
+	}
+	return netip.AddrPort{}, false
+}
+
+const (
+	// enoughBytes is what a read should bring at least for its costs not to matter: more slots would only spread
+	// the data over more memory than a core's cache holds.
+	enoughBytes = 128 << 10
+
+	// quietReads is how many reads in a row must leave most slots empty before there are fewer.
+	quietReads = 32
+)
+
+// adapt sets the slots to read with next time, after a read of so many bytes.
+func (p *linuxPath) adapt(bytes int) {
+	full := p.got == p.want
+	switch {
+	case bytes >= 2*enoughBytes && p.want > 1:
+		p.want /= 2
+		p.quiet = 0
+	case full && (p.busy || p.want > 1):
+		p.quiet = 0
+		if bytes < enoughBytes && p.want < maxSlots {
+			p.want *= 2
+			p.rack.reach(p.want)
+		}
+	case p.got <= p.want/2:
+		if p.quiet++; p.quiet >= quietReads {
+			p.want /= 2
+			p.quiet = 0
+		}
+	default:
+		p.quiet = 0
+	}
+}
+
+// recvmmsg reads into m until that is full or nothing is left, and returns how many slots were filled.
+func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
+	for {
+		n := uintptr(1)
+		var errno syscall.Errno
+		if len(m) == 1 {
+			var size uintptr
+			size, _, errno = unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m[0].hdr)), unix.MSG_DONTWAIT)
+			m[0].n = uint32(size)
+		} else {
+			n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
+		}
+		switch errno {
+		case 0:
+			return int(n), 0
+		case unix.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}

@@ -1,0 +1,324 @@
+package udp
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// PROTOCOL.md row 20: the answer comes from the address that was reached.
+//
+//	client 127.0.0.1 ──▶ 127.0.0.2 server (bound to no address)
+//	client 127.0.0.1 ◀── 127.0.0.2 server
+func TestAnswerComesFromTheAddressReached(t *testing.T) {
+	for _, v := range variants {
+		if !v.control() {
+			continue
+		}
+		client, server := v.listen(t), v.listen(t)
+		second := netip.MustParseAddr("127.0.0.2")
+		to := wireguard.EndpointOf(netip.AddrPortFrom(second, server.Port()))
+		client.send(trainOf(1, 2100, 1000, to))
+		got := server.receive(ipv4, 3)
+		back := got[0].from
+		if back.Source != second || back.Interface != 0 {
+			t.Fatalf("%s: received at %v of interface %d, want %v, pinned to none", v.name, back.Source, back.Interface, second)
+		}
+		server.send(trainOf(2, 2100, 1000, back))
+		if from := client.receive(ipv4, 3)[0].from; !from.SamePlace(&to) {
+			t.Errorf("%s: the answer comes from %v, want %v", v.name, from, to)
+		}
+		back.Source = netip.Addr{}
+		server.send(trainOf(3, 10, 10, back))
+		if from := client.receive(ipv4, 1)[0].from; from.Addr() != loopback(ipv4) {
+			t.Errorf("%s: without source the answer comes from %v, want the system's choice", v.name, from)
+		}
+	}
+}
+
+func TestSourceOfIPv6(t *testing.T) {
+	if !has(ipv6) {
+		t.Skip("this host has no IPv6 loopback address")
+	}
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Skip("this host calls its loopback interface otherwise")
+	}
+	for _, v := range variants {
+		if !v.control() {
+			continue
+		}
+		x, y := v.listen(t), v.listen(t)
+		x.send(trainOf(1, 10, 10, y.at(ipv6)))
+		back := y.receive(ipv6, 1)[0].from
+		if back.Source != loopback(ipv6) || back.Interface != 0 {
+			t.Errorf("%s: received at %v of interface %d, want ::1, pinned to none", v.name, back.Source, back.Interface)
+		}
+		y.send(trainOf(2, 3000, 1000, back))
+		x.receive(ipv6, 3)
+
+		// An interface alone pins the way out.
+		for f := range families {
+			to := x.at(f)
+			to.Interface = uint32(lo.Index)
+			y.send(trainOf(3, 3000, 1000, to))
+			x.receive(f, 3)
+		}
+	}
+}
+
+// "a sending address that is gone kept for ever"
+func TestGoneSourceIsForgotten(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		if !v.control() {
+			t.Skip("this path has no sources")
+		}
+		_, y := v.pair(t, f)
+		x := v.listen(t)
+		gone := y.at(f)
+		gone.Source = map[family]netip.Addr{ipv4: netip.MustParseAddr("192.0.2.1"), ipv6: netip.MustParseAddr("2001:db8::1")}[f]
+		ts := []wireguard.Train{ // the second one takes two messages, the last of a single datagram
+			trainOf(1, 100, 100, gone), trainOf(2, 65*100, 100, gone), trainOf(3, 100, 100, y.at(f))}
+		x.send(ts...)
+		for i := range ts {
+			if ts[i].Endpoint != y.at(f) {
+				t.Errorf("train %d: the endpoint is %+v, want it without source", i, ts[i].Endpoint)
+			}
+		}
+		got := y.receive(f, 67)
+		wantTrain(t, got[:1], ts[0])
+		wantTrain(t, got[1:66], ts[1])
+		wantTrain(t, got[66:], ts[2])
+
+		// The train failed for its source, not for its shape: the next one goes out whole.
+		before := x.Stats()
+		x.send(trainOf(4, 7000, 1000, ts[1].Endpoint))
+		y.receive(f, 7)
+		if calls := x.Stats().SendCalls - before.SendCalls; x.paths[f].socket().gso && calls != 1 {
+			t.Errorf("the next train took %d system calls, want 1", calls)
+		}
+	})
+}
+
+// The same with an interface that is gone.
+func TestGoneInterfaceIsForgotten(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		if !v.control() {
+			t.Skip("this path has no sources")
+		}
+		x, y := v.pair(t, f)
+		gone := y.at(f)
+		gone.Interface = 1 << 30
+		ts := []wireguard.Train{trainOf(1, 2100, 1000, gone), trainOf(2, 100, 100, gone)}
+		x.send(ts...)
+		y.receive(f, 4)
+		for i := range ts {
+			if ts[i].Endpoint != y.at(f) {
+				t.Errorf("train %d: the endpoint is %+v, want it without interface", i, ts[i].Endpoint)
+			}
+		}
+	})
+}
+
+// A source of the other family is no source.
+func TestSourceOfTheOtherFamily(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		x, y := v.pair(t, f)
+		to := y.at(f)
+		to.Source = loopback(1 - f)
+		x.send(trainOf(1, 10, 10, to))
+		y.receive(f, 1)
+	})
+}
+
+// listenErrors makes a socket be told of ICMP errors, which an unconnected one is not by default.
+func listenErrors(network, _ string, c syscall.RawConn) (err error) {
+	c.Control(func(fd uintptr) {
+		if network == "udp4" {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+		}
+	})
+	return err
+}
+
+// "a receiver that stops for ever after one odd socket error": a datagram to a closed port comes back as an error that
+// the next call of any kind on the socket reports.
+func TestErrorsOfEarlierDatagrams(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		v.bind.Control = listenErrors
+		x, y := v.pair(t, f)
+		shut := v.listen(t)
+		shut.Close()
+		for i := range 10 {
+			// It hits the sender ...
+			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
+			sent := trainOf(i, 2500, 1000, y.at(f))
+			x.send(sent)
+			wantTrain(t, y.receive(f, 3), sent)
+			// ... and the receiver, before and after it has something to receive.
+			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
+			sent = trainOf(i, 2500, 1000, x.at(f))
+			y.send(sent)
+			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
+			wantTrain(t, x.receive(f, 3), sent)
+		}
+	})
+}
+
+func TestMark(t *testing.T) {
+	for _, v := range variants {
+		e := v.listen(t)
+		err := e.SetMark(0xca6c0000)
+		if os.Geteuid() != 0 {
+			if !errors.Is(err, syscall.EPERM) {
+				t.Errorf("%s: without privilege: %v, want EPERM", v.name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", v.name, err)
+		}
+		if got := option(t, e, ipv4, unix.SOL_SOCKET, unix.SO_MARK); uint32(got) != 0xca6c0000 {
+			t.Errorf("%s: the socket's mark is %#x", v.name, got)
+		}
+		if err := e.SetMark(0); err != nil {
+			t.Error(err)
+		}
+		e.Close()
+		if err := e.SetMark(1); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: after Close: %v, want net.ErrClosed", v.name, err)
+		}
+	}
+}
+
+func option(t *testing.T, e *end, f family, level, name int) (value int) {
+	t.Helper()
+	e.paths[f].socket().raw.Control(func(fd uintptr) {
+		var err error
+		if value, err = unix.GetsockoptInt(int(fd), level, name); err != nil {
+			t.Error(err)
+		}
+	})
+	return value
+}
+
+// PROTOCOL.md row 4: DF is clear on the outer packet.
+func TestSocketOptions(t *testing.T) {
+	for _, v := range variants {
+		e := v.listen(t)
+		if got := option(t, e, ipv4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER); got != unix.IP_PMTUDISC_DONT {
+			t.Errorf("%s: IP_MTU_DISCOVER is %d", v.name, got)
+		}
+		if got := option(t, e, ipv4, unix.SOL_SOCKET, unix.SO_RCVBUF); os.Geteuid() == 0 && got != 2*bufferSize {
+			t.Errorf("%s: SO_RCVBUF is %d, want %d", v.name, got, 2*bufferSize)
+		}
+		if e.paths[ipv6] == nil {
+			continue
+		}
+		if got := option(t, e, ipv6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER); got != unix.IPV6_PMTUDISC_DONT {
+			t.Errorf("%s: IPV6_MTU_DISCOVER is %d", v.name, got)
+		}
+		if got := option(t, e, ipv6, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY); got != 1 {
+			t.Errorf("%s: IPV6_V6ONLY is %d", v.name, got)
+		}
+	}
+}
+
+func TestInterface(t *testing.T) {
+	if _, err := net.InterfaceByName("lo"); err != nil {
+		t.Skip("this host calls its loopback interface otherwise")
+	}
+	for _, v := range variants {
+		v.bind.Interface = "lo"
+		x, y := v.listen(t), v.listen(t)
+		x.send(trainOf(1, 10, 10, y.at(ipv4)))
+		y.receive(ipv4, 1)
+	}
+}
+
+// PROTOCOL.md row 21: the zone of an address is honoured, both ways. The host talks to itself by a link-local address.
+func TestZones(t *testing.T) {
+	local := linkLocal()
+	if !local.IsValid() {
+		t.Skip("this host has no link-local address")
+	}
+	for _, v := range variants {
+		x, y := v.listen(t), v.listen(t)
+		to := wireguard.EndpointOf(netip.AddrPortFrom(local, y.Port()))
+		for range 2 { // the second time the interface is known
+			x.send(trainOf(1, 10, 10, to))
+			back := y.receive(ipv6, 1)[0].from
+			if back.Addr() != local {
+				t.Fatalf("%s: came from %v, want %v", v.name, back.Addr(), local)
+			}
+			if v.control() && back.Source != local.WithZone("") {
+				t.Errorf("%s: received at %v, want %v", v.name, back.Source, local.WithZone(""))
+			}
+			y.send(trainOf(2, 10, 10, back))
+			if from := x.receive(ipv6, 1)[0].from; !from.SamePlace(&to) {
+				t.Errorf("%s: the answer comes from %v, want %v", v.name, from, to)
+			}
+		}
+	}
+}
+
+// linkLocal is a link-local address of this host, with its zone.
+func linkLocal() netip.Addr {
+	is, _ := net.Interfaces()
+	for _, i := range is {
+		as, _ := i.Addrs()
+		for _, a := range as {
+			p, err := netip.ParsePrefix(a.String())
+			if err == nil && i.Flags&net.FlagUp != 0 && p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
+				return p.Addr().WithZone(i.Name)
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+func TestZoneNames(t *testing.T) {
+	is, err := net.Interfaces()
+	if err != nil || len(is) == 0 {
+		t.Skip("this host has no interfaces")
+	}
+	var z zones
+	for range 2 {
+		for _, i := range is {
+			if got := z.name(uint32(i.Index)); got != i.Name {
+				t.Errorf("interface %d is called %q, want %q", i.Index, got, i.Name)
+			}
+			if got := z.index(i.Name); got != uint32(i.Index) {
+				t.Errorf("interface %q has index %d, want %d", i.Name, got, i.Index)
+			}
+		}
+	}
+	if got := z.name(1 << 30); got != "1073741824" {
+		t.Errorf("an interface that is not there is called %q, want its number", got)
+	}
+	if got := z.index("1073741824"); got != 1<<30 {
+		t.Errorf("a numeric zone has index %d, want itself", got)
+	}
+	if got := z.index("nowhere0"); got != 0 {
+		t.Errorf("an unknown zone has index %d, want 0", got)
+	}
+	z.names[1<<20] = "renumbered"
+	z.forget()
+	if got := z.name(1 << 20); got == "renumbered" {
+		t.Error("forget left a name")
+	}
+	for i := range 10 * maxZones {
+		z.learn(&net.Interface{Index: i + 1<<20, Name: "x" + string(rune(i))})
+	}
+	if len(z.names) > maxZones || len(z.indexes) > maxZones {
+		t.Errorf("%d names and %d indexes are kept, want at most %d", len(z.names), len(z.indexes), maxZones)
+	}
+}

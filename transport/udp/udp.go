@@ -1,0 +1,249 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// A Bind opens UDP sockets. Its fields are options; the zero value listens on all addresses of both families with
+// every offload that the system has. It is safe to copy, and for concurrent use while nobody changes its fields.
+type Bind struct {
+	// Address is the local address to listen on; its zone, if it has one, must name an interface. 0.0.0.0 or ::
+	// limits the socket to IPv4 or to IPv6. The zero Addr means all addresses of both families.
+	Address netip.Addr
+
+	// Interface is the name of the network interface that datagrams must come in through and go out by, as in
+	// "eth0". Linux, macOS and Windows have that; elsewhere Listen fails. Empty: any interface.
+	Interface string
+
+	// Control is called on each new socket before it is bound, when all options of this package are set, so that
+	// it may set others or change those. network is "udp4" or "udp6". An error makes Listen fail, except that one
+	// that wraps syscall.EAFNOSUPPORT means that the host does not have this family. Nil: not called.
+	Control func(network, address string, c syscall.RawConn) error
+
+	// NoOffload passes datagrams to the system and back one by one, if still many a system call. Linux only: other
+	// systems do so anyway.
+	NoOffload bool
+
+	// Portable uses the code for other systems on Linux too: one datagram a system call.
+	Portable bool
+}
+
+// A family is a version of IP, and the index of its path in a Socket.
+type family int
+
+const (
+	ipv4 family = iota
+	ipv6
+	families // how many there are
+
+	noFamily family = -1 // of an endpoint without address
+)
+
+const (
+	// pairTries limits the search for a port that is free in both families.
+	pairTries = 100
+
+	// bufferSize is asked for in each direction of a socket.
+	bufferSize = 7 << 20
+)
+
+func (f family) network() string { return [...]string{"udp4", "udp6"}[f] }
+func (f family) String() string  { return [...]string{"IPv4", "IPv6"}[f] }
+
+func (f family) any() netip.Addr {
+	if f == ipv4 {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// familyOf is the family of the socket that reaches a; an IPv4-mapped IPv6 address is reached by IPv4.
+func familyOf(a netip.Addr) family {
+	switch {
+	case a.Is4(), a.Is4In6():
+		return ipv4
+	case a.Is6():
+		return ipv6
+	}
+	return noFamily
+}
+
+// Listen opens one socket a family, both on port, or both on one port that the system chooses if port is 0. A family
+// that the host does not have is left out. The Socket is a *[Socket].
+func (b Bind) Listen(port uint16) (wireguard.Socket, error) {
+	b.Address = b.Address.Unmap()
+	if b.Interface != "" {
+		if _, err := net.InterfaceByName(b.Interface); err != nil {
+			return nil, noInterface(b.Interface, err)
+		}
+	}
+	for try := 1; ; try++ {
+		s, err := b.listen(port)
+		if err == nil {
+			return s, nil
+		}
+		// Port 0 found a port for the first family that is taken in the second.
+		if port == 0 && try < pairTries && errors.Is(err, errnoInUse) {
+			continue
+		}
+		return nil, b.explain(err, port)
+	}
+}
+
+// listen opens the socket of each family once; the first one decides about port 0.
+func (b *Bind) listen(port uint16) (*Socket, error) {
+	s := &Socket{port: port}
+	var missing error
+	for f := range families {
+		if b.Address.IsValid() && familyOf(b.Address) != f {
+			continue
+		}
+		p, err := b.open(f, s.port)
+		if err == nil {
+			s.paths[f] = p
+			s.port = uint16(p.socket().udp.LocalAddr().(*net.UDPAddr).Port)
+			continue
+		}
+		if !b.Address.IsValid() && isMissing(err) {
+			missing = err
+			continue
+		}
+		s.Close()
+		return nil, err
+	}
+	if s.paths == [families]path{} {
+		return nil, missing
+	}
+	return s, nil
+}
+
+// open opens the socket of one family.
+func (b *Bind) open(f family, port uint16) (path, error) {
+	c := &conn{family: f}
+	address := b.Address
+	if !address.IsValid() {
+		address = f.any()
+	}
+	lc := net.ListenConfig{Control: func(network, address string, raw syscall.RawConn) error {
+		var err error
+		if e := raw.Control(func(fd uintptr) { err = c.configure(fd, b) }); e != nil {
+			return e
+		}
+		if err == nil && b.Control != nil {
+			err = b.Control(network, address, raw)
+		}
+		return err
+	}}
+	pc, err := lc.ListenPacket(context.Background(), f.network(), netip.AddrPortFrom(address, port).String())
+	if err != nil {
+		return nil, err
+	}
+	c.udp = pc.(*net.UDPConn)
+	if c.raw, err = c.udp.SyscallConn(); err != nil {
+		pc.Close()
+		return nil, err
+	}
+	return c.path(b), nil
+}
+
+// A path is how datagrams cross the socket of one family: the system's fast one or the portable one.
+type path interface {
+	wireguard.Receiver
+
+	// send sends those of ts whose endpoints are of the path's family, and sets their Err.
+	send(ts []wireguard.Train)
+
+	socket() *conn
+}
+
+// A conn is the socket of one family.
+type conn struct {
+	family family
+	udp    *net.UDPConn
+	raw    syscall.RawConn
+	gso    bool // the system can take a train in one call
+	gro    bool // the system may hand out a train in one call
+
+	in  traffic
+	_   [64]byte // the two directions are counted by different cores
+	out traffic
+}
+
+func (c *conn) socket() *conn { return c }
+
+// A Socket is an open Bind: one UDP socket a family, on one port. It is made by Bind.Listen, must not be copied, and is
+// safe for concurrent use.
+type Socket struct {
+	port  uint16
+	paths [families]path // nil where the host lacks the family
+}
+
+// Port is the local port, the same in both families.
+func (s *Socket) Port() uint16 { return s.port }
+
+// Receivers are the ways in, one a family.
+func (s *Socket) Receivers() []wireguard.Receiver {
+	var rs []wireguard.Receiver
+	for _, p := range s.paths {
+		if p != nil {
+			rs = append(rs, p)
+		}
+	}
+	return rs
+}
+
+// Send sends each train, and reports in its Err why it or a part of it was not sent: see [wireguard.Socket]. It waits
+// only when the socket's own buffer is full, which the system empties without this program's help; Close ends that.
+func (s *Socket) Send(ts []wireguard.Train) {
+	var used [families]bool
+	for i := range ts {
+		t := &ts[i]
+		switch f := familyOf(t.Endpoint.Addr()); {
+		case f == noFamily:
+			t.Err = errNoAddress
+		case s.paths[f] == nil:
+			t.Err = errNoFamily[f]
+		default:
+			used[f] = true
+		}
+	}
+	for f, p := range s.paths {
+		if used[f] {
+			p.send(ts)
+		}
+	}
+}
+
+// SetMark marks all that is sent from now on: SO_MARK on Linux (it needs CAP_NET_ADMIN), SO_USER_COOKIE on FreeBSD,
+// SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any other mark is an error.
+func (s *Socket) SetMark(mark uint32) error {
+	for _, p := range s.paths {
+		if p == nil {
+			continue
+		}
+		var err error
+		if e := p.socket().raw.Control(func(fd uintptr) { err = setMark(fd, mark) }); e != nil {
+			return closedOr(e)
+		}
+		if err != nil {
+			return markError(mark, err)
+		}
+	}
+	return nil
+}
+
+// Close closes the sockets and unblocks receivers and senders. Closing again does nothing.
+func (s *Socket) Close() error {
+	for _, p := range s.paths {
+		if p != nil {
+			p.socket().udp.Close() // the only error is that it was closed before
+		}
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+package udp
+
+import (
+	"net"
+	"strconv"
+	"sync"
+)
+
+// zones knows the interfaces that link-local addresses were used with, so that the system is not asked for each
+// datagram. The zero value is empty. It is safe for concurrent use. An interface that is renamed is known by both
+// names; forget is for one that went.
+type zones struct {
+	mu      sync.RWMutex
+	names   map[uint32]string
+	indexes map[string]uint32
+}
+
+const maxZones = 256
+
+// name is the zone of the interface with an index: its name, or the number where it has none any more.
+func (z *zones) name(index uint32) string {
+	z.mu.RLock()
+	name, ok := z.names[index]
+	z.mu.RUnlock()
+	if ok {
+		return name
+	}
+	i, err := net.InterfaceByIndex(int(index))
+	if err != nil {
+		return strconv.FormatUint(uint64(index), 10)
+	}
+	z.learn(i)
+	return i.Name
+}
+
+// index is the inverse of name; 0 if there is no such interface.
+func (z *zones) index(name string) uint32 {
+	z.mu.RLock()
+	index, ok := z.indexes[name]
+	z.mu.RUnlock()
+	if ok {
+		return index
+	}
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		n, _ := strconv.ParseUint(name, 10, 32)
+		return uint32(n)
+	}
+	z.learn(i)
+	return uint32(i.Index)
+}
+
+func (z *zones) learn(i *net.Interface) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.names == nil || len(z.names) >= maxZones || len(z.indexes) >= maxZones {
+		z.names, z.indexes = make(map[uint32]string), make(map[string]uint32)
+	}
+	z.names[uint32(i.Index)], z.indexes[i.Name] = i.Name, uint32(i.Index)
+}
+
+// forget is for after a failure that an interface which went, or came back with another index, can explain.
+func (z *zones) forget() {
+	z.mu.Lock()
+	z.names, z.indexes = nil, nil
+	z.mu.Unlock()
+}

@@ -1,0 +1,432 @@
+package wgo
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+func listen(t *testing.T, b wireguard.Bind, port uint16) wireguard.Socket {
+	t.Helper()
+	s, err := b.Listen(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func (f *fakeBind) deliver(from string, data ...string) {
+	d := fakeDatagrams{from: &fakeEndpoint{name: from}}
+	for _, s := range data {
+		d.data = append(d.data, []byte(s))
+	}
+	f.in <- d
+}
+
+func wantTrain(t *testing.T, in *inbox, data string, size int) wireguard.Train {
+	t.Helper()
+	select {
+	case got := <-in.trains:
+		if string(got.Data) != data || got.Size != size {
+			t.Errorf("got a train of %q, size %d, want %q, %d", got.Data, got.Size, data, size)
+		}
+		return got
+	case err := <-in.ended:
+		t.Fatalf("a receiver ended (%v), want %q", err, data)
+	}
+	return wireguard.Train{}
+}
+
+func wantEnded(t *testing.T, in *inbox, n int) {
+	t.Helper()
+	for range n {
+		<-in.ended
+	}
+}
+
+func wantState(t *testing.T, s wireguard.Socket, want state, why string) {
+	t.Helper()
+	if !s.(*socket).is(want) {
+		t.Errorf("the socket on port %d is not in state %d: %s", s.Port(), want, why)
+	}
+}
+
+func trainTo(to string, data string, size int) []wireguard.Train {
+	return []wireguard.Train{{Data: []byte(data), Size: size, Endpoint: wireguard.EndpointOf(netip.MustParseAddrPort(to))}}
+}
+
+func TestBindJoinsWhatItReceives(t *testing.T) {
+	f := newFakeBind(t)
+	s := listen(t, Bind(f), 0)
+	in := receive(s)
+	f.deliver("10.0.0.1:1", "aaaa", "bbbb", "", "cc")
+	a := wantTrain(t, in, "aaaabbbbcc", 4)
+	f.deliver("10.0.0.1:1", "aaaa", "bb", "cc", "dddd")
+	wantTrain(t, in, "aaaabb", 4)
+	wantTrain(t, in, "cc", 2)
+	wantTrain(t, in, "dddd", 4)
+	f.in <- fakeDatagrams{data: [][]byte{{}}} // nothing to hand on
+	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same place
+	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr().Is4In6() {
+		t.Errorf("%v is not %v", b.Endpoint, a.Endpoint)
+	}
+	f.in <- fakeDatagrams{} // an error
+	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "odd") {
+		t.Errorf("got %v", err)
+	}
+	f.deliver("10.0.0.1:1", "on it goes")
+	wantTrain(t, in, "on it goes", 10)
+	s.Close()
+	wantEnded(t, in, 2)
+}
+
+func TestBindSendsCopies(t *testing.T) {
+	f := newFakeBind(t)
+	s := listen(t, Bind(f), 0)
+	ts := append(trainTo("10.0.0.1:1", "aaaabbbbccccddddeeeeff", 4), trainTo("10.0.0.2:2", "g", 4)...)
+	for range 2 { // the second time with memory that the bind wrote to
+		f.sent = nil
+		s.Send(ts)
+		if got := string(bytes.Join(f.sent, []byte(" "))); got != "aaaa bbbb cccc dddd eeee ff g" {
+			t.Errorf("sent %q", got)
+		}
+		if string(ts[0].Data) != "aaaabbbbccccddddeeeeff" || ts[0].Err != nil || ts[1].Err != nil {
+			t.Errorf("the train was altered, or failed: %q, %v", ts[0].Data, ts[0].Err)
+		}
+	}
+	s.Close()
+	if s.Send(ts); !errors.Is(ts[0].Err, net.ErrClosed) || !errors.Is(ts[1].Err, net.ErrClosed) {
+		t.Errorf("sending on a closed socket: %v", ts[0].Err)
+	}
+}
+
+func TestBindSendErrors(t *testing.T) {
+	odd := errors.New("odd")
+	src := netip.MustParseAddr("10.9.9.9")
+	for _, c := range []struct {
+		name       string
+		err        func(ep *fakeEndpoint, call int) error
+		want       error
+		wantSource netip.Addr
+		wantCalls  int
+	}{
+		{"fine", func(*fakeEndpoint, int) error { return nil }, nil, src, 2},
+		{"a part failed", func(_ *fakeEndpoint, call int) error {
+			if call == 0 {
+				return odd
+			}
+			return nil
+		}, odd, src, 2},
+		{"offload disabled, then sent", func(*fakeEndpoint, int) error { return conn.ErrUDPGSODisabled{} }, nil, src, 2},
+		{"offload disabled, then failed", func(*fakeEndpoint, int) error { return conn.ErrUDPGSODisabled{RetryErr: odd} }, odd, src, 2},
+		{"source gone", func(ep *fakeEndpoint, _ int) error {
+			if ep.src.IsValid() {
+				return syscall.EINVAL
+			}
+			return nil
+		}, nil, netip.Addr{}, 4},
+		{"source gone, and no way at all", func(*fakeEndpoint, int) error { return syscall.ENETUNREACH }, syscall.ENETUNREACH, netip.Addr{}, 4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFakeBind(t)
+			s := listen(t, Bind(f), 0)
+			in := receive(s)
+			f.in <- fakeDatagrams{[][]byte{[]byte("hello")}, &fakeEndpoint{"10.0.0.1:1", src}}
+			heard := wantTrain(t, in, "hello", 5).Endpoint
+			if heard.Source != src {
+				t.Fatalf("heard from %+v, want its source", heard)
+			}
+			calls := 0
+			f.send = func(bufs [][]byte, ep conn.Endpoint) error {
+				calls++
+				return c.err(ep.(*fakeEndpoint), calls-1)
+			}
+			ts := []wireguard.Train{{Data: []byte("aabbccddee"), Size: 2, Endpoint: heard}} // 5 datagrams, batches of 4
+			if s.Send(ts); !errors.Is(ts[0].Err, c.want) || (c.want == nil) != (ts[0].Err == nil) {
+				t.Errorf("Err = %v, want %v", ts[0].Err, c.want)
+			}
+			if ts[0].Endpoint.Source != c.wantSource || calls != c.wantCalls {
+				t.Errorf("Source %v after %d calls, want %v after %d", ts[0].Endpoint.Source, calls, c.wantSource, c.wantCalls)
+			}
+		})
+	}
+}
+
+// Links are told apart by name, whatever object the bind makes of it each time.
+func TestBindLinks(t *testing.T) {
+	f := newFakeBind(t)
+	s := listen(t, Bind(f), 0)
+	in := receive(s)
+	f.deliver("nodekey:1", "a")
+	f.deliver("nodekey:1", "b")
+	f.deliver("nodekey:2", "c")
+	a, b, c := wantTrain(t, in, "a", 1).Endpoint, wantTrain(t, in, "b", 1).Endpoint, wantTrain(t, in, "c", 1).Endpoint
+	if a != b || a == c || !a.SamePlace(&b) || a.Link.Key() == c.Link.Key() || a.Link.Key() != b.Link.Key() {
+		t.Errorf("endpoints %v, %v and %v", a, b, c)
+	}
+	configured, err := ParseEndpoint(f, "nodekey:1")
+	if err != nil || configured != a || configured.String() != "nodekey:1" {
+		t.Errorf("ParseEndpoint = %v, %v, want %v", configured, err, a)
+	}
+	if e, err := ParseEndpoint(f, "[fe80::1%eth0]:5"); err != nil || e.AddrPort != netip.MustParseAddrPort("[fe80::1%eth0]:5") {
+		t.Errorf("ParseEndpoint of an address = %v, %v", e, err)
+	}
+	if _, err := ParseEndpoint(f, ""); err == nil {
+		t.Error("ParseEndpoint hides the bind's error")
+	}
+	var to []string
+	f.send = func(_ [][]byte, ep conn.Endpoint) error {
+		to = append(to, ep.DstToString())
+		return nil
+	}
+	unheard := wireguard.Endpoint{Link: link{"nodekey:3"}}
+	ts := []wireguard.Train{{Data: []byte("x"), Size: 1, Endpoint: c}, {Data: []byte("x"), Size: 1, Endpoint: unheard}}
+	if s.Send(ts); len(to) != 2 || to[0] != "nodekey:2" || to[1] != "nodekey:3" {
+		t.Errorf("sent to %q", to)
+	}
+}
+
+// While the port changes two sockets are open; the older one waits, and sends through what is open.
+func TestBindChangesPort(t *testing.T) {
+	for _, port := range []uint16{0, 7, 1000} { // 1000 is that of the first socket
+		f := newFakeBind(t)
+		b := Bind(f)
+		old := listen(t, b, 0)
+		oldIn := receive(old)
+		f.deliver("10.0.0.1:1", "first")
+		wantTrain(t, oldIn, "first", 5)
+
+		s := listen(t, b, port)
+		in := receive(s)
+		if port != 0 && s.Port() != port {
+			t.Errorf("port %d, want %d", s.Port(), port)
+		}
+		f.deliver("10.0.0.1:1", "second")
+		wantTrain(t, in, "second", 6)
+		f.sent = nil
+		ts := trainTo("10.0.0.1:1", "through the old one", 100)
+		if old.Send(ts); ts[0].Err != nil || len(f.sent) != 1 {
+			t.Errorf("sending through the old socket: %v", ts[0].Err)
+		}
+		old.Close()
+		wantEnded(t, oldIn, 2)
+		f.deliver("10.0.0.1:1", "third")
+		wantTrain(t, in, "third", 5)
+		s.Close()
+		s.Close()
+		wantEnded(t, in, 2)
+		if len(f.opened) != 2 {
+			t.Errorf("opened %d, want two openings", f.opened)
+		}
+	}
+}
+
+func TestBindGoesBackToTheOldPort(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		undo func(t *testing.T, f *fakeBind, b wireguard.Bind)
+	}{
+		{"the new port is taken", func(t *testing.T, f *fakeBind, b wireguard.Bind) {
+			f.refuse(7)
+			if _, err := b.Listen(7); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("Listen on a port that is taken: %v", err)
+			}
+		}},
+		{"the new socket is closed again", func(t *testing.T, f *fakeBind, b wireguard.Bind) {
+			s := listen(t, b, 7)
+			in := receive(s)
+			s.Close()
+			wantEnded(t, in, 2)
+		}},
+		{"of three the middle one is closed first", func(t *testing.T, f *fakeBind, b wireguard.Bind) {
+			middle, last := listen(t, b, 7), listen(t, b, 8)
+			middle.Close()
+			last.Close()
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFakeBind(t)
+			b := Bind(f)
+			s := listen(t, b, 5)
+			in := receive(s)
+			s.(interface{ SetMark(uint32) error }).SetMark(42)
+			c.undo(t, f, b)
+			wantState(t, s, running, "nothing changed for it")
+			f.deliver("10.0.0.1:1", "as before")
+			wantTrain(t, in, "as before", 9)
+			if n := len(f.opened); f.opened[n-1] != 5 {
+				t.Errorf("opened %d, want 5 at last", f.opened)
+			}
+			if n := len(f.marks); n < 2 || f.marks[n-1] != 42 {
+				t.Errorf("marks %d, want 42 again at last", f.marks)
+			}
+			s.Close()
+			wantEnded(t, in, 2)
+		})
+	}
+}
+
+// A socket whose bind could not be opened again, or was closed by somebody else, says so and comes back by itself.
+func TestBindRevives(t *testing.T) {
+	f := newFakeBind(t)
+	b := Bind(f)
+	s := listen(t, b, 5)
+	in := receive(s)
+	f.refuse(5, 7)
+	if _, err := b.Listen(7); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "port 5 again") {
+		t.Errorf("Listen: %v, want both failures", err)
+	}
+	for range 4 {
+		if err := <-in.errs; !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("a lost socket says %v", err)
+		}
+	}
+	f.refuse()
+	for back := false; !back; {
+		select {
+		case <-in.errs: // was under way
+		case <-time.After(time.Millisecond):
+			back = s.(*socket).is(running)
+		}
+	}
+	f.deliver("10.0.0.1:1", "back")
+	wantTrain(t, in, "back", 4)
+
+	f.Close()
+	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "somebody else") {
+		t.Errorf("closed from outside: %v", err)
+	}
+	f.deliver("10.0.0.1:1", "back again")
+	wantTrain(t, in, "back again", 10)
+	f.refuse(5)
+	f.Close()
+	<-in.errs
+	s.Close() // while it is lost
+	for ended := 0; ended < 2; {
+		select {
+		case <-in.errs:
+		case <-in.ended:
+			ended++
+		}
+	}
+}
+
+// Sends, port changes and closing at once: the fake holds the adapter to the rules.
+func TestBindUnderLoad(t *testing.T) {
+	f := newFakeBind(t)
+	f.send = func([][]byte, conn.Endpoint) error { return nil }
+	b := Bind(f)
+	first := listen(t, b, 0)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	current := make(chan wireguard.Socket, 1)
+	current <- first
+	for range 3 {
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case s := <-current:
+					current <- s
+					ts := trainTo("10.0.0.1:1", "aabbcc", 2)
+					s.Send(ts)
+					if err := ts[0].Err; err != nil && !errors.Is(err, net.ErrClosed) {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	all.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case f.in <- fakeDatagrams{[][]byte{[]byte("hello")}, &fakeEndpoint{name: "10.0.0.1:1"}}:
+			}
+		}
+	})
+	in := receive(first)
+	for range 50 {
+		s := listen(t, b, 0)
+		old := <-current
+		current <- s
+		go in.discard()
+		old.Close()
+		wantEnded(t, in, 2)
+		close(in.trains)
+		in = receive(s)
+	}
+	go in.discard()
+	close(stop)
+	(<-current).Close()
+	wantEnded(t, in, 2)
+	close(in.trains)
+	all.Wait()
+}
+
+// Strangers fill no memory, and a peer that is sent to keeps its route among them.
+func TestRoutesAreBounded(t *testing.T) {
+	f := newFakeBind(t)
+	r := routes{bind: f}
+	peer := wireguard.EndpointOf(netip.MustParseAddrPort("10.0.0.1:1"))
+	peer.Source = netip.MustParseAddr("10.0.0.2")
+	mine := &fakeEndpoint{"10.0.0.1:1", peer.Source}
+	r.received(&peer, mine)
+	for i := range 5 * routeLimit {
+		a := netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
+		stranger := wireguard.EndpointOf(netip.AddrPortFrom(a, 1))
+		r.received(&stranger, &fakeEndpoint{name: stranger.String()})
+		if i%1000 == 0 {
+			if ep, err := r.find(&peer); err != nil || ep != conn.Endpoint(mine) {
+				t.Fatalf("after %d strangers the peer's route is %v, %v", i, ep, err)
+			}
+		}
+	}
+	if n := len(r.now) + len(r.old); n > 2*routeLimit {
+		t.Errorf("%d routes, want at most %d", n, 2*routeLimit)
+	}
+	for range 2 { // the second time from memory
+		peer.Source = netip.MustParseAddr("10.0.0.3")
+		if ep, err := r.find(&peer); err != nil || ep.DstToString() != "10.0.0.1:1" || ep.SrcIP().IsValid() {
+			t.Errorf("a route with an unknown source: %v, %v, want one without", ep, err)
+		}
+	}
+	if _, err := r.find(&wireguard.Endpoint{Link: link{""}}); err == nil {
+		t.Error("an endpoint that the bind cannot parse has a route")
+	}
+}
+
+func TestBindAllocations(t *testing.T) {
+	f := newFakeBind(t)
+	f.batch = 64
+	f.send = func([][]byte, conn.Endpoint) error { return nil }
+	s := listen(t, Bind(f), 0)
+	r := s.Receivers()[0]
+	d := fakeDatagrams{from: &conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("10.0.0.1:1")}}
+	for range 64 {
+		d.data = append(d.data, make([]byte, 1400))
+	}
+	wantNoAllocations(t, "receiving and sending", func() {
+		f.in <- d
+		ts, err := r.Receive()
+		if err != nil || len(ts) != 1 || ts[0].Len() != 64 {
+			t.Fatal(len(ts), err)
+		}
+		if s.Send(ts); ts[0].Err != nil {
+			t.Fatal(ts[0].Err)
+		}
+	})
+}

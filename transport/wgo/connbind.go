@@ -1,0 +1,287 @@
+package wgo
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const (
+	trainBytes     = 65507 // of UDP payload in one IPv4 packet, the smaller of the two families'
+	trainDatagrams = 64    // Linux's UDP_MAX_SEGMENTS where it is smallest
+
+	interned = 256 // endpoints a receiver remembers
+)
+
+// ConnBind makes a datagram side of this library serve wireguard-go's device. Runs of datagrams of equal size, as
+// wireguard-go sends them, are copied into trains, so that b can send each with one system call; received ones are
+// copied out of theirs. Nothing is allocated a packet; each new source address makes an endpoint.
+//
+// SetMark does nothing where the sockets of b have no such method. An endpoint with a Link is known once it was heard
+// from; ParseEndpoint takes an address and port alone. A datagram's type of service is 0.
+func ConnBind(b wireguard.Bind) conn.Bind {
+	c := &connBind{inner: b}
+	c.sends.New = func() any { return new(outgoing) }
+	return c
+}
+
+// A connBind is a wireguard.Bind as a conn.Bind.
+type connBind struct {
+	inner wireguard.Bind
+	sends sync.Pool // of *outgoing
+
+	mu     sync.Mutex // held by Open and Close
+	socket atomic.Pointer[wireguard.Socket]
+}
+
+// Open makes a socket. It fails while the one before is open.
+func (c *connBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.socket.Load() != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
+	s, err := c.inner.Listen(port)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.socket.Store(&s)
+	var fns []conn.ReceiveFunc
+	for _, r := range s.Receivers() {
+		in := &intake{bind: c, socket: &s, receiver: r}
+		fns = append(fns, in.receive)
+	}
+	return fns, s.Port(), nil
+}
+
+// Close closes the socket, if one is open.
+func (c *connBind) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.socket.Swap(nil); s != nil {
+		return (*s).Close()
+	}
+	return nil
+}
+
+// SetMark marks what is sent, where the socket can.
+func (c *connBind) SetMark(mark uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.socket.Load(); s != nil {
+		if m, ok := (*s).(interface{ SetMark(uint32) error }); ok {
+			return m.SetMark(mark)
+		}
+	}
+	return nil
+}
+
+// BatchSize is that of StdNetBind.
+func (c *connBind) BatchSize() int { return conn.IdealBatchSize }
+
+// ParseEndpoint parses an address and port.
+func (c *connBind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	e := new(endpoint)
+	if err := e.UnmarshalText([]byte(s)); err != nil {
+		return nil, err
+	}
+	if e.IsZero() {
+		return nil, errors.New("wireguard: wgo: the endpoint is empty")
+	}
+	return e, nil
+}
+
+// An endpoint is an Endpoint as a conn.Endpoint. It never changes but for forgetting its source: wireguard-go calls
+// ClearSrc while others send to it.
+type endpoint struct {
+	wireguard.Endpoint
+	noSource atomic.Bool
+}
+
+func (e *endpoint) ClearSrc()           { e.noSource.Store(true) }
+func (e *endpoint) DstToString() string { return e.Endpoint.String() }
+
+func (e *endpoint) SrcIP() netip.Addr {
+	if e.noSource.Load() {
+		return netip.Addr{}
+	}
+	return e.Source
+}
+
+func (e *endpoint) SrcToString() string {
+	if src := e.SrcIP(); src.IsValid() {
+		return src.String()
+	}
+	return ""
+}
+
+// DstIP is what handshakes are limited by. A link has none, but its key tells as much.
+func (e *endpoint) DstIP() netip.Addr {
+	if e.Link != nil {
+		return netip.AddrFrom16(e.Link.Key())
+	}
+	return e.Addr()
+}
+
+// DstToBytes is what cookies are bound to.
+func (e *endpoint) DstToBytes() []byte {
+	if e.Link != nil {
+		key := e.Link.Key()
+		return key[:]
+	}
+	b, _ := e.AddrPort.MarshalBinary() // never fails
+	return b
+}
+
+// to is where to send.
+func (e *endpoint) to() wireguard.Endpoint {
+	to := e.Endpoint
+	if e.noSource.Load() {
+		to.Source, to.Interface = netip.Addr{}, 0
+	}
+	return to
+}
+
+// An intake turns trains of one receiver into single datagrams. One goroutine uses it.
+type intake struct {
+	bind     *connBind
+	socket   *wireguard.Socket
+	receiver wireguard.Receiver
+
+	trains []wireguard.Train // what is left to hand on; borrowed from the receiver until it is called again
+	known  map[wireguard.Endpoint]*endpoint
+	last   *endpoint // the newest of them
+}
+
+// receive copies what is left of the last trains, or those that come next, to bufs. It is a conn.ReceiveFunc.
+func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int, err error) {
+	for n == 0 {
+		if in.bind.socket.Load() != in.socket {
+			return 0, net.ErrClosed
+		}
+		if len(in.trains) == 0 {
+			if in.trains, err = in.receiver.Receive(); err != nil {
+				in.trains = nil
+				return 0, received(err)
+			}
+		}
+		for n < len(bufs) && len(in.trains) > 0 {
+			t := &in.trains[0]
+			size := min(t.Size, len(t.Data))
+			if size > 0 && size <= len(bufs[n]) {
+				sizes[n], eps[n] = copy(bufs[n], t.Data[:size]), in.endpoint(&t.Endpoint)
+				n++
+			}
+			if t.Data = t.Data[size:]; len(t.Data) == 0 {
+				in.trains = in.trains[1:]
+			}
+		}
+	}
+	return n, nil
+}
+
+// received is err as wireguard-go is to see it: net.ErrClosed bare, and nothing else a net.Error, since one that is not
+// temporary would end its receiver for ever.
+func received(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return net.ErrClosed
+	}
+	return fmt.Errorf("wireguard: wgo: receiving: %w", err)
+}
+
+// endpoint is e as a conn.Endpoint: the same one as before where that still has its source.
+func (in *intake) endpoint(e *wireguard.Endpoint) *endpoint {
+	if in.last != nil && in.last.Endpoint == *e && !in.last.noSource.Load() {
+		return in.last
+	}
+	ep := in.known[*e]
+	if ep == nil || ep.noSource.Load() {
+		ep = &endpoint{Endpoint: *e}
+		if in.known == nil || len(in.known) >= interned {
+			in.known = make(map[wireguard.Endpoint]*endpoint)
+		}
+		in.known[*e] = ep
+	}
+	in.last = ep
+	return ep
+}
+
+// An outgoing is the memory of one call of Send.
+type outgoing struct {
+	data   []byte
+	trains []wireguard.Train
+}
+
+// Send sends bufs as trains and reports the first error of them.
+func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	e, ok := ep.(*endpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	s := c.socket.Load()
+	if s == nil {
+		return net.ErrClosed
+	}
+	o := c.sends.Get().(*outgoing)
+	defer c.sends.Put(o)
+	o.assemble(bufs, e.to())
+	(*s).Send(o.trains)
+	var err error
+	for i := range o.trains {
+		t := &o.trains[i]
+		if t.Err != nil && err == nil {
+			err = t.Err
+		}
+		if !t.Endpoint.Source.IsValid() && e.Source.IsValid() {
+			e.ClearSrc() // the socket found it gone
+		}
+	}
+	clear(o.trains)
+	return err
+}
+
+// assemble makes trains to one endpoint of bufs, in order: each as long as the datagrams are equal in size but for the
+// last, shorter one. A datagram on its own stays where it is.
+func (o *outgoing) assemble(bufs [][]byte, to wireguard.Endpoint) {
+	o.data, o.trains = o.data[:0], o.trains[:0]
+	for len(bufs) > 0 {
+		n, bytes := trainLen(bufs)
+		t := wireguard.Train{Data: bufs[0], Size: len(bufs[0]), Endpoint: to}
+		if n > 1 {
+			if cap(o.data)-len(o.data) < bytes {
+				o.data = make([]byte, 0, max(bytes, 2*cap(o.data))) // trains made before keep theirs
+			}
+			at := len(o.data)
+			for _, b := range bufs[:n] {
+				o.data = append(o.data, b...)
+			}
+			t.Data = o.data[at:len(o.data):len(o.data)]
+		}
+		if bufs = bufs[n:]; bytes > 0 {
+			o.trains = append(o.trains, t)
+		}
+	}
+}
+
+// trainLen is how many of bufs, from the first on, make one train, and their bytes.
+func trainLen(bufs [][]byte) (n, bytes int) {
+	size := len(bufs[0])
+	for n < len(bufs) && n < trainDatagrams {
+		b := len(bufs[n])
+		if n > 0 && (b > size || b == 0 || bytes+b > trainBytes) {
+			break
+		}
+		n, bytes = n+1, bytes+b
+		if b < size {
+			break
+		}
+	}
+	return n, bytes
+}

@@ -1,0 +1,225 @@
+package wgo
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const offset = 16 // wireguard-go's
+
+func theirBuffers(n int) (bufs [][]byte, sizes []int) {
+	for range n {
+		bufs = append(bufs, make([]byte, slot))
+	}
+	return bufs, make([]int, n)
+}
+
+func tunDeviceOf(t *testing.T, tn wireguard.Tunnel) tun.Device {
+	t.Helper()
+	d, err := TUNDevice(tn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func TestTUNDeviceReads(t *testing.T) {
+	q := newQueue()
+	d := tunDeviceOf(t, q)
+	for i := range 40 {
+		q.in <- packet(100+i, uint32(i))
+	}
+	bufs, sizes := theirBuffers(7) // fewer than a batch holds
+	bufs[2] = bufs[2][:offset+50]  // too small for what comes
+	for at := 0; at < 40; {
+		n, err := d.Read(bufs, sizes, offset)
+		if err != nil || n == 0 {
+			t.Fatal(n, err)
+		}
+		for i := range n {
+			if i == 2 {
+				if sizes[i] != 0 {
+					t.Errorf("packet %d has size %d in a buffer of 50 bytes, want 0", at+i, sizes[i])
+				}
+			} else if want := packet(100+at+i, uint32(at+i)); !bytes.Equal(bufs[i][offset:offset+sizes[i]], want) {
+				t.Errorf("packet %d is missing or altered", at+i)
+			}
+		}
+		at += n
+	}
+	read := make(chan error)
+	go func() {
+		_, err := d.Read(bufs, sizes, offset)
+		read <- err
+	}()
+	for range 2 {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-read; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Read after Close: %v, want os.ErrClosed, which wireguard-go takes for a quiet end", err)
+	}
+}
+
+// A failing has packets and an error at once.
+type failing struct {
+	*queue
+	err error
+}
+
+func (f *failing) ReadPackets(b *wireguard.Batch) error {
+	b.Append(packet(100, 1))
+	return f.err
+}
+
+func TestTUNDeviceReadError(t *testing.T) {
+	broken := errors.New("broken")
+	d := tunDeviceOf(t, &failing{newQueue(), broken})
+	bufs, sizes := theirBuffers(4)
+	if n, err := d.Read(bufs, sizes, offset); n != 1 || err != nil || sizes[0] != 100 {
+		t.Errorf("Read = %d, %v, want the packet before the error", n, err)
+	}
+	for range 2 {
+		if n, err := d.Read(bufs, sizes, offset); n != 0 || !errors.Is(err, broken) {
+			t.Errorf("Read = %d, %v, want the error", n, err)
+		}
+	}
+}
+
+func TestTUNDeviceWrites(t *testing.T) {
+	q := newQueue()
+	d := tunDeviceOf(t, q)
+	bufs, _ := theirBuffers(3)
+	for i := range bufs {
+		bufs[i] = bufs[i][:offset+copy(bufs[i][offset:], packet(100+i, uint32(i)))]
+	}
+	bufs[1] = bufs[1][:offset] // nothing in it
+	if n, err := d.Write(bufs, offset); n != 2 || err != nil {
+		t.Errorf("Write = %d, %v", n, err)
+	}
+	for _, i := range []int{0, 2} {
+		if p := <-q.out; !bytes.Equal(p, packet(100+i, uint32(i))) {
+			t.Errorf("packet %d is altered", i)
+		}
+	}
+}
+
+func TestTUNDeviceEvents(t *testing.T) {
+	q := newQueue()
+	d := tunDeviceOf(t, q)
+	if e := <-d.Events(); e != tun.EventUp {
+		t.Errorf("first event %d, want up: wireguard-go waits for it", e)
+	}
+	for mtu := 1300; mtu < 1310; mtu++ { // more changes than there is room for
+		q.mtu = mtu
+		d.Write(nil, offset)
+	}
+	for len(d.Events()) > 0 {
+		if e := <-d.Events(); e != tun.EventMTUUpdate {
+			t.Errorf("event %d, want the MTU's", e)
+		}
+	}
+	if d.Write(nil, offset); len(d.Events()) != 1 {
+		t.Error("the last change of MTU, for which there was no room, got lost")
+	}
+	if mtu, err := d.MTU(); mtu != 1309 || err != nil {
+		t.Errorf("MTU = %d, %v", mtu, err)
+	}
+	if d.Write(nil, offset); len(d.Events()) != 1 {
+		t.Error("an event without a change")
+	}
+	<-d.Events()
+	d.Close()
+	q.mtu = 1
+	d.Write(nil, offset) // must not send to the closed channel
+	if _, ok := <-d.Events(); ok {
+		t.Error("Events is open after Close")
+	}
+	if name, err := d.Name(); name == "" || err != nil || d.File() != nil || d.BatchSize() != 128 {
+		t.Errorf("Name %q, %v, File %v, BatchSize %d", name, err, d.File(), d.BatchSize())
+	}
+}
+
+type attacher struct{ *queue }
+
+func (attacher) Attach(*wireguard.Device) {}
+
+type manyQueues struct {
+	*queue
+	queues []wireguard.PacketSource
+}
+
+func (m manyQueues) Queues() []wireguard.PacketSource { return m.queues }
+
+func (m manyQueues) ReadPackets(*wireguard.Batch) error {
+	return errors.New("never called: there are queues")
+}
+
+func TestTUNDeviceRefuses(t *testing.T) {
+	q := newQueue()
+	for _, c := range []struct {
+		tunnel wireguard.Tunnel
+		says   string // nothing: it is fine
+	}{
+		{attacher{q}, "attacher pushes its packets"},
+		{manyQueues{q, nil}, "0 queues"},
+		{manyQueues{q, []wireguard.PacketSource{q, q}}, "2 queues"},
+		{manyQueues{q, []wireguard.PacketSource{q}}, ""},
+	} {
+		d, err := TUNDevice(c.tunnel)
+		switch {
+		case c.says != "":
+			if d != nil || err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%T: %v, want %q", c.tunnel, err, c.says)
+			}
+		case err != nil:
+			t.Error(err)
+		default:
+			q.in <- packet(100, 1)
+			bufs, sizes := theirBuffers(1)
+			if n, err := d.Read(bufs, sizes, offset); n != 1 || err != nil {
+				t.Errorf("Read of the one queue = %d, %v", n, err)
+			}
+		}
+	}
+}
+
+// A mirror is a Tunnel that yields the same packets for ever.
+type mirror struct {
+	*queue
+	p []byte
+}
+
+func (m *mirror) ReadPackets(b *wireguard.Batch) error {
+	for b.Len() < 64 && b.Append(m.p) {
+	}
+	return nil
+}
+
+func (m *mirror) WritePackets(pkts [][]byte) (int, error) { return len(pkts), nil }
+
+func (m *mirror) Close() error { return net.ErrClosed }
+
+func TestTUNDeviceAllocations(t *testing.T) {
+	d := tunDeviceOf(t, &mirror{newQueue(), packet(1400, 1)})
+	bufs, sizes := theirBuffers(128)
+	wantNoAllocations(t, "reading and writing", func() {
+		n, err := d.Read(bufs, sizes, offset)
+		if n != 64 || err != nil {
+			t.Fatal(n, err)
+		}
+		if n, err := d.Write(bufs[:n], offset); n != 64 || err != nil {
+			t.Fatal(n, err)
+		}
+	})
+}

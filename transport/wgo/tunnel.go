@@ -1,0 +1,255 @@
+package wgo
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const (
+	defaultMTU = 1420 // of a tun.Device that cannot tell
+
+	readFailures = 8 // errors in a row after which a tun.Device is held to be broken
+
+	closeQuiet = 5 * time.Millisecond
+	closeWait  = 100 * time.Millisecond
+)
+
+var errClosed = fmt.Errorf("wireguard: wgo: the tunnel is closed: %w", net.ErrClosed)
+
+// Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel owns dev
+// from then on and closes it in Close. Its events are taken; a change of MTU is followed, up and down are ignored.
+//
+// Reading copies each packet into the batch and writing copies it into a buffer as dev wants it; neither allocates.
+// No goroutine runs before the first ReadPackets.
+func Tunnel(dev tun.Device) wireguard.Tunnel { return TunnelWithEvents(dev, nil) }
+
+// TunnelWithEvents is Tunnel with a function that is called for each event of dev, on a goroutine of its own that reads
+// nothing else meanwhile. A program that wants its device to follow the interface calls Up and Down from there, as
+// wireguard-go does. nil is allowed.
+func TunnelWithEvents(dev tun.Device, onEvent func(tun.Event)) wireguard.Tunnel {
+	t := &tunnel{dev: dev, onEvent: onEvent, reading: make(chan struct{}, 1), closed: make(chan struct{})}
+	batch := max(dev.BatchSize(), 1)
+	t.runs.New = func() any { return newRun(batch) }
+	t.mtu.Store(defaultMTU)
+	t.loadMTU()
+	return t
+}
+
+// A tunnel is a tun.Device as a wireguard.Tunnel.
+type tunnel struct {
+	dev     tun.Device
+	onEvent func(tun.Event)
+	mtu     atomic.Int32
+	follow  sync.Once // starts the goroutine that takes the events
+
+	reading chan struct{} // who has put a token in may read dev, and use r
+	r       reader
+
+	writing sync.RWMutex // held for reading by dev.Write, for writing by dev.Close
+	runs    sync.Pool    // of *run
+
+	closing  sync.Once
+	closed   chan struct{} // closed when Close begins
+	closeErr error
+}
+
+// A reader is the packets that dev.Read returned and no batch has taken yet.
+type reader struct {
+	bufs    [][]byte
+	sizes   []int
+	next, n int   // bufs[next:n] are still to be taken
+	end     error // set once dev.Read failed for good; not called again
+}
+
+// MTU is that of the tun.Device, as of its last event.
+func (t *tunnel) MTU() int { return int(t.mtu.Load()) }
+
+func (t *tunnel) loadMTU() {
+	if mtu, err := t.dev.MTU(); err == nil && mtu > 0 {
+		t.mtu.Store(int32(min(mtu, slot-room)))
+	}
+}
+
+// takeEvents runs until the device closes its channel. Nobody waits for it: onEvent may be in a call that waits for
+// Close.
+func (t *tunnel) takeEvents() {
+	for e := range t.dev.Events() {
+		if e&tun.EventMTUUpdate != 0 {
+			t.loadMTU()
+		}
+		if t.onEvent != nil {
+			t.onEvent(e)
+		}
+	}
+}
+
+func (t *tunnel) startEvents() {
+	if t.dev.Events() != nil {
+		go t.takeEvents()
+	}
+}
+
+func (t *tunnel) isClosed() bool {
+	select {
+	case <-t.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// ReadPackets reads the device once what it read before has been taken.
+func (t *tunnel) ReadPackets(b *wireguard.Batch) error {
+	t.follow.Do(t.startEvents)
+	t.reading <- struct{}{}
+	defer func() { <-t.reading }()
+	r := &t.r
+	for b.Len() == 0 {
+		if r.next == r.n {
+			if err := t.read(); err != nil {
+				return err
+			}
+		}
+		for ; r.next < r.n; r.next++ {
+			if n := r.sizes[r.next]; n > 0 && !b.Append(r.bufs[r.next][room:room+n]) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// read calls dev.Read until it yields packets or has failed for good. The caller has the token.
+func (t *tunnel) read() error {
+	r := &t.r
+	if r.end == nil && r.bufs == nil {
+		batch := max(t.dev.BatchSize(), 1)
+		_, r.bufs = newSlots(batch)
+		r.sizes = make([]int, batch)
+	}
+	for failures := 0; r.end == nil; {
+		n, err := t.dev.Read(r.bufs, r.sizes, room)
+		if r.next, r.n = 0, max(n, 0); r.n > 0 {
+			return nil // an error that lasts comes again
+		}
+		switch {
+		case err == nil || errors.Is(err, tun.ErrTooManySegments):
+		case gone(err):
+			r.end = fmt.Errorf("wireguard: wgo: the tun.Device has gone: %v", err) // not wrapped: nobody asked for it
+		case temporary(err) && !t.isClosed():
+			t.pause(0)
+		default:
+			if failures++; failures == readFailures {
+				r.end = fmt.Errorf("wireguard: wgo: reading the tun.Device: %w", err)
+			}
+			t.pause(failures)
+		}
+	}
+	if r.bufs = nil; t.isClosed() {
+		r.end = errClosed
+	}
+	return r.end
+}
+
+// gone reports whether err says that there is nothing left to read, for ever.
+func gone(err error) bool {
+	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF)
+}
+
+func temporary(err error) bool {
+	t, ok := errors.AsType[interface {
+		error
+		Temporary() bool
+	}](err)
+	return ok && t.Temporary()
+}
+
+// pause waits for 1 ms, doubled for each failure, or until Close.
+func (t *tunnel) pause(failures int) {
+	timer := time.NewTimer(time.Millisecond << failures)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-t.closed:
+	}
+}
+
+// WritePackets writes pkts in runs of the device's batch size, each whatever became of the one before.
+func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
+	t.writing.RLock()
+	defer t.writing.RUnlock()
+	if t.isClosed() {
+		return 0, errClosed
+	}
+	r := t.runs.Get().(*run)
+	defer t.runs.Put(r)
+	for len(pkts) > 0 {
+		for r.reset(); len(pkts) > 0 && !r.full(); pkts = pkts[1:] {
+			r.copy(pkts[0], room)
+		}
+		m, e := t.write(r.bufs)
+		n += m
+		if e != nil && err == nil {
+			err = fmt.Errorf("wireguard: wgo: writing the tun.Device: %w", e)
+		}
+	}
+	return n, err
+}
+
+// write writes bufs and guesses how many of them were taken: at least one was not when there is an error.
+func (t *tunnel) write(bufs [][]byte) (int, error) {
+	if len(bufs) == 0 {
+		return 0, nil
+	}
+	n, err := t.dev.Write(bufs, room)
+	if err == nil {
+		return len(bufs), nil
+	}
+	return max(0, min(n, len(bufs)-1)), err
+}
+
+// Close closes the device once no Write runs and Read has had nothing to give for 5 ms, or after 100 ms: goroutines of
+// the device may be waiting for somebody to read, and that of tun/netstack panics if they are when it is closed. It reads
+// on until the device says that it is closed. All but the first call wait for the first and return what that returned.
+func (t *tunnel) Close() error {
+	t.closing.Do(func() {
+		close(t.closed)
+		t.follow.Do(t.startEvents)
+		var reads atomic.Int64
+		drained := make(chan struct{})
+		go func() {
+			defer close(drained)
+			t.drain(&reads)
+		}()
+		t.writing.Lock()
+		for last, begin := int64(-1), time.Now(); reads.Load() != last && time.Since(begin) < closeWait; {
+			last = reads.Load()
+			time.Sleep(closeQuiet)
+		}
+		t.closeErr = t.dev.Close()
+		t.writing.Unlock()
+		<-drained
+	})
+	return t.closeErr
+}
+
+// drain reads to the end, counts what it reads and drops it. A reader of the tunnel, with which it takes turns, sees
+// the same end.
+func (t *tunnel) drain(reads *atomic.Int64) {
+	t.reading <- struct{}{}
+	defer func() { <-t.reading }()
+	for t.read() == nil {
+		t.r.next = t.r.n
+		reads.Add(1)
+	}
+}

@@ -1,0 +1,246 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+)
+
+var (
+	nowhere  = netip.MustParseAddr("203.0.113.9")
+	nowhere6 = netip.MustParseAddr("2001:db8::9")
+)
+
+// internetChecksumOK reports whether b, with what was summed before, sums up to all ones.
+func internetChecksumOK(before uint64, b []byte) bool {
+	sum := before
+	for i, v := range b {
+		if i%2 == 0 {
+			sum += uint64(v) << 8
+		} else {
+			sum += uint64(v)
+		}
+	}
+	return sum != 0 && sum%0xffff == 0
+}
+
+func pseudoHeader(src, dst []byte, length int, protocol byte) (sum uint64) {
+	for _, b := range [][]byte{src, dst, {byte(length >> 8), byte(length), 0, protocol}} {
+		for i := 0; i < len(b); i += 2 {
+			sum += uint64(b[i])<<8 | uint64(b[i+1])
+		}
+	}
+	return sum
+}
+
+func TestUnreachableIPv4(t *testing.T) {
+	for _, n := range []int{20, 21, 28, 100, 547, 548, 549, 1420, 65535} {
+		p := packet4(n, here, nowhere)
+		padded := append(bytes.Clone(p), 1, 2, 3)
+		r := unreachable(padded[:min(len(padded), 65535)])
+		quoted := min(n, 576-20-8)
+		if len(r) != 28+quoted {
+			t.Fatalf("about a packet of %d bytes: %d bytes, want %d", n, len(r), 28+quoted)
+		}
+		if r[0] != 0x45 || r[9] != 1 || int(binary.BigEndian.Uint16(r[2:])) != len(r) || r[8] == 0 {
+			t.Errorf("the header is %x", r[:20])
+		}
+		if !bytes.Equal(r[12:16], nowhere.AsSlice()) || !bytes.Equal(r[16:20], here.AsSlice()) {
+			t.Errorf("from %x to %x: its source is the packet's destination", r[12:16], r[16:20])
+		}
+		if r[20] != 3 || r[21] != 1 || binary.BigEndian.Uint32(r[24:]) != 0 {
+			t.Errorf("ICMP type %d, code %d, want 3, 1: host unreachable", r[20], r[21])
+		}
+		if !bytes.Equal(r[28:], p[:quoted]) {
+			t.Error("it quotes something else")
+		}
+		if !internetChecksumOK(0, r[:20]) || !internetChecksumOK(0, r[20:]) {
+			t.Errorf("about a packet of %d bytes: checksums are wrong", n)
+		}
+		if q, src, ok := unpad(r); !ok || len(q) != len(r) || src != nowhere {
+			t.Error("it is no packet itself")
+		}
+	}
+}
+
+func TestUnreachableIPv6(t *testing.T) {
+	for _, n := range []int{40, 41, 100, 1231, 1232, 1233, 1420, 65535} {
+		p := packet6(n, here6, nowhere6)
+		r := unreachable(p)
+		quoted := min(n, 1280-40-8)
+		if len(r) != 48+quoted {
+			t.Fatalf("about a packet of %d bytes: %d bytes, want %d", n, len(r), 48+quoted)
+		}
+		if r[0] != 0x60 || r[6] != 58 || int(binary.BigEndian.Uint16(r[4:])) != len(r)-40 || r[7] == 0 {
+			t.Errorf("the header is %x", r[:8])
+		}
+		if !bytes.Equal(r[8:24], nowhere6.AsSlice()) || !bytes.Equal(r[24:40], here6.AsSlice()) {
+			t.Error("its source is not the packet's destination, or it does not go to the sender")
+		}
+		if r[40] != 1 || r[41] != 3 || binary.BigEndian.Uint32(r[44:]) != 0 {
+			t.Errorf("ICMPv6 type %d, code %d, want 1, 3: address unreachable", r[40], r[41])
+		}
+		if !bytes.Equal(r[48:], p[:quoted]) {
+			t.Error("it quotes something else")
+		}
+		if !internetChecksumOK(pseudoHeader(r[8:24], r[24:40], len(r)-40, 58), r[40:]) {
+			t.Errorf("about a packet of %d bytes: the checksum is wrong", n)
+		}
+	}
+}
+
+// TestUnreachableAddresses: no error about what is to or from anything but one host.
+func TestUnreachableAddresses(t *testing.T) {
+	for _, c := range []struct {
+		addr string
+		host bool
+	}{
+		{"10.0.0.1", true}, {"223.255.255.255", true}, {"169.254.1.1", true}, {"0.0.0.0", false}, {"255.255.255.255", false},
+		{"224.0.0.1", false}, {"239.255.255.255", false}, {"127.0.0.1", false}, {"127.255.255.255", false},
+		{"2001:db8::1", true}, {"fe80::1", true}, {"fd00::1", true}, {"::", false}, {"::1", false}, {"ff02::1", false}, {"ff0e::1", false},
+	} {
+		a := netip.MustParseAddr(c.addr)
+		var to, from []byte
+		if a.Is4() {
+			to, from = packet4(100, here, a), packet4(100, a, nowhere)
+		} else {
+			to, from = packet6(100, here6, a), packet6(100, a, nowhere6)
+		}
+		if got := unreachable(to) != nil; got != c.host {
+			t.Errorf("to %s: answered %v, want %v", a, got, c.host)
+		}
+		if got := unreachable(from) != nil; got != c.host {
+			t.Errorf("from %s: answered %v, want %v", a, got, c.host)
+		}
+	}
+}
+
+// TestUnreachableExceptionsIPv4: RFC 1122, section 3.2.2.
+func TestUnreachableExceptionsIPv4(t *testing.T) {
+	fragment := func(flags uint16) []byte {
+		p := packet4(100, here, nowhere)
+		binary.BigEndian.PutUint16(p[6:], flags)
+		return p
+	}
+	icmp := func(kind byte, header int) []byte {
+		p := packet4(100, here, nowhere)
+		p[0], p[9] = 0x40|byte(header/4), 1
+		p[header] = kind
+		return p
+	}
+	for _, c := range []struct {
+		name string
+		p    []byte
+		want bool
+	}{
+		{"first fragment", fragment(1 << 13), true},
+		{"not to be fragmented", fragment(1 << 14), true},
+		{"later fragment", fragment(1), false},
+		{"last fragment", fragment(0x1fff), false},
+		{"later fragment, more to come", fragment(1<<13 | 185), false},
+		{"header of less than 20 bytes", version(4, append([]byte{0x44}, packet4(100, here, nowhere)[1:]...)), false},
+		{"header longer than the packet", append([]byte{0x46}, ipv4(20, 20)[1:]...), false},
+		{"header with options", append([]byte{0x4f}, packet4(100, here, nowhere)[1:]...), true},
+		{"ICMP without a type", icmpOf(ipv4(20, 20)), false},
+		{"no IP", []byte("hello"), false},
+		{"cut", packet4(100, here, nowhere)[:99], false},
+	} {
+		if got := unreachable(c.p) != nil; got != c.want {
+			t.Errorf("%s: answered %v, want %v", c.name, got, c.want)
+		}
+	}
+	queries := map[int]bool{0: true, 8: true, 13: true, 14: true, 15: true, 16: true, 17: true, 18: true}
+	for kind := range 256 {
+		for _, header := range []int{20, 24, 60} {
+			if got := unreachable(icmp(byte(kind), header)) != nil; got != queries[kind] {
+				t.Errorf("ICMP type %d: answered %v, want %v: no errors about errors", kind, got, queries[kind])
+			}
+		}
+	}
+}
+
+func icmpOf(p []byte) []byte {
+	p[9] = 1
+	return p
+}
+
+// TestUnreachableExceptionsIPv6: RFC 4443, section 2.4, behind extension headers too.
+func TestUnreachableExceptionsIPv6(t *testing.T) {
+	// chain makes a packet of headers, each of its type, and what is behind them.
+	type header struct {
+		kind byte
+		b    []byte // its first byte, the next header's type, is filled in
+	}
+	options := header{60, make([]byte, 8)}
+	long := header{0, append([]byte{0, 2}, make([]byte, 22)...)}
+	routing := header{43, make([]byte, 8)}
+	first := header{44, []byte{0, 0, 0, 1, 9, 9, 9, 9}}  // offset 0, more to come
+	atomic := header{44, []byte{0, 0, 0, 0, 9, 9, 9, 9}} // offset 0, the only one
+	later := header{44, []byte{0, 0, 0, 8, 9, 9, 9, 9}}  // offset 8
+	lastest := header{44, []byte{0, 0, 0xff, 0xf8, 9, 9, 9, 9}}
+	chain := func(last byte, rest []byte, hs ...header) []byte {
+		p := packet6(40, here6, nowhere6)
+		next := 6 // where the type of the next header goes
+		for _, h := range hs {
+			p[next] = h.kind
+			next = len(p)
+			p = append(p, h.b...)
+		}
+		p[next] = last
+		p = append(p, rest...)
+		binary.BigEndian.PutUint16(p[4:], uint16(len(p)-40))
+		return p
+	}
+	errorMessage, echo, udp := []byte{1, 3, 0, 0}, []byte{128, 0, 0, 0}, []byte{1, 2, 3, 4}
+	for _, c := range []struct {
+		name string
+		p    []byte
+		want bool
+	}{
+		{"UDP", chain(17, udp), true},
+		{"TCP behind options", chain(6, udp, long, options, routing), true},
+		{"ICMPv6 error", chain(58, errorMessage), false},
+		{"ICMPv6 echo", chain(58, echo), true},
+		{"ICMPv6 echo behind options", chain(58, echo, long, options), true},
+		{"ICMPv6 error behind options", chain(58, errorMessage, long, options, routing), false},
+		{"ICMPv6 error behind a routing header", chain(58, errorMessage, routing), false},
+		{"ICMPv6 error in a first fragment", chain(58, errorMessage, first), false},
+		{"UDP in a first fragment", chain(17, udp, first), true},
+		{"UDP in the only fragment", chain(17, udp, atomic), true},
+		{"later fragment", chain(17, udp, later), false},
+		{"last fragment", chain(17, udp, lastest), false},
+		{"later fragment behind options", chain(17, udp, options, later), false},
+		{"ICMPv6 without a type", chain(58, nil), false},
+		{"options cut", chain(60, []byte{17, 0, 0}), false},
+		{"options longer than the packet", chain(60, []byte{17, 200, 0, 0, 0, 0, 0, 0}), true}, // what is behind them is UDP's
+		{"options longer than the packet, and ICMPv6", chain(60, []byte{58, 200, 0, 0, 0, 0, 0, 0}), false},
+		{"fragment header cut", chain(44, []byte{17, 0, 0, 0, 0, 0, 0}), false},
+		{"nothing more", chain(59, nil), true},
+		{"too many headers to tell", chain(17, udp, options, options, options, options, options, options, options, options), false},
+		{"cut", packet6(100, here6, nowhere6)[:99], false},
+	} {
+		if got := unreachable(c.p) != nil; got != c.want {
+			t.Errorf("%s: answered %v, want %v", c.name, got, c.want)
+		}
+	}
+	for kind := range 256 {
+		if got := unreachable(chain(58, []byte{byte(kind), 0, 0, 0})) != nil; got != (kind >= 128) {
+			t.Errorf("ICMPv6 type %d: answered %v: below 128 are the errors", kind, got)
+		}
+	}
+}
+
+// TestUnreachableLeavesPacket: the packet is in a batch that its caller still has.
+func TestUnreachableLeavesPacket(t *testing.T) {
+	p := packet4(1420, here, nowhere)
+	before := bytes.Clone(p)
+	r := unreachable(p)
+	if !bytes.Equal(p, before) {
+		t.Error("the packet was changed")
+	}
+	clear(p)
+	if !bytes.Equal(r[28:48], before[:20]) {
+		t.Error("the answer shares its memory")
+	}
+}

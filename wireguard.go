@@ -1,0 +1,491 @@
+// Package wireguard is WireGuard as a library: a Device speaks the whole protocol in process, between a packet side and
+// a datagram side that the program chooses.
+//
+// The packet side is a [Tunnel]: a kernel TUN, a gVisor network stack (transport/netstack), an adapter for a
+// wireguard-go device (transport/wgo), or the program's own few lines. The datagram side is a [Bind]: UDP sockets
+// (transport/udp), an in-memory wire (transport/pipe), or the program's own relay. A device of two peers:
+//
+//	device, err := wireguard.New(wireguard.Config{
+//		PrivateKey: key,
+//		Tunnel:     tunnel,
+//		Bind:       &udp.Bind{},
+//		Peers: []wireguard.PeerConfig{{
+//			PublicKey:  peer,
+//			Endpoint:   wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.1:51820")),
+//			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
+//		}},
+//	})
+//	...
+//	err = device.Up()
+//
+// # Map
+//
+// A packet on its way out meets, in this order, send.go, allowedips.go, peer.go and keypair.go; on its way in, receive.go,
+// keypair.go, replay.go, peer.go and allowedips.go. Handshake messages take the slow path: slow.go, exchange.go,
+// handshake.go, cookie.go. Time comes from deadlines.go to timers.go. Configuration is config.go and configure.go.
+//
+//	out:   PacketSource or Device.Send ─▶ route ─▶ the peer's turn, counters ─▶ seal in place ─▶ Socket
+//	in:    Receiver ─▶ session by index ─▶ open in place ─▶ replay, confirm, roam ─▶ source check ─▶ PacketSink
+//	time:  the next deadline of each peer ─▶ peer.expire ─▶ the same way out
+//	slow:  handshake messages ─▶ bounded queue ─▶ workers: X25519 happens here alone ─▶ Socket
+//
+// The files peer.go, timers.go, handshake.go, keypair.go, cookie.go, allowedips.go and replay.go are the protocol: they
+// decide, and neither lock nor wait nor read a clock. The others own the goroutines, the locks and the clock.
+//
+// References to sections are to the whitepaper, https://www.wireguard.com/papers/wireguard.pdf.
+package wireguard
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
+// any goroutine; but Down, Wake, Configure and Close not from inside a call that the device makes to its Tunnel or Bind,
+// and Close not from inside Lookup: they wait until those calls have returned.
+//
+//	          Up                Down, or Close
+//	(New) ──────────▶ up ──────────────────────▶ down ──▶ ...
+//	                   ▲                           │
+//	                   └───────────────────────────┘
+//	                                Up
+//
+// Configuration and counters outlive Down; sessions and staged packets do not.
+type Device struct {
+	tunnel         Tunnel
+	bind           Bind
+	log            *slog.Logger // nil: silent
+	clock          Clock
+	start          time.Duration // what clock told in New
+	random         func([]byte)
+	lookup         func(context.Context, PublicKey) (PeerConfig, error)
+	maxLookedUp    int
+	maxStagedBytes int64
+
+	// mu is the configuration lock: it is taken first of all, by what changes the configuration, and never while a
+	// packet is under way.
+	mu       sync.Mutex
+	port     uint16 // as configured
+	mark     uint32
+	reading  bool // whether the sources' goroutines were started
+	identity atomic.Pointer[identity]
+	running  atomic.Pointer[running] // nil: down
+	closing  atomic.Bool
+
+	peers    peerTable
+	allowed  allowedIPs
+	sessions sessionTable
+
+	cookieMu sync.Mutex // guards cookies; taken last but for the deadlines'
+	cookies  cookieChecker
+
+	slow        slowPath
+	deadlines   deadlines
+	lookups     lookups
+	waiters     waiters
+	subscribers subscribers
+
+	drops         dropCounters
+	ecnMismatches atomic.Uint64
+	cookieReplies atomic.Uint64
+	stagedBytes   atomic.Int64
+	troubled      atomic.Int64 // when trouble was told of last
+
+	wg        sync.WaitGroup // sources, workers, the time's goroutine
+	closeOnce sync.Once
+	done      chan struct{}
+	err       error // why the device ended; read after done
+	closeErr  error // the tunnel's; read after closeOnce
+}
+
+// running is a device from Up to Down.
+type running struct {
+	socket atomic.Pointer[openSocket]
+	alarm  alarm
+	ctx    context.Context // of lookups
+	cancel context.CancelFunc
+}
+
+// An openSocket is a socket and the goroutines that read it.
+type openSocket struct {
+	Socket
+	receivers sync.WaitGroup
+	closed    chan struct{}
+}
+
+// New checks c, as a whole, and makes a device of it. It starts nothing: that is for Up. An error tells everything that
+// is wrong.
+func New(c Config) (*Device, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	d := &Device{
+		tunnel: c.Tunnel, bind: c.Bind, log: c.Logger, clock: c.Clock, lookup: c.Lookup,
+		maxLookedUp: c.maxLookedUp(), maxStagedBytes: int64(c.stagedBytes()),
+		port: c.ListenPort, mark: c.FirewallMark,
+		random: func(b []byte) { rand.Read(b) },
+		done:   make(chan struct{}),
+	}
+	if d.clock == nil {
+		d.clock = systemClock{}
+	}
+	d.start = d.clock.Now()
+	d.identity.Store(newIdentity(c.PrivateKey))
+	changes := make([]PeerChange, len(c.Peers))
+	for i := range c.Peers {
+		changes[i] = c.Peers[i].Change()
+	}
+	d.changePeers(changes, false)
+	if a, ok := d.tunnel.(Attacher); ok {
+		a.Attach(d)
+	}
+	return d, nil
+}
+
+// now is the core's time. It starts an hour after zero, which means never.
+func (d *Device) now() int64 { return int64(d.clock.Now()-d.start) + 3600*second }
+
+var errClosed = fmt.Errorf("wireguard: the device is closed: %w", net.ErrClosed)
+
+// Up opens the socket and starts the device: staged packets are sent and persistent keepalives begin. On a device that
+// is up it does nothing. The error is the Bind's, or wraps net.ErrClosed after Close.
+func (d *Device) Up() error {
+	d.mu.Lock()
+	due, err := d.up()
+	r := d.running.Load()
+	d.mu.Unlock()
+	d.flushAll(due)
+	if err == nil && r != nil {
+		d.info("up", "port", r.socket.Load().Port())
+	}
+	return err
+}
+
+// up is Up but for what is due after it. mu is held.
+func (d *Device) up() (due []dueFlush, err error) {
+	if d.closing.Load() {
+		return nil, errClosed
+	}
+	if d.running.Load() != nil {
+		return nil, nil
+	}
+	s, err := d.open(d.port, d.mark)
+	if err != nil {
+		return nil, err
+	}
+	r := &running{alarm: d.newAlarm()}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.socket.Store(s)
+	d.deadlines.start(r.alarm, d.now())
+	d.running.Store(r)
+	d.wg.Add(1)
+	go d.keepTime(r.alarm)
+	d.startReceivers(s)
+	d.startSources()
+	for _, p := range d.peers.all() {
+		p.mu.Lock()
+		if p.lookedUp {
+			p.timers.set(timerWipe, d.now()+rejectAfterTime) // forgotten, unless it comes back
+			d.schedule(p)
+		}
+		if p.persistent != 0 || p.staged.n != 0 {
+			due = append(due, dueFlush{p, p.persistent != 0})
+		}
+		p.mu.Unlock()
+	}
+	return due, nil
+}
+
+// Down closes the socket, drops staged packets and wipes all sessions. Configuration and counters stay, and Up brings
+// the device back. On a device that is down it does nothing.
+func (d *Device) Down() error {
+	d.mu.Lock()
+	s := d.stop()
+	d.mu.Unlock()
+	if s != nil {
+		s.receivers.Wait()
+		d.info("down")
+	}
+	return nil
+}
+
+// stop takes the device down, and returns its socket, closed, or nil if it was down. mu is held.
+func (d *Device) stop() *openSocket {
+	r := d.running.Swap(nil)
+	if r == nil {
+		return nil
+	}
+	r.cancel()
+	d.deadlines.stop()
+	r.alarm.close()
+	s := r.socket.Load()
+	s.close()
+	for _, p := range d.peers.all() {
+		var out outbox
+		p.mu.Lock()
+		p.stop(&out)
+		d.forgetDeadline(p)
+		d.release(p, &out)
+	}
+	why := errDown
+	if d.closing.Load() {
+		why = errClosed
+	}
+	d.waiters.endAll(why)
+	return s
+}
+
+// Wake tells the device that the machine slept or that its network changed. The socket is opened anew on the same port;
+// what is due is done; peers with a session hear from the device's new address. While the device is down, Wake does
+// nothing. If the socket cannot be opened, the device stays up without one, until the next Wake.
+func (d *Device) Wake() error {
+	d.mu.Lock()
+	r := d.running.Load()
+	if r == nil {
+		d.mu.Unlock()
+		return nil
+	}
+	old := r.socket.Load()
+	old.close()
+	s, err := d.open(old.Port(), d.mark)
+	if err != nil && d.port == 0 {
+		s, err = d.open(0, d.mark)
+	}
+	if err == nil {
+		r.socket.Store(s)
+		d.startReceivers(s)
+	}
+	d.mu.Unlock()
+
+	old.receivers.Wait()
+	if err != nil {
+		d.trouble(err)
+	}
+	now := d.now()
+	d.deadlines.ring(now)
+	for _, p := range d.peers.all() {
+		var out outbox
+		p.mu.Lock()
+		p.wake(now, &out)
+		d.release(p, &out)
+	}
+	return err
+}
+
+// Close ends the device, and closes its socket and its tunnel. It may be called from any state, and again; it returns
+// when all is over. The error is the tunnel's.
+func (d *Device) Close() error {
+	d.end(nil)
+	return d.closeErr
+}
+
+// Done is closed when the device has ended, by Close or because its tunnel failed; see Err.
+func (d *Device) Done() <-chan struct{} { return d.done }
+
+// Err is why the device ended: nil before it did, and nil after Close.
+func (d *Device) Err() error {
+	select {
+	case <-d.done:
+		return d.err
+	default:
+		return nil
+	}
+}
+
+// end is Close, with a reason.
+func (d *Device) end(why error) {
+	d.closeOnce.Do(func() {
+		d.closing.Store(true)
+		d.mu.Lock()
+		s := d.stop()
+		d.mu.Unlock()
+		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+			d.closeErr = fmt.Errorf("wireguard: close the tunnel: %w", err)
+		}
+		d.slow.close()
+		if s != nil {
+			s.receivers.Wait()
+		}
+		d.waiters.close()
+		d.wg.Wait()
+		d.subscribers.close()
+		d.err = why
+		close(d.done)
+	})
+}
+
+// open makes a socket with the device's mark.
+func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
+	s, err := d.bind.Listen(port)
+	if err != nil {
+		return nil, fmt.Errorf("wireguard: listen on port %d: %w", port, err)
+	}
+	if mark != 0 {
+		if err := setMark(s, mark); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	return &openSocket{Socket: s, closed: make(chan struct{})}, nil
+}
+
+func setMark(s Socket, mark uint32) error {
+	m, ok := s.(interface{ SetMark(uint32) error })
+	if !ok {
+		return fmt.Errorf("wireguard: firewall mark %#x: the bind has no marks: %w", mark, errors.ErrUnsupported)
+	}
+	if err := m.SetMark(mark); err != nil {
+		return fmt.Errorf("wireguard: firewall mark %#x: %w", mark, err)
+	}
+	return nil
+}
+
+func (d *Device) newAlarm() alarm {
+	if _, ok := d.clock.(systemClock); ok {
+		a, err := newSystemAlarm()
+		if err == nil {
+			return a
+		}
+		d.warn("deadlines will be late after a suspend", "err", err)
+	}
+	return newTimerAlarm()
+}
+
+func (d *Device) startReceivers(s *openSocket) {
+	for _, receiver := range s.Receivers() {
+		s.receivers.Add(1)
+		go d.receive(s, receiver)
+	}
+}
+
+// startSources starts to read the tunnel, once in the device's life.
+func (d *Device) startSources() {
+	if d.reading {
+		return
+	}
+	d.reading = true
+	if _, ok := d.tunnel.(Attacher); ok {
+		return
+	}
+	sources := []PacketSource{d.tunnel}
+	if t, ok := d.tunnel.(interface{ Queues() []PacketSource }); ok {
+		sources = t.Queues()
+	}
+	for _, s := range sources {
+		d.wg.Add(1)
+		go d.readSource(s)
+	}
+}
+
+// sourceEnded is called when a source returned an error.
+func (d *Device) sourceEnded(err error) {
+	if errors.Is(err, io.EOF) || d.closing.Load() {
+		return
+	}
+	d.warn("the tunnel ended", "err", err)
+	go d.end(fmt.Errorf("wireguard: the tunnel ended: %w", err))
+}
+
+// close is called with the configuration lock held.
+func (s *openSocket) close() {
+	if !s.isClosed() {
+		close(s.closed)
+	}
+	s.Socket.Close()
+}
+
+func (s *openSocket) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// sleep waits, and returns false if the socket was closed meanwhile.
+func (s *openSocket) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.closed:
+		return false
+	}
+}
+
+// release ends a visit to p's core: it sees to p's next deadline, unlocks p.mu, and carries out what was left in out.
+func (d *Device) release(p *peer, out *outbox) {
+	if !p.removed {
+		d.schedule(p)
+	}
+	p.mu.Unlock()
+	d.sessions.free(out.freed...)
+	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
+		d.drops.add(DropNoSession, 1)
+		d.unstage(s)
+	}
+	for _, e := range out.events {
+		d.tell(p, e)
+	}
+	if out.initiate {
+		d.slow.peer(d, p)
+	}
+	if out.keepalive || out.flush {
+		d.flush(p, out.keepalive)
+	}
+	if out.forget {
+		d.forget(p)
+	}
+}
+
+// drop counts packets or messages of p's that are dropped. p.mu is held.
+func (d *Device) drop(p *peer, r DropReason, n int) {
+	if n == 0 {
+		return
+	}
+	p.drop(r, n)
+	d.drops.add(r, n)
+}
+
+// tell publishes what happened to p.
+func (d *Device) tell(p *peer, e outEvent) {
+	switch e.kind {
+	case EventHandshake:
+		d.waiters.end(p, nil)
+	case EventHandshakeFailed:
+		d.waiters.end(p, errNoAnswer)
+	}
+	d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
+	d.subscribers.publish(Event{Kind: e.kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: e.endpoint})
+}
+
+// trouble tells of a socket that failed, once a second at most.
+func (d *Device) trouble(err error) {
+	now, last := d.now(), d.troubled.Load()
+	if last != 0 && now-last < second || !d.troubled.CompareAndSwap(last, now) {
+		return
+	}
+	d.warn("bind trouble", "err", err)
+	d.subscribers.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
+}
+
+func (d *Device) debug(msg string, args ...any) { d.logAt(slog.LevelDebug, msg, args) }
+func (d *Device) info(msg string, args ...any)  { d.logAt(slog.LevelInfo, msg, args) }
+func (d *Device) warn(msg string, args ...any)  { d.logAt(slog.LevelWarn, msg, args) }
+
+func (d *Device) logAt(l slog.Level, msg string, args []any) {
+	if d.log != nil {
+		d.log.Log(context.Background(), l, "wireguard: "+msg, args...)
+	}
+}

@@ -1,0 +1,218 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/replay"
+	"golang.zx2c4.com/wireguard/tun/tuntest"
+	"pgregory.net/rapid"
+)
+
+// A goLine is a conn.Bind whose other side is the test.
+type goLine struct {
+	in, out chan []byte
+	mu      sync.Mutex
+	closed  chan struct{}
+}
+
+type goEndpoint struct{}
+
+func (goEndpoint) ClearSrc()           {}
+func (goEndpoint) SrcToString() string { return "" }
+func (goEndpoint) DstToString() string { return "192.0.2.1:1" }
+func (goEndpoint) DstToBytes() []byte  { return []byte{192, 0, 2, 1, 0, 1} }
+func (goEndpoint) DstIP() netip.Addr   { return netip.AddrFrom4([4]byte{192, 0, 2, 1}) }
+func (goEndpoint) SrcIP() netip.Addr   { return netip.Addr{} }
+
+func (l *goLine) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	closed := make(chan struct{})
+	l.closed = closed
+	return []conn.ReceiveFunc{func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		select {
+		case m := <-l.in:
+			sizes[0], eps[0] = copy(packets[0], m), goEndpoint{}
+			return 1, nil
+		case <-closed:
+			return 0, net.ErrClosed
+		}
+	}}, port, nil
+}
+
+func (l *goLine) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed != nil {
+		close(l.closed)
+		l.closed = nil
+	}
+	return nil
+}
+
+func (l *goLine) Send(bufs [][]byte, _ conn.Endpoint) error {
+	for _, b := range bufs {
+		l.out <- bytes.Clone(b)
+	}
+	return nil
+}
+
+func (l *goLine) SetMark(uint32) error                        { return nil }
+func (l *goLine) ParseEndpoint(string) (conn.Endpoint, error) { return goEndpoint{}, nil }
+func (l *goLine) BatchSize() int                              { return 1 }
+
+// A goEnd is a wireguard-go device whose one peer is a remote.
+type goEnd struct {
+	line *goLine
+	tun  *tuntest.ChannelTUN
+}
+
+func newGoEnd(t *testing.T, key PrivateKey, r *remote) *goEnd {
+	t.Helper()
+	e := &goEnd{&goLine{in: make(chan []byte), out: make(chan []byte, 16)}, tuntest.NewChannelTUN()}
+	d := device.NewDevice(e.tun.TUN(), e.line, device.NewLogger(device.LogLevelSilent, ""))
+	t.Cleanup(d.Close)
+	err := d.IpcSet(fmt.Sprintf("private_key=%x\npublic_key=%x\npreshared_key=%x\nallowed_ip=%v/32\nendpoint=192.0.2.1:1\n",
+		key[:], r.id.public[:], r.psk[:], r.addr))
+	if err == nil {
+		err = d.Up()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// from waits for a value of a channel.
+func from(t *testing.T, c <-chan []byte, why string) []byte {
+	t.Helper()
+	select {
+	case b := <-c:
+		return b
+	case <-time.After(patience):
+		t.Fatalf("nothing came: %s", why)
+		return nil
+	}
+}
+
+// TestWireGuardGo makes whole handshakes between the functions of this package and a wireguard-go device, in both roles,
+// with and without a preshared key, and sends data both ways under the keys.
+func TestWireGuardGo(t *testing.T) {
+	for _, psk := range []PresharedKey{{}, PresharedKey(testKey(9))} {
+		for _, initiator := range []bool{true, false} {
+			t.Run(fmt.Sprintf("preshared key %v, initiator %v", !psk.IsZero(), initiator), func(t *testing.T) {
+				key := testKey(8)
+				r := newRemote(1, key.Public())
+				r.psk = psk
+				e := newGoEnd(t, key, r)
+				there, back := packet4(100, r.addr, here), packet4(100, here, r.addr)
+
+				if initiator {
+					e.line.in <- r.initiation()
+					r.takeResponse(t, from(t, e.line.out, "a response"))
+				} else {
+					e.tun.Outbound <- back
+					e.line.in <- r.response(t, from(t, e.line.out, "an initiation"))
+					sealed := r.open(t, from(t, e.line.out, "the packet that waited"))
+					if p, _, ok := unpad(sealed); !ok || !bytes.Equal(p, back) {
+						t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
+					}
+				}
+				e.line.in <- r.data(there)
+				if p := from(t, e.tun.Inbound, "our packet"); !bytes.Equal(p, there) {
+					t.Errorf("wireguard-go delivered\n%x, want\n%x", p, there)
+				}
+				e.tun.Outbound <- back
+				if p, _, ok := unpad(r.open(t, from(t, e.line.out, "its packet"))); !ok || !bytes.Equal(p, back) {
+					t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
+				}
+			})
+		}
+	}
+}
+
+// TestWireGuardGoCookies has each implementation challenge the other.
+func TestWireGuardGoCookies(t *testing.T) {
+	x := newExchange(t, PresharedKey{})
+	id, source := x.responder, []byte{192, 0, 2, 7, 0x30, 0x39}
+	random := func(b []byte) { copy(b, bytes.Repeat([]byte{0x5a}, len(b))) }
+	_, m := x.initiate(t)
+
+	t.Run("they ask us", func(t *testing.T) {
+		var checker device.CookieChecker
+		checker.Init(device.NoisePublicKey(id.public))
+		var jar cookieJar
+		m := bytes.Clone(m)
+		jar.sign(m, id.public, 1)
+		if !checker.CheckMAC1(m) || checker.CheckMAC2(m, source) {
+			t.Fatal("wireguard-go does not take our mac1, or takes a mac2 of zeros")
+		}
+		theirs, err := checker.CreateReply(m, 0x01020304, source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var reply bytes.Buffer
+		binary.Write(&reply, binary.LittleEndian, theirs)
+		if reply.Len() != cookieSize || !jar.consume(reply.Bytes(), id.public, 1) {
+			t.Fatal("their cookie reply is refused")
+		}
+		jar.sign(m, id.public, 2)
+		if !checker.CheckMAC1(m) || !checker.CheckMAC2(m, source) {
+			t.Error("wireguard-go does not take our macs with its cookie")
+		}
+	})
+	t.Run("we ask them", func(t *testing.T) {
+		var generator device.CookieGenerator
+		generator.Init(device.NoisePublicKey(id.public))
+		var checker cookieChecker
+		m := bytes.Clone(m)
+		generator.AddMacs(m)
+		if !checker.validMAC1(m, id) || checker.validMAC2(m, source, 1, random) {
+			t.Fatal("we do not take their mac1, or take a mac2 of zeros")
+		}
+		reply := checker.reply(m, source, id, 1, random)
+		theirs := &device.MessageCookieReply{Type: 3, Receiver: binary.LittleEndian.Uint32(reply[4:])}
+		copy(theirs.Nonce[:], reply[cookieNonce:])
+		copy(theirs.Cookie[:], reply[cookieCookie:])
+		if theirs.Receiver != 0x01020304 || !generator.ConsumeReply(theirs) {
+			t.Fatal("they refuse our cookie reply")
+		}
+		generator.AddMacs(m)
+		if !checker.validMAC1(m, id) || !checker.validMAC2(m, source, 2, random) {
+			t.Error("we do not take their macs with our cookie")
+		}
+	})
+}
+
+// TestWireGuardGoReplay gives the same counters to both windows.
+func TestWireGuardGoReplay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var ours window
+		var theirs replay.Filter
+		top := uint64(0)
+		for range rapid.IntRange(1, 300).Draw(t, "steps") {
+			c := rapid.OneOf(
+				rapid.Uint64Range(top-min(top, 2*windowBits), top+2*windowBits),
+				rapid.Uint64Range(top-min(top, windowSize+1), top-min(top, windowSize-1)),
+				rapid.Uint64Range(top, top+3),
+				rapid.Just(uint64(rejectAfterMessages)),
+			).Draw(t, "counter")
+			got, want := ours.accept(c), theirs.ValidateCounter(c, rejectAfterMessages)
+			if got != want {
+				t.Fatalf("accept(%d) = %v, wireguard-go says %v (greatest %d)", c, got, want, top)
+			}
+			if got {
+				top = max(top, c)
+			}
+		}
+	})
+}
