@@ -76,6 +76,9 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 	if size <= 0 {
 		size = len(t.Data)
 	}
+	if len(t.Data) == 0 {
+		d.drops.add(DropUnknownMessage, 1) // an empty datagram is one too
+	}
 	for at := 0; at < len(t.Data); {
 		end := min(at+size, len(t.Data))
 		m := t.Data[at:end:end]
