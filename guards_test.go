@@ -153,27 +153,6 @@ func TestIdlePeers(t *testing.T) {
 	}
 }
 
-// FuzzDevice gives a live device whatever a socket may give it: it must not panic, and each datagram is counted.
-func FuzzDevice(f *testing.F) {
-	f.Add([]byte{1, 0, 0, 0}, 148, uint8(0))
-	f.Add(make([]byte, 300), 32, uint8(3))
-	m := make([]byte, 64)
-	m[0] = typeData
-	f.Add(m, 32, uint8(1))
-	p := newLoopPair(f)
-	f.Fuzz(func(t *testing.T, data []byte, size int, tos uint8) {
-		if size < 1 {
-			size = max(len(data), 1)
-		}
-		train := Train{Data: append([]byte(nil), data...), Size: size, Endpoint: EndpointOf(netip.MustParseAddrPort("192.0.2.9:9")), TOS: tos}
-		in := inbound{now: p.to.now(), table: p.to.allowed.routes()}
-		p.to.receiveTrain(&in, &train)
-		if len(in.packets) > 0 {
-			t.Fatal("a forgery was delivered")
-		}
-	})
-}
-
 // FuzzInner goes through all that reads a packet from inside the tunnel.
 func FuzzInner(f *testing.F) {
 	f.Add([]byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, uint8(3))
