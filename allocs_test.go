@@ -1,0 +1,343 @@
+package wireguard
+
+import (
+	"net"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"testing"
+)
+
+// Whole devices, each on its own goroutines, in lockstep: of all goroutines one runs, and the next when it is done.
+//
+//	test ─ go ─▶ stepper (source) ─▶ Device.Send ─▶ station ─ mailbox ─▶ station ─▶ Device.receive ─▶ stepper (sink) ─ done ─▶ test
+//
+// The memory of all ends is allocated before, so that what is allocated between go and done is the library's.
+
+// A stepper is a Tunnel that sends its packets once for each go.
+type stepper struct {
+	packets [][]byte
+	due     chan struct{}
+	done    chan<- int
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func newStepper(done chan<- int) *stepper {
+	return &stepper{due: make(chan struct{}), done: done, closed: make(chan struct{})}
+}
+
+func (s *stepper) MTU() int     { return 1420 }
+func (s *stepper) Close() error { s.once.Do(func() { close(s.closed) }); return nil }
+
+func (s *stepper) ReadPackets(b *Batch) error {
+	select {
+	case <-s.due:
+		for _, p := range s.packets {
+			b.Append(p)
+		}
+		return nil
+	case <-s.closed:
+		return net.ErrClosed
+	}
+}
+
+func (s *stepper) WritePackets(pkts [][]byte) (int, error) {
+	s.done <- len(pkts)
+	return len(pkts), nil
+}
+
+// A station is a Bind and its only Socket. What is sent to another station of its post is one mail, in memory that is
+// used again.
+type station struct {
+	addr   netip.AddrPort
+	post   map[netip.AddrPort]*station
+	mail   chan []Train
+	spare  chan []Train
+	lent   []Train // what Receive returned last
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newStation(post map[netip.AddrPort]*station, n int) *station {
+	s := &station{
+		addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), uint16(n)), post: post,
+		mail: make(chan []Train, 8), spare: make(chan []Train, 8), closed: make(chan struct{}),
+	}
+	for range cap(s.spare) {
+		s.spare <- []Train{{Data: make([]byte, 0, 1<<16)}}
+	}
+	post[s.addr] = s
+	return s
+}
+
+func (s *station) Listen(uint16) (Socket, error) { return s, nil }
+func (s *station) Port() uint16                  { return s.addr.Port() }
+func (s *station) Receivers() []Receiver         { return []Receiver{s} }
+func (s *station) Close() error                  { s.once.Do(func() { close(s.closed) }); return nil }
+
+// Send copies each train to where it goes.
+func (s *station) Send(ts []Train) {
+	for i := range ts {
+		to := s.post[ts[i].Endpoint.AddrPort]
+		mail := <-to.spare
+		mail[0] = Train{
+			Data: append(mail[0].Data[:0], ts[i].Data...), Size: ts[i].Size, Endpoint: EndpointOf(s.addr), TOS: ts[i].TOS,
+		}
+		to.mail <- mail
+	}
+}
+
+func (s *station) Receive() ([]Train, error) {
+	if s.lent != nil {
+		s.spare <- s.lent
+		s.lent = nil
+	}
+	select {
+	case s.lent = <-s.mail:
+		return s.lent, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// A star is a hub and devices round it.
+type star struct {
+	hub   *stepper
+	ends  []*stepper
+	done  chan int
+	count int
+}
+
+func newStar(t *testing.T, n int) *star {
+	post := map[netip.AddrPort]*station{}
+	s := &star{done: make(chan int)}
+	s.hub = newStepper(s.done)
+	hub := Config{PrivateKey: testKey(1), Tunnel: s.hub, Bind: newStation(post, 1)}
+	var devices []*Device
+	for i := range n {
+		at, tunnel := newStation(post, i+2), newStepper(s.done)
+		s.ends = append(s.ends, tunnel)
+		hub.Peers = append(hub.Peers, PeerConfig{
+			PublicKey: testKey(i + 2).Public(), Endpoint: EndpointOf(at.addr), AllowedIPs: []netip.Prefix{netip.PrefixFrom(starAddr(i), 32)},
+		})
+		devices = append(devices, newStill(t, Config{PrivateKey: testKey(i + 2), Tunnel: tunnel, Bind: at, Peers: []PeerConfig{{
+			PublicKey: testKey(1).Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(here, 32)},
+		}}}))
+	}
+	d := newStill(t, hub)
+	for i, p := range hub.Peers {
+		if err := d.Handshake(t.Context(), p.PublicKey); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the session is not confirmed", func() bool {
+			s, _ := devices[i].Peer(testKey(1).Public())
+			return s.Session
+		})
+	}
+	return s
+}
+
+// newStill is a device that is up, and whose clock stands still: no timer fires.
+func newStill(t *testing.T, c Config) *Device {
+	c.Clock = new(handClock)
+	d, err := New(c)
+	if err == nil {
+		err = d.Up()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func starAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
+
+// round lets from send what it has, and waits until it has arrived.
+func (s *star) round(from *stepper) {
+	from.due <- struct{}{}
+	for n := 0; n < len(from.packets); {
+		n += <-s.done
+	}
+	s.count += len(from.packets)
+}
+
+// allocations is how often memory is allocated in n calls of f, by all goroutines. There is one processor and no garbage
+// collection meanwhile, so that no pool loses what it holds. Other goroutines of the process may allocate in one try or
+// the other, so the least of three is taken.
+func allocations(n int, f func()) uint64 {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	least := ^uint64(0)
+	for range 3 {
+		for range 20 {
+			f() // fills the pools, grows the scratch memory
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range n {
+			f()
+		}
+		runtime.ReadMemStats(&after)
+		least = min(least, after.Mallocs-before.Mallocs)
+	}
+	return least
+}
+
+// wantNoAllocations fails if n calls of f allocate as often as once in a hundred calls: a call is a batch, so it is none a
+// packet and none a batch either.
+func wantNoAllocations(t *testing.T, n int, f func()) {
+	t.Helper()
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	if got := allocations(n, f); got > uint64(n/100) {
+		t.Errorf("%d allocations in %d batches, want none", got, n)
+	}
+}
+
+// TestNoAllocationsThroughDevices: nothing is allocated a packet, from the source of one device to the sink of another,
+// both ways: for packets alone, for trains, for sizes that make no train, and for one batch to many peers.
+func TestNoAllocationsThroughDevices(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		ends  int
+		sizes []int // of the packets of a batch, in turn
+		n     int   // packets a batch
+	}{
+		{"one packet", 1, []int{1420}, 1},
+		{"a train", 1, []int{1420}, 64},
+		{"two trains of small packets", 1, []int{64}, 128},
+		{"unequal sizes", 1, []int{64, 1420, 200, 40}, 64},
+		{"many peers, packets in turn", 8, []int{200}, 64},
+		{"many peers, unequal sizes", 8, []int{1420, 100, 700}, 32},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newStar(t, test.ends)
+			for i := range test.n {
+				to := i % test.ends
+				size := test.sizes[i%len(test.sizes)]
+				s.hub.packets = append(s.hub.packets, packet4(size, here, starAddr(to)))
+				s.ends[to].packets = append(s.ends[to].packets, packet4(size, starAddr(to), here))
+			}
+			const rounds = 300
+			wantNoAllocations(t, rounds, func() {
+				s.round(s.hub)
+				for _, e := range s.ends {
+					s.round(e)
+				}
+			})
+			if want := 3 * (rounds + 20) * 2 * test.n; s.count != want {
+				t.Errorf("%d packets arrived, want %d", s.count, want)
+			}
+		})
+	}
+}
+
+// TestNoAllocationsReceivingTrains: nothing is allocated for what a socket with receive offload brings: many trains at
+// once, of several sessions, with sessions and sizes mixed within a train, ECN marks, keepalives, and forgeries among them.
+func TestNoAllocationsReceivingTrains(t *testing.T) {
+	const remotes = 4
+	var rs []*remote
+	var peers []PeerConfig
+	for i := range remotes {
+		rs = append(rs, newRemote(i+1, testKey(1).Public()))
+		rs[i].from = rs[0].from // a train has one source: a relay, say
+		peers = append(peers, rs[i].config())
+	}
+	e := up(t, testKey(1), peers...)
+	n := 0
+	e.tunnel.write = func(pkts [][]byte) int { n += len(pkts); return len(pkts) }
+	var inner [remotes][]byte
+	for i, r := range rs {
+		e.connect(t, r)
+		inner[i] = packet4(208, r.addr, here)
+	}
+	// One train a remote, of 16 messages; one of messages of all remotes in turn; one of a message, and another after a
+	// forgery. The last message of each is a keepalive.
+	const size = messageOverhead + 208
+	trains := make([]Train, 0, remotes+2)
+	memory := make([][]byte, cap(trains))
+	for i := range memory {
+		memory[i] = make([]byte, 16*size)
+	}
+	message := func(m []byte, r *remote, inner []byte) {
+		copy(m[messageHeader:], inner)
+		r.k.seal(m[:messageOverhead+len(inner)], r.k.number(1))
+	}
+	train := func(i, n int, of func(j int) int) {
+		for j := range n {
+			who := of(j)
+			message(memory[i][j*size:(j+1)*size], rs[who], inner[who])
+		}
+		message(memory[i][n*size:n*size+messageOverhead], rs[of(n)], nil)
+		trains = append(trains, Train{
+			Data: memory[i][:n*size+messageOverhead], Size: size, Endpoint: rs[0].from, TOS: uint8(i) & ecnMask,
+		})
+	}
+	batch := func() {
+		trains = trains[:0]
+		for i := range remotes {
+			train(i, 15, func(int) int { return i })
+		}
+		train(remotes, 15, func(j int) int { return j % remotes })
+		train(remotes+1, 2, func(int) int { return 0 })
+		memory[remotes+1][size/2] ^= 1
+		e.line.receive(trains...)
+	}
+	const rounds, packets = 300, remotes*15 + 15 + 1
+	wantNoAllocations(t, rounds, batch)
+	if want := 3 * (rounds + 20) * packets; n != want {
+		t.Errorf("%d packets were delivered, want %d", n, want)
+	}
+	if got := e.drops.load(); got[DropForged] != 3*(rounds+20) || got.Total() != got[DropForged] {
+		t.Errorf("dropped: %v", got)
+	}
+}
+
+// TestNoAllocationsBehindTheTurn: a batch that finds its peer's turn taken is copied and sent by who has the turn, and that
+// allocates nothing either.
+func TestNoAllocationsBehindTheTurn(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := newEnd(t, testKey(1), r.config())
+	sent := 0
+	e.line.send = func(ts []Train) {
+		if ts[0].Data[0] != typeData {
+			e.line.sent <- datagram{slices.Clone(ts[0].Data), ts[0].Endpoint, 0}
+			return
+		}
+		for i := range ts {
+			sent += ts[i].Len()
+		}
+	}
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	e.connect(t, r)
+	outer, inner := e.NewBatch(), e.NewBatch()
+	packets := [][]byte{packet4(100, here, r.addr), packet4(1420, here, r.addr)}
+	count, nested := e.line.send, false
+	e.line.send = func(ts []Train) {
+		count(ts)
+		if nested = !nested; !nested { // the second one is of what was staged
+			return
+		}
+		for range 20 {
+			inner.Append(packets[0])
+			inner.Append(packets[1])
+		}
+		e.Device.Send(inner)
+	}
+	sent = 0
+	const rounds = 300
+	wantNoAllocations(t, rounds, func() {
+		outer.Append(packets[0])
+		e.Device.Send(outer)
+	})
+	if want := 3 * (rounds + 20) * 41; sent != want {
+		t.Errorf("%d packets were sent, want %d", sent, want)
+	}
+}
