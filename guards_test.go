@@ -1,10 +1,13 @@
 package wireguard
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"net/netip"
 	"runtime"
+	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -117,40 +120,89 @@ func TestIdleDevice(t *testing.T) {
 	}
 }
 
-// TestIdlePeers: a peer that was never used takes at most 1 KiB, its prefix and its place in the tables included, and no
-// goroutine.
-func TestIdlePeers(t *testing.T) {
-	const n = 10_000
-	a, _ := newLoop()
-	d, err := New(Config{PrivateKey: NewPrivateKey(), Tunnel: &counter{closed: make(chan struct{})}, Bind: a})
-	if err != nil {
+// crowdSize is n, or less where a handshake takes ten times as long.
+func crowdSize(n int) int {
+	if raceEnabled || strconv.IntSize == 32 {
+		return n / 10
+	}
+	return n
+}
+
+// crowd is a device with n peers, newRemote(i) from 1 on, and what it weighed without them. Its keepalives are counted
+// and go nowhere.
+func crowd(t *testing.T, n int) (e *end, keepalives *atomic.Int64, goroutines int, heap int64) {
+	e, keepalives = newEnd(t, testKey(1)), new(atomic.Int64)
+	e.line.send = func(ts []Train) {
+		for _, t := range ts {
+			if len(t.Data) == messageOverhead {
+				keepalives.Add(1)
+			} else {
+				e.line.sent <- datagram{bytes.Clone(t.Data), t.Endpoint, t.TOS}
+			}
+		}
+	}
+	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
-	d.Up()
-	goroutines, heap := runtime.NumGoroutine(), heapAndStack()
+	goroutines, heap = runtime.NumGoroutine(), heapAndStack()
 	change := Change{Peers: make([]PeerChange, n)}
 	for i := range change.Peers {
-		c := PeerConfig{
-			Endpoint:   EndpointOf(netip.MustParseAddrPort("192.0.2.7:7")),
-			AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)},
-		}
-		binary.BigEndian.PutUint32(c.PublicKey[:], uint32(i)+1)
+		c := newRemote(i+1, PublicKey{}).config()
 		change.Peers[i] = c.Change()
 	}
-	if err := d.Configure(change); err != nil {
+	if err := e.Configure(change); err != nil {
 		t.Fatal(err)
 	}
-	change = Change{}
-	if got := (heapAndStack() - heap) / n; got > 1024 && !raceEnabled {
+	return e, keepalives, goroutines, heap
+}
+
+// wantLight fails if the n peers of e take more than 1 KiB each, their prefixes and their places in the tables included,
+// or any goroutine.
+func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
+	t.Helper()
+	got := (heapAndStack() - heap) / int64(n)
+	t.Logf("%d bytes a peer", got)
+	if got > 1024 && !raceEnabled {
 		t.Errorf("%d bytes a peer, want 1024 at most", got)
 	}
 	if got := runtime.NumGoroutine() - goroutines; got > 0 {
 		t.Errorf("%d goroutines more", got)
 	}
-	if key, ok := d.Route(netip.MustParseAddr("10.0.39.15")); !ok || binary.BigEndian.Uint32(key[:]) != n {
+	last := newRemote(n, PublicKey{})
+	if key, ok := e.Route(last.addr); !ok || key != last.id.public {
 		t.Error("the last prefix does not route")
 	}
+}
+
+// TestIdlePeers: a peer that was never used takes at most 1 KiB and no goroutine.
+func TestIdlePeers(t *testing.T) {
+	n := crowdSize(10_000)
+	e, _, goroutines, heap := crowd(t, n)
+	e.wantLight(t, n, goroutines, heap)
+}
+
+// TestIdlePeersAfterUse: and so does one that had a session, sent, received and dropped on it, and was wiped 540 s later.
+func TestIdlePeersAfterUse(t *testing.T) {
+	n := crowdSize(10_000)
+	e, keepalives, goroutines, heap := crowd(t, n)
+	for i := range n {
+		r := newRemote(i+1, testKey(1).Public())
+		e.connect(t, r)
+		e.send(t, packet4(100, here, r.addr))
+		r.open(t, e.line.next(t, "a packet was sent").b)
+		e.line.receive(r.train(r.data(packet4(100, r.addr, here))), r.train(r.dataAt(0, nil))) // the second is a replay
+		e.tunnel.next(t, "a packet was received")
+	}
+	if got := SessionIndices(e.Device); got != n {
+		t.Errorf("%d sessions, want %d", got, n)
+	}
+	for _, d := range []time.Duration{11 * time.Second, 170 * time.Second, 360 * time.Second} {
+		e.advance(t, d)
+	}
+	if got := SessionIndices(e.Device); got != 0 || StagedBytes(e.Device) != 0 || keepalives.Load() != int64(n) {
+		t.Errorf("%d sessions and %d staged bytes are left, and %d keepalives were sent", got, StagedBytes(e.Device), keepalives.Load())
+	}
+	e.wantLight(t, n, goroutines, heap)
 }
 
 // FuzzInner goes through all that reads a packet from inside the tunnel.
