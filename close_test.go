@@ -1,0 +1,436 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// Close from every state, over sockets of the system and over a pipe, in real time. It returns soon, everything that
+// waits fails with net.ErrClosed, and no goroutine and no socket is left.
+
+const closeWait = 5 * time.Second // for what takes milliseconds
+
+// A ground is where the devices of these tests are: each bind is a machine of its own.
+type ground struct {
+	name string
+	bind func() (b wireguard.Bind, at func(port uint16) wireguard.Endpoint)
+}
+
+func onLoopback(b udp.Bind) (wireguard.Bind, func(uint16) wireguard.Endpoint) {
+	b.Address = netip.MustParseAddr("127.0.0.1")
+	return b, func(port uint16) wireguard.Endpoint {
+		return wireguard.EndpointOf(netip.AddrPortFrom(b.Address, port))
+	}
+}
+
+func grounds() []ground {
+	network := pipe.NewNetwork(pipe.Config{})
+	return []ground{
+		{"udp", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(udp.Bind{}) }},
+		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(udp.Bind{Portable: true}) }},
+		{"pipe", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) {
+			e := network.NewEnd()
+			return e, e.Endpoint
+		}},
+	}
+}
+
+// A closing is a device that is about to be closed, the other end, and what goes on between them.
+type closing struct {
+	*testing.T
+	*wireguard.Device
+	ground  ground
+	tun     *pipe.Tunnel
+	key     wireguard.PrivateKey
+	at      func(port uint16) wireguard.Endpoint
+	other   *wireguard.Device
+	otherAt wireguard.Endpoint
+	busy    sync.WaitGroup
+	ended   atomic.Bool // set before Close: from then on calls may fail
+	cleanup []func()
+}
+
+var otherKey = wireguard.PrivateKey{0: 8, 31: 64}
+
+func newClosing(t *testing.T, g ground, lookup func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error)) *closing {
+	c := &closing{T: t, ground: g, key: wireguard.NewPrivateKey(), tun: pipe.NewTunnel(0)}
+	bind, at := g.bind()
+	c.at = at
+	otherBind, otherAt := g.bind()
+	otherTun := pipe.NewTunnel(0)
+	other, err := wireguard.New(wireguard.Config{PrivateKey: otherKey, Tunnel: otherTun, Bind: otherBind, Peers: []wireguard.PeerConfig{
+		{PublicKey: c.key.Public(), AllowedIPs: prefixes(ourAddrs)},
+	}})
+	if err == nil {
+		err = other.Up()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.other, c.otherAt = other, otherAt(other.Status().ListenPort)
+	c.cleanup = append(c.cleanup, func() { other.Close() })
+	config := wireguard.Config{PrivateKey: c.key, Tunnel: c.tun, Bind: bind, Lookup: lookup}
+	if lookup == nil {
+		config.Peers = []wireguard.PeerConfig{{PublicKey: otherKey.Public(), Endpoint: c.otherAt, AllowedIPs: prefixes(theirAddrs)}}
+	}
+	if c.Device, err = wireguard.New(config); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (c *closing) up() {
+	c.Helper()
+	if err := c.Up(); err != nil {
+		c.Fatal(err)
+	}
+}
+
+func (c *closing) connect() {
+	c.Helper()
+	c.up()
+	ctx, cancel := context.WithTimeout(c.Context(), closeWait)
+	defer cancel()
+	if err := c.Handshake(ctx, otherKey.Public()); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// repeats calls f on a goroutine of its own until it fails, which it may once the device is being closed, and with
+// net.ErrClosed alone.
+func (c *closing) repeats(what string, f func() error) {
+	c.busy.Go(func() {
+		for {
+			ended := c.ended.Load()
+			if err := f(); err != nil {
+				if !ended && !c.ended.Load() || !errors.Is(err, net.ErrClosed) {
+					c.Errorf("%s: %v", what, err)
+				}
+				return
+			}
+		}
+	})
+}
+
+// untilDone calls f, which never fails, until the device has ended, and then once more.
+func (c *closing) untilDone(f func()) {
+	c.busy.Go(func() {
+		for more := true; more; {
+			select {
+			case <-c.Done():
+				more = false
+			default:
+			}
+			f()
+		}
+	})
+}
+
+// silent makes a socket of the ground that hears, and answers nobody.
+func (c *closing) silent() (wireguard.Socket, wireguard.Endpoint) {
+	bind, at := c.ground.bind()
+	s, err := bind.Listen(0)
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.cleanup = append(c.cleanup, func() { s.Close() })
+	return s, at(s.Port())
+}
+
+func (c *closing) wait(what string, ok func() bool) {
+	c.Helper()
+	for end := time.Now().Add(closeWait); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			c.Fatalf("never happened: %s", what)
+		}
+	}
+}
+
+// redirect lets the peer's endpoint be a socket that answers nothing.
+func (c *closing) redirect() wireguard.Socket {
+	c.Helper()
+	s, at := c.silent()
+	if err := c.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: otherKey.Public(), Endpoint: &at}}}); err != nil {
+		c.Fatal(err)
+	}
+	return s
+}
+
+func packetTo(dst netip.Addr, size int) []byte {
+	src := ourAddrs[0]
+	if dst == src {
+		src = theirAddrs[0]
+	}
+	return pipe.UDPPacket(netip.AddrPortFrom(src, 1), netip.AddrPortFrom(dst, 2), make([]byte, size))
+}
+
+// sends sends batches on a device until it is closed.
+func (c *closing) sends(d *wireguard.Device, dst netip.Addr) {
+	b, p := d.NewBatch(), packetTo(dst, 1000)
+	c.repeats("Send", func() error {
+		for b.Append(p) {
+		}
+		return d.Send(b)
+	})
+}
+
+// moving calls all of the device that changes its state.
+func (c *closing) moving() {
+	c.untilDone(func() { c.Down() })
+	c.repeats("Up", c.Up)
+	c.untilDone(func() { c.Wake() })
+	port, flip := c.Status().ListenPort, false
+	c.repeats("Configure", func() error {
+		var p uint16
+		if flip = !flip; flip {
+			p = port
+		}
+		err := c.Configure(wireguard.Change{ListenPort: &p})
+		if err != nil && !errors.Is(err, net.ErrClosed) {
+			return nil // another socket of this process has got the port
+		}
+		return err
+	})
+}
+
+// closingStates are the states to close from. What they start ends with the device.
+var closingStates = []struct {
+	name   string
+	lookup bool
+	enter  func(c *closing)
+}{
+	{"new", false, func(c *closing) {}},
+	{"up, idle", false, (*closing).up},
+	{"down again", false, func(c *closing) { c.connect(); c.Down() }},
+	{"a session", false, (*closing).connect},
+	{"amid a handshake", false, func(c *closing) {
+		c.up()
+		c.redirect()
+		c.repeats("Handshake", func() error { return c.Handshake(context.Background(), otherKey.Public()) })
+		c.repeats("Tunnel.Send", func() error { return c.tun.Send(context.Background(), packetTo(theirAddrs[0], 100)) })
+		c.wait("a handshake is under way and packets wait for it", func() bool {
+			s, _ := c.Peer(otherKey.Public())
+			return s.Initiating && s.Staged > 0 && wireguard.Waiters(c.Device) > 0
+		})
+	}},
+	{"bulk both ways", false, func(c *closing) {
+		c.connect()
+		for range 2 {
+			c.sends(c.Device, theirAddrs[0])
+			c.sends(c.other, ourAddrs[0])
+		}
+		c.repeats("Tunnel.Send", func() error { return c.tun.Send(context.Background(), packetTo(theirAddrs[0], 1000)) })
+		c.repeats("Tunnel.Receive", func() error { _, err := c.tun.Receive(context.Background()); return err })
+		c.wait("packets both ways", func() bool {
+			s, _ := c.Peer(otherKey.Public())
+			return s.Received.Packets > 1000 && s.Sent.Packets > 1000
+		})
+	}},
+	{"a flood of handshakes", false, func(c *closing) {
+		c.up()
+		at := c.at(c.Status().ListenPort)
+		initiation := c.recorded()
+		s, _ := c.silent()
+		train := wireguard.Train{Size: len(initiation), Data: bytes.Repeat(initiation, 40)}
+		c.untilDone(func() {
+			train.Err, train.Endpoint = nil, at
+			s.Send([]wireguard.Train{train})
+		})
+		c.wait("initiations pile up", func() bool {
+			drops := c.Status().Drops
+			return drops[wireguard.DropOldTimestamp]+drops[wireguard.DropCookieRequired] > 100
+		})
+	}},
+	{"a lookup that waits", true, func(c *closing) {
+		c.up()
+		c.otherInitiates()
+		c.wait("Lookup was called", func() bool { return lookups.Load() > 0 })
+	}},
+	{"amid Configure, Down, Up and Wake", false, func(c *closing) {
+		c.connect()
+		c.moving()
+		time.Sleep(5 * time.Millisecond) // whatever they are at then
+	}},
+	{"all of that and bulk", false, func(c *closing) {
+		c.connect()
+		b, p := c.NewBatch(), packetTo(theirAddrs[0], 1000)
+		c.untilDone(func() { b.Append(p); c.Send(b) })
+		c.sends(c.other, ourAddrs[0])
+		c.untilDone(func() { c.tun.TryReceive(); c.Status() })
+		events, _ := c.Subscribe(1)
+		c.busy.Go(func() {
+			for range events { // until it is closed
+			}
+		})
+		c.moving()
+		time.Sleep(5 * time.Millisecond)
+	}},
+}
+
+var lookups atomic.Int64
+
+// otherInitiates lets the other end make a handshake with the device.
+func (c *closing) otherInitiates() {
+	c.Helper()
+	at := c.at(c.Status().ListenPort)
+	err := c.other.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: c.key.Public(), Endpoint: &at}}})
+	if err == nil {
+		b := c.other.NewBatch()
+		b.Append(packetTo(ourAddrs[0], 10))
+		err = c.other.Send(b)
+	}
+	if err != nil {
+		c.Fatal(err)
+	}
+}
+
+// recorded is an initiation of the other end's that the device has answered: its macs are good, and it is old.
+func (c *closing) recorded() []byte {
+	c.Helper()
+	s, at := c.silent()
+	err := c.other.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: c.key.Public(), Endpoint: &at}}})
+	if err != nil {
+		c.Fatal(err)
+	}
+	b := c.other.NewBatch()
+	b.Append(packetTo(ourAddrs[0], 10))
+	if err := c.other.Send(b); err != nil {
+		c.Fatal(err)
+	}
+	for r := s.Receivers()[0]; ; {
+		ts, err := r.Receive()
+		if err != nil {
+			c.Fatal(err)
+		}
+		if m := bytes.Clone(ts[0].Data); pipe.TypeOf(m) == pipe.TypeInitiation {
+			s.Send([]wireguard.Train{{Data: m, Size: len(m), Endpoint: c.at(c.Status().ListenPort)}})
+			c.wait("the initiation is answered", func() bool {
+				s, _ := c.Peer(otherKey.Public())
+				return s.Timestamp != wireguard.Timestamp{}
+			})
+			return m
+		}
+	}
+}
+
+// soon fails, with all goroutines, unless f returns soon.
+func (c *closing) soon(what string, f func()) {
+	c.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeWait):
+		panic(what + " does not return") // which prints all goroutines
+	}
+}
+
+// wantClosed fails unless the device says of itself that it is closed.
+func (c *closing) wantClosed() {
+	c.Helper()
+	b := c.NewBatch()
+	b.Append(packetTo(theirAddrs[0], 10))
+	for what, err := range map[string]error{
+		"Up": c.Up(), "Send": c.Send(b), "Configure": c.Configure(wireguard.Change{}),
+		"AddPeer":     c.AddPeer(wireguard.PeerConfig{PublicKey: c.key.Public()}),
+		"Tunnel.Send": c.tun.Send(context.Background(), packetTo(theirAddrs[0], 10)),
+	} {
+		if !errors.Is(err, net.ErrClosed) {
+			c.Errorf("%s after Close: %v, want net.ErrClosed", what, err)
+		}
+	}
+	if _, known := c.Peer(otherKey.Public()); known {
+		if err := c.Handshake(context.Background(), otherKey.Public()); !errors.Is(err, net.ErrClosed) {
+			c.Errorf("Handshake after Close: %v, want net.ErrClosed", err)
+		}
+	}
+	if err := errors.Join(c.Down(), c.Wake(), c.Close(), c.Err()); err != nil {
+		c.Errorf("Down, Wake, Close or Err after Close: %v", err)
+	}
+	if events, cancel := c.Subscribe(1); events != nil {
+		for range events {
+			c.Error("an event after Close")
+		}
+		cancel()
+	}
+	if c.Status().Up {
+		c.Error("up after Close")
+	}
+}
+
+// descriptors is the number of this process's open files, or 0 where it is not known.
+func descriptors() int {
+	all, _ := os.ReadDir("/proc/self/fd")
+	return len(all)
+}
+
+func TestCloseFromEveryState(t *testing.T) {
+	for _, g := range grounds() {
+		for _, state := range closingStates {
+			for _, closers := range []int{1, 8} {
+				t.Run(fmt.Sprintf("%s/%s/%d", g.name, state.name, closers), func(t *testing.T) {
+					if s, err := net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
+						s.Close() // the runtime opens descriptors of its own with the first socket
+					}
+					ignore, files := goleak.IgnoreCurrent(), descriptors()
+					var lookup func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error)
+					if lookups.Store(0); state.lookup {
+						lookup = func(ctx context.Context, _ wireguard.PublicKey) (wireguard.PeerConfig, error) {
+							lookups.Add(1)
+							<-ctx.Done()
+							return wireguard.PeerConfig{}, ctx.Err()
+						}
+					}
+					c := newClosing(t, g, lookup)
+					state.enter(c)
+					c.ended.Store(true)
+					c.soon("Close", func() {
+						var all sync.WaitGroup
+						for range closers {
+							all.Go(func() {
+								if err := c.Close(); err != nil {
+									t.Errorf("Close: %v", err)
+								}
+								select {
+								case <-c.Done():
+								default:
+									t.Error("Close returned before the device had ended")
+								}
+							})
+						}
+						all.Wait()
+					})
+					c.wantClosed()
+					for _, f := range c.cleanup {
+						c.soon("the other end's Close", f)
+					}
+					c.soon("what the test waits in", c.busy.Wait)
+					if err := goleak.Find(ignore); err != nil {
+						t.Error(err)
+					}
+					if now := descriptors(); now > files {
+						t.Errorf("%d files are open, and %d were before", now, files)
+					}
+				})
+			}
+		}
+	}
+}
