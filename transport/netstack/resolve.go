@@ -125,6 +125,9 @@ func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, e
 		host += "." // the system's search list is not about names inside the tunnel
 	}
 	addrs, err := n.resolver.r.LookupNetIP(ctx, family, host)
+	if err != nil && n.isClosed() {
+		return nil, net.ErrClosed // package net keeps the text of why a question failed, and not the error
+	}
 	if err != nil {
 		return nil, err
 	}
