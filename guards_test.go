@@ -2,91 +2,12 @@ package wireguard
 
 import (
 	"bytes"
-	"context"
-	"encoding/binary"
-	"net/netip"
 	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
 )
-
-// A loopPair is two devices that hand their trains to each other on the sender's goroutine; see loop.
-type loopPair struct {
-	from, to *Device
-	sink     *counter
-	scratch  inbound
-}
-
-func newLoopPair(t testing.TB) *loopPair {
-	a, b := newLoop()
-	k1, k2 := NewPrivateKey(), NewPrivateKey()
-	p := &loopPair{sink: &counter{closed: make(chan struct{})}}
-	var err error
-	p.from, err = New(Config{PrivateKey: k1, Tunnel: &counter{closed: make(chan struct{})}, Bind: a, Peers: []PeerConfig{{
-		PublicKey: k2.Public(), Endpoint: EndpointOf(b.addr), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
-	}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.to, err = New(Config{PrivateKey: k2, Tunnel: p.sink, Bind: b, Peers: []PeerConfig{{
-		PublicKey: k1.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")},
-	}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.from.Close(); p.to.Close() })
-	p.from.Up()
-	p.to.Up()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := p.from.Handshake(ctx, k2.Public()); err != nil {
-		t.Fatal(err)
-	}
-	for s := range p.to.Peers() { // the keepalive that confirms the session is under way
-		for ; !s.Session; s, _ = p.to.Peer(s.PublicKey) {
-			time.Sleep(time.Millisecond)
-		}
-	}
-	b.deliver = func(ts []Train) {
-		p.scratch.now, p.scratch.table = p.to.now(), p.to.allowed.routes()
-		for i := range ts {
-			p.to.receiveTrain(&p.scratch, &ts[i])
-		}
-		p.to.deliver(&p.scratch)
-	}
-	return p
-}
-
-// TestNoAllocationsOnOneGoroutine: nothing is allocated a packet, from the batch through both devices to the sink.
-func TestNoAllocationsOnOneGoroutine(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector allocates")
-	}
-	for _, size := range []int{64, 1420} {
-		p := newLoopPair(t)
-		packet := make([]byte, size)
-		packet[0] = 0x45
-		binary.BigEndian.PutUint16(packet[2:], uint16(size))
-		copy(packet[12:], []byte{10, 0, 0, 1, 10, 0, 0, 2})
-		b := p.from.NewBatch()
-		send := func() {
-			for range 64 {
-				b.Append(packet)
-			}
-			p.from.Send(b)
-		}
-		send() // the scratch memory grows once
-		before := p.sink.n
-		if n := testing.AllocsPerRun(200, send); n >= 1 {
-			t.Errorf("%d bytes: %v allocations a batch of 64 packets, want none", size, n)
-		}
-		if got := p.sink.n - before; got != 201*64 {
-			t.Errorf("%d bytes: %d packets arrived, want %d", size, got, 201*64)
-		}
-	}
-}
 
 func heapAndStack() int64 {
 	var m runtime.MemStats
@@ -165,9 +86,7 @@ func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
 	if got > 1024 && !raceEnabled {
 		t.Errorf("%d bytes a peer, want 1024 at most", got)
 	}
-	if got := runtime.NumGoroutine() - goroutines; got > 0 {
-		t.Errorf("%d goroutines more", got)
-	}
+	eventually(t, "there are goroutines for idle peers", func() bool { return runtime.NumGoroutine() <= goroutines })
 	last := newRemote(n, PublicKey{})
 	if key, ok := e.Route(last.addr); !ok || key != last.id.public {
 		t.Error("the last prefix does not route")
