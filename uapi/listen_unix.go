@@ -217,13 +217,16 @@ func (l *listener) Close() (err error) {
 	return err
 }
 
-// A poller is a watcher that looks once a second. The zero value is not ready.
+// A poller is a watcher that looks at intervals.
 type poller struct {
-	done chan struct{}
+	interval time.Duration
+	done     chan struct{} // closed by close
 }
 
+func newPoller() *poller { return &poller{time.Second, make(chan struct{})} }
+
 func (p *poller) wait() bool {
-	t := time.NewTimer(pollInterval)
+	t := time.NewTimer(p.interval)
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -234,6 +237,3 @@ func (p *poller) wait() bool {
 }
 
 func (p *poller) close() { close(p.done) }
-
-// pollInterval is a variable for tests.
-var pollInterval = time.Second

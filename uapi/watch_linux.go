@@ -14,12 +14,12 @@ type inotifier struct{ f *os.File }
 func newWatcher(path string) watcher {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		return &poller{make(chan struct{})}
+		return newPoller()
 	}
 	f := os.NewFile(uintptr(fd), "inotify") // through the netpoller, since it does not block
 	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF); err != nil {
 		f.Close()
-		return &poller{make(chan struct{})}
+		return newPoller()
 	}
 	return inotifier{f}
 }

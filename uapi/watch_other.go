@@ -3,4 +3,4 @@
 package uapi
 
 // newWatcher looks at the file once a second.
-func newWatcher(string) watcher { return &poller{make(chan struct{})} }
+func newWatcher(string) watcher { return newPoller() }
