@@ -1,9 +1,12 @@
 package uapi
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -58,4 +61,17 @@ func set(t testing.TB, d *wireguard.Device, request string) {
 	if err := Set(strings.NewReader(request), d); err != nil {
 		t.Fatalf("%v, of\n%s", err, request)
 	}
+}
+
+var interfaces atomic.Int32
+
+// uniqueName is the name of an interface that no other test has.
+func uniqueName() string { return fmt.Sprintf("ut%dn%d", os.Getpid(), interfaces.Add(1)) }
+
+// freePort is a port that was free a moment ago.
+func freePort(t testing.TB) uint16 {
+	t.Helper()
+	d := newDevice(t)
+	defer d.Close()
+	return d.Status().ListenPort
 }

@@ -22,7 +22,7 @@ import (
 // newDown is a device that was never up.
 func newDown(t testing.TB) *wireguard.Device {
 	t.Helper()
-	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{}})
+	d, err := wireguard.New(downConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,8 +30,14 @@ func newDown(t testing.TB) *wireguard.Device {
 	return d
 }
 
+func downConfig() wireguard.Config {
+	return wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{}}
+}
+
 // hexKey is a public key whose bytes are all b, in hexadecimal. As a peer's it is as good as any.
 func hexKey(b byte) string { return strings.Repeat(fmt.Sprintf("%02x", b), 32) }
+
+func hexOf(k [32]byte) string { return hex.EncodeToString(k[:]) }
 
 func public(b byte) (k wireguard.PublicKey) {
 	for i := range k {
@@ -316,7 +322,6 @@ func TestSetUpdates(t *testing.T) {
 func TestSetOwnKey(t *testing.T) {
 	d := newDown(t)
 	key, other := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	text := func(k [32]byte) string { return hex.EncodeToString(k[:]) }
 	peers := func(want ...wireguard.PublicKey) {
 		t.Helper()
 		n := 0
@@ -329,8 +334,8 @@ func TestSetOwnKey(t *testing.T) {
 			t.Errorf("%d peers, want %d", n, len(want))
 		}
 	}
-	self := "public_key=" + text(key.Public()) + "\nallowed_ip=10.0.0.0/8\n"
-	set(t, d, "private_key="+text(key)+"\n"+self+"public_key="+hexKey(1)+"\nallowed_ip=10.0.0.0/8\n"+self)
+	self := "public_key=" + hexOf(key.Public()) + "\nallowed_ip=10.0.0.0/8\n"
+	set(t, d, "private_key="+hexOf(key)+"\n"+self+"public_key="+hexKey(1)+"\nallowed_ip=10.0.0.0/8\n"+self)
 	peers(public(1))
 	if k, ok := d.Route(netip.MustParseAddr("10.0.0.1")); !ok || k != public(1) {
 		t.Error("the ignored peer took a prefix")
@@ -338,9 +343,9 @@ func TestSetOwnKey(t *testing.T) {
 	set(t, d, "replace_peers=true\n"+self+"public_key="+hexKey(2)+"\n")
 	peers(public(2))
 	set(t, d, self+"remove=true\n")
-	set(t, d, "public_key="+text(other.Public())+"\n")
+	set(t, d, "public_key="+hexOf(other.Public())+"\n")
 	peers(public(2), other.Public())
-	set(t, d, "private_key="+text(other)+"\n"+self) // the old key is a peer's like any other now
+	set(t, d, "private_key="+hexOf(other)+"\n"+self) // the old key is a peer's like any other now
 	peers(public(2), key.Public())
 	if d.Status().PublicKey != other.Public() {
 		t.Error("the device has another key")

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/seed-86b749af/wireguard"
@@ -23,8 +22,6 @@ type wgTest struct {
 	name string
 }
 
-var wgTests atomic.Int32
-
 func newWG(t *testing.T) *wgTest {
 	t.Helper()
 	if _, err := exec.LookPath("wg"); err != nil {
@@ -33,7 +30,7 @@ func newWG(t *testing.T) *wgTest {
 	if os.Geteuid() != 0 {
 		t.Skip("root alone may make sockets in /var/run/wireguard")
 	}
-	w := &wgTest{t, newDevice(t), fmt.Sprintf("ut%dn%d", os.Getpid(), wgTests.Add(1))}
+	w := &wgTest{t, newDevice(t), uniqueName()}
 	l, err := Listen(w.name)
 	if err != nil {
 		t.Fatal(err)
@@ -81,19 +78,11 @@ func (w *wgTest) want(want string, args ...string) {
 	}
 }
 
-// freePort is a port that was free a moment ago.
-func (w *wgTest) freePort() uint16 {
-	w.Helper()
-	d := newDevice(w)
-	defer d.Close()
-	return d.Status().ListenPort
-}
-
 // TestWGShow: every field of wg show says what was configured, for a peer with everything, for one with an IPv6
 // endpoint and for one with nothing. (A control loop elsewhere once stopped at the first IPv6 peer.)
 func TestWGShow(t *testing.T) {
 	w := newWG(t)
-	own, psk, port := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), w.freePort()
+	own, psk, port := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), freePort(w)
 	keys := sortedKeys(3)
 	w.wg("set", w.name, "listen-port", fmt.Sprint(port), "private-key", w.file(own.Text()+"\n"),
 		"peer", keys[0], "endpoint", "[2001:db8::1]:1001", "allowed-ips", "2001:db8:1::/48,fd00::1/128",
@@ -176,7 +165,7 @@ func TestWGSet(t *testing.T) {
 // prints a file that setconf takes back.
 func TestWGConf(t *testing.T) {
 	w := newWG(t)
-	own, psk, port, keys := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), w.freePort(), sortedKeys(3)
+	own, psk, port, keys := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), freePort(w), sortedKeys(3)
 	head := fmt.Sprintf("[Interface]\nListenPort = %d\nFwMark = 0x1c\nPrivateKey = %s\n", port, own.Text())
 	a := fmt.Sprintf("\n[Peer]\nPublicKey = %s\nPresharedKey = %s\nAllowedIPs = 10.0.0.0/8, fd00::/64\nEndpoint = 192.0.2.1:1\nPersistentKeepalive = 9\n", keys[0], psk.Text())
 	b := fmt.Sprintf("\n[Peer]\nPublicKey = %s\nAllowedIPs = 10.1.0.0/16\nEndpoint = [2001:db8::1]:2\n", keys[1])
