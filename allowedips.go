@@ -37,7 +37,7 @@ type routesEdit struct {
 	a     *allowedIPs
 	t     *bart.Table[*peer]
 	owned bool               // t is a copy that nobody reads yet, and may be changed in place
-	lost  map[*peer]struct{} // peers that lost prefixes to others, whose lists are put right by publish
+	lost  map[*peer]struct{} // peers that lost prefixes, whose lists are put right by publish
 }
 
 // edit begins a change of about n prefixes. Many are cheaper in place in a copy of the whole table, few by copying the
@@ -60,10 +60,7 @@ func (e *routesEdit) insert(prefix netip.Prefix, p *peer) {
 		if owner == p {
 			return
 		}
-		if e.lost == nil {
-			e.lost = make(map[*peer]struct{})
-		}
-		e.lost[owner] = struct{}{}
+		e.loses(owner)
 	}
 	p.allowed = append(p.allowed, prefix)
 	if e.owned {
@@ -73,12 +70,22 @@ func (e *routesEdit) insert(prefix netip.Prefix, p *peer) {
 	}
 }
 
-// remove takes prefix from p, if it is p's.
+// loses leaves p's list to publish.
+func (e *routesEdit) loses(p *peer) {
+	if e.lost == nil {
+		e.lost = make(map[*peer]struct{})
+	}
+	e.lost[p] = struct{}{}
+}
+
+// remove takes prefix from p, if it is p's. Of a large change each search in p's list would be too many.
 func (e *routesEdit) remove(prefix netip.Prefix, p *peer) {
 	prefix = prefix.Masked()
 	if owner, ok := e.t.Get(prefix); ok && owner == p {
 		e.delete(prefix)
-		if i := slices.Index(p.allowed, prefix); i >= 0 {
+		if e.owned {
+			e.loses(p)
+		} else if i := slices.Index(p.allowed, prefix); i >= 0 {
 			p.allowed = slices.Delete(p.allowed, i, i+1)
 		}
 	}

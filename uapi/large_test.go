@@ -1,0 +1,105 @@
+package uapi
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// largeRequest is 5,000 peers with 13 allowed IPs each, 65,000 in all, every second one IPv6.
+func largeRequest() string {
+	var b strings.Builder
+	b.WriteString("replace_peers=true\n")
+	n := uint32(0)
+	for peer := range 5000 {
+		fmt.Fprintf(&b, "public_key=%064x\nreplace_allowed_ips=true\nendpoint=192.0.2.1:%d\n", peer+1, peer+1)
+		for range 13 {
+			b.WriteString("allowed_ip=")
+			if n++; n%2 == 0 {
+				b.WriteString(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 10<<24|n))).String() + "/32\n")
+			} else {
+				a := [16]byte{0: 0xfd}
+				binary.BigEndian.PutUint32(a[12:], n)
+				b.WriteString(netip.AddrFrom16(a).String() + "/128\n")
+			}
+		}
+	}
+	return b.String()
+}
+
+// TestLarge: a large configuration goes in, comes out whole and goes in again, in about a second and in bounded memory.
+// The limits are ten times what it takes, so that they find what is quadratic and nothing else.
+func TestLarge(t *testing.T) {
+	d := newDown(t)
+	request := largeRequest()
+	begin := time.Now()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	set(t, d, request)
+	out := get(t, d)
+	runtime.ReadMemStats(&after)
+	if n := strings.Count(out, "allowed_ip="); n != 65000 {
+		t.Errorf("%d allowed IPs come out, want 65000", n)
+	}
+	if n := strings.Count(out, "public_key="); n != 5000 {
+		t.Errorf("%d peers come out, want 5000", n)
+	}
+	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 500 {
+		t.Errorf("%d MiB were allocated for it", mib)
+	} else {
+		t.Logf("%d KB in, %d KB out, %d MiB allocated, %v", len(request)>>10, len(out)>>10, mib, time.Since(begin))
+	}
+	set(t, d, settable(out))
+	if get(t, d) != out {
+		t.Error("another round changes the device")
+	}
+	set(t, d, "replace_peers=true\n")
+
+	// One peer has all of them, and gives them back one by one.
+	one := "public_key=" + hexKey(1) + "\n"
+	var add, remove strings.Builder
+	for line := range strings.Lines(out) {
+		if prefix, ok := strings.CutPrefix(line, "allowed_ip="); ok {
+			add.WriteString(line)
+			remove.WriteString("allowed_ip=-" + prefix)
+		}
+	}
+	set(t, d, one+add.String())
+	begin = time.Now()
+	set(t, d, one+remove.String())
+	t.Logf("65,000 allowed IPs removed one by one: %v", time.Since(begin))
+	if s, _ := d.Peer(public(1)); len(s.AllowedIPs) != 0 {
+		t.Errorf("%d allowed IPs are left", len(s.AllowedIPs))
+	}
+	if time.Since(begin) > 30*time.Second {
+		t.Errorf("removing 65,000 allowed IPs takes %v", time.Since(begin))
+	}
+}
+
+func BenchmarkSet(b *testing.B) {
+	d, request := newDown(b), largeRequest()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Set(strings.NewReader(request), d); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkGet(b *testing.B) {
+	d := newDown(b)
+	if err := Set(strings.NewReader(largeRequest()), d); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Get(io.Discard, d); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
