@@ -182,7 +182,9 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 		d.drop(p, DropDown, run.n)
 	case p.endpoint.IsZero():
 		d.drop(p, DropNoEndpoint, run.n)
-		d.slow.unreachable(d, b.Packet(run.first), now)
+		for i := run.first; i < run.first+run.n; i++ {
+			d.slow.unreachable(d, b.Packet(i), now)
+		}
 	case p.turn != nil && p.turn != b:
 		d.stageRun(b, run, now)
 		b.out.contended = p
