@@ -1,7 +1,10 @@
 package wireguard_test
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -125,5 +128,62 @@ func TestSendTrouble(t *testing.T) {
 		a.Down()
 		a.send(b, "x")
 		a.wantEvents("a device that is down has no trouble", wireguard.EventHandshake)
+	})
+}
+
+// Two senders to one peer keep their order also where each finds the other at the socket: what one leaves behind, the
+// other sends, and a rekey in between changes nothing.
+func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
+	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
+		const senders, batches, each = 3, 100, 3
+		w.advance(120*time.Second - 30*time.Millisecond) // the session is renewed amid it all
+		var wg sync.WaitGroup
+		for s := range senders {
+			wg.Go(func() {
+				batch := a.NewBatch()
+				for i := range batches {
+					for j := range each {
+						batch.Append(a.packet(b, fmt.Sprintf("%d %d", s, i*each+j)))
+					}
+					if err := a.Send(batch); err != nil {
+						w.Error(err)
+					}
+					time.Sleep(time.Duration(100+300*s) * time.Microsecond)
+				}
+			})
+		}
+		wg.Wait()
+		w.advance(time.Second)
+		var next [senders]int
+		for _, p := range b.arrived() {
+			var s, i int
+			fmt.Sscanf(p, "%d %d", &s, &i)
+			if i != next[s] {
+				w.Fatalf("sender %d: packet %d in place of %d", s, i, next[s])
+			}
+			next[s]++
+		}
+		if next != [senders]int{batches * each, batches * each, batches * each} {
+			w.Fatalf("%v packets of each sender arrived, want %d", next, batches*each)
+		}
+		counter, index := uint64(0), uint32(0)
+		sessions := 0
+		for _, m := range append(w.past, w.log...) { // on the wire too: counters of a session go up one by one
+			if m.from != a || m.kind != pipe.TypeData && m.kind != pipe.TypeKeepalive {
+				continue
+			}
+			i, c := binary.LittleEndian.Uint32(m.data[4:]), binary.LittleEndian.Uint64(m.data[8:])
+			if i != index {
+				index, counter = i, 0
+				sessions++
+			}
+			if c != counter {
+				w.Fatalf("counter %d follows %d", c, counter-1)
+			}
+			counter++
+		}
+		if sessions != 2 {
+			w.Fatalf("%d sessions, want one rekey", sessions)
+		}
 	})
 }

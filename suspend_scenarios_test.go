@@ -3,6 +3,7 @@ package wireguard_test
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -169,4 +170,43 @@ func TestSuspendKeptAlive(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A clock set back while the program is not running: greatest timestamps are kept by the peer and not by the device, so
+// its initiations look like replays until the calendar catches up (whitepaper, section 5.1). The peer can still initiate.
+func TestRestartWithClockSetBack(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.Close()
+		a.clock.stepWall(-time.Minute)
+		a.tun = pipe.NewTunnel(0)
+		a.boot(rand.NewChaCha8([32]byte{99}), func(c *wireguard.Config) { c.Peers = []wireguard.PeerConfig{b.peer()} })
+		if err := a.Up(); err != nil {
+			w.Fatal(err)
+		}
+		a.send(b, "x")
+		w.want("a initiation", "from a minute ago: not answered")
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "it cannot be told from a replay")
+		w.advance(50 * time.Second)
+		w.script()
+		b.wantSession(a, true, "of before the restart: b knows of none")
+		w.advance(10*time.Second + 5*time.Second + jitter)
+		b.wantArrived("a's calendar caught up", "x")
+	})
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.Close()
+		a.clock.stepWall(-time.Hour)
+		a.tun = pipe.NewTunnel(0)
+		a.boot(rand.NewChaCha8([32]byte{99}), func(c *wireguard.Config) { c.Peers = []wireguard.PeerConfig{b.peer()} })
+		if err := a.Up(); err != nil {
+			w.Fatal(err)
+		}
+		b.send(a, "lost")
+		w.want("b data", "under a session that a has not any more")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "nobody's")
+		w.wantJittered(15*time.Second, "b initiation, a response, b keepalive", "unanswered for 15 s; b's own calendar is right")
+		a.send(b, "back again")
+		b.wantArrived("both ways", "back again")
+	})
 }
