@@ -72,7 +72,7 @@ func (c *core) sends(data bool) {
 	if !c.sending(1, c.now, c.step()) {
 		c.t.Fatal("there is no session to send on")
 	}
-	c.sentOn(data, c.now, &c.out)
+	c.sentOn(data, c.heard, c.now, &c.out)
 }
 
 // initiates is what a worker does about an outbox that asks for an initiation.

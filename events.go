@@ -1,7 +1,11 @@
 package wireguard
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,7 +18,7 @@ const (
 	EventSessionExpired                       // the session got too old and no new one replaced it; Peer
 	EventEndpointMoved                        // the peer was heard from another place, or for the first time; Peer, Endpoint (the new one)
 	EventHandshakeFailed                      // 20 initiations went unanswered; Peer, Endpoint. While packets come, tries go on
-	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Once a second at most
+	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint. Once a second at most, each
 	EventPeerForgotten                        // a peer that Lookup supplied has gone; Peer, Timestamp
 )
 
@@ -123,4 +127,30 @@ func (ss *subscribers) close() {
 		delete(ss.all, s)
 		close(s.c)
 	}
+}
+
+// trouble tells of a socket that failed to receive or to open.
+func (d *Device) trouble(err error) {
+	if d.onceASecond(&d.troubled) {
+		d.warn("bind trouble", "err", err)
+		d.subscribers.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
+	}
+}
+
+// sendTrouble tells of a socket that failed to send to p, where err says so. A closed one is no trouble: the device goes
+// down, changes its port, or told already that Wake could not open it. The log has it at Debug, since a peer that cannot
+// be reached is the daily life of a machine that moves.
+func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
+	if err == nil || errors.Is(err, net.ErrClosed) || !d.onceASecond(&d.sendTroubled) {
+		return
+	}
+	err = fmt.Errorf("wireguard: send to %v: %w", to, err)
+	d.debug("bind trouble", "peer", p.key, "err", err)
+	d.subscribers.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Peer: p.key, Endpoint: *to, Err: err})
+}
+
+// onceASecond is true once a second at most. last is when it was.
+func (d *Device) onceASecond(last *atomic.Int64) bool {
+	now, then := d.now(), last.Load()
+	return (then == 0 || now-then >= second) && last.CompareAndSwap(then, now)
 }

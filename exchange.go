@@ -70,6 +70,7 @@ func (d *Device) sendInitiation(p *peer) {
 func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	ts := [1]Train{{Data: m, Size: len(m), Endpoint: to, TOS: handshakeTOS}}
 	d.transmit(r, ts[:])
+	d.sendTrouble(p, &to, ts[0].Err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ts[0].Err == nil {

@@ -1,5 +1,7 @@
 package wireguard
 
+import "time"
+
 // What tests of this package from outside need to reach.
 
 const (
@@ -54,4 +56,15 @@ func Waiters(d *Device) (n int) {
 		n += len(cs)
 	}
 	return n
+}
+
+// InitiationFrom is an initiation to a device from the holder of a public key that nobody can have the private key of: one
+// of low order, with which the static secret is all zero.
+func InitiationFrom(static, to PublicKey, now time.Time) []byte {
+	_, m, err := createInitiation(&identity{public: static}, &to, &secret{}, NewPrivateKey().clamped(), timestampOf(now), 7)
+	if err != nil {
+		panic(err)
+	}
+	new(cookieJar).sign(m[:], to, 0)
+	return m[:]
 }

@@ -44,6 +44,7 @@ type peer struct {
 	lastSent       int64     // when an initiation or a response was sent
 	lastHandshake  int64     // when a session was confirmed
 	handshakeWall  int64     // the same by the wall clock, ns since 1970; set by the shell
+	heard          uint32    // authentic packets received; it wraps
 
 	received, sent Traffic
 	drops          *Drops // nil: none yet
@@ -261,9 +262,10 @@ func (p *peer) flushOrInitiate(now int64, out *outbox) {
 	}
 }
 
-// sentOn is called after messages were sent; data says that one of them was more than a keepalive, and left.
-func (p *peer) sentOn(data bool, now int64, out *outbox) {
-	if data {
+// sentOn is called after messages were sent; data says that one of them was more than a keepalive, and left. heard is
+// what p.heard was when the send began: an answer may be quicker than the report that its question left.
+func (p *peer) sentOn(data bool, heard uint32, now int64, out *outbox) {
+	if data && p.heard == heard {
 		p.dataSent(now)
 	}
 	c := p.current

@@ -39,12 +39,12 @@ func TestRekeyOnSend(t *testing.T) {
 			p.after(c.age)
 			p.lastSent = 0 // the response was sent long ago, or not
 			p.current.counter, p.current.retired = c.counter, c.retired
-			p.sentOn(data, p.now, p.step())
+			p.sentOn(data, p.heard, p.now, p.step())
 			p.wantInitiation(c.want, c.name)
 		}
 	}
 	c := newCore(t)
-	c.sentOn(true, c.now, c.step())
+	c.sentOn(true, c.heard, c.now, c.step())
 	c.wantInitiation(false, "the session went while its messages were sealed")
 }
 

@@ -304,6 +304,12 @@ func TestStickySourceForgotten(t *testing.T) {
 			b.send(a, "x")
 			w.advance(15*time.Second + jitter)
 		},
+		"retry of a handshake": func(w *world, a, b *node) {
+			w.advance(180 * time.Second)
+			w.net.Cut(nil, nil)
+			b.send(a, "x")
+			w.advance(5*time.Second + jitter)
+		},
 		"port": func(w *world, a, b *node) { b.configure(wireguard.Change{ListenPort: ptr(uint16(2000))}) },
 		"mark": func(w *world, a, b *node) { b.configure(wireguard.Change{FirewallMark: ptr(uint32(7))}) },
 		"wake": func(w *world, a, b *node) {

@@ -24,10 +24,12 @@ type run struct {
 	k        *keypair // nil: not claimed, there is nothing to send
 	counter  uint64   // of the first message
 	endpoint Endpoint
+	heard    uint32 // the peer's, when the send began
 
 	// The outcome.
 	packets, bytes uint64 // keepalives are no packets
 	failed         int
+	err            error // why; the first one
 	sourceGone     bool
 }
 
@@ -180,7 +182,9 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 		d.drop(p, DropDown, run.n)
 	case p.endpoint.IsZero():
 		d.drop(p, DropNoEndpoint, run.n)
-		d.slow.unreachable(d, b.Packet(run.first), now)
+		for i := run.first; i < run.first+run.n; i++ {
+			d.slow.unreachable(d, b.Packet(i), now)
+		}
 	case p.turn != nil && p.turn != b:
 		d.stageRun(b, run, now)
 		b.out.contended = p
@@ -200,7 +204,7 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 // number takes counters for a run from its peer's current session.
 func (b *Batch) number(run *run) {
 	p := run.p
-	run.k, run.endpoint = p.current, p.endpoint
+	run.k, run.endpoint, run.heard = p.current, p.endpoint, p.heard
 	run.counter = run.k.number(run.n)
 }
 
@@ -367,6 +371,9 @@ func (b *Batch) tally() {
 		n := t.Len()
 		if t.Err != nil {
 			run.failed += n
+			if run.err == nil {
+				run.err = t.Err
+			}
 		} else {
 			if t.Size > messageOverhead {
 				run.packets += uint64(n)
@@ -393,13 +400,14 @@ func (d *Device) account(b *Batch, run *run, r *running, now int64) (staged bool
 		p.endpoint.forgetSource()
 	}
 	if d.running.Load() == r { // else its timers were stopped, and stay so
-		p.sentOn(run.packets > 0, now, &out)
+		p.sentOn(run.packets > 0, run.heard, now, &out)
 	}
 	if p.turn == b {
 		staged = p.staged.n != 0
 		p.endTurn()
 	}
 	d.release(p, &out)
+	d.sendTrouble(p, &run.endpoint, run.err)
 	return staged
 }
 

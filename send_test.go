@@ -153,7 +153,7 @@ func TestTally(t *testing.T) {
 	b.out.trainOf = []int{0, 0, 0, 1}
 	b.tally()
 	for i, want := range []run{
-		{endpoint: sticky, packets: 3, bytes: 3*96 + 32, failed: 2, sourceGone: true},
+		{endpoint: sticky, packets: 3, bytes: 3*96 + 32, failed: 2, err: net.ErrClosed, sourceGone: true},
 		{endpoint: coreEndpoint, packets: 1, bytes: 96},
 	} {
 		if b.out.runs[i] != want {

@@ -79,7 +79,7 @@ func (t *timers) jitter(now int64) int64 {
 
 // The hooks: each says when it is to be called.
 
-// dataSent: after a data packet, not a keepalive, was sent.
+// dataSent: after a data packet, not a keepalive, was sent, unless something authentic came since the send began.
 func (p *peer) dataSent(now int64) {
 	if !p.timers.pending(timerUnanswered) {
 		p.timers.set(timerUnanswered, now+unansweredTimeout+p.timers.jitter(now))
@@ -107,6 +107,7 @@ func (p *peer) authenticSent(now int64) {
 
 // authenticReceived: after any authentic packet was received: data, keepalive or handshake.
 func (p *peer) authenticReceived(now int64) {
+	p.heard++
 	p.timers.cancel(timerUnanswered)
 	p.timers.unanswered = 0
 	p.traversed(now)

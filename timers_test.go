@@ -172,8 +172,23 @@ func TestUnansweredOnlyWhenSent(t *testing.T) {
 	if !c.sending(1, c.now, c.step()) {
 		t.Fatal("there is no session")
 	}
-	c.sentOn(false, c.now, c.step()) // the socket failed: no data left
+	c.sentOn(false, c.heard, c.now, c.step()) // the socket failed: no data left
 	c.wantNone(timerUnanswered, "only when the send succeeded")
+}
+
+// An answer may come before the sender's goroutine gets to report that the question left.
+func TestUnansweredNotArmedOnceAnswered(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	if !c.sending(1, c.now, c.step()) {
+		t.Fatal("there is no session")
+	}
+	began := c.heard
+	c.receives(c.current, true)
+	c.sentOn(true, began, c.now, c.step())
+	c.wantNone(timerUnanswered, "answered since the send began")
+	c.sends(true)
+	c.wantIn(timerUnanswered, unansweredTimeout, maxJitter, "the next one is unanswered")
 }
 
 func TestUnansweredForgetsSource(t *testing.T) {

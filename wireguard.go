@@ -98,7 +98,8 @@ type Device struct {
 	ecnMismatches atomic.Uint64
 	cookieReplies atomic.Uint64
 	stagedBytes   atomic.Int64
-	troubled      atomic.Int64 // when trouble was told of last
+	troubled      atomic.Int64 // when trouble with receiving or opening was told of last
+	sendTroubled  atomic.Int64 // and with sending
 
 	wg        sync.WaitGroup // sources, workers, the time's goroutine
 	closeOnce sync.Once
@@ -469,16 +470,6 @@ func (d *Device) tell(p *peer, e outEvent) {
 	}
 	d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
 	d.subscribers.publish(Event{Kind: e.kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: e.endpoint})
-}
-
-// trouble tells of a socket that failed, once a second at most.
-func (d *Device) trouble(err error) {
-	now, last := d.now(), d.troubled.Load()
-	if last != 0 && now-last < second || !d.troubled.CompareAndSwap(last, now) {
-		return
-	}
-	d.warn("bind trouble", "err", err)
-	d.subscribers.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
 }
 
 func (d *Device) debug(msg string, args ...any) { d.logAt(slog.LevelDebug, msg, args) }

@@ -1,0 +1,431 @@
+package wireguard_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Configure on devices that run, with sessions that stand and packets that flow.
+
+func prefixesOf(ss ...string) (ps []netip.Prefix) {
+	for _, s := range ss {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
+}
+
+func ipPacket(src, dst netip.AddrPort, payload string) []byte {
+	return pipe.UDPPacket(src, dst, []byte(payload))
+}
+
+// wantWorks asserts that a packet each way gets through, on the sessions that stand.
+func wantWorks(w *world, a, b *node, why string) {
+	w.Helper()
+	w.script()
+	a.send(b, why)
+	b.send(a, why)
+	w.want(fmt.Sprintf("%s data, %s data", a.name, b.name), why)
+	b.wantArrived(why, why)
+	a.wantArrived(why, why)
+}
+
+// hub is a device with sessions with b, c and d.
+func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
+	h, b, c, d = w.node("hub", alter...), w.node("b"), w.node("c"), w.node("d")
+	for _, n := range []*node{b, c, d} {
+		h.knows(n)
+		n.knows(h)
+		w.connect(h, n)
+	}
+	return h, b, c, d
+}
+
+// A change is carried out as a whole or not at all: with one mistake anywhere in it, or a socket that cannot be had,
+// nothing is changed, and the error tells all the mistakes.
+func TestConfigureAllOrNothing(t *testing.T) {
+	inWorld(t, func(w *world) {
+		mood := &moodyBind{}
+		h, b, c, d := hub(w, func(c *wireguard.Config) { mood.Bind, c.Bind = c.Bind, mood })
+		newcomer := wireguard.NewPrivateKey().Public()
+		good := func() wireguard.Change { // changes everything there is
+			return wireguard.Change{
+				PrivateKey: ptr(wireguard.NewPrivateKey()), ListenPort: ptr(uint16(4000)), FirewallMark: ptr(uint32(9)), ReplacePeers: true,
+				Peers: []wireguard.PeerChange{
+					{PublicKey: newcomer, AllowedIPs: prefixesOf("10.0.0.0/8")},
+					{
+						PublicKey: b.pub(), PresharedKey: &wireguard.PresharedKey{1}, Endpoint: ptr(c.at()), PersistentKeepalive: ptr(time.Minute),
+						ReplaceAllowedIPs: true, AllowedIPs: c.prefixes(), Timestamp: &wireguard.Timestamp{0xff},
+					},
+					{PublicKey: c.pub(), Remove: true},
+				},
+			}
+		}
+		before := snapshot(h)
+		refused := func(name string, change wireguard.Change, texts ...string) {
+			w.Helper()
+			err := h.Configure(change)
+			for _, text := range texts {
+				if !contains(err, text) {
+					w.Fatalf("%s: error %v, want one that tells of %q", name, err, text)
+				}
+			}
+			if after := snapshot(h); after != before {
+				w.Fatalf("%s: something was changed:\n%s\n%s", name, before, after)
+			}
+			w.want("", name)
+			for _, n := range []*node{b, c, d} {
+				wantWorks(w, h, n, name)
+			}
+			before = snapshot(h) // of which the counters moved
+		}
+		change := good()
+		change.Peers = append(change.Peers,
+			wireguard.PeerChange{PublicKey: d.pub(), PersistentKeepalive: ptr(-time.Second)},
+			wireguard.PeerChange{},
+			wireguard.PeerChange{PublicKey: change.PrivateKey.Public()},
+			wireguard.PeerChange{PublicKey: b.pub(), RemoveAllowedIPs: []netip.Prefix{{}}, Endpoint: ptr(wireguard.EndpointOf(netip.MustParseAddrPort("0.0.0.0:1")))},
+		)
+		refused("mistakes", change, "peer 3 ("+d.pub().String(), "persistent keepalive -1s", "peer 4 (", "public key is missing",
+			"peer 5 (", "own public key", "peer 6 ("+b.pub().String(), "not a valid prefix", "the address of one host")
+
+		mood.set(func() { mood.fail = syscall.EADDRINUSE })
+		refused("a port that is taken", good(), "listen on port 4000", syscall.EADDRINUSE.Error())
+		mood.set(func() { mood.fail, mood.noMark = nil, syscall.EPERM })
+		refused("a mark that is not allowed, on a new port", good(), "firewall mark 0x9", syscall.EPERM.Error())
+		onlyMark := good()
+		onlyMark.ListenPort = nil
+		refused("a mark that is not allowed", onlyMark, "firewall mark 0x9", syscall.EPERM.Error())
+
+		mood.set(func() { mood.noMark = nil })
+		change = good()
+		h.key = *change.PrivateKey
+		h.configure(change)
+		if s := h.Status(); s.PublicKey != h.pub() || s.ListenPort != 4000 || s.FirewallMark != 9 || s.Peers != 2 {
+			w.Fatalf("status %+v: the same change without a mistake is carried out", s)
+		}
+		if _, ok := h.Peer(newcomer); !ok {
+			w.Fatal("there is no newcomer")
+		}
+		if s := h.status(b); s.PersistentKeepalive != time.Minute || s.Endpoint.AddrPort != c.at().AddrPort || s.PresharedKey.IsZero() ||
+			!slices.Equal(s.AllowedIPs, c.prefixes()) || s.Timestamp != (wireguard.Timestamp{0xff}) {
+			w.Fatalf("peer %+v", s)
+		}
+	})
+}
+
+// snapshot is all that can be read of a device and its peers, but for events.
+func snapshot(n *node) string {
+	s := fmt.Sprintf("%+v", n.Status())
+	for p := range n.Peers() {
+		p.NextDeadline = 0
+		s += fmt.Sprintf("\n%+v %v", p, p.PresharedKey.IsZero())
+	}
+	return s
+}
+
+// The typed difference to row 27: a peer that ReplacePeers names keeps its session, and all of its state that the change
+// does not name; the others go.
+func TestReplacePeersKeepsSessions(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h, b, c, d := hub(w)
+		before := h.status(b)
+		h.configure(wireguard.Change{ReplacePeers: true, Peers: []wireguard.PeerChange{{PublicKey: b.pub()}, ptr(c.peer()).Change()}})
+		w.want("", "a change of peers sends nothing")
+		if s := h.status(b); s.Received != before.Received || s.Timestamp != before.Timestamp || s.LastHandshake != before.LastHandshake ||
+			!s.Session || !slices.Equal(s.AllowedIPs, before.AllowedIPs) || s.Endpoint != before.Endpoint {
+			w.Fatalf("before %+v\nafter %+v", before, s)
+		}
+		wantWorks(w, h, b, "named alone: as it was")
+		wantWorks(w, h, c, "named with its whole configuration: no handshake")
+		if n := wireguard.SessionIndices(h.Device); n != 2 {
+			w.Fatalf("%d session indices, want those of b and c", n)
+		}
+		h.send(d, "to nobody")
+		h.wantDrops(wireguard.DropNoRoute, 1, "d is not named")
+		d.send(h, "from nobody")
+		h.wantDrops(wireguard.DropUnknownIndex, 1, "its session went with it")
+		h.configure(wireguard.Change{ReplacePeers: true})
+		if h.Status().Peers != 0 || wireguard.SessionIndices(h.Device) != 0 {
+			w.Fatal("no name, no peer")
+		}
+	})
+}
+
+// A peer that one change removes and adds is a new one: no session, no counters, no 5 s to wait; what was in flight is for
+// nobody.
+func TestRemoveAndAddInOneChange(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.update(b, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{}, PersistentKeepalive: ptr(time.Hour)})
+		w.hold("b data", 1)
+		b.send(a, "in flight")
+		w.advance(time.Second)
+		w.script()
+		a.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: b.pub(), Remove: true}, ptr(b.peer()).Change()}})
+		if s := a.status(b); s.Session || s.Sent.Bytes+s.Received.Bytes != 0 || !s.LastHandshake.IsZero() || s.PersistentKeepalive != 0 || s.NextReason != "" {
+			w.Fatalf("peer %+v: want a new one", s)
+		}
+		w.release()
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "in flight for the old one")
+		a.send(b, "anew")
+		w.want("a initiation, b response, a data", "at once")
+		b.wantArrived("anew", "anew")
+		wantWorks(w, a, b, "both ways")
+	})
+}
+
+// A change of one field of a peer leaves its session and its other fields alone.
+func TestUpdateOneField(t *testing.T) {
+	for name, change := range map[string]wireguard.PeerChange{
+		"preshared key":         {PresharedKey: &wireguard.PresharedKey{1}},
+		"keepalive":             {PersistentKeepalive: ptr(time.Hour)},
+		"allowed IPs added":     {AllowedIPs: prefixesOf("10.77.0.0/16")},
+		"allowed IPs replaced":  {ReplaceAllowedIPs: true, AllowedIPs: prefixesOf("10.0.0.2/32", "10.78.0.0/16")},
+		"allowed IPs taken":     {RemoveAllowedIPs: prefixesOf("fd00::2/128")},
+		"timestamp":             {Timestamp: &wireguard.Timestamp{0xff}},
+		"older timestamp":       {Timestamp: &wireguard.Timestamp{}},
+		"nothing":               {},
+		"nothing, if it exists": {UpdateOnly: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.connect(b, a) // so that a has a timestamp of b's
+				before := a.status(b)
+				a.update(b, change)
+				after := a.status(b)
+				w.script() // the keepalive of a changed interval
+				want := before
+				switch {
+				case change.PresharedKey != nil:
+					want.PresharedKey = *change.PresharedKey
+				case change.PersistentKeepalive != nil:
+					want.PersistentKeepalive = *change.PersistentKeepalive
+					want.Sent.Bytes += 32
+				case name == "timestamp":
+					want.Timestamp = *change.Timestamp
+				case change.ReplaceAllowedIPs:
+					want.AllowedIPs = change.AllowedIPs
+				case change.RemoveAllowedIPs != nil:
+					want.AllowedIPs = before.AllowedIPs[:1]
+				default:
+					want.AllowedIPs = slices.Concat(before.AllowedIPs, change.AllowedIPs)
+				}
+				after.NextDeadline, want.NextDeadline, after.NextReason, want.NextReason = 0, 0, "", ""
+				if fmt.Sprintf("%+v", after) != fmt.Sprintf("%+v", want) || after.PresharedKey != want.PresharedKey {
+					w.Fatalf("peer\n%+v, want\n%+v", after, want)
+				}
+				wantWorks(w, a, b, "on the same session")
+			})
+		})
+	}
+	scenario(t, func(w *world, a, b *node) {
+		stranger := wireguard.NewPrivateKey().Public()
+		a.configure(wireguard.Change{Peers: []wireguard.PeerChange{
+			{PublicKey: stranger, UpdateOnly: true, AllowedIPs: prefixesOf("0.0.0.0/0")}, {PublicKey: stranger, Remove: true},
+		}})
+		if _, ok := a.Peer(stranger); ok || a.Status().Peers != 1 {
+			w.Fatal("an update of a peer that does not exist made one")
+		}
+		if _, ok := a.Route(netip.MustParseAddr("192.0.2.1")); ok {
+			w.Fatal("an update of a peer that does not exist made a route")
+		}
+	})
+}
+
+// Row 17: "a prefix belongs to one peer and the last writer wins", while packets flow: the source check goes with the
+// route, and neither session notices.
+func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h, b, c, _ := hub(w)
+		shared := netip.MustParseAddrPort("10.50.0.1:1")
+		home := netip.AddrPortFrom(h.addr, 1)
+		for _, n := range []*node{b, c} {
+			n.update(h, wireguard.PeerChange{AllowedIPs: prefixesOf("10.0.0.0/8")})
+		}
+		refused := uint64(0)
+		for i, owner := range []*node{b, c, b, c, c, b} {
+			other := map[*node]*node{b: c, c: b}[owner]
+			h.update(owner, wireguard.PeerChange{AllowedIPs: prefixesOf("10.50.0.0/24")})
+			name := fmt.Sprintf("round %d, %s has it", i, owner.name)
+			h.inject(ipPacket(home, shared, name))
+			owner.wantArrived(name, name)
+			other.wantArrived(name)
+			for _, n := range []*node{b, c} {
+				n.inject(ipPacket(shared, home, n.name))
+			}
+			h.wantArrived(name+", and may send from it", owner.name)
+			refused++
+			h.wantDrops(wireguard.DropSourceNotAllowed, refused, "the other one may not any more")
+		}
+		if n := w.net.Sent().Initiations; n != 3 {
+			w.Fatalf("%d initiations, want those of the beginning", n)
+		}
+	})
+}
+
+// The same with senders and changes at once: each packet goes to the one or the other, none is lost or sent twice.
+func TestAllowedIPsMoveUnderSenders(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h, b, c, _ := hub(w)
+		for _, n := range []*node{b, c} {
+			n.update(h, wireguard.PeerChange{AllowedIPs: prefixesOf("10.0.0.0/8")})
+		}
+		h.update(b, wireguard.PeerChange{AllowedIPs: prefixesOf("10.50.0.0/24")})
+		const senders, rounds = 2, 200
+		var wg sync.WaitGroup
+		for range senders {
+			wg.Go(func() {
+				batch := h.NewBatch()
+				for range rounds {
+					batch.Append(ipPacket(netip.AddrPortFrom(h.addr, 1), netip.MustParseAddrPort("10.50.0.1:1"), "x"))
+					if err := h.Send(batch); err != nil {
+						w.Error(err)
+					}
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+		wg.Go(func() {
+			for i := range rounds {
+				change := wireguard.PeerChange{PublicKey: []*node{b, c}[i%2].pub(), AllowedIPs: prefixesOf("10.50.0.0/24")}
+				if err := h.Configure(wireguard.Change{Peers: []wireguard.PeerChange{change}}); err != nil {
+					w.Error(err)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+		wg.Wait()
+		atB, atC := len(b.arrived()), len(c.arrived())
+		if atB+atC != senders*rounds || atB == 0 || atC == 0 {
+			w.Fatalf("%d packets arrived at b and %d at c of %d", atB, atC, senders*rounds)
+		}
+		if drops := h.Status().Drops; drops.Total() != 0 {
+			w.Fatalf("drops %v: the prefix is always somebody's", drops)
+		}
+	})
+}
+
+// Row 22: a change of port opens the new one first; peers follow by the next packet, whichever way it goes.
+func TestListenPortChange(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.hold("b data", 1)
+		b.send(a, "in flight to the old port")
+		a.configure(wireguard.Change{ListenPort: &a.port})
+		wantPort := func(port uint16, why string) {
+			w.Helper()
+			if m := w.last("a data"); m.src.Port() != port || a.Status().ListenPort != port {
+				w.Fatalf("sent from port %d, status %d, want %d: %s", m.src.Port(), a.Status().ListenPort, port, why)
+			}
+		}
+		a.send(b, "1")
+		wantPort(a.port, "the same port again is no change")
+		w.release()
+		a.wantArrived("no socket was closed", "in flight to the old port")
+
+		a.configure(wireguard.Change{ListenPort: ptr(uint16(3000))})
+		w.script()
+		a.send(b, "2")
+		wantPort(3000, "the new port")
+		b.wantArrived("on the same session", "1", "2")
+		b.wantEndpoint(a, netip.AddrPortFrom(a.at().Addr(), 3000), "b follows")
+		b.send(a, "back")
+		a.wantArrived("b follows", "back")
+		w.want("a data, b data", "no handshake")
+
+		taken, err := a.end.Listen(3001)
+		if err != nil {
+			w.Fatal(err)
+		}
+		defer taken.Close()
+		if err := a.Configure(wireguard.Change{ListenPort: ptr(uint16(3001))}); !errors.Is(err, syscall.EADDRINUSE) {
+			w.Fatalf("Configure: %v, want EADDRINUSE", err)
+		}
+		a.send(b, "3")
+		wantPort(3000, "the old port goes on where the new one cannot be had")
+		a.configure(wireguard.Change{ListenPort: ptr(uint16(0))})
+		a.send(b, "4")
+		port := a.Status().ListenPort
+		if port == 0 || port == 3000 {
+			w.Fatalf("port %d, want one of the bind's choice", port)
+		}
+		wantPort(port, "port 0 is a choice of the bind's")
+		a.configure(wireguard.Change{ListenPort: ptr(uint16(0))})
+		a.send(b, "5")
+		wantPort(port, "0 again is no change")
+		b.wantArrived("nothing was lost", "3", "4", "5")
+	})
+}
+
+// The mark goes to the socket at once, and to each later one.
+func TestFirewallMarkChange(t *testing.T) {
+	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
+		w.connect(a, b)
+		opened := len(mood.opened)
+		for _, mark := range []uint32{7, 7, 8, 0} {
+			a.configure(wireguard.Change{FirewallMark: &mark})
+		}
+		if fmt.Sprint(mood.marks) != "[7 8 0]" || len(mood.opened) != opened {
+			w.Fatalf("marks %v on %d more sockets, want each change once, on the one there is", mood.marks, len(mood.opened)-opened)
+		}
+		wantWorks(w, a, b, "the session does not care")
+		a.configure(wireguard.Change{FirewallMark: ptr(uint32(9)), ListenPort: ptr(uint16(3000))})
+		a.restart()
+		if fmt.Sprint(mood.marks) != "[7 8 0 9 9]" {
+			w.Fatalf("marks %v, want 9 on the new port's socket, and again after Down and Up", mood.marks)
+		}
+		a.Down()
+		a.configure(wireguard.Change{FirewallMark: ptr(uint32(10))})
+		if fmt.Sprint(mood.marks) != "[7 8 0 9 9]" || a.Status().FirewallMark != 10 {
+			w.Fatalf("marks %v, status %+v: there is no socket", mood.marks, a.Status())
+		}
+		a.Up()
+		if fmt.Sprint(mood.marks) != "[7 8 0 9 9 10]" {
+			w.Fatalf("marks %v, want what was set meanwhile", mood.marks)
+		}
+	})
+}
+
+// Rows 13 and 15 under traffic: the private key changes while packets go both ways; what was sealed before arrives, and
+// what comes after waits for the new identity's session.
+func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.net.SetConditions(pipe.Conditions{Delay: 10 * time.Millisecond})
+		next := wireguard.NewPrivateKey()
+		var want []string
+		for i := range 100 {
+			if i == 50 {
+				a.key = next
+				a.configure(wireguard.Change{PrivateKey: &next})
+				b.configure(wireguard.Change{Peers: []wireguard.PeerChange{ptr(a.peer()).Change()}})
+			}
+			s := fmt.Sprint(i)
+			want = append(want, s)
+			a.send(b, s)
+			w.advance(time.Millisecond)
+		}
+		w.advance(time.Second)
+		got := b.arrived()
+		// b's prefixes for a moved to the new key: what the old one sealed and is still under way is refused by its source.
+		refused := int(b.Status().Drops[wireguard.DropSourceNotAllowed])
+		if refused == 0 || refused > 15 {
+			w.Fatalf("%d were refused, want the ten that were under way, about", refused)
+		}
+		if !slices.Equal(got, slices.Concat(want[:50-refused], want[50:])) {
+			w.Fatalf("arrived %q", got)
+		}
+		if n := w.net.Sent().Initiations; n != 2 {
+			w.Fatalf("%d initiations, want one for each key", n)
+		}
+	})
+}

@@ -1,0 +1,175 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Row 25, to the byte: "rx: 32 + padded length of accepted data packets (those refused by the source check are not
+// counted) and accepted handshake messages; tx: UDP payload, when the send succeeded; cookie replies count nowhere".
+
+const (
+	initiationBytes = 148
+	responseBytes   = 92
+	keepaliveBytes  = 32
+)
+
+// A tally is what a device must have counted of its peer.
+type tally struct{ sent, received wireguard.Traffic }
+
+func (n *node) wantTally(o *node, want tally, why string) {
+	n.w.Helper()
+	n.w.settle()
+	s := n.status(o)
+	if got := (tally{s.Sent, s.Received}); got != want {
+		n.w.Fatalf("at %v: %s counted %+v of %s, want %+v: %s", n.w.now(), n.name, got, o.name, want, why)
+	}
+}
+
+// sends adds messages of one kind to what one end sent and the other received.
+func (t *tally) sends(o *tally, packets, bytes uint64) {
+	t.sent.Packets += packets
+	t.sent.Bytes += bytes
+	o.received.Packets += packets
+	o.received.Bytes += bytes
+}
+
+func TestExactCounters(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		var atA, atB tally
+		want := func(why string) {
+			w.Helper()
+			a.wantTally(b, atA, why)
+			b.wantTally(a, atB, why)
+		}
+		want("nothing yet")
+		w.connect(a, b)
+		atA.sends(&atB, 0, initiationBytes)
+		atB.sends(&atA, 0, responseBytes)
+		atA.sends(&atB, 0, keepaliveBytes)
+		want("a handshake and its confirmation, which is no packet")
+
+		for size := range 40 {
+			a.send(b, string(make([]byte, size)))
+			atA.sends(&atB, 1, uint64(32+(28+size+15)/16*16))
+			want("UDP, IP and payload, padded to 16")
+		}
+		for size := 1420 - 28 - 17; size <= 1420-28; size++ {
+			b.send(a, string(make([]byte, size)))
+			atB.sends(&atA, 1, uint64(32+min((28+size+15)/16*16, 1420)))
+			want("padding stops at the tunnel's MTU")
+		}
+		a.arrived()
+		b.arrived()
+
+		a.inject(ipPacket(netip.MustParseAddrPort("10.9.9.9:1"), netip.AddrPortFrom(b.addr, 1), "spoofed"))
+		b.wantDrops(wireguard.DropSourceNotAllowed, 1, "not a's address")
+		atA.sent.Packets++
+		atA.sent.Bytes += 32 + 48
+		want("what the source check refuses was sent, and not received")
+
+		malformed := a.packet(b, "malformed")
+		malformed[3] = 200 // longer than it is
+		a.inject(malformed)
+		b.wantDrops(wireguard.DropInnerMalformed, 1, "longer than it is")
+		atA.sent.Packets++
+		atA.sent.Bytes += 32 + 48
+		want("nor what is no packet inside")
+
+		data := w.last("a data")
+		w.replay(data)
+		b.wantDrops(wireguard.DropReplayed, 1, "replayed")
+		data.data = bytes.Clone(data.data)
+		data.data[30] ^= 1
+		w.replay(data)
+		b.wantDrops(wireguard.DropForged, 1, "forged")
+		w.replay(w.last("a initiation"))
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "replayed")
+		w.replay(w.last("b response"))
+		a.wantDrops(wireguard.DropSuperseded, 1, "replayed")
+		want("nothing that is refused is received")
+
+		w.lose("a data", 2)
+		a.send(b, "lost", "lost")
+		atA.sent.Packets += 2
+		atA.sent.Bytes += 2 * (32 + 32)
+		want("what the wire loses was sent")
+
+		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
+		a.send(b, string(make([]byte, 100)))
+		a.wantDrops(wireguard.DropSendFailed, 1, "refused by the socket")
+		w.net.SetConditions(pipe.Conditions{})
+		want("what the socket refuses was not sent")
+	})
+}
+
+// Handshake messages count when they leave and when they are accepted; cookie replies count nowhere, at neither end.
+func TestExactCountersOfHandshakes(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		var atA, atB tally
+		want := func(why string) {
+			w.Helper()
+			a.wantTally(b, atA, why)
+			b.wantTally(a, atB, why)
+		}
+		w.lose("a initiation", 1)
+		a.send(b, "x")
+		w.want("a initiation", "lost")
+		atA.sent.Bytes += initiationBytes
+		want("lost, and sent")
+
+		wireguard.ForceLoad(b.Device, true)
+		w.wantJittered(5*time.Second, "a initiation, b cookie reply", "under load")
+		atA.sent.Bytes += initiationBytes
+		want("b did not accept it, and its cookie reply is not counted")
+		if n := b.Status().CookieReplies; n != 1 {
+			w.Fatalf("%d cookie replies", n)
+		}
+
+		w.lose("b response", 1)
+		w.advance(5*time.Second + jitter)
+		w.want("a initiation, b response", "with the cookie")
+		atA.sends(&atB, 0, initiationBytes)
+		atB.sent.Bytes += responseBytes
+		want("accepted, and the response is lost")
+
+		wireguard.ForceLoad(b.Device, false)
+		w.advance(5*time.Second + jitter)
+		w.want("a initiation, b response, a data", "at last")
+		atA.sends(&atB, 0, initiationBytes)
+		atB.sends(&atA, 0, responseBytes)
+		atA.sends(&atB, 1, 32+32)
+		want("accepted at both ends")
+
+		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
+		a.restart()
+		a.send(b, "y")
+		w.want("", "the socket refuses the initiation")
+		want("what the socket refuses was not sent")
+	})
+}
+
+// Counters outlive sessions, Down and roaming; they end with the peer.
+func TestCountersOutliveSessions(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.send(b, "x")
+		b.arrived()
+		w.advance(10 * time.Second)
+		before := a.status(b)
+		w.advance(time.Hour) // expired and wiped
+		a.Down()
+		if s := a.status(b); s.Sent != before.Sent || s.Received != before.Received {
+			w.Fatalf("counted %+v, %+v, before %+v, %+v", s.Sent, s.Received, before.Sent, before.Received)
+		}
+		a.Up()
+		a.RemovePeer(b.pub())
+		a.knows(b)
+		a.wantTally(b, tally{}, "a new peer")
+	})
+}

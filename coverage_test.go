@@ -1,0 +1,188 @@
+package wireguard_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// Where to find the test of what. The scenarios are those that a WireGuard implementation has to get right; the decisions
+// are where the whitepaper leaves room, or where the kernel and other implementations differ. A name without a package is
+// a test of this one. TestCoverageNames keeps the lists from rotting.
+
+// A covered is something that is to be tested, and the tests that do.
+type covered struct {
+	what  string
+	tests string // names, separated by spaces
+}
+
+var scenarios = []covered{
+	{"initiation retransmitted every REKEY_TIMEOUT and jitter", "TestInitiationRetransmitted TestJitterDiffers TestJitter"},
+	{"give-up after 20 tries, and not while packets come", "TestGiveUpAfterTwentyInitiations TestNoGiveUpWhilePacketsCome TestPersistentKeepaliveStartsNewSeries"},
+	{"rekey on send at 120 s, by the initiator only", "TestRekeyOnSend TestRekeyOnKeepalive TestRekeyAfterMessages"},
+	{"rekey on receive at 165 s, once", "TestRekeyOnReceive TestNoRekeyOnReceiveByResponder"},
+	{"one passive keepalive, the need-another rule, no ping-pong", "TestPassiveKeepalive TestPassiveKeepaliveCancelled TestNeedAnotherKeepalive"},
+	{"a keepalive answered by nothing", "TestKeepaliveAnsweredByNothing"},
+	{"unanswered data counted from the first packet", "TestUnansweredData TestUnansweredCountsFromFirstDataPacket"},
+	{"an answer that is quicker than the send", "TestAnswerBeforeSendReturns TestUnansweredNotArmedOnceAnswered"},
+	{"session silent at exactly 180 s on both sides", "TestSessionSilentAt180s TestReceiveAt180s"},
+	{"wipe at 540 s and after give-up", "TestWipe TestWipeAfterLastSession TestWipeAfterGiveUp"},
+	{"previous session still decrypts during rotation", "TestPreviousSessionDecryptsDuringRotation TestResponderSendsOnCurrentUntilConfirmed"},
+	{"simultaneous initiations converge in time", "TestCrossingInitiationsHeal TestCrossingInitiationsOneLost TestCrossingInitiations"},
+	{"initiator's immediate confirmation", "TestInitiatorConfirmsAtOnce"},
+	{"responder flushes on confirmation", "TestResponderFlushesOnConfirmation TestLostConfirmationAndDataAtResponder"},
+	{"delayed response to a superseded initiation", "TestResponseToSupersededInitiation"},
+	{"replayed initiation refused", "TestReplayedInitiationRefused TestReplayedInitiationRefusedAfterWipeAndDown TestWireGuardGoReplay"},
+	{"replayed response refused", "TestReplayedResponseRefused"},
+	{"initiations too soon after each other", "TestInitiationTooSoon"},
+	{"cookie under load, its expiry", "TestCookieUnderLoad TestNoCookieWithoutLoad TestCookieUsedFor115s TestCookieSecretLives120s TestFloodPutsUnderLoad"},
+	{"mac2 bound to address and port", "TestMAC2BoundToAddressAndPort"},
+	{"silence for who does not know the public key", "TestNoAnswerWithoutMAC1"},
+	{"cookie reply to a response", "TestCookieReplyToResponse"},
+	{"cookie reply with a wrong mac1 ignored", "TestCookieReplyWithWrongMAC1Ignored"},
+	{"rate limit under load", "TestRateLimitUnderLoad TestRateLimitIsPer64 TestLimiterBound"},
+	{"window edges, far jumps, duplicates", "TestReplayWindow TestReplayTable TestReplayJumps TestReplayModel"},
+	{"counter limit", "TestRejectAfterMessages TestCounterPasses32Bits"},
+	{"persistent keepalive on idle and on active tunnels", "TestPersistentKeepaliveIdle TestPersistentKeepaliveActive"},
+	{"keepalive sent at once when persistent keepalive is turned on", "TestPersistentKeepaliveIdle TestPersistentKeepaliveMakesSession TestPersistentKeepaliveThenEndpoint"},
+	{"roaming of either side and of both at once", "TestRoaming TestRoamingByKeepaliveAndHandshake TestBothRoamAtOnce TestBothRoamWithPacketsUnderWay TestRoamingBetweenFamilies"},
+	{"endpoint unchanged by forged and by replayed packets", "TestEndpointUnchangedByForgedAndReplayed TestRefusedSourceIsAuthentic"},
+	{"private key change mid-session", "TestPrivateKeyChange TestPrivateKeyChangeReceivesUntil180s TestPrivateKeyChangeUnderTraffic"},
+	{"first private key on a device that is up", "TestFirstPrivateKeyOnUpDevice"},
+	{"preshared key mismatch gives no session", "TestPresharedKeyMismatch TestPresharedKeySession"},
+	{"peer removed with packets in flight", "TestPeerRemovedWithPacketsInFlight TestPeerRemovedAmidSend"},
+	{"staged packets delivered in order after the handshake, none overtaken", "TestStagedInOrder TestTurn"},
+	{"staging overflow drops the oldest", "TestStagingOverflow TestStagedBytesBound TestStageBounds"},
+	{"a suspend of 1 s, 100 s, 200 s, 1 h in each role", "TestSuspend TestSuspendBoth TestSuspendAmidHandshakeInitiator TestSuspendAmidHandshakeResponder TestSuspendKeptAlive TestSuspendWhilePeerSends TestWakeRings"},
+	{"clock set back", "TestClockSetBack TestClockStepLeavesTimersAlone TestCalendarsApart TestRestartWithClockSetBack"},
+	{"loss of each single message of the handshake", "TestLossOfEachHandshakeMessage"},
+	{"1 %, 10 %, 50 % loss", "TestLoss"},
+	{"reordering", "TestReordering"},
+	{"duplication", "TestDuplication"},
+	{"NAT that expires its mapping", "TestNATExpiry TestNATRebind"},
+	{"MTU that shrinks", "TestPathMTUShrinks udp.TestSmallMTU"},
+	{"receive path with several peers in one batch", "TestSeveralPeersInOneBatch"},
+	{"two devices of one process", "TestInitiatorConfirmsAtOnce netstack.TestBulk"}, // as in all scenarios
+	{"device as its own hop, tunnel in tunnel", "TestTunnelInTunnel TestEndpointInsideOwnTunnel TestEndpointMovesInsideOwnTunnel"},
+	{"two senders to one peer keep order", "TestTwoSendersKeepOrder TestTwoSendersKeepOrderOnSlowSocket TestTurn"},
+	{"configuration of a device that runs", "TestFirewallMarkChange TestConfigureAllOrNothing TestReplacePeersKeepsSessions TestRemoveAndAddInOneChange TestUpdateOneField"},
+}
+
+var decisions = []covered{
+	{"1 full queue: drop and count, never block", "TestFloodPutsUnderLoad TestFullSinkDrops TestHandshakeQueueIsBounded"},
+	{"2 no peer or no endpoint: ICMP to the inner sender, no handshake work", "TestUnreachableEndToEnd TestUnreachableExceptionsEndToEnd TestUnreachableIsRateLimited TestPersistentKeepaliveThenEndpoint netstack.TestDeviceUnreachable"},
+	{"3 ECN both ways, DSCP of handshakes", "TestECNBothWays TestDSCPStaysInside TestHandshakeTOS TestSendECN TestStagedKeepsECN TestDecapsulateECN"},
+	{"4 DF clear", "udp.TestSmallMTU udp.TestSocketOptions"},
+	{"5 cookies: address and port, once, no roaming", "TestMAC2BoundToAddressAndPort TestCookieReplyWithWrongMAC1Ignored TestCookieReplyMovesNothing"},
+	{"6 endpoint moves on authentic packets alone", "TestRoaming TestRoamingByKeepaliveAndHandshake TestEndpointUnchangedByForgedAndReplayed"},
+	{"7 response re-checked before commit", "TestResponseToSupersededInitiation TestCommitSession TestChangesAmidInitiation TestChangesAmidResponse TestNewerInitiationAmidResponse"},
+	{"8 simultaneous initiations heal in 5 to 5.33 s", "TestCrossingInitiationsHeal TestKeypairRotation"},
+	{"9 confirmation", "TestInitiatorConfirmsAtOnce TestResponderFlushesOnConfirmation TestResponderSendsOnCurrentUntilConfirmed"},
+	{"10 keepalive: armed by the first data, cancelled before any send", "TestPassiveKeepalive TestPassiveKeepaliveCancelled TestNeedAnotherKeepalive TestKeepaliveCancelledBeforeTheSend"},
+	{"11 data-sent timers only where the send succeeded", "TestFailedSendIsNotUnanswered TestSendFailures TestSendTrouble"},
+	{"12 ages count suspend; timestamps grow", "TestSuspend TestSuspendBoth TestWakeRings TestClockSetBack"},
+	{"13 no private key: no handshake", "TestFirstPrivateKeyOnUpDevice"},
+	{"14 own key is no peer", "TestOwnKeyIsNoPeer TestConfigureNewKeyIsChecked TestConfigAllErrorsAtOnce"},
+	{"15 private key change", "TestPrivateKeyChange TestPrivateKeyChangeReceivesUntil180s TestOwnKeyIsNoPeer"},
+	{"16 preshared key change", "TestPresharedKeyChange TestPresharedKeyChangeAmidHandshake TestUpdateOneField"},
+	{"17 allowed IPs: longest prefix, last writer, both ways", "TestNestedPrefixesOfTwoPeers TestAllowedIPsMoveWhilePacketsFlow TestAllowedIPsMoveUnderSenders TestAllowedIPsModel"},
+	{"18 inner length", "TestInnerLength TestUnpad"},
+	{"19 reserved bytes are zero", "TestReservedBytes"},
+	{"20 sticky source", "TestStickySource TestStickySourceForgotten udp.TestAnswerComesFromTheAddressReached udp.TestGoneSourceIsForgotten udp.TestAddressTakenAway"},
+	{"21 zones, mapped addresses", "TestEndpointText udp.TestZones udp.TestMappedAddressGoesOutByIPv4"},
+	{"22 port", "TestListenPortChange udp.TestBothFamiliesOnOnePort udp.TestPortTakenInOneFamily udp.TestPortZeroTriesUntilBothFamiliesHaveIt udp.TestMissingFamilyIsNoError"},
+	{"23 low-order points, at each of four places", "TestLowOrderMessages TestLowOrderInitiator TestLowOrderPeer TestHandshakeLowOrder"},
+	{"24 endpoint inside the tunnel", "TestEndpointInsideOwnTunnel TestEndpointMovesInsideOwnTunnel"},
+	{"25 counters", "TestExactCounters TestExactCountersOfHandshakes TestCountersOutliveSessions"},
+	{"26 up, down", "TestDownAndUpAgain TestPersistentKeepaliveMakesSession TestEveryCallInEveryState"},
+	{"27 replacing peers keeps the sessions of those that stay", "TestReplacePeersKeepsSessions"},
+	{"28 on-demand peers", "TestReplayedInitiationDoesNotBringPeerBack TestLookedUpPeerForgotten"},
+}
+
+// testNames is the tests of all packages of the module, as they are named above.
+func testNames(t *testing.T) map[string]bool {
+	names, fset := map[string]bool{}, token.NewFileSet()
+	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		f, err := parser.ParseFile(fset, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		prefix := ""
+		if dir := filepath.Dir(path); dir != "." {
+			prefix = filepath.Base(dir) + "."
+		}
+		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") {
+				names[prefix+fn.Name.Name] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// TestCoverageNames: each thing that is to be tested names its tests, and those exist.
+func TestCoverageNames(t *testing.T) {
+	names := testNames(t)
+	if !names["TestCoverageNames"] || !names["udp.TestClose"] {
+		t.Fatalf("the tests were not found: %d names", len(names))
+	}
+	for _, list := range [][]covered{scenarios, decisions, faults} {
+		seen := map[string]bool{}
+		for _, c := range list {
+			tests := strings.Fields(c.tests)
+			if len(tests) == 0 || seen[c.what] {
+				t.Errorf("%q has no test, or is listed twice", c.what)
+			}
+			seen[c.what] = true
+			for _, name := range tests {
+				if !names[name] {
+					t.Errorf("%q: there is no test %s", c.what, name)
+				}
+			}
+		}
+	}
+}
+
+// TestScenariosAreListed: the tests of whole devices in virtual time are all to be found by what they are about.
+func TestScenariosAreListed(t *testing.T) {
+	listed := map[string]bool{}
+	for _, list := range [][]covered{scenarios, decisions, faults} {
+		for _, c := range list {
+			for _, name := range strings.Fields(c.tests) {
+				listed[name] = true
+			}
+		}
+	}
+	files, err := filepath.Glob("*_scenarios_test.go")
+	if err != nil || len(files) < 10 {
+		t.Fatal(files, err)
+	}
+	function := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	for _, file := range files {
+		if strings.HasPrefix(file, "life_") || strings.HasPrefix(file, "lookup_") {
+			continue // the device's own life, which is the API's and not the protocol's
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range function.FindAllStringSubmatch(string(text), -1) {
+			if !listed[m[1]] {
+				t.Errorf("%s: %s is in no list", file, m[1])
+			}
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Faults that other implementations shipped, and the tests that would have found them. Those of the control protocol have
+// their other half with its package; here is what a Change does.
+var faults = []covered{
+	{"32-bit nonce counter", "TestCounterPasses32Bits"},
+	{"no limit on messages a key", "TestRejectAfterMessages TestRekeyAfterMessages"},
+	{"roaming on a cookie reply", "TestCookieReplyMovesNothing"},
+	{"keepalives answering keepalives", "TestPassiveKeepalive TestKeepaliveAnsweredByNothing"},
+	{"keepalive timed from the wrong event", "TestFaultKeepaliveTimedFromTheWrongEvent TestNeedAnotherKeepalive"},
+	{"persistent keepalive sent on an active tunnel", "TestPersistentKeepaliveActive"},
+	{"reverse check with nested prefixes of two peers", "TestNestedPrefixesOfTwoPeers"},
+	{"crash on an oversized datagram", "TestDatagramsOfAnySize"},
+	{"wrong source family from recvmmsg", "udp.TestTrainsArriveWhole udp.TestSourceOfIPv6 TestFaultPeersOfBothFamilies"},
+	{"port taken in one family only", "udp.TestPortTakenInOneFamily udp.TestPortZeroTriesUntilBothFamiliesHaveIt"},
+	{"host without IPv6", "udp.TestMissingFamilyIsNoError udp.TestIPv6SwitchedOff"},
+	{"preshared key not applied", "TestPresharedKeyMismatch TestPresharedKeyChange TestHandshakePresharedKeyMismatch"},
+	{"late response accepted", "TestResponseToSupersededInitiation TestSuspendAmidHandshakeInitiator"},
+	{"update of an existing peer that does harm, or nothing", "TestUpdateOneField"},
+	{"second of several changes lost", "TestFaultChangesInARow"},
+	{"error in the middle of a peer leaving a half-made peer", "TestConfigureAllOrNothing TestConfigureRefusesAsAWhole"},
+	{"UDP GSO failing for ever with EMSGSIZE on a small path MTU", "udp.TestRefusedTrainGoesOutSingly udp.TestSmallMTU TestPathMTUShrinks"},
+	{"IPv6 length wrap delivering a truncated packet", "TestInnerLength TestUnpad"},
+	{"limiter keyed by /128", "TestRateLimitIsPer64"},
+	{"use after close of the limiter", "TestLimiterOutlivesClose"},
+	{"ping replies lost that came before the read", "netstack.TestPing"},
+	{"deadline that fires once and then blocks for ever", "netstack.TestConnTCP netstack.TestConnUDP netstack.TestPingFails"},
+	{"double close panicking", "TestEveryCallInEveryState udp.TestClose netstack.TestClose pipe.TestCloseIsIdempotent"},
+	{"close racing a handshake and leaking the device", "TestCloseAmidHandshake TestCloseUnderLoad"},
+	{"a receiver that stops for ever after one odd socket error", "TestReceiverSurvivesErrors udp.TestErrorsOfEarlierDatagrams"},
+	{"a nil logger that crashes", "TestFaultNilLogger"},
+	{"a sending address that is gone kept for ever", "TestStickySource TestStickySourceForgotten udp.TestGoneSourceIsForgotten udp.TestAddressTakenAway"},
+	{"a sending address forgotten for the peers of one family alone", "TestFaultSourcesOfEveryPeerForgotten udp.TestGoneSourceIsForgotten"}, // a netlink loop that stopped at the first IPv6 peer
+	{"a failed send that nobody hears of", "TestSendTrouble"},
+}
+
+// The keepalive is timed from the first data packet received: not from a later one, a keepalive, a handshake, or the last
+// send.
+func TestFaultKeepaliveTimedFromTheWrongEvent(t *testing.T) {
+	for name, before := range map[string]func(w *world, a, b *node){
+		"the handshake":   func(w *world, a, b *node) {},
+		"a keepalive":     func(w *world, a, b *node) { a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(time.Hour)}) },
+		"the last send":   func(w *world, a, b *node) { b.send(a, "x") },
+		"something older": func(w *world, a, b *node) { a.send(b, "x"); b.send(a, "x") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.connect(a, b)
+				before(w, a, b)
+				w.advance(4 * time.Second)
+				w.script()
+				a.send(b, "first")
+				w.advance(3 * time.Second)
+				a.send(b, "later")
+				w.advance(7*time.Second - 1)
+				w.want("a data x2", "less than 10 s after the first")
+				w.advance(1)
+				w.want("b keepalive", "10 s after the first packet that went unanswered")
+			})
+		})
+	}
+}
+
+// Peers of both families on one device: each is answered where it is, whichever came last.
+func TestFaultPeersOfBothFamilies(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h, four, six := w.node("hub"), w.node("four"), w.node("six")
+		for _, n := range []*node{four, six} {
+			n.knows(h)
+			h.knows(n, func(c *wireguard.PeerConfig) { c.Endpoint = wireguard.Endpoint{} })
+		}
+		for n, family := range map[*node]int{four: 0, six: 1} {
+			if err := n.end.SetAddrs(n.end.Addrs()[family]); err != nil {
+				w.Fatal(err)
+			}
+		}
+		six.update(h, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(netip.AddrPortFrom(h.end.Addrs()[1], h.port)))})
+		for i := range 6 {
+			for _, n := range []*node{four, six, six, four} {
+				n.send(h, "up")
+				h.arrived()
+				h.wantEndpoint(n, n.at().AddrPort, "its own address, of its own family")
+				h.send(n, "down")
+				n.wantArrived("to that address", "down")
+			}
+			if i%2 == 1 {
+				w.advance(121 * time.Second) // handshakes come and go the same ways
+			}
+		}
+		h.wantDrops(wireguard.DropSendFailed, 0, "no address of one family on a socket of the other")
+	})
+}
+
+// Each of several changes is carried out, in order, also of one peer in one Change, and from several goroutines at once.
+func TestFaultChangesInARow(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		key := b.pub()
+		a.configure(wireguard.Change{Peers: []wireguard.PeerChange{
+			{PublicKey: key, AllowedIPs: prefixesOf("10.1.0.0/16"), PersistentKeepalive: ptr(time.Hour)},
+			{PublicKey: key, AllowedIPs: prefixesOf("10.2.0.0/16"), PersistentKeepalive: ptr(2 * time.Hour)},
+			{PublicKey: key, RemoveAllowedIPs: prefixesOf("10.1.0.0/16"), UpdateOnly: true},
+		}})
+		if s := a.status(b); len(s.AllowedIPs) != 3 || s.PersistentKeepalive != 2*time.Hour || !s.Session {
+			w.Fatalf("peer %+v: want all three changes", s)
+		}
+		if _, ok := a.Route(netip.MustParseAddr("10.1.0.1")); ok {
+			w.Fatal("the last change of the three is lost")
+		}
+		var wg sync.WaitGroup
+		for i := range 64 {
+			wg.Go(func() {
+				prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 3, byte(i), 0}), 24)
+				if err := a.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: key, AllowedIPs: []netip.Prefix{prefix}}}}); err != nil {
+					w.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range 64 {
+			if got, ok := a.Route(netip.AddrFrom4([4]byte{10, 3, byte(i), 1})); !ok || got != key {
+				w.Fatalf("change %d of 64 is lost", i)
+			}
+		}
+		wantWorks(w, a, b, "on the same session")
+	})
+}
+
+// All peers' sources are forgotten by a change of mark, whatever families they are of and in whatever order.
+func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
+	inWorld(t, func(w *world) {
+		h, b, c, d := hub(w)
+		v6 := wireguard.EndpointOf(netip.AddrPortFrom(c.end.Addrs()[1], c.port))
+		h.update(c, wireguard.PeerChange{Endpoint: &v6})
+		h.send(c, "over IPv6")
+		c.send(h, "back")
+		for _, n := range []*node{b, c, d} {
+			if s := h.status(n).Endpoint; !s.Source.IsValid() || s.Addr().Is6() != (n == c) {
+				w.Fatalf("endpoint %+v of %s: want a source to begin with, and IPv6 for c alone", s, n.name)
+			}
+		}
+		h.configure(wireguard.Change{FirewallMark: ptr(uint32(1))})
+		for _, n := range []*node{b, c, d} {
+			if s := h.status(n).Endpoint; s.Source.IsValid() || s.Interface != 0 {
+				w.Fatalf("endpoint %+v of %s: its source is kept", s, n.name)
+			}
+		}
+	})
+}
+
+// A life with everything that is logged, without a logger; and with one, which is told no secret, and nothing above Debug
+// of what a peer or a stranger does.
+func TestFaultNilLogger(t *testing.T) {
+	var log bytes.Buffer
+	var mu sync.Mutex
+	for _, logger := range []*slog.Logger{nil, slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, &slog.HandlerOptions{Level: slog.LevelDebug - 8}))} {
+		inWorld(t, func(w *world) {
+			mood := &moodyBind{}
+			a := w.node("a", func(c *wireguard.Config) { mood.Bind, c.Bind, c.Logger = c.Bind, mood, logger })
+			b := w.node("b")
+			psk := wireguard.NewPresharedKey()
+			for _, n := range [][2]*node{{a, b}, {b, a}} {
+				n[0].knows(n[1], func(c *wireguard.PeerConfig) { c.PresharedKey = psk })
+			}
+			read := func() string {
+				mu.Lock()
+				defer mu.Unlock()
+				defer log.Reset()
+				return log.String()
+			}
+			w.connect(a, b)
+			if got := read(); logger != nil && !strings.Contains(got, "level=INFO msg=\"wireguard: up\"") {
+				w.Fatalf("log %q", got)
+			}
+			// What peers and strangers do.
+			a.move(elsewhere)
+			a.send(b, "x")
+			b.move(elsewhere2)
+			b.send(a, "y")
+			for _, kind := range []string{"a initiation", "b response", "b data"} {
+				m := w.last(kind)
+				m.dst = a.at().AddrPort
+				w.replay(m, stranger)
+				m.data = append(bytes.Clone(m.data), 1)
+				w.replay(m, stranger)
+			}
+			wireguard.ForceLoad(a.Device, true)
+			w.replay(w.last("a initiation"), stranger)
+			wireguard.ForceLoad(a.Device, false)
+			w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
+			a.send(b, "refused by the socket")
+			w.net.SetConditions(pipe.Conditions{})
+			for range 1100 / 100 {
+				b.send(a, numbered(0, 100)...)
+			}
+			w.net.Cut(nil, nil)
+			w.advance(200 * time.Second)
+			a.send(b, "z")
+			w.advance(120 * time.Second)
+			got := read()
+			if logger != nil && !strings.Contains(got, "level=DEBUG") {
+				w.Fatalf("log %q", got)
+			}
+			if strings.Contains(got, "level=INFO") || strings.Contains(got, "level=WARN") || strings.Contains(got, "level=ERROR") {
+				w.Fatalf("log %q: nothing of this is more than Debug", got)
+			}
+			// What the machine does.
+			mood.set(func() { mood.moods = []error{errors.New("odd")} })
+			w.net.Mend(nil, nil)
+			b.move(netip.MustParseAddr("198.18.0.2"))
+			b.send(a, "wakes the receiver")
+			w.advance(time.Minute)
+			mood.set(func() { mood.fail = errors.New("busy") })
+			a.Wake()
+			mood.set(func() { mood.fail = nil })
+			a.Down()
+			a.Close()
+			got += read()
+			if logger != nil && (!strings.Contains(got, "level=WARN") || !strings.Contains(got, "wireguard: down")) {
+				w.Fatalf("log %q", got)
+			}
+			for _, secret := range [][]byte{a.key[:], b.key[:], psk[:]} {
+				if bytes.Contains([]byte(got), secret) || strings.Contains(got, hex.EncodeToString(secret)) ||
+					strings.Contains(got, wireguard.PublicKey(secret).String()) {
+					w.Fatalf("a secret is in the log: %q", got)
+				}
+			}
+		})
+	}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  *bytes.Buffer
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}

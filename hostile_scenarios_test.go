@@ -1,0 +1,342 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// What hostile messages and unlucky moments do to devices: nothing but a count.
+
+// lowOrderPoints are public keys with which every Diffie-Hellman result is zero (RFC 7748, section 6.1).
+var lowOrderPoints = func() (ks []wireguard.PublicKey) {
+	for _, s := range []string{
+		"0000000000000000000000000000000000000000000000000000000000000000", // 0
+		"0100000000000000000000000000000000000000000000000000000000000000", // 1
+		"e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800", // of order 8
+		"5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157", // of order 8
+		"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p-1
+	} {
+		b, _ := hex.DecodeString(s)
+		ks = append(ks, wireguard.PublicKey(b))
+	}
+	return ks
+}()
+
+// signed is a handshake message with the mac1 that anyone can make who knows the receiver's public key.
+func signed(m []byte, to wireguard.PublicKey) []byte {
+	m = bytes.Clone(m)
+	key := blake2s.Sum256(append([]byte("mac1----"), to[:]...))
+	mac, _ := blake2s.New128(key[:])
+	mac.Write(m[:len(m)-32])
+	copy(m[len(m)-32:], mac.Sum(nil))
+	return m
+}
+
+// Row 23: "an all-zero X25519 result ends the handshake silently, at each of its four places". Here the places that a
+// message from outside gets to; that createResponse refuses too is shown where it is called by itself.
+func TestLowOrderMessages(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.lose("a initiation", 1)
+		a.send(b, "hello")
+		w.want("a initiation", "lost")
+		initiation := w.last("a initiation")
+		for i, point := range lowOrderPoints {
+			bad := initiation
+			bad.data = bytes.Clone(initiation.data)
+			copy(bad.data[8:40], point[:])
+			bad.data = signed(bad.data, b.pub())
+			w.replay(bad)
+			w.want("", "consuming the initiation: no response to an ephemeral key of low order")
+			b.wantDrops(wireguard.DropLowOrder, uint64(i+1), "the responder's es")
+		}
+
+		w.hold("b response", 1)
+		w.advance(5*time.Second + jitter)
+		w.want("a initiation, b response", "the retry; its response is held back")
+		response := w.last("b response")
+		for i, point := range lowOrderPoints {
+			bad := response
+			bad.data = bytes.Clone(response.data)
+			copy(bad.data[12:44], point[:])
+			bad.data = signed(bad.data, a.pub())
+			w.replay(bad)
+			w.want("", "consuming the response: nothing is sent on such a session")
+			a.wantDrops(wireguard.DropLowOrder, uint64(i+1), "the initiator's ee")
+			a.wantSession(b, false, "none was made")
+		}
+		w.release()
+		w.want("a data", "the true response still is welcome")
+		b.wantArrived("no harm done", "hello")
+	})
+}
+
+// Row 23: an initiation from a static key of low order, which anyone can make; also where that key is configured.
+func TestLowOrderInitiator(t *testing.T) {
+	for _, configured := range []bool{false, true} {
+		scenario(t, func(w *world, a, b *node) {
+			reason, n := wireguard.DropUnknownPeer, uint64(0)
+			for _, point := range lowOrderPoints[1:] { // zero is no public key
+				if configured {
+					reason = wireguard.DropLowOrder
+					if err := b.AddPeer(wireguard.PeerConfig{PublicKey: point}); err != nil {
+						w.Fatal(err)
+					}
+				}
+				if err := w.net.Inject(stranger, b.at().AddrPort, wireguard.InitiationFrom(point, b.pub(), time.Now())); err != nil {
+					w.Fatal(err)
+				}
+				n++
+				w.want("", "not answered")
+				b.wantDrops(reason, n, "counted")
+				if s, _ := b.Peer(point); s.Endpoint.IsValid() || s.Timestamp != (wireguard.Timestamp{}) {
+					w.Fatalf("status %+v: nothing of it is believed", s)
+				}
+			}
+			w.connect(a, b)
+		})
+	}
+}
+
+// Row 23, the initiator's es: a public key of low order in the configuration is accepted, as the kernel does, and no
+// message to it can be made: silence, and the end of any other series of tries.
+func TestLowOrderPeer(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.node("a")
+		for _, point := range lowOrderPoints[1:] {
+			address := netip.MustParseAddr("10.66.0.1")
+			err := a.AddPeer(wireguard.PeerConfig{
+				PublicKey: point, Endpoint: wireguard.EndpointOf(stranger), AllowedIPs: []netip.Prefix{netip.PrefixFrom(address, 32)},
+			})
+			if err != nil {
+				w.Fatal(err)
+			}
+			a.inject(pipe.UDPPacket(netip.AddrPortFrom(a.addr, 1), netip.AddrPortFrom(address, 1), nil))
+			w.advance(20 * (5*time.Second + jitter))
+			w.want("", "no message can be made")
+			a.wantEvents("after 20 tries it gives up", wireguard.EventHandshakeFailed)
+			s, _ := a.Peer(point)
+			if s.Drops[wireguard.DropLowOrder] != 20 || s.Drops[wireguard.DropNoSession] != 1 || s.Staged != 0 || s.Sent.Bytes != 0 {
+				w.Fatalf("status %+v: want 20 tries, and the packet dropped", s)
+			}
+			if n := wireguard.SessionIndices(a.Device); n != 0 {
+				w.Fatalf("%d session indices are in use", n)
+			}
+			a.RemovePeer(point)
+		}
+	})
+}
+
+// Row 19: "reserved bytes of the type field must be zero", in messages of each type.
+func TestReservedBytes(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		wireguard.ForceLoad(b.Device, true)
+		a.send(b, "x")
+		w.want("a initiation, b cookie reply", "a message of two types")
+		w.lose("a initiation", 1)
+		w.wantJittered(5*time.Second, "a initiation", "which is lost")
+		w.hold("b response", 1)
+		initiation := w.last("a initiation")
+		w.replay(initiation)
+		w.want("b response", "of the third, held back")
+		var refused [2]uint64
+		offer := func(m message, to *node) {
+			for at := 1; at < 4; at++ {
+				bad := m
+				bad.data = bytes.Clone(m.data)
+				bad.data[at] = 1
+				if m.kind == pipe.TypeInitiation || m.kind == pipe.TypeResponse {
+					bad.data = signed(bad.data, to.pub())
+				}
+				w.replay(bad)
+				w.want("", fmt.Sprintf("byte %d of a %v is not zero", at, m.kind))
+				i := map[*node]int{a: 0, b: 1}[to]
+				refused[i]++
+				to.wantDrops(wireguard.DropUnknownMessage, refused[i], "counted")
+			}
+		}
+		offer(initiation, b)
+		offer(w.last("b cookie reply"), a)
+		offer(w.last("b response"), a)
+		w.release()
+		w.hold("a data", 1)
+		a.send(b, "y")
+		w.want("a data x2", "of the fourth")
+		offer(w.last("a data"), b)
+		w.release()
+		b.wantArrived("the true one is welcome", "x", "y")
+	})
+}
+
+// Fault of a peer project: a crash on an oversized datagram. Datagrams of each type, of all lengths about those that mean
+// something and of the largest there is, alone and behind good ones.
+func TestDatagramsOfAnySize(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		good := w.last("a keepalive")
+		home, n := b.at().AddrPort, uint64(0)
+		for _, size := range []int{
+			1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 91, 92, 93, 147, 148, 149, 1279, 1500, 1501, 2047, 2048, 2049,
+			4096, 9000, 16384, 32768, 65000, 65506, 65507,
+		} {
+			for kind := range byte(6) {
+				m := make([]byte, size)
+				m[0] = kind
+				if size >= 8 {
+					copy(m[4:8], good.data[4:8]) // a session that stands
+				}
+				n++
+				if err := w.net.Inject(stranger, home, m); err != nil {
+					w.Fatal(err)
+				}
+				w.settle()
+				if got := b.Status().Drops; got.Total() != n {
+					w.Fatalf("%d bytes of type %d: drops %v, want each counted once", size, kind, got)
+				}
+			}
+		}
+		w.want("", "none is answered")
+		// What does not fit a datagram once it is sealed is refused by the socket, and the next packet is not.
+		a.inject(pipe.UDPPacket(netip.AddrPortFrom(a.addr, 7), netip.AddrPortFrom(b.addr, 7), make([]byte, 65507)))
+		a.wantDrops(wireguard.DropSendFailed, 1, "65,535 bytes and 32 more")
+		large := string(make([]byte, 65507-32-15-28))
+		a.send(b, large, "small")
+		b.wantArrived("what just fits arrives", large, "small")
+		if e := b.status(a).Endpoint.AddrPort; e != a.at().AddrPort {
+			w.Fatalf("b has a at %v", e)
+		}
+	})
+}
+
+// Fault of a peer project: use after close of the limiter. Messages under load before, amid and after Down, Up and Close.
+func TestLimiterOutlivesClose(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		wireguard.ForceLoad(b.Device, true)
+		a.send(b, "x")
+		w.want("a initiation, b cookie reply", "under load")
+		w.lose("a initiation", 1)
+		w.advance(6 * time.Second)
+		good := w.last("a initiation") // with mac2: it gets to the limiter
+		w.script()
+		flood := func() {
+			for range 20 {
+				if err := w.net.Inject(good.src, good.dst, good.data); err != nil {
+					w.Fatal(err)
+				}
+			}
+		}
+		flood()
+		w.settle()
+		if n := wireguard.LimitedSources(b.Device); n != 1 {
+			w.Fatalf("%d sources, want that of the flood", n)
+		}
+		flood()
+		b.Down()
+		flood()
+		w.advance(2 * time.Second) // the sweep is due while the device is down
+		if err := b.Up(); err != nil {
+			w.Fatal(err)
+		}
+		flood()
+		w.advance(2 * time.Second)
+		if n := wireguard.LimitedSources(b.Device); n != 0 {
+			w.Fatalf("%d sources are remembered 2 s after the flood", n)
+		}
+		flood()
+		b.Close()
+		flood()
+		w.advance(2 * time.Second)
+	})
+}
+
+// Fault of a peer project: Close racing a handshake, and leaking the device. Here it comes while each message is on its
+// way and while each key is being made, at either end. What was left behind would fail the test by itself.
+func TestCloseAmidHandshake(t *testing.T) {
+	for _, who := range []string{"a", "b"} {
+		for _, moment := range []string{"a initiation", "b response", "a data", "random"} {
+			// The device's randomness is asked for twice a handshake at each end: an ephemeral key, an index.
+			for n := 1; n <= 2; n++ {
+				t.Run(fmt.Sprint(who, " closes at ", moment, n), func(t *testing.T) {
+					inWorld(t, func(w *world) { playCloseAmidHandshake(w, who, moment, n) })
+				})
+			}
+		}
+	}
+}
+
+func playCloseAmidHandshake(w *world, who, moment string, n int) {
+	a, b := w.nodeDown("a"), w.nodeDown("b")
+	a.knows(b)
+	b.knows(a)
+	closing := map[string]*node{"a": a, "b": b}[who]
+	var once sync.Once
+	begin := func() { once.Do(func() { go closing.Close() }) }
+	if moment == "random" {
+		random, calls := rand.NewChaCha8([32]byte{9}), 0
+		wireguard.SetRandom(closing.Device, func(p []byte) {
+			random.Read(p)
+			if calls++; calls == n {
+				begin()
+				time.Sleep(time.Second) // Close is as far as it gets, and waits for this
+			}
+		})
+	} else {
+		seen := 0
+		w.judge(func(m *message) pipe.Verdict {
+			if m.String() == moment {
+				if seen++; seen == 1 {
+					begin()
+				}
+				if n == 2 {
+					return pipe.Hold // and arrives when all is over
+				}
+			}
+			return pipe.Pass
+		})
+	}
+	for _, x := range []*node{a, b} {
+		if err := x.Up(); err != nil {
+			w.Fatal(err)
+		}
+	}
+	waits := make(chan error, 1)
+	go func() { waits <- a.Handshake(context.Background(), b.pub()) }()
+	a.send(b, "hello")
+	w.advance(2 * time.Second)
+	w.release()
+	<-closing.Done()
+	if closing == a {
+		if err := <-waits; err != nil && !errors.Is(err, net.ErrClosed) {
+			w.Fatalf("Handshake: %v, want one that wraps net.ErrClosed", err)
+		}
+	}
+	if k, m := wireguard.StagedBytes(closing.Device), wireguard.Waiters(closing.Device); k != 0 || m != 0 {
+		w.Fatalf("%d bytes staged and %d waiters after Close", k, m)
+	}
+	if k := wireguard.SessionIndices(closing.Device); k != 0 {
+		w.Fatalf("%d session indices after Close", k)
+	}
+	before := closing.end.Sent()
+	w.advance(time.Minute)
+	if closing.end.Sent() != before {
+		w.Fatalf("%q: a device that is closed says nothing", w.script())
+	}
+	a.Close()
+	b.Close()
+	if closing == b {
+		<-waits
+	}
+}

@@ -1,0 +1,413 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// What devices do about the IP packets inside the tunnel: ECN, lengths, sources, and answers to those that go nowhere.
+
+// sumOK reports whether the Internet checksum over all of bs together is right.
+func sumOK(bs ...[]byte) bool {
+	sum := uint32(0)
+	for _, b := range bs {
+		for i := 0; i+1 < len(b); i += 2 {
+			sum += uint32(b[i])<<8 | uint32(b[i+1])
+		}
+		if len(b)%2 == 1 {
+			sum += uint32(b[len(b)-1]) << 8
+		}
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	return sum == 0xffff
+}
+
+// withECN is the packet p with other ECN bits, and a checksum that is right.
+func withECN(p []byte, ecn byte) []byte {
+	p = bytes.Clone(p)
+	if p[0]>>4 == 6 {
+		p[1] = p[1]&^0x30 | ecn<<4
+		return p
+	}
+	p[1] = p[1]&^3 | ecn
+	binary.BigEndian.PutUint16(p[10:], 0)
+	for sum := 0; sum < 0x10000; sum++ { // by trial: this shares nothing with what it checks
+		if binary.BigEndian.PutUint16(p[10:], uint16(sum)); sumOK(p[:20]) {
+			break
+		}
+	}
+	return p
+}
+
+func (n *node) packet6(o *node, payload string) []byte {
+	return pipe.UDPPacket(netip.AddrPortFrom(n.addr6, 7), netip.AddrPortFrom(o.addr6, 7), []byte(payload))
+}
+
+// Row 3: ECN both ways (RFC 6040 as Linux does it), each inner with each outer codepoint.
+func TestECNBothWays(t *testing.T) {
+	const notECT, ect1, ect0, ce = 0, 1, 2, 3
+	names := [4]string{"not-ECT", "ECT(1)", "ECT(0)", "CE"}
+	sent := [4]byte{notECT: notECT, ect1: ect1, ect0: ect0, ce: ect0} // outer, by inner
+	delivered := [4][4]byte{                                          // inner, by outer and inner
+		notECT: {notECT: notECT, ect1: ect1, ect0: ect0, ce: ce},
+		ect1:   {notECT: notECT, ect1: ect1, ect0: ect1, ce: ce},
+		ect0:   {notECT: notECT, ect1: ect1, ect0: ect0, ce: ce},
+		ce:     {notECT: notECT, ect1: ce, ect0: ce, ce: ce},
+	}
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		outer := byte(0)
+		w.net.Filter(func(p *pipe.Packet) pipe.Verdict { p.TOS = outer; return pipe.Pass })
+		mismatches := uint64(0)
+		for _, plain := range [][]byte{a.packet(b, "payload"), a.packet6(b, "payload")} {
+			for outer = range byte(4) {
+				for inner := range byte(4) {
+					name := fmt.Sprintf("IPv%d, %s inside, %s outside", plain[0]>>4, names[inner], names[outer])
+					a.inject(withECN(plain, inner))
+					if m := w.last("a data"); m.tos != sent[inner] {
+						w.Fatalf("%s: sent with TOS %#x, want %#x and DSCP 0", name, m.tos, sent[inner])
+					}
+					got, want := b.tun.TryReceive(), withECN(plain, delivered[outer][inner])
+					if !bytes.Equal(got, want) {
+						w.Fatalf("%s: arrived\n%x, want\n%x", name, got, want)
+					}
+					if outer == ce && inner == notECT {
+						mismatches++
+					}
+					if n := b.Status().ECNMismatches; n != mismatches {
+						w.Fatalf("%s: %d mismatches counted, want %d", name, n, mismatches)
+					}
+				}
+			}
+		}
+		if mismatches != 2 {
+			w.Fatalf("%d mismatches, want one of each family", mismatches)
+		}
+	})
+}
+
+// DSCP inside stays inside, both ways; handshakes and keepalives have their own: 0x88 and 0.
+func TestDSCPStaysInside(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		p := withECN(a.packet(b, "expedited"), 1)
+		p[1] |= 46 << 2
+		binary.BigEndian.PutUint16(p[10:], 0)
+		binary.BigEndian.PutUint16(p[10:], ^uint16(46<<2)) // what the checksum is does not matter: nobody mends it
+		a.inject(p)
+		for kind, tos := range map[string]uint8{"a initiation": 0x88, "b response": 0x88, "a data": 1} {
+			if m := w.last(kind); m.tos != tos {
+				w.Fatalf("%s with TOS %#x, want %#x", kind, m.tos, tos)
+			}
+		}
+		if got := b.tun.TryReceive(); !bytes.Equal(got, p) {
+			w.Fatalf("arrived\n%x, want\n%x", got, p)
+		}
+		w.advance(10 * time.Second)
+		if m := w.last("b keepalive"); m.tos != 0 {
+			w.Fatalf("a keepalive with TOS %#x, want 0", m.tos)
+		}
+		wireguard.ForceLoad(b.Device, true)
+		a.restart()
+		a.send(b, "x")
+		if m := w.last("b cookie reply"); m.tos != 0x88 {
+			w.Fatalf("a cookie reply with TOS %#x, want 0x88", m.tos)
+		}
+	})
+}
+
+// wantUnreachable asserts that the tunnel got one ICMP error about p, and nothing else.
+func (n *node) wantUnreachable(p []byte, why string) {
+	n.w.Helper()
+	n.w.settle()
+	r := n.tun.TryReceive()
+	if r == nil {
+		n.w.Fatalf("no error came: %s", why)
+	}
+	if more := n.tun.TryReceive(); more != nil {
+		n.w.Fatalf("a second error came: %s: %x", why, more)
+	}
+	header, addresses, kind, code := 20, p[12:20], byte(3), byte(1) // destination unreachable, host (RFC 792)
+	got := [][]byte{r[16:20], r[12:16]}                             // source and destination, as they are in p
+	sums := [][]byte{r[20:]}
+	if p[0]>>4 == 6 {
+		header, addresses, kind, code = 40, p[8:40], 1, 3 // destination unreachable, address (RFC 4443)
+		got = [][]byte{r[24:40], r[8:24]}
+		sums = [][]byte{r[8:40], {byte((len(r) - 40) >> 8), byte(len(r) - 40), 0, 58}, r[40:]}
+	} else if !sumOK(r[:20]) {
+		n.w.Fatalf("%s: the checksum of the header is wrong", why)
+	}
+	if !bytes.Equal(bytes.Join(got, nil), addresses) {
+		n.w.Fatalf("%s: the error goes from %x to %x, want the packet's addresses the other way round", why, got[1], got[0])
+	}
+	if r[header] != kind || r[header+1] != code || !sumOK(sums...) {
+		n.w.Fatalf("%s: ICMP type %d, code %d, want %d, %d and a checksum that is right", why, r[header], r[header+1], kind, code)
+	}
+	if !bytes.HasPrefix(p, r[header+8:]) || len(r) == header+8 {
+		n.w.Fatalf("%s: it quotes %x of %x", why, r[header+8:], p)
+	}
+}
+
+// Row 2: a packet that nobody can take is answered, counted, and makes no handshake work.
+func TestUnreachableEndToEnd(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a, b := w.node("a"), w.nodeDown("b")
+		a.knows(b, func(c *wireguard.PeerConfig) { c.Endpoint = wireguard.Endpoint{} })
+		to, to6 := netip.MustParseAddrPort("10.99.0.1:9"), netip.MustParseAddrPort("[fd00:99::1]:9")
+		from, from6 := netip.AddrPortFrom(a.addr, 7), netip.AddrPortFrom(a.addr6, 7)
+		big := make([]byte, 1300)
+		for name, p := range map[string][]byte{
+			"no route":              pipe.UDPPacket(from, to, []byte("x")),
+			"no route, large":       pipe.UDPPacket(from, to, big),
+			"no route, IPv6":        pipe.UDPPacket(from6, to6, []byte("x")),
+			"no route, IPv6, large": pipe.UDPPacket(from6, to6, big),
+			"no endpoint":           a.packet(b, "x"),
+			"no endpoint, IPv6":     a.packet6(b, "x"),
+		} {
+			a.inject(p)
+			a.wantUnreachable(p, name)
+		}
+		a.wantDrops(wireguard.DropNoRoute, 4, "counted")
+		a.wantDrops(wireguard.DropNoEndpoint, 2, "counted, of the device")
+		if n := a.status(b).Drops[wireguard.DropNoEndpoint]; n != 2 {
+			w.Fatalf("%d counted of the peer", n)
+		}
+		if s := a.status(b); s.Staged != 0 || s.NextReason != "" {
+			w.Fatalf("status %+v: want no handshake work", s)
+		}
+		w.wantIdle(10*time.Minute, "nothing of it is on the wire")
+
+		// Packets of one burst have senders of their own.
+		one := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.1:1"), netip.AddrPortFrom(b.addr, 7), nil)
+		two := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.2:1"), netip.AddrPortFrom(b.addr, 7), nil)
+		a.inject(one, two)
+		for _, sender := range []byte{1, 2} {
+			if r := a.tun.TryReceive(); r == nil || r[19] != sender {
+				w.Fatalf("no error came to 10.7.0.%d: %x", sender, r)
+			}
+		}
+	})
+}
+
+// Row 2: "RFC 1122's exceptions kept": what must not be answered is counted all the same.
+func TestUnreachableExceptionsEndToEnd(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.node("a")
+		edit := func(p []byte, change func(p []byte)) []byte { change(p); return p }
+		from, to := netip.AddrPortFrom(a.addr, 7), netip.MustParseAddrPort("10.99.0.1:9")
+		from6, to6 := netip.AddrPortFrom(a.addr6, 7), netip.MustParseAddrPort("[fd00:99::1]:9")
+		v4 := func() []byte { return pipe.UDPPacket(from, to, make([]byte, 40)) }
+		v6 := func() []byte { return pipe.UDPPacket(from6, to6, make([]byte, 40)) }
+		silent, answered := map[string][]byte{}, map[string][]byte{}
+		for _, kind := range []byte{3, 4, 5, 11, 12} {
+			silent[fmt.Sprint("ICMP error ", kind)] = edit(v4(), func(p []byte) { p[9], p[20] = 1, kind })
+		}
+		for _, kind := range []byte{1, 2, 3, 4, 127} {
+			silent[fmt.Sprint("ICMPv6 error ", kind)] = edit(v6(), func(p []byte) { p[6], p[40] = 58, kind })
+		}
+		silent["later fragment"] = edit(v4(), func(p []byte) { p[7] = 5 })
+		silent["last fragment"] = edit(v4(), func(p []byte) { p[6] = 0x1f })
+		silent["later fragment, IPv6"] = edit(v6(), func(p []byte) { p[6], p[40], p[43] = 44, 17, 8 })
+		silent["ICMPv6 error in a first fragment"] = edit(v6(), func(p []byte) { p[6], p[40], p[42], p[43], p[48] = 44, 58, 0, 1, 1 })
+		for _, dst := range []string{"224.0.0.1", "239.1.2.3", "255.255.255.255", "127.0.0.1", "0.0.0.0"} {
+			silent["to "+dst] = pipe.UDPPacket(from, netip.AddrPortFrom(netip.MustParseAddr(dst), 9), nil)
+		}
+		for _, dst := range []string{"ff02::1", "ff0e::1", "::", "::1"} {
+			silent["to "+dst] = pipe.UDPPacket(from6, netip.AddrPortFrom(netip.MustParseAddr(dst), 9), nil)
+		}
+		for _, src := range []string{"0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1"} {
+			silent["from "+src] = pipe.UDPPacket(netip.AddrPortFrom(netip.MustParseAddr(src), 9), to, nil)
+		}
+		for _, src := range []string{"::", "ff02::1", "::1"} {
+			silent["from "+src] = pipe.UDPPacket(netip.AddrPortFrom(netip.MustParseAddr(src), 9), to6, nil)
+		}
+		answered["echo request"] = edit(v4(), func(p []byte) { p[9], p[20] = 1, 8 })
+		answered["ICMPv6 echo request"] = edit(v6(), func(p []byte) { p[6], p[40] = 58, 128 })
+		answered["first fragment"] = edit(v4(), func(p []byte) { p[6] = 0x20 })
+		answered["first fragment, IPv6"] = edit(v6(), func(p []byte) { p[6], p[40], p[42], p[43] = 44, 17, 0, 1 })
+		answered["link-local"] = pipe.UDPPacket(netip.MustParseAddrPort("169.254.1.1:1"), to, nil)
+
+		for name, p := range silent {
+			a.inject(p)
+			if r := a.tun.TryReceive(); r != nil {
+				w.Fatalf("%s: answered with %x", name, r)
+			}
+		}
+		for name, p := range answered {
+			w.advance(time.Second)
+			a.inject(p)
+			a.wantUnreachable(p, name)
+		}
+		a.wantDrops(wireguard.DropNoRoute, uint64(len(silent)+len(answered)), "each is counted")
+		w.want("", "nothing of it is on the wire")
+	})
+}
+
+// Row 2: "rate-limited", as a router's: twenty at once, a hundred a second. All are counted.
+func TestUnreachableIsRateLimited(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.node("a")
+		p := pipe.UDPPacket(netip.AddrPortFrom(a.addr, 7), netip.MustParseAddrPort("10.99.0.1:9"), nil)
+		answers := func(burst int) (n int) {
+			for range burst {
+				a.inject(p)
+			}
+			for a.tun.TryReceive() != nil {
+				n++
+			}
+			return n
+		}
+		for _, step := range []struct {
+			after       time.Duration
+			burst, want int
+		}{{0, 100, 20}, {10*time.Millisecond - 1, 5, 0}, {1, 5, 1}, {100 * time.Millisecond, 50, 10}, {time.Hour, 100, 20}} {
+			w.advance(step.after)
+			if n := answers(step.burst); n != step.want {
+				w.Fatalf("at %v: %d of %d packets were answered, want %d", w.now(), n, step.burst, step.want)
+			}
+		}
+		a.wantDrops(wireguard.DropNoRoute, 260, "those without an answer too")
+	})
+}
+
+// Row 18: "total length checked without overflow; longer than the packet, or an unknown version: drop". The message is
+// authentic: it is dropped for what is inside.
+func TestInnerLength(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		length := func(p []byte, n uint16) []byte {
+			if p[0]>>4 == 6 {
+				binary.BigEndian.PutUint16(p[4:], n)
+			} else {
+				binary.BigEndian.PutUint16(p[2:], n)
+			}
+			return p
+		}
+		four := func() []byte { return a.packet(b, "0123456789") } // 38 bytes, padded to 48
+		six := func() []byte { return a.packet6(b, "0123456789") } // 58 bytes, padded to 64
+		refused := uint64(0)
+		for _, test := range []struct {
+			name string
+			p    []byte
+			want int // bytes delivered; 0: none
+		}{
+			{"as long as it is", four(), 38},
+			{"as long as its padding, which cannot be told from it", length(four(), 48), 48},
+			{"longer than its padding", length(four(), 49), 0},
+			{"65,535 bytes long, as it says", length(four(), 65535), 0},
+			{"shorter than its header", length(four(), 19), 0},
+			{"of no length", length(four(), 0), 0},
+			{"a header alone", length(four(), 20), 20},
+			{"IPv6, as long as it is", six(), 58},
+			{"IPv6, as long as its padding", length(six(), 24), 64},
+			{"IPv6, longer than its padding", length(six(), 25), 0},
+			{"IPv6, whose length and header are more than 16 bits hold", length(six(), 65535), 0},
+			{"IPv6, 40 less than a wrap", length(six(), 65536-40), 0},
+			{"IPv6, a header alone", length(six(), 0), 40},
+		} {
+			a.inject(test.p)
+			got := b.tun.TryReceive()
+			if len(got) != test.want {
+				w.Fatalf("%s: %d bytes arrived, want %d", test.name, len(got), test.want)
+			}
+			if test.want == 0 {
+				refused++
+			}
+			b.wantDrops(wireguard.DropInnerMalformed, refused, test.name)
+		}
+		a.send(b, "after all")
+		b.wantArrived("the session is none the worse", "after all")
+	})
+}
+
+// Row 17: source and destination go by the same table: the longest prefix wins, and of two peers with nested prefixes
+// each may send from its own addresses alone.
+func TestNestedPrefixesOfTwoPeers(t *testing.T) {
+	inWorld(t, func(w *world) {
+		hub, wide, narrow := w.node("hub"), w.node("wide"), w.node("narrow")
+		prefix := func(s ...string) func(c *wireguard.PeerConfig) {
+			return func(c *wireguard.PeerConfig) {
+				c.AllowedIPs = nil
+				for _, p := range s {
+					c.AllowedIPs = append(c.AllowedIPs, netip.MustParsePrefix(p))
+				}
+			}
+		}
+		for _, n := range []*node{wide, narrow} {
+			n.knows(hub, prefix("0.0.0.0/0", "::/0"))
+		}
+		hub.knows(wide, prefix("10.50.0.0/16", "fd50::/16"))
+		hub.knows(narrow, prefix("10.50.7.0/24", "fd50:7::/32"))
+		w.connect(wide, hub)
+		w.connect(narrow, hub)
+		from := func(n *node, src, dst string, arrives bool, why string) {
+			w.Helper()
+			before := hub.Status().Drops[wireguard.DropSourceNotAllowed]
+			n.inject(pipe.UDPPacket(netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst), []byte(why)))
+			var want []string
+			if arrives {
+				want = []string{why}
+			} else {
+				before++
+			}
+			hub.wantArrived(why, want...)
+			hub.wantDrops(wireguard.DropSourceNotAllowed, before, why)
+		}
+		to := func(n *node, dst string) {
+			w.Helper()
+			a := netip.MustParseAddrPort(dst)
+			src := hub.addr
+			if a.Addr().Is6() {
+				src = hub.addr6
+			}
+			hub.inject(pipe.UDPPacket(netip.AddrPortFrom(src, 1), a, []byte(dst)))
+			n.wantArrived("the longest prefix wins", dst)
+		}
+		from(wide, "10.50.1.1:1", "10.0.0.1:1", true, "in wide's, and in nobody else's")
+		from(wide, "10.50.7.1:1", "10.0.0.1:1", false, "in wide's, but narrow has the longer prefix")
+		from(narrow, "10.50.7.1:1", "10.0.0.1:1", true, "in narrow's")
+		from(narrow, "10.50.8.1:1", "10.0.0.1:1", false, "in wide's alone")
+		from(wide, "[fd50:1::1]:1", "[fd00::1]:1", true, "in wide's, IPv6")
+		from(wide, "[fd50:7::1]:1", "[fd00::1]:1", false, "in narrow's, IPv6")
+		from(narrow, "[fd50:7::1]:1", "[fd00::1]:1", true, "in narrow's, IPv6")
+		from(narrow, "[fd50:8::1]:1", "[fd00::1]:1", false, "in wide's alone, IPv6")
+		from(narrow, "203.0.113.1:1", "10.0.0.1:1", false, "in nobody's")
+		to(wide, "10.50.1.1:1")
+		to(narrow, "10.50.7.1:1")
+		to(wide, "[fd50:1::1]:1")
+		to(narrow, "[fd50:7::1]:1")
+
+		// "removing a peer restores nothing" of what it took, but what is wider comes to light.
+		hub.knows(narrow, prefix("10.50.0.0/16")) // takes it from wide, and gives its own up
+		from(narrow, "10.50.1.1:1", "10.0.0.1:1", true, "the last writer wins")
+		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "it was taken away")
+		hub.RemovePeer(narrow.pub())
+		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "a removal restores nothing")
+	})
+}
+
+// A full sink costs what does not fit, and is counted: no receiver waits for it (row 1).
+func TestFullSinkDrops(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		for range 1100 / 50 {
+			a.send(b, numbered(0, 50)...)
+		}
+		b.wantDrops(wireguard.DropSinkFull, 1100-1024, "b's tunnel holds 1024 packets")
+		b.send(a, "meanwhile")
+		a.wantArrived("the other way is free", "meanwhile")
+		if n := len(b.arrived()); n != 1024 {
+			w.Fatalf("%d packets arrived, want those that fit", n)
+		}
+		a.send(b, "room again")
+		b.wantArrived("room again", "room again")
+	})
+}

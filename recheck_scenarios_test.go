@@ -1,0 +1,183 @@
+package wireguard_test
+
+import (
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// Handshake messages are computed with nothing locked. What changes meanwhile counts: a message is committed and sent only
+// if all that it was computed on still holds. The device's randomness, which is asked for amid the computation, is where
+// the tests come in.
+
+// meanwhile lets happen something amid the first handshake message that n makes from now on. n is not up yet.
+func (n *node) meanwhile(something func()) {
+	random, done := rand.NewChaCha8([32]byte{5}), false
+	wireguard.SetRandom(n.Device, func(b []byte) {
+		random.Read(b)
+		if !done {
+			done = true
+			something()
+		}
+	})
+}
+
+// playMeanwhile plays with devices a, the initiator, and b. who says amid whose message something happens.
+func playMeanwhile(t *testing.T, who string, something func(w *world, a, b *node), play func(w *world, a, b *node)) {
+	inWorld(t, func(w *world) {
+		a, b := w.nodeDown("a"), w.nodeDown("b")
+		a.knows(b)
+		b.knows(a)
+		map[string]*node{"a": a, "b": b}[who].meanwhile(func() { something(w, a, b) })
+		for _, n := range []*node{a, b} {
+			if err := n.Up(); err != nil {
+				w.Fatal(err)
+			}
+		}
+		w.settle()
+		a.send(b, "hello")
+		play(w, a, b)
+	})
+}
+
+// change is Configure amid a computation, where no time may be waited for.
+func change(w *world, n *node, c wireguard.Change) {
+	if err := n.Configure(c); err != nil {
+		w.Error(err)
+	}
+}
+
+func changePeer(w *world, n, o *node, c wireguard.PeerChange) {
+	c.PublicKey = o.pub()
+	change(w, n, wireguard.Change{Peers: []wireguard.PeerChange{c}})
+}
+
+func TestChangesAmidInitiation(t *testing.T) {
+	next := wireguard.NewPrivateKey()
+	for name, c := range map[string]struct {
+		something func(w *world, a, b *node)
+		script    string
+		then      func(w *world, a, b *node)
+	}{
+		"peer removed": {func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, "", func(w *world, a, b *node) {
+			w.wantIdle(time.Minute, "there is nobody to send to")
+		}},
+		"key taken away": {func(w *world, a, b *node) { change(w, a, wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) }, "",
+			func(w *world, a, b *node) {
+				w.wantIdle(time.Minute, "without a key, silence")
+				a.configure(wireguard.Change{PrivateKey: &a.key})
+				w.want("a initiation, b response, a data", "the packet waited for a key")
+			}},
+		"another key": {func(w *world, a, b *node) {
+			a.key = next
+			change(w, a, wireguard.Change{PrivateKey: &next})
+			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{ptr(a.peer()).Change()}})
+		}, "a initiation, b response, a data", func(w *world, a, b *node) {
+			b.wantSession(a, true, "under the new key")
+			b.wantArrived("under the new key", "hello")
+		}},
+		"endpoint forgotten": {func(w *world, a, b *node) { changePeer(w, a, b, wireguard.PeerChange{Endpoint: &wireguard.Endpoint{}}) }, "",
+			func(w *world, a, b *node) {
+				w.wantIdle(time.Minute, "nowhere to send to")
+				a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
+				w.want("a initiation, b response, a data", "the packet waited for an endpoint")
+			}},
+		"endpoint moved": {func(w *world, a, b *node) {
+			changePeer(w, a, b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(stranger))})
+		}, "a initiation", func(w *world, a, b *node) {
+			if m := w.last("a initiation"); m.dst != stranger {
+				w.Fatalf("sent to %v, want where the peer is now", m.dst)
+			}
+		}},
+		"down": {func(w *world, a, b *node) { a.Down() }, "", func(w *world, a, b *node) {
+			w.wantIdle(time.Minute, "a device that is down says nothing")
+			if n := wireguard.SessionIndices(a.Device); n != 0 {
+				w.Fatalf("%d session indices while down", n)
+			}
+			a.Up()
+			a.send(b, "again")
+			w.want("a initiation, b response, a data", "nothing is left of it")
+		}},
+		"preshared key": {func(w *world, a, b *node) {
+			changePeer(w, a, b, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
+			changePeer(w, b, a, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
+		}, "a initiation, b response, a data", func(w *world, a, b *node) {
+			b.wantArrived("an initiation does not depend on it", "hello")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			playMeanwhile(t, "a", c.something, func(w *world, a, b *node) {
+				w.want(c.script, name)
+				c.then(w, a, b)
+			})
+		})
+	}
+}
+
+func TestChangesAmidResponse(t *testing.T) {
+	for name, something := range map[string]func(w *world, a, b *node){
+		"peer removed":   func(w *world, a, b *node) { b.RemovePeer(a.pub()) },
+		"key taken away": func(w *world, a, b *node) { change(w, b, wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) },
+		"preshared key": func(w *world, a, b *node) {
+			changePeer(w, a, b, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
+			changePeer(w, b, a, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
+		},
+		"down": func(w *world, a, b *node) { b.Down() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			playMeanwhile(t, "b", something, func(w *world, a, b *node) {
+				w.want("a initiation", "a response to it would be one of the past")
+				b.wantDrops(wireguard.DropSuperseded, 1, "what it was computed on has changed")
+				if n := wireguard.SessionIndices(b.Device); n != 0 {
+					w.Fatalf("%d session indices for nothing", n)
+				}
+				switch name {
+				case "peer removed":
+					b.knows(a)
+				case "key taken away":
+					b.configure(wireguard.Change{PrivateKey: &b.key})
+				case "down":
+					b.Up()
+				}
+				w.wantJittered(5*time.Second, "a initiation, b response, a data", "the retry is answered by what holds now")
+				b.wantArrived("in the end", "hello")
+			})
+		})
+	}
+}
+
+// A newer initiation of the same peer, amid the response to the older one: the newer one alone is answered.
+func TestNewerInitiationAmidResponse(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // a worker for each
+	playMeanwhile(t, "b", func(w *world, a, b *node) { time.Sleep(50 * time.Millisecond) }, func(w *world, a, b *node) {
+		w.advance(30 * time.Millisecond)
+		a.restart()
+		a.send(b, "newer")
+		w.want("a initiation x2, b response, a data", "the newer one is answered at once")
+		w.advance(30 * time.Millisecond)
+		w.want("", "the older one is not answered any more")
+		b.wantDrops(wireguard.DropSuperseded, 1, "it is superseded")
+		b.wantArrived("on the newer one's session", "newer")
+		wantWorks(w, a, b, "the session of the newer one stands")
+	})
+}
+
+// A preshared key that changes between the initiation and its response is the one that counts: at the end that changed
+// it the response is refused, and the retry is answered under the new one.
+func TestPresharedKeyChangeAmidHandshake(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.hold("b response", 1)
+		a.send(b, "hello")
+		w.want("a initiation, b response", "made with the old key")
+		a.update(b, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
+		w.release()
+		w.want("", "no session on the old key")
+		a.wantDrops(wireguard.DropForged, 1, "its tag is of another key")
+		b.update(a, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "both have the new one")
+		b.wantArrived("in the end", "hello")
+	})
+}

@@ -1,0 +1,189 @@
+package wireguard_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// A slowBind takes a while to return from Send: what is sent arrives meanwhile.
+type slowBind struct {
+	wireguard.Bind
+	takes time.Duration
+}
+
+type slowSocket struct {
+	wireguard.Socket
+	b *slowBind
+}
+
+func (b *slowBind) Listen(port uint16) (wireguard.Socket, error) {
+	s, err := b.Bind.Listen(port)
+	return slowSocket{s, b}, err
+}
+
+func (s slowSocket) Send(ts []wireguard.Train) {
+	s.Socket.Send(ts)
+	time.Sleep(s.b.takes)
+}
+
+// withSlowSocket plays with a device a whose socket sends slowly, and its peer b.
+func withSlowSocket(t *testing.T, takes time.Duration, play func(w *world, a, b *node)) {
+	inWorld(t, func(w *world) {
+		slow := &slowBind{}
+		a := w.node("a", func(c *wireguard.Config) { slow.Bind, c.Bind = c.Bind, slow })
+		b := w.node("b")
+		a.knows(b)
+		b.knows(a)
+		w.connect(a, b)
+		slow.takes = takes
+		play(w, a, b)
+	})
+}
+
+// An answer that is quicker than the system call that sent the question is an answer: no handshake 15 s later.
+func TestAnswerBeforeSendReturns(t *testing.T) {
+	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
+		a.send(b, "ping")
+		b.send(a, "pong")
+		w.want("a data, b data", "the answer is there while Send still waits")
+		a.wantArrived("at once", "pong")
+		w.wantAt(10*time.Second, "a keepalive", "a has nothing to send back")
+		w.wantIdle(time.Minute, "the ping was answered: there is no reason for a handshake")
+	})
+	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
+		b.send(a, "before")
+		a.arrived()
+		a.send(b, "ping")
+		w.net.Cut(nil, nil)
+		w.want("b data, a data", "b's came before the ping")
+		w.wantAt(10*time.Second, "b keepalive", "which is cut off")
+		w.wantJittered(5*time.Second+time.Millisecond, "a initiation", "the ping went unanswered: what came before it is no answer")
+	})
+}
+
+// A peer that is removed while its packets are with the socket: they leave, and nothing of it comes back to life.
+func TestPeerRemovedAmidSend(t *testing.T) {
+	withSlowSocket(t, time.Second, func(w *world, a, b *node) {
+		w.advance(125 * time.Second) // so that the send is one that would renew the session
+		a.send(b, "with the socket")
+		behind := a.NewBatch() // of another sender
+		behind.Append(a.packet(b, "behind it"))
+		if err := a.Send(behind); err != nil {
+			w.Fatal(err)
+		}
+		if err := a.RemovePeer(b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.advance(time.Second)
+		w.want("a data", "what was sealed is sent; what waited for its turn is not")
+		b.wantArrived("it was sealed before the removal", "with the socket")
+		a.wantDrops(wireguard.DropNoSession, 1, "what waited is counted")
+		if n, m := wireguard.StagedBytes(a.Device), wireguard.SessionIndices(a.Device); n != 0 || m != 0 {
+			w.Fatalf("%d bytes staged and %d indices for nobody", n, m)
+		}
+		b.Close()
+		w.wantIdle(10*time.Minute, "neither the rekey nor the 15 s of the removed peer's timers come")
+	})
+}
+
+// A socket that cannot send is trouble to tell of, to whom and why, once a second at most; one that was closed on purpose
+// is none.
+func TestSendTrouble(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.wantEvents("before", wireguard.EventHandshake)
+		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
+		big := string(make([]byte, 500))
+		for range 10 {
+			a.send(b, big)
+		}
+		e := a.wantEvents("ten in one instant are told once", wireguard.EventBindTrouble)[0]
+		if !errors.Is(e.Err, syscall.EMSGSIZE) || e.Peer != b.pub() || e.Endpoint.AddrPort != b.at().AddrPort {
+			w.Fatalf("event %+v, want the peer, where it is, and why", e)
+		}
+		w.advance(time.Second - 1)
+		a.send(b, big)
+		a.wantEvents("less than a second later")
+		w.advance(1)
+		a.send(b, big)
+		a.wantEvents("a second later", wireguard.EventBindTrouble)
+		w.want("", "nothing of it is on the wire")
+		a.wantDrops(wireguard.DropSendFailed, 12, "each is counted")
+
+		w.advance(5 * time.Second)
+		a.restart()
+		a.send(b, "x") // an initiation is 148 bytes
+		w.want("", "an initiation is refused as well")
+		a.wantEvents("a handshake that cannot leave is trouble too", wireguard.EventBindTrouble)
+		w.net.SetConditions(pipe.Conditions{})
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "the retry finds the socket well again")
+		a.Down()
+		a.send(b, "x")
+		a.wantEvents("a device that is down has no trouble", wireguard.EventHandshake)
+	})
+}
+
+// Two senders to one peer keep their order also where each finds the other at the socket: what one leaves behind, the
+// other sends, and a rekey in between changes nothing.
+func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
+	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
+		const senders, batches, each = 3, 100, 3
+		w.advance(120*time.Second - 30*time.Millisecond) // the session is renewed amid it all
+		var wg sync.WaitGroup
+		for s := range senders {
+			wg.Go(func() {
+				batch := a.NewBatch()
+				for i := range batches {
+					for j := range each {
+						batch.Append(a.packet(b, fmt.Sprintf("%d %d", s, i*each+j)))
+					}
+					if err := a.Send(batch); err != nil {
+						w.Error(err)
+					}
+					time.Sleep(time.Duration(100+300*s) * time.Microsecond)
+				}
+			})
+		}
+		wg.Wait()
+		w.advance(time.Second)
+		var next [senders]int
+		for _, p := range b.arrived() {
+			var s, i int
+			fmt.Sscanf(p, "%d %d", &s, &i)
+			if i != next[s] {
+				w.Fatalf("sender %d: packet %d in place of %d", s, i, next[s])
+			}
+			next[s]++
+		}
+		if next != [senders]int{batches * each, batches * each, batches * each} {
+			w.Fatalf("%v packets of each sender arrived, want %d", next, batches*each)
+		}
+		counter, index := uint64(0), uint32(0)
+		sessions := 0
+		for _, m := range append(w.past, w.log...) { // on the wire too: counters of a session go up one by one
+			if m.from != a || m.kind != pipe.TypeData && m.kind != pipe.TypeKeepalive {
+				continue
+			}
+			i, c := binary.LittleEndian.Uint32(m.data[4:]), binary.LittleEndian.Uint64(m.data[8:])
+			if i != index {
+				index, counter = i, 0
+				sessions++
+			}
+			if c != counter {
+				w.Fatalf("counter %d follows %d", c, counter-1)
+			}
+			counter++
+		}
+		if sessions != 2 {
+			w.Fatalf("%d sessions, want one rekey", sessions)
+		}
+	})
+}

@@ -1,0 +1,212 @@
+package wireguard_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Row 12 beyond TestSuspend, in which one end sleeps amid a session and then sends: both ends asleep, asleep amid a
+// handshake in either role, asleep with something to keep alive. In each case no data goes out under a key that got too
+// old, and the tunnel works within one retry.
+
+var naps = []time.Duration{time.Second, 100 * time.Second, 130 * time.Second, 200 * time.Second, time.Hour}
+
+// wantYoungKeys asserts, from now on, that no data is put on the wire under a session of 180 s or more. Sessions are told
+// apart by the indices that the responses carry.
+func (w *world) wantYoungKeys() {
+	made := map[uint32]time.Duration{}
+	w.net.Tap(func(p pipe.Packet) {
+		switch index := binary.LittleEndian.Uint32(p.Data[4:]); p.Type {
+		case pipe.TypeResponse:
+			made[index], made[binary.LittleEndian.Uint32(p.Data[8:])] = w.now(), w.now()
+		case pipe.TypeData, pipe.TypeKeepalive:
+			if at, ok := made[index]; !ok || w.now()-at >= 180*time.Second {
+				w.Errorf("at %v: a message under a session of %v (known: %v)", w.now(), w.now()-at, ok)
+			}
+		}
+	})
+}
+
+// Both ends sleep and wake up together. Whoever sends first goes by what is left of the session.
+func TestSuspendBoth(t *testing.T) {
+	for _, asleep := range naps {
+		for _, first := range []string{"initiator", "responder"} {
+			t.Run(fmt.Sprint(asleep, " ", first, " first"), func(t *testing.T) {
+				scenario(t, func(w *world, a, b *node) {
+					w.wantYoungKeys()
+					w.connect(a, b)
+					w.suspend(asleep, a, b)
+					w.want("", "asleep, and nothing is due that sends")
+					from, to := a, b
+					if first == "responder" {
+						from, to = b, a
+					}
+					from.send(to, "good morning")
+					switch {
+					case asleep < 120*time.Second:
+						w.want(from.name+" data", "the session is young")
+					case asleep < 180*time.Second && from == a:
+						w.want("a data, a initiation, b response, a keepalive", "its initiator renews it after 120 s")
+					case asleep < 180*time.Second:
+						w.want("b data", "its responder does not")
+					default:
+						w.want(fmt.Sprintf("%s initiation, %s response, %s data", from.name, to.name, from.name), "a new one, at once")
+					}
+					to.wantArrived("without delay", "good morning")
+					to.send(from, "and to you")
+					from.wantArrived("without delay", "and to you")
+				})
+			})
+		}
+		t.Run(fmt.Sprint(asleep, " both first"), func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.wantYoungKeys()
+				w.connect(a, b)
+				w.suspend(asleep, a, b)
+				w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+				a.tun.TrySend(a.packet(b, "from a"))
+				b.tun.TrySend(b.packet(a, "from b"))
+				w.advance(5*time.Second + jitter + 5*time.Millisecond)
+				b.wantArrived("their initiations may cross: within one retry", "from a")
+				a.wantArrived("their initiations may cross: within one retry", "from b")
+			})
+		})
+	}
+}
+
+// The initiator sleeps while the response to it is under way. Young as it is it counts; after a retry it is late.
+func TestSuspendAmidHandshakeInitiator(t *testing.T) {
+	for _, asleep := range naps {
+		t.Run(fmt.Sprint(asleep), func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.wantYoungKeys()
+				w.hold("b response", 1)
+				a.send(b, "hello")
+				w.want("a initiation, b response", "the response is held back")
+				w.suspend(asleep, a)
+				if asleep < 5*time.Second {
+					w.want("", "the initiation is young")
+					w.release()
+					w.want("a data", "the answer to this very initiation")
+				} else {
+					w.want("a initiation, b response, a data", "the retry is due")
+					w.release()
+					w.want("", "the first response answers nothing any more")
+					a.wantDrops(wireguard.DropUnknownIndex, 1, "too late")
+				}
+				b.wantArrived("what was staged is kept", "hello")
+			})
+		})
+	}
+}
+
+// The responder sleeps: the initiator tries on, and gives up after 20 tries, as with anyone who is not there.
+func TestSuspendAmidHandshakeResponder(t *testing.T) {
+	for _, asleep := range naps {
+		t.Run(fmt.Sprint(asleep), func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.wantYoungKeys()
+				go func() {
+					time.Sleep(time.Nanosecond)
+					a.tun.TrySend(a.packet(b, "hello"))
+				}()
+				w.suspend(asleep, b)
+				tries := a.end.Sent().Initiations
+				w.advance(5*time.Second + jitter)
+				if tries < 20 {
+					b.wantArrived("the next retry finds it", "hello")
+					a.wantEvents("in one series", wireguard.EventHandshake)
+					return
+				}
+				if tries > 20 || asleep < 95*time.Second {
+					w.Fatalf("%d initiations while b slept", tries)
+				}
+				a.wantEvents("nobody answered 20 initiations", wireguard.EventHandshakeFailed)
+				w.script()
+				w.wantIdle(time.Minute, "it does not try again by itself")
+				a.send(b, "anyone?")
+				w.want("a initiation, b response, a data", "a packet begins a new series")
+				b.wantArrived("the first one was given up", "anyone?")
+			})
+		})
+	}
+}
+
+// A tunnel that is to be kept alive is so right after the sleep.
+func TestSuspendKeptAlive(t *testing.T) {
+	for _, asleep := range naps {
+		for _, role := range []string{"initiator", "responder"} {
+			t.Run(fmt.Sprint(asleep, " ", role), func(t *testing.T) {
+				scenario(t, func(w *world, a, b *node) {
+					w.wantYoungKeys()
+					if role == "initiator" {
+						w.connect(a, b)
+					} else {
+						w.connect(b, a)
+					}
+					a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
+					w.want("a keepalive", "turned on")
+					w.suspend(asleep, a)
+					switch {
+					case asleep < 25*time.Second:
+						w.want("", "not due yet")
+					case asleep < 120*time.Second, asleep < 180*time.Second && role == "responder":
+						w.want("a keepalive", "due, and the session is young")
+					case asleep < 180*time.Second:
+						w.want("a keepalive, a initiation, b response, a keepalive", "and its initiator renews it")
+					default:
+						w.want("a initiation, b response, a keepalive", "a new session, at once")
+					}
+					w.advance(25 * time.Second)
+					b.send(a, "still there?")
+					a.wantArrived("reachable without a delay", "still there?")
+				})
+			})
+		}
+	}
+}
+
+// A clock set back while the program is not running: greatest timestamps are kept by the peer and not by the device, so
+// its initiations look like replays until the calendar catches up (whitepaper, section 5.1). The peer can still initiate.
+func TestRestartWithClockSetBack(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.Close()
+		a.clock.stepWall(-time.Minute)
+		a.tun = pipe.NewTunnel(0)
+		a.boot(rand.NewChaCha8([32]byte{99}), func(c *wireguard.Config) { c.Peers = []wireguard.PeerConfig{b.peer()} })
+		if err := a.Up(); err != nil {
+			w.Fatal(err)
+		}
+		a.send(b, "x")
+		w.want("a initiation", "from a minute ago: not answered")
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "it cannot be told from a replay")
+		w.advance(50 * time.Second)
+		w.script()
+		b.wantSession(a, true, "of before the restart: b knows of none")
+		w.advance(10*time.Second + 5*time.Second + jitter)
+		b.wantArrived("a's calendar caught up", "x")
+	})
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.Close()
+		a.clock.stepWall(-time.Hour)
+		a.tun = pipe.NewTunnel(0)
+		a.boot(rand.NewChaCha8([32]byte{99}), func(c *wireguard.Config) { c.Peers = []wireguard.PeerConfig{b.peer()} })
+		if err := a.Up(); err != nil {
+			w.Fatal(err)
+		}
+		b.send(a, "lost")
+		w.want("b data", "under a session that a has not any more")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "nobody's")
+		w.wantJittered(15*time.Second, "b initiation, a response, b keepalive", "unanswered for 15 s; b's own calendar is right")
+		a.send(b, "back again")
+		b.wantArrived("both ways", "back again")
+	})
+}
