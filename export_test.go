@@ -1,5 +1,7 @@
 package wireguard
 
+import "crypto/cipher"
+
 // What tests of this package from outside need to reach.
 
 const (
@@ -54,4 +56,12 @@ func Waiters(d *Device) (n int) {
 		n += len(cs)
 	}
 	return n
+}
+
+// Ciphers are the ciphers of the session with a local index, as d sends and as it receives; nil: there is none.
+func Ciphers(d *Device, index uint32) (send, receive cipher.AEAD) {
+	if k := d.sessions.find(index).k; k != nil {
+		return k.sender, k.receiver
+	}
+	return nil, nil
 }
