@@ -62,7 +62,7 @@ type exchange struct {
 	initiator, responder   *life
 	toInitiator            uint32 // index
 	toResponder            uint32
-	bornAtInitiator        time.Duration // by its clock; 0: the response has not arrived
+	bornAtInitiator        time.Duration // by its clock; negative: the response has not arrived
 	bornAtResponder        time.Duration
 	used                   bool // by the initiator
 	fromResponder, forResp cipher.AEAD
@@ -123,7 +123,7 @@ func (j *judge) response(from *life, sender, receiver uint32, now time.Duration,
 	}
 	e := &exchange{
 		initiator: j.calls[receiver], responder: from, toInitiator: receiver, toResponder: sender,
-		bornAtResponder: now, fromResponder: send, forResp: receive,
+		bornAtInitiator: -1, bornAtResponder: now, fromResponder: send, forResp: receive,
 	}
 	j.sessions[sender] = append(j.sessions[sender], e)
 	j.sessions[receiver] = append(j.sessions[receiver], e)
@@ -158,7 +158,7 @@ func (j *judge) data(from *life, m []byte, now time.Duration) {
 	born := e.bornAtResponder
 	if from == e.initiator {
 		e.used = true
-		if born = e.bornAtInitiator; born == 0 {
+		if born = e.bornAtInitiator; born < 0 {
 			j.say("%v sends on session %08x before the response came", from, index)
 		}
 	}

@@ -146,6 +146,7 @@ func newSim(t *testing.T, sc *schedule) *sim {
 		n.node = w.nodeDown(n.life.name, s.attach(n), func(c *wireguard.Config) { c.PrivateKey = s.key(i, 0) })
 		var seed [32]byte
 		binary.LittleEndian.PutUint64(seed[:], sc.seed)
+		seed[8] = byte(1 + i)
 		n.random = rand.NewChaCha8(seed)
 		s.all = append(s.all, n)
 	}
@@ -427,4 +428,3 @@ func (s *sim) ask(n, o *simNode, within time.Duration) {
 		d.Handshake(ctx, key)
 	}()
 }
-
