@@ -53,7 +53,7 @@ type parcel struct {
 	to        int // the node that has its destination's address by right
 	stream    int // those of one stream were handed over one after the other
 	packet    []byte
-	message   *exchange // that it went out in
+	message   *exchange // that it went out in; nil: it was not on the wire
 	delivered bool
 }
 
@@ -339,9 +339,10 @@ func (j *judge) await(id uint64) {
 
 func (j *judge) hasFresh(from, to int) bool { defer j.lock()(); return j.fresh[[2]int{from, to}] }
 
-// lost is how many of the packets from id on were not delivered, and the first of them.
-func (j *judge) lost(id uint64) (n int, first uint64) {
+// lost tells of the packets from id on that were not delivered; empty: all were.
+func (j *judge) lost(id uint64) string {
 	defer j.lock()()
+	n, first := 0, uint64(0)
 	for i, p := range j.parcels {
 		if i >= id && !p.delivered {
 			if n++; first == 0 || i < first {
@@ -349,5 +350,10 @@ func (j *judge) lost(id uint64) (n int, first uint64) {
 			}
 		}
 	}
-	return n, first
+	if n == 0 {
+		return ""
+	}
+	p := j.parcels[first]
+	return fmt.Sprintf("%d packets were lost, the first from %v to %c: packet %d of %d bytes (on the wire: %v)",
+		n, p.from, 'a'+p.to, first, len(p.packet), p.message != nil)
 }

@@ -110,7 +110,8 @@ type sim struct {
 	played  int      // steps
 	id      uint64   // of the last packet
 	did     map[string]bool
-	samples []message // some of what was on the wire, to be replayed
+	seen    int       // messages on the wire
+	samples []message // some of them, to be replayed
 	digest  hash.Hash
 }
 
@@ -223,7 +224,7 @@ func (s *sim) sent(p *pipe.Packet) pipe.Verdict {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fmt.Fprintln(s.digest, s.now(), n.i, p.To, p.TOS, p.Data)
-	if s.random.IntN(8) == 0 && len(s.samples) < 64 {
+	if s.seen++; s.seen%5 == 1 && len(s.samples) < 100 {
 		s.samples = append(s.samples, message{src: p.From, dst: p.To, data: slices.Clone(p.Data)})
 	}
 	return pipe.Pass
@@ -381,10 +382,20 @@ func (s *sim) verify() {
 func (s *sim) fail(why string) {
 	s.Helper()
 	var b strings.Builder
+	for _, n := range s.all {
+		fmt.Fprintf(&b, "%v dropped", n.life)
+		for r, count := range n.Status().Drops {
+			if count > 0 {
+				fmt.Fprintf(&b, ", %d %v", count, wireguard.DropReason(r))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	fmt.Fprintln(&b, s.schedule)
 	for i, st := range s.steps[:min(s.played+1, len(s.steps))] {
 		fmt.Fprintf(&b, "%3d %v\n", i, st)
 	}
-	s.Fatalf("at %v: %s\n\ngo test -run '^TestSimulation$' -seed %d .\n\n%v\n%s", s.now(), why, s.seed, s.schedule, b.String())
+	s.Fatalf("at %v: %s\n\ngo test -run '^TestSimulation$' -seed %d .\n\n%s", s.now(), why, s.seed, b.String())
 }
 
 // simulate plays the schedule of a seed, and returns a digest of all that was put on the wire.
