@@ -1,6 +1,9 @@
 package wireguard
 
-import "time"
+import (
+	"crypto/cipher"
+	"time"
+)
 
 // What tests of this package from outside need to reach.
 
@@ -67,4 +70,12 @@ func InitiationFrom(static, to PublicKey, now time.Time) []byte {
 	}
 	new(cookieJar).sign(m[:], to, 0)
 	return m[:]
+}
+
+// Ciphers are the ciphers of the session with a local index, as d sends and as it receives; nil: there is none.
+func Ciphers(d *Device, index uint32) (send, receive cipher.AEAD) {
+	if k := d.sessions.find(index).k; k != nil {
+		return k.sender, k.receiver
+	}
+	return nil, nil
 }

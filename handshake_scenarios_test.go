@@ -92,7 +92,7 @@ func TestNoGiveUpWhilePacketsCome(t *testing.T) {
 		if n := a.end.Sent().Initiations; n < 56 || n > 61 {
 			w.Fatalf("%d initiations in 300 s under traffic, want one each 5 to 5.33 s", n)
 		}
-		a.wantEvents("under traffic there is no end")
+		a.wantEvents("told each 20 tries; under traffic there is no end", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
 	})
 }
 
@@ -175,6 +175,26 @@ func TestCrossingInitiationsHeal(t *testing.T) {
 		w.advance(8 * time.Second)
 		w.want("", "both are content")
 	})
+}
+
+// Traffic both ways does not keep crossing initiations going: were the first packet after 5 s to make the next try at
+// once, both ends would try at the same moment again, and for ever.
+func TestCrossingInitiationsHealUnderTraffic(t *testing.T) {
+	for _, gap := range []time.Duration{time.Second, 10 * time.Millisecond} {
+		scenario(t, func(w *world, a, b *node) {
+			w.net.SetConditions(pipe.Conditions{Delay: 50 * time.Millisecond})
+			for i := range int(6 * time.Second / gap) {
+				a.send(b, fmt.Sprint("a", i))
+				b.send(a, fmt.Sprint("b", i))
+				w.advance(gap)
+			}
+			a.wantSession(b, true, "healed in 5 to 5.33 s")
+			b.wantSession(a, true, "healed in 5 to 5.33 s")
+			if n := w.net.Sent().Initiations; n != 3 {
+				w.Fatalf("%d initiations, want two that cross and one that ends the matter", n)
+			}
+		})
+	}
 }
 
 // Crossing initiations of which one is lost need no healing.

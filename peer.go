@@ -114,6 +114,9 @@ func (p *peer) initiate(now int64, retry bool, out *outbox) {
 		p.putOff(now)
 		return
 	}
+	if !retry && p.lastSent != 0 && p.timers.at[timerRetransmit] > now {
+		return // in a moment: were it now, two ends with packets for each other would cross again and again
+	}
 	p.initiating, out.initiate = true, !p.flushing
 }
 

@@ -34,7 +34,10 @@ func TestInitiateConditions(t *testing.T) {
 	}
 	c.after(1)
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(true, "5 s after the last one")
+	c.wantInitiation(false, "the next try is about to come: a packet must not make it come without its jitter")
+	c.after(retransmit - c.now)
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(true, "5 s and the jitter after the last one")
 }
 
 func TestInitiateAfterResponse(t *testing.T) {
@@ -177,7 +180,7 @@ func TestOwnTimestampsGrow(t *testing.T) {
 	c := newCore(t)
 	var last Timestamp
 	for _, step := range []time.Duration{0, time.Second, 0, -time.Hour, 0, -48 * time.Hour, 72 * time.Hour} {
-		c.after(rekeyTimeout)
+		c.after(rekeyTimeout + maxJitter)
 		c.wall = c.wall.Add(step)
 		c.initiating = false
 		c.initiate(c.now, false, c.step())

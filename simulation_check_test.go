@@ -1,0 +1,359 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"crypto/cipher"
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// The simulation's judge. It is told of all that is handed to devices, put on the wire and delivered, opens every data
+// message with the keys that the responder of its session has, and so knows of each delivered packet which message,
+// session and device it came from:
+//
+//	handed ─▶ parcel ─▶ data, on the wire ─▶ exchange: its ends, keys and birth on each end's clock ─▶ delivered
+type judge struct {
+	orderly bool // the wire keeps order
+
+	mu       sync.Mutex // guards all below
+	wrong    []string
+	parcels  map[uint64]*parcel
+	calls    map[uint32]*life       // who sent the initiation with a sender index
+	sessions map[uint32][]*exchange // by the index of either end
+	counters map[counterOf]uint64   // hash of the message
+	sealed   map[lane]uint64        // the newest parcel on the wire
+	arrived  map[lane]uint64        // and delivered
+	tables   []sources              // of each node
+	fresh    map[[2]int]bool        // from and to, since mark
+	mark     uint64
+}
+
+// A life is one Device: a node that restarts begins another.
+type life struct {
+	node   int
+	name   string
+	number int
+}
+
+func (l *life) String() string {
+	if l == nil {
+		return "nobody"
+	}
+	return fmt.Sprintf("%s#%d", l.name, l.number)
+}
+
+// A parcel is a packet that was handed to a device.
+type parcel struct {
+	from      *life
+	to        int // the node that has its destination's address by right
+	stream    int // those of one stream were handed over one after the other
+	packet    []byte
+	message   *exchange // that it went out in; nil: it was not on the wire
+	delivered bool
+}
+
+// An exchange is a session, seen from outside.
+type exchange struct {
+	initiator, responder   *life
+	toInitiator            uint32 // index
+	toResponder            uint32
+	bornAtInitiator        time.Duration // by its clock; negative: the response has not arrived
+	bornAtResponder        time.Duration
+	used                   bool // by the initiator
+	fromResponder, forResp cipher.AEAD
+}
+
+type counterOf struct {
+	from    *life
+	index   uint32
+	counter uint64
+}
+
+// A lane is where order is kept.
+type lane struct {
+	from   *life
+	to     int
+	stream int
+}
+
+// sources is a node's allowed IPs, as the last change left them and, while one is going on, as it found them.
+type sources struct{ now, before map[netip.Prefix]int }
+
+// keyLife is REJECT_AFTER_TIME.
+const keyLife = 180 * time.Second
+
+var messageSeed = maphash.MakeSeed()
+
+func newJudge(nodes int, orderly bool) *judge {
+	return &judge{
+		orderly: orderly, parcels: make(map[uint64]*parcel), calls: make(map[uint32]*life),
+		sessions: make(map[uint32][]*exchange), counters: make(map[counterOf]uint64), sealed: make(map[lane]uint64),
+		arrived: make(map[lane]uint64), tables: make([]sources, nodes), fresh: make(map[[2]int]bool),
+	}
+}
+
+func (j *judge) lock() func() { j.mu.Lock(); return j.mu.Unlock }
+
+// say notes what is wrong. mu is held.
+func (j *judge) say(format string, args ...any) {
+	if len(j.wrong) < 10 {
+		j.wrong = append(j.wrong, fmt.Sprintf(format, args...))
+	}
+}
+
+func (j *judge) verdict() []string { defer j.lock()(); return j.wrong }
+
+// handed: before a packet goes to a device.
+func (j *judge) handed(id uint64, p *parcel) { defer j.lock()(); j.parcels[id] = p }
+
+// initiation: when from put an initiation on the wire.
+func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.calls[sender] = from }
+
+// response: when from put a response on the wire, at now by its clock. Its ciphers are for sending and for receiving.
+func (j *judge) response(from *life, sender, receiver uint32, now time.Duration, send, receive cipher.AEAD) {
+	defer j.lock()()
+	if send == nil {
+		j.say("%v sent a response for index %08x, and has no session of it", from, sender)
+		return
+	}
+	e := &exchange{
+		initiator: j.calls[receiver], responder: from, toInitiator: receiver, toResponder: sender,
+		bornAtInitiator: -1, bornAtResponder: now, fromResponder: send, forResp: receive,
+	}
+	j.sessions[sender] = append(j.sessions[sender], e)
+	j.sessions[receiver] = append(j.sessions[receiver], e)
+}
+
+// answered: when a response for an index arrived at to, at now by its clock. Of several copies any may have been taken
+// until the session is used.
+func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
+	defer j.lock()()
+	for _, e := range j.sessions[receiver] {
+		if e.initiator == to && e.toInitiator == receiver && e.toResponder == sender && !e.used {
+			e.bornAtInitiator = now
+		}
+	}
+}
+
+// data: when from put a data message on the wire, at now by its clock.
+func (j *judge) data(from *life, m []byte, now time.Duration) {
+	defer j.lock()()
+	index, counter := binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:])
+	hash := maphash.Bytes(messageSeed, m)
+	of := counterOf{from, index, counter}
+	if old, ok := j.counters[of]; ok && old != hash {
+		j.say("%v used counter %d for index %08x twice", from, counter, index)
+	}
+	j.counters[of] = hash
+	e, packet := j.open(from, index, m)
+	if e == nil {
+		j.say("%v sent a message to index %08x with counter %d that no session of its opens", from, index, counter)
+		return
+	}
+	born := e.bornAtResponder
+	if from == e.initiator {
+		e.used = true
+		if born = e.bornAtInitiator; born < 0 {
+			j.say("%v sends on session %08x before the response came", from, index)
+		}
+	}
+	if age := now - born; age >= keyLife {
+		j.say("%v sends under a key that is %v old", from, age)
+	}
+	if len(packet) > 0 {
+		j.seal(from, e, packet)
+	}
+}
+
+// open finds the session that a message is of, and opens it.
+func (j *judge) open(from *life, index uint32, m []byte) (*exchange, []byte) {
+	var nonce [12]byte
+	copy(nonce[4:], m[8:16])
+	for _, e := range j.sessions[index] {
+		c := e.forResp
+		if from == e.responder && index == e.toInitiator {
+			c = e.fromResponder
+		} else if from != e.initiator || index != e.toResponder {
+			continue
+		}
+		if packet, err := c.Open(nil, nonce[:], m[16:], nil); err == nil {
+			return e, packet
+		}
+	}
+	return nil, nil
+}
+
+// seal notes that a parcel, with padding, is on the wire.
+func (j *judge) seal(from *life, e *exchange, packet []byte) {
+	id, p := j.find(packet)
+	switch {
+	case p == nil || p.from != from:
+		j.say("%v sent a packet that nobody gave it: %x", from, packet)
+		return
+	case p.message != nil && p.message != e:
+		j.say("%v sent packet %d in two sessions", from, id)
+	case !bytes.HasPrefix(packet, p.packet) || len(packet)-len(p.packet) > 15 || len(bytes.Trim(packet[len(p.packet):], "\x00")) > 0:
+		j.say("%v sent packet %d altered, or padded with something", from, id)
+	}
+	p.message = e
+	l := lane{from, e.other(from).node, p.stream}
+	if last := j.sealed[l]; id <= last {
+		j.say("%v sent packet %d to %v after %d", from, id, e.other(from), last)
+	}
+	j.sealed[l] = id
+}
+
+func (e *exchange) other(l *life) *life {
+	if l == e.initiator {
+		return e.responder
+	}
+	return e.initiator
+}
+
+// delivered: when a packet comes out of to, at now by its clock.
+func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
+	defer j.lock()()
+	id, p := j.find(packet)
+	switch {
+	case p == nil:
+		if !j.unreachable(to, packet) {
+			j.say("%v delivered a packet that nobody sent: %x", to, packet)
+		}
+		return
+	case p.delivered:
+		j.say("%v delivered packet %d from %v twice", to, id, p.from)
+		return
+	case !bytes.Equal(packet, p.packet):
+		j.say("%v delivered packet %d from %v altered", to, id, p.from)
+	case p.message == nil:
+		j.say("%v delivered packet %d from %v that was never on the wire", to, id, p.from)
+		return
+	}
+	p.delivered = true
+	e := p.message
+	if e.other(p.from) != to {
+		j.say("%v delivered packet %d from %v that was sealed for %v", to, id, p.from, e.other(p.from))
+	}
+	born := e.bornAtResponder
+	if to == e.initiator {
+		born = e.bornAtInitiator
+	}
+	if age := now - born; age >= keyLife {
+		j.say("%v delivered packet %d from %v under a key that is %v old", to, id, p.from, age)
+	}
+	if src := source(packet); !j.tables[to.node].allow(src, p.from.node) {
+		j.say("%v delivered packet %d from %v with source %v, which is not of its allowed IPs", to, id, p.from, src)
+	}
+	l := lane{p.from, to.node, p.stream}
+	if last := j.arrived[l]; j.orderly && id <= last {
+		j.say("%v delivered packet %d from %v after %d, over a wire that keeps order", to, id, p.from, last)
+	}
+	j.arrived[l] = id
+	if id >= j.mark && p.to == to.node {
+		j.fresh[[2]int{p.from.node, to.node}] = true
+	}
+}
+
+// find is the parcel that a packet looks like.
+func (j *judge) find(packet []byte) (id uint64, p *parcel) {
+	at := payloadAt(packet)
+	if at < 0 || len(packet) < at+8 {
+		return 0, nil
+	}
+	id = binary.BigEndian.Uint64(packet[at:])
+	return id, j.parcels[id]
+}
+
+// payloadAt is where the payload of a UDP packet begins; negative: it is none.
+func payloadAt(packet []byte) int {
+	switch {
+	case len(packet) >= 28 && packet[0]>>4 == 4 && packet[9] == 17:
+		return 28
+	case len(packet) >= 48 && packet[0]>>4 == 6 && packet[6] == 17:
+		return 48
+	}
+	return -1
+}
+
+func source(packet []byte) netip.Addr {
+	if packet[0]>>4 == 4 {
+		return netip.AddrFrom4([4]byte(packet[12:]))
+	}
+	return netip.AddrFrom16([16]byte(packet[8:]))
+}
+
+// unreachable reports whether packet is an ICMP error about a packet that to was given itself.
+func (j *judge) unreachable(to *life, packet []byte) bool {
+	quote := 28
+	if packet[0]>>4 == 6 {
+		quote = 48
+	}
+	if len(packet) < quote || quote == 28 && packet[9] != 1 || quote == 48 && packet[6] != 58 {
+		return false
+	}
+	_, p := j.find(packet[quote:])
+	return p != nil && p.from == to && bytes.HasPrefix(p.packet, packet[quote:])
+}
+
+// allow reports whether a longest prefix gives an address to a node.
+func (s *sources) allow(a netip.Addr, node int) bool {
+	return longest(s.now, a) == node || s.before != nil && longest(s.before, a) == node
+}
+
+func longest(t map[netip.Prefix]int, a netip.Addr) int {
+	best, node := -1, -1
+	for p, n := range t {
+		if p.Contains(a) && p.Bits() > best {
+			best, node = p.Bits(), n
+		}
+	}
+	return node
+}
+
+// changing lets do change the allowed IPs of a node to what change makes of them. Until it is done, either holds.
+func (j *judge) changing(node int, change func(t map[netip.Prefix]int), do func()) {
+	unlock := j.lock()
+	s := &j.tables[node]
+	s.before, s.now = s.now, maps.Clone(s.now)
+	if s.now == nil {
+		s.now = make(map[netip.Prefix]int)
+	}
+	change(s.now)
+	unlock()
+	do()
+	defer j.lock()()
+	s.before = nil
+}
+
+// await begins to look for packets from id on.
+func (j *judge) await(id uint64) {
+	defer j.lock()()
+	j.mark = id
+	clear(j.fresh)
+}
+
+func (j *judge) hasFresh(from, to int) bool { defer j.lock()(); return j.fresh[[2]int{from, to}] }
+
+// lost tells of the packets from id on that were not delivered; empty: all were.
+func (j *judge) lost(id uint64) string {
+	defer j.lock()()
+	n, first := 0, uint64(0)
+	for i, p := range j.parcels {
+		if i >= id && !p.delivered {
+			if n++; first == 0 || i < first {
+				first = i
+			}
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	p := j.parcels[first]
+	return fmt.Sprintf("%d packets were lost, the first from %v to %c: packet %d of %d bytes (on the wire: %v)",
+		n, p.from, 'a'+p.to, first, len(p.packet), p.message != nil)
+}
