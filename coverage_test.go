@@ -34,7 +34,7 @@ var scenarios = []covered{
 	{"session silent at exactly 180 s on both sides", "TestSessionSilentAt180s TestReceiveAt180s"},
 	{"wipe at 540 s and after give-up", "TestWipe TestWipeAfterLastSession TestWipeAfterGiveUp"},
 	{"previous session still decrypts during rotation", "TestPreviousSessionDecryptsDuringRotation TestResponderSendsOnCurrentUntilConfirmed"},
-	{"simultaneous initiations converge in time", "TestCrossingInitiationsHeal TestCrossingInitiationsOneLost TestCrossingInitiations"},
+	{"simultaneous initiations converge in time", "TestCrossingInitiationsHeal TestCrossingInitiationsHealUnderTraffic TestCrossingInitiationsOneLost TestCrossingInitiations"},
 	{"initiator's immediate confirmation", "TestInitiatorConfirmsAtOnce"},
 	{"responder flushes on confirmation", "TestResponderFlushesOnConfirmation TestLostConfirmationAndDataAtResponder"},
 	{"delayed response to a superseded initiation", "TestResponseToSupersededInitiation"},
