@@ -17,7 +17,7 @@ const defaultRounds = 7
 
 // measures is the table, in its order.
 func measures() []measure {
-	return slices.Concat(netstackMeasures(), pipelineMeasures(), cryptoMeasures(), memoryMeasures(), peersMeasures())
+	return slices.Concat(netstackMeasures(), pipelineMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures())
 }
 
 func main() {

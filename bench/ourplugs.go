@@ -62,6 +62,9 @@ func (s *ourSocket) Send(ts []wireguard.Train) {
 	defer c.end()
 	for i := range ts {
 		t := &ts[i]
+		if s.swallow(t.Len()) {
+			continue
+		}
 		for data := t.Data; len(data) > 0 && t.Err == nil; {
 			n := min(t.Size, len(data))
 			t.Err = c.put(data[:n])

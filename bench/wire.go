@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -25,6 +26,8 @@ type end struct {
 	addr    netip.AddrPort // for configurations and logs alone: a wire has but one other end
 	remote  netip.AddrPort
 	cut     <-chan struct{}
+	void    atomic.Bool  // what is sent from here on goes nowhere
+	voided  atomic.Int64 // datagrams that went there
 }
 
 // A lane carries datagrams one way.
@@ -52,8 +55,8 @@ func newWire(st *stage, landings int) *wire {
 	}
 	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(loopback, port) }
 	return &wire{[2]end{
-		{lanes[0], lanes[1], at(1001), at(1002), cut},
-		{lanes[1], lanes[0], at(1002), at(1001), cut},
+		{out: lanes[0], in: lanes[1], addr: at(1001), remote: at(1002), cut: cut},
+		{out: lanes[1], in: lanes[0], addr: at(1002), remote: at(1001), cut: cut},
 	}}
 }
 
@@ -67,6 +70,15 @@ type wireSocket struct {
 func (e *end) open() *wireSocket { return &wireSocket{end: e, down: make(chan struct{})} }
 
 func (s *wireSocket) close() { s.once.Do(func() { close(s.down) }) }
+
+// swallow takes n datagrams if they go nowhere.
+func (e *end) swallow(n int) bool {
+	if !e.void.Load() {
+		return false
+	}
+	e.voided.Add(int64(n))
+	return true
+}
 
 // A crossing is one call of Send: it fills one landing after the other.
 type crossing struct {
