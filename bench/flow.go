@@ -30,6 +30,9 @@ type flow struct {
 	late     atomic.Int64  // packets behind one that was sent after them, or for the second time
 	mangled  atomic.Int64  // packets of another length than they were sent with
 	arrival  chan struct{} // one token: something was received
+
+	unordered bool                   // the packets are not numbered
+	report    atomic.Pointer[report] // who is told of what was received; nil: nobody
 }
 
 // newFlow makes a flow of packets of size bytes from one address to another.
@@ -123,6 +126,9 @@ func (t *tally) add(p []byte) {
 		t.mangled++
 		return
 	}
+	if t.f.unordered {
+		return
+	}
 	seq := int64(binary.LittleEndian.Uint64(p[seqAt:]))
 	if seq < t.next {
 		t.late++
@@ -134,10 +140,13 @@ func (t *tally) add(p []byte) {
 func (t *tally) end() {
 	f := t.f
 	f.next = t.next
-	f.received.Add(t.received)
+	received := f.received.Add(t.received)
 	if t.late+t.mangled > 0 {
 		f.late.Add(t.late)
 		f.mangled.Add(t.mangled)
+	}
+	if r := f.report.Load(); r != nil {
+		r.received(received)
 	}
 	f.behind.Unlock()
 	nudge(f.arrival)

@@ -17,10 +17,13 @@ const defaultRounds = 7
 
 // measures is the table, in its order.
 func measures() []measure {
-	return slices.Concat(netstackMeasures(), pipelineMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures())
+	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures())
 }
 
 func main() {
+	if os.Getenv(generatorEnv) != "" {
+		exit(generate(os.Stdin))
+	}
 	if o := os.Getenv(orderEnv); o != "" {
 		exit(answer(o, os.Stdout))
 	}
