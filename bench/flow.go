@@ -207,6 +207,7 @@ func (f *flow) drain(patience time.Duration) error {
 
 // A plain is the plaintext side of one node: its device reads the packets of out and delivers to in.
 type plain struct {
+	mtu     int
 	out, in *flow
 	down    chan struct{}
 	once    sync.Once
@@ -217,5 +218,6 @@ func (p *plain) close() { p.once.Do(func() { close(p.down) }) }
 
 // newPlains makes both sides of a tunnel between a and b, and the flow from a to b.
 func newPlains(ab, ba *flow) (a, b *plain) {
-	return &plain{out: ab, in: ba, down: make(chan struct{})}, &plain{out: ba, in: ab, down: make(chan struct{})}
+	mtu := max(mtu, len(ab.template))
+	return &plain{mtu: mtu, out: ab, in: ba, down: make(chan struct{})}, &plain{mtu: mtu, out: ba, in: ab, down: make(chan struct{})}
 }

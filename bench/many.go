@@ -51,7 +51,7 @@ func runMany(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	peers, keys := identities(manyPeers)
+	peers, keys := identities(min(manyPeers, st.Peers))
 	for i := range peers {
 		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer is heard from
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// mtu is that of every tunnel here, of both libraries: the usual one of WireGuard.
+// mtu is that of the tunnels here, of both libraries: the usual one of WireGuard. Only larger packets need a larger one.
 const mtu = 1420
 
 // A measure is one name of the table.

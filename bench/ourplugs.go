@@ -36,7 +36,7 @@ func (t *ourTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-func (t *ourTunnel) MTU() int     { return mtu }
+func (t *ourTunnel) MTU() int     { return t.plain.mtu }
 func (t *ourTunnel) Close() error { t.plain.close(); return nil }
 
 // An ourBind is an end of a wire as a device of this library wants it.

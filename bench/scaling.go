@@ -18,6 +18,7 @@ func runScaling(st *stage) (sample, error) {
 	from.void.Store(true)
 	ab.open(0)
 	defer ab.stop()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	const turns = 4
 	var rate [2]float64
 	for range turns {

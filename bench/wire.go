@@ -10,7 +10,7 @@ import (
 
 const (
 	wireBatch = 128  // datagrams a batch, at most
-	wireRoom  = 2048 // bytes of room for a datagram
+	wireRoom  = 2048 // bytes of room for a datagram, on average
 )
 
 // A wire joins two ends in memory, for either library: it loses nothing, keeps the order, and waits when it is full.
@@ -88,10 +88,7 @@ type crossing struct {
 
 // put copies a datagram across.
 func (c *crossing) put(datagram []byte) error {
-	if len(datagram) > wireRoom {
-		return errOversized
-	}
-	if c.l != nil && c.l.n == wireBatch {
+	if c.l != nil && !c.l.fits(datagram) {
 		c.end()
 	}
 	if c.l == nil {
@@ -102,6 +99,9 @@ func (c *crossing) put(datagram []byte) error {
 		case <-c.s.cut:
 			return net.ErrClosed
 		}
+	}
+	if !c.l.fits(datagram) {
+		return errOversized
 	}
 	c.l.put(datagram)
 	return nil
@@ -115,6 +115,13 @@ func (c *crossing) end() {
 		c.s.out.arrived <- c.l
 		c.l = nil
 	}
+}
+
+func (l *landing) fits(datagram []byte) bool {
+	if l.mem != nil {
+		return l.n < wireBatch && l.used+len(datagram) <= len(l.mem)
+	}
+	return l.n < min(wireBatch, len(l.bufs)) && len(datagram) <= len(l.bufs[l.n])
 }
 
 func (l *landing) put(datagram []byte) {
