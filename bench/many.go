@@ -77,10 +77,10 @@ func runMany(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	return sample{s.n / s.took.Seconds(), []aside{
+	return sample{s.n / s.took.Seconds(), append([]aside{
 		{Name: "processor time of the hub a packet", Unit: "µs", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
 		mustBeZero("mangled", in.mangled.Load()),
-	}}, nil
+	}, st.calls()...)}, nil
 }
 
 // gather starts the generator and reports to it what flow has received. Its end comes through the channel.

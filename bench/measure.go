@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
 // mtu is that of the tunnels here, of both libraries: the usual one of WireGuard. Only larger packets need a larger one.
@@ -83,6 +84,8 @@ type stage struct {
 	rest func()
 
 	cuts, closers []func()
+
+	sockets []*udp.Socket // of this library's devices
 }
 
 // atClose runs f at close. A process that ends with its one sample skips that.
