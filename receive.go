@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -23,6 +24,13 @@ type inbound struct {
 	now     int64
 	opened  []opened
 	packets [][]byte // accepted, and not yet delivered
+
+	// The run that is being opened.
+	data []byte
+	size int
+	k    *keypair
+	fork *fork // nil: no run was large enough yet
+	part int   // messages in each of its parts
 }
 
 // An opened is a data message that proved authentic.
@@ -31,7 +39,7 @@ type opened struct {
 	size    int    // of the message
 	counter uint64
 	reason  DropReason // why packet is not to be delivered, if ok is false
-	ok      bool
+	ok      bool       // until inspect: authentic
 }
 
 const (
@@ -128,18 +136,42 @@ func (d *Device) receiveRun(in *inbound, data []byte, size int, index uint32, fr
 		d.drops.add(DropExpiredKey, n)
 		return
 	}
-	in.opened = in.opened[:0]
-	for at := 0; at < len(data); at += size {
-		end := min(at+size, len(data))
-		m := data[at:end:end]
-		counter := binary.LittleEndian.Uint64(m[8:])
-		packet, ok := s.k.open(m)
-		if ok {
-			in.opened = append(in.opened, opened{packet: packet, size: len(m), counter: counter})
-		}
-	}
+	in.data, in.size, in.k = data, size, s.k
+	in.open(n)
 	in.inspect(s.p)
 	d.accept(in, s, from, tos, n-len(in.opened))
+	in.data, in.k = nil, nil
+}
+
+// open opens the n messages of a run in place, with the help of idle cores, and keeps the authentic ones in in.opened.
+func (in *inbound) open(n int) {
+	in.opened = slices.Grow(in.opened[:0], n)[:n]
+	if n := parts(n, len(in.data)); n < 2 {
+		in.openSome(0, len(in.opened))
+	} else {
+		if in.fork == nil {
+			in.fork = newFork(in.openPart)
+		}
+		in.part = (len(in.opened) + n - 1) / n
+		in.fork.run(n)
+	}
+	in.opened = slices.DeleteFunc(in.opened, func(o opened) bool { return !o.ok })
+}
+
+func (in *inbound) openPart(i int) {
+	in.openSome(i*in.part, min((i+1)*in.part, len(in.opened)))
+}
+
+// openSome opens messages from to end-1.
+func (in *inbound) openSome(from, end int) {
+	for i := from; i < end; i++ {
+		at := i * in.size
+		m := in.data[at:min(at+in.size, len(in.data))]
+		m = m[:len(m):len(m)]
+		o := &in.opened[i]
+		*o = opened{size: len(m), counter: binary.LittleEndian.Uint64(m[8:])}
+		o.packet, o.ok = in.k.open(m)
+	}
 }
 
 // inspect checks the packets inside the opened messages, before the peer is locked.
@@ -149,12 +181,11 @@ func (in *inbound) inspect(p *peer) {
 	for i := range in.opened {
 		o := &in.opened[i]
 		if len(o.packet) == 0 {
-			o.ok = true
 			continue
 		}
 		packet, src, ok := unpad(o.packet)
 		if !ok {
-			o.reason = DropInnerMalformed
+			o.ok, o.reason = false, DropInnerMalformed
 			continue
 		}
 		if src != last {

@@ -40,6 +40,9 @@ type sending struct {
 	trainOf []int // the run of each train
 
 	contended *peer // whose turn was another's
+
+	fork *fork // of seal; nil: no batch was large enough yet
+	part int   // messages in each of its parts
 }
 
 // reset drops all references and keeps the memory.
@@ -292,18 +295,36 @@ func (b *Batch) appendStaged(packet []byte) bool {
 	return true
 }
 
-// seal makes messages of the claimed packets, in place.
+// seal makes messages of the claimed packets, in place, with the help of idle cores.
 func (b *Batch) seal() {
+	n := parts(len(b.msgs), b.end)
+	if n < 2 {
+		b.sealSome(0, len(b.msgs))
+		return
+	}
+	if b.out.fork == nil {
+		b.out.fork = newFork(b.sealPart)
+	}
+	b.out.part = (len(b.msgs) + n - 1) / n
+	b.out.fork.run(n)
+}
+
+func (b *Batch) sealPart(i int) {
+	b.sealSome(i*b.out.part, (i+1)*b.out.part)
+}
+
+// sealSome seals messages from to to-1, as far as there are.
+func (b *Batch) sealSome(from, to int) {
 	for i := range b.out.runs {
 		run := &b.out.runs[i]
 		if run.k == nil {
 			continue
 		}
-		for j := range run.n {
-			m := b.msgs[run.first+j]
+		for j := max(from, run.first); j < min(to, run.first+run.n); j++ {
+			m := b.msgs[j]
 			at, end := int(m.at), int(m.at)+m.size()
 			clear(b.slab[at+messageHeader+int(m.n) : end-messageTag])
-			run.k.seal(b.slab[at:end:end], run.counter+uint64(j))
+			run.k.seal(b.slab[at:end:end], run.counter+uint64(j-run.first))
 		}
 	}
 }
@@ -464,7 +485,7 @@ func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more 
 	b.number(&b.out.runs[0])
 	d.release(p, &out)
 
-	b.seal()
+	b.sealSome(0, len(b.msgs)) // alone: it is seldom much
 	b.pack()
 	d.transmit(r, b.out.trains)
 	b.tally()

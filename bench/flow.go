@@ -30,6 +30,9 @@ type flow struct {
 	late     atomic.Int64  // packets behind one that was sent after them, or for the second time
 	mangled  atomic.Int64  // packets of another length than they were sent with
 	arrival  chan struct{} // one token: something was received
+
+	unordered bool                   // the packets are not numbered
+	report    atomic.Pointer[report] // who is told of what was received; nil: nobody
 }
 
 // newFlow makes a flow of packets of size bytes from one address to another.
@@ -123,6 +126,9 @@ func (t *tally) add(p []byte) {
 		t.mangled++
 		return
 	}
+	if t.f.unordered {
+		return
+	}
 	seq := int64(binary.LittleEndian.Uint64(p[seqAt:]))
 	if seq < t.next {
 		t.late++
@@ -134,10 +140,13 @@ func (t *tally) add(p []byte) {
 func (t *tally) end() {
 	f := t.f
 	f.next = t.next
-	f.received.Add(t.received)
+	received := f.received.Add(t.received)
 	if t.late+t.mangled > 0 {
 		f.late.Add(t.late)
 		f.mangled.Add(t.mangled)
+	}
+	if r := f.report.Load(); r != nil {
+		r.received(received)
 	}
 	f.behind.Unlock()
 	nudge(f.arrival)
@@ -198,6 +207,7 @@ func (f *flow) drain(patience time.Duration) error {
 
 // A plain is the plaintext side of one node: its device reads the packets of out and delivers to in.
 type plain struct {
+	mtu     int
 	out, in *flow
 	down    chan struct{}
 	once    sync.Once
@@ -208,5 +218,6 @@ func (p *plain) close() { p.once.Do(func() { close(p.down) }) }
 
 // newPlains makes both sides of a tunnel between a and b, and the flow from a to b.
 func newPlains(ab, ba *flow) (a, b *plain) {
-	return &plain{out: ab, in: ba, down: make(chan struct{})}, &plain{out: ba, in: ab, down: make(chan struct{})}
+	mtu := max(mtu, len(ab.template))
+	return &plain{mtu: mtu, out: ab, in: ba, down: make(chan struct{})}, &plain{mtu: mtu, out: ba, in: ab, down: make(chan struct{})}
 }

@@ -227,7 +227,7 @@ func TestWireCloses(t *testing.T) {
 		}
 	}
 	c := crossing{s: newWire(&stage{}, 1).ends[0].open()}
-	if err := c.put(make([]byte, wireRoom+1)); !errors.Is(err, errOversized) {
+	if err := c.put(make([]byte, wireBatch*wireRoom+1)); !errors.Is(err, errOversized) {
 		t.Errorf("oversized: %v", err)
 	}
 }

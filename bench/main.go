@@ -15,12 +15,15 @@ import (
 
 const defaultRounds = 7
 
-// measures is the table, in its order.
+// measures is the table, in its order. The curve comes on demand.
 func measures() []measure {
-	return slices.Concat(netstackMeasures(), pipelineMeasures(), cryptoMeasures(), memoryMeasures(), peersMeasures())
+	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures())
 }
 
 func main() {
+	if os.Getenv(generatorEnv) != "" {
+		exit(generate(os.Stdin))
+	}
 	if o := os.Getenv(orderEnv); o != "" {
 		exit(answer(o, os.Stdout))
 	}
@@ -48,7 +51,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	only := flags.String("only", "", "measure these `names` alone, separated by commas; all of a family by its name, as in memory")
 	rounds := flags.Int("rounds", defaultRounds, "samples a side")
 	asJSON := flags.Bool("json", false, "print one JSON object a line, and everything else to standard error")
-	plotFile := flags.String("plot", "", "draw the ratios to this `file`, as SVG")
+	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the size of packets, to this `file`, as SVG")
 	profiles := flags.String("profile", "", "write a processor profile of each sample to this `folder`")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -59,7 +62,11 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	case *rounds < 1:
 		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
 	}
-	ms, err := pick(measures(), *only)
+	all := measures()
+	if *plotFile != "" || strings.HasPrefix(*only, curveFamily) {
+		all = append(all, curveMeasures()...)
+	}
+	ms, err := pick(all, *only)
 	if err != nil {
 		return err
 	}

@@ -9,9 +9,10 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// mtu is that of every tunnel here, of both libraries: the usual one of WireGuard.
+// mtu is that of the tunnels here, of both libraries: the usual one of WireGuard. Only larger packets need a larger one.
 const mtu = 1420
 
 // A measure is one name of the table.
@@ -83,6 +84,8 @@ type stage struct {
 	rest func()
 
 	cuts, closers []func()
+
+	sockets []*udp.Socket // of this library's devices
 }
 
 // atClose runs f at close. A process that ends with its one sample skips that.

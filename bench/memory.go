@@ -14,6 +14,7 @@ func memoryMeasures() []measure {
 	return []measure{
 		{name: "memory/device", unit: "KiB heap", lower: true, run: runDeviceMemory},
 		{name: "memory/after", unit: "MiB resident", lower: true, run: runMemoryAfter},
+		{name: "memory/netstack", unit: "MiB resident", lower: true, run: runNetstackMemory},
 		{name: "memory/peer", unit: "bytes", lower: true, run: runPeerMemory, rounds: 5},
 		{name: "goroutines/device", unit: "goroutines", lower: true, run: runDeviceGoroutines},
 		{name: "goroutines/peer", unit: "goroutines", lower: true, run: runPeerGoroutines},
@@ -103,6 +104,41 @@ func runMemoryAfter(st *stage) (sample, error) {
 		{Name: "at most during the run", Unit: "MiB", Value: peak / (1 << 20)},
 		{Name: "before the devices", Unit: "MiB", Value: before / (1 << 20)},
 	}}, err
+}
+
+// runNetstackMemory measures what is resident of a whole process while four TCP connections go from one in-process stack
+// to another: the mean over the measured span.
+func runNetstackMemory(st *stage) (sample, error) {
+	s, err := joinByTunnel(st)
+	if err != nil {
+		return sample{}, err
+	}
+	type weight struct {
+		mean float64
+		err  error
+	}
+	during := st.Span
+	weighed := make(chan weight, 1)
+	go func() {
+		time.Sleep(st.Warm)
+		var w weight
+		const looks = 20
+		for range looks {
+			time.Sleep(during / (looks + 2))
+			var r float64
+			if r, w.err = residentBytes("VmRSS"); w.err != nil {
+				break
+			}
+			w.mean += r / looks
+		}
+		weighed <- w
+	}()
+	bulk, err := runBulk(st, s, 4)
+	if err != nil {
+		return sample{}, err
+	}
+	w := <-weighed
+	return sample{w.mean / (1 << 20), []aside{{Name: "meanwhile", Unit: "Gbit/s", Value: bulk.Value}}}, w.err
 }
 
 // identities makes n peers, each with a prefix and an endpoint, and their private keys.

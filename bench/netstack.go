@@ -140,9 +140,9 @@ func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 		return sample{}, *err
 	}
 	gigabytes := c.n / 1e9
-	return sample{8 * gigabytes / c.took.Seconds(), []aside{
+	return sample{8 * gigabytes / c.took.Seconds(), append([]aside{
 		{Name: "cpu", Unit: "s/GB", Value: c.cpu.Seconds() / gigabytes},
-	}}, nil
+	}, st.calls()...)}, nil
 }
 
 // echo answers each byte with itself.

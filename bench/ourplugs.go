@@ -36,7 +36,7 @@ func (t *ourTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-func (t *ourTunnel) MTU() int     { return mtu }
+func (t *ourTunnel) MTU() int     { return t.plain.mtu }
 func (t *ourTunnel) Close() error { t.plain.close(); return nil }
 
 // An ourBind is an end of a wire as a device of this library wants it.
@@ -62,6 +62,9 @@ func (s *ourSocket) Send(ts []wireguard.Train) {
 	defer c.end()
 	for i := range ts {
 		t := &ts[i]
+		if s.swallow(t.Len()) {
+			continue
+		}
 		for data := t.Data; len(data) > 0 && t.Err == nil; {
 			n := min(t.Size, len(data))
 			t.Err = c.put(data[:n])

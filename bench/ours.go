@@ -32,7 +32,7 @@ func (ours) node(st *stage, c nodeConfig) (node, error) {
 	if c.end != nil {
 		config.Bind = ourBind{c.end}
 	} else {
-		config.Bind = udp.Bind{}
+		config.Bind = countedBind{st}
 	}
 	return n, n.up(st, config)
 }
@@ -43,7 +43,38 @@ func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, n
 		return nil, nil, err
 	}
 	n := &ourNode{}
-	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: udp.Bind{}})
+	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: countedBind{st}})
+}
+
+// A countedBind is udp.Bind{}, and remembers its sockets for what they count.
+type countedBind struct{ st *stage }
+
+func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
+	s, err := udp.Bind{}.Listen(port)
+	if s, ok := s.(*udp.Socket); ok {
+		b.st.sockets = append(b.st.sockets, s)
+	}
+	return s, err
+}
+
+// calls says how many datagrams the sockets of this library's devices moved with one system call, in a whole sample.
+// wireguard-go does not count.
+func (st *stage) calls() []aside {
+	if len(st.sockets) == 0 {
+		return nil
+	}
+	var sum udp.Stats
+	for _, s := range st.sockets {
+		n := s.Stats()
+		sum.ReceiveCalls += n.ReceiveCalls
+		sum.ReceivedDatagrams += n.ReceivedDatagrams
+		sum.SendCalls += n.SendCalls
+		sum.SentDatagrams += n.SentDatagrams
+	}
+	return []aside{
+		{Name: "received", Unit: "datagrams/call", Value: float64(sum.ReceivedDatagrams) / float64(max(sum.ReceiveCalls, 1))},
+		{Name: "sent", Unit: "datagrams/call", Value: float64(sum.SentDatagrams) / float64(max(sum.SendCalls, 1))},
+	}
 }
 
 // An ourNode is a device of this library.

@@ -95,7 +95,9 @@ func runUDP(st *stage) (sample, error) {
 	if err := tunnel(st, nil, ab, ba); err != nil {
 		return sample{}, err
 	}
-	return ab.measure(window, st.Warm, st.Span)
+	s, err := ab.measure(window, st.Warm, st.Span)
+	s.Aside = append(s.Aside, st.calls()...)
+	return s, err
 }
 
 // measure opens the flow for a while and stops it. The losses are all since the flow was made; a lost packet keeps its

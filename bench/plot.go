@@ -27,6 +27,9 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .faint { fill: #59636e }
 .grid { stroke: #d0d7de }
 .one { stroke: #1f2328; stroke-width: 1.5 }
+polyline { fill: none; stroke-width: 2.5; stroke-linejoin: round }
+.ours { stroke: #1a7f4b }
+.theirs { stroke: #8c959f }
 .good { fill: #1a7f4b }
 .bad { fill: #bc4c00 }
 @media (prefers-color-scheme: dark) {
@@ -43,12 +46,13 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 // plotFloor is the smallest ratio that has a place: a logarithm has none for zero.
 const plotFloor = 0.001
 
-// plot draws the ratios as bars from 1 on a logarithmic axis, and returns the SVG. Rows without two sides are left out.
+// plot draws the ratios as bars from 1 on a logarithmic axis, the curve below them if it was measured, and returns the
+// SVG. Rows without two sides are left out.
 func plot(rows []row) string {
 	var shown []row
 	least, most := 0.5, 2.0
 	for _, r := range rows {
-		if !r.alike {
+		if !r.alike && r.sizeOf() == 0 {
 			shown = append(shown, r)
 			least, most = min(least, max(r.ratio, plotFloor)), max(most, min(r.ratio, 1/plotFloor))
 		}
@@ -60,6 +64,10 @@ func plot(rows []row) string {
 	}
 	bottom := plotTop + plotRow*len(shown)
 	height := bottom + plotFoot
+	curve := plotCurve(rows, height)
+	if curve != "" {
+		height += curvePanel
+	}
 
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -80,6 +88,7 @@ func plot(rows []row) string {
 		p(`%s`, r.bar(x, y))
 	}
 	p(`<line class="one" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>`, x(1), x(1), plotTop-6, bottom)
+	b.WriteString(curve)
 	p(`</svg>`)
 	return b.String()
 }

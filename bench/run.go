@@ -45,7 +45,7 @@ func answer(text string, out *os.File) error {
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		return err
 	}
-	ms, err := pick(measures(), o.Name)
+	ms, err := pick(append(measures(), curveMeasures()...), o.Name)
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,8 @@ func printRow(w io.Writer, r row) {
 		fmt.Fprintf(w, "  medians of %d rounds: more take longer than a minute\n", r.rounds)
 	}
 	for i, a := range r.ours.aside {
-		if b := r.theirs.aside[i]; a.Apart {
+		if a.Apart {
+			b := r.theirs.aside[i]
 			fmt.Fprintf(w, "  %s: ours %s, wireguard-go %s %s, ratio %s\n", a.Name,
 				figure(a.Value), figure(b.Value), a.Unit, figure(quotient(a.Value, b.Value)))
 		}

@@ -170,3 +170,25 @@ func TestPlot(t *testing.T) {
 		}
 	}
 }
+
+// The curve is a panel of its own below the bars: a line for each library, from the smallest size to the largest.
+func TestPlotCurve(t *testing.T) {
+	var rs []row
+	for i, m := range curveMeasures() {
+		rs = append(rs, newRow(&m, []sample{{Value: float64(i + 1)}}, []sample{{Value: 1}}, nil))
+	}
+	svg := plot(rs)
+	if strings.Contains(svg, `class="good" x="175`) || strings.Count(svg, "<polyline") != 2 {
+		t.Errorf("want two lines, and no bars: %s", svg)
+	}
+	for line := range strings.Lines(svg) {
+		if _, rest, ok := strings.Cut(line, `points="`); ok {
+			if n := len(strings.Fields(strings.TrimSuffix(strings.TrimSpace(rest), `"/>`))); n != len(curveSizes) {
+				t.Errorf("%d points, want %d", n, len(curveSizes))
+			}
+		}
+	}
+	if strings.Contains(plot(rs[:1]), "<polyline") {
+		t.Error("a line of one point")
+	}
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"crypto/cipher"
+	"encoding/binary"
+	"errors"
+	"hash"
+	"time"
+
+	"github.com/cloudflare/circl/dh/x25519"
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/crypto/blake2s"
+	"golang.org/x/crypto/chacha20poly1305"
+)
+
+// An initiator is the least of WireGuard that plays a peer towards a device that is measured: one handshake as
+// initiator, and data messages that are sealed. It shares no code with either library, so that the generator's work is
+// the same for both.
+type initiator struct {
+	index           uint32
+	remote          wireguard.PublicKey
+	private         wireguard.PrivateKey
+	ephemeral       x25519.Key
+	chain, hash     [32]byte
+	receiver        uint32
+	counter         uint64
+	sealer          cipher.AEAD
+	template, nonce []byte
+}
+
+const (
+	initiationSize = 148
+	responseSize   = 92
+)
+
+var errResponse = errors.New("the response of the device is not authentic")
+
+func keyed(key []byte, parts ...[]byte) (sum [16]byte) {
+	h, err := blake2s.New128(key)
+	if err != nil {
+		panic(err) // the key is of a constant length
+	}
+	for _, p := range parts {
+		h.Write(p)
+	}
+	h.Sum(sum[:0])
+	return sum
+}
+
+func sum(parts ...[]byte) (out [32]byte) {
+	h, _ := blake2s.New256(nil)
+	for _, p := range parts {
+		h.Write(p)
+	}
+	h.Sum(out[:0])
+	return out
+}
+
+// mac is HMAC-BLAKE2s.
+func mac(key []byte, parts ...[]byte) (out [32]byte) {
+	var pad [64]byte
+	round := func(flip byte, parts ...[]byte) (out [32]byte) {
+		h, _ := blake2s.New256(nil)
+		for i := range pad {
+			pad[i] = flip
+			if i < len(key) {
+				pad[i] ^= key[i]
+			}
+		}
+		write(h, append([][]byte{pad[:]}, parts...)...)
+		h.Sum(out[:0])
+		return out
+	}
+	inner := round(0x36, parts...)
+	return round(0x5c, inner[:])
+}
+
+func write(h hash.Hash, parts ...[]byte) {
+	for _, p := range parts {
+		h.Write(p)
+	}
+}
+
+// mix takes input into the chaining key and returns one key, or two.
+func (n *initiator) mix(input []byte) (second, third [32]byte) {
+	prk := mac(n.chain[:], input)
+	n.chain = mac(prk[:], []byte{1})
+	second = mac(prk[:], n.chain[:], []byte{2})
+	return second, mac(prk[:], second[:], []byte{3})
+}
+
+func (n *initiator) shared(own, public x25519.Key) []byte {
+	var s x25519.Key
+	x25519.Shared(&s, &own, &public)
+	return s[:]
+}
+
+func aead(key [32]byte) cipher.AEAD {
+	a, err := chacha20poly1305.New(key[:])
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+// initiation makes the first message.
+func (n *initiator) initiation(ephemeral [32]byte) []byte {
+	n.chain = sum([]byte("Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"))
+	n.hash = sum(n.chain[:], []byte("WireGuard v1 zx2c4 Jason@zx2c4.com"))
+	n.hash = sum(n.hash[:], n.remote[:])
+	n.ephemeral = ephemeral
+	var public x25519.Key
+	x25519.KeyGen(&public, &n.ephemeral)
+
+	m := make([]byte, 0, initiationSize)
+	m = binary.LittleEndian.AppendUint32(m, 1)
+	m = binary.LittleEndian.AppendUint32(m, n.index)
+	m = append(m, public[:]...)
+	n.hash = sum(n.hash[:], public[:])
+	n.mix(public[:])
+
+	static, remote := n.private.Public(), x25519.Key(n.remote)
+	var zero [12]byte
+	seal := func(key [32]byte, plain []byte) {
+		at := len(m)
+		m = aead(key).Seal(m, zero[:], plain, n.hash[:])
+		n.hash = sum(n.hash[:], m[at:])
+	}
+	key, _ := n.mix(n.shared(n.ephemeral, remote))
+	seal(key, static[:])
+	key, _ = n.mix(n.shared(x25519.Key(n.private), remote))
+	var stamp [12]byte
+	now := time.Now()
+	binary.BigEndian.PutUint64(stamp[:], 1<<62+10+uint64(now.Unix()))
+	binary.BigEndian.PutUint32(stamp[8:], uint32(now.Nanosecond()))
+	seal(key, stamp[:])
+
+	macKey := sum([]byte("mac1----"), n.remote[:])
+	mac1 := keyed(macKey[:], m)
+	m = append(m, mac1[:]...)
+	return append(m, make([]byte, 16)...)
+}
+
+// response reads the answer; from then on data can be sealed.
+func (n *initiator) response(m []byte) error {
+	n.receiver = binary.LittleEndian.Uint32(m[4:])
+	e := x25519.Key(m[12:44])
+	n.hash = sum(n.hash[:], e[:])
+	n.mix(e[:])
+	n.mix(n.shared(n.ephemeral, e))
+	n.mix(n.shared(x25519.Key(n.private), e))
+	tau, key := n.mix(make([]byte, 32))
+	n.hash = sum(n.hash[:], tau[:])
+	var zero [12]byte
+	if _, err := aead(key).Open(nil, zero[:], m[44:60], n.hash[:]); err != nil {
+		return errResponse
+	}
+	prk := mac(n.chain[:])
+	n.sealer = aead(mac(prk[:], []byte{1}))
+	n.nonce = make([]byte, 12)
+	return nil
+}
+
+// seal makes the next data message of packet in m, which has 32 bytes more and whose length is a multiple of 16.
+func (n *initiator) seal(m, packet []byte) {
+	binary.LittleEndian.PutUint32(m, 4)
+	binary.LittleEndian.PutUint32(m[4:], n.receiver)
+	binary.LittleEndian.PutUint64(m[8:], n.counter)
+	binary.LittleEndian.PutUint64(n.nonce[4:], n.counter)
+	n.counter++
+	n.sealer.Seal(m[16:16], n.nonce, packet, nil)
+}

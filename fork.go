@@ -1,0 +1,110 @@
+package wireguard
+
+import (
+	"runtime"
+	"sync/atomic"
+)
+
+// A fork lets idle cores do a share of one batch's AEAD. Its owner, the goroutine of the batch, cuts the work into parts;
+// whoever is free takes the next part, and the owner goes on when all are done:
+//
+//	owner    ─▶ run ─▶ part 0 ─▶ part 2 ─▶ part 3 ─▶ wait for part 1 ─▶ goes on
+//	helper          ╰─▶ part 1 ───────────────────────╯
+//
+// The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
+// this one run; one that comes too late finds no part and ends, or helps with the owner's next batch.
+type fork struct {
+	part func(i int) // does part i; called concurrently
+	help func()      // f.join, made once
+
+	left    atomic.Int32 // parts that nobody took yet; below 1: none
+	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
+	over    chan struct{}
+
+	// Where no core is idle, asking for help costs and brings nothing: after some runs without any, the owner asks no
+	// more until it looks again. GOMAXPROCS may change meanwhile too.
+	helpers  int // goroutines to start
+	unhelped int // runs that no helper took a part of, in a row
+	runs     int
+}
+
+const (
+	// partCost is the least work of one part, in bytes to be sealed: enough to pay for a goroutine many times over.
+	partCost = 8 << 10
+	// messageCost is what sealing a message costs beside its bytes, in bytes.
+	messageCost = 300
+	maxParts    = 16
+
+	unhelpedRuns = 4  // in a row: then the owner goes on alone
+	lookAgain    = 32 // runs
+)
+
+func newFork(part func(i int)) *fork {
+	f := &fork{part: part, over: make(chan struct{}, 1)}
+	f.help = f.join
+	return f
+}
+
+// parts is how many parts to make of n messages of so many bytes altogether.
+func parts(n, bytes int) int { return min(n, maxParts, (bytes+n*messageCost)/partCost) }
+
+// run does parts 0 to n-1 and returns when all are done.
+func (f *fork) run(n int) {
+	if f.runs%lookAgain == 0 {
+		f.helpers, f.unhelped = runtime.GOMAXPROCS(0)-1, 0
+	}
+	f.runs++
+	if f.helpers == 0 || f.unhelped == unhelpedRuns {
+		for i := range n {
+			f.part(i)
+		}
+		return
+	}
+	f.pending.Store(int32(n) + 1)
+	f.left.Store(int32(n))
+	for range min(f.helpers, n-1) {
+		go f.help()
+	}
+	own := f.take()
+	if own == n {
+		f.unhelped++
+	} else {
+		f.unhelped = 0
+	}
+	if f.pending.Add(int32(-own-1)) != 0 {
+		f.wait()
+	}
+}
+
+// join is what a helper does.
+func (f *fork) join() {
+	if n := f.take(); n > 0 && f.pending.Add(int32(-n)) == 0 {
+		f.over <- struct{}{}
+	}
+}
+
+// take does parts until none is left, and returns how many.
+func (f *fork) take() (n int) {
+	for {
+		i := f.left.Add(-1)
+		if i < 0 {
+			return n
+		}
+		f.part(int(i))
+		n++
+	}
+}
+
+// wait returns when the helpers are done with their last parts: within one part's time, so it looks a few times before
+// it parks.
+func (f *fork) wait() {
+	for range 32 {
+		select {
+		case <-f.over:
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
+	<-f.over
+}
