@@ -24,13 +24,18 @@ type wgTest struct {
 
 func newWG(t *testing.T) *wgTest {
 	t.Helper()
+	return newWGOf(t, newDevice(t))
+}
+
+func newWGOf(t *testing.T, d *wireguard.Device) *wgTest {
+	t.Helper()
 	if _, err := exec.LookPath("wg"); err != nil {
 		t.Skip("needs wg: apt-get install wireguard-tools")
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("root alone may make sockets in /var/run/wireguard")
 	}
-	w := &wgTest{t, newDevice(t), uniqueName()}
+	w := &wgTest{t, d, uniqueName()}
 	l, err := Listen(w.name)
 	if err != nil {
 		t.Fatal(err)
@@ -197,6 +202,47 @@ func TestWGRefused(t *testing.T) {
 	}
 	if after := get(t, w.d); after != before {
 		t.Errorf("the refused request changed the device from\n%s\nto\n%s", before, after)
+	}
+}
+
+// TestWGSession: wg shows the last handshake and the transfer of a session; wg syncconf keeps it, wg setconf ends it.
+func TestWGSession(t *testing.T) {
+	d, peer := newSession(t)
+	w := newWGOf(t, d)
+	s, _ := d.Peer(peer)
+	w.want(fmt.Sprintf("%v\t%d\n", peer, s.LastHandshake.Unix()), "show", w.name, "latest-handshakes")
+	w.want(fmt.Sprintf("%v\t%d\t%d\n", peer, s.Received.Bytes, s.Sent.Bytes), "show", w.name, "transfer")
+	conf := w.file(w.wg("showconf", w.name))
+	w.wg("syncconf", w.name, conf)
+	if after, _ := d.Peer(peer); !after.Session || !after.LastHandshake.Equal(s.LastHandshake) {
+		t.Errorf("after syncconf the peer is %+v", after)
+	}
+	w.wg("setconf", w.name, conf)
+	if after, ok := d.Peer(peer); !ok || after.Session || !after.LastHandshake.IsZero() {
+		t.Errorf("after setconf the peer is %+v", after)
+	}
+}
+
+// TestWGLarge: wg writes and reads 5,000 peers with 65,000 allowed IPs.
+func TestWGLarge(t *testing.T) {
+	w := newWG(t)
+	source := newDown(t)
+	set(t, source, largeRequest())
+	var conf strings.Builder
+	for p := range source.Peers() {
+		fmt.Fprintf(&conf, "[Peer]\nPublicKey = %v\nEndpoint = %v\nAllowedIPs = %s\n",
+			p.PublicKey, p.Endpoint, strings.ReplaceAll(strings.Trim(fmt.Sprint(p.AllowedIPs), "[]"), " ", ","))
+	}
+	w.wg("setconf", w.name, w.file(conf.String()))
+	if n := len(strings.Fields(w.wg("show", w.name, "allowed-ips"))) - 5000; n != 65000 { // each line begins with a key
+		t.Errorf("wg show prints %d allowed IPs, want 65000", n)
+	}
+	if n := strings.Count(w.wg("show", w.name, "dump"), "\n"); n != 5001 {
+		t.Errorf("wg show dump prints %d lines, want 5001", n)
+	}
+	w.wg("syncconf", w.name, w.file("[Interface]\n"))
+	if n := w.d.Status().Peers; n != 0 {
+		t.Errorf("%d peers after an empty syncconf", n)
 	}
 }
 
