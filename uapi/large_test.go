@@ -33,11 +33,10 @@ func largeRequest() string {
 }
 
 // TestLarge: a large configuration goes in, comes out whole and goes in again, in about a second and in bounded memory.
-// The limits are ten times what it takes, so that they find what is quadratic and nothing else.
+// The limits are ten times what it takes: they find what is quadratic.
 func TestLarge(t *testing.T) {
 	d := newDown(t)
 	request := largeRequest()
-	begin := time.Now()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	set(t, d, request)
@@ -51,8 +50,6 @@ func TestLarge(t *testing.T) {
 	}
 	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 500 {
 		t.Errorf("%d MiB were allocated for it", mib)
-	} else {
-		t.Logf("%d KB in, %d KB out, %d MiB allocated, %v", len(request)>>10, len(out)>>10, mib, time.Since(begin))
 	}
 	set(t, d, settable(out))
 	if get(t, d) != out {
@@ -69,16 +66,21 @@ func TestLarge(t *testing.T) {
 			remove.WriteString("allowed_ip=-" + prefix)
 		}
 	}
-	set(t, d, one+add.String())
-	begin = time.Now()
-	set(t, d, one+remove.String())
-	t.Logf("65,000 allowed IPs removed one by one: %v", time.Since(begin))
-	if s, _ := d.Peer(public(1)); len(s.AllowedIPs) != 0 {
-		t.Errorf("%d allowed IPs are left", len(s.AllowedIPs))
+	var adding, removing time.Duration
+	for range 3 { // the best of three: other work on the machine comes in between
+		begin := time.Now()
+		set(t, d, one+add.String())
+		added := time.Now()
+		set(t, d, one+remove.String())
+		adding, removing = added.Sub(begin), time.Since(added)
+		if s, _ := d.Peer(public(1)); len(s.AllowedIPs) != 0 {
+			t.Fatalf("%d allowed IPs are left", len(s.AllowedIPs))
+		}
+		if removing < 10*adding {
+			return
+		}
 	}
-	if time.Since(begin) > 30*time.Second {
-		t.Errorf("removing 65,000 allowed IPs takes %v", time.Since(begin))
-	}
+	t.Errorf("adding 65,000 allowed IPs takes %v, removing them one by one %v: it was about the same, and 60 times as long while it was quadratic", adding, removing)
 }
 
 func BenchmarkSet(b *testing.B) {
