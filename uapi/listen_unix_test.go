@@ -177,7 +177,7 @@ func TestRemoved(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				eventually(t, "the connection is served", func() bool { return s.idle() == 1 })
+				eventually(t, "the connection is served", func() bool { return s.idleSince(time.Time{}) == 1 })
 				if err := remove(l.path); err != nil {
 					t.Fatal(err)
 				}

@@ -215,7 +215,6 @@ func (s *Server) serve(c *conn) {
 // answer reads one request and answers it. It reports whether another one can follow.
 func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	lines := lineReader{r: r, inUse: &s.inUse, limit: int64(orDefault(s.MaxRequest, maxRequest))}
-	defer lines.done()
 	operation, err := lines.next()
 	var body bytes.Buffer
 	known := true
@@ -229,14 +228,15 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	default:
 		known, err = false, &Error{errnoProtocol, errors.New("want get=1 or set=1 on the first line of a request")}
 	}
+	lines.done() // before the answer: who has that may ask for more at once
 	errno := 0
 	var refused *Error
 	if errors.As(err, &refused) {
 		errno = refused.Errno
 	}
 	s.logRequest(lines.n, err)
-	if errors.Is(err, errEnd) || known && lines.skip() != nil {
-		return false // nobody waits for an answer
+	if known && lines.skip() != nil {
+		return false // the connection ended: nobody waits for an answer
 	}
 	if errno == 0 {
 		body.WriteString("errno=0\n\n")

@@ -75,7 +75,8 @@ func TestServerPipelined(t *testing.T) {
 		"set=1\nfwmark=2\npublic_key=" + hexKey(1) + "\nallowed_ip=nonsense\nallowed_ip=10.0.0.0/8\n\n" +
 		"set=1\nno equals sign\nset=1\nget=1\n" + strings.Repeat("x", 100000) + "\n\n" +
 		"set=1\n" + strings.Repeat("y", maxLine) + "\n\n" +
-		"set=1\n" + strings.Repeat("z", readBuffer+1) + "\n\n" +
+		"set=1\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" + // what is left of the line is no empty line
+		"set=1\nx\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" +
 		"get=1\nmore\n\n" +
 		"set=1\nfwmark=3\n\n" +
 		"set=1\n\n" +
@@ -83,9 +84,7 @@ func TestServerPipelined(t *testing.T) {
 	answers := "errno=0\n\n" +
 		"fwmark=1\nerrno=0\n\n" +
 		fmt.Sprintf("errno=-%d\n\n", errnoInvalid) +
-		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
-		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
-		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
+		strings.Repeat(fmt.Sprintf("errno=-%d\n\n", errnoProtocol), 4) +
 		fmt.Sprintf("errno=-%d\n\n", errnoInvalid) +
 		"errno=0\n\n" +
 		"errno=0\n\n" +
@@ -147,40 +146,40 @@ func TestServerCut(t *testing.T) {
 func TestServerMaxConns(t *testing.T) {
 	s := &Server{Device: newDown(t), MaxConns: 3}
 	dial := serve(t, s)
-	ask := func(c *client) {
+	// ask returns once the connection is idle again, so that the order in which they became idle is known.
+	ask := func(c *client) *client {
 		t.Helper()
+		begin := time.Now()
 		c.send("get=1\n\n")
 		c.wants("errno=0\n\n")
+		eventually(t, "the connection is idle again", func() bool { return s.idleSince(begin) == 1 })
+		return c
 	}
-	first, second, third := dial(), dial(), dial()
+	first, second, third := ask(dial()), ask(dial()), ask(dial())
 	ask(first)
-	ask(second)
-	ask(third)
-	ask(first)
-	eventually(t, "three connections are idle", func() bool { return s.idle() == 3 })
-	fourth := dial()
-	ask(fourth)
-	second.wantsEnd("it was idle longest")
-	ask(first)
-	ask(third)
+	var open []*client
+	for i, c := range []*client{second, third, first} {
+		open = append(open, ask(dial()))
+		c.wantsEnd(fmt.Sprintf("connection %d was idle longest", i))
+	}
 
-	for _, c := range []*client{first, third, fourth} {
+	for _, c := range open {
 		c.send("set=1\n") // and no more of it yet
 	}
-	eventually(t, "no connection is idle", func() bool { return s.idle() == 0 })
+	eventually(t, "no connection is idle", func() bool { return s.idleSince(time.Time{}) == 0 })
 	dial().wantsEnd("every connection is in the middle of a request")
-	for _, c := range []*client{first, third, fourth} {
+	for _, c := range open {
 		c.send("\n")
 		c.wants("errno=0\n\n")
 	}
 }
 
-// idle is the number of connections that wait for a request.
-func (s *Server) idle() (n int) {
+// idleSince is the number of connections that wait for a request since after a moment.
+func (s *Server) idleSince(begin time.Time) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if !c.idle.IsZero() {
+		if c.idle.After(begin) {
 			n++
 		}
 	}
@@ -246,7 +245,7 @@ func TestServerClose(t *testing.T) {
 	idle.send("get=1\n\n")
 	idle.wants("errno=0\n\n")
 	half.send("set=1\n")
-	eventually(t, "both connections are served", func() bool { return s.idle() == 1 })
+	eventually(t, "both connections are served", func() bool { return s.idleSince(time.Time{}) == 1 })
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() { s.Close() })
