@@ -88,7 +88,7 @@ var decisions = []covered{
 	{"11 data-sent timers only where the send succeeded", "TestFailedSendIsNotUnanswered TestSendFailures TestSendTrouble"},
 	{"12 ages count suspend; timestamps grow", "TestSuspend TestSuspendBoth TestWakeRings TestClockSetBack"},
 	{"13 no private key: no handshake", "TestFirstPrivateKeyOnUpDevice"},
-	{"14 own key is no peer", "TestOwnKeyIsNoPeer TestConfigureNewKeyIsChecked TestConfigAllErrorsAtOnce"},
+	{"14 own key is no peer", "TestOwnKeyIsNoPeer TestConfigureNewKeyIsChecked TestConfigAllErrorsAtOnce uapi.TestSetOwnKey"},
 	{"15 private key change", "TestPrivateKeyChange TestPrivateKeyChangeReceivesUntil180s TestOwnKeyIsNoPeer"},
 	{"16 preshared key change", "TestPresharedKeyChange TestPresharedKeyChangeAmidHandshake TestUpdateOneField"},
 	{"17 allowed IPs: longest prefix, last writer, both ways", "TestNestedPrefixesOfTwoPeers TestAllowedIPsMoveWhilePacketsFlow TestAllowedIPsMoveUnderSenders TestAllowedIPsModel"},
@@ -102,6 +102,7 @@ var decisions = []covered{
 	{"25 counters", "TestExactCounters TestExactCountersOfHandshakes TestCountersOutliveSessions"},
 	{"26 up, down", "TestDownAndUpAgain TestPersistentKeepaliveMakesSession TestEveryCallInEveryState"},
 	{"27 replacing peers keeps the sessions of those that stay", "TestReplacePeersKeepsSessions"},
+	{"27 over the control protocol it ends them", "uapi.TestSetKeepsSession"},
 	{"28 on-demand peers", "TestReplayedInitiationDoesNotBringPeerBack TestLookedUpPeerForgotten"},
 }
 

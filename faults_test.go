@@ -16,7 +16,7 @@ import (
 )
 
 // Faults that other implementations shipped, and the tests that would have found them. Those of the control protocol have
-// their other half with its package; here is what a Change does.
+// their other half in uapi; here is what a Change does.
 var faults = []covered{
 	{"32-bit nonce counter", "TestCounterPasses32Bits"},
 	{"no limit on messages a key", "TestRejectAfterMessages TestRekeyAfterMessages"},
@@ -31,9 +31,9 @@ var faults = []covered{
 	{"host without IPv6", "udp.TestMissingFamilyIsNoError udp.TestIPv6SwitchedOff"},
 	{"preshared key not applied", "TestPresharedKeyMismatch TestPresharedKeyChange TestHandshakePresharedKeyMismatch"},
 	{"late response accepted", "TestResponseToSupersededInitiation TestSuspendAmidHandshakeInitiator"},
-	{"update of an existing peer that does harm, or nothing", "TestUpdateOneField"},
-	{"second of several changes lost", "TestFaultChangesInARow"},
-	{"error in the middle of a peer leaving a half-made peer", "TestConfigureAllOrNothing TestConfigureRefusesAsAWhole"},
+	{"update of an existing peer that does harm, or nothing", "TestUpdateOneField uapi.TestSetUpdates uapi.TestSetKeepsSession"},
+	{"second of several changes lost", "TestFaultChangesInARow uapi.TestServerPipelined uapi.TestSetReadsNoFurther"},
+	{"error in the middle of a peer leaving a half-made peer", "TestConfigureAllOrNothing TestConfigureRefusesAsAWhole uapi.TestSetRefuses uapi.TestServerCut"},
 	{"UDP GSO failing for ever with EMSGSIZE on a small path MTU", "udp.TestRefusedTrainGoesOutSingly udp.TestSmallMTU TestPathMTUShrinks"},
 	{"IPv6 length wrap delivering a truncated packet", "TestInnerLength TestUnpad"},
 	{"limiter keyed by /128", "TestRateLimitIsPer64"},

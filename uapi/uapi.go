@@ -1,4 +1,4 @@
-// Package uapi is wg(8)'s cross-platform control protocol: with it the real wg, wg-quick and wgctrl configure a
+// Package uapi is wg(8)'s cross-platform control protocol: with it the real wg and programs of wgctrl configure a
 // wireguard.Device as they configure the kernel's interfaces.
 //
 //	l, err := uapi.Listen("wg0") // /var/run/wireguard/wg0.sock, or the named pipe of Windows
