@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,6 +121,14 @@ func (n *namespace) up(t testing.TB, d *Device, addresses ...string) {
 		n.ip(t, "address add "+a+" dev "+name+" "+map[bool]string{true: "nodad"}[strings.Contains(a, ":")])
 	}
 	n.ip(t, "link set "+name+" up")
+	// The kernel takes packets to an address of IPv6 a moment later, when something in the background has run.
+	eventually(t, "the addresses", func() bool {
+		local := n.ip(t, "-6 route show table local dev "+name)
+		return !slices.ContainsFunc(addresses, func(a string) bool {
+			a, _, _ = strings.Cut(a, "/")
+			return strings.Contains(a, ":") && !strings.Contains(local, "local "+a+" ")
+		})
+	})
 }
 
 // eventually waits until f, and fails with what it is that does not come.
