@@ -4,7 +4,6 @@ package tun
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -211,5 +210,3 @@ func (l link) address(v6 bool) string {
 	}
 	return "10.9.0.2"
 }
-
-func (l link) String() string { return fmt.Sprintf("%+v, %+v", l.a.Stats(), l.b.Stats()) }

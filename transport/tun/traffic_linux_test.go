@@ -11,12 +11,10 @@ import (
 	"io"
 	"math/rand"
 	"net"
-	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/transport/udp"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,27 +90,13 @@ func TestTCP(t *testing.T) {
 //	x: wg0 ══ device ── 127.0.0.1 ── device ══ wg0 :y
 func TestDevices(t *testing.T) {
 	l := newLink(t, Config{})
-	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	bind := udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
-	start := func(c wireguard.Config) *wireguard.Device {
-		d, err := wireguard.New(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { d.Close() })
-		if err := d.Up(); err != nil {
-			t.Fatal(err)
-		}
-		return d
-	}
-	b := start(wireguard.Config{PrivateKey: keyB, Tunnel: l.b, Bind: bind, Peers: []wireguard.PeerConfig{{PublicKey: keyA.Public(), AllowedIPs: all}}})
-	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Status().ListenPort)
-	start(wireguard.Config{PrivateKey: keyA, Tunnel: l.a, Bind: bind, Peers: []wireguard.PeerConfig{{PublicKey: keyB.Public(), AllowedIPs: all, Endpoint: wireguard.EndpointOf(to)}}})
+	l.devices(t)
 	for _, v6 := range []bool{false, true} {
 		l.transfer(t, v6, 16<<20)
 	}
-	t.Log(l)
+	if s := l.b.Stats(); s.Merged*2 < s.WrittenPackets {
+		t.Errorf("of %d packets, %d were merged", s.WrittenPackets, s.Merged)
+	}
 }
 
 // TestUSO lets a program send trains of datagrams, which cross whole: one packet for the kernel on either side.
