@@ -22,8 +22,8 @@ func (c *cutter) pending() bool { return c.packet != nil }
 
 // begin takes a packet with its header, and reports whether the two make sense. p is borrowed while c is pending.
 func (c *cutter) begin(h virtio, p []byte) bool {
+	h.gso &^= gsoECN // CWR is for the first segment alone in any case
 	c.h, c.i, c.at = h, 0, 0
-	h.gso &^= gsoECN
 	if len(p) == 0 || h.flags&needsSum != 0 && int(h.start)+int(h.offset)+2 > len(p) || len(p) > 65535 && h.gso == gsoNone {
 		return false
 	}
@@ -57,8 +57,7 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	}
 	l3, ok := plainIP(p, proto)
 	if h.flags&needsSum != 0 {
-		// The kernel found it, also behind extension headers.
-		l3, ok = int(h.start), len(p) >= segment.IP4Header && (p[0]>>4 == 4 && l3 == int(p[0]&15)*4 || p[0]>>4 == 6 && l3 >= segment.IP6Header)
+		l3, ok = int(h.start), startsRight(p, int(h.start))
 	}
 	l4 := l3 + segment.UDPHeader
 	if ok && !udp {
@@ -82,6 +81,15 @@ func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 		return l3, l3 >= segment.IP4Header && len(p) >= l3 && p[segment.IP4Protocol] == proto
 	}
 	return segment.IP6Header, len(p) >= segment.IP6Header && p[segment.IP6Next] == proto
+}
+
+// startsRight reports whether the transport header of p can begin at l3, as the kernel says: it knows that also behind
+// extension headers.
+func startsRight(p []byte, l3 int) bool {
+	if p[0]>>4 == 4 {
+		return l3 == int(p[0]&15)*4 && l3 >= segment.IP4Header
+	}
+	return l3 >= segment.IP6Header
 }
 
 // into puts what is left of the packet into b, and reports whether all of it fitted.

@@ -220,7 +220,9 @@ func (d *Device) followStates() {
 			d.set(now)
 		}
 		if err == nil && d.place.netlink != nil {
-			d.place.wait()
+			if !d.place.wait() {
+				d.withoutNetlink()
+			}
 			continue
 		}
 		select {
@@ -251,6 +253,14 @@ func (d *Device) move() bool {
 	return err == nil
 }
 
+// withoutNetlink goes on by polling.
+func (d *Device) withoutNetlink() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.place.netlink.Close()
+	d.place.netlink = nil
+}
+
 // leave closes the place, which ends the follower's wait.
 func (d *Device) leave() {
 	d.mu.Lock()
@@ -258,13 +268,13 @@ func (d *Device) leave() {
 	d.place.close()
 }
 
-// wait returns when something about the interface may have changed, or the place was closed.
-func (p *place) wait() {
+// wait returns when something about the interface may have changed. It reports false if the socket is of no use any more.
+func (p *place) wait() bool {
 	raw, err := p.netlink.SyscallConn()
 	if err != nil {
-		return
+		return false
 	}
-	_ = raw.Read(func(fd uintptr) bool {
+	return raw.Read(func(fd uintptr) bool {
 		b := make([]byte, 16<<10) // seldom, and not kept while nothing happens
 		for {
 			n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_TRUNC)
@@ -276,7 +286,7 @@ func (p *place) wait() {
 				return true
 			}
 		}
-	})
+	}) == nil
 }
 
 // mentions reports whether one of the messages in b is about the interface of the index.

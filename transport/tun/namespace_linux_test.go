@@ -4,11 +4,11 @@ package tun
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,6 +120,14 @@ func (n *namespace) up(t testing.TB, d *Device, addresses ...string) {
 		n.ip(t, "address add "+a+" dev "+name+" "+map[bool]string{true: "nodad"}[strings.Contains(a, ":")])
 	}
 	n.ip(t, "link set "+name+" up")
+	// The kernel takes packets to an address of IPv6 a moment later, when something in the background has run.
+	eventually(t, "the addresses", func() bool {
+		local := n.ip(t, "-6 route show table local dev "+name)
+		return !slices.ContainsFunc(addresses, func(a string) bool {
+			a, _, _ = strings.Cut(a, "/")
+			return strings.Contains(a, ":") && !strings.Contains(local, "local "+a+" ")
+		})
+	})
 }
 
 // eventually waits until f, and fails with what it is that does not come.
@@ -202,5 +210,3 @@ func (l link) address(v6 bool) string {
 	}
 	return "10.9.0.2"
 }
-
-func (l link) String() string { return fmt.Sprintf("%+v, %+v", l.a.Stats(), l.b.Stats()) }

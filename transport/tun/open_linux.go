@@ -18,7 +18,6 @@ import (
 const (
 	path = "/dev/net/tun"
 
-	// tunFeatures is what Open asks of the kernel, and what an inherited descriptor has to have.
 	tunFeatures = unix.IFF_TUN | unix.IFF_NO_PI
 )
 
@@ -211,8 +210,9 @@ func ask(fd int) (name string, flags uint16, err error) {
 
 // configure finds out what is in front of each packet, and turns on the offloads that the kernel has.
 func (d *Device) configure(fd int, flags uint16, noOffload bool) error {
-	if flags&tunFeatures != tunFeatures {
-		return fmt.Errorf("the interface of the descriptor has flags %#x; open it with IFF_TUN and IFF_NO_PI", flags)
+	// Whether it has IFF_NO_PI cannot be told: its bit says something else here (IFF_NOFILTER).
+	if flags&unix.IFF_TUN == 0 {
+		return errors.New("the interface of the descriptor carries Ethernet frames; open it with IFF_TUN and IFF_NO_PI")
 	}
 	wanted := []int{0}
 	if flags&unix.IFF_VNET_HDR != 0 {

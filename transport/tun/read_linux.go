@@ -3,6 +3,7 @@
 package tun
 
 import (
+	"errors"
 	"os"
 	"sync"
 	"syscall"
@@ -67,11 +68,11 @@ func (q *queue) readSome() error {
 	}
 	switch {
 	case err != nil:
-		return errClosed
-	case q.errno == 0:
-		return nil
+		return q.failed(err)
+	case q.errno != 0:
+		return q.failed(os.NewSyscallError("read", q.errno))
 	}
-	return q.failed(q.errno)
+	return nil
 }
 
 func (q *queue) release() {
@@ -133,14 +134,13 @@ func (q *queue) take(b []byte) {
 	q.cut.into(q.b)
 }
 
-// failed is what the reader returns for an errno that ends it.
-func (q *queue) failed(errno syscall.Errno) error {
-	switch errno {
-	case unix.EBADFD, unix.EIO, unix.ENODEV, unix.EFAULT:
-		q.d.end(ErrDeleted)
-	default:
-		q.d.end(os.NewSyscallError("read", errno))
+// failed is what the reader returns for an error, which ends the device: the poller and the kernel have several for an
+// interface that is gone.
+func (q *queue) failed(err error) error {
+	if _, gone := q.d.interfaceName(); errors.Is(gone, ErrDeleted) {
+		err = ErrDeleted
 	}
+	q.d.end(err) // which is nothing new after Close
 	return q.d.ending()
 }
 

@@ -3,16 +3,19 @@
 package tun
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
 	"io"
 	"math/rand"
 	"net"
-	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/transport/udp"
+	"golang.org/x/sys/unix"
 )
 
 // transfer sends n bytes over TCP from x to y and checks them.
@@ -87,25 +90,254 @@ func TestTCP(t *testing.T) {
 //	x: wg0 ══ device ── 127.0.0.1 ── device ══ wg0 :y
 func TestDevices(t *testing.T) {
 	l := newLink(t, Config{})
-	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	bind := udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
-	start := func(c wireguard.Config) *wireguard.Device {
-		d, err := wireguard.New(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { d.Close() })
-		if err := d.Up(); err != nil {
-			t.Fatal(err)
-		}
-		return d
-	}
-	b := start(wireguard.Config{PrivateKey: keyB, Tunnel: l.b, Bind: bind, Peers: []wireguard.PeerConfig{{PublicKey: keyA.Public(), AllowedIPs: all}}})
-	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Status().ListenPort)
-	start(wireguard.Config{PrivateKey: keyA, Tunnel: l.a, Bind: bind, Peers: []wireguard.PeerConfig{{PublicKey: keyB.Public(), AllowedIPs: all, Endpoint: wireguard.EndpointOf(to)}}})
+	l.devices(t)
 	for _, v6 := range []bool{false, true} {
 		l.transfer(t, v6, 16<<20)
 	}
-	t.Log(l)
+	if s := l.b.Stats(); s.Merged*2 < s.WrittenPackets {
+		t.Errorf("of %d packets, %d were merged", s.WrittenPackets, s.Merged)
+	}
+}
+
+// TestUSO lets a program send trains of datagrams, which cross whole: one packet for the kernel on either side.
+func TestUSO(t *testing.T) {
+	l := newLink(t, Config{})
+	if l.a.merges[udp4].Load() == mergeRefused {
+		t.Skip("this kernel has no UDP segmentation offload for TUN (Linux 6.2)")
+	}
+	join(t, l.a, l.b, nil)
+	for _, v6 := range []bool{false, true} {
+		from, to := l.datagrams(t, v6)
+		raw, err := from.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1000) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := make([]byte, 30*1000+7)
+		rand.New(rand.NewSource(1)).Read(data)
+		before, after := l.a.Stats(), l.b.Stats()
+		if _, err := from.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 2000)
+		to.SetReadDeadline(time.Now().Add(10 * time.Second))
+		for rest := data; len(rest) > 0; {
+			n, err := to.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := rest[:min(1000, len(rest))]; !bytes.Equal(b[:n], want) {
+				t.Fatalf("%d bytes before the end: another datagram arrived than was sent", len(rest))
+			}
+			rest = rest[n:]
+		}
+		if n := l.a.Stats().ReadCalls - before.ReadCalls; n != 1 {
+			t.Errorf("%d packets were read from the kernel, want one", n)
+		}
+		// They are counted after they arrive.
+		eventually(t, "31 packets are merged", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
+	}
+}
+
+// datagrams is a socket of x's that is connected to one of y's.
+func (l link) datagrams(t testing.TB, v6 bool) (from, to *net.UDPConn) {
+	t.Helper()
+	l.y.do(t, func() {
+		c, err := net.ListenPacket("udp", net.JoinHostPort(l.address(v6), "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		to = c.(*net.UDPConn)
+	})
+	l.x.do(t, func() {
+		c, err := net.Dial("udp", to.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		from = c.(*net.UDPConn)
+	})
+	t.Cleanup(func() {
+		from.Close()
+		to.Close()
+	})
+	return from, to
+}
+
+// TestNoOffload lets each packet cross the system call by itself, as large as the MTU at most.
+func TestNoOffload(t *testing.T) {
+	l := newLink(t, Config{NoOffload: true})
+	join(t, l.a, l.b, nil)
+	for _, v6 := range []bool{false, true} {
+		l.transfer(t, v6, 1<<20)
+	}
+	a, b := l.a.Stats(), l.b.Stats()
+	if a.ReadCalls != a.ReadPackets || b.Merged != 0 || b.WriteCalls != b.WrittenPackets || a.Malformed+b.Invalid > 0 {
+		t.Errorf("%+v\n%+v", a, b)
+	}
+}
+
+// TestCounters compares what is counted here with "ip -s link", which counts what crosses the system call: a large
+// packet is one, with its headers once.
+func TestCounters(t *testing.T) {
+	for name, c := range map[string]Config{"offload": {}, "no offload": {NoOffload: true}} {
+		t.Run(name, func(t *testing.T) {
+			l := newLink(t, c)
+			join(t, l.a, l.b, nil)
+			l.transfer(t, false, 1<<20)
+			type counters struct{ Packets, Bytes, Errors, Dropped uint64 }
+			for _, x := range []struct {
+				n *namespace
+				d *Device
+			}{{l.x, l.a}, {l.y, l.b}} {
+				kernel := func() (tx, rx counters) {
+					var out []struct {
+						Stats64 struct{ Tx, Rx counters }
+					}
+					if err := json.Unmarshal([]byte(x.n.ip(t, "-s -j link show wg0")), &out); err != nil || len(out) != 1 {
+						t.Fatal(err)
+					}
+					return out[0].Stats64.Tx, out[0].Stats64.Rx
+				}
+				// The connection may still be saying goodbye, and packets are counted here after they are carried.
+				var tx, rx counters
+				var s Stats
+				eventually(t, "the same number of packets", func() bool {
+					tx, rx = kernel()
+					s = x.d.Stats()
+					return tx.Packets == s.ReadCalls && rx.Packets == s.WriteCalls && (!c.NoOffload || s.ReadBytes == tx.Bytes && s.WrittenBytes == rx.Bytes)
+				})
+				if tx.Bytes > s.ReadBytes || rx.Bytes > s.WrittenBytes || tx.Errors+rx.Errors+rx.Dropped > 0 {
+					t.Errorf("the kernel counts %+v and %+v, we %+v", tx, rx, s)
+				}
+				// With offloads it counts the headers once a call: at least 40 bytes fewer for each packet more.
+				if saved := s.WrittenBytes - rx.Bytes; saved < 40*(s.WrittenPackets-s.WriteCalls) {
+					t.Errorf("%d packets in %d calls are only %d bytes fewer to the kernel", s.WrittenPackets, s.WriteCalls, saved)
+				}
+			}
+		})
+	}
+}
+
+// TestDown drops and counts what arrives while the interface is down.
+func TestDown(t *testing.T) {
+	n := newNamespace(t)
+	d := n.open(t, Config{Name: "wg0"})
+	ps := append(train(false, false, 1, 10, 100), train(true, true, 1, 1, 100)...)
+	if got, err := d.WritePackets(ps); got != 0 || err == nil {
+		t.Errorf("took %d, %v", got, err)
+	}
+	if s := d.Stats(); s.Down != 11 {
+		t.Errorf("%+v", s)
+	}
+	n.up(t, d)
+	if got, err := d.WritePackets(ps); got != 11 || err != nil {
+		t.Errorf("once it is up: took %d, %v", got, err)
+	}
+}
+
+// TestMovedTraffic goes on carrying packets when an interface moves to another namespace, with its reader waiting.
+func TestMovedTraffic(t *testing.T) {
+	l := newLink(t, Config{})
+	join(t, l.a, l.b, nil)
+	l.transfer(t, false, 1<<20)
+	there := newNamespace(t)
+	l.x.ip(t, "link set wg0 netns /proc/self/fd/3", there)
+	l.x = there
+	there.up(t, l.a, "10.9.0.1/24")
+	l.transfer(t, false, 1<<20)
+}
+
+// TestMTU lets packets grow and shrink with the interface, as the device is told.
+func TestMTU(t *testing.T) {
+	l := newLink(t, Config{MTU: 1280})
+	largest := make(chan int, 1)
+	largest <- 0
+	join(t, l.a, l.b, func(from *Device, b *wireguard.Batch) {
+		n := <-largest
+		for i := range b.Len() {
+			n = max(n, len(b.Packet(i)))
+		}
+		largest <- n
+	})
+	for _, mtu := range []int{1280, 9000, 65535, 1420} {
+		for _, n := range []*namespace{l.x, l.y} {
+			n.ip(t, fmt.Sprintf("link set wg0 mtu %d", mtu))
+		}
+		eventually(t, "the MTU", func() bool { return l.a.MTU() == mtu && l.b.MTU() == mtu })
+		<-largest
+		largest <- 0
+		l.transfer(t, false, 4<<20)
+		if n := <-largest; n > mtu || n < mtu-40 && mtu < 10000 {
+			t.Errorf("with an MTU of %d the largest packet has %d bytes", mtu, n)
+			largest <- n
+		} else {
+			largest <- n
+		}
+	}
+}
+
+// TestQueues keeps the order of each of many flows over four queues, with traffic both ways: each flow's numbered
+// datagrams are answered, and arrive in order at either end.
+func TestQueues(t *testing.T) {
+	l := newLink(t, Config{Queues: 4})
+	if n := len(l.a.Queues()); n != 4 {
+		t.Fatalf("%d queues", n)
+	}
+	join(t, l.a, l.b, nil)
+	// All windows together fit the queue that the kernel keeps for one of ours (500), so nothing is lost.
+	const flows, packets, window = 6, 3000, 64
+	done := make(chan error)
+	for flow := range flows {
+		from, to := l.datagrams(t, flow%2 == 1)
+		client := from.LocalAddr().(*net.UDPAddr)
+		room := make(chan struct{}, window)
+		receive := func(c *net.UDPConn, each func(number []byte)) {
+			b := make([]byte, 100)
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			for i := range packets {
+				n, err := c.Read(b)
+				if err == nil && (n != 4 || int(binary.BigEndian.Uint32(b)) != i) {
+					err = fmt.Errorf("flow %d, at %v: %x arrives in place of %d", flow, c.LocalAddr(), b[:n], i)
+				}
+				if err != nil {
+					done <- err
+					return
+				}
+				each(b[:n])
+			}
+			done <- nil
+		}
+		go receive(to, func(number []byte) { _, _ = to.WriteTo(number, client) })
+		go receive(from, func([]byte) { <-room })
+		go func() {
+			for i := range packets {
+				select {
+				case room <- struct{}{}:
+				case <-t.Context().Done():
+					return
+				}
+				if _, err := from.Write(binary.BigEndian.AppendUint32(nil, uint32(i))); err != nil {
+					done <- err
+					return
+				}
+			}
+		}()
+	}
+	for range 2 * flows {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	used := 0
+	for i := range l.a.flows.slots {
+		if l.a.flows.slots[i].Load() != 0 {
+			used++
+		}
+	}
+	if used < flows/2 {
+		t.Errorf("%d flows are known", used)
+	}
 }

@@ -42,8 +42,9 @@ type Config struct {
 	// "utun" and a number. "": "wg%d", or what the system has in its place.
 	Name string
 
-	// File is a descriptor of an interface that another program opened; Name is ignored then. A successful Open takes
-	// it over: it is closed, after the descriptor has been duplicated. Not on Windows.
+	// File is a descriptor of an interface that another program opened, on Linux with IFF_TUN and IFF_NO_PI, with or
+	// without IFF_VNET_HDR; Name is ignored then. A successful Open takes it over: it is closed, after the descriptor has
+	// been duplicated. Not on Windows.
 	File *os.File
 
 	// MTU in bytes. 0: 1420 for an interface that is opened by its name, and what it has for an inherited one.

@@ -1,0 +1,63 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"bytes"
+	"math/rand"
+	"testing"
+)
+
+// reverse is a packet the other way.
+func reverse(p []byte, s shape) []byte {
+	q := bytes.Clone(p)
+	at, n := 12, 4
+	if p[0]>>4 == 6 {
+		at, n = 8, 16
+	}
+	copy(q[at:], p[at+n:at+2*n])
+	copy(q[at+n:], p[at:at+n])
+	copy(q[s.l3:], p[s.l3+2:s.l3+4])
+	copy(q[s.l3+2:], p[s.l3:s.l3+2])
+	return q
+}
+
+// TestFlows writes a flow's packets to the queue that it was read from last, and those of one that was never read always
+// to the same.
+func TestFlows(t *testing.T) {
+	const queues = 4
+	var used [queues]int
+	for i := range 200 {
+		f := new(flows)
+		p, s := newPacket(rand.New(rand.NewSource(int64(i))), i&1 != 0, i&2 != 0, 0, 100)
+		first := f.queue(p, queues)
+		used[first]++
+		for queue := range queues {
+			f.seen(reverse(p, s), queue)
+			if got := f.queue(p, queues); got != queue {
+				t.Fatalf("packet %d: written to queue %d, but read from %d", i, got, queue)
+			}
+		}
+		other, _ := newPacket(rand.New(rand.NewSource(int64(1000+i))), i&1 != 0, i&2 != 0, 0, 100)
+		if got, want := f.queue(other, queues), new(flows).queue(other, queues); got != want {
+			t.Errorf("packet %d: another flow is written to queue %d, not %d", i, got, want)
+		}
+		if i&1 == 0 { // all parts of a datagram are one flow, whatever stands where the ports would
+			p[6] = 0x20
+			q := bytes.Clone(p)
+			q[7] = 10
+			q[s.l3]++
+			if f.queue(p, queues) != f.queue(q, queues) {
+				t.Errorf("packet %d: two fragments go to two queues", i)
+			}
+		}
+	}
+	for queue, n := range used {
+		if n < 20 {
+			t.Errorf("queue %d gets %d of 200 flows", queue, n)
+		}
+	}
+	for _, p := range [][]byte{nil, {0x45}, make([]byte, 20), {0x60, 19: 0}} {
+		new(flows).queue(p, queues)
+	}
+}

@@ -1,0 +1,375 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// wantState waits until States tells of s, whatever it tells of before.
+func wantState(t *testing.T, d *Device, s State, why string) {
+	t.Helper()
+	limit := time.After(10 * time.Second)
+	for now := (State{}); ; {
+		select {
+		case next, ok := <-d.States():
+			if !ok {
+				t.Fatalf("%s: the states ended at %+v, want %+v", why, now, s)
+			}
+			if now = next; now == s {
+				if d.MTU() != s.MTU || d.Name() != s.Name {
+					t.Errorf("%s: the device has %d and %q, want %+v", why, d.MTU(), d.Name(), s)
+				}
+				return
+			}
+		case <-limit:
+			t.Fatalf("%s: the last state is %+v, want %+v", why, now, s)
+		}
+	}
+}
+
+// wantEnd waits until the states end.
+func wantEnd(t *testing.T, d *Device, err error) {
+	t.Helper()
+	select {
+	case <-d.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("the device does not end")
+	}
+	for range d.States() {
+	}
+	if !errors.Is(d.Err(), err) || (err == nil) != (d.Err() == nil) {
+		t.Errorf("the device ended with %v, want %v", d.Err(), err)
+	}
+}
+
+// TestStates follows what an administrator does to an interface.
+func TestStates(t *testing.T) {
+	here, there := newNamespace(t), newNamespace(t)
+	d := here.open(t, Config{Name: "wg%d"})
+	wantState(t, d, State{MTU: 1420, Name: "wg0"}, "as it was opened")
+	here.ip(t, "link set wg0 up")
+	wantState(t, d, State{Up: true, MTU: 1420, Name: "wg0"}, "up")
+	here.ip(t, "link set wg0 mtu 1280")
+	wantState(t, d, State{Up: true, MTU: 1280, Name: "wg0"}, "another MTU")
+	here.ip(t, "link set wg0 down")
+	wantState(t, d, State{MTU: 1280, Name: "wg0"}, "down")
+	here.ip(t, "link set wg0 name renamed")
+	wantState(t, d, State{MTU: 1280, Name: "renamed"}, "renamed")
+
+	// Another one takes its old name, and must not be taken for it.
+	other := here.open(t, Config{Name: "wg0", MTU: 9000})
+	here.ip(t, "link set wg0 up")
+	here.ip(t, "link set renamed mtu 1300")
+	wantState(t, d, State{MTU: 1300, Name: "renamed"}, "another interface has its name")
+	wantState(t, other, State{Up: true, MTU: 9000, Name: "wg0"}, "the other one")
+
+	// Moving takes it down.
+	here.ip(t, "link set renamed up")
+	here.ip(t, "link set renamed netns /proc/self/fd/3", there)
+	there.ip(t, "link set renamed mtu 1301")
+	wantState(t, d, State{MTU: 1301, Name: "renamed"}, "in another namespace")
+	there.ip(t, "link set renamed up")
+	wantState(t, d, State{Up: true, MTU: 1301, Name: "renamed"}, "up in another namespace")
+	there.ip(t, "link set renamed name wg0")
+	there.ip(t, "link set wg0 netns /proc/self/fd/3 name back", here)
+	here.ip(t, "link set back mtu 1302")
+	wantState(t, d, State{MTU: 1302, Name: "back"}, "back again")
+
+	here.ip(t, "link delete back")
+	wantEnd(t, d, ErrDeleted)
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	wantEnd(t, other, nil)
+}
+
+// TestStatesLatest lets a reader that comes late find the latest state alone, and stalls nobody meanwhile.
+func TestStatesLatest(t *testing.T) {
+	n := newNamespace(t)
+	d := n.open(t, Config{Name: "wg0"})
+	for _, mtu := range []string{"1000", "1100", "1200"} {
+		n.ip(t, "link set wg0 mtu "+mtu)
+	}
+	eventually(t, "the last MTU", func() bool { return d.MTU() == 1200 })
+	if s := <-d.States(); s.MTU != 1200 {
+		t.Errorf("a late reader finds %+v", s)
+	}
+}
+
+// TestStatesPolled follows an interface where there is no netlink.
+func TestStatesPolled(t *testing.T) {
+	n := newNamespace(t)
+	d := n.open(t, Config{Name: "wg0"})
+	d.mu.Lock()
+	d.place.netlink.Close()
+	d.mu.Unlock()
+	n.ip(t, "link set wg0 mtu 1280")
+	eventually(t, "the MTU", func() bool { return d.MTU() == 1280 })
+}
+
+// TestDeleted ends a device whose interface is deleted, in whatever it does at the moment, with that as the reason.
+func TestDeleted(t *testing.T) {
+	n := newNamespace(t)
+	d := n.open(t, Config{Name: "wg0"})
+	n.up(t, d, "10.9.0.1/24")
+	read := make(chan error, 1)
+	go func() { read <- d.ReadPackets(new(wireguard.Batch)) }()
+	n.ip(t, "link delete wg0")
+	select {
+	case err := <-read:
+		if !errors.Is(err, ErrDeleted) || errors.Is(err, net.ErrClosed) {
+			t.Errorf("reading ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("reading does not end")
+	}
+	wantEnd(t, d, ErrDeleted)
+	if got, err := d.WritePackets(train(false, true, 1, 3, 100)); got != 0 || !errors.Is(err, ErrDeleted) {
+		t.Errorf("writing: %d, %v", got, err)
+	}
+	if err := d.ReadPackets(new(wireguard.Batch)); !errors.Is(err, ErrDeleted) {
+		t.Errorf("reading again: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if !errors.Is(d.Err(), ErrDeleted) {
+		t.Errorf("after Close the reason is %v", d.Err())
+	}
+}
+
+// TestDeletedUnread ends a device that nobody reads: the follower notices.
+func TestDeletedUnread(t *testing.T) {
+	n := newNamespace(t)
+	d := n.open(t, Config{Name: "wg0"})
+	n.ip(t, "link delete wg0")
+	wantEnd(t, d, ErrDeleted)
+}
+
+// descriptors are those of this process, by what they are.
+func descriptors(t *testing.T) (all []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if at, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && (strings.HasPrefix(at, "socket:") || at == path || strings.HasPrefix(at, "net:")) {
+			all = append(all, at)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// TestClose leaves nothing behind, from any state, however often and from wherever it is called.
+func TestClose(t *testing.T) {
+	n, other := newNamespace(t), newNamespace(t)
+	before, goroutines := descriptors(t), runtime.NumGoroutine()
+	for _, x := range []struct {
+		state string
+		do    func(d *Device)
+	}{
+		{"down", func(*Device) {}},
+		{"up", func(*Device) { n.ip(t, "link set wg0 up") }},
+		{"deleted", func(*Device) { n.ip(t, "link delete wg0") }},
+		{"moved", func(*Device) { n.ip(t, "link set wg0 netns /proc/self/fd/3", other) }},
+	} {
+		d := n.open(t, Config{Name: "wg0", Queues: 2})
+		read := make(chan error)
+		for _, q := range d.Queues() {
+			go func() {
+				for {
+					if err := q.ReadPackets(new(wireguard.Batch)); err != nil {
+						read <- err
+						return
+					}
+				}
+			}()
+		}
+		x.do(d)
+		closed := make(chan error)
+		for range 3 {
+			go func() { closed <- d.Close() }()
+		}
+		for range 3 {
+			if err := <-closed; err != nil {
+				t.Errorf("%s: %v", x.state, err)
+			}
+		}
+		for range d.Queues() {
+			if err := <-read; !errors.Is(err, net.ErrClosed) && !errors.Is(err, ErrDeleted) {
+				t.Errorf("%s: reading ended with %v", x.state, err)
+			}
+		}
+		if _, err := d.WritePackets(train(false, true, 1, 3, 100)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: writing after Close: %v", x.state, err)
+		}
+		eventually(t, x.state+": no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
+		if after := descriptors(t); !slices.Equal(before, after) {
+			t.Errorf("%s: descriptors %v, before %v", x.state, after, before)
+		}
+		if x.state != "deleted" {
+			eventually(t, x.state+": the interface is gone", func() bool {
+				return !strings.Contains(n.ip(t, "-o link"), "wg0") && !strings.Contains(other.ip(t, "-o link"), "wg0")
+			})
+		}
+	}
+}
+
+// TestInherited takes over a descriptor that another program opened, with what the interface has.
+func TestInherited(t *testing.T) {
+	n := newNamespace(t)
+	for _, offload := range []bool{false, true} {
+		flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		if offload {
+			flags |= unix.IFF_VNET_HDR
+		}
+		f := inherit(t, n, flags)
+		n.ip(t, "link set wg5 mtu 1333")
+		n.ip(t, "link set wg5 up")
+		// Not from inside: the descriptor knows where its interface is.
+		d, err := Open(Config{File: f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantState(t, d, State{Up: true, MTU: 1333, Name: "wg5"}, "as it was inherited")
+		if f.Fd() != ^uintptr(0) {
+			t.Error("the file is not taken over")
+		}
+		n.ip(t, "link set wg5 mtu 1334")
+		wantState(t, d, State{Up: true, MTU: 1334, Name: "wg5"}, "from outside")
+		if (d.header > 0) != offload {
+			t.Errorf("a header of %d bytes, with offload %v", d.header, offload)
+		}
+		n.ip(t, "address add 10.9.5.1/24 dev wg5")
+		ping(t, n, d, "10.9.5.2")
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	f := inherit(t, n, unix.IFF_TAP|unix.IFF_NO_PI)
+	defer f.Close()
+	if _, err := Open(Config{File: f}); err == nil || !strings.Contains(err.Error(), "IFF_TUN") {
+		t.Errorf("an Ethernet interface: %v", err)
+	}
+	if f.Fd() == ^uintptr(0) {
+		t.Error("the file of an Open that failed is closed")
+	}
+	for what, c := range map[string]Config{
+		"one queue":          {File: f, Queues: 2},
+		"the descriptor":     {File: os.Stdin},
+		"not between 0":      {Queues: 257},
+		"not between 68":     {MTU: 70000},
+		"longer than":        {Name: "a-name-of-16-byte"},
+		"is no name for":     {Name: "a b"},
+		"only as one %d":     {Name: "wg%s"},
+		"setting the MTU of": {Name: "wg0", MTU: 60},
+	} {
+		n.do(t, func() {
+			if d, err := Open(c); err == nil || !strings.Contains(err.Error(), what) || !strings.HasPrefix(err.Error(), "wireguard: ") {
+				t.Errorf("%+v: %v", c, err)
+				if err == nil {
+					d.Close()
+				}
+			}
+		})
+	}
+}
+
+// inherit is the descriptor of a new interface wg5.
+func inherit(t *testing.T, n *namespace, flags uint16) *os.File {
+	t.Helper()
+	var f *os.File
+	n.do(t, func() {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, _ := unix.NewIfreq("wg5")
+		r.SetUint16(flags)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
+			t.Fatal(err)
+		}
+		f = os.NewFile(uintptr(fd), "inherited")
+	})
+	return f
+}
+
+// ping sends a datagram into the interface and reads it there.
+func ping(t *testing.T, n *namespace, d *Device, to string) {
+	t.Helper()
+	n.do(t, func() {
+		c, err := net.Dial("udp", net.JoinHostPort(to, "9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("hello, hello")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b := new(wireguard.Batch)
+	for {
+		if err := d.ReadPackets(b); err != nil {
+			t.Fatal(err)
+		}
+		for i := range b.Len() {
+			if p := b.Packet(i); p[0] == 0x45 && p[9] == 17 {
+				s := shape{l3: 20, l4: 28, udp: true}
+				if string(p[28:]) != "hello, hello" || slowSum(s.pseudo(p), p[20:]) != 0 {
+					t.Fatalf("read %x", p)
+				}
+				b.Reset()
+				return
+			}
+		}
+		b.Reset()
+	}
+}
+
+// TestTaken says what is in the way of a name.
+func TestTaken(t *testing.T) {
+	n := newNamespace(t)
+	n.open(t, Config{Name: "wg0"})
+	n.ip(t, "link add bridge0 type bridge")
+	n.ip(t, "tuntap add own mode tun")
+	n.do(t, func() {
+		for _, x := range []struct {
+			c    Config
+			want string
+			err  error
+		}{
+			{Config{Name: "wg0"}, "another program has", unix.EBUSY},
+			{Config{Name: "bridge0"}, "is no TUN", unix.EINVAL},
+			{Config{Name: "own", Queues: 2}, "with several queues", unix.EINVAL},
+		} {
+			if d, err := Open(x.c); !errors.Is(err, x.err) || !strings.Contains(err.Error(), x.want) {
+				t.Errorf("%+v: %v", x.c, err)
+				if err == nil {
+					d.Close()
+				}
+			}
+		}
+	})
+	own := n.open(t, Config{Name: "own"})
+	wantState(t, own, State{MTU: 1420, Name: "own"}, "one that existed")
+	if err := own.Close(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(n.ip(t, "link show own"), "own") {
+		t.Error("what was made for good is gone")
+	}
+}
