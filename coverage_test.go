@@ -71,6 +71,7 @@ var scenarios = []covered{
 	{"two devices of one process", "TestInitiatorConfirmsAtOnce netstack.TestBulk"}, // as in all scenarios
 	{"device as its own hop, tunnel in tunnel", "TestTunnelInTunnel TestEndpointInsideOwnTunnel TestEndpointMovesInsideOwnTunnel"},
 	{"two senders to one peer keep order", "TestTwoSendersKeepOrder TestTwoSendersKeepOrderOnSlowSocket TestTurn"},
+	{"everything at once", "TestStorm"},
 	{"configuration of a device that runs", "TestFirewallMarkChange TestConfigureAllOrNothing TestReplacePeersKeepsSessions TestRemoveAndAddInOneChange TestUpdateOneField"},
 }
 

@@ -285,10 +285,15 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 	var once sync.Once
 	begin := func() { once.Do(func() { go closing.Close() }) }
 	if moment == "random" {
+		var mu sync.Mutex
 		random, calls := rand.NewChaCha8([32]byte{9}), 0
 		wireguard.SetRandom(closing.Device, func(p []byte) {
+			mu.Lock()
 			random.Read(p)
-			if calls++; calls == n {
+			calls++
+			now := calls == n
+			mu.Unlock()
+			if now {
 				begin()
 				time.Sleep(time.Second) // Close is as far as it gets, and waits for this
 			}
@@ -314,7 +319,7 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 	}
 	waits := make(chan error, 1)
 	go func() { waits <- a.Handshake(context.Background(), b.pub()) }()
-	a.send(b, "hello")
+	a.tun.TrySend(a.packet(b, "hello")) // unless it is closed already
 	w.advance(2 * time.Second)
 	w.release()
 	<-closing.Done()

@@ -3,6 +3,7 @@ package wireguard_test
 import (
 	"math/rand/v2"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,11 +16,15 @@ import (
 
 // meanwhile lets happen something amid the first handshake message that n makes from now on. n is not up yet.
 func (n *node) meanwhile(something func()) {
-	random, done := rand.NewChaCha8([32]byte{5}), false
+	var mu sync.Mutex
+	random, calls := rand.NewChaCha8([32]byte{5}), 0
 	wireguard.SetRandom(n.Device, func(b []byte) {
+		mu.Lock()
 		random.Read(b)
-		if !done {
-			done = true
+		calls++
+		first := calls == 1
+		mu.Unlock()
+		if first {
 			something()
 		}
 	})
@@ -73,8 +78,8 @@ func TestChangesAmidInitiation(t *testing.T) {
 			}},
 		"another key": {func(w *world, a, b *node) {
 			a.key = next
-			change(w, a, wireguard.Change{PrivateKey: &next})
 			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{ptr(a.peer()).Change()}})
+			change(w, a, wireguard.Change{PrivateKey: &next}) // from here on another worker makes the next one
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
 			b.wantSession(a, true, "under the new key")
 			b.wantArrived("under the new key", "hello")
