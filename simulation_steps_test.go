@@ -22,6 +22,7 @@ type kind struct {
 	always   bool // in every schedule
 	reorders bool // in schedules whose wire does not keep order
 	sleeps   bool // in schedules whose clocks do not agree
+	crowds   bool // in crowded schedules
 }
 
 // heal is the last step of an episode.
@@ -29,7 +30,7 @@ var heal = &kind{name: "heal", do: (*sim).heal}
 
 var kinds = []*kind{
 	{name: "burst", weight: 6, always: true, do: (*sim).burst},
-	{name: "crowd", weight: 2, do: (*sim).crowd},
+	{name: "crowd", weight: 3, crowds: true, do: (*sim).crowd},
 	{name: "spoof", weight: 2, do: (*sim).spoof},
 	{name: "ask", weight: 1, do: func(s *sim, n, o *simNode, r *rand.Rand) { s.ask(n, o, time.Duration(r.Int64N(int64(time.Minute)))) }},
 
@@ -242,6 +243,7 @@ func (s *sim) rekey(n, o *simNode, r *rand.Rand) {
 	tell := func(gen int) {
 		for _, o := range s.others(n) {
 			if o.views[n.i].present {
+				s.tick()
 				s.forget(o, n)
 				o.views[n.i].gen = gen
 				s.learn(o, n, pick(r, n.at(), wireguard.Endpoint{}))
@@ -355,11 +357,13 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 		s.must(n.Up())
 		wireguard.ForceLoad(n.Device, false)
 		for _, o := range s.others(n) {
+			s.tick()
 			s.reconcile(n, o)
 		}
 	}
 	for _, n := range s.all {
 		for _, o := range s.all[:n.i] {
+			s.tick()
 			s.introduce(n, o, r)
 		}
 	}
