@@ -108,7 +108,7 @@ func TestJudge(t *testing.T) {
 	if c.carry(0, now); c.hasFresh(0, 1) {
 		t.Error("packet 1 is not fresh")
 	}
-	if lost := c.lost(1); !strings.HasPrefix(lost, "3 packets were lost, the first from a#0 to b: packet 2 ") {
+	if _, lost := c.lost(1); !strings.HasPrefix(lost, "3 packets were lost, the first from a#0 to b: packet 2 ") {
 		t.Errorf("lost: %q", lost)
 	}
 	if c.carry(1, now); !c.hasFresh(0, 1) || c.hasFresh(1, 0) {

@@ -123,7 +123,8 @@ type sim struct {
 type simNode struct {
 	*node
 	i      int
-	gen    int // of its private key
+	gen    int  // of its private key
+	slept  bool // and was not told
 	life   *life
 	random *rand.ChaCha8
 	views  []view // of each node
@@ -380,7 +381,7 @@ var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropCookieRequired:   {"load"},
 	wireguard.DropRateLimited:      {"load"},
 	wireguard.DropBadCookie:        {"load"},
-	wireguard.DropOldTimestamp:     {"weather", "path", "replay", "restart", "rekey", "remove", "down"},
+	wireguard.DropOldTimestamp:     {"weather", "path", "replay", "restart", "rekey", "remove", "down", "sleep"},
 	wireguard.DropSourceNotAllowed: {"spoof", "allowed", "remove", "rekey"},
 }
 
