@@ -339,10 +339,10 @@ func (j *judge) await(id uint64) {
 
 func (j *judge) hasFresh(from, to int) bool { defer j.lock()(); return j.fresh[[2]int{from, to}] }
 
-// lost tells of the packets from id on that were not delivered; empty: all were.
-func (j *judge) lost(id uint64) string {
+// lost counts the packets from id on that were not delivered, and tells of the first.
+func (j *judge) lost(id uint64) (n uint64, what string) {
 	defer j.lock()()
-	n, first := 0, uint64(0)
+	first := uint64(0)
 	for i, p := range j.parcels {
 		if i >= id && !p.delivered {
 			if n++; first == 0 || i < first {
@@ -351,9 +351,9 @@ func (j *judge) lost(id uint64) string {
 		}
 	}
 	if n == 0 {
-		return ""
+		return 0, ""
 	}
 	p := j.parcels[first]
-	return fmt.Sprintf("%d packets were lost, the first from %v to %c: packet %d of %d bytes (on the wire: %v)",
+	return n, fmt.Sprintf("%d packets were lost, the first from %v to %c: packet %d of %d bytes (on the wire: %v)",
 		n, p.from, 'a'+p.to, first, len(p.packet), p.message != nil)
 }

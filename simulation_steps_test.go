@@ -22,6 +22,7 @@ type kind struct {
 	always   bool // in every schedule
 	reorders bool // in schedules whose wire does not keep order
 	sleeps   bool // in schedules whose clocks do not agree
+	crowds   bool // in crowded schedules
 }
 
 // heal is the last step of an episode.
@@ -29,7 +30,7 @@ var heal = &kind{name: "heal", do: (*sim).heal}
 
 var kinds = []*kind{
 	{name: "burst", weight: 6, always: true, do: (*sim).burst},
-	{name: "crowd", weight: 2, do: (*sim).crowd},
+	{name: "crowd", weight: 3, crowds: true, do: (*sim).crowd},
 	{name: "spoof", weight: 2, do: (*sim).spoof},
 	{name: "ask", weight: 1, do: func(s *sim, n, o *simNode, r *rand.Rand) { s.ask(n, o, time.Duration(r.Int64N(int64(time.Minute)))) }},
 
@@ -210,11 +211,11 @@ func (s *sim) reboot(n, o *simNode, r *rand.Rand) {
 	s.must(n.Up())
 }
 
-// sleep lets n's machine have slept. Mostly the device is told.
+// sleep lets n's machine have slept. Mostly the device is told at once; if not, its timers are late until it is.
 func (s *sim) sleep(n, o *simNode, r *rand.Rand) {
 	most := pick(r, time.Minute, 4*time.Minute, time.Hour)
 	n.clock.leap(time.Second + time.Duration(r.Int64N(int64(most))))
-	if r.IntN(4) > 0 {
+	if n.slept = r.IntN(4) == 0; !n.slept {
 		s.must(n.Wake())
 	}
 }
@@ -242,6 +243,7 @@ func (s *sim) rekey(n, o *simNode, r *rand.Rand) {
 	tell := func(gen int) {
 		for _, o := range s.others(n) {
 			if o.views[n.i].present {
+				s.tick()
 				s.forget(o, n)
 				o.views[n.i].gen = gen
 				s.learn(o, n, pick(r, n.at(), wireguard.Endpoint{}))
@@ -353,13 +355,19 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.calmWire()
 	for _, n := range s.all {
 		s.must(n.Up())
+		if n.slept {
+			n.slept = false
+			s.must(n.Wake())
+		}
 		wireguard.ForceLoad(n.Device, false)
 		for _, o := range s.others(n) {
+			s.tick()
 			s.reconcile(n, o)
 		}
 	}
 	for _, n := range s.all {
 		for _, o := range s.all[:n.i] {
+			s.tick()
 			s.introduce(n, o, r)
 		}
 	}
@@ -425,17 +433,27 @@ func (s *sim) greet(r *rand.Rand) {
 }
 
 // calm lets tunnels that are whole be used for a while. Where all clocks agree, and nothing old is under way that could move
-// an endpoint back, nothing may be lost.
+// an endpoint back, nothing may be lost but what was under way in a session that rotation gave up: where initiations
+// crossed, Linux and this library free the current keypair for the sake of the next one.
 func (s *sim) calm(r *rand.Rand) {
 	s.pass(2 * time.Second)
-	first := s.id + 1
+	first, before := s.id+1, s.unknown()
 	until := s.now() + time.Duration(r.Float64()*float64(pick(r, 0, 10*time.Second, 250*time.Second)))
 	for s.now() < until {
 		s.greet(r)
 		s.pass(s.between(4 * time.Second))
 	}
 	s.advance(5*time.Second + jitter + 4*s.delay)
-	if lost := s.judge.lost(first); s.awake && s.orderly && lost != "" {
+	if n, lost := s.judge.lost(first); s.awake && s.orderly && n > s.unknown()-before {
 		s.fail("on a wire that loses none: " + lost)
 	}
+}
+
+// unknown is how many messages came for sessions that their receivers had given up.
+func (s *sim) unknown() (n uint64) {
+	for _, o := range s.all {
+		d := o.Status().Drops
+		n += d[wireguard.DropUnknownIndex] + d[wireguard.DropExpiredKey]
+	}
+	return n
 }
