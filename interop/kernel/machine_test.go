@@ -27,7 +27,7 @@ var long = flag.Bool("long", false, "run the tests that wait for minutes of the 
 
 const (
 	bootTimeout   = 90 * time.Second // boots in 2 to 7 s; other jobs may want the cores
-	scriptTimeout = 8 * time.Second
+	scriptTimeout = 40 * time.Second
 	guestPort     = 51820 // the kernel's, which eth0's forwarded port leads to
 )
 

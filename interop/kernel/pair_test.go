@@ -29,6 +29,13 @@ var (
 	families    = [2]string{"inner4", "inner6"}
 )
 
+func prefixes(addrs [2]netip.Addr) (ps []netip.Prefix) {
+	for _, a := range addrs {
+		ps = append(ps, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return ps
+}
+
 // A way leads from the device to the kernel.
 type way string
 
@@ -75,6 +82,7 @@ type pair struct {
 	tun       *pipe.Tunnel // instead of net with setup.packets
 	key       wireguard.PrivateKey
 	kernelKey wireguard.PrivateKey
+	sequence  uint16 // of the last echo request
 }
 
 func newPair(t *testing.T, s setup) *pair {
@@ -93,7 +101,7 @@ func newPair(t *testing.T, s setup) *pair {
 	t.Cleanup(func() { p.dev.Close() })
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := p.m.script("ip addr; ip -s link show wg0; wg; dmesg | tail -n 40")
+			out, err := p.m.script("ip -s link show wg0; wg; dmesg | tail -n 30")
 			t.Logf("ours: %+v\n%+v\nthe kernel (%v):\n%s", p.dev.Status().Drops, p.status(), err, out)
 		}
 		p.m.script("ip link del wg0")
@@ -116,10 +124,7 @@ func (p *pair) open(port uint16) {
 		}
 		tunnel = p.net
 	}
-	peer := wireguard.PeerConfig{PublicKey: p.kernelKey.Public(), PresharedKey: p.psk}
-	for _, a := range kernelAddrs {
-		peer.AllowedIPs = append(peer.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
-	}
+	peer := wireguard.PeerConfig{PublicKey: p.kernelKey.Public(), PresharedKey: p.psk, AllowedIPs: prefixes(kernelAddrs)}
 	if !p.noKernelsAt {
 		peer.Endpoint = wireguard.EndpointOf(p.kernelAt())
 	}
