@@ -253,7 +253,7 @@ func (m *machine) answer(number int, timeout time.Duration) (string, error) {
 			out.WriteString(line)
 			continue
 		}
-		text := strings.TrimSuffix(strings.ReplaceAll(out.String(), "\r", ""), "\n")
+		text := strings.TrimRight(out.String(), "\n")
 		if status != 0 {
 			return text, statusError(status)
 		}
