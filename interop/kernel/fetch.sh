@@ -17,7 +17,7 @@ fi
 mkdir -p "$dir"
 work=$(mktemp -d "$dir/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-(cd "$work" && apt-get -q download "$package")
+(cd "$work" && apt-get -q -o APT::Sandbox::User= download "$package")
 dpkg -x "$work/$package"_*.deb "$work/root"
 rm -rf "$dir/boot" "$dir/lib"
 mv "$work/root/lib" "$dir/lib"

@@ -112,7 +112,7 @@ func start(img *image) (*machine, error) {
 	m.bootIn = time.Since(began)
 	out, err := m.script(`ip addr add 10.0.2.15/24 dev eth0
 ip addr add 10.9.0.2/24 dev eth1
-sysctl -qw net.ipv6.conf.all.accept_ra=0 net.ipv6.conf.eth1.accept_dad=0
+sysctl -qw net.ipv6.conf.all.accept_ra=0 net.ipv6.conf.eth1.accept_dad=0 net.ipv4.conf.eth1.promote_secondaries=1
 ip link set eth0 up && ip link set eth1 up
 ip -6 addr add fd09::2/64 dev eth1 nodad
 ip neigh add 10.9.0.1 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent

@@ -70,9 +70,9 @@ func TestRebinding(t *testing.T) {
 func TestKernelMovesAddress(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	p.pinged(0)
-	p.sh("ip addr del 10.9.0.2/24 dev eth1; ip addr add 10.9.0.77/24 dev eth1")
+	p.sh("ip addr add 10.9.0.77/24 dev eth1; ip addr del 10.9.0.2/24 dev eth1")
 	t.Cleanup(func() {
-		p.m.script("ip addr del 10.9.0.77/24 dev eth1; ip addr add 10.9.0.2/24 dev eth1")
+		p.m.script("ip addr add 10.9.0.2/24 dev eth1; ip addr del 10.9.0.77/24 dev eth1")
 	})
 	p.pinged(0)
 	p.ping(1)

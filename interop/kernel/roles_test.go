@@ -43,8 +43,8 @@ func TestRoles(t *testing.T) {
 						// Four echoes: the IPv4 ones are 84 bytes inside, padded to 96, the IPv6 ones 104, padded to 112.
 						data := uint64(4*(keepaliveBytes+96) + 4*(keepaliveBytes+112))
 						s := p.status()
-						if got, want := s.Sent.Bytes+s.Received.Bytes, data+initiationBytes+responseBytes; got != want && got != want+keepaliveBytes {
-							t.Errorf("%d bytes both ways, want %d: one handshake and 8 packets, perhaps a keepalive", got, want)
+						if got, want := s.Sent.Bytes+s.Received.Bytes, data+initiationBytes+responseBytes; got < want || got > want+2*keepaliveBytes {
+							t.Errorf("%d bytes both ways, want %d: one handshake and 8 packets, and a keepalive on a slow machine", got, want)
 						}
 						if s.Drops.Total() != 0 || s.Sent.Packets != 4 || s.Received.Packets != 4 {
 							t.Errorf("%d packets sent, %d received, drops %v; want 4, 4, none", s.Sent.Packets, s.Received.Packets, s.Drops)

@@ -218,6 +218,7 @@ func TestOurDown(t *testing.T) {
 	p.configure(wireguard.Change{ListenPort: &port})
 	p.ping(0)
 	before := p.status()
+	time.Sleep(apart)
 	for _, f := range []func() error{p.dev.Down, p.dev.Up} {
 		if err := f(); err != nil {
 			t.Fatal(err)
