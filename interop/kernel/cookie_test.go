@@ -1,0 +1,124 @@
+//go:build linux
+
+package kernel
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// initiationLike is a message that costs its receiver an X25519: mac1 is right and the rest is not.
+func initiationLike(receiver wireguard.PublicKey) []byte {
+	m := make([]byte, 148)
+	m[0], m[20] = 1, 9
+	key := blake2s.Sum256(append([]byte("mac1----"), receiver[:]...))
+	h, _ := blake2s.New128(key[:])
+	h.Write(m[:116])
+	h.Sum(m[116:116])
+	return m
+}
+
+// flood calls burst again and again until stop, which waits for its end.
+func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			burst()
+			select {
+			case <-done:
+				return
+			case <-time.After(pause):
+			}
+		}
+	})
+	stop = sync.OnceFunc(func() { close(done); wg.Wait() })
+	t.Cleanup(stop)
+	return stop
+}
+
+// TestCookieOurs: while more than an eighth of the handshake queue of 4096 waits, and a second longer, we ask who begins for a
+// cookie. The kernel comes back with mac2 after its 5 s and is answered, still under load.
+func TestCookieOurs(t *testing.T) {
+	p := newPair(t, setup{way: line4, noKernelsAt: true})
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.dev.Status().ListenPort)
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	m := initiationLike(p.key.Public())
+	stop := flood(t, 200*time.Millisecond, func() {
+		for range 1500 {
+			c.Write(m)
+		}
+	})
+	// Where the flood was held up for a second, the kernel is answered at once: then it begins again.
+	for range 10 {
+		p.want("load", func() bool { return p.dev.Status().UnderLoad })
+		p.pinged(0)
+		if p.line.count(ours, pipe.TypeCookieReply) > 0 {
+			break
+		}
+		p.sh("ip link set wg0 down; ip link set wg0 up")
+	}
+	stop()
+	all := p.line.all(kernels, pipe.TypeInitiation)
+	if n := p.line.count(ours, pipe.TypeCookieReply); n == 0 || len(all) < 2 {
+		t.Fatalf("%d cookie replies to %d initiations, want one and two at least", n, len(all))
+	}
+	if all[0].hasMAC2() || !all[len(all)-1].hasMAC2() {
+		t.Errorf("mac2 in the first initiation: %v, in the last: %v; want it in the last alone", all[0].hasMAC2(), all[len(all)-1].hasMAC2())
+	}
+	if n := p.dev.Status().Drops[wireguard.DropCookieRequired]; n < 2 {
+		t.Errorf("%d messages without a cookie dropped, want the kernel's first and the flood's", n)
+	}
+	p.ping(1)
+}
+
+// TestCookieKernel: the kernel is under load by what another address floods it with, asks us for a cookie, and answers our next
+// initiation, which carries it.
+func TestCookieKernel(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	m := datagram{
+		from: netip.MustParseAddrPort("10.9.0.3:1"), to: netip.MustParseAddrPort("10.9.0.2:51820"), data: initiationLike(p.kernelKey.Public()),
+	}
+	stop := flood(t, 100*time.Millisecond, func() {
+		for range 1500 {
+			p.line.wire.send(&m) // waits while the machine is busy
+		}
+	})
+	// Each try is one initiation. The clock is set forward so that the next one need not wait for 5 s; a cookie is good for
+	// 120 s.
+	try := func() {
+		p.clock.forward(6 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		p.dev.Handshake(ctx, p.kernelKey.Public())
+	}
+	p.want("cookie reply", func() bool {
+		try()
+		return p.line.count(kernels, pipe.TypeCookieReply) > 0
+	})
+	tries := p.line.count(ours, pipe.TypeInitiation)
+	p.want("session with mac2", func() bool {
+		try()
+		return p.status().Session
+	})
+	stop()
+	all := p.line.all(ours, pipe.TypeInitiation)
+	if !all[len(all)-1].hasMAC2() || all[0].hasMAC2() {
+		t.Errorf("mac2 in the last initiation: %v, in the first: %v; want it in the last alone", all[len(all)-1].hasMAC2(), all[0].hasMAC2())
+	}
+	t.Logf("cookie after %d tries, session after %d", tries, len(all))
+	p.ping(1)
+}

@@ -1,0 +1,172 @@
+//go:build linux
+
+package kernel
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Ethernet frames with UDP datagrams in them. Neighbours are set in the machine, so there is nothing else to speak.
+var (
+	hostMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+)
+
+const (
+	etherSize    = 14
+	etherIPv4    = 0x0800
+	etherIPv6    = 0x86dd
+	protoUDP     = 17
+	protoICMP    = 1
+	protoICMPv6  = 58
+	ip6Fragment  = 44
+	moreFragment = 0x2000 // IPv4's flags and offset
+	dontFragment = 0x4000
+)
+
+// A datagram is what passes the line, or is about to.
+type datagram struct {
+	from, to  netip.AddrPort // as the machine has them
+	data      []byte
+	tos       uint8
+	df        bool // IPv4: must not be fragmented
+	fragments int  // it came in; 1: whole
+}
+
+// kind is the type of the WireGuard message in d.
+func (d *datagram) kind() pipe.MessageType { return pipe.TypeOf(d.data) }
+
+// hasMAC2 reports whether a handshake message carries the answer to a cookie.
+func (d *datagram) hasMAC2() bool {
+	for _, b := range d.data[len(d.data)-16:] {
+		if b != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// frame is d for the machine.
+func (d *datagram) frame() []byte {
+	p := pipe.UDPPacket(d.from, d.to, d.data)
+	setTOS(p, d.tos)
+	ether := binary.BigEndian.AppendUint16(append(append([]byte{}, guestMAC...), hostMAC...), etherIPv4)
+	if p[0]>>4 == 6 {
+		binary.BigEndian.PutUint16(ether[12:], etherIPv6)
+	}
+	return append(ether, p...)
+}
+
+// setTOS sets the type of service of an IPv4 packet, its checksum too, or the traffic class of an IPv6 packet.
+func setTOS(p []byte, tos uint8) {
+	if p[0]>>4 == 6 {
+		p[0], p[1] = 0x60|tos>>4, tos<<4|p[1]&0xf
+		return
+	}
+	p[1] = tos
+	binary.BigEndian.PutUint16(p[10:], 0)
+	binary.BigEndian.PutUint16(p[10:], ^checksum(0, p[:20]))
+}
+
+// tosOf is the type of service or traffic class of a packet.
+func tosOf(p []byte) uint8 {
+	if p[0]>>4 == 6 {
+		return p[0]<<4 | p[1]>>4
+	}
+	return p[1]
+}
+
+// checksum is the Internet checksum's sum (RFC 1071) of b, begun with s, not yet complemented.
+func checksum(s uint32, b []byte) uint16 {
+	for ; len(b) > 1; b = b[2:] {
+		s += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		s += uint32(b[0]) << 8
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
+
+// A fragment is a UDP packet, or a part of one.
+type fragment struct {
+	src, dst netip.Addr
+	tos      uint8
+	df       bool
+	id       uint32
+	offset   int
+	more     bool
+	part     []byte
+}
+
+// parseFrame reads a frame of the machine; others than UDP's it does not know.
+func parseFrame(b []byte) (f fragment, ok bool) {
+	if len(b) < etherSize+20 {
+		return f, false
+	}
+	p := b[etherSize:]
+	switch binary.BigEndian.Uint16(b[12:]) {
+	case etherIPv4:
+		header, total := int(p[0]&0xf)*4, int(binary.BigEndian.Uint16(p[2:]))
+		if p[9] != protoUDP || total > len(p) || header > total {
+			return f, false
+		}
+		flags := binary.BigEndian.Uint16(p[6:])
+		f.id, f.offset = uint32(binary.BigEndian.Uint16(p[4:])), int(flags&0x1fff)*8
+		f.more, f.df = flags&moreFragment != 0, flags&dontFragment != 0
+		f.src, f.dst = netip.AddrFrom4([4]byte(p[12:])), netip.AddrFrom4([4]byte(p[16:]))
+		f.part = p[header:total]
+	case etherIPv6:
+		if len(p) < 48 {
+			return f, false
+		}
+		total, next, header := 40+int(binary.BigEndian.Uint16(p[4:])), p[6], 40
+		if next == ip6Fragment {
+			flags := binary.BigEndian.Uint16(p[42:])
+			f.offset, f.more, f.id = int(flags&^7), flags&1 != 0, binary.BigEndian.Uint32(p[44:])
+			next, header = p[40], 48
+		}
+		if next != protoUDP || total > len(p) || header > total {
+			return f, false
+		}
+		f.src, f.dst = netip.AddrFrom16([16]byte(p[8:])), netip.AddrFrom16([16]byte(p[24:]))
+		f.part = p[header:total]
+	default:
+		return f, false
+	}
+	f.tos = tosOf(p)
+	return f, true
+}
+
+// A reassembly joins fragments, which the machine sends one after another.
+type reassembly struct {
+	key   [2]netip.Addr
+	id    uint32
+	whole []byte
+	count int
+}
+
+// add returns the datagram once it is whole.
+func (r *reassembly) add(f fragment) (d *datagram, ok bool) {
+	if key := [2]netip.Addr{f.src, f.dst}; f.offset == 0 || key != r.key || f.id != r.id {
+		*r = reassembly{key: key, id: f.id}
+	}
+	if f.offset != len(r.whole) {
+		return nil, false // its beginning is lost
+	}
+	r.whole, r.count = append(r.whole, f.part...), r.count+1
+	if f.more || len(r.whole) < 8 {
+		return nil, false
+	}
+	u := r.whole
+	return &datagram{
+		from: netip.AddrPortFrom(f.src, binary.BigEndian.Uint16(u)), to: netip.AddrPortFrom(f.dst, binary.BigEndian.Uint16(u[2:])),
+		data: u[8:], tos: f.tos, df: f.df, fragments: r.count,
+	}, true
+}

@@ -1,0 +1,141 @@
+//go:build linux
+
+package kernel
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// These wait for the kernel's clock, which nobody can set forward.
+
+func needsLong(t *testing.T) {
+	t.Helper()
+	if !*long || testing.Short() {
+		t.Skip("takes minutes: run with -long")
+	}
+}
+
+// TestLongRekey: both ends on the real clock, with a ping a second both ways for 135 s. "The initiator makes a new session after
+// 120 s": exactly one, no packet is lost over it, and the responder begins none.
+func TestLongRekey(t *testing.T) {
+	for first, role := range []string{"ours", "the kernel's"} {
+		t.Run(role, func(t *testing.T) {
+			needsLong(t)
+			p := newPair(t, setup{way: line4})
+			if first == ours {
+				p.ping(0)
+			} else {
+				p.pinged(0)
+			}
+			began := time.Now()
+			var second time.Duration
+			for time.Since(began) < 135*time.Second {
+				p.ping(0)
+				p.pinged(1)
+				if second == 0 && p.line.count(first, pipe.TypeInitiation) == 2 {
+					second = time.Since(began)
+				}
+				time.Sleep(time.Second)
+			}
+			if second < 119*time.Second || second > 130*time.Second {
+				t.Errorf("the second handshake came after %v, want 120 s and what a ping takes", second)
+			}
+			a, b := p.line.count(first, pipe.TypeInitiation), p.line.count(1-first, pipe.TypeInitiation)
+			if a != 2 || b != 0 {
+				t.Errorf("%d initiations of the initiator's, %d of the responder's, want 2 and 0", a, b)
+			}
+			p.wantCounters()
+			t.Logf("rekey after %v", second)
+		})
+	}
+}
+
+// TestLongRejectAfterTime: no handshake gets through any more, and packets go on. The session of the initiator serves for 180 s,
+// not longer: from then on neither end sends on it, as all it could send would be refused.
+func TestLongRejectAfterTime(t *testing.T) {
+	needsLong(t)
+	p := newPair(t, setup{way: line4, packets: true})
+	p.echo(0, 84, 0)
+	began := time.Now()
+	p.line.filter(func(_ int, d *datagram) bool {
+		return d.kind() == pipe.TypeData || d.kind() == pipe.TypeKeepalive
+	})
+	var last [2]atomic.Int64 // when data was sent last
+	sent := [2]int{}
+	for time.Since(began) < 190*time.Second {
+		p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
+		p.m.script("ping -c 1 -W 0.2 " + ourAddrs[0].String())
+		for end := range sent {
+			if n := p.line.count(end, pipe.TypeData); n != sent[end] {
+				sent[end] = n
+				last[end].Store(int64(time.Since(began)))
+			}
+		}
+		for p.tun.TryReceive() != nil {
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	for end, name := range []string{"ours", "the kernel's"} {
+		if at := time.Duration(last[end].Load()); at < 175*time.Second || at > 182*time.Second {
+			t.Errorf("%s last data after %v, want 180 s less what a ping takes", name, at)
+		}
+	}
+	if n := p.line.count(ours, pipe.TypeInitiation); n < 10 {
+		t.Errorf("%d initiations of ours in 190 s, want one each 5 s from 120 s on", n)
+	}
+	p.line.filter(nil)
+	p.clock.forward(6 * time.Second)
+	p.echo(1, 104, 0)
+}
+
+// TestLongPassiveKeepalive: "an end that received data and has nothing to say for 10 s sends one empty packet", and an empty
+// packet is not answered. The kernel does so to ours and ours to the kernel, on the real clock.
+func TestLongPassiveKeepalive(t *testing.T) {
+	needsLong(t)
+	p := newPair(t, setup{way: line4, packets: true})
+	unanswered := [2]func(){
+		ours: func() { p.echo(0, 84, 0) }, // the test has no answer to the answer
+		kernels: func() {
+			request := echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence())
+			request[len(request)-1]++ // a wrong checksum
+			p.send(request)
+		},
+	}
+	for end, say := range unanswered {
+		say()
+		began := time.Now()
+		p.want("a keepalive", func() bool { return p.line.count(end, pipe.TypeKeepalive) == 1 })
+		if took := time.Since(began); took < 9500*time.Millisecond || took > 15*time.Second {
+			t.Errorf("keepalive of end %d after %v, want 10 s", end, took)
+		}
+	}
+	time.Sleep(12 * time.Second)
+	if a, b := p.line.count(ours, pipe.TypeKeepalive), p.line.count(kernels, pipe.TypeKeepalive); a != 1 || b != 1 {
+		t.Errorf("%d keepalives of ours and %d of the kernel's, want one each: none answers another", a, b)
+	}
+}
+
+// TestLongSilentKernel: we send and never hear: after 15 s and up to a third of a second of the real clock we begin anew.
+func TestLongSilentKernel(t *testing.T) {
+	needsLong(t)
+	p := newPair(t, setup{way: line4, packets: true})
+	p.echo(0, 84, 0)
+	p.line.filter(func(from int, _ *datagram) bool { return from == ours })
+	began := time.Now()
+	p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
+	p.want("a further initiation", func() bool { return p.line.count(ours, pipe.TypeInitiation) == 2 })
+	if took := time.Since(began); took < 15*time.Second || took > 20*time.Second {
+		t.Errorf("after %v, want 15 to 15.33 s", took)
+	}
+	p.line.filter(nil)
+	p.want("a session", func() bool { return p.status().SessionAge < 10*time.Second && p.status().Session })
+	p.echo(1, 104, 0)
+	if d := p.status().Drops; d[wireguard.DropForged] != 0 {
+		t.Errorf("drops %v", d)
+	}
+}

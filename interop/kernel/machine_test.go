@@ -1,0 +1,271 @@
+//go:build linux
+
+package kernel
+
+import (
+	"bufio"
+	"encoding/base64"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+var long = flag.Bool("long", false, "run the tests that wait for minutes of the kernel's clock too")
+
+const (
+	bootTimeout   = 90 * time.Second // boots in 2 to 7 s; other jobs may want the cores
+	scriptTimeout = 40 * time.Second
+	guestPort     = 51820 // the kernel's, which eth0's forwarded port leads to
+)
+
+// The one machine of a run, booted by the first test that wants it.
+var (
+	boot      sync.Once
+	booted    *machine
+	bootError error
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	status := m.Run()
+	if booted != nil {
+		booted.close()
+	}
+	if err := goleak.Find(); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+// A machine is a QEMU with a Linux kernel in it. It ends with close, and with the process that started it, however that
+// ends.
+type machine struct {
+	cmd     *exec.Cmd
+	dir     string // its files; removed by close
+	port    uint16 // on 127.0.0.1, forwarded to guestPort
+	wire    *wire  // eth1's
+	bootIn  time.Duration
+	exited  chan struct{} // closed once QEMU has ended
+	exitErr error
+
+	mu     sync.Mutex // guards all below: one script at a time
+	in     *os.File
+	out    *os.File
+	lines  *bufio.Reader
+	number int
+	broken error // why the machine serves no more
+}
+
+// guest returns the machine, or skips the test where it cannot be had.
+func guest(t *testing.T) *machine {
+	t.Helper()
+	boot.Do(func() {
+		img, err := makeImage()
+		if err != nil {
+			bootError = err
+			return
+		}
+		// Another process may take the forwarded port between its choice and its use.
+		for range 3 {
+			if booted, bootError = start(img); bootError == nil {
+				return
+			}
+		}
+	})
+	if bootError != nil {
+		if strings.HasPrefix(bootError.Error(), "needs ") {
+			t.Skip(bootError)
+		}
+		t.Fatal(bootError)
+	}
+	return booted
+}
+
+func start(img *image) (*machine, error) {
+	dir, err := os.MkdirTemp("", "kernel-peer-")
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{dir: dir, port: freePort(), exited: make(chan struct{})}
+	began := time.Now()
+	if err := m.run(img); err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	if _, err := m.answer(0, bootTimeout); err != nil {
+		return nil, errors.Join(fmt.Errorf("the kernel did not boot: %w\n%s", err, m.console()), m.close())
+	}
+	m.bootIn = time.Since(began)
+	out, err := m.script(`ip addr add 10.0.2.15/24 dev eth0
+ip addr add 10.9.0.2/24 dev eth1
+sysctl -qw net.ipv6.conf.all.accept_ra=0 net.ipv6.conf.eth1.accept_dad=0 net.ipv4.conf.eth1.promote_secondaries=1
+ip link set eth0 up && ip link set eth1 up
+ip -6 addr add fd09::2/64 dev eth1 nodad
+ip neigh add 10.9.0.1 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent
+ip neigh add fd09::1 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent
+ip neigh add 10.9.0.3 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent`)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("networks of the machine: %w\n%s", err, out), m.close())
+	}
+	return m, nil
+}
+
+// run starts QEMU: the console goes to a file, scripts and their output through a virtio port, which unlike a serial line loses nothing, eth1 to the wire.
+func (m *machine) run(img *image) error {
+	initramfs := filepath.Join(m.dir, "initramfs")
+	if err := os.WriteFile(initramfs, img.initramfs, 0o600); err != nil {
+		return err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	ours, qemus := os.NewFile(uintptr(pair[0]), "wire"), os.NewFile(uintptr(pair[1]), "eth1")
+	defer ours.Close()
+	defer qemus.Close()
+	frames, err := net.FileConn(ours)
+	if err != nil {
+		return err
+	}
+	stdin, in, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	out, stdout, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stdout.Close()
+	m.cmd = exec.Command(img.qemu, "-M", "pc", "-accel", "tcg", "-cpu", "qemu64,+ssse3,+rdrand", "-m", "192", "-smp", "1",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", img.vmlinuz, "-initrd", initramfs, "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on net.ifnames=0",
+		"-serial", "file:"+filepath.Join(m.dir, "console"),
+		"-chardev", "stdio,id=c0", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=c0",
+		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=udp:127.0.0.1:%d-10.0.2.15:%d", m.port, guestPort),
+		"-device", "virtio-net-pci,netdev=n0,romfile=",
+		"-netdev", "socket,id=n1,fd=3", "-device", "virtio-net-pci,netdev=n1,romfile=,mac="+guestMAC.String())
+	m.cmd.Stdin, m.cmd.Stdout, m.cmd.ExtraFiles = stdin, stdout, []*os.File{qemus}
+	stderr, err := os.Create(filepath.Join(m.dir, "stderr"))
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
+	m.cmd.Stderr = stderr
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := m.keep(); err != nil {
+		return fmt.Errorf("needs qemu-system-x86_64 that starts: %w", err)
+	}
+	m.in, m.out, m.lines = in, out, bufio.NewReader(out)
+	m.wire = newWire(frames)
+	return nil
+}
+
+// keep starts QEMU and waits for its end on one thread: the kernel kills it when the thread that started it ends, which
+// then happens with the process alone.
+func (m *machine) keep() error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := m.cmd.Start()
+		started <- err
+		if err == nil {
+			m.exitErr = m.cmd.Wait()
+			close(m.exited)
+		}
+	}()
+	return <-started
+}
+
+func (m *machine) close() error {
+	syscall.Kill(-m.cmd.Process.Pid, syscall.SIGKILL)
+	<-m.exited
+	m.wire.close()
+	return errors.Join(m.in.Close(), m.out.Close(), os.RemoveAll(m.dir))
+}
+
+// console is the end of what the kernel and QEMU printed.
+func (m *machine) console() string {
+	var s strings.Builder
+	for _, name := range []string{"console", "stderr"} {
+		b, _ := os.ReadFile(filepath.Join(m.dir, name))
+		fmt.Fprintf(&s, "%s:\n%s\n", name, b[max(0, len(b)-4000):])
+	}
+	return s.String()
+}
+
+// A statusError is the status of a script that failed.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
+
+// script runs a shell script in the machine and returns what it printed. An error is a statusError unless the machine is
+// broken.
+func (m *machine) script(s string) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.broken != nil {
+		return "", m.broken
+	}
+	// busybox prefers what it has itself, whatever the path says.
+	s = "ip() { /host/ip \"$@\"; }\nwg() { /host/wg \"$@\"; }\niperf3() { /host/iperf3 \"$@\"; }\nset -e\n" + s + "\n"
+	m.number++
+	line := fmt.Sprintf("%d %d %s\n", m.number, scriptTimeout/time.Second, base64.StdEncoding.EncodeToString([]byte(s)))
+	m.in.SetWriteDeadline(time.Now().Add(scriptTimeout))
+	_, err := m.in.WriteString(line)
+	var out string
+	if err == nil {
+		out, err = m.answer(m.number, 2*scriptTimeout)
+	}
+	if err != nil && !errors.As(err, new(statusError)) {
+		m.broken = fmt.Errorf("the machine does not answer: %w\n%s", err, m.console())
+		err = m.broken
+	}
+	return out, err
+}
+
+// answer reads up to the end mark of a script.
+func (m *machine) answer(number int, timeout time.Duration) (string, error) {
+	m.out.SetReadDeadline(time.Now().Add(timeout))
+	var out strings.Builder
+	for {
+		line, err := m.lines.ReadString('\n')
+		if err != nil {
+			return out.String() + line, err
+		}
+		var n, status int
+		if _, err := fmt.Sscanf(line, "=== %d %d", &n, &status); err != nil || n != number {
+			out.WriteString(line)
+			continue
+		}
+		text := strings.TrimRight(out.String(), "\n")
+		if status != 0 {
+			return text, statusError(status)
+		}
+		return text, nil
+	}
+}
+
+func freePort() uint16 {
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return 0
+	}
+	defer c.Close()
+	return uint16(c.LocalAddr().(*net.UDPAddr).Port)
+}

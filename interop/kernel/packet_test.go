@@ -1,0 +1,102 @@
+//go:build linux
+
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// echoRequest is a whole packet of size bytes with an ICMP echo request in it, which the kernel answers with the same type of
+// service.
+func echoRequest(src, dst netip.Addr, size int, tos uint8, sequence uint16) []byte {
+	header := 20
+	if src.Is6() {
+		header = 40
+	}
+	p := pipe.UDPPacket(netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0), make([]byte, size-header-8))
+	m := p[header:]
+	clear(m[:8])
+	binary.BigEndian.PutUint16(m[4:], 99)
+	binary.BigEndian.PutUint16(m[6:], sequence)
+	for i := range m[8:] {
+		m[8+i] = byte(i)
+	}
+	if src.Is6() {
+		m[0], p[6] = 128, protoICMPv6
+		pseudo := binary.BigEndian.AppendUint32(append([]byte{}, p[8:40]...), uint32(len(m)))
+		pseudo = append(pseudo, 0, 0, 0, protoICMPv6)
+		binary.BigEndian.PutUint16(m[2:], ^checksum(uint32(checksum(0, pseudo)), m))
+	} else {
+		m[0], p[9] = 8, protoICMP
+		binary.BigEndian.PutUint16(m[2:], ^checksum(0, m))
+	}
+	setTOS(p, tos)
+	return p
+}
+
+// isReply reports whether p is the answer to an echo request.
+func isReply(p, request []byte) bool {
+	header, kind := 20, byte(0)
+	if request[0]>>4 == 6 {
+		header, kind = 40, 129
+	}
+	return len(p) == len(request) && p[header] == kind && bytes.Equal(p[header+4:], request[header+4:])
+}
+
+// echo has the kernel answer a packet of size bytes, and returns the answer as our device delivered it. It is for a setup
+// with packets.
+func (p *pair) echo(family, size int, tos uint8) []byte {
+	p.t.Helper()
+	return p.exchange(echoRequest(ourAddrs[family], kernelAddrs[family], size, tos, p.nextSequence()))
+}
+
+func (p *pair) nextSequence() uint16 {
+	p.sequence++
+	return p.sequence
+}
+
+// exchange sends an echo request and waits for the answer to it.
+func (p *pair) exchange(request []byte) []byte {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	p.send(request)
+	for {
+		got, err := p.tun.Receive(ctx)
+		if err != nil {
+			p.t.Fatalf("no answer to an echo request of %d bytes: %v", len(request), err)
+		}
+		if isReply(got, request) {
+			return got
+		}
+	}
+}
+
+func (p *pair) send(packet []byte) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := p.tun.Send(ctx, packet); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// TestEchoRequest: the packets above are what the kernel takes for whole, as it answers them unchanged but for the type.
+func TestEchoRequest(t *testing.T) {
+	p := newPair(t, setup{packets: true})
+	for family := range families {
+		for _, size := range []int{84, 85, 1001} {
+			request := echoRequest(ourAddrs[family], kernelAddrs[family], size, 0, p.nextSequence())
+			p.exchange(request)
+			request[len(request)-1]++ // the checksum is wrong now: no answer, and the next one is of the next request
+			p.send(request)
+			p.echo(family, size, 0)
+		}
+	}
+}

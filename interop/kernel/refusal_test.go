@@ -1,0 +1,247 @@
+//go:build linux
+
+package kernel
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// TestWrongPresharedKey: the initiation does not depend on the preshared key, so it is answered; the answer cannot be opened,
+// and neither end has a session or says why. With the right key the next handshake makes one.
+func TestWrongPresharedKey(t *testing.T) {
+	for _, role := range []string{"initiator", "responder"} {
+		t.Run("kernel is "+role, func(t *testing.T) {
+			p := newPair(t, setup{way: line4, psk: wireguard.NewPresharedKey()})
+			right := p.psk
+			wrong := wireguard.NewPresharedKey()
+			p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PresharedKey: &wrong}}})
+			initiator, responder := ours, kernels
+			if role == "initiator" {
+				initiator, responder = kernels, ours
+				if !p.fails("ping -c 1 -W 1 %v", ourAddrs[0]) {
+					t.Error("an answer without a common preshared key")
+				}
+			} else {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if p.dev.Handshake(ctx, p.kernelKey.Public()) == nil {
+					t.Error("a session without a common preshared key")
+				}
+				p.want("a response that cannot be opened", func() bool { return p.dev.Status().Drops[wireguard.DropForged] > 0 })
+			}
+			if a, b := p.line.count(initiator, pipe.TypeInitiation), p.line.count(responder, pipe.TypeResponse); a < 1 || b < 1 {
+				t.Errorf("%d initiations, %d responses, want 1 and 1 at least", a, b)
+			}
+			for _, kind := range []pipe.MessageType{pipe.TypeData, pipe.TypeKeepalive, pipe.TypeCookieReply} {
+				if n := p.line.count(ours, kind) + p.line.count(kernels, kind); n != 0 {
+					t.Errorf("%d of %v on a session that nobody has", n, kind)
+				}
+			}
+			if s := p.status(); s.Session || !p.kernel().handshake.IsZero() {
+				t.Error("one end thinks that it has a session")
+			}
+			p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PresharedKey: &right}}})
+			p.clock.forward(6 * time.Second) // initiations are 5 s apart
+			p.ping(0)
+			p.pinged(1)
+		})
+	}
+}
+
+// TestReplay: a message that was recorded and comes again is answered by nothing and moves nothing, at either end: "the
+// responder keeps the greatest timestamp", data is taken once, a response answers one initiation.
+func TestReplay(t *testing.T) {
+	for first, role := range []string{"ours", "the kernel's"} {
+		t.Run(role, func(t *testing.T) {
+			p := newPair(t, setup{way: line4})
+			if first == ours {
+				p.ping(0)
+			} else {
+				p.pinged(0)
+			}
+			p.wantCounters()
+			before, k := p.status(), p.kernel()
+			recorded := [2][]datagram{}
+			for end := range recorded {
+				for kind := pipe.TypeInitiation; kind <= pipe.TypeKeepalive; kind++ {
+					recorded[end] = append(recorded[end], p.line.all(end, kind)...)
+				}
+			}
+			time.Sleep(apart)
+			// All of it comes from another port, which a message that were accepted would move the kernel to.
+			for _, d := range recorded[ours] {
+				d.from = netip.AddrPortFrom(d.from.Addr(), 40001)
+				p.line.inject(ours, d)
+			}
+			for _, d := range recorded[kernels] {
+				p.line.inject(kernels, d)
+			}
+			drops := func() (n uint64) { d := p.dev.Status().Drops; return d.Total() }
+			p.want("a drop for each of the kernel's", func() bool { return drops() == uint64(len(recorded[kernels])) })
+			refused := map[int]wireguard.DropReason{ours: wireguard.DropSuperseded, kernels: wireguard.DropOldTimestamp}[first]
+			if d := p.dev.Status().Drops; d[refused] != 1 || d[wireguard.DropReplayed] == 0 {
+				t.Errorf("drops %v; want the handshake's message among them, and replayed data", d)
+			}
+			p.ping(0) // the session is the old one, and whatever the kernel made of the replays came before
+			if a := p.line.count(first, pipe.TypeInitiation); a != 1 {
+				t.Errorf("%d initiations, want 1: the session is untouched", a)
+			}
+			if a := p.line.count(1-first, pipe.TypeResponse); a != 1 {
+				t.Errorf("%d responses, want 1: none to a replay", a)
+			}
+			after, l := p.status(), p.kernel()
+			for _, more := range []uint64{after.Received.Bytes - before.Received.Bytes, l.rx - k.rx} {
+				// A slow machine gives time for a keepalive. The least of the replays has the size of the last ping.
+				if last := uint64(keepaliveBytes + 96); more < last || more > last+2*keepaliveBytes {
+					t.Errorf("%d more bytes counted, want %d, the last ping's", more, last)
+				}
+			}
+			if l.endpoint != p.deviceAt().String() {
+				t.Errorf("the kernel sends to %s, want %v: a replay moves nothing", l.endpoint, p.deviceAt())
+			}
+		})
+	}
+}
+
+// TestOrder: data that overtakes is taken, in either direction, and each packet once ("the window").
+func TestOrder(t *testing.T) {
+	p := newPair(t, setup{way: line4, packets: true})
+	p.echo(0, 84, 0)
+	for end, name := range []string{"ours", "the kernel's"} {
+		var held []datagram
+		p.line.filter(func(from int, d *datagram) bool {
+			if from == end && d.kind() == pipe.TypeData && len(held) < 4 {
+				held = append(held, *d)
+				return false
+			}
+			return true
+		})
+		var requests [][]byte
+		for range 4 {
+			requests = append(requests, echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
+			p.send(requests[len(requests)-1])
+		}
+		p.want("four messages of "+name, func() bool {
+			p.line.mu.Lock()
+			defer p.line.mu.Unlock()
+			return len(held) == 4
+		})
+		p.line.filter(nil)
+		slices.Reverse(held)
+		for _, d := range append(held, held...) {
+			p.line.inject(end, d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		for _, request := range slices.Backward(requests) {
+			got, err := p.tun.Receive(ctx)
+			if err != nil || !isReply(got, request) {
+				t.Fatalf("%s out of order: %v, %x; want the answer to %x", name, err, got, request)
+			}
+		}
+		cancel()
+		p.echo(0, 84, 0)
+		if got := p.tun.TryReceive(); got != nil {
+			t.Errorf("%s: a packet more: %x", name, got)
+		}
+	}
+	p.want("the kernel's four refused", func() bool { return p.status().Drops[wireguard.DropReplayed] == 4 })
+	p.wantCounters()
+}
+
+// TestSourceFilter: an authentic packet from an address that its sender may not use inside is dropped, by the longest prefix of
+// all peers, and its bytes count nowhere at the receiver ("those refused by the source check are not counted").
+func TestSourceFilter(t *testing.T) {
+	foreign := [2]netip.Addr{netip.MustParseAddr("10.8.0.9"), netip.MustParseAddr("fd08::9")}
+	t.Run("the kernel's", func(t *testing.T) {
+		p := newPair(t, setup{packets: true})
+		for family := range families {
+			p.echo(family, 104, 0)
+			const message = 32 + 112
+			var k kernelStatus
+			p.want("all counted but what was refused", func() bool {
+				k = p.kernel()
+				return k.rx+uint64(family)*message == p.status().Sent.Bytes
+			})
+			p.send(echoRequest(foreign[family], kernelAddrs[family], 104, 0, p.nextSequence()))
+			p.echo(family, 104, 0)
+			if n := p.kernel().rx - k.rx; n != message {
+				t.Errorf("%s: the kernel counted %d bytes, want %d: one packet of two", families[family], n, message)
+			}
+		}
+		if n := p.sh("cat /sys/class/net/wg0/statistics/rx_errors"); n != "2" {
+			t.Errorf("%s errors of the kernel's, want 2", n)
+		}
+	})
+	t.Run("ours", func(t *testing.T) {
+		p := newPair(t, setup{})
+		p.sh("ip addr add %v/32 dev wg0; ip -6 addr add %v/128 dev wg0 nodad preferred_lft 0", foreign[0], foreign[1])
+		for family := range families {
+			p.pinged(family)
+			const refused = 32 + 96 // the IPv4 ping from the foreign address
+			p.want("all counted but what was refused", func() bool {
+				return p.kernel().tx == p.status().Received.Bytes+uint64(family)*refused
+			})
+			s := p.status()
+			if !p.fails("ping -c 1 -W 1 -I %v %v", foreign[family], ourAddrs[family]) {
+				t.Errorf("%v got an answer", foreign[family])
+			}
+			p.want("a drop", func() bool { return p.status().Drops[wireguard.DropSourceNotAllowed] == uint64(family+1) })
+			if now := p.status(); now.Received != s.Received {
+				t.Errorf("%s: %+v after %+v, want no more", families[family], now.Received, s.Received)
+			}
+		}
+	})
+	t.Run("nested prefixes", func(t *testing.T) {
+		p := newPair(t, setup{})
+		p.pinged(0)
+		// A stranger gets a longer prefix inside the kernel's: what the kernel sends from there is not its own any more.
+		other := wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(kernelAddrs[0], 32)}}
+		wide := wireguard.PeerChange{PublicKey: p.kernelKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}}
+		p.configure(wireguard.Change{Peers: []wireguard.PeerChange{wide, other.Change()}})
+		if !p.fails("ping -c 1 -W 1 %v", ourAddrs[0]) {
+			t.Error("a packet of another peer's address got an answer")
+		}
+		p.sh("ip addr add %v/32 dev wg0; ping -c 1 -W 30 -I %v %v", foreign[0], foreign[0], ourAddrs[0])
+		if n := p.status().Drops[wireguard.DropSourceNotAllowed]; n != 1 {
+			t.Errorf("%d refused, want 1", n)
+		}
+	})
+}
+
+// TestStrangers: neither end answers an initiation of a key that it does not know, nor one whose mac1 is wrong.
+func TestStrangers(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	p.ping(0)
+	t.Run("ours", func(t *testing.T) {
+		p.sh("echo %s >/tmp/other; wg set wg0 private-key /tmp/other", wireguard.NewPrivateKey().Text())
+		if !p.fails("ping -c 1 -W 1 %v", ourAddrs[0]) {
+			t.Error("a stranger got an answer")
+		}
+		if n := p.line.count(ours, pipe.TypeResponse); n != 0 {
+			t.Errorf("%d responses to a stranger", n)
+		}
+		if n := p.dev.Status().Drops[wireguard.DropUnknownPeer]; n == 0 {
+			t.Error("the stranger's initiation is not counted")
+		}
+	})
+	t.Run("the kernel", func(t *testing.T) {
+		// Now what we send has the mac1 of a key that the kernel has no more.
+		responses := p.line.count(kernels, pipe.TypeResponse)
+		p.clock.forward(181 * time.Second) // the session is over
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if p.dev.Handshake(ctx, p.kernelKey.Public()) == nil {
+			t.Error("a session with a key that is gone")
+		}
+		if n := p.line.count(kernels, pipe.TypeResponse); n != responses {
+			t.Errorf("%d responses to a wrong mac1", n-responses)
+		}
+	})
+}

@@ -1,0 +1,86 @@
+//go:build linux
+
+package kernel
+
+import (
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// TestRoaming: "each end answers where the last authentic packet came from": first ours moves, then the kernel's, through QEMU's
+// user network, and the session stays.
+func TestRoaming(t *testing.T) {
+	p := newPair(t, setup{})
+	p.ping(0)
+	first := p.kernel().endpoint
+	port := freePort()
+	p.configure(wireguard.Change{ListenPort: &port})
+	p.ping(0)
+	if now := p.kernel().endpoint; now == first || now != p.deviceAt().String() {
+		t.Errorf("the kernel sends to %s after %s, want %v", now, first, p.deviceAt())
+	}
+	p.pinged(1)
+
+	// The user network gives another port of the guest's another one outside.
+	p.sh("wg set wg0 listen-port %d", guestPort+1)
+	p.pinged(0)
+	moved := p.status().Endpoint.AddrPort
+	if moved == p.kernelAt() {
+		t.Errorf("we still send to %v", moved)
+	}
+	p.ping(1)
+	p.sh("wg set wg0 listen-port %d", guestPort)
+	p.pinged(0)
+	if back := p.status().Endpoint.AddrPort; back == moved {
+		t.Errorf("we still send to %v", back)
+	}
+	p.ping(1)
+	p.wantCounters()
+	if s := p.status(); s.Received.Bytes+s.Sent.Bytes >= 2*(initiationBytes+responseBytes)+14*(32+112) {
+		t.Errorf("%+v received, %+v sent: more than one handshake", s.Received, s.Sent)
+	}
+}
+
+// TestRebinding: a NAT between the two forgets our port, and the kernel follows with our next packet, before it, it cannot know.
+// Both families outside.
+func TestRebinding(t *testing.T) {
+	for _, w := range []way{line4, line6} {
+		t.Run(string(w), func(t *testing.T) {
+			p := newPair(t, setup{way: w})
+			p.ping(0)
+			for port := uint16(40001); port < 40004; port++ {
+				p.line.rebind(port)
+				p.ping(0)
+				if now := p.kernel().endpoint; now != p.deviceAt().String() {
+					t.Errorf("the kernel sends to %s, want %v", now, p.deviceAt())
+				}
+				p.pinged(1)
+			}
+			if n := p.line.count(ours, pipe.TypeInitiation) + p.line.count(kernels, pipe.TypeInitiation); n != 1 {
+				t.Errorf("%d initiations, want 1: the session stays", n)
+			}
+			p.wantCounters()
+		})
+	}
+}
+
+// TestKernelMovesAddress: the kernel's address changes with its port the same, and we answer the new one at once.
+func TestKernelMovesAddress(t *testing.T) {
+	p := newPair(t, setup{way: line4, noKernelsAt: true})
+	p.pinged(0)
+	p.sh("ip addr add 10.9.0.77/24 dev eth1; ip addr del 10.9.0.2/24 dev eth1")
+	t.Cleanup(func() {
+		p.m.script("ip addr add 10.9.0.2/24 dev eth1; ip addr del 10.9.0.77/24 dev eth1")
+	})
+	p.pinged(0)
+	p.ping(1)
+	all := p.line.all(ours, pipe.TypeData)
+	if to := all[len(all)-1].to; to.Addr().String() != "10.9.0.77" {
+		t.Errorf("our last message went to %v, want 10.9.0.77", to)
+	}
+	if n := p.line.count(kernels, pipe.TypeInitiation); n != 1 {
+		t.Errorf("%d initiations, want 1", n)
+	}
+}

@@ -1,0 +1,98 @@
+//go:build linux
+
+package kernel
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// A session costs each end the handshake's two messages; then an echo of 56 bytes and its answer, padded to 16.
+const (
+	initiationBytes = 148
+	responseBytes   = 92
+	keepaliveBytes  = 32
+)
+
+// TestRoles: either end begins, over each outer family and with each inner one, with and without a preshared key. What comes
+// first makes the session, and both ends agree on each byte of it ("rx_bytes, tx_bytes" of wg(8)).
+func TestRoles(t *testing.T) {
+	for _, w := range []way{userNet, line4, line6} {
+		for _, role := range []string{"initiator", "responder"} {
+			for family, name := range families {
+				for i, psk := range []wireguard.PresharedKey{{}, wireguard.NewPresharedKey()} {
+					if w != userNet && i != family {
+						continue // a preshared key knows nothing of what is outside
+					}
+					t.Run(fmt.Sprintf("%s/kernel is %s/%s/psk=%v", w, role, name, !psk.IsZero()), func(t *testing.T) {
+						p := newPair(t, setup{way: w, psk: psk, noKernelsAt: role == "initiator"})
+						if role == "initiator" {
+							p.pinged(family)
+							p.ping(family)
+						} else {
+							p.ping(family)
+							p.pinged(family)
+						}
+						p.ping(1 - family)
+						p.pinged(1 - family)
+						p.wantCounters()
+						// Four echoes: the IPv4 ones are 84 bytes inside, padded to 96, the IPv6 ones 104, padded to 112.
+						data := uint64(4*(keepaliveBytes+96) + 4*(keepaliveBytes+112))
+						s := p.status()
+						if got, want := s.Sent.Bytes+s.Received.Bytes, data+initiationBytes+responseBytes; got < want || got > want+2*keepaliveBytes {
+							t.Errorf("%d bytes both ways, want %d: one handshake and 8 packets, and a keepalive on a slow machine", got, want)
+						}
+						if s.Drops.Total() != 0 || s.Sent.Packets != 4 || s.Received.Packets != 4 {
+							t.Errorf("%d packets sent, %d received, drops %v; want 4, 4, none", s.Sent.Packets, s.Received.Packets, s.Drops)
+						}
+						if k := p.kernel(); time.Since(k.handshake) > patience {
+							t.Errorf("the kernel's last handshake was at %v", k.handshake)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// TestConfirmation: "the responder cannot send until it has received a first message from the initiator": whoever began
+// confirms at once, with what is staged or with a keepalive.
+func TestConfirmation(t *testing.T) {
+	messages := []pipe.MessageType{pipe.TypeInitiation, pipe.TypeResponse, pipe.TypeKeepalive, pipe.TypeData}
+	for _, c := range []struct {
+		name  string
+		first int
+		begin func(p *pair)
+		want  [2][4]int // by the end that sent
+	}{
+		{"ours, nothing staged", ours, func(p *pair) {
+			if err := p.handshake(); err != nil {
+				p.t.Error(err)
+			}
+		}, [2][4]int{ours: {1, 0, 1, 0}, kernels: {0, 1, 0, 0}}},
+		{"ours, a packet staged", ours, func(p *pair) { p.ping(0) }, [2][4]int{ours: {1, 0, 0, 1}, kernels: {0, 1, 0, 1}}},
+		// The kernel's own reason to begin without a packet is persistent keepalive.
+		{"the kernel's, nothing staged", kernels, func(p *pair) {
+			p.sh("wg set wg0 peer %s persistent-keepalive 1000", p.key.Public())
+		}, [2][4]int{ours: {0, 1, 0, 0}, kernels: {1, 0, 1, 0}}},
+		{"the kernel's, a packet staged", kernels, func(p *pair) { p.pinged(0) }, [2][4]int{ours: {0, 1, 0, 1}, kernels: {1, 0, 0, 1}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, setup{way: line4})
+			c.begin(p)
+			p.want("session", func() bool { return p.status().Session })
+			p.wantCounters()
+			for end, counts := range c.want {
+				for i, want := range counts {
+					if got := p.line.count(end, messages[i]); got != want {
+						t.Errorf("%s sent %d of %v, want %d", [2]string{"we", "the kernel"}[end], got, messages[i], want)
+					}
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,233 @@
+//go:build linux
+
+package kernel
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// apart is how long a test waits between two initiations of ours: the kernel takes one each 20 ms of its own clock from a peer,
+// and drops the others.
+const apart = 50 * time.Millisecond
+
+// TestRekey: "after REKEY_AFTER_TIME the initiator, when it sends, makes a new session"; ours follows its own clock, which the
+// test sets forward. The old session serves until the new one stands, so no packet is lost; the third handshake pushes the
+// first session out of both ends.
+func TestRekey(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	p.ping(0)
+	for n := 1; n <= 3; n++ {
+		time.Sleep(apart)
+		p.clock.forward(121 * time.Second)
+		p.ping(0) // on the old session; asks for the new one
+		p.want("a further handshake", func() bool { return p.line.count(kernels, pipe.TypeResponse) == n+1 })
+		p.want("a young session", func() bool { s := p.status(); return s.Session && s.SessionAge < 60*time.Second })
+		p.ping(1)
+		p.pinged(0)
+	}
+	if n := p.line.count(ours, pipe.TypeInitiation); n != 4 {
+		t.Errorf("%d initiations, want 4", n)
+	}
+	if n := p.line.count(kernels, pipe.TypeInitiation); n != 0 {
+		t.Errorf("the kernel sent %d initiations, want none: the responder does not rekey", n)
+	}
+	p.wantCounters()
+}
+
+// TestOurRestart: a device that was restarted with the same keys makes a session with a kernel that still has one with the old
+// device, as its timestamps go on growing.
+func TestOurRestart(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	p.ping(0)
+	for range 2 {
+		time.Sleep(apart)
+		p.reopen()
+		p.ping(0)
+		p.pinged(1)
+	}
+	if a, b := p.line.count(ours, pipe.TypeInitiation), p.line.count(kernels, pipe.TypeResponse); a != 3 || b != 3 {
+		t.Errorf("%d initiations, %d responses, want 3 and 3: one each life", a, b)
+	}
+}
+
+// TestKernelAfterOurRestart: the kernel goes on with the session of a device that is gone. "If no packet has been received for
+// KEEPALIVE + REKEY_TIMEOUT" of 15 s after it sent one, it begins anew, and the new device answers, to which it is a stranger's
+// first timestamp.
+func TestKernelAfterOurRestart(t *testing.T) {
+	p := newPair(t, setup{way: line4, noKernelsAt: true})
+	p.pinged(0)
+	p.reopen()
+	began := time.Now()
+	p.sh("ping -c 25 -W 30 -i 1 %v >/tmp/ping & until grep -q 'bytes from' /tmp/ping; do usleep 50000; done; kill $!", ourAddrs[0])
+	if took := time.Since(began); took < 14*time.Second {
+		t.Errorf("an answer after %v; the old session cannot have served", took)
+	}
+	if a, b := p.line.count(kernels, pipe.TypeInitiation), p.line.count(ours, pipe.TypeResponse); a != 2 || b != 2 {
+		t.Errorf("%d initiations of the kernel's, %d responses, want 2 and 2", a, b)
+	}
+	s := p.status()
+	if !s.Session || p.dev.Status().Drops[wireguard.DropUnknownIndex] == 0 {
+		t.Errorf("session %v, drops %v; want the old session's packets among the unknown", s.Session, p.dev.Status().Drops)
+	}
+	p.ping(0)
+}
+
+// TestKernelRecreated: the kernel's interface goes and comes back with the same keys. Our session with it is dead without a
+// word; 15 s and the jitter after a packet without an answer we begin anew, and all is well.
+func TestKernelRecreated(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	p.ping(0)
+	p.sh("ip link del wg0")
+	p.addKernel()
+	p.revive()
+}
+
+// TestPeerReadded: the same where only the peer is taken from the kernel's interface and added again. While it is away the
+// kernel answers nothing at all.
+func TestPeerReadded(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	p.ping(0)
+	p.sh("wg set wg0 peer %s remove", p.key.Public())
+	said := p.line.count(kernels, pipe.TypeData) + p.line.count(kernels, pipe.TypeKeepalive)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := p.net.Ping(ctx, kernelAddrs[0]); err == nil {
+		t.Error("the kernel answered without a peer")
+	}
+	p.clock.forward(6 * time.Second) // initiations are 5 s apart
+	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	p.dev.Handshake(ctx, p.kernelKey.Public())
+	if n := p.line.count(kernels, pipe.TypeResponse); n != 1 {
+		t.Errorf("%d responses, want 1: none to a stranger", n)
+	}
+	if n := p.line.count(kernels, pipe.TypeData) + p.line.count(kernels, pipe.TypeKeepalive); n != said {
+		t.Errorf("the kernel sent %d messages on a session it should have lost", n-said)
+	}
+	p.sh("%s", p.kernelPeerScript())
+	p.revive()
+}
+
+// revive has our device find out that its session is dead, and make another.
+func (p *pair) revive() {
+	p.t.Helper()
+	before := p.line.count(kernels, pipe.TypeResponse)
+	ctx, cancel := context.WithTimeout(p.t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := p.net.Ping(ctx, kernelAddrs[0]); err == nil {
+		p.t.Error("an answer on a session that the kernel does not have")
+	}
+	p.clock.forward(16 * time.Second)
+	if err := p.dev.Wake(); err != nil { // the timers look at the clock
+		p.t.Error(err)
+	}
+	p.want("a new session", func() bool { return p.line.count(kernels, pipe.TypeResponse) == before+1 })
+	p.ping(0)
+	p.pinged(1)
+}
+
+// TestCrossing: both begin at the same time, so that "two crossing initiations leave two unconfirmed keypairs and none
+// current". One of the two tries again after 5 to 5.33 s, and from then on packets pass both ways.
+func TestCrossing(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	held := make([]*datagram, 2)
+	p.line.filter(func(from int, d *datagram) bool {
+		if d.kind() == pipe.TypeInitiation && held[from] == nil {
+			c := *d
+			held[from] = &c
+			return false
+		}
+		return true
+	})
+	got := p.inMachine("ping -c 1 -W 30 %v", ourAddrs[0]) // staged by the kernel until a session stands
+	go p.dev.Handshake(t.Context(), p.kernelKey.Public())
+	p.want("both initiations", func() bool {
+		return p.line.count(ours, pipe.TypeInitiation) == 1 && p.line.count(kernels, pipe.TypeInitiation) == 1
+	})
+	p.line.inject(ours, *held[ours])
+	p.line.inject(kernels, *held[kernels])
+	began := time.Now()
+	got()
+	p.ping(1)
+	a, b := p.line.count(ours, pipe.TypeInitiation), p.line.count(kernels, pipe.TypeInitiation)
+	t.Logf("healed in %v with %d initiations of ours and %d of the kernel's", time.Since(began), a, b)
+	if a > 2 || b > 2 {
+		t.Errorf("%d initiations of ours and %d of the kernel's, want at most 2 each", a, b)
+	}
+}
+
+// TestPersistentKeepalive: the kernel's empty packets each second keep the session up, count as received bytes and never as
+// packets; ours do the same in the kernel.
+func TestPersistentKeepalive(t *testing.T) {
+	p := newPair(t, setup{way: line4, kernelPeer: "persistent-keepalive 1", noKernelsAt: true})
+	p.want("three keepalives", func() bool { return p.line.count(kernels, pipe.TypeKeepalive) >= 3 })
+	s := p.status()
+	if s.Received.Packets != 0 || s.Sent.Packets != 0 || s.Received.Bytes < initiationBytes+3*keepaliveBytes {
+		t.Errorf("%+v received, %+v sent; want no packets and the keepalives' bytes", s.Received, s.Sent)
+	}
+	if n := p.line.count(ours, pipe.TypeKeepalive); n != 0 {
+		t.Errorf("we answered keepalives with %d", n)
+	}
+	p.sh("wg set wg0 peer %s persistent-keepalive off", p.key.Public())
+	second := time.Second
+	p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PersistentKeepalive: &second}}})
+	p.want("three of ours", func() bool { return p.line.count(ours, pipe.TypeKeepalive) >= 3 })
+	off := time.Duration(0)
+	p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PersistentKeepalive: &off}}})
+	p.wantCounters()
+}
+
+// TestIdentity: a new private key on a device that is up makes a new session at once, whichever end gets it; the session of
+// the old key is not sent on.
+func TestIdentity(t *testing.T) {
+	p := newPair(t, setup{way: line4})
+	p.ping(0)
+	t.Run("ours", func(t *testing.T) {
+		p.sh("wg set wg0 peer %s remove", p.key.Public())
+		p.key = wireguard.NewPrivateKey()
+		p.sh("%s", p.kernelPeerScript())
+		p.configure(wireguard.Change{PrivateKey: &p.key})
+		p.ping(0)
+		if n := p.line.count(kernels, pipe.TypeResponse); n != 2 {
+			t.Errorf("%d responses of the kernel's, want 2", n)
+		}
+	})
+	t.Run("the kernel's", func(t *testing.T) {
+		gone := p.kernelKey.Public()
+		p.kernelKey = wireguard.NewPrivateKey()
+		peer := wireguard.PeerConfig{PublicKey: p.kernelKey.Public(), AllowedIPs: prefixes(kernelAddrs)}
+		p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: gone, Remove: true}, peer.Change()}})
+		p.sh("echo %s >/tmp/key; wg set wg0 private-key /tmp/key", p.kernelKey.Text())
+		p.pinged(0)
+		p.ping(1)
+		if n := p.line.count(ours, pipe.TypeResponse); n != 1 {
+			t.Errorf("%d responses of ours, want 1", n)
+		}
+	})
+}
+
+// TestOurDown: down wipes our sessions and up makes a new one with the next packet; the kernel loses nothing but time.
+func TestOurDown(t *testing.T) {
+	port := freePort()
+	p := newPair(t, setup{way: line4})
+	p.configure(wireguard.Change{ListenPort: &port})
+	p.ping(0)
+	before := p.status()
+	time.Sleep(apart)
+	for _, f := range []func() error{p.dev.Down, p.dev.Up} {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.ping(0)
+	s := p.status()
+	if s.Sent.Bytes <= before.Sent.Bytes || p.line.count(kernels, pipe.TypeResponse) != 2 {
+		t.Errorf("%+v after %+v: want the counters to go on over a new handshake", s.Sent, before.Sent)
+	}
+	p.wantCounters()
+}

@@ -1,0 +1,219 @@
+//go:build linux
+
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// bulk is what a transfer carries: about a second of an emulated machine's work.
+const bulk = 2 << 20
+
+func payload(n int) (b []byte, digest string) {
+	b = make([]byte, n)
+	rand.NewChaCha8([32]byte{7}).Read(b)
+	d := sha256.Sum256(b)
+	return b, hex.EncodeToString(d[:])
+}
+
+// TestTCP: a connection each way in each family carries its bytes unchanged, and both ends have counted each message of it.
+func TestTCP(t *testing.T) {
+	b, digest := payload(bulk)
+	for family, name := range families {
+		t.Run(name+"/to the kernel", func(t *testing.T) {
+			p := newPair(t, setup{})
+			got := p.inMachine("nc -l -p 7000 | sha256sum")
+			var c net.Conn
+			p.want("connection", func() (ok bool) {
+				var err error
+				c, err = p.net.Dial("tcp", netip.AddrPortFrom(kernelAddrs[family], 7000).String())
+				return err == nil
+			})
+			// QEMU reads its socket when it has time for it. As much as waits there must fit the socket's buffer.
+			if err := c.(*netstack.TCPConn).SetWriteBuffer(64 << 10); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.Write(b); err != nil {
+				t.Error(err)
+			}
+			c.Close()
+			if out := got(); !strings.Contains(out, digest) {
+				t.Errorf("the kernel got other bytes: %s", out)
+			}
+			p.wantCounters()
+		})
+		t.Run(name+"/from the kernel", func(t *testing.T) {
+			p := newPair(t, setup{})
+			l, err := p.net.Listen("tcp", netip.AddrPortFrom(ourAddrs[family], 7000).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			// What comes is of the machine's own making, so its digest comes behind it.
+			sent := p.inMachine("dd if=/dev/urandom of=/tmp/bulk bs=64k count=%d 2>/dev/null\nsha256sum </tmp/bulk\nnc %v 7000 </tmp/bulk\nrm /tmp/bulk",
+				bulk>>16, ourAddrs[family])
+			c, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := sha256.New()
+			n, err := io.Copy(h, c)
+			c.Close()
+			if out := sent(); err != nil || n != bulk || !strings.Contains(out, hex.EncodeToString(h.Sum(nil))) {
+				t.Errorf("%d bytes, %v, want %d with the digest %s", n, err, bulk, out)
+			}
+			p.wantCounters()
+		})
+	}
+}
+
+// TestIperf3: iperf3 of the host, through our stack, with iperf3 in the machine, both ways.
+func TestIperf3(t *testing.T) {
+	iperf3, err := program("iperf3")
+	if err != nil {
+		t.Skip(err)
+	}
+	p := newPair(t, setup{})
+	port := p.forward(t, netip.AddrPortFrom(kernelAddrs[0], 5201))
+	for _, direction := range []string{"to", "from"} {
+		t.Run(direction+" the kernel", func(t *testing.T) {
+			p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 ' /proc/net/tcp6; do usleep 10000; done")
+			args := []string{"-c", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "1", "-J"}
+			if direction == "from" {
+				args = append(args, "-R")
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			out, err := exec.CommandContext(ctx, iperf3, args...).Output()
+			if err != nil {
+				t.Fatalf("iperf3: %v\n%s", err, out)
+			}
+			var result struct {
+				End struct {
+					Received struct {
+						Bytes int     `json:"bytes"`
+						Rate  float64 `json:"bits_per_second"`
+					} `json:"sum_received"`
+				} `json:"end"`
+			}
+			if err := json.Unmarshal(out, &result); err != nil {
+				t.Fatal(err)
+			}
+			if r := result.End.Received; r.Bytes == 0 {
+				t.Errorf("nothing arrived: %s", out)
+			} else {
+				t.Logf("%d bytes, %.1f Mbit/s", r.Bytes, r.Rate/1e6)
+			}
+		})
+	}
+}
+
+// forward listens on loopback and joins each connection to one through the tunnel, until the test ends.
+func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := p.net.Dial("tcp", to.String())
+			if err != nil {
+				near.Close() // the server is not there yet
+				continue
+			}
+			for _, c := range [2][2]net.Conn{{near, far}, {far, near}} {
+				wg.Go(func() {
+					io.Copy(c[0], c[1])
+					c[0].(interface{ CloseWrite() error }).CloseWrite()
+				})
+			}
+			t.Cleanup(func() { near.Close(); far.Close() })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		p.dev.Close() // ends the connections through it
+		wg.Wait()
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// TestPadding: "padded to 16 bytes, but not beyond the MTU": packets round the MTU of 1420 go through both ways, and each
+// message is as long as the kernel's for a packet of that size.
+func TestPadding(t *testing.T) {
+	p := newPair(t, setup{way: line4, packets: true})
+	for _, size := range []int{28, 32, 33, 47, 48, 49, 1391, 1392, 1393, 1408, 1409, 1416, 1417, 1419, 1420} {
+		want := 32 + min((size+15)&^15, 1420)
+		sent, answered := p.line.count(ours, pipe.TypeData), p.line.count(kernels, pipe.TypeData)
+		p.echo(0, size, 0)
+		request, answer := p.line.all(ours, pipe.TypeData)[sent:], p.line.all(kernels, pipe.TypeData)[answered:]
+		if len(request) != 1 || len(answer) != 1 {
+			t.Fatalf("%d bytes: %d messages out, %d back, want 1 each", size, len(request), len(answer))
+		}
+		if len(request[0].data) != want || len(answer[0].data) != want {
+			t.Errorf("%d bytes: ours has %d, the kernel's %d, want %d", size, len(request[0].data), len(answer[0].data), want)
+		}
+	}
+	p.wantCounters()
+}
+
+// TestFragments: the kernel's path outside is narrower than its messages, so they come in fragments ("DF clear"), over either
+// family; full packets arrive, and both ends count messages, not fragments. What we send does not depend on it.
+func TestFragments(t *testing.T) {
+	for _, w := range []way{userNet, line4, line6} {
+		t.Run(string(w), func(t *testing.T) {
+			p := newPair(t, setup{way: w, packets: true})
+			device := "eth1"
+			if w == userNet {
+				device = "eth0"
+			}
+			p.sh("ip link set %s mtu 1280", device)
+			t.Cleanup(func() { p.m.script("ip link set " + device + " mtu 1500") })
+			for family := range families {
+				p.echo(family, 1420, 0)
+				p.echo(family, 1420, 0)
+			}
+			p.wantCounters()
+			if w == userNet {
+				return
+			}
+			for _, d := range p.line.all(kernels, pipe.TypeData) {
+				if d.fragments != 2 || d.df {
+					t.Errorf("a message of %d bytes came in %d fragments, DF %v; want 2, clear", len(d.data), d.fragments, d.df)
+				}
+			}
+		})
+	}
+}
+
+// TestFullSize: the kernel's largest pings fit our stack, and the other way, in both families.
+func TestFullSize(t *testing.T) {
+	p := newPair(t, setup{})
+	p.sh("ping -c 2 -i 0.2 -W 30 -s 1392 %v", ourAddrs[0])
+	p.sh("ping -c 2 -i 0.2 -W 30 -s 1372 %v", ourAddrs[1])
+	p.wantCounters()
+	if s := p.status(); s.Drops.Total() != 0 || time.Since(s.LastHandshake) > patience {
+		t.Errorf("drops: %v", s.Drops)
+	}
+}
