@@ -351,7 +351,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	d.mu.Lock()
 	allowed := slices.Clone(p.allowed)
 	d.mu.Unlock()
-	now, wall := d.now(), d.clock.Wall()
+	now := d.now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.removed {
@@ -365,7 +365,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 		Session: p.current.sendable(now, 1),
 	}
 	if p.lastHandshake != 0 {
-		s.LastHandshake = wall.Add(time.Duration(p.lastHandshake - now))
+		s.LastHandshake = time.Unix(0, p.handshakeWall)
 	}
 	if p.drops != nil {
 		s.Drops = *p.drops

@@ -91,6 +91,16 @@ func (ss *subscribers) add(s *subscriber) (cancel func()) {
 	}
 }
 
+// noteHandshake keeps the wall time of a session that was just confirmed: worked out later, it would shift with the
+// clock, and by the nanoseconds between two readings. p.mu is held.
+func (d *Device) noteHandshake(p *peer, out *outbox) {
+	for i := range out.events {
+		if out.events[i].kind == EventHandshake {
+			p.handshakeWall = d.clock.Wall().UnixNano()
+		}
+	}
+}
+
 func (ss *subscribers) publish(e Event) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()

@@ -595,3 +595,30 @@ func TestStatusOfDeadlines(t *testing.T) {
 		}
 	})
 }
+
+// The time of the last handshake is that of the wall clock at that moment, whatever the clock does
+// later: programs compare it to see whether there was a new handshake.
+func TestLastHandshakeIsFixed(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.advance(1500 * time.Millisecond)
+		a.send(b, "one")
+		w.settle()
+		at := a.clock.Wall()
+		for _, then := range []struct {
+			why string
+			do  func()
+		}{
+			{"at once", func() {}},
+			{"later", func() { w.advance(10 * time.Second) }},
+			{"when the clock was set", func() { a.clock.stepWall(-time.Hour); b.clock.stepWall(time.Hour) }},
+			{"down", func() { a.Down() }},
+		} {
+			then.do()
+			for _, s := range []wireguard.PeerStatus{a.status(b), b.status(a)} {
+				if !s.LastHandshake.Equal(at) {
+					t.Errorf("%s: the last handshake was at %v, want %v", then.why, s.LastHandshake, at)
+				}
+			}
+		}
+	})
+}

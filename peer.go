@@ -43,6 +43,7 @@ type peer struct {
 	lastInitiation int64     // when one was accepted
 	lastSent       int64     // when an initiation or a response was sent
 	lastHandshake  int64     // when a session was confirmed
+	handshakeWall  int64     // the same by the wall clock, ns since 1970; set by the shell
 
 	received, sent Traffic
 	drops          *Drops // nil: none yet

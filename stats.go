@@ -115,7 +115,7 @@ type PeerStatus struct {
 
 	// Timestamp is the newest initiation accepted from the peer.
 	Timestamp Timestamp
-	// LastHandshake is the wall time when the newest session was confirmed; zero: never.
+	// LastHandshake is the wall time when the newest session was confirmed, by the clock of that moment; zero: never.
 	LastHandshake time.Time
 
 	Received, Sent Traffic

@@ -429,6 +429,7 @@ func (d *Device) release(p *peer, out *outbox) {
 	if !p.removed {
 		d.schedule(p)
 	}
+	d.noteHandshake(p, out)
 	p.mu.Unlock()
 	d.sessions.free(out.freed...)
 	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {

@@ -1,0 +1,33 @@
+package uapi
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/windows"
+)
+
+// Windows has other numbers. wg.exe reads those of Linux.
+const (
+	errnoIO           = 5
+	errnoTooBig       = 7
+	errnoNoDevice     = 19
+	errnoInvalid      = 22
+	errnoProtocol     = 71
+	errnoUnsupported  = 95
+	errnoAddressInUse = 98
+	errnoAccess       = 13
+)
+
+func errnoOfSystem(n syscall.Errno) int {
+	switch n {
+	case windows.WSAEADDRINUSE:
+		return errnoAddressInUse
+	case windows.WSAEACCES, windows.ERROR_ACCESS_DENIED:
+		return errnoAccess
+	case windows.WSAEINVAL:
+		return errnoInvalid
+	case windows.WSAEOPNOTSUPP:
+		return errnoUnsupported
+	}
+	return errnoIO
+}

@@ -1,0 +1,98 @@
+package uapi
+
+import (
+	"bufio"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// Get writes what d is, keys included: the answer to a get request, without the errno and the empty line that end it.
+// The peers come in the order of their public keys. A device that is changed meanwhile may be shown with some of its
+// peers as before and some as after; behind a Server that happens with changes from outside the Server alone.
+func Get(w io.Writer, d *wireguard.Device) error {
+	b := lineWriter{w: bufio.NewWriter(w)}
+	s := d.Status()
+	if !s.PrivateKey.IsZero() {
+		b.key("private_key", s.PrivateKey)
+	}
+	if s.ListenPort != 0 {
+		b.number("listen_port", uint64(s.ListenPort))
+	}
+	if s.FirewallMark != 0 {
+		b.number("fwmark", uint64(s.FirewallMark))
+	}
+	for p := range d.Peers() {
+		b.peer(&p)
+	}
+	if err := b.w.Flush(); err != nil {
+		return &Error{errnoIO, fmt.Errorf("write the answer: %w", err)}
+	}
+	return nil
+}
+
+// A lineWriter writes lines. An error is kept by w and told by its Flush.
+type lineWriter struct {
+	w       *bufio.Writer
+	scratch []byte // the line being made
+}
+
+func (b *lineWriter) peer(p *wireguard.PeerStatus) {
+	b.key("public_key", p.PublicKey)
+	b.key("preshared_key", p.PresharedKey) // zero: none
+	b.line("protocol_version", "1")
+	if p.Endpoint.AddrPort.IsValid() { // a Link alone has no form that wg(8) could read
+		b.line("endpoint", p.Endpoint.AddrPort.String())
+	}
+	seconds, nanoseconds := wallParts(p.LastHandshake)
+	b.number("last_handshake_time_sec", seconds)
+	b.number("last_handshake_time_nsec", nanoseconds)
+	b.number("tx_bytes", p.Sent.Bytes)
+	b.number("rx_bytes", p.Received.Bytes)
+	b.number("persistent_keepalive_interval", uint64(p.PersistentKeepalive/time.Second))
+	for _, prefix := range p.AllowedIPs {
+		b.begin("allowed_ip")
+		b.scratch = prefix.AppendTo(b.scratch)
+		b.end()
+	}
+}
+
+// wallParts is t since 1970. The zero time, which means never, and times before are 0, 0.
+func wallParts(t time.Time) (seconds, nanoseconds uint64) {
+	if t.IsZero() || t.Unix() < 0 {
+		return 0, 0
+	}
+	return uint64(t.Unix()), uint64(t.Nanosecond())
+}
+
+func (b *lineWriter) begin(name string) {
+	b.scratch = append(append(b.scratch[:0], name...), '=')
+}
+
+func (b *lineWriter) end() {
+	b.scratch = append(b.scratch, '\n')
+	b.w.Write(b.scratch)
+}
+
+func (b *lineWriter) line(name, value string) {
+	b.begin(name)
+	b.scratch = append(b.scratch, value...)
+	b.end()
+}
+
+func (b *lineWriter) number(name string, n uint64) {
+	b.begin(name)
+	b.scratch = strconv.AppendUint(b.scratch, n, 10)
+	b.end()
+}
+
+// key writes a key in hexadecimal. The copies of a secret in w and scratch go with the garbage collector.
+func (b *lineWriter) key(name string, k [32]byte) {
+	b.begin(name)
+	b.scratch = hex.AppendEncode(b.scratch, k[:])
+	b.end()
+}

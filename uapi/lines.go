@@ -1,0 +1,79 @@
+package uapi
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+)
+
+const (
+	maxLine    = 512      // bytes; the longest that means something has about 100
+	maxRequest = 64 << 20 // bytes of requests being read at a time: 65,000 allowed IPs have about 2 << 20
+	readBuffer = 4096     // bytes, and the least that a bufio.Reader must have to be used as it is
+)
+
+// errEnd is the end of the input where a line was to begin.
+var errEnd = errors.New("the input ends before the empty line that ends a request")
+
+// A lineReader reads the lines of one request. Their length is counted in inUse, which several requests share, until
+// done.
+type lineReader struct {
+	r     *bufio.Reader
+	inUse *atomic.Int64
+	limit int64 // of inUse
+	bytes int64
+	n     int  // the line's number, from 1
+	cut   bool // r is in the middle of a line
+	ended bool // the empty line was read
+}
+
+// next is the next line without its end, borrowed until the next call. It is empty at the end of the request; at the
+// end of the input the error wraps errEnd.
+func (l *lineReader) next() ([]byte, error) {
+	l.n++
+	line, err := l.r.ReadSlice('\n')
+	l.cut = err == bufio.ErrBufferFull
+	switch {
+	case err == io.EOF && len(line) == 0:
+		return nil, &Error{errnoIO, errEnd}
+	case len(line) > maxLine:
+		return nil, l.errorf(errnoProtocol, "longer than %d bytes", maxLine)
+	case err != nil && err != io.EOF:
+		return nil, &Error{errnoIO, fmt.Errorf("read the request: %w", err)}
+	}
+	l.bytes += int64(len(line))
+	if l.inUse.Add(int64(len(line))) > l.limit {
+		return nil, l.errorf(errnoTooBig, "more than %d bytes of requests are being read: send less at a time", l.limit)
+	}
+	if err == nil {
+		line = line[:len(line)-1]
+		l.ended = len(line) == 0
+	}
+	return line, nil
+}
+
+// skip reads on to the end of a request that was refused, in no memory. An error is one of reading.
+func (l *lineReader) skip() error {
+	for !l.ended {
+		line, err := l.r.ReadSlice('\n')
+		if err != nil && err != bufio.ErrBufferFull {
+			return err
+		}
+		l.ended = !l.cut && len(line) == 1 && err == nil
+		l.cut = err != nil
+	}
+	return nil
+}
+
+// done gives back what was counted.
+func (l *lineReader) done() {
+	l.inUse.Add(-l.bytes)
+	l.bytes = 0
+}
+
+// errorf is what is wrong with this line. It must not be given a value of the request, which may be a secret.
+func (l *lineReader) errorf(errno int, format string, args ...any) error {
+	return &Error{errno, fmt.Errorf("line %d: %w", l.n, fmt.Errorf(format, args...))}
+}

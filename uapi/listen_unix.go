@@ -1,0 +1,239 @@
+//go:build unix
+
+package uapi
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// socketDirectory is where wg(8) looks for interfaces of userspace. Tests change it.
+var socketDirectory = "/var/run/wireguard"
+
+func socketPath(name string) string { return filepath.Join(socketDirectory, name+".sock") }
+
+// Listen makes the control socket of an interface, where wg(8) finds it: /var/run/wireguard/NAME.sock, for its owner
+// alone. A socket that nobody answers is replaced; one that is answered is an error that wraps syscall.EADDRINUSE. On
+// Windows it is wg.exe's named pipe. Close removes the file.
+//
+// The result has the method File of net.UnixListener, for a child process that goes on with it by ListenFile. Its Accept fails with an error that wraps os.ErrNotExist once the file was removed or replaced.
+//
+// (golang.zx2c4.com/wireguard/ipc serves Windows here. Its sockets change the umask of the whole process for a moment,
+// leave a goroutine behind where they are closed while nobody accepts, and remove a successor's file.)
+func Listen(name string) (net.Listener, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	if err := makeDirectory(); err != nil {
+		return nil, err
+	}
+	path := socketPath(name)
+	if err := checkFree(path, name); err != nil {
+		return nil, err
+	}
+	l, err := listenAt(path)
+	if err != nil {
+		return nil, fmt.Errorf("wireguard: uapi: make the control socket %s: %w", path, err)
+	}
+	return watched(l, path)
+}
+
+// ListenFile is Listen on a socket that another process made and this one inherited, as WG_UAPI_FD names one. It must be
+// bound to the path that Listen would use, and closed to all but its owner. f stays the caller's and may be closed.
+// Windows has no such thing: the error wraps errors.ErrUnsupported.
+func ListenFile(name string, f *os.File) (net.Listener, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	fl, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("wireguard: uapi: the inherited descriptor is no listening socket: %w", err)
+	}
+	l, ok := fl.(*net.UnixListener)
+	if !ok {
+		fl.Close()
+		return nil, fmt.Errorf("wireguard: uapi: the inherited socket is one of %v: want a Unix socket at %s", fl.Addr().Network(), socketPath(name))
+	}
+	return watched(l, socketPath(name))
+}
+
+// makeDirectory sees to it that nobody else can put a socket in the place of ours.
+func makeDirectory() error {
+	if err := os.MkdirAll(socketDirectory, 0o755); err != nil {
+		return fmt.Errorf("wireguard: uapi: the directory of control sockets (needs root): %w", err)
+	}
+	info, err := os.Stat(socketDirectory)
+	if err != nil {
+		return fmt.Errorf("wireguard: uapi: the directory of control sockets: %w", err)
+	}
+	if !info.IsDir() || info.Mode().Perm()&0o022 != 0 || !isOurs(info) {
+		return fmt.Errorf("wireguard: uapi: %s (%v) must be a directory that its owner, root or this user, alone can write to: %w",
+			socketDirectory, info.Mode(), fs.ErrPermission)
+	}
+	return nil
+}
+
+func isOurs(info fs.FileInfo) bool {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return ok && (s.Uid == 0 || int(s.Uid) == os.Geteuid())
+}
+
+// checkFree reports what stands at path, but for a socket that nobody answers.
+func checkFree(path, name string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("wireguard: uapi: the control socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("wireguard: uapi: %s is no socket: remove it: %w", path, fs.ErrExist)
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		c.Close()
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("wireguard: uapi: another process serves %s already at %s: stop it, or choose another name: %w",
+		name, path, syscall.EADDRINUSE)
+}
+
+// listenAt makes the socket in a directory of its own, which no one else can enter, closes it to others, and only then
+// moves it to its place.
+func listenAt(path string) (*net.UnixListener, error) {
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".new-*") // mode 0700
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	made := filepath.Join(dir, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	if err = os.Chmod(made, 0o600); err == nil {
+		err = os.Rename(made, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// A listener is a control socket whose file is watched.
+type listener struct {
+	*net.UnixListener
+	path    string
+	file    fs.FileInfo // ours, as opposed to a successor's
+	removed atomic.Bool
+	watcher watcher
+	watched chan struct{} // closed when the watch is over
+	once    sync.Once
+}
+
+// A watcher waits for changes that may concern a file.
+type watcher interface {
+	wait() bool // false: the watcher is closed
+	close()
+}
+
+// watched takes over l, which is bound to path.
+func watched(unix *net.UnixListener, path string) (net.Listener, error) {
+	unix.SetUnlinkOnClose(false)
+	info, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("wireguard: uapi: the control socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		err = fmt.Errorf("wireguard: uapi: %s is no socket: %w", path, fs.ErrExist)
+	case info.Mode().Perm()&0o077 != 0 || !isOurs(info):
+		err = fmt.Errorf("wireguard: uapi: %s (%v) would give the private key away: its owner must be root or this user, and its mode 0600: %w",
+			path, info.Mode(), fs.ErrPermission)
+	}
+	if err != nil {
+		unix.Close()
+		return nil, err
+	}
+	l := &listener{UnixListener: unix, path: path, file: info, watched: make(chan struct{})}
+	l.watcher = newWatcher(path)
+	go l.watch()
+	return l, nil
+}
+
+// watch ends the listener when its file is gone.
+func (l *listener) watch() {
+	defer close(l.watched)
+	for l.inPlace() {
+		if !l.watcher.wait() {
+			return
+		}
+	}
+	l.removed.Store(true)
+	l.UnixListener.Close()
+}
+
+// inPlace reports whether the file is there and ours.
+func (l *listener) inPlace() bool {
+	info, err := os.Lstat(l.path)
+	return err == nil && os.SameFile(info, l.file)
+}
+
+// Accept waits for the next connection.
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.UnixListener.Accept()
+	if err != nil && l.removed.Load() {
+		return nil, fmt.Errorf("wireguard: uapi: the control socket %s was removed: %w", l.path, os.ErrNotExist)
+	}
+	return c, err
+}
+
+// Addr is the path of the socket.
+func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
+// Close ends the listener and removes its file, but not that of a successor.
+func (l *listener) Close() (err error) {
+	l.once.Do(func() {
+		l.watcher.close()
+		<-l.watched
+		if l.inPlace() {
+			err = os.Remove(l.path)
+		}
+		if e := l.UnixListener.Close(); e != nil && !errors.Is(e, net.ErrClosed) {
+			err = e
+		}
+	})
+	return err
+}
+
+// A poller is a watcher that looks at intervals.
+type poller struct {
+	interval time.Duration
+	done     chan struct{} // closed by close
+}
+
+func newPoller() *poller { return &poller{time.Second, make(chan struct{})} }
+
+func (p *poller) wait() bool {
+	t := time.NewTimer(p.interval)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-p.done:
+		return false
+	}
+}
+
+func (p *poller) close() { close(p.done) }

@@ -1,0 +1,61 @@
+package uapi
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// newDevice is a device over real sockets of the loopback interface, up, with an in-memory packet side.
+func newDevice(t testing.TB) *wireguard.Device {
+	t.Helper()
+	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if err := d.Up(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// serveAt serves d at l until the test ends.
+func serveAt(t testing.TB, s *Server, l net.Listener) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() {
+		s.Close()
+		if err := <-done; err != nil {
+			t.Errorf("Serve returned %v, want nil after Close", err)
+		}
+	})
+}
+
+// get is what Get says of d.
+func get(t testing.TB, d *wireguard.Device) string {
+	t.Helper()
+	var b strings.Builder
+	if err := Get(&b, d); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// set fails the test if a request is refused.
+func set(t testing.TB, d *wireguard.Device, request string) {
+	t.Helper()
+	if err := Set(strings.NewReader(request), d); err != nil {
+		t.Fatalf("%v, of\n%s", err, request)
+	}
+}

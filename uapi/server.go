@@ -1,0 +1,290 @@
+package uapi
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// A Server answers requests about one device. Device must be set; the other fields' zero values mean their defaults.
+// It must not be copied, and its fields not be changed, after the first Serve. Its methods may be called from any
+// goroutine.
+type Server struct {
+	Device *wireguard.Device
+
+	// Logger is told of requests (Debug) and of those that are refused, and why (Warn); never of a key but a public
+	// one. Nil: silent.
+	Logger *slog.Logger
+
+	// MaxConns limits the connections. One more ends the one that has been idle longest, or is closed itself where
+	// all are in the middle of a request. Zero: 64.
+	MaxConns int
+
+	// MaxRequest limits the bytes of set requests that are being read, over all connections. Zero: 64 MiB. What is
+	// made of them takes a few times that.
+	MaxRequest int
+
+	// Timeout is how long a connection may be idle, and how long a request and its answer may take. Zero: 2 minutes.
+	Timeout time.Duration
+
+	inUse atomic.Int64 // bytes of set requests being read
+	// config lets no get see a half of a set. It is held while nothing is read from or written to a connection.
+	config sync.RWMutex
+
+	mu        sync.Mutex // guards all below; nothing is taken while it is held
+	closed    bool
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	wg        sync.WaitGroup // a goroutine a connection
+}
+
+// A conn is a connection to the control socket.
+type conn struct {
+	net.Conn
+	idle time.Time // since when it waits for a request; zero: it does not; guarded by the server's mu
+}
+
+const (
+	maxConns = 64
+	timeout  = 2 * time.Minute
+)
+
+func orDefault[T int | time.Duration](v, d T) T {
+	if v <= 0 {
+		return d
+	}
+	return v
+}
+
+// Serve answers the connections that l accepts, until l ends, and closes l. It returns nil after Close, of the Server or
+// of l. When the socket's file was removed, or replaced by another process, the error says so and wraps
+// os.ErrNotExist: a daemon exits then, as users of wg-quick expect. Connections that are open go on until Close.
+func (s *Server) Serve(l net.Listener) error {
+	defer l.Close()
+	if !s.add(l) {
+		return nil
+	}
+	defer s.forget(l)
+	for wait := time.Duration(0); ; {
+		c, err := l.Accept()
+		switch {
+		case err == nil:
+			wait = 0
+			s.admit(c)
+		case errors.Is(err, os.ErrNotExist):
+			return err
+		case s.isClosed() || errors.Is(err, net.ErrClosed):
+			return nil
+		case isPassing(err):
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			s.log(slog.LevelWarn, "the control socket cannot accept for now", "err", err)
+			time.Sleep(wait)
+		default:
+			return fmt.Errorf("wireguard: uapi: accept: %w", err)
+		}
+	}
+}
+
+// isPassing reports whether an error of Accept may be gone the next time.
+func isPassing(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) ||
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+}
+
+// Close closes the listeners and all connections, and waits until the requests under way are over.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	for c := range s.conns {
+		c.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	return nil
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+func (s *Server) add(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if s.listeners == nil {
+		s.listeners = make(map[net.Listener]struct{})
+	}
+	s.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) forget(l net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+}
+
+// admit serves a new connection, if there is room.
+func (s *Server) admit(nc net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || !s.makeRoom() {
+		nc.Close()
+		return
+	}
+	c := &conn{Conn: nc, idle: time.Now()}
+	if s.conns == nil {
+		s.conns = make(map[*conn]struct{})
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	go s.serve(c)
+}
+
+// makeRoom ends the connection that has been idle longest, if there are too many. mu is held.
+func (s *Server) makeRoom() bool {
+	if len(s.conns) < orDefault(s.MaxConns, maxConns) {
+		return true
+	}
+	var longest *conn
+	for c := range s.conns {
+		if !c.idle.IsZero() && (longest == nil || c.idle.Before(longest.idle)) {
+			longest = c
+		}
+	}
+	if longest == nil {
+		return false
+	}
+	longest.Close()
+	delete(s.conns, longest)
+	return true
+}
+
+// setIdle notes that c waits for a request, or that it does no longer, and gives it until Timeout for either.
+func (s *Server) setIdle(c *conn, idle bool) {
+	now := time.Now()
+	c.SetDeadline(now.Add(orDefault(s.Timeout, timeout)))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.idle = (time.Time{}); idle {
+		c.idle = now
+	}
+}
+
+// serve answers the requests of one connection, which may be pipelined.
+func (s *Server) serve(c *conn) {
+	defer s.wg.Done()
+	defer func() {
+		c.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+	}()
+	r := bufio.NewReaderSize(c, readBuffer)
+	for {
+		s.setIdle(c, true)
+		if _, err := r.Peek(1); err != nil {
+			return
+		}
+		s.setIdle(c, false)
+		if !s.answer(c, r) {
+			return
+		}
+	}
+}
+
+// answer reads one request and answers it. It reports whether another one can follow.
+func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
+	lines := lineReader{r: r, inUse: &s.inUse, limit: int64(orDefault(s.MaxRequest, maxRequest))}
+	defer lines.done()
+	operation, err := lines.next()
+	var body bytes.Buffer
+	known := true
+	switch {
+	case err != nil:
+		known = false
+	case string(operation) == "get=1":
+		err = s.get(&body, &lines)
+	case string(operation) == "set=1":
+		err = s.set(&lines)
+	default:
+		known, err = false, &Error{errnoProtocol, errors.New("want get=1 or set=1 on the first line of a request")}
+	}
+	errno := 0
+	var refused *Error
+	if errors.As(err, &refused) {
+		errno = refused.Errno
+	}
+	s.logRequest(lines.n, err)
+	if errors.Is(err, errEnd) || known && lines.skip() != nil {
+		return false // nobody waits for an answer
+	}
+	if errno == 0 {
+		body.WriteString("errno=0\n\n")
+	} else {
+		fmt.Fprintf(&body, "errno=-%d\n\n", errno)
+	}
+	_, err = c.Write(body.Bytes())
+	return err == nil && known
+}
+
+var errGet = errors.New("want an empty line after get=1")
+
+func (s *Server) get(w io.Writer, lines *lineReader) error {
+	line, err := lines.next()
+	if err != nil {
+		return err
+	}
+	if len(line) > 0 {
+		return lines.errorf(errnoInvalid, "%w", errGet)
+	}
+	s.config.RLock()
+	defer s.config.RUnlock()
+	return Get(w, s.Device)
+}
+
+func (s *Server) set(lines *lineReader) error {
+	q, err := readRequest(lines)
+	if err != nil {
+		return err
+	}
+	s.config.Lock()
+	defer s.config.Unlock()
+	return q.apply(s.Device)
+}
+
+func (s *Server) logRequest(lines int, err error) {
+	if errors.Is(err, net.ErrClosed) {
+		return // Close came in the middle
+	}
+	if err != nil {
+		s.log(slog.LevelWarn, "control request refused", "err", err)
+		return
+	}
+	s.log(slog.LevelDebug, "control request", "lines", lines)
+}
+
+func (s *Server) log(l slog.Level, msg string, args ...any) {
+	if s.Logger != nil {
+		s.Logger.Log(context.Background(), l, "wireguard: uapi: "+msg, args...)
+	}
+}

@@ -1,0 +1,373 @@
+package uapi
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// serve serves d on a port of the loopback interface, which is as good as a control socket where no system has those.
+func serve(t testing.TB, s *Server) (dial func() *client) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveAt(t, s, l)
+	return func() *client {
+		t.Helper()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		return &client{t, c.(*net.TCPConn)}
+	}
+}
+
+type client struct {
+	t testing.TB
+	*net.TCPConn
+}
+
+func (c *client) send(s string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c, s); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// wants fails unless just this comes next.
+func (c *client) wants(want string) {
+	c.t.Helper()
+	got := make([]byte, len(want))
+	n, err := io.ReadFull(c, got)
+	if string(got[:n]) != want {
+		c.t.Fatalf("the answer is\n%s\nwant\n%s\n(%v)", got[:n], want, err)
+	}
+}
+
+// wantsEnd fails unless the server closes the connection.
+func (c *client) wantsEnd(why string) {
+	c.t.Helper()
+	if n, err := c.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		c.t.Fatalf("the connection goes on (%d bytes, %v), want its end: %s", n, err, why)
+	}
+}
+
+// TestServerPipelined: requests that come together are answered in turn, each by itself, on one connection, also byte
+// by byte, and a refused one in the middle spoils none after it.
+func TestServerPipelined(t *testing.T) {
+	d := newDown(t)
+	dial := serve(t, &Server{Device: d})
+	requests := "set=1\nfwmark=1\n\n" +
+		"get=1\n\n" +
+		"set=1\nfwmark=2\npublic_key=" + hexKey(1) + "\nallowed_ip=nonsense\nallowed_ip=10.0.0.0/8\n\n" +
+		"set=1\nno equals sign\nset=1\nget=1\n" + strings.Repeat("x", 100000) + "\n\n" +
+		"set=1\n" + strings.Repeat("y", maxLine) + "\n\n" +
+		"set=1\n" + strings.Repeat("z", readBuffer+1) + "\n\n" +
+		"get=1\nmore\n\n" +
+		"set=1\nfwmark=3\n\n" +
+		"set=1\n\n" +
+		"get=1\n\n"
+	answers := "errno=0\n\n" +
+		"fwmark=1\nerrno=0\n\n" +
+		fmt.Sprintf("errno=-%d\n\n", errnoInvalid) +
+		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
+		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
+		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
+		fmt.Sprintf("errno=-%d\n\n", errnoInvalid) +
+		"errno=0\n\n" +
+		"errno=0\n\n" +
+		"fwmark=3\nerrno=0\n\n"
+	c := dial()
+	c.send(requests)
+	c.wants(answers)
+	c.CloseWrite()
+	c.wantsEnd("the client is done")
+
+	c = dial()
+	c.SetNoDelay(true)
+	go func() {
+		for i := range len(requests) {
+			if i < 400 || i > len(requests)-100 {
+				c.Write([]byte{requests[i]})
+			} else if i == 400 {
+				io.WriteString(c, requests[400:len(requests)-99])
+			}
+		}
+	}()
+	c.wants(answers)
+	if n := d.Status().Peers; n != 0 {
+		t.Errorf("%d peers came from requests that were refused", n)
+	}
+}
+
+// TestServerUnknownOperation: what is no request is answered, and ends the connection.
+func TestServerUnknownOperation(t *testing.T) {
+	dial := serve(t, &Server{Device: newDown(t)})
+	for _, request := range []string{"\n", "get=2\n", "set=0\n", "fwmark=1\n", "GET / HTTP/1.1\r\n", "get=1\r\n", strings.Repeat("x", maxLine) + "\n"} {
+		c := dial()
+		c.send(request)
+		c.wants(fmt.Sprintf("errno=-%d\n\n", errnoProtocol))
+		c.wantsEnd("it began with " + request)
+	}
+}
+
+// TestServerCut: a request whose connection ends before the empty line is not carried out, wherever that is.
+func TestServerCut(t *testing.T) {
+	d := newDown(t)
+	dial := serve(t, &Server{Device: d})
+	request := "set=1\nfwmark=12\npublic_key=" + hexKey(1) + "\nallowed_ip=10.0.0.0/24\n"
+	for n := range len(request) + 1 {
+		c := dial()
+		c.send(request[:n])
+		c.CloseWrite()
+		if answer, err := io.ReadAll(c); err != nil || bytes.Contains(answer, []byte("errno=0")) {
+			t.Fatalf("cut after %d bytes: answer %q, %v", n, answer, err)
+		}
+	}
+	if s := d.Status(); s.FirewallMark != 0 || s.Peers != 0 {
+		t.Errorf("mark %d and %d peers came from requests that were cut", s.FirewallMark, s.Peers)
+	}
+}
+
+// TestServerMaxConns: one connection too many ends the one that has been idle longest, and is refused where none is
+// idle; so a client that leaves its connections open cannot keep wg(8) out.
+func TestServerMaxConns(t *testing.T) {
+	s := &Server{Device: newDown(t), MaxConns: 3}
+	dial := serve(t, s)
+	ask := func(c *client) {
+		t.Helper()
+		c.send("get=1\n\n")
+		c.wants("errno=0\n\n")
+	}
+	first, second, third := dial(), dial(), dial()
+	ask(first)
+	ask(second)
+	ask(third)
+	ask(first)
+	eventually(t, "three connections are idle", func() bool { return s.idle() == 3 })
+	fourth := dial()
+	ask(fourth)
+	second.wantsEnd("it was idle longest")
+	ask(first)
+	ask(third)
+
+	for _, c := range []*client{first, third, fourth} {
+		c.send("set=1\n") // and no more of it yet
+	}
+	eventually(t, "no connection is idle", func() bool { return s.idle() == 0 })
+	dial().wantsEnd("every connection is in the middle of a request")
+	for _, c := range []*client{first, third, fourth} {
+		c.send("\n")
+		c.wants("errno=0\n\n")
+	}
+}
+
+// idle is the number of connections that wait for a request.
+func (s *Server) idle() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if !c.idle.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in 20 s: %s", what)
+		}
+	}
+}
+
+// TestServerTimeout: a connection is not kept for ever, whether it is silent, stops in the middle of a request or does
+// not read its answer.
+func TestServerTimeout(t *testing.T) {
+	d := newDown(t)
+	for i := range 2000 { // the answer has 600 KB
+		set(t, d, fmt.Sprintf("public_key=%064x\n", i+1))
+	}
+	s := &Server{Device: d, Timeout: 50 * time.Millisecond}
+	dial := serve(t, s)
+	dial().wantsEnd("silent")
+	half := dial()
+	io.WriteString(half, "set=1\nfwmark=1\n") // or it is closed already
+	half.wantsEnd("half a request")
+	if d.Status().FirewallMark != 0 {
+		t.Error("half a request was carried out")
+	}
+	deaf := dial()
+	io.WriteString(deaf, strings.Repeat("get=1\n\n", 100)) // 60 MB, more than sockets hold
+	eventually(t, "the client that does not read is dropped", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.conns) == 0
+	})
+}
+
+// TestServerMaxRequest: the limit is over all connections, and what a connection used is given back.
+func TestServerMaxRequest(t *testing.T) {
+	s := &Server{Device: newDown(t), MaxRequest: 100}
+	dial := serve(t, s)
+	slow, other := dial(), dial()
+	slow.send("set=1\n" + strings.Repeat("fwmark=7\n", 5)) // 51 bytes with the first line
+	eventually(t, "the slow request is being read", func() bool { return s.inUse.Load() == 51 })
+	other.send("set=1\n" + strings.Repeat("fwmark=8\n", 5) + "\n")
+	other.wants(fmt.Sprintf("errno=-%d\n\n", errnoTooBig))
+	slow.send("\n")
+	slow.wants("errno=0\n\n")
+	eventually(t, "the memory is free again", func() bool { return s.inUse.Load() == 0 })
+	other.send("set=1\n" + strings.Repeat("fwmark=8\n", 5) + "\n")
+	other.wants("errno=0\n\n")
+}
+
+// TestServerClose: Close ends a Serve that waits and every connection, in any state; again, and before Serve, it is
+// no error.
+func TestServerClose(t *testing.T) {
+	s := &Server{Device: newDown(t)}
+	dial := serve(t, s)
+	idle, half := dial(), dial()
+	idle.send("get=1\n\n")
+	idle.wants("errno=0\n\n")
+	half.send("set=1\n")
+	eventually(t, "both connections are served", func() bool { return s.idle() == 1 })
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { s.Close() })
+	}
+	wg.Wait()
+	idle.wantsEnd("the server is closed")
+	half.wantsEnd("the server is closed")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Serve(l); err != nil {
+		t.Errorf("Serve after Close: %v", err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve after Close left its listener open: %v", err)
+	}
+}
+
+// TestServeEnds: Serve goes on after an error that passes, and returns one that stays.
+func TestServeEnds(t *testing.T) {
+	stays := errors.New("stays")
+	s := &Server{Device: newDown(t)}
+	l := &fakeListener{errs: []error{syscall.EMFILE, &net.OpError{Op: "accept", Err: syscall.ECONNABORTED}, stays}}
+	if err := s.Serve(l); !errors.Is(err, stays) || len(l.errs) != 0 || !l.closed {
+		t.Errorf("Serve returned %v with %d errors to come, closed %v", err, len(l.errs), l.closed)
+	}
+	if err := s.Serve(&fakeListener{errs: []error{net.ErrClosed}}); err != nil {
+		t.Errorf("Serve returned %v, want nil once its listener is closed", err)
+	}
+	s.Close()
+}
+
+type fakeListener struct {
+	net.Listener
+	errs   []error
+	closed bool
+}
+
+func (l *fakeListener) Accept() (net.Conn, error) {
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, err
+}
+
+func (l *fakeListener) Close() error { l.closed = true; return nil }
+
+// TestServerLog: a refused request is told of with its reason, one that is carried out at Debug alone, and no key is in
+// either.
+func TestServerLog(t *testing.T) {
+	var b lockedBuffer
+	s := &Server{Device: newDown(t), Logger: slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	dial := serve(t, s)
+	c := dial()
+	c.send("set=1\nprivate_key=" + secret + "\npublic_key=" + hexKey(1) + "\npreshared_key=" + secret + "\n\nget=1\n\n")
+	eventually(t, "both are logged", func() bool { return strings.Count(b.String(), "control request") == 2 })
+	if strings.Contains(b.String(), "WARN") {
+		t.Errorf("requests that were carried out are warned of:\n%s", b.String())
+	}
+	c.send("set=1\npreshared_key" + secret + "\n\nset=1\nendpoint=" + secret + "\n\n" + secret + "\n")
+	eventually(t, "all are refused", func() bool { return strings.Count(b.String(), "WARN") == 3 })
+	if !strings.Contains(b.String(), "line 2: want a key, = and a value") {
+		t.Errorf("the log does not say what is wrong:\n%s", b.String())
+	}
+	if strings.Contains(b.String(), "5ec7") {
+		t.Errorf("a key is in the log:\n%s", b.String())
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// TestServerWhole: a get never shows a half of a set, however they meet.
+func TestServerWhole(t *testing.T) {
+	dial := serve(t, &Server{Device: newDown(t)})
+	const n = 50
+	request := func(endpoint string) string {
+		var b strings.Builder
+		b.WriteString("set=1\n")
+		for i := range n {
+			fmt.Fprintf(&b, "public_key=%064x\nendpoint=%s\n", i+1, endpoint)
+		}
+		return b.String() + "\n"
+	}
+	writer, reader := dial(), dial()
+	writer.send(request("192.0.2.1:1"))
+	writer.wants("errno=0\n\n")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 100 {
+			io.WriteString(writer, request(fmt.Sprintf("192.0.2.%d:1", 1+i%2)))
+		}
+	})
+	wg.Go(func() { io.Copy(io.Discard, io.LimitReader(writer, 100*int64(len("errno=0\n\n")))) })
+	for range 100 {
+		reader.send("get=1\n\n")
+		var got []byte
+		for b := make([]byte, 1<<16); !bytes.HasSuffix(got, []byte("errno=0\n\n")); {
+			k, err := reader.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, b[:k]...)
+		}
+		if one := bytes.Count(got, []byte("endpoint=192.0.2.1:1")); one != 0 && one != n {
+			t.Fatalf("%d peers of %d were changed when they were shown", n-one, n)
+		}
+	}
+	wg.Wait()
+}

@@ -1,0 +1,293 @@
+package uapi
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net/netip"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// Set reads the lines of one set request, up to an empty line or the end of r, and carries them out as a whole or not at
+// all. The line "set=1" is not part of them, and they may have 64 MiB. An error is an *Error; it leaves the rest of the request unread. Of a
+// *bufio.Reader with the default size or more nothing is read beyond the empty line; of any other reader more may be.
+//
+// A peer with the device's own public key is ignored, and replace_peers ends the sessions of all peers, those that the
+// request names again included, as the kernel does.
+func Set(r io.Reader, d *wireguard.Device) error {
+	var inUse atomic.Int64
+	lines := lineReader{r: bufio.NewReaderSize(r, readBuffer), inUse: &inUse, limit: maxRequest}
+	q, err := readRequest(&lines)
+	if err != nil && !errors.Is(err, errEnd) {
+		return err
+	}
+	return q.apply(d)
+}
+
+// A request is a set request while it is read: first the device's lines, then a block of lines for each peer.
+type request struct {
+	change wireguard.Change
+	block  block
+}
+
+// A block is the lines of one peer, of which the change is the last one of the request's. In a block the later line
+// wins; but a PeerChange takes prefixes away after it has added others, so what is taken away waits here.
+type block struct {
+	removed  map[netip.Prefix]struct{} // prefixes whose last line takes them away
+	replaced int                       // allowed IPs of the change that replace_allowed_ips took away again
+}
+
+// readRequest reads to the empty line. If the input ends before it, the error wraps errEnd and the request is what was
+// read.
+func readRequest(lines *lineReader) (q *request, err error) {
+	q = new(request)
+	for {
+		line, err := lines.next()
+		if err == nil && len(line) > 0 {
+			if errno, why := q.line(line); why != nil {
+				return nil, lines.errorf(errno, "%w", why)
+			}
+			continue
+		}
+		q.endBlock()
+		return q, err
+	}
+}
+
+// apply carries out the request.
+func (q *request) apply(d *wireguard.Device) error {
+	self := d.Status().PublicKey
+	if q.change.PrivateKey != nil {
+		self = q.change.PrivateKey.Public()
+	}
+	q.change.Peers = peersToChange(q.change.Peers, self, q.change.ReplacePeers)
+	if err := d.Configure(q.change); err != nil {
+		return &Error{errnoOf(err, q.change.ListenPort != nil), err}
+	}
+	return nil
+}
+
+// peersToChange leaves out self, which wg(8) expects to be ignored. With replace, what is named is removed first: a
+// Change alone would let it keep its session.
+func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, replace bool) (all []wireguard.PeerChange) {
+	if replace {
+		all = make([]wireguard.PeerChange, 0, 2*len(named))
+		seen := make(map[wireguard.PublicKey]bool, len(named))
+		for i := range named {
+			if key := named[i].PublicKey; !seen[key] {
+				seen[key] = true
+				all = append(all, wireguard.PeerChange{PublicKey: key, Remove: true})
+			}
+		}
+	}
+	for i := range named {
+		if self.IsZero() || named[i].PublicKey != self {
+			all = append(all, named[i])
+		}
+	}
+	return all
+}
+
+var (
+	errNoEquals  = errors.New("want a key, = and a value")
+	errUnknown   = errors.New("an unknown key")
+	errDeviceKey = errors.New("a device's key after public_key: device keys come first")
+	errPeerKey   = errors.New("a peer's key before any public_key: it belongs to none")
+	errTrue      = errors.New("want true, or leave the line out")
+	errKey       = errors.New("want a key: 64 hexadecimal digits")
+	errZeroKey   = errors.New("a public key of zeros names nobody")
+	errPort      = errors.New("want a port from 0 to 65535")
+	errMark      = errors.New("want a mark from 0 to 4294967295, in decimal")
+	errInterval  = errors.New("want seconds from 0 to 65535")
+	errEndpoint  = errors.New("want the address of a host and its port, as 192.0.2.1:51820 or [2001:db8::1]:51820")
+	errPrefix    = errors.New("want a prefix, as 10.0.0.0/24 or 2001:db8::/64, with a + or - before it or not")
+	errVersion   = errors.New("want protocol version 1")
+)
+
+// A lineError is what is wrong with the line of a known key.
+type lineError struct {
+	name string
+	err  error
+}
+
+func (e *lineError) Error() string { return e.name + ": " + e.err.Error() }
+func (e *lineError) Unwrap() error { return e.err }
+
+// line takes in a line, or says what is wrong with it.
+func (q *request) line(line []byte) (errno int, err error) {
+	name, value, ok := bytes.Cut(line, []byte("="))
+	if !ok {
+		return errnoProtocol, errNoEquals
+	}
+	deviceKey, isDevice := deviceKeys[string(name)]
+	peerKey, isPeer := peerKeys[string(name)]
+	switch {
+	case string(name) == "public_key":
+		err = q.beginBlock(value)
+	case !isDevice && !isPeer:
+		return errnoInvalid, errUnknown // its name may be a secret in the wrong place
+	case isDevice && len(q.change.Peers) > 0:
+		err = errDeviceKey
+	case isDevice:
+		err = deviceKey(&q.change, value)
+	case len(q.change.Peers) == 0:
+		err = errPeerKey
+	default:
+		err = peerKey(&q.change.Peers[len(q.change.Peers)-1], &q.block, value)
+	}
+	if err != nil {
+		return errnoInvalid, &lineError{string(name), err}
+	}
+	return 0, nil
+}
+
+var deviceKeys = map[string]func(c *wireguard.Change, value []byte) error{
+	"private_key": func(c *wireguard.Change, value []byte) error {
+		c.PrivateKey = new(wireguard.PrivateKey)
+		return parseKey((*[32]byte)(c.PrivateKey), value)
+	},
+	"listen_port": func(c *wireguard.Change, value []byte) error {
+		n, err := strconv.ParseUint(string(value), 10, 16)
+		if err != nil {
+			return errPort
+		}
+		port := uint16(n)
+		c.ListenPort = &port
+		return nil
+	},
+	"fwmark": func(c *wireguard.Change, value []byte) error {
+		n, err := strconv.ParseUint(string(value), 10, 32)
+		if err != nil {
+			return errMark
+		}
+		mark := uint32(n)
+		c.FirewallMark = &mark
+		return nil
+	},
+	"replace_peers": func(c *wireguard.Change, value []byte) error { return parseTrue(&c.ReplacePeers, value) },
+}
+
+var peerKeys = map[string]func(c *wireguard.PeerChange, b *block, value []byte) error{
+	"remove":      func(c *wireguard.PeerChange, _ *block, value []byte) error { return parseTrue(&c.Remove, value) },
+	"update_only": func(c *wireguard.PeerChange, _ *block, value []byte) error { return parseTrue(&c.UpdateOnly, value) },
+	"preshared_key": func(c *wireguard.PeerChange, _ *block, value []byte) error {
+		c.PresharedKey = new(wireguard.PresharedKey)
+		return parseKey((*[32]byte)(c.PresharedKey), value)
+	},
+	"endpoint": func(c *wireguard.PeerChange, _ *block, value []byte) error {
+		a, err := netip.ParseAddrPort(string(value))
+		if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
+			return errEndpoint
+		}
+		e := wireguard.EndpointOf(a)
+		c.Endpoint = &e
+		return nil
+	},
+	"persistent_keepalive_interval": func(c *wireguard.PeerChange, _ *block, value []byte) error {
+		n, err := strconv.ParseUint(string(value), 10, 16)
+		if err != nil {
+			return errInterval
+		}
+		interval := time.Duration(n) * time.Second
+		c.PersistentKeepalive = &interval
+		return nil
+	},
+	"replace_allowed_ips": func(c *wireguard.PeerChange, b *block, value []byte) error {
+		if err := parseTrue(&c.ReplaceAllowedIPs, value); err != nil {
+			return err
+		}
+		for _, prefix := range c.AllowedIPs[b.replaced:] {
+			b.remove(prefix)
+		}
+		b.replaced = len(c.AllowedIPs)
+		return nil
+	},
+	"allowed_ip": func(c *wireguard.PeerChange, b *block, value []byte) error {
+		prefix, remove, err := parsePrefix(value)
+		switch {
+		case err != nil:
+			return err
+		case remove:
+			b.remove(prefix)
+		default:
+			delete(b.removed, prefix)
+			c.AllowedIPs = append(c.AllowedIPs, prefix)
+		}
+		return nil
+	},
+	"protocol_version": func(_ *wireguard.PeerChange, _ *block, value []byte) error {
+		if string(value) != "1" {
+			return errVersion
+		}
+		return nil
+	},
+}
+
+func (b *block) remove(prefix netip.Prefix) {
+	if b.removed == nil {
+		b.removed = make(map[netip.Prefix]struct{})
+	}
+	b.removed[prefix] = struct{}{}
+}
+
+// beginBlock begins the lines of another peer.
+func (q *request) beginBlock(value []byte) error {
+	q.endBlock()
+	var key wireguard.PublicKey
+	if err := parseKey((*[32]byte)(&key), value); err != nil {
+		return err
+	}
+	if key.IsZero() {
+		return errZeroKey
+	}
+	q.change.Peers = append(q.change.Peers, wireguard.PeerChange{PublicKey: key})
+	return nil
+}
+
+// endBlock completes the last peer's change.
+func (q *request) endBlock() {
+	if len(q.change.Peers) > 0 {
+		c := &q.change.Peers[len(q.change.Peers)-1]
+		for prefix := range q.block.removed {
+			c.RemoveAllowedIPs = append(c.RemoveAllowedIPs, prefix)
+		}
+	}
+	q.block = block{}
+}
+
+func parseTrue(b *bool, value []byte) error {
+	if string(value) != "true" {
+		return errTrue
+	}
+	*b = true
+	return nil
+}
+
+func parseKey(k *[32]byte, value []byte) error {
+	if len(value) != hex.EncodedLen(len(k)) {
+		return errKey
+	}
+	if _, err := hex.Decode(k[:], value); err != nil {
+		return errKey
+	}
+	return nil
+}
+
+// parsePrefix parses an allowed IP, with or without its sign. Bits beyond the prefix length are cleared.
+func parsePrefix(value []byte) (prefix netip.Prefix, remove bool, err error) {
+	if len(value) > 0 && (value[0] == '-' || value[0] == '+') {
+		remove = value[0] == '-'
+		value = value[1:]
+	}
+	prefix, err = netip.ParsePrefix(string(value))
+	if err != nil || prefix.Addr().Is4In6() {
+		return prefix, false, errPrefix
+	}
+	return prefix.Masked(), remove, nil
+}

@@ -1,0 +1,383 @@
+package uapi
+
+import (
+	"bufio"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// newDown is a device that was never up.
+func newDown(t testing.TB) *wireguard.Device {
+	t.Helper()
+	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// hexKey is a public key whose bytes are all b, in hexadecimal. As a peer's it is as good as any.
+func hexKey(b byte) string { return strings.Repeat(fmt.Sprintf("%02x", b), 32) }
+
+func public(b byte) (k wireguard.PublicKey) {
+	for i := range k {
+		k[i] = b
+	}
+	return k
+}
+
+// secret is a value that no error and no log may contain.
+var secret = strings.Repeat("5ec7e7", 10) + "5ec7"
+
+// badLines are lines that are refused after a peer's public_key or before any, with the number that wg(8) is told.
+var badLines = []struct {
+	line  string
+	errno int
+}{
+	{"nonsense", errnoProtocol},
+	{secret, errnoProtocol},
+	{" ", errnoProtocol},
+	{"=", errnoInvalid},
+	{"=1", errnoInvalid},
+	{secret + "=private_key", errnoInvalid},
+	{"Private_Key=" + secret, errnoInvalid},
+	{"errno=0", errnoInvalid},
+	{"get=1", errnoInvalid},
+	{"set=1", errnoInvalid},
+	{"public_key=", errnoInvalid},
+	{"public_key=" + secret + "0", errnoInvalid},
+	{"public_key=" + secret[1:], errnoInvalid},
+	{"public_key=x" + secret[1:], errnoInvalid},
+	{"public_key=" + hexKey(0), errnoInvalid},
+	{"public_key= " + secret, errnoInvalid},
+	{strings.Repeat("x", maxLine), errnoProtocol},
+	{"public_key=" + strings.Repeat(secret, 2000), errnoProtocol},
+}
+
+var badDeviceLines = []string{
+	"private_key=", "private_key=" + secret + "00", "private_key=z" + secret[1:], "private_key=(none)",
+	"listen_port=", "listen_port=-1", "listen_port=65536", "listen_port=1x", "listen_port= 1", "listen_port=+1", "listen_port=" + secret,
+	"fwmark=", "fwmark=-1", "fwmark=4294967296", "fwmark=0x10", "fwmark=off", "fwmark=" + secret,
+	"replace_peers=", "replace_peers=false", "replace_peers=1", "replace_peers=" + secret,
+	"remove=true", "endpoint=192.0.2.1:1", "allowed_ip=10.0.0.0/8", "preshared_key=" + secret,
+}
+
+var badPeerLines = []string{
+	"preshared_key=", "preshared_key=" + secret + "00", "preshared_key=z" + secret[1:],
+	"endpoint=", "endpoint=192.0.2.1", "endpoint=192.0.2.1:0", "endpoint=192.0.2.1:65536", "endpoint=example.com:1",
+	"endpoint=2001:db8::1:1", "endpoint=0.0.0.0:1", "endpoint=[::]:1", "endpoint=224.0.0.1:1", "endpoint=" + secret,
+	"persistent_keepalive_interval=", "persistent_keepalive_interval=-1", "persistent_keepalive_interval=65536",
+	"persistent_keepalive_interval=off", "persistent_keepalive_interval=" + secret,
+	"remove=", "remove=false", "update_only=false", "update_only=" + secret, "replace_allowed_ips=false",
+	"allowed_ip=", "allowed_ip=10.0.0.1", "allowed_ip=10.0.0.0/33", "allowed_ip=::/129", "allowed_ip=--10.0.0.0/8",
+	"allowed_ip=+", "allowed_ip=fe80::%1/64", "allowed_ip=::ffff:10.0.0.0/104", "allowed_ip=10.0.0.0/8,10.1.0.0/16", "allowed_ip=" + secret,
+	"protocol_version=", "protocol_version=2", "protocol_version=" + secret,
+	"private_key=" + secret, "listen_port=1", "fwmark=1", "replace_peers=true",
+}
+
+// before is a request that makes a device of two peers. The half request in the middle of whose peers the bad lines of
+// the test below come would change everything of it.
+var before = fmt.Sprintf(`private_key=%s
+fwmark=7
+public_key=%s
+preshared_key=%s
+endpoint=192.0.2.1:1
+persistent_keepalive_interval=5
+allowed_ip=10.0.0.0/8
+public_key=%s
+allowed_ip=fd00::/8
+`, hexKey(0x11), hexKey(1), hexKey(9), hexKey(2))
+
+var halfDevice = fmt.Sprintf("private_key=%s\nlisten_port=9\nfwmark=8\nreplace_peers=true\n", hexKey(0x22))
+
+var halfPeers = fmt.Sprintf(`public_key=%s
+endpoint=[2001:db8::1]:2
+allowed_ip=-10.0.0.0/8
+public_key=%s
+remove=true
+public_key=%s
+preshared_key=%s
+allowed_ip=10.0.0.0/8
+`, hexKey(1), hexKey(2), hexKey(3), hexKey(8))
+
+// TestSetRefuses: each wrong line, wherever it stands, has its number and names its place, no value is repeated, and the
+// device is as before. (An error in the middle of a peer's block once left a half-made peer elsewhere.)
+func TestSetRefuses(t *testing.T) {
+	d := newDown(t)
+	set(t, d, before)
+	want := get(t, d)
+	check := func(request string, errno, line int) {
+		t.Helper()
+		err := Set(strings.NewReader(request), d)
+		var e *Error
+		if !errors.As(err, &e) || e.Errno != errno {
+			t.Fatalf("error %v, want number %d, of\n%s", err, errno, request)
+		}
+		if place := fmt.Sprintf("line %d: ", line); !strings.Contains(err.Error(), place) {
+			t.Errorf("%v, want %q in it", err, place)
+		}
+		if strings.Contains(err.Error(), "5ec7") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("the error repeats a value: %v", err)
+		}
+		if got := get(t, d); got != want {
+			t.Fatalf("the device was changed by a request that was refused:\n%s", request)
+		}
+	}
+	rest := "allowed_ip=10.7.0.0/16\n\n"
+	inDevice, inPeer := strings.Count(halfDevice, "\n")+1, strings.Count(halfDevice+halfPeers, "\n")+1
+	for _, bad := range badLines {
+		check(halfDevice+bad.line+"\n"+halfPeers, bad.errno, inDevice)
+		check(halfDevice+halfPeers+bad.line+"\n"+rest, bad.errno, inPeer)
+		check(halfDevice+halfPeers+bad.line, bad.errno, inPeer)
+	}
+	for _, bad := range badDeviceLines {
+		check(halfDevice+bad+"\n"+halfPeers, errnoInvalid, inDevice)
+	}
+	for _, bad := range badPeerLines {
+		check(halfDevice+halfPeers+bad+"\n"+rest, errnoInvalid, inPeer)
+	}
+}
+
+// TestSetTooBig: a request beyond the limit is refused as a whole.
+func TestSetTooBig(t *testing.T) {
+	d := newDown(t)
+	line := "persistent_keepalive_interval=" + strings.Repeat("0", 400) + "1\n"
+	r := io.MultiReader(strings.NewReader(before), io.LimitReader(repeat(line), maxRequest))
+	var e *Error
+	if err := Set(r, d); !errors.As(err, &e) || e.Errno != errnoTooBig {
+		t.Fatalf("error %v, want number %d", err, errnoTooBig)
+	}
+	if n := d.Status().Peers; n != 0 {
+		t.Errorf("%d peers after a request that was refused", n)
+	}
+}
+
+type repeat string
+
+func (s repeat) Read(p []byte) (n int, err error) {
+	for n+len(s) <= len(p) {
+		n += copy(p[n:], s)
+	}
+	return n, nil
+}
+
+// TestSetReadFails: what was read before a reader failed is not carried out.
+func TestSetReadFails(t *testing.T) {
+	d := newDown(t)
+	broken := errors.New("broken")
+	err := Set(io.MultiReader(strings.NewReader(before), errReader{broken}), d)
+	var e *Error
+	if !errors.Is(err, broken) || !errors.As(err, &e) || e.Errno != errnoIO {
+		t.Errorf("error %v, want one that wraps the reader's, number %d", err, errnoIO)
+	}
+	if d.Status().Peers != 0 {
+		t.Error("half a request was carried out")
+	}
+}
+
+type errReader struct{ error }
+
+func (e errReader) Read([]byte) (int, error) { return 0, e.error }
+
+// TestSetConfigureFails: what Device.Configure refuses has the system's number, and changes nothing.
+func TestSetConfigureFails(t *testing.T) {
+	d, other := newDevice(t), newDevice(t)
+	want := get(t, d)
+	request := fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\n", hexKey(1), other.Status().ListenPort, hexKey(2))
+	var e *Error
+	if err := Set(strings.NewReader(request), d); !errors.As(err, &e) || e.Errno != errnoAddressInUse {
+		t.Errorf("a port in use gives %v, want number %d", err, errnoAddressInUse)
+	}
+	if got := get(t, d); got != want {
+		t.Errorf("the device was changed to\n%s", got)
+	}
+	d.Close()
+	if err := Set(strings.NewReader(before), d); !errors.As(err, &e) || e.Errno != errnoNoDevice {
+		t.Errorf("a closed device gives %v, want number %d", err, errnoNoDevice)
+	}
+}
+
+// TestErrnoOf: numbers of errors that no test can make happen everywhere.
+func TestErrnoOf(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		taken bool
+		want  int
+	}{
+		{errors.New("no number"), false, errnoInvalid},
+		{errors.New("no number, but a port was asked for"), true, errnoAddressInUse},
+		{fmt.Errorf("mark: %w", errors.ErrUnsupported), true, errnoUnsupported},
+		{fmt.Errorf("mark: %w", syscall.EPERM), true, errnoOfSystem(syscall.EPERM)},
+	} {
+		if got := errnoOf(c.err, c.taken); got != c.want {
+			t.Errorf("%v: number %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+// TestSetOrder: in a request the later line wins, whatever went before it in the same block or in another one of the
+// same peer.
+func TestSetOrder(t *testing.T) {
+	a, b := hexKey(1), hexKey(2)
+	for _, c := range []struct{ why, request, a, b string }{
+		{"add", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nallowed_ip=+10.1.0.0/16\n", "10.0.0.0/8 10.1.0.0/16", "-"},
+		{"bits beyond the prefix", "public_key=" + a + "\nallowed_ip=10.1.2.3/8\nallowed_ip=-10.9.9.9/8\nallowed_ip=fd00::1/64\n", "fd00::/64", "-"},
+		{"add, take away", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nallowed_ip=-10.0.0.0/8\n", "", "-"},
+		{"take away, add", "public_key=" + a + "\nallowed_ip=-10.0.0.0/8\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
+		{"replace after adding", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.1.0.0/16\n", "10.1.0.0/16", "-"},
+		{"replace, add the same", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
+		{"two blocks", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\npublic_key=" + a + "\nallowed_ip=-10.0.0.0/8\nallowed_ip=10.2.0.0/16\n", "10.2.0.0/16", ""},
+		{"the last owner", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=10.0.0.0/8\n", "", "10.0.0.0/8"},
+		{"not the owner", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=-10.0.0.0/8\n", "10.0.0.0/8", ""},
+		{"taken and given up", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\n", "", ""},
+		{"made and removed", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nremove=true\n", "-", "-"},
+		{"made, removed, made", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + a + "\nremove=true\npublic_key=" + a + "\n", "", "-"},
+		{"an update of nobody", "public_key=" + a + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", "-", "-"},
+		{"an update of nobody, late", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nupdate_only=true\n", "-", "-"},
+		{"an update, once made", "public_key=" + a + "\npublic_key=" + a + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
+		{"two keys", "private_key=" + hexKey(3) + "\nprivate_key=" + hexKey(4) + "\npublic_key=" + a + "\n", "", "-"},
+		{"nothing", "", "-", "-"},
+		{"no peers", "replace_peers=true\n", "-", "-"},
+	} {
+		for _, end := range []string{"", "\n", "\nnonsense of the next request"} {
+			d := newDown(t)
+			set(t, d, c.request+end)
+			for key, want := range map[wireguard.PublicKey]string{public(1): c.a, public(2): c.b} {
+				got := "-" // there is no such peer
+				if s, ok := d.Peer(key); ok {
+					slices.SortFunc(s.AllowedIPs, netip.Prefix.Compare)
+					got = strings.Trim(fmt.Sprint(s.AllowedIPs), "[]")
+				}
+				if got != want {
+					t.Errorf("%s: peer %v has %q, want %q", c.why, key, got, want)
+				}
+			}
+		}
+	}
+}
+
+// TestSetUpdates: an update of a peer that exists changes what it names and keeps the rest. (Elsewhere it once made the
+// peer anew.)
+func TestSetUpdates(t *testing.T) {
+	d := newDown(t)
+	set(t, d, before)
+	want, _ := d.Peer(public(1))
+	for _, c := range []struct {
+		line  string
+		alter func(s *wireguard.PeerStatus)
+	}{
+		{"update_only=true", func(s *wireguard.PeerStatus) {}},
+		{"protocol_version=1", func(s *wireguard.PeerStatus) {}},
+		{"preshared_key=" + hexKey(7), func(s *wireguard.PeerStatus) { s.PresharedKey = wireguard.PresharedKey(public(7)) }},
+		{"preshared_key=" + hexKey(0), func(s *wireguard.PeerStatus) { s.PresharedKey = wireguard.PresharedKey{} }},
+		{"endpoint=[fe80::1%lo]:51820", func(s *wireguard.PeerStatus) {
+			s.Endpoint = wireguard.EndpointOf(netip.MustParseAddrPort("[fe80::1%lo]:51820"))
+		}},
+		{"endpoint=[::ffff:192.0.2.9]:5", func(s *wireguard.PeerStatus) {
+			s.Endpoint = wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.9:5"))
+		}},
+		{"persistent_keepalive_interval=65535", func(s *wireguard.PeerStatus) { s.PersistentKeepalive = 65535 * time.Second }},
+		{"persistent_keepalive_interval=0", func(s *wireguard.PeerStatus) { s.PersistentKeepalive = 0 }},
+		{"allowed_ip=10.1.0.0/16", func(s *wireguard.PeerStatus) {
+			s.AllowedIPs = append(s.AllowedIPs, netip.MustParsePrefix("10.1.0.0/16"))
+		}},
+		{"replace_allowed_ips=true\nallowed_ip=::/0", func(s *wireguard.PeerStatus) {
+			s.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("::/0")}
+		}},
+	} {
+		set(t, d, "public_key="+hexKey(1)+"\n"+c.line+"\n")
+		c.alter(&want)
+		if got, _ := d.Peer(public(1)); !reflect.DeepEqual(got, want) {
+			t.Fatalf("%s makes the peer\n%+v\nwant\n%+v", c.line, got, want)
+		}
+	}
+	s := d.Status()
+	if s.Peers != 2 || s.FirewallMark != 7 || s.PublicKey != wireguard.PrivateKey(public(0x11)).Public() {
+		t.Errorf("an update of a peer changed the device: %+v", s)
+	}
+}
+
+// TestSetOwnKey: a peer with the device's own key is ignored, also where the key comes with the same request and where
+// peers are replaced; a peer whose key becomes the device's is removed (PROTOCOL.md, rows 14 and 15).
+func TestSetOwnKey(t *testing.T) {
+	d := newDown(t)
+	key, other := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	text := func(k [32]byte) string { return hex.EncodeToString(k[:]) }
+	peers := func(want ...wireguard.PublicKey) {
+		t.Helper()
+		n := 0
+		for p := range d.Peers() {
+			if n++; !slices.Contains(want, p.PublicKey) {
+				t.Errorf("peer %v is there", p.PublicKey)
+			}
+		}
+		if n != len(want) {
+			t.Errorf("%d peers, want %d", n, len(want))
+		}
+	}
+	self := "public_key=" + text(key.Public()) + "\nallowed_ip=10.0.0.0/8\n"
+	set(t, d, "private_key="+text(key)+"\n"+self+"public_key="+hexKey(1)+"\nallowed_ip=10.0.0.0/8\n"+self)
+	peers(public(1))
+	if k, ok := d.Route(netip.MustParseAddr("10.0.0.1")); !ok || k != public(1) {
+		t.Error("the ignored peer took a prefix")
+	}
+	set(t, d, "replace_peers=true\n"+self+"public_key="+hexKey(2)+"\n")
+	peers(public(2))
+	set(t, d, self+"remove=true\n")
+	set(t, d, "public_key="+text(other.Public())+"\n")
+	peers(public(2), other.Public())
+	set(t, d, "private_key="+text(other)+"\n"+self) // the old key is a peer's like any other now
+	peers(public(2), key.Public())
+	if d.Status().PublicKey != other.Public() {
+		t.Error("the device has another key")
+	}
+	set(t, d, "private_key="+hexKey(0)+"\n")
+	if !d.Status().PrivateKey.IsZero() {
+		t.Error("a key of zeros leaves the device its identity")
+	}
+	peers(public(2), key.Public())
+}
+
+// TestSetReadsNoFurther: of a bufio.Reader one request is read and no more. (A second request that was pipelined got lost
+// elsewhere.)
+func TestSetReadsNoFurther(t *testing.T) {
+	d := newDown(t)
+	r := bufio.NewReader(strings.NewReader("fwmark=1\n\nfwmark=2\npublic_key=" + hexKey(1) + "\n\nrest"))
+	for want := uint32(1); want <= 2; want++ {
+		if err := Set(r, d); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Status().FirewallMark; got != want {
+			t.Errorf("mark %d after request %d", got, want)
+		}
+	}
+	if rest, _ := io.ReadAll(r); string(rest) != "rest" {
+		t.Errorf("%q is left, want %q", rest, "rest")
+	}
+}
+
+// TestGetWriteFails: a writer's error comes back.
+func TestGetWriteFails(t *testing.T) {
+	d := newDown(t)
+	set(t, d, before)
+	r, w := io.Pipe()
+	r.CloseWithError(io.ErrNoProgress)
+	var e *Error
+	if err := Get(w, d); !errors.Is(err, io.ErrNoProgress) || !errors.As(err, &e) || e.Errno != errnoIO {
+		t.Errorf("error %v", err)
+	}
+}
