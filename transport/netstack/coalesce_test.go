@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/seed-86b749af/wireguard/transport/internal/segment"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
@@ -139,7 +140,7 @@ func (s *script) next() (p []byte, flow int) {
 			p[3]++ // flow label
 		}
 	case 16:
-		p[l3+13] |= tcpPSH
+		p[l3+13] |= segment.PSH
 	case 17:
 		if p[0]>>4 == 4 {
 			p[7]++ // a fragment
@@ -218,16 +219,16 @@ func mergeable(ps [][]byte) bool {
 			clear(h[4:6])
 		}
 		clear(h[l3+4 : l3+8])
-		h[l3+13] &^= tcpPSH
+		h[l3+13] &^= segment.PSH
 		clear(h[l3+16 : l3+18])
 		return h
 	}
 	total := len(ps[0])
 	for i, p := range ps {
 		switch {
-		case len(p) <= l4, p[l3+13]&^tcpPSH != tcpACK:
+		case len(p) <= l4, p[l3+13]&^segment.PSH != tcpACK:
 			return false
-		case i < len(ps)-1 && (p[l3+13]&tcpPSH != 0 || len(p) != len(ps[0])):
+		case i < len(ps)-1 && (p[l3+13]&segment.PSH != 0 || len(p) != len(ps[0])):
 			return false
 		case len(p) > len(ps[0]):
 			return false
@@ -255,7 +256,7 @@ func merged(ps [][]byte) []byte {
 	m := bytes.Clone(ps[0])
 	for _, p := range ps[1:] {
 		m = append(m, p[l4:]...)
-		m[l3+13] |= p[l3+13] & tcpPSH
+		m[l3+13] |= p[l3+13] & segment.PSH
 	}
 	if m[0]>>4 == 4 {
 		binary.BigEndian.PutUint16(m[2:], uint16(len(m)))
@@ -383,14 +384,14 @@ func TestCoalesce(t *testing.T) {
 
 		var mixed [][]byte
 		for i := range 10 {
-			for flow := range maxRuns {
+			for flow := range segment.MaxRuns {
 				mixed = append(mixed, stream(v6, flow, 10, 100)[i])
 			}
 		}
-		deliver("as many flows, taking turns, as there are runs", mixed, maxRuns)
+		deliver("as many flows, taking turns, as there are runs", mixed, segment.MaxRuns)
 
 		l3 := len(one[0]) - 1340 - 32
-		one[20][l3+13] |= tcpPSH
+		one[20][l3+13] |= segment.PSH
 		mendSums(one[20], l3)
 		deliver("PSH in the middle", one, 2)
 		ack := bytes.Clone(one[30][:l3+32])

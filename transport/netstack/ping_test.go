@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/transport/internal/segment"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
@@ -110,7 +111,7 @@ func unreachable(p []byte, code4, code6 byte) []byte {
 	})
 	e = append(e, p...)
 	e[40], e[41] = byte(header.ICMPv6DstUnreachable), code6
-	sum := checksum.Combine(pseudoSum(e[:40]), uint16(len(e)-40))
+	sum := checksum.Combine(segment.PseudoSum(e[:40]), uint16(len(e)-40))
 	binary.BigEndian.PutUint16(e[42:], ^checksum.Checksum(e[40:], sum))
 	return e
 }

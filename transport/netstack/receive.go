@@ -5,9 +5,9 @@ import (
 	"net"
 	"sync"
 
+	"github.com/seed-86b749af/wireguard/transport/internal/segment"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
@@ -29,7 +29,7 @@ func (n *Net) WritePackets(pkts [][]byte) (int, error) {
 	for _, p := range pkts {
 		n.link.receive(c, p)
 	}
-	c.flush()
+	c.Flush(c)
 	c.link = nil
 	coalescers.Put(c)
 	return len(pkts), nil
@@ -59,7 +59,7 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		l.drops.malformed.Add(1)
 		return
 	}
-	if sum(p[:l3], 0) != 0xffff {
+	if segment.Sum(p[:l3], 0) != 0xffff {
 		l.drops.checksum.Add(1)
 		return
 	}
@@ -83,7 +83,7 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		l.datagram(p, l3)
 	case protoICMP4:
 		if len(p) > l3 && isICMP4Error(p[l3]) {
-			l.icmpError(p, sum(p[l3:], 0))
+			l.icmpError(p, segment.Sum(p[l3:], 0))
 			return
 		}
 		l.deliver(ipv4.ProtocolNumber, p, l3, false)
@@ -105,7 +105,7 @@ func (l *link) receive6(c *coalescer, p []byte) {
 		l.datagram(p, l3)
 	case protoICMP6:
 		if len(p) > l3 && isICMP6Error(p[l3]) {
-			l.icmpError(p, sum(p[l3:], checksum.Combine(pseudoSum(p[:l3]), uint16(len(p)-l3))))
+			l.icmpError(p, segment.Sum(p[l3:], segment.Add(segment.PseudoSum(p[:l3]), uint16(len(p)-l3))))
 			return
 		}
 		l.deliver(ipv6.ProtocolNumber, p, l3, false)
@@ -151,7 +151,7 @@ func (l *link) datagram(p []byte, l3 int) {
 	// RFC 768: "An all zero transmitted checksum value means that the transmitter generated no checksum". RFC 8200,
 	// section 8.1, forbids it.
 	if sent := binary.BigEndian.Uint16(udp[udpChecksum:]); sent != 0 || !is4 {
-		if sent == 0 || sum(udp[:n], checksum.Combine(pseudoSum(p[:l3]), uint16(n))) != 0xffff {
+		if sent == 0 || segment.Sum(udp[:n], segment.Add(segment.PseudoSum(p[:l3]), uint16(n))) != 0xffff {
 			l.drops.checksum.Add(1)
 			return
 		}

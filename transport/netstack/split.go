@@ -1,23 +1,21 @@
 package netstack
 
 import (
-	"encoding/binary"
-
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/internal/segment"
 	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // Offsets of fields, from the start of their header.
 const (
-	ip4Length, ip4ID, ip4Fragment, ip4Protocol, ip4Checksum, ip4Addresses = 2, 4, 6, 9, 10, 12
-	ip6Length, ip6Next, ip6Addresses                                      = 4, 6, 8
+	ip4Length, ip4Fragment, ip4Protocol, ip4Addresses = segment.IP4Length, segment.IP4Fragment, segment.IP4Protocol, segment.IP4Addresses
+	ip6Length, ip6Next, ip6Addresses                  = segment.IP6Length, segment.IP6Next, segment.IP6Addresses
 
-	tcpSeq, tcpAck, tcpOffset, tcpFlags, tcpWindow, tcpChecksum, tcpUrgent = 4, 8, 12, 13, 14, 16, 18
+	tcpAck, tcpFlags = segment.TCPAck, segment.TCPFlags
 
-	udpLength, udpChecksum = 4, 6
+	udpLength, udpChecksum = segment.UDPLength, segment.UDPChecksum
 )
 
 const (
@@ -26,10 +24,7 @@ const (
 	protoUDP   = uint8(header.UDPProtocolNumber)
 	protoICMP6 = uint8(header.ICMPv6ProtocolNumber)
 
-	// maxHeaders is the longest that an IP and a TCP header are together.
-	maxHeaders = header.IPv4MaximumHeaderSize + header.TCPHeaderMaximumSize
-
-	tcpFIN, tcpPSH, tcpACK, tcpCWR = 0x01, 0x08, 0x10, 0x80
+	tcpACK = segment.ACK
 )
 
 // An exit carries packets from gVisor's memory to a device. It belongs to whoever has the link's turn. Each byte is
@@ -38,6 +33,8 @@ type exit struct {
 	to    outlet
 	batch *wireguard.Batch
 	drops *drops
+
+	template segment.Template // scratch
 }
 
 // put appends p to the batch, in as many segments as it takes, and sends the batch whenever it is full.
@@ -52,67 +49,32 @@ func (x *exit) put(p *stack.PacketBuffer) {
 		}
 		return
 	}
-	var headers [maxHeaders]byte
-	h := headers[:min(size, maxHeaders)]
+	var headers [segment.MaxHeaders]byte
+	h := headers[:min(size, len(headers))]
 	c.read(h)
-	l3, l4, ok := tcpHeaders(h)
-	if !ok || gso.MSS == 0 {
+	l3, l4, ok := segment.TCPHeaders(h)
+	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, segment.PseudoSum(h[:l3])) {
 		x.drops.malformed.Add(1) // cannot be: gVisor asks this of its own TCP only
 		return
 	}
 	c = newCursor(p)
 	c.skip(l4)
-	x.split(h[:l3], h[l3:l4], &c, size-l4, int(gso.MSS))
+	x.split(&c, size-l4, int(gso.MSS))
 }
 
-// split cuts n bytes of payload into segments of mss bytes, each with its own headers: ip and tcp hold those of the
-// whole, and are changed. n may be 0, for a segment without payload.
-func (x *exit) split(ip, tcp []byte, payload *cursor, n, mss int) {
-	var (
-		is4    = ip[0]>>4 == 4
-		seq    = binary.BigEndian.Uint32(tcp[tcpSeq:])
-		flags  = tcp[tcpFlags]
-		l4     = len(ip) + len(tcp)
-		pseudo = pseudoSum(ip)
-		id     uint16
-		ipSum  uint16 // of what all segments have in common
-	)
-	tcp[tcpChecksum], tcp[tcpChecksum+1] = 0, 0
-	if is4 {
-		id = binary.BigEndian.Uint16(ip[ip4ID:])
-		clear(ip[ip4Length : ip4ID+2])
-		clear(ip[ip4Checksum : ip4Checksum+2])
-		ipSum = sum(ip, 0)
-	}
-	for at := 0; ; at += mss {
+// split cuts n bytes of payload into segments of mss bytes, each with its own headers. n may be 0, for a segment without
+// payload.
+func (x *exit) split(payload *cursor, n, mss int) {
+	l4 := x.template.Headers()
+	for i, at := 0, 0; ; i, at = i+1, at+mss {
 		size := min(mss, n-at)
 		last := at+size == n
 		room := x.next(l4 + size)
 		if room == nil {
 			return
 		}
-		if is4 {
-			total := uint16(l4 + size)
-			binary.BigEndian.PutUint16(ip[ip4Length:], total)
-			binary.BigEndian.PutUint16(ip[ip4ID:], id)
-			binary.BigEndian.PutUint16(ip[ip4Checksum:], ^checksum.Combine(checksum.Combine(ipSum, total), id))
-			id++
-		} else {
-			binary.BigEndian.PutUint16(ip[ip6Length:], uint16(len(tcp)+size))
-		}
-		binary.BigEndian.PutUint32(tcp[tcpSeq:], seq+uint32(at))
-		tcp[tcpFlags] = flags
-		if !last {
-			tcp[tcpFlags] &^= tcpFIN | tcpPSH
-		}
-		if at > 0 {
-			tcp[tcpFlags] &^= tcpCWR
-		}
-		copy(room, ip)
-		segment := room[len(ip):]
-		copy(segment, tcp)
-		payload.read(segment[len(tcp):])
-		binary.BigEndian.PutUint16(segment[tcpChecksum:], ^sum(segment, checksum.Combine(pseudo, uint16(len(segment)))))
+		payload.read(room[l4:])
+		x.template.Put(room, i, at, last, segment.Sum(room[l4:], 0))
 		x.batch.Commit(len(room))
 		if last {
 			return
@@ -138,34 +100,6 @@ func (x *exit) flush() {
 	if x.batch.Len() > 0 {
 		_ = x.to.Send(x.batch)
 	}
-}
-
-// tcpHeaders finds where the IP header ends and where the TCP header behind it. ok is false unless b holds both whole,
-// with nothing between them.
-func tcpHeaders(b []byte) (l3, l4 int, ok bool) {
-	if len(b) < header.IPv4MinimumSize {
-		return 0, 0, false
-	}
-	var proto uint8
-	switch b[0] >> 4 {
-	case 4:
-		l3, proto = int(b[0]&15)*4, b[ip4Protocol]
-	case 6:
-		l3, proto = header.IPv6MinimumSize, b[ip6Next]
-	}
-	if l3 < header.IPv4MinimumSize || proto != protoTCP || len(b) < l3+header.TCPMinimumSize {
-		return 0, 0, false
-	}
-	l4 = l3 + int(b[l3+tcpOffset]>>4)*4
-	return l3, l4, l4 >= l3+header.TCPMinimumSize && l4 <= len(b)
-}
-
-// pseudoSum is the sum of the pseudo-header for the transport header behind ip, but for the length.
-func pseudoSum(ip []byte) uint16 {
-	if ip[0]>>4 == 4 {
-		return sum(ip[ip4Addresses:ip4Addresses+8], uint16(ip[ip4Protocol]))
-	}
-	return sum(ip[ip6Addresses:ip6Addresses+32], uint16(ip[ip6Next]))
 }
 
 // A cursor reads the bytes of a packet, headers included, across the views that hold them.

@@ -1,16 +1,16 @@
-package netstack
+package segment
 
 import (
 	"encoding/binary"
 	"math/bits"
 )
 
-// sum is the Internet checksum of b and what initial has summed up, not complemented (RFC 1071). It is gVisor's with two
+// Sum is the Internet checksum of b and what initial has summed up, not complemented (RFC 1071). It is gVisor's with two
 // chains of carries in place of one: the processor follows both at once, which matters for every byte both ways.
 //
 // It adds in little-endian order and swaps the bytes of the result. RFC 1071, section 2(B): "the sum of 16-bit
 // integers can be computed in either byte order".
-func sum(b []byte, initial uint16) uint16 {
+func Sum(b []byte, initial uint16) uint16 {
 	x, y := uint64(bits.ReverseBytes16(initial)), uint64(0)
 	for len(b) >= 64 {
 		p := b[:64]
@@ -60,4 +60,10 @@ func sum(b []byte, initial uint16) uint16 {
 	x = x>>16 + x&0xffff
 	x = x>>16 + x&0xffff
 	return bits.ReverseBytes16(uint16(x))
+}
+
+// Add is the sum of two sums.
+func Add(x, y uint16) uint16 {
+	s := uint32(x) + uint32(y)
+	return uint16(s + s>>16)
 }

@@ -1,0 +1,230 @@
+package segment
+
+import (
+	"bytes"
+	"encoding/binary"
+)
+
+const (
+	MaxRuns   = 8     // flows that one Coalescer keeps apart
+	maxMerged = 65535 // bytes of a merged packet, headers included
+
+	// maxSegments is how many segments merge at most: a system call takes 1,024 pieces of memory.
+	maxSegments = 512
+	// maxDatagrams is that of UDP (UDP_GRO_CNT_MAX of Linux).
+	maxDatagrams = 64
+)
+
+// A Sink takes what leaves a Coalescer.
+type Sink interface {
+	// Single takes the packet p that stays alone; its headers are l4 bytes long.
+	Single(p []byte, l4 int)
+	// Merged takes a run of two or more packets. It is borrowed until the return.
+	Merged(r *Run)
+}
+
+// A Coalescer joins segments of one flow that follow each other, within one call of WritePackets, by the rules of Linux
+// (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive). Packets are borrowed until Flush. The order within each
+// flow is kept, also between segments that merge and those that do not.
+//
+// The zero value is ready. It belongs to one goroutine at a time.
+type Coalescer struct {
+	runs [MaxRuns]Run
+	n    int // runs in use, oldest first
+}
+
+// A Run is the segments of one flow so far, as one packet to be.
+type Run struct {
+	Packets [][]byte
+	L3, L4  int // where the IP header ends, in each packet, and where the transport header does
+	UDP     bool
+	Size    int // payload of each segment but the last
+	Total   int // length of the merged packet
+
+	head    []byte // the first packet
+	next    uint32 // TCP: sequence number of what would come next
+	push    bool   // TCP: the last segment had PSH
+	checked bool   // the first packet's sums are right
+}
+
+// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4; both are whole, and p is
+// as long as its IP header says and no fragment. checked says that its sums are known to be right; otherwise they
+// are looked at before it is merged, and a packet with a wrong one stays alone.
+func (c *Coalescer) Add(s Sink, p []byte, l3, l4 int, udp, checked bool) {
+	i := c.find(p, l3, udp)
+	if !plain(p, l3, l4, udp) {
+		if i >= 0 {
+			c.end(s, i)
+		}
+		s.Single(p, l4)
+		return
+	}
+	if i >= 0 {
+		if r := &c.runs[i]; r.fits(p, l4) && (checked || r.sumsRight(p)) {
+			if r.add(p, l4) {
+				c.end(s, i)
+			}
+			return
+		}
+		c.end(s, i)
+	}
+	c.begin(s, p, l3, l4, udp, checked)
+}
+
+// plain reports whether p may be merged with others at all: data, without IP options; of TCP no SYN, FIN, RST, URG, ECE
+// or CWR; of UDP with a checksum, and nothing behind the datagram.
+func plain(p []byte, l3, l4 int, udp bool) bool {
+	if len(p) == l4 || (p[0]>>4 == 4 && l3 != IP4Header) {
+		return false
+	}
+	l := p[l3:]
+	if udp {
+		return int(binary.BigEndian.Uint16(l[UDPLength:])) == len(l) && binary.BigEndian.Uint16(l[UDPChecksum:]) != 0
+	}
+	return l[TCPFlags]&^PSH == ACK
+}
+
+// find is the run of p's flow, or -1. p's IP header may have options, a run's has none.
+func (c *Coalescer) find(p []byte, l3 int, udp bool) int {
+	from, to := IP4Addresses, IP4Addresses+8
+	if p[0]>>4 == 6 {
+		from, to = IP6Addresses, IP6Addresses+32
+	}
+	for i := range c.runs[:c.n] {
+		r := &c.runs[i]
+		if r.UDP == udp && r.head[0]>>4 == p[0]>>4 && bytes.Equal(r.head[r.L3:r.L3+4], p[l3:l3+4]) && bytes.Equal(r.head[from:to], p[from:to]) {
+			return i
+		}
+	}
+	return -1
+}
+
+// begin makes p a run, unless it already ends one.
+func (c *Coalescer) begin(s Sink, p []byte, l3, l4 int, udp, checked bool) {
+	if !udp && p[l3+TCPFlags]&PSH != 0 {
+		s.Single(p, l4)
+		return
+	}
+	if c.n == MaxRuns {
+		c.end(s, 0)
+	}
+	r := &c.runs[c.n]
+	c.n++
+	*r = Run{
+		head: p, L3: l3, L4: l4, UDP: udp, Size: len(p) - l4, Total: len(p), checked: checked,
+		Packets: append(r.Packets[:0], p),
+	}
+	if !udp {
+		r.next = binary.BigEndian.Uint32(p[l3+TCPSeq:]) + uint32(len(p)-l4)
+	}
+}
+
+// fits reports whether p, plain and of the same flow, may be merged at the end of r.
+func (r *Run) fits(p []byte, l4 int) bool {
+	if l4 != r.L4 || len(p)-l4 > r.Size || r.Total+len(p)-l4 > maxMerged {
+		return false
+	}
+	if !r.UDP {
+		a, b := r.head[r.L3:r.L4], p[r.L3:l4]
+		if binary.BigEndian.Uint32(b[TCPSeq:]) != r.next ||
+			!bytes.Equal(a[TCPAck:TCPFlags], b[TCPAck:TCPFlags]) ||
+			!bytes.Equal(a[TCPWindow:TCPWindow+2], b[TCPWindow:TCPWindow+2]) ||
+			!bytes.Equal(a[TCPUrgent:], b[TCPUrgent:]) {
+			return false
+		}
+	}
+	if r.head[0]>>4 == 6 {
+		// Traffic class and flow label, hop limit.
+		return bytes.Equal(r.head[:4], p[:4]) && r.head[IP6HopLimit] == p[IP6HopLimit]
+	}
+	// Type of service, flags, time to live.
+	return r.head[1] == p[1] && r.head[IP4Fragment] == p[IP4Fragment] && r.head[IP4TTL] == p[IP4TTL] && r.follows(p)
+}
+
+// follows reports whether the identification of p, an IPv4 packet, is what a network card would give the next segment:
+// one more. It is free to do as it likes where fragmentation is forbidden: "the IPv4 ID field MUST NOT be used for
+// purposes other than fragmentation and reassembly" (RFC 6864, section 4.1).
+func (r *Run) follows(p []byte) bool {
+	const dontFragment = 0x40
+	return p[IP4Fragment]&dontFragment != 0 ||
+		binary.BigEndian.Uint16(p[IP4ID:]) == binary.BigEndian.Uint16(r.head[IP4ID:])+uint16(len(r.Packets))
+}
+
+// sumsRight reports whether the sums of p, and those of the first packet, are right. The transport's is needed: nobody
+// looks at it again.
+func (r *Run) sumsRight(p []byte) bool {
+	r.checked = r.checked || sumsRight(r.head, r.L3)
+	return r.checked && sumsRight(p, r.L3)
+}
+
+func sumsRight(p []byte, l3 int) bool {
+	return (p[0]>>4 == 6 || Sum(p[:l3], 0) == 0xffff) &&
+		Sum(p[l3:], Add(PseudoSum(p[:l3]), uint16(len(p)-l3))) == 0xffff
+}
+
+// add merges p and reports whether the run is complete: PSH or a shorter segment ends it, and so does its length.
+func (r *Run) add(p []byte, l4 int) (complete bool) {
+	n := len(p) - l4
+	r.Packets = append(r.Packets, p)
+	r.Total += n
+	if r.UDP {
+		return n < r.Size || len(r.Packets) == maxDatagrams
+	}
+	r.next += uint32(n)
+	r.push = p[r.L3+TCPFlags]&PSH != 0
+	return r.push || n < r.Size || len(r.Packets) == maxSegments
+}
+
+// Flush ends all runs.
+func (c *Coalescer) Flush(s Sink) {
+	for c.n > 0 {
+		c.end(s, 0)
+	}
+}
+
+// end hands run i on and forgets it.
+func (c *Coalescer) end(s Sink, i int) {
+	r := &c.runs[i]
+	if len(r.Packets) == 1 {
+		s.Single(r.head, r.L4)
+	} else {
+		s.Merged(r)
+	}
+	clear(r.Packets) // borrowed
+	spare := r.Packets[:0]
+	c.n--
+	copy(c.runs[i:], c.runs[i+1:c.n+1])
+	c.runs[c.n] = Run{Packets: spare}
+}
+
+// Headers writes the headers of the merged packet to h, and returns how long they are. The transport's checksum is left
+// to who segments it again: TCP's is that of the first packet, see Partial.
+func (r *Run) Headers(h []byte) int {
+	h = h[:copy(h, r.head[:r.L4])]
+	setLength(h, r.Total)
+	if h[0]>>4 == 4 {
+		h[IP4Checksum], h[IP4Checksum+1] = 0, 0
+		binary.BigEndian.PutUint16(h[IP4Checksum:], ^Sum(h[:r.L3], 0))
+	}
+	switch {
+	case r.UDP:
+		binary.BigEndian.PutUint16(h[r.L3+UDPLength:], uint16(r.Total-r.L3))
+	case r.push:
+		h[r.L3+TCPFlags] |= PSH
+	}
+	return len(h)
+}
+
+// ChecksumAt is the offset of the checksum in the transport header.
+func (r *Run) ChecksumAt() int {
+	if r.UDP {
+		return UDPChecksum
+	}
+	return TCPChecksum
+}
+
+// Partial puts into h, the headers of the merged packet, the checksum of one that is not yet summed: that of the
+// pseudo-header, not complemented.
+func (r *Run) Partial(h []byte) {
+	binary.BigEndian.PutUint16(h[r.L3+r.ChecksumAt():], Add(PseudoSum(h[:r.L3]), uint16(r.Total-r.L3)))
+}

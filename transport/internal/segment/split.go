@@ -1,0 +1,94 @@
+package segment
+
+import "encoding/binary"
+
+// A Template writes the headers of the segments that one large packet is cut into, each in front of its payload. The
+// payload itself is copied by the caller, and summed when it has just been copied and is in the first-level cache: one
+// loop that does both was measured to take as long as the two (1,368 bytes in 54 ns either way).
+//
+// The zero value is empty. A Template allocates nothing and keeps nothing of what it is given.
+type Template struct {
+	headers [MaxHeaders + maxExtensions]byte
+	l3, l4  int
+	udp     bool
+	flags   uint8
+	seq     uint32
+	id      uint16
+	ip      uint16 // sum of what the IP headers of all segments have in common
+	fixed   uint16 // sum of what the transport headers have in common, and of the pseudo-header
+}
+
+// maxExtensions is room for extension headers of IPv6, in bytes.
+const maxExtensions = 136
+
+// Headers is the length of the headers of each segment.
+func (t *Template) Headers() int { return t.l4 }
+
+// Set makes t cut the packet with the given headers: the IP header, which may have options or extensions, is l3 bytes
+// long, and what follows it is a TCP header or, with udp set, one of UDP. pseudo is the sum of the pseudo-header
+// but for the length. It reports whether the headers are whole and not too long.
+func (t *Template) Set(headers []byte, l3 int, udp bool, pseudo uint16) bool {
+	least := TCPHeader
+	if udp {
+		least = UDPHeader
+	}
+	if len(headers) > len(t.headers) || len(headers) < l3+least {
+		return false
+	}
+	t.l3, t.l4, t.udp = l3, len(headers), udp
+	h := t.headers[:t.l4]
+	copy(h, headers)
+	if h[0]>>4 == 4 {
+		t.id = binary.BigEndian.Uint16(h[IP4ID:])
+		clear(h[IP4Length : IP4ID+2])
+		clear(h[IP4Checksum : IP4Checksum+2])
+		t.ip = Sum(h[:l3], 0)
+	}
+	l := h[l3:]
+	if udp {
+		clear(l[UDPLength : UDPChecksum+2])
+	} else {
+		t.seq, t.flags = binary.BigEndian.Uint32(l[TCPSeq:]), l[TCPFlags]
+		clear(l[TCPSeq : TCPSeq+4])
+		clear(l[TCPChecksum : TCPChecksum+2])
+		l[TCPFlags] = 0
+	}
+	t.fixed = Sum(l, pseudo)
+	return true
+}
+
+// Put writes the headers of one segment to the front of p, whose payload stands behind them already, sums up to payload,
+// and begins at the byte at of the whole payload. i counts the segments.
+func (t *Template) Put(p []byte, i, at int, last bool, payload uint16) {
+	copy(p, t.headers[:t.l4])
+	setLength(p, len(p))
+	if p[0]>>4 == 4 {
+		id := t.id + uint16(i)
+		binary.BigEndian.PutUint16(p[IP4ID:], id)
+		binary.BigEndian.PutUint16(p[IP4Checksum:], ^Add(Add(t.ip, uint16(len(p))), id))
+	}
+	l := p[t.l3:]
+	sum := Add(t.fixed, payload)
+	if t.udp {
+		n := uint16(len(l))
+		binary.BigEndian.PutUint16(l[UDPLength:], n)
+		sum = ^Add(sum, Add(n, n)) // of the header and of the pseudo-header
+		if sum == 0 {
+			sum = 0xffff // 0 would say that there is none
+		}
+		binary.BigEndian.PutUint16(l[UDPChecksum:], sum)
+		return
+	}
+	flags := t.flags
+	if !last {
+		flags &^= FIN | PSH
+	}
+	if i > 0 {
+		flags &^= CWR
+	}
+	seq := t.seq + uint32(at)
+	binary.BigEndian.PutUint32(l[TCPSeq:], seq)
+	l[TCPFlags] = flags
+	sum = Add(Add(sum, uint16(seq>>16)), Add(uint16(seq), uint16(flags)))
+	binary.BigEndian.PutUint16(l[TCPChecksum:], ^Add(sum, uint16(len(l))))
+}

@@ -1,0 +1,128 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"encoding/binary"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+)
+
+// A cutter puts one packet of the kernel's into batches, whole or in segments. Its zero value has none. Each byte is
+// copied once, to where it will be sealed and sent from, and summed there while it is in the first-level cache.
+type cutter struct {
+	packet []byte // nil: none; borrowed until all of it is in a batch
+	h      virtio
+	t      segment.Template
+	i, at  int // the next segment, and where its payload begins
+}
+
+func (c *cutter) pending() bool { return c.packet != nil }
+
+// begin takes a packet with its header, and reports whether the two make sense. p is borrowed while c is pending.
+func (c *cutter) begin(h virtio, p []byte) bool {
+	c.h, c.i, c.at = h, 0, 0
+	h.gso &^= gsoECN
+	if len(p) == 0 || h.flags&needsSum != 0 && int(h.start)+int(h.offset)+2 > len(p) || len(p) > 65535 && h.gso == gsoNone {
+		return false
+	}
+	if h.gso != gsoNone && !c.beginLarge(h, p) {
+		return false
+	}
+	c.packet = p
+	return true
+}
+
+// beginLarge reads the headers of a packet that is to be cut.
+func (c *cutter) beginLarge(h virtio, p []byte) bool {
+	udp := h.gso == gsoUDP
+	proto := uint8(segment.TCP)
+	switch version := p[0] >> 4; h.gso {
+	case gsoTCP4:
+		if version != 4 {
+			return false
+		}
+	case gsoTCP6:
+		if version != 6 {
+			return false
+		}
+	case gsoUDP:
+		proto = segment.UDP
+		if version != 4 && version != 6 {
+			return false
+		}
+	default:
+		return false
+	}
+	l3, ok := plainIP(p, proto)
+	if h.flags&needsSum != 0 {
+		// The kernel found it, also behind extension headers.
+		l3, ok = int(h.start), len(p) >= segment.IP4Header && (p[0]>>4 == 4 && l3 == int(p[0]&15)*4 || p[0]>>4 == 6 && l3 >= segment.IP6Header)
+	}
+	l4 := l3 + segment.UDPHeader
+	if ok && !udp {
+		l4, ok = segment.TCPEnd(p, l3)
+	}
+	if !ok || h.size == 0 || len(p) < l4 {
+		return false
+	}
+	pseudo := segment.PseudoSum(p[:l3])
+	if at := l3 + int(h.offset); h.flags&needsSum != 0 && at+2 <= l4 {
+		// It holds the pseudo-header's sum, of the length of the whole.
+		pseudo = segment.Add(binary.BigEndian.Uint16(p[at:]), ^uint16(len(p)-l3))
+	}
+	return c.t.Set(p[:l4], l3, udp, pseudo)
+}
+
+// plainIP is the length of p's IP header, if the transport header is right behind it.
+func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
+	if p[0]>>4 == 4 {
+		l3 = int(p[0]&15) * 4
+		return l3, l3 >= segment.IP4Header && len(p) >= l3 && p[segment.IP4Protocol] == proto
+	}
+	return segment.IP6Header, len(p) >= segment.IP6Header && p[segment.IP6Next] == proto
+}
+
+// into puts what is left of the packet into b, and reports whether all of it fitted.
+func (c *cutter) into(b *wireguard.Batch) (done bool) {
+	if c.h.gso == gsoNone {
+		return c.whole(b)
+	}
+	l4, payload := c.t.Headers(), c.packet[c.t.Headers():]
+	for {
+		size := min(int(c.h.size), len(payload)-c.at)
+		room := b.Next(l4 + size)
+		if room == nil {
+			return false
+		}
+		last := c.at+size == len(payload)
+		copy(room[l4:], payload[c.at:c.at+size])
+		c.t.Put(room, c.i, c.at, last, segment.Sum(room[l4:], 0))
+		b.Commit(len(room))
+		if last {
+			c.packet = nil
+			return true
+		}
+		c.i, c.at = c.i+1, c.at+size
+	}
+}
+
+// whole puts the packet into b as it is, with its checksum completed: the field holds the sum of the pseudo-header.
+func (c *cutter) whole(b *wireguard.Batch) (done bool) {
+	room := b.Next(len(c.packet))
+	if room == nil {
+		return false
+	}
+	copy(room, c.packet)
+	if c.h.flags&needsSum != 0 {
+		sum := ^segment.Sum(room[c.h.start:], 0)
+		if sum == 0 {
+			sum = 0xffff // to UDP, 0 says that there is none; to others both are the same
+		}
+		binary.BigEndian.PutUint16(room[int(c.h.start)+int(c.h.offset):], sum)
+	}
+	b.Commit(len(room))
+	c.packet = nil
+	return true
+}

@@ -1,0 +1,299 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// How the state of the interface is followed. A netlink socket says when something about it may have changed, and then
+// the kernel is asked: for the name through the descriptor of the TUN, which knows it wherever the interface is, and for
+// the rest by ioctl. So a message that was lost, or came before its time, costs one more look and no more.
+//
+// Both sockets have to be of the network namespace where the interface is. When it is moved, the namespace that it
+// leaves is told that it is gone; the descriptor gives the new one (TUNGETDEVNETNS, Linux 5.2, CAP_NET_ADMIN there),
+// and a thread of its own enters that to make new sockets (setns, CAP_SYS_ADMIN there), and ends. Without that
+// kernel or these capabilities, the interface is followed as far as the descriptor shows: its name and its end, once a
+// second, while its MTU and whether it is up stay what they were. Where there is no netlink (some sandboxes), the
+// ioctls are asked once a second.
+
+// pollEvery is how often is looked for what nobody tells.
+const pollEvery = time.Second
+
+var errElsewhere = errors.New("the interface is in another network namespace, which this program may not enter")
+
+// A place is two sockets of the namespace where the interface is. The zero value is nowhere.
+type place struct {
+	ioctls  *os.File
+	netlink *os.File // nil: there is none
+	index   int      // of the interface
+}
+
+func (p *place) close() {
+	for _, f := range []*os.File{p.ioctls, p.netlink} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// locate makes a place in the namespace of the interface. While the descriptor does not tell which one that is, it is
+// taken to be the caller's.
+func (d *Device) locate() (p place, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if ns := d.namespace(); ns != nil && !isCurrent(ns) {
+		p, err = newPlaceIn(ns)
+		ns.Close()
+	} else {
+		if ns != nil {
+			ns.Close()
+		}
+		p, err = newPlace()
+	}
+	if err != nil {
+		return place{}, err
+	}
+	name, err := d.interfaceName()
+	if err == nil {
+		p.index, err = p.ask(unix.SIOCGIFINDEX, name)
+	}
+	if err != nil {
+		p.close()
+		if errors.Is(err, unix.ENODEV) {
+			err = errElsewhere
+		}
+		return place{}, err
+	}
+	return p, nil
+}
+
+// namespace is that of the interface, or nil if it cannot be told.
+func (d *Device) namespace() *os.File {
+	ns := -1
+	var err error
+	if e := d.queues[0].raw.Control(func(fd uintptr) { ns, err = unix.IoctlRetInt(int(fd), unix.TUNGETDEVNETNS) }); e != nil || err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(ns), "network namespace")
+}
+
+// isCurrent reports whether ns is the namespace of this thread.
+func isCurrent(ns *os.File) bool {
+	a, err := ns.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat("/proc/thread-self/ns/net")
+	return err == nil && os.SameFile(a, b)
+}
+
+// newPlaceIn makes the sockets in another namespace. The thread that enters it is not used for anything else: the
+// goroutine ends while locked to it, and takes it along.
+func newPlaceIn(ns *os.File) (p place, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("%w (%v)", errElsewhere, err)
+			return
+		}
+		p, err = newPlace()
+	}()
+	<-done
+	return p, err
+}
+
+func newPlace() (p place, err error) {
+	// Any socket does for the ioctls, and this kind is in every kernel.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return place{}, os.NewSyscallError("socket", err)
+	}
+	p.ioctls = os.NewFile(uintptr(fd), "ioctl socket")
+	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return p, nil
+	}
+	if unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}) != nil {
+		unix.Close(fd)
+		return p, nil
+	}
+	p.netlink = os.NewFile(uintptr(fd), "route socket")
+	return p, nil
+}
+
+// request makes an ioctl about the interface called name.
+func (p *place) request(request uint, r *unix.Ifreq) error {
+	if p.ioctls == nil {
+		return errElsewhere
+	}
+	raw, err := p.ioctls.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.IoctlIfreq(int(fd), request, r) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// ask is the answer, a number, to such an ioctl.
+func (p *place) ask(request uint, name string) (int, error) {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.request(request, r); err != nil {
+		return 0, err
+	}
+	if request == unix.SIOCGIFFLAGS {
+		return int(r.Uint16()), nil
+	}
+	return int(r.Uint32()), nil
+}
+
+func (p *place) setMTU(name string, mtu int) error {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	r.SetUint32(uint32(mtu))
+	return p.request(unix.SIOCSIFMTU, r)
+}
+
+// interfaceName is what the interface is called, wherever it is. ErrDeleted says that there is none any more.
+func (d *Device) interfaceName() (name string, err error) {
+	e := d.queues[0].raw.Control(func(fd uintptr) { name, _, err = ask(int(fd)) })
+	switch {
+	case e != nil:
+		return "", errClosed
+	case errors.Is(err, unix.EBADFD):
+		return "", ErrDeleted
+	}
+	return name, err
+}
+
+// look asks for the state of the interface. unix.ENODEV says that it is in another place.
+func (d *Device) look(p *place) (s State, err error) {
+	if s.Name, err = d.interfaceName(); err != nil {
+		return s, err
+	}
+	index, err := p.ask(unix.SIOCGIFINDEX, s.Name)
+	if err != nil {
+		return s, err
+	}
+	if index != p.index { // another one, which took over the name
+		return s, unix.ENODEV
+	}
+	if s.MTU, err = p.ask(unix.SIOCGIFMTU, s.Name); err != nil {
+		return s, err
+	}
+	flags, err := p.ask(unix.SIOCGIFFLAGS, s.Name)
+	s.Up = flags&unix.IFF_UP != 0
+	return s, err
+}
+
+// followStates publishes each state until the interface is gone or closed.
+func (d *Device) followStates() {
+	defer d.follow.Done()
+	for d.ending() == nil {
+		now, err := d.look(&d.place)
+		if err != nil && !errors.Is(err, ErrDeleted) && d.move() {
+			now, err = d.look(&d.place)
+		}
+		switch {
+		case err == nil:
+			d.set(now)
+		case errors.Is(err, ErrDeleted):
+			d.end(ErrDeleted)
+		case now.Name != "":
+			now.Up, now.MTU = d.last()
+			d.set(now)
+		}
+		if err == nil && d.place.netlink != nil {
+			d.place.wait()
+			continue
+		}
+		select {
+		case <-d.done:
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// last is what was known of the interface before.
+func (d *Device) last() (up bool, mtu int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.current.Up, d.current.MTU
+}
+
+// move makes the place anew, and reports whether that was possible.
+func (d *Device) move() bool {
+	p, err := d.locate()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended { // close has closed the one before, or will
+		p.close()
+		return false
+	}
+	d.place.close()
+	d.place = p
+	return err == nil
+}
+
+// leave closes the place, which ends the follower's wait.
+func (d *Device) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.place.close()
+}
+
+// wait returns when something about the interface may have changed, or the place was closed.
+func (p *place) wait() {
+	raw, err := p.netlink.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		b := make([]byte, 16<<10) // seldom, and not kept while nothing happens
+		for {
+			n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_TRUNC)
+			switch {
+			case err == unix.EAGAIN:
+				return false
+			case err == unix.EINTR:
+			case err != nil || n > len(b) || mentions(b[:n], p.index): // ENOBUFS: messages were lost
+				return true
+			}
+		}
+	})
+}
+
+// mentions reports whether one of the messages in b is about the interface of the index.
+func mentions(b []byte, index int) bool {
+	const link = unix.SizeofNlMsghdr + unix.SizeofIfInfomsg
+	for len(b) >= unix.SizeofNlMsghdr {
+		h := (*unix.NlMsghdr)(unsafe.Pointer(&b[0]))
+		n := int(h.Len)
+		if n < unix.SizeofNlMsghdr || n > len(b) {
+			return true // not understood: look
+		}
+		if (h.Type == unix.RTM_NEWLINK || h.Type == unix.RTM_DELLINK) && n >= link {
+			if int((*unix.IfInfomsg)(unsafe.Pointer(&b[unix.SizeofNlMsghdr])).Index) == index {
+				return true
+			}
+		}
+		b = b[min(len(b), (n+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
+	}
+	return false
+}

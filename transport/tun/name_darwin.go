@@ -1,0 +1,4 @@
+package tun
+
+// anyName lets the system choose.
+const anyName = "utun"

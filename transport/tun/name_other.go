@@ -1,0 +1,6 @@
+//go:build freebsd || windows
+
+package tun
+
+// anyName is a name: these systems choose none.
+const anyName = "wg0"

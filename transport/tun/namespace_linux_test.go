@@ -1,0 +1,206 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// A namespace is a network of its own, which lasts as long as its descriptor, or an interface's or a socket's, is open.
+type namespace struct{ f *os.File }
+
+// newNamespace makes one, with nothing in it but a loopback interface that is down.
+func newNamespace(t testing.TB) *namespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: for network namespaces")
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip: of iproute2")
+	}
+	n := new(namespace)
+	onThread(t, func() {
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			n.f, err = os.Open("/proc/thread-self/ns/net")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() { n.f.Close() })
+	return n
+}
+
+// onThread runs f on a thread that ends with it.
+func onThread(t testing.TB, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	ok := false
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+		ok = true
+	}()
+	if <-done; !ok {
+		t.FailNow()
+	}
+}
+
+// do runs f inside.
+func (n *namespace) do(t testing.TB, f func()) {
+	t.Helper()
+	onThread(t, func() {
+		if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			return
+		}
+		f()
+	})
+}
+
+// ip runs "ip ARGS" inside. The descriptors of others are 3 and on.
+func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
+	t.Helper()
+	var out []byte
+	n.do(t, func() {
+		c := exec.Command("ip", strings.Fields(args)...)
+		for _, o := range others {
+			c.ExtraFiles = append(c.ExtraFiles, o.f)
+		}
+		var err error
+		if out, err = c.CombinedOutput(); err != nil {
+			t.Errorf("ip %s: %v\n%s", args, err, out)
+		}
+	})
+	return string(out)
+}
+
+// open opens an interface inside. It is closed with the test.
+func (n *namespace) open(t testing.TB, c Config) *Device {
+	t.Helper()
+	var d *Device
+	n.do(t, func() {
+		var err error
+		if d, err = Open(c); err != nil {
+			t.Error(err)
+		}
+	})
+	if d == nil {
+		t.FailNow()
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	})
+	return d
+}
+
+// up gives d, which is inside, its addresses and brings it up. There is no IPv6 but where one is given, so that nothing
+// is sent that no test asked for.
+func (n *namespace) up(t testing.TB, d *Device, addresses ...string) {
+	t.Helper()
+	name := d.Name()
+	n.ip(t, "link set lo up")
+	n.ip(t, "link set "+name+" addrgenmode none")
+	for _, a := range addresses {
+		n.ip(t, "address add "+a+" dev "+name+" "+map[bool]string{true: "nodad"}[strings.Contains(a, ":")])
+	}
+	n.ip(t, "link set "+name+" up")
+}
+
+// eventually waits until f, and fails with what it is that does not come.
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// join carries packets from one interface to the other, both ways, until they are closed. tap sees each batch, if it is
+// not nil.
+func join(t testing.TB, a, b *Device, tap func(from *Device, b *wireguard.Batch)) {
+	carry := func(from, to *Device, s wireguard.PacketSource) {
+		b := new(wireguard.Batch)
+		var pkts [][]byte
+		for {
+			err := s.ReadPackets(b)
+			if tap != nil {
+				tap(from, b)
+			}
+			pkts = pkts[:0]
+			for i := range b.Len() {
+				pkts = append(pkts, b.Packet(i))
+			}
+			_, _ = to.WritePackets(pkts)
+			b.Reset()
+			if err != nil {
+				if !errors.Is(err, net.ErrClosed) {
+					t.Errorf("reading %s: %v", from.Name(), err)
+				}
+				return
+			}
+		}
+	}
+	done := make(chan struct{})
+	n := 0
+	start := func(from, to *Device) {
+		for _, s := range from.Queues() {
+			n++
+			go func() {
+				carry(from, to, s)
+				done <- struct{}{}
+			}()
+		}
+	}
+	start(a, b)
+	start(b, a)
+	t.Cleanup(func() {
+		a.Close()
+		b.Close()
+		for range n {
+			<-done
+		}
+	})
+}
+
+// A link is two namespaces with an interface each, wg0 with the same address family twice:
+//
+//	x: 10.9.0.1, fd09::1  wg0 ══ join ══ wg0  y: 10.9.0.2, fd09::2
+type link struct {
+	x, y *namespace
+	a, b *Device
+}
+
+func newLink(t testing.TB, c Config) link {
+	l := link{x: newNamespace(t), y: newNamespace(t)}
+	c.Name = "wg0"
+	l.a, l.b = l.x.open(t, c), l.y.open(t, c)
+	l.x.up(t, l.a, "10.9.0.1/24", "fd09::1/64")
+	l.y.up(t, l.b, "10.9.0.2/24", "fd09::2/64")
+	return l
+}
+
+func (l link) address(v6 bool) string {
+	if v6 {
+		return "fd09::2"
+	}
+	return "10.9.0.2"
+}
+
+func (l link) String() string { return fmt.Sprintf("%+v, %+v", l.a.Stats(), l.b.Stats()) }

@@ -1,0 +1,276 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	path = "/dev/net/tun"
+
+	// tunFeatures is what Open asks of the kernel, and what an inherited descriptor has to have.
+	tunFeatures = unix.IFF_TUN | unix.IFF_NO_PI
+)
+
+// A system is an interface on Linux.
+type system struct {
+	queues []*queue
+	header int                 // bytes in front of each packet: virtioSize or 0
+	merges [kinds]atomic.Int32 // whether the kernel takes merged packets of a kind, as far as known
+	flows  *flows              // with several queues
+
+	place   place          // the follower's; replaced and closed with mu held
+	follow  sync.WaitGroup // the follower
+	closing sync.Once
+	closed  error
+
+	// The system call, which tests replace to make it fail.
+	writev func(fd uintptr, iov []unix.Iovec) (int, syscall.Errno)
+}
+
+// open makes d the interface that c tells of.
+func (d *Device) open(c *Config) (err error) {
+	defer func() {
+		if err != nil {
+			d.end(nil)
+			_ = d.close()
+		}
+	}()
+	d.writev = writev
+	name, err := d.attach(c)
+	if err != nil {
+		return err
+	}
+	d.place, err = d.locate()
+	if err != nil && (c.File == nil || !errors.Is(err, errElsewhere) || c.MTU > 0) {
+		return fmt.Errorf("wireguard: tun: looking up %s: %w", name, err)
+	}
+	mtu := c.MTU
+	if mtu == 0 && c.File == nil {
+		mtu = defaultMTU
+	}
+	if mtu > 0 {
+		if err := d.place.setMTU(name, mtu); err != nil {
+			return fmt.Errorf("wireguard: tun: setting the MTU of %s to %d: %w", name, mtu, err)
+		}
+	}
+	if now, err := d.look(&d.place); err == nil {
+		d.set(now)
+	} else {
+		// An inherited one, of a namespace that this program may not enter.
+		d.set(State{Up: true, MTU: defaultMTU, Name: name})
+	}
+	d.follow.Add(1)
+	go d.followStates()
+	return nil
+}
+
+// attach opens the queues.
+func (d *Device) attach(c *Config) (name string, err error) {
+	var fds []int
+	if c.File != nil {
+		fd, err := duplicate(c.File)
+		if err != nil {
+			return "", fmt.Errorf("wireguard: tun: the inherited descriptor: %w", err)
+		}
+		fds = []int{fd}
+	} else if fds, err = create(c); err != nil {
+		return "", err
+	}
+	name, flags, err := ask(fds[0])
+	if err == nil {
+		err = d.configure(fds[0], flags, c.NoOffload)
+	}
+	if err != nil {
+		closeAll(fds)
+		return "", fmt.Errorf("wireguard: tun: %w", err)
+	}
+	if len(fds) > 1 {
+		d.flows = new(flows)
+	}
+	for i, fd := range fds {
+		// Not before now: the poller sees a descriptor that is attached to nothing as one that failed.
+		q := newQueue(d, i, os.NewFile(uintptr(fd), path))
+		d.queues = append(d.queues, q)
+		if err == nil {
+			q.raw, err = q.file.SyscallConn()
+		}
+	}
+	if err == nil && c.File != nil {
+		err = c.File.Close()
+	}
+	return name, err
+}
+
+// create opens the interface of c's name, once for each queue.
+func create(c *Config) (fds []int, err error) {
+	name := c.Name
+	if name == "" {
+		name = "wg%d"
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	flags := uint16(tunFeatures)
+	if !c.NoOffload {
+		flags |= unix.IFF_VNET_HDR
+	}
+	if c.Queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	for range max(1, c.Queues) {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			closeAll(fds)
+			return nil, fmt.Errorf("wireguard: tun: opening %s: %w%s", path, err, adviceOpen(err))
+		}
+		fds = append(fds, fd)
+		r, err := unix.NewIfreq(name)
+		if err == nil {
+			r.SetUint16(flags)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+		}
+		if err != nil {
+			closeAll(fds)
+			return nil, fmt.Errorf("wireguard: tun: making the interface %q: %w%s", name, err, adviceAttach(err, c))
+		}
+		name = r.Name() // all queues are of the one that the first made
+	}
+	return fds, nil
+}
+
+// checkName says what the kernel says only by EINVAL.
+func checkName(name string) error {
+	switch {
+	case len(name) >= unix.IFNAMSIZ:
+		return fmt.Errorf("wireguard: tun: the name %q is longer than %d bytes", name, unix.IFNAMSIZ-1)
+	case name == "." || name == "..", strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' }),
+		strings.Count(name, "%") != strings.Count(name, "%d"), strings.Count(name, "%") > 1:
+		return fmt.Errorf("wireguard: tun: %q is no name for an interface: it may hold no space, slash or colon, and %% only as one %%d", name)
+	}
+	return nil
+}
+
+func adviceOpen(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return "; load the module (modprobe tun), or give the container the device (--device " + path + ")"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "; run as root, or give this user access to it"
+	}
+	return ""
+}
+
+func adviceAttach(err error, c *Config) string {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return "; run as root or with CAP_NET_ADMIN, or have root make the interface for this user (ip tuntap add mode tun user NAME), or hand in its descriptor"
+	case errors.Is(err, unix.EBUSY):
+		return "; another program has an interface of this name open: end it, or choose another name"
+	case errors.Is(err, unix.EINVAL) && c.Queues > 1:
+		return "; an interface of this name exists and is no TUN with several queues: delete it, or choose another name"
+	case errors.Is(err, unix.EINVAL):
+		return "; an interface of this name exists and is no TUN, or one with several queues: delete it, or choose another name"
+	}
+	return ""
+}
+
+// duplicate is a descriptor of f's, for this package alone.
+func duplicate(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if e := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
+		return -1, e
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	return fd, err
+}
+
+// ask is the name and the flags of the interface that fd is attached to.
+func ask(fd int) (name string, flags uint16, err error) {
+	r, _ := unix.NewIfreq("")
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, r); err != nil {
+		return "", 0, fmt.Errorf("asking for the interface of the descriptor: %w", err)
+	}
+	return r.Name(), r.Uint16(), nil
+}
+
+// configure finds out what is in front of each packet, and turns on the offloads that the kernel has.
+func (d *Device) configure(fd int, flags uint16, noOffload bool) error {
+	if flags&tunFeatures != tunFeatures {
+		return fmt.Errorf("the interface of the descriptor has flags %#x; open it with IFF_TUN and IFF_NO_PI", flags)
+	}
+	wanted := []int{0}
+	if flags&unix.IFF_VNET_HDR != 0 {
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, virtioSize); err != nil {
+			return fmt.Errorf("setting the size of the header: %w", err)
+		}
+		if d.header = virtioSize; !noOffload {
+			const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+			wanted = []int{tcp | unix.TUN_F_TSO_ECN | unix.TUN_F_USO4 | unix.TUN_F_USO6, tcp | unix.TUN_F_TSO_ECN, tcp, unix.TUN_F_CSUM, 0}
+		}
+	}
+	for i := range d.merges {
+		d.merges[i].Store(mergeRefused)
+	}
+	// USO came with Linux 6.2; who is refused asks for less.
+	for _, offloads := range wanted {
+		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads); err != nil {
+			continue
+		}
+		if offloads&unix.TUN_F_TSO4 != 0 {
+			d.merges[tcp4].Store(mergeUntried)
+			d.merges[tcp6].Store(mergeUntried)
+		}
+		if offloads&unix.TUN_F_USO4 != 0 {
+			d.merges[udp4].Store(mergeUntried)
+			d.merges[udp6].Store(mergeUntried)
+		}
+		return nil
+	}
+	return nil // then nothing is offloaded, as by default
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+func (d *Device) sources() []wireguard.PacketSource {
+	s := make([]wireguard.PacketSource, len(d.queues))
+	for i, q := range d.queues {
+		s[i] = q
+	}
+	return s
+}
+
+func (d *Device) read(b *wireguard.Batch) error { return d.queues[0].ReadPackets(b) }
+
+// close is called after end, which the follower waits for.
+func (d *Device) close() error {
+	d.closing.Do(func() {
+		for _, q := range d.queues {
+			if err := q.file.Close(); err != nil && d.closed == nil {
+				d.closed = err
+			}
+		}
+		d.leave()
+		d.follow.Wait()
+	})
+	return d.closed
+}

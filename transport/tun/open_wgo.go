@@ -1,0 +1,125 @@
+//go:build darwin || freebsd || openbsd || windows
+
+package tun
+
+import (
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/wgo"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// A system is a TUN of wireguard-go's. It has one queue and no offloads.
+type system struct {
+	dev     tun.Device
+	tunnel  wireguard.Tunnel
+	closing sync.Once
+	closed  error
+}
+
+// open makes d the interface that c tells of.
+func (d *Device) open(c *Config) (err error) {
+	mtu := c.MTU
+	if mtu == 0 && c.File == nil {
+		mtu = defaultMTU
+	}
+	if c.Queues > 1 {
+		return fmt.Errorf("wireguard: tun: this system has one queue an interface, not %d; leave Queues at 0", c.Queues)
+	}
+	if c.File != nil {
+		d.dev, err = inherited(c.File, mtu)
+	} else {
+		name := c.Name
+		if name == "" {
+			name = anyName
+		}
+		d.dev, err = tun.CreateTUN(name, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("wireguard: tun: opening the interface: %w; that takes the rights of an administrator", err)
+	}
+	d.tunnel = wgo.Tunnel(eventless{d.dev})
+	first := d.look(State{MTU: defaultMTU})
+	if i, err := net.InterfaceByName(first.Name); err == nil {
+		first.Up = i.Flags&net.FlagUp != 0
+	}
+	d.set(first)
+	go d.takeEvents() // until Close, or the interface is gone
+	return nil
+}
+
+// An eventless is a tun.Device whose events are taken here, also while nobody reads packets.
+type eventless struct{ tun.Device }
+
+func (eventless) Events() <-chan tun.Event { return nil }
+
+// look asks for what may have changed in the state.
+func (d *Device) look(s State) State {
+	if name, err := d.dev.Name(); err == nil {
+		s.Name = name
+	}
+	if mtu, err := d.dev.MTU(); err == nil {
+		s.MTU = mtu
+	}
+	return s
+}
+
+// takeEvents publishes what the events say.
+func (d *Device) takeEvents() {
+	for e := range d.dev.Events() {
+		d.mu.Lock()
+		s := d.current
+		d.mu.Unlock()
+		switch {
+		case e&tun.EventUp != 0:
+			s.Up = true
+		case e&tun.EventDown != 0:
+			s.Up = false
+		}
+		d.set(d.look(s))
+	}
+}
+
+func (d *Device) sources() []wireguard.PacketSource { return []wireguard.PacketSource{d.tunnel} }
+
+func (d *Device) read(b *wireguard.Batch) error {
+	err := d.tunnel.ReadPackets(b)
+	n, bytes := b.Len(), 0
+	for i := range n {
+		bytes += len(b.Packet(i))
+	}
+	d.traffic.readPackets.Add(uint64(n))
+	d.traffic.readBytes.Add(uint64(bytes))
+	if err == nil {
+		return nil
+	}
+	d.end(fmt.Errorf("%w: %v", ErrDeleted, err)) // unless it was closed
+	return d.ending()
+}
+
+func (d *Device) write(pkts [][]byte) (int, error) {
+	bytes := 0
+	for _, p := range pkts {
+		bytes += len(p)
+	}
+	n, err := d.tunnel.WritePackets(pkts)
+	d.traffic.writtenPackets.Add(uint64(n))
+	if n == len(pkts) {
+		d.traffic.writtenBytes.Add(uint64(bytes))
+	} else {
+		d.traffic.invalid.Add(uint64(len(pkts) - n))
+	}
+	return n, err
+}
+
+func (d *Device) close() error {
+	d.closing.Do(func() {
+		if d.tunnel != nil {
+			d.closed = d.tunnel.Close()
+		}
+	})
+	return d.closed
+}

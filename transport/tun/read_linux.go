@@ -1,0 +1,158 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// The way out of a packet, on the goroutine that reads its queue:
+//
+//	ReadPackets ─▶ what was left of the packet before ─▶ poller ─▶ try: read into memory that is had only while there is
+//	            something to read ─▶ cutter: straight into the batch, in as many segments as it takes
+
+// A queue is one descriptor of the interface. Its reader is one goroutine's.
+type queue struct {
+	d    *Device
+	n    int
+	file *os.File
+	raw  syscall.RawConn
+
+	// For the reader alone.
+	memory *readMemory // nil while nothing is read and nothing is left
+	cut    cutter
+	b      *wireguard.Batch
+	waited bool // this call found nothing at first
+	errno  syscall.Errno
+	try    func(fd uintptr) bool // tryRead, bound once
+}
+
+// readMemory holds one packet as the kernel hands it over: IPv6 counts 65,535 bytes without its header.
+type readMemory [virtioSize + 40 + 65535]byte
+
+var readMemories = sync.Pool{New: func() any { return new(readMemory) }}
+
+func newQueue(d *Device, n int, f *os.File) *queue {
+	q := &queue{d: d, n: n, file: f}
+	q.try = q.tryRead
+	return q
+}
+
+// ReadPackets waits for packets and appends them to b.
+func (q *queue) ReadPackets(b *wireguard.Batch) error {
+	q.b, q.waited, q.errno = b, false, 0
+	err := q.readSome()
+	q.b = nil
+	n, bytes := b.Len(), 0
+	for i := range n {
+		bytes += len(b.Packet(i))
+	}
+	q.d.traffic.readPackets.Add(uint64(n))
+	q.d.traffic.readBytes.Add(uint64(bytes))
+	return err
+}
+
+func (q *queue) readSome() error {
+	if q.cut.pending() && !q.cut.into(q.b) {
+		return nil // it is larger than the batch
+	}
+	err := q.raw.Read(q.try)
+	if !q.cut.pending() {
+		q.release()
+	}
+	switch {
+	case err != nil:
+		return errClosed
+	case q.errno == 0:
+		return nil
+	}
+	return q.failed(q.errno)
+}
+
+func (q *queue) release() {
+	if q.memory != nil {
+		readMemories.Put(q.memory)
+		q.memory = nil
+	}
+}
+
+// tryRead reads without waiting, and reports whether the outcome is one to return. The poller calls it at once and then
+// each time that there is something to read.
+//
+// A packet that was waited for is handed on by itself, since there are seldom more at that moment; what arrives while it
+// is on its way makes the next batch.
+func (q *queue) tryRead(fd uintptr) bool {
+	if q.memory == nil {
+		q.memory = readMemories.Get().(*readMemory)
+	}
+	for {
+		n, errno := read(fd, q.memory[:])
+		switch errno {
+		case 0:
+		case unix.EAGAIN:
+			if q.b.Len() > 0 {
+				return true
+			}
+			q.release()
+			q.waited = true
+			return false
+		default:
+			q.errno = errno
+			return true
+		}
+		q.d.traffic.readCalls.Add(1)
+		q.take(q.memory[:n])
+		if q.cut.pending() || q.b.Len() > 0 && (q.waited || q.b.Next(q.d.MTU()) == nil) {
+			return true
+		}
+	}
+}
+
+// take puts what was read into the batch, as far as it fits.
+func (q *queue) take(b []byte) {
+	h := virtio{}
+	if q.d.header > 0 {
+		if len(b) < q.d.header {
+			q.d.traffic.malformed.Add(1)
+			return
+		}
+		h, b = getVirtio(b), b[q.d.header:]
+	}
+	if f := q.d.flows; f != nil {
+		f.seen(b, q.n)
+	}
+	if !q.cut.begin(h, b) {
+		q.d.traffic.malformed.Add(1)
+		return
+	}
+	q.cut.into(q.b)
+}
+
+// failed is what the reader returns for an errno that ends it.
+func (q *queue) failed(errno syscall.Errno) error {
+	switch errno {
+	case unix.EBADFD, unix.EIO, unix.ENODEV, unix.EFAULT:
+		q.d.end(ErrDeleted)
+	default:
+		q.d.end(os.NewSyscallError("read", errno))
+	}
+	return q.d.ending()
+}
+
+func read(fd uintptr, b []byte) (int, syscall.Errno) {
+	for {
+		n, err := unix.Read(int(fd), b)
+		switch errno, _ := err.(syscall.Errno); errno {
+		case 0:
+			return n, 0
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}

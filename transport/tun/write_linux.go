@@ -1,0 +1,247 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"encoding/binary"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"golang.org/x/sys/unix"
+)
+
+// The way in of packets, on the goroutine that opened them:
+//
+//	WritePackets ─▶ packet: what may merge goes to the coalescer ─▶ Single, Merged ─▶ writev, from where the packets lie
+
+// Kinds of packets that are merged.
+const (
+	tcp4 = iota
+	tcp6
+	udp4
+	udp6
+	kinds
+)
+
+// What is known of a kind.
+const (
+	mergeUntried = iota
+	mergeProven  // the kernel took one: it takes all, but what is wrong with a single one
+	mergeRefused // it did not know what to do with the first: it never will
+)
+
+// A writer is the scratch memory of one call of WritePackets.
+type writer struct {
+	segment.Coalescer
+	d *Device
+
+	head [virtioSize + segment.MaxHeaders]byte // in front of the payload of a merged packet
+	iovs []unix.Iovec
+
+	// The outcome of the last system call, and of all of the call.
+	errno syscall.Errno
+	try   func(fd uintptr) // bound once
+	taken int
+	err   error
+	done  struct{ calls, packets, bytes, merged uint64 }
+}
+
+var writers = sync.Pool{New: func() any {
+	w := new(writer)
+	w.try = func(fd uintptr) { _, w.errno = w.d.writev(fd, w.iovs) }
+	return w
+}}
+
+// zeroHeader is the virtio header of a packet by itself: nothing is known of its sums.
+var zeroHeader [virtioSize]byte
+
+func (d *Device) write(pkts [][]byte) (int, error) {
+	w := writers.Get().(*writer)
+	w.d = d
+	for _, p := range pkts {
+		w.packet(p)
+	}
+	w.Flush(w)
+	n, err := w.taken, w.err
+	w.account()
+	writers.Put(w)
+	return n, err
+}
+
+// account adds up what was written, and empties the writer.
+func (w *writer) account() {
+	t := &w.d.traffic
+	t.writeCalls.Add(w.done.calls)
+	t.writtenPackets.Add(w.done.packets)
+	t.writtenBytes.Add(w.done.bytes)
+	t.merged.Add(w.done.merged)
+	w.done.calls, w.done.packets, w.done.bytes, w.done.merged = 0, 0, 0, 0
+	w.d, w.taken, w.err = nil, 0, nil
+}
+
+// packet writes p, or leaves it to be merged.
+func (w *writer) packet(p []byte) {
+	if l3, l4, kind, ok := transport(p); ok && w.d.merges[kind].Load() != mergeRefused {
+		w.Add(w, p, l3, l4, kind >= udp4, false)
+		return
+	}
+	w.Single(p, 0)
+}
+
+// transport finds the headers of a packet that is whole and of TCP or UDP.
+func transport(p []byte) (l3, l4, kind int, ok bool) {
+	if len(p) < segment.IP4Header {
+		return 0, 0, 0, false
+	}
+	var proto uint8
+	switch p[0] >> 4 {
+	case 4:
+		const fragment = 0x3fff // the offset, and that more follow
+		l3, proto = int(p[0]&15)*4, p[segment.IP4Protocol]
+		if l3 < segment.IP4Header || int(binary.BigEndian.Uint16(p[segment.IP4Length:])) != len(p) ||
+			binary.BigEndian.Uint16(p[segment.IP4Fragment:])&fragment != 0 {
+			return 0, 0, 0, false
+		}
+	case 6:
+		l3, proto, kind = segment.IP6Header, p[segment.IP6Next], tcp6
+		if len(p) < l3 || int(binary.BigEndian.Uint16(p[segment.IP6Length:]))+l3 != len(p) {
+			return 0, 0, 0, false
+		}
+	default:
+		return 0, 0, 0, false
+	}
+	switch proto {
+	case segment.TCP:
+		l4, ok = segment.TCPEnd(p, l3)
+		return l3, l4, kind, ok
+	case segment.UDP:
+		l4 = l3 + segment.UDPHeader
+		return l3, l4, kind + udp4, l4 <= len(p)
+	}
+	return 0, 0, 0, false
+}
+
+// Single writes the packet p by itself.
+func (w *writer) Single(p []byte, _ int) {
+	w.iovs = w.iovs[:0]
+	if w.d.header > 0 {
+		w.add(zeroHeader[:])
+	}
+	w.add(p)
+	if w.call(p); w.errno == 0 {
+		w.wrote(1, len(p))
+		return
+	}
+	w.drop(w.errno)
+}
+
+// Merged writes a run of packets as one. The headers of the whole are written beside it, so that the packets stay what
+// they are for a kernel that wants them one by one.
+func (w *writer) Merged(r *segment.Run) {
+	kind := tcp4
+	h := virtio{flags: needsSum, gso: gsoTCP4, headers: uint16(r.L4), size: uint16(r.Size), start: uint16(r.L3), offset: uint16(r.ChecksumAt())}
+	if r.Packets[0][0]>>4 == 6 {
+		kind, h.gso = tcp6, gsoTCP6
+	}
+	if r.UDP {
+		kind, h.gso = kind+udp4, gsoUDP
+	}
+	known := &w.d.merges[kind]
+	if known.Load() == mergeRefused {
+		w.oneByOne(r)
+		return
+	}
+	h.put(w.head[:])
+	n := r.Headers(w.head[virtioSize:])
+	r.Partial(w.head[virtioSize : virtioSize+n])
+	w.iovs = w.iovs[:0]
+	w.add(w.head[:virtioSize+n])
+	for _, p := range r.Packets {
+		w.add(p[r.L4:])
+	}
+	switch w.call(r.Packets[0]); w.errno {
+	case 0:
+		if known.Load() == mergeUntried {
+			known.CompareAndSwap(mergeUntried, mergeProven)
+		}
+		w.wrote(len(r.Packets), r.Total+(len(r.Packets)-1)*r.L4)
+		w.done.merged += uint64(len(r.Packets))
+	case unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE:
+		// A peer could send what the kernel refuses for a reason of its own, so a kind that worked stays.
+		known.CompareAndSwap(mergeUntried, mergeRefused)
+		w.d.traffic.refused.Add(1)
+		w.oneByOne(r)
+	default:
+		for range r.Packets {
+			w.drop(w.errno)
+		}
+	}
+}
+
+func (w *writer) oneByOne(r *segment.Run) {
+	for _, p := range r.Packets {
+		w.Single(p, r.L4)
+	}
+}
+
+func (w *writer) add(b []byte) {
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	w.iovs = append(w.iovs, iov)
+}
+
+// call writes iovs to the queue of p's flow. The descriptor is not locked meanwhile, so that writers do not wait for each
+// other.
+func (w *writer) call(p []byte) {
+	q := w.d.queues[0]
+	if f := w.d.flows; f != nil {
+		q = w.d.queues[f.queue(p, len(w.d.queues))]
+	}
+	if err := q.raw.Control(w.try); err != nil {
+		w.errno = unix.EBADF
+	}
+	clear(w.iovs) // what is pooled must not keep the caller's memory
+}
+
+func (w *writer) wrote(packets, bytes int) {
+	w.taken += packets
+	w.done.calls++
+	w.done.packets += uint64(packets)
+	w.done.bytes += uint64(bytes)
+}
+
+// drop counts a packet that was not taken.
+func (w *writer) drop(errno syscall.Errno) {
+	t := &w.d.traffic
+	switch errno {
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		t.full.Add(1)
+	case unix.EIO: // tun_get_user: not IFF_UP
+		t.down.Add(1)
+	case unix.EBADFD:
+		w.d.end(ErrDeleted)
+		w.err = ErrDeleted
+		return
+	case unix.EBADF:
+		w.err = errClosed
+		return
+	default:
+		t.invalid.Add(1)
+	}
+	if w.err == nil {
+		w.err = os.NewSyscallError("writev", errno)
+	}
+}
+
+// writev writes without waiting: the descriptor is set so.
+func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))
+		if errno != unix.EINTR {
+			return int(n), errno
+		}
+	}
+}
