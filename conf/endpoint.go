@@ -143,11 +143,15 @@ func (r Resolution) try(ctx context.Context, host string) (netip.Addr, error) {
 		network = "ip"
 	}
 	as, err := resolver.LookupNetIP(ctx, network, host)
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("resolve %s: %w", host, err)
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return netip.Addr{}, fmt.Errorf("%w; correct the name, or write an address", err)
+	case err != nil:
+		return netip.Addr{}, fmt.Errorf("resolve %s: %w; look at the resolver (/etc/resolv.conf) and the network, or write an address", host, err)
 	}
 	if len(as) == 0 {
-		return netip.Addr{}, fmt.Errorf("resolve %s: the name has no address", host)
+		return netip.Addr{}, fmt.Errorf("resolve %s: the name has no address; correct it, or write one", host)
 	}
 	return as[0].Unmap(), nil
 }

@@ -92,7 +92,7 @@ func TestResolve(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	err := f.Resolve(t.Context(), Resolution{Resolver: resolver{"a": {a, b}, "gone": {notFound}}})
 	es := Errors(err)
-	if len(es) != 2 || es[0].Line != 9 || es[1].Line != 11 || !strings.Contains(es[0].Error(), "resolve gone") || !errors.Is(es[0], notFound) {
+	if len(es) != 2 || es[0].Line != 9 || es[1].Line != 11 || !strings.Contains(es[0].Error(), "correct the name") || !errors.Is(es[0], notFound) {
 		t.Errorf("%v", err)
 	}
 	for i, want := range []string{"192.0.2.1:1", "192.0.2.1:2", "192.0.2.9:3", "invalid AddrPort", "invalid AddrPort", "invalid AddrPort"} {

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
@@ -184,10 +185,10 @@ func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) err
 		return err
 	}
 	err = f.Resolve(ctx, conf.Resolution{Retries: retries, Waiting: func(host string, err error, wait time.Duration) {
-		fmt.Fprintf(t.out, "wg0: %v; trying again in %.1f seconds\n", err, wait.Seconds())
+		fmt.Fprintf(t.out, "wg0: %v: trying again in %.1f seconds\n", err, wait.Seconds())
 	}})
 	if err != nil {
-		return fmt.Errorf("%w\nno endpoint can be reached by a name without a resolver: look at /etc/resolv.conf and the network, or write addresses", &fileError{t.path, err})
+		return &fileError{t.path, err}
 	}
 	c, err := f.Change()
 	if err != nil {
@@ -261,14 +262,18 @@ func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
 }
 
 var (
-	mtuOf    = regexp.MustCompile(`\bmtu (?:lock )?([0-9]+)`)
-	deviceOf = regexp.MustCompile(`\bdev ([^ \n]+)`)
+	mtuOf     = regexp.MustCompile(`\bmtu (?:lock )?([0-9]+)`)
+	nextRoute = regexp.MustCompile(`\n[^ \t]`)
+	deviceOf  = regexp.MustCompile(`\bdev ([^ \n]+)`)
 )
 
-// pathMTU is the MTU of the first route that ip shows, or that of its device; 0: none.
+// pathMTU is the MTU of the first route that ip shows, or that of its device; 0: none. What belongs to a route stands
+// indented below it.
 func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
 	out, _ := t.output(ctx, "ip", append([]string{"route"}, args...)...)
-	out, _, _ = strings.Cut(out, "\n")
+	if n := nextRoute.FindStringIndex(out); n != nil {
+		out = out[:n[0]]
+	}
 	if m := mtuOf.FindStringSubmatch(out); m != nil {
 		n, _ := strconv.Atoi(m[1])
 		return n
@@ -401,6 +406,9 @@ func family(a netip.Addr) string {
 	return "-6"
 }
 
+// longestHookEnd is what a hook has for its end after SIGTERM.
+const longestHookEnd = 5 * time.Second
+
 // hooks runs hooks by the shell. ran is set once one was begun.
 func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
 	shell := "sh"
@@ -415,6 +423,9 @@ func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
 		}
 		cmd := exec.CommandContext(ctx, shell, "-c", hook)
 		cmd.Env, cmd.Stdout, cmd.Stderr = environ(), h.out, h.out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end what the shell started, too
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+		cmd.WaitDelay = longestHookEnd
 		if err := cmd.Run(); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
