@@ -1,0 +1,390 @@
+// Package conf reads and writes the configuration files of wg(8) and wg-quick(8).
+//
+// [Parse] gives a [File] of typed values; a program changes these and takes [File.Text], which is the text that was read
+// but for the values that changed: comments, order, spelling and keys that this package does not know stay. A File becomes a
+// [wireguard.Config] for a new device, or a [wireguard.Change] for a running one. Names of endpoints are resolved
+// by [File.Resolve], when the program says so.
+//
+//	f, err := conf.Parse(text)
+//	...
+//	err = f.Resolve(ctx, conf.Resolution{})
+//	...
+//	config, err := f.Config()
+//	config.Tunnel, config.Bind = tunnel, udp.Bind{}
+//	device, err := wireguard.New(config)
+//
+// # The format
+//
+// Keys and section names are the same in any case, and white space round them and in them does not count. A # begins a
+// comment, and nothing else does: a ; belongs to the value. Address, DNS, AllowedIPs and the four hooks add up where they are
+// repeated; of any other key, the last line counts. The values of the hooks are a line each, exactly as written.
+//
+// # Secrets
+//
+// A File holds private and preshared keys. It does not print them: its only way out is Text. No error repeats a key, nor
+// a text that could be one, such as a line that lost its beginning.
+package conf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	wireguard "github.com/seed-86b749af/wireguard"
+)
+
+// A File is a configuration: one [Interface] and any number of [Peer] sections. The zero value is an empty one. A File
+// is for one goroutine at a time.
+type File struct {
+	Interface Interface
+	Peers     []Peer
+
+	sections []*section // as read, in order; the first is what stands above all sections
+	first    place      // of the first section
+}
+
+// A place is the number of a section among all that this process has read; 0 is none. It stands in for a pointer, which
+// package fmt would follow to the keys in the text.
+type place uint64
+
+var places atomic.Uint64 // given out
+
+// at is the section at a place, or nil: none, or another File's.
+func (f *File) at(p place) *section {
+	if n := uint64(len(f.sections)); p == 0 || p < f.first || uint64(p-f.first) >= n {
+		return nil
+	}
+	return f.sections[p-f.first]
+}
+
+// An Interface is the [Interface] section. The zero value of a field means that the file does not set it. Of its keys,
+// wg(8) knows PrivateKey, ListenPort and FwMark; wg-quick(8) knows the others.
+//
+// A copy of an Interface belongs to the same place in the file.
+type Interface struct {
+	PrivateKey wireguard.PrivateKey
+	ListenPort uint16
+	FwMark     uint32
+
+	Addresses  []netip.Prefix // key Address; an address without a length is a prefix of one address
+	DNS        []netip.Addr   // key DNS, what is an address of it
+	Search     []string       // key DNS, what is no address: domains to search
+	MTU        int            // in bytes; 0: to be found out
+	Table      string         // "": as auto; TableAuto, TableOff, or a routing table's number or name
+	PreUp      []string       // hooks, in order, for a shell; see ExpandHook
+	PostUp     []string
+	PreDown    []string
+	PostDown   []string
+	SaveConfig bool
+
+	from place
+}
+
+// Values of Interface.Table with a meaning of their own: routes go where wg-quick(8) puts them, or are left alone.
+const (
+	TableAuto = "auto"
+	TableOff  = "off"
+)
+
+// A Peer is a [Peer] section. The zero value of a field means that the file does not set it.
+//
+// A copy of a Peer belongs to the same place in the file. Where two Peers of one File do, the first has it, and the
+// other is written as a new section.
+type Peer struct {
+	PublicKey           wireguard.PublicKey
+	PresharedKey        wireguard.PresharedKey
+	Endpoint            Endpoint
+	PersistentKeepalive time.Duration // whole seconds
+
+	// AllowedIPs are the peer's, as written: bits beyond the length are kept. Those of the file with a - in front
+	// are RemoveAllowedIPs. Any + or - makes the list Incremental: a difference, with wg addconf and syncconf, to what the
+	// peer has, and not the whole of it.
+	AllowedIPs       []netip.Prefix
+	RemoveAllowedIPs []netip.Prefix
+	Incremental      bool
+
+	from place
+}
+
+// An Error is one thing that is wrong with a file.
+type Error struct {
+	Line int    // from 1; 0: no single one, as for a peer that the program added
+	Key  string // as the format's documentation spells it, or a section's name in brackets, or empty
+	Err  error  // what is wrong, and what to write instead
+}
+
+// Error is "line 7: AllowedIPs: ..." in one line.
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.Line != 0 {
+		fmt.Fprintf(&b, "line %d: ", e.Line)
+	}
+	if e.Key != "" {
+		b.WriteString(e.Key + ": ")
+	}
+	return b.String() + e.Err.Error()
+}
+
+// Unwrap is Err.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Errors is the Errors that err, from a function of this package, was joined from; nil if it is another one.
+func Errors(err error) (es []*Error) {
+	if e, ok := err.(*Error); ok {
+		return []*Error{e}
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range joined.Unwrap() {
+			es = append(es, Errors(err)...)
+		}
+	}
+	return es
+}
+
+// A section is lines of the file.
+type section struct {
+	name  string // "Interface", "Peer", or "" above all sections and where the name is unknown
+	line  int    // of the header, from 1
+	above []line // comments that stand right above the header
+	head  line   // the header; none where the section stands above all
+	lines []line
+}
+
+// A line is what was read, with its end of line if it has one.
+type line struct {
+	text string
+	key  string // in lower case; empty: a comment, or nothing
+}
+
+// Parse reads a file. The error joins everything that is wrong, each an [Error] with its line; the file is nil then.
+// Unknown keys and sections are no errors here, see [File.Unknown], nor is what only [File.Validate] can tell.
+func Parse(text []byte) (*File, error) {
+	p := parser{file: new(File), section: new(section)}
+	p.file.sections = []*section{p.section}
+	for n, text := range splitLines(string(text)) {
+		p.line(n+1, text)
+	}
+	if len(p.errs) != 0 {
+		return nil, errors.Join(p.errs...)
+	}
+	p.file.settle()
+	return p.file, nil
+}
+
+// settle gives the sections their places. Until then an Interface and a Peer are from the index of their section.
+func (f *File) settle() {
+	n := uint64(len(f.sections))
+	f.first = place(places.Add(n) - n + 1)
+	if f.Interface.from != 0 {
+		f.Interface.from += f.first
+	}
+	for i := range f.Peers {
+		f.Peers[i].from += f.first
+	}
+}
+
+// splitLines keeps the ends of the lines.
+func splitLines(s string) []string {
+	lines := strings.SplitAfter(s, "\n")
+	if lines[len(lines)-1] == "" {
+		lines = lines[:len(lines)-1]
+	}
+	return lines
+}
+
+type parser struct {
+	file    *File
+	section *section // the last one
+	errs    []error
+}
+
+func (p *parser) wrong(n int, key string, format string, args ...any) {
+	p.errs = append(p.errs, &Error{n, key, fmt.Errorf(format, args...)})
+}
+
+func (p *parser) line(n int, text string) {
+	content, _, _ := strings.Cut(text, "#")
+	if n == 1 {
+		content = strings.TrimPrefix(content, "\ufeff") // as some editors begin a file; wg(8) stumbles over it
+	}
+	content = strings.Trim(content, space)
+	switch {
+	case strings.ContainsRune(content, 0):
+		p.wrong(n, "", "a NUL byte; this is not a text file")
+	case content == "":
+		p.section.lines = append(p.section.lines, line{text: text})
+	case content[0] == '[':
+		p.header(n, text, squeeze(content))
+	default:
+		p.keyValue(n, text, content)
+	}
+}
+
+func (p *parser) header(n int, text, content string) {
+	s := &section{line: n, head: line{text: text}}
+	s.above = p.section.takeComments()
+	from := place(len(p.file.sections))
+	switch strings.ToLower(content) {
+	case "[interface]":
+		s.name = sectionInterface
+		if first := p.file.Interface.from; first != 0 {
+			p.wrong(n, "[Interface]", "the second such section, after line %d; join the two", p.file.sections[first].line)
+		} else {
+			p.file.Interface.from = from
+		}
+	case "[peer]":
+		s.name = sectionPeer
+		p.file.Peers = append(p.file.Peers, Peer{from: from})
+	}
+	p.file.sections = append(p.file.sections, s)
+	p.section = s
+}
+
+// takeComments takes the comments at the end of s, without a blank line among them: they belong to what comes next.
+func (s *section) takeComments() []line {
+	i := len(s.lines)
+	for i > 0 && strings.HasPrefix(strings.TrimLeft(s.lines[i-1].text, space), "#") {
+		i--
+	}
+	taken := s.lines[i:]
+	s.lines = s.lines[:i:i]
+	return taken
+}
+
+func (p *parser) keyValue(n int, text, content string) {
+	key, value, ok := strings.Cut(content, "=")
+	key, value = squeeze(key), strings.Trim(value, space)
+	s := p.section
+	switch {
+	case !ok:
+		p.wrong(n, "", "neither a [section] nor a key = value; write # before a comment")
+		return
+	case len(p.file.sections) == 1:
+		p.wrong(n, printable(key), "this is above all sections; write [Interface] or [Peer] before it")
+		return
+	}
+	s.lines = append(s.lines, line{text: text, key: strings.ToLower(key)})
+	var err error
+	switch s.name {
+	case sectionInterface:
+		if f := find(interfaceFields, key); f != nil {
+			key, err = f.name, f.parse(&p.file.Interface, value)
+		}
+	case sectionPeer:
+		if f := find(peerFields, key); f != nil {
+			key, err = f.name, f.parse(&p.file.Peers[len(p.file.Peers)-1], value)
+		}
+	}
+	if err != nil {
+		for _, err := range each(err) {
+			p.errs = append(p.errs, &Error{n, key, err})
+		}
+	}
+}
+
+// each is the errors that err was joined from.
+func each(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+const (
+	sectionInterface = "Interface"
+	sectionPeer      = "Peer"
+
+	space = " \t\n\v\f\r" // isspace of the C locale
+)
+
+// squeeze takes all white space out of s.
+func squeeze(s string) string {
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune(space, r) {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,23}$`)
+
+// printable is s if it can be a key's name. The last line of a key that was broken in two, its end a =, looks like one
+// otherwise.
+func printable(s string) string {
+	if word.MatchString(s) {
+		return s
+	}
+	return ""
+}
+
+var secret = regexp.MustCompile(`[A-Za-z0-9+/]{40}`)
+
+// quote is a value for an error: in quotes, of bounded length, and not at all if it could be a key.
+func quote(s string) string {
+	switch {
+	case secret.MatchString(s):
+		return "the value"
+	case len(s) > 64:
+		return fmt.Sprintf("%q...", strings.ToValidUTF8(s[:60], ""))
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+// Unknown is an Error for each key and each section that is neither wg(8)'s nor wg-quick(8)'s. They are kept by Text. A
+// program that takes a file for itself alone should refuse them: they are most often a misspelt key.
+func (f *File) Unknown() (es []*Error) {
+	for _, s := range f.sections[min(1, len(f.sections)):] {
+		n := s.line
+		if s.name == "" {
+			es = append(es, &Error{n, "", errors.New("an unknown section; want [Interface] or [Peer]")})
+			continue
+		}
+		for _, l := range s.lines {
+			n++
+			if l.key != "" && !known(s.name, l.key) {
+				es = append(es, &Error{n, printable(writtenKey(l.text)), fmt.Errorf("not a key of [%s]%s", s.name, guess(s.name, l.key))})
+			}
+		}
+	}
+	return es
+}
+
+func writtenKey(text string) string {
+	key, _, _ := strings.Cut(text, "=")
+	return squeeze(key)
+}
+
+// String tells the size of the file, and none of its secrets.
+func (f *File) String() string { return fmt.Sprintf("(configuration of %d peers)", len(f.Peers)) }
+
+// Format prints String for every verb: the text of the file has keys.
+func (f *File) Format(s fmt.State, _ rune) { io.WriteString(s, f.String()) }
+
+// LogValue is String.
+func (f *File) LogValue() slog.Value { return slog.StringValue(f.String()) }
+
+// ExpandHook is a hook with %i replaced by the interface's name, as wg-quick(8) passes it to a shell.
+func ExpandHook(hook, iface string) string { return strings.ReplaceAll(hook, "%i", iface) }
+
+// Strip is f without what only wg-quick(8) knows: what `wg-quick strip` prints, fit for `wg setconf`. The error is Text's.
+func (f *File) Strip() (*File, error) {
+	if err := f.writable(); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	for _, s := range f.written() {
+		s.write(&b, func(l line) bool {
+			field := find(interfaceFields, l.key)
+			return s.name != sectionInterface || field == nil || !field.quick
+		})
+	}
+	return Parse(b.Bytes())
+}

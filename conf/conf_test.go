@@ -1,0 +1,325 @@
+package conf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	wireguard "github.com/seed-86b749af/wireguard"
+)
+
+// Keys of the documentation of wg(8).
+const (
+	privateText = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
+	pskText     = "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="
+	publicText  = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+	publicText2 = "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="
+)
+
+// full has every key, and what people put round keys.
+const full = `# the office
+[Interface] # home
+PrivateKey = ` + privateText + ` # never share
+ listen port=51820
+FWMARK = 0xca6c
+Address = 10.0.0.2/24, fd00::2/64   # two
+Address = 192.168.7.1
+DNS = 10.0.0.1, example.com
+dns = fd00::1 corp.example
+MTU = 1280
+Table = 1234
+PreUp = echo pre; echo %i
+PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo "a = b"
+PostUp = echo second
+PreDown = echo down
+PostDown = echo gone
+SaveConfig = true
+Jc = 4
+
+# the gateway
+[Peer]
+PublicKey = ` + publicText + `
+PresharedKey = ` + pskText + `
+AllowedIPs = 10.0.0.0/24, fd00::/64
+AllowedIPs = 0.0.0.0/0
+Endpoint = vpn.example.com:51820
+PersistentKeepalive = 25
+
+[peer]
+PublicKey=` + publicText2 + `
+ALLOWEDIPS=10.0.1.7
+Endpoint=[2001:db8::1]:1
+PersistentKeepalive=OFF
+`
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func prefixes(ss ...string) (ps []netip.Prefix) {
+	for _, s := range ss {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
+}
+
+func parse(t *testing.T, text string) *File {
+	t.Helper()
+	f, err := Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// values is f without its text.
+func values(f *File) File {
+	v := File{Interface: f.Interface}
+	v.Interface.from = 0
+	for _, p := range f.Peers {
+		p.from = 0
+		v.Peers = append(v.Peers, p)
+	}
+	return v
+}
+
+func TestParseFull(t *testing.T) {
+	got := values(parse(t, full))
+	want := File{
+		Interface: Interface{
+			PrivateKey: must(wireguard.ParsePrivateKey(privateText)), ListenPort: 51820, FwMark: 0xca6c,
+			Addresses: prefixes("10.0.0.2/24", "fd00::2/64", "192.168.7.1/32"),
+			DNS:       []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+			Search:    []string{"example.com", "corp.example"},
+			MTU:       1280, Table: "1234", SaveConfig: true,
+			PreUp:   []string{"echo pre; echo %i"},
+			PostUp:  []string{`iptables -A FORWARD -i %i -j ACCEPT; echo "a = b"`, "echo second"},
+			PreDown: []string{"echo down"}, PostDown: []string{"echo gone"},
+		},
+		Peers: []Peer{{
+			PublicKey: must(wireguard.ParsePublicKey(publicText)), PresharedKey: must(wireguard.ParsePresharedKey(pskText)),
+			AllowedIPs: prefixes("10.0.0.0/24", "fd00::/64", "0.0.0.0/0"),
+			Endpoint:   Endpoint{Host: "vpn.example.com", Port: 51820}, PersistentKeepalive: 25 * time.Second,
+		}, {
+			PublicKey: must(wireguard.ParsePublicKey(publicText2)), AllowedIPs: prefixes("10.0.1.7/32"),
+			Endpoint: Endpoint{Host: "2001:db8::1", Port: 1},
+		}},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// TestParseValues: single lines as wg(8) and wg-quick(8) read them.
+func TestParseValues(t *testing.T) {
+	for _, c := range []struct {
+		line string
+		get  func(*File) any
+		want any
+	}{
+		{"FwMark = off", func(f *File) any { return f.Interface.FwMark }, uint32(0)},
+		{"FwMark = 010", func(f *File) any { return f.Interface.FwMark }, uint32(10)},
+		{"FwMark = 4294967295", func(f *File) any { return f.Interface.FwMark }, uint32(1<<32 - 1)},
+		{"ListenPort = 0", func(f *File) any { return f.Interface.ListenPort }, uint16(0)},
+		{"ListenPort = 1\nListenPort = 2", func(f *File) any { return f.Interface.ListenPort }, uint16(2)},
+		{"Table = OFF", func(f *File) any { return f.Interface.Table }, "off"},
+		{"Table = my.table", func(f *File) any { return f.Interface.Table }, "my.table"},
+		{"SaveConfig = True\nsaveconfig = FALSE", func(f *File) any { return f.Interface.SaveConfig }, false},
+		{"PostUp = a ; b # c", func(f *File) any { return f.Interface.PostUp }, []string{"a ; b"}},
+		{"DNS = ~.", func(f *File) any { return f.Interface.Search }, []string{"~."}},
+		{"MTU = 1420\r", func(f *File) any { return f.Interface.MTU }, 1420},
+	} {
+		if got := c.get(parse(t, "[Interface]\n"+c.line+"\n")); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%q: got %v, want %v", c.line, got, c.want)
+		}
+	}
+	for _, c := range []struct {
+		line            string
+		add, remove     string
+		isIncremental   bool
+		wantsNoEndpoint bool
+	}{
+		{line: "AllowedIPs =", add: "[]", remove: "[]"},
+		{line: "AllowedIPs = 10.0.0.0 /24 ,10.1.1.1", add: "[10.0.0.0/24 10.1.1.1/32]", remove: "[]"},
+		{line: "AllowedIPs = +10.0.0.0/24, -10.1.0.0/16", add: "[10.0.0.0/24]", remove: "[10.1.0.0/16]", isIncremental: true},
+		{line: "AllowedIPs = 10.0.0.1/24\nAllowedIPs = -10.0.0.0/24", add: "[]", remove: "[10.0.0.0/24]", isIncremental: true},
+		{line: "AllowedIPs = -10.0.0.0/24, 10.0.0.9/24", add: "[10.0.0.9/24]", remove: "[]", isIncremental: true},
+	} {
+		p := parse(t, "[Peer]\n"+c.line+"\n").Peers[0]
+		if fmt.Sprint(p.AllowedIPs) != c.add || fmt.Sprint(p.RemoveAllowedIPs) != c.remove || p.Incremental != c.isIncremental {
+			t.Errorf("%q: %v, without %v, incremental %v", c.line, p.AllowedIPs, p.RemoveAllowedIPs, p.Incremental)
+		}
+	}
+}
+
+func TestParseEndpoint(t *testing.T) {
+	for _, c := range []struct{ text, host, back string }{
+		{"192.0.2.1:51820", "192.0.2.1", "192.0.2.1:51820"},
+		{"[2001:db8::1]:51820", "2001:db8::1", "[2001:db8::1]:51820"},
+		{"[fe80::1%eth0]:51820", "fe80::1%eth0", "[fe80::1%eth0]:51820"},
+		{"fe80::1:51820", "fe80::1", "[fe80::1]:51820"}, // wg(8) takes it, and the port cannot belong to the address
+		{"a_b.example.com.:51820", "a_b.example.com.", "a_b.example.com.:51820"},
+	} {
+		e, err := ParseEndpoint(c.text)
+		if err != nil || e.Host != c.host || e.Port != 51820 || e.String() != c.back {
+			t.Errorf("%s: %+v, %v, %v", c.text, e, e.String(), err)
+		}
+	}
+	for _, s := range []string{
+		"", ":", ":1", "a", "a:", "a:0", "a:65536", "a:http", "a:+1", "[::1]", "[::1:51820", "[name]:1", "2001:db8::1", "fe80::1:1234",
+		"0.0.0.0:1", "[::]:1", "224.0.0.1:1", "[ff02::1]:1", "1.2.3:1", "a b:1", "-a:1", "a/b:1", "[::ffff:0.0.0.0]:1",
+	} {
+		if e, err := ParseEndpoint(s); err == nil {
+			t.Errorf("%q: taken as %+v", s, e)
+		}
+	}
+}
+
+// TestErrors: every error is told at once, with its line and key, and none repeats a key or what may be one.
+func TestErrors(t *testing.T) {
+	const misplaced = "qM3vY1S9ZK4bZ0wT8pJ5m9VdLx2rUe7oNc6yHiGfAkE="
+	text := strings.Join([]string{
+		/* 1 */ "ListenPort = 1",
+		/* 2 */ "[Interface]",
+		/* 3 */ "PrivateKey = " + misplaced[1:],
+		/* 4 */ misplaced,
+		/* 5 */ misplaced[:43],
+		/* 6 */ "ListenPort = 65536",
+		/* 7 */ "FwMark = 0xfffffffff",
+		/* 8 */ "Address = 10.0.0.1/33, hello, fe80::1%eth0/64",
+		/* 9 */ "DNS = 1.2.3.4.5, fd00:::1",
+		/* 10 */ "MTU = 67",
+		/* 11 */ "Table = a b",
+		/* 12 */ "SaveConfig = yes",
+		/* 13 */ "PostUp =",
+		/* 14 */ "[Peer]",
+		/* 15 */ "PublicKey = " + misplaced[:43] + "F",
+		/* 16 */ "PresharedKey = " + misplaced + "A",
+		/* 17 */ "AllowedIPs = 10.0.0.0/24,, ::ffff:1.2.3.4/128, 10.0.0.0/-1",
+		/* 18 */ "Endpoint = " + misplaced,
+		/* 19 */ "PersistentKeepalive = 65536",
+		/* 20 */ "[Interface]",
+		/* 21 */ "Address =",
+		/* 22 */ "ListenPort = \x00",
+		/* 23 */ "MTU = " + misplaced,
+	}, "\n")
+	f, err := Parse([]byte(text))
+	if f != nil || err == nil {
+		t.Fatalf("%v, %v", f, err)
+	}
+	var got []string
+	for _, e := range Errors(err) {
+		got = append(got, fmt.Sprintf("%d %s", e.Line, e.Key))
+	}
+	want := []string{
+		"1 ListenPort", "3 PrivateKey", "5 ", "6 ListenPort", "7 FwMark", "8 Address", "8 Address", "8 Address", "9 DNS", "9 DNS",
+		"10 MTU", "11 Table", "12 SaveConfig", "13 PostUp", "15 PublicKey", "16 PresharedKey", "17 AllowedIPs", "17 AllowedIPs", "17 AllowedIPs",
+		"18 Endpoint", "19 PersistentKeepalive", "20 [Interface]", "21 Address", "22 ", "23 MTU",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %q\nwant %q\n%v", got, want, err)
+	}
+	if len(strings.Split(err.Error(), "\n")) != len(want) {
+		t.Errorf("not a line an error:\n%v", err)
+	}
+	for i := range len(misplaced) - 12 {
+		if strings.Contains(err.Error(), misplaced[i:i+12]) {
+			t.Fatalf("a key is in an error:\n%v", err)
+		}
+	}
+}
+
+// TestUnknown: keys and sections that nobody knows are kept and told, with what may be meant, and without a value.
+func TestUnknown(t *testing.T) {
+	text := "[Interface]\nPrivteKey = " + privateText + "\nPublicKey = x\nJc = 4\n" + pskText + "\n[Peer]\n" +
+		"PublicKey = " + publicText + "\nAllowedIP = 10.0.0.0/8\n[Wireguard]\nMTU = 1\n"
+	f := parse(t, text)
+	var got []string
+	for _, e := range f.Unknown() {
+		got = append(got, e.Error())
+	}
+	want := []string{
+		"line 2: PrivteKey: not a key of [Interface]; PrivateKey is meant?",
+		"line 3: PublicKey: not a key of [Interface], but of [Peer]: move it there",
+		"line 4: Jc: not a key of [Interface]; the keys are PrivateKey, ListenPort, FwMark, Address, DNS, MTU, Table, PreUp, PostUp, PreDown, PostDown, SaveConfig",
+		"line 5: not a key of [Interface]; the keys are PrivateKey, ListenPort, FwMark, Address, DNS, MTU, Table, PreUp, PostUp, PreDown, PostDown, SaveConfig",
+		"line 8: AllowedIP: not a key of [Peer]; AllowedIPs is meant?",
+		"line 9: an unknown section; want [Interface] or [Peer]",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
+	}
+	if back := must(f.Text()); string(back) != text {
+		t.Errorf("written as\n%s", back)
+	}
+}
+
+// TestNothingPrintsKeys: neither fmt nor JSON brings a key out of a File.
+func TestNothingPrintsKeys(t *testing.T) {
+	f := parse(t, full)
+	var out strings.Builder
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		fmt.Fprintf(&out, verb+"\n", f)
+		fmt.Fprintf(&out, verb+"\n", f.Interface)
+		fmt.Fprintf(&out, verb+"\n", f.Peers)
+	}
+	j, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Write(j)
+	private, psk := must(wireguard.ParsePrivateKey(privateText)), must(wireguard.ParsePresharedKey(pskText))
+	for _, secret := range []string{privateText, pskText, fmt.Sprintf("%x", private[:]), fmt.Sprintf("%x", psk[:])} {
+		if strings.Contains(out.String(), secret[:20]) {
+			t.Errorf("a key was printed:\n%s", out.String())
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	own := must(wireguard.ParsePrivateKey(privateText)).Public().String()
+	f := parse(t, "[Interface]\nPrivateKey = "+privateText+"\n[Peer]\nAllowedIPs = 10.0.0.0/8\n[Peer]\nPublicKey = "+publicText+
+		"\n[Peer]\n# again\nPublicKey = "+publicText+"\n[Peer]\nPublicKey = "+own+"\n")
+	want := []string{
+		"line 3: PublicKey: this peer has none; every [Peer] needs the key that wg pubkey prints at the other end",
+		"line 9: PublicKey: the peer of line 6 has the same key; join the two sections",
+		"line 11: PublicKey: this is the interface's own key; write the other end's",
+	}
+	if got := f.Validate(); got == nil || got.Error() != strings.Join(want, "\n") {
+		t.Errorf("got\n%v", got)
+	}
+	if _, err := f.Config(); err == nil {
+		t.Error("a configuration was made of it")
+	}
+	if _, err := f.Text(); err != nil {
+		t.Errorf("what was read cannot be written back: %v", err)
+	}
+	if err := parse(t, full).Validate(); err != nil {
+		t.Errorf("a file without a fault: %v", err)
+	}
+}
+
+// TestErrorsOfOthers: an error that is none of this package's gives no Errors.
+func TestErrorsOfOthers(t *testing.T) {
+	if es := Errors(errors.New("x")); es != nil {
+		t.Errorf("%v", es)
+	}
+	one := &Error{Line: 3, Key: "MTU", Err: errors.ErrUnsupported}
+	if es := Errors(one); len(es) != 1 || !errors.Is(es[0], errors.ErrUnsupported) {
+		t.Errorf("%v", es)
+	}
+}
+
+func TestExpandHook(t *testing.T) {
+	if got := ExpandHook("ip link show %i; echo %i %%i", "wg0"); got != "ip link show wg0; echo wg0 %wg0" {
+		t.Error(got)
+	}
+}

@@ -1,0 +1,174 @@
+package conf
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	wireguard "github.com/seed-86b749af/wireguard"
+)
+
+// Validate returns what is wrong with f as a whole, joined, each an [Error]: peers without a key or with another's or the
+// interface's own, and values that cannot be written. Unknown keys are none of it, see [File.Unknown].
+func (f *File) Validate() error {
+	errs := []error{f.writable()}
+	own := f.Interface.PrivateKey.Public()
+	first := make(map[wireguard.PublicKey]int, len(f.Peers))
+	for i := range f.Peers {
+		p := &f.Peers[i]
+		line := f.at(p.from).lineOf("publickey")
+		wrong := func(format string, args ...any) {
+			errs = append(errs, &Error{line, "PublicKey", fmt.Errorf(format, args...)})
+		}
+		before, twice := first[p.PublicKey]
+		switch {
+		case p.PublicKey.IsZero():
+			line = f.at(p.from).lineOf("")
+			wrong("this peer has none; every [Peer] needs the key that wg pubkey prints at the other end")
+			continue
+		case twice && before != 0:
+			wrong("the peer of line %d has the same key; join the two sections", before)
+		case twice:
+			wrong("another peer has the same key; join the two sections")
+		case p.PublicKey == own:
+			wrong("this is the interface's own key; write the other end's")
+		}
+		if !twice {
+			first[p.PublicKey] = line
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// writable is what of f cannot be written. Of what was read, all can.
+func (f *File) writable() error {
+	errs := check(&f.Interface, f.at(f.Interface.from), interfaceFields)
+	for i := range f.Peers {
+		p := &f.Peers[i]
+		errs = append(errs, check(p, f.at(p.from), peerFields)...)
+		if p.PersistentKeepalive%time.Second != 0 {
+			errs = append(errs, &Error{f.at(p.from).lineOf("persistentkeepalive"), "PersistentKeepalive", errors.New("want whole seconds")})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// check parses what would be written, so that a program's values are held to what a file's are.
+func check[T any](v *T, s *section, fields []field[T]) (errs []error) {
+	for _, f := range fields {
+		for _, value := range f.values(v) {
+			if err := checkValue(&f, value); err != nil {
+				errs = append(errs, &Error{s.lineOf(f.name), f.name, err})
+			}
+		}
+	}
+	return errs
+}
+
+// checkValue reports whether value would be read again as it is.
+func checkValue[T any](f *field[T], value string) error {
+	var scratch T
+	if err := f.parse(&scratch, value); err != nil {
+		return err
+	}
+	if back := f.values(&scratch); len(back) != 1 || back[0] != value || strings.Trim(value, space) != value || strings.ContainsAny(value, "#\n\x00") {
+		return errors.New("this would not be read as it is written: a value has no #, no end of line, and no white space at an end")
+	}
+	return nil
+}
+
+// Config is f for a new device, but for its Tunnel and Bind. Names of endpoints must have been resolved. An Incremental
+// peer has the prefixes that are added.
+func (f *File) Config() (wireguard.Config, error) {
+	if err := f.checkDevice(); err != nil {
+		return wireguard.Config{}, err
+	}
+	c := wireguard.Config{
+		PrivateKey: f.Interface.PrivateKey, ListenPort: f.Interface.ListenPort, FirewallMark: f.Interface.FwMark,
+	}
+	for i := range f.Peers {
+		c.Peers = append(c.Peers, f.Peers[i].config())
+	}
+	return c, nil
+}
+
+func (p *Peer) config() wireguard.PeerConfig {
+	c := wireguard.PeerConfig{
+		PublicKey: p.PublicKey, PresharedKey: p.PresharedKey,
+		AllowedIPs: p.AllowedIPs, PersistentKeepalive: p.PersistentKeepalive,
+	}
+	if a, ok := p.Endpoint.AddrPort(); ok {
+		c.Endpoint = wireguard.EndpointOf(a)
+	}
+	return c
+}
+
+// Change is the difference that makes a device what f says, as `wg syncconf` does: peers that f does not name go, and the
+// others keep their sessions, and the endpoint that they were heard from where f gives none. A listen port
+// that f does not give stays what it is. Names of endpoints must have been resolved.
+func (f *File) Change() (wireguard.Change, error) {
+	if err := f.checkDevice(); err != nil {
+		return wireguard.Change{}, err
+	}
+	i := &f.Interface
+	c := wireguard.Change{PrivateKey: new(i.PrivateKey), FirewallMark: new(i.FwMark), ReplacePeers: true}
+	if i.ListenPort != 0 || f.at(i.from).has("listenport") {
+		c.ListenPort = new(i.ListenPort)
+	}
+	for i := range f.Peers {
+		c.Peers = append(c.Peers, f.Peers[i].change())
+	}
+	return c, nil
+}
+
+func (p *Peer) change() wireguard.PeerChange {
+	config := p.config()
+	c := config.Change()
+	c.Timestamp = nil
+	c.ReplaceAllowedIPs, c.RemoveAllowedIPs = !p.isIncremental(), p.RemoveAllowedIPs
+	return c
+}
+
+// Addition is the difference that adds f to a device, as `wg addconf` does: what f does not name stays as it is. A
+// key of the file with a value of nothing, such as off, is named. Names of endpoints must have been resolved.
+func (f *File) Addition() (wireguard.Change, error) {
+	if err := f.checkDevice(); err != nil {
+		return wireguard.Change{}, err
+	}
+	var c wireguard.Change
+	i := &f.Interface
+	if !i.PrivateKey.IsZero() || f.at(i.from).has("privatekey") {
+		c.PrivateKey = new(i.PrivateKey)
+	}
+	if i.ListenPort != 0 || f.at(i.from).has("listenport") {
+		c.ListenPort = new(i.ListenPort)
+	}
+	if i.FwMark != 0 || f.at(i.from).has("fwmark") {
+		c.FirewallMark = new(i.FwMark)
+	}
+	for i := range f.Peers {
+		p := &f.Peers[i]
+		change := p.change()
+		if p.PresharedKey.IsZero() && !f.at(p.from).has("presharedkey") {
+			change.PresharedKey = nil
+		}
+		if p.PersistentKeepalive == 0 && !f.at(p.from).has("persistentkeepalive") {
+			change.PersistentKeepalive = nil
+		}
+		c.Peers = append(c.Peers, change)
+	}
+	return c, nil
+}
+
+// checkDevice is Validate, and that there is an address for each name.
+func (f *File) checkDevice() error {
+	errs := []error{f.Validate()}
+	for i := range f.Peers {
+		p := &f.Peers[i]
+		if _, ok := p.Endpoint.AddrPort(); !ok && !p.Endpoint.IsZero() {
+			errs = append(errs, &Error{f.at(p.from).lineOf("endpoint"), "Endpoint", errors.New("this name was not resolved; call File.Resolve first")})
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,98 @@
+package conf
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	wireguard "github.com/seed-86b749af/wireguard"
+)
+
+func TestConfig(t *testing.T) {
+	f := parse(t, full)
+	if _, err := f.Config(); err == nil || !strings.HasPrefix(err.Error(), "line 26: Endpoint: ") {
+		t.Errorf("a name that was not resolved: %v", err)
+	}
+	f.Peers[0].Endpoint.Addr = netip.MustParseAddr("192.0.2.1")
+	c, err := f.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := wireguard.Config{
+		PrivateKey: f.Interface.PrivateKey, ListenPort: 51820, FirewallMark: 0xca6c,
+		Peers: []wireguard.PeerConfig{{
+			PublicKey: f.Peers[0].PublicKey, PresharedKey: f.Peers[0].PresharedKey,
+			Endpoint:            wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.1:51820")),
+			AllowedIPs:          prefixes("10.0.0.0/24", "fd00::/64", "0.0.0.0/0"),
+			PersistentKeepalive: 25 * time.Second,
+		}, {
+			PublicKey:  f.Peers[1].PublicKey,
+			Endpoint:   wireguard.EndpointOf(netip.MustParseAddrPort("[2001:db8::1]:1")),
+			AllowedIPs: prefixes("10.0.1.7/32"),
+		}},
+	}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got  %+v\nwant %+v", c, want)
+	}
+}
+
+// TestChangeAndAddition: what wg syncconf and wg addconf name, and what they leave as it is.
+func TestChangeAndAddition(t *testing.T) {
+	const peer = "[Peer]\nPublicKey = " + publicText + "\n"
+	for _, c := range []struct {
+		text                      string
+		change, addition          wireguard.Change
+		changePeer, additionPeers func(p *wireguard.PeerChange)
+	}{
+		{text: peer,
+			change: wireguard.Change{PrivateKey: new(wireguard.PrivateKey), FirewallMark: new(uint32), ReplacePeers: true},
+			changePeer: func(p *wireguard.PeerChange) {
+				p.PresharedKey, p.PersistentKeepalive = new(wireguard.PresharedKey), new(time.Duration)
+			},
+		},
+		{text: "[Interface]\nListenPort = 0\nFwMark = off\n" + peer + "PersistentKeepalive = off\nPresharedKey = " + strings.Repeat("A", 43) + "=\n",
+			change:   wireguard.Change{PrivateKey: new(wireguard.PrivateKey), FirewallMark: new(uint32), ListenPort: new(uint16), ReplacePeers: true},
+			addition: wireguard.Change{FirewallMark: new(uint32), ListenPort: new(uint16)},
+			changePeer: func(p *wireguard.PeerChange) {
+				p.PresharedKey, p.PersistentKeepalive = new(wireguard.PresharedKey), new(time.Duration)
+			},
+			additionPeers: func(p *wireguard.PeerChange) {
+				p.PresharedKey, p.PersistentKeepalive = new(wireguard.PresharedKey), new(time.Duration)
+			},
+		},
+		{text: "[Interface]\nPrivateKey = " + privateText + "\nListenPort = 7\nFwMark = 9\n" + peer + "PersistentKeepalive = 5\nPresharedKey = " + pskText +
+			"\nEndpoint = 192.0.2.1:5\nAllowedIPs = +10.0.0.0/8, -10.0.0.0/9\n",
+			change:        wireguard.Change{PrivateKey: new(must(wireguard.ParsePrivateKey(privateText))), FirewallMark: new(uint32(9)), ListenPort: new(uint16(7)), ReplacePeers: true},
+			addition:      wireguard.Change{PrivateKey: new(must(wireguard.ParsePrivateKey(privateText))), FirewallMark: new(uint32(9)), ListenPort: new(uint16(7))},
+			changePeer:    fullPeer,
+			additionPeers: fullPeer,
+		},
+	} {
+		f := parse(t, c.text)
+		key := must(wireguard.ParsePublicKey(publicText))
+		for _, side := range []struct {
+			name string
+			get  func() (wireguard.Change, error)
+			want wireguard.Change
+			peer func(*wireguard.PeerChange)
+		}{{"change", f.Change, c.change, c.changePeer}, {"addition", f.Addition, c.addition, c.additionPeers}} {
+			p := wireguard.PeerChange{PublicKey: key, ReplaceAllowedIPs: true}
+			if side.peer != nil {
+				side.peer(&p)
+			}
+			side.want.Peers = []wireguard.PeerChange{p}
+			got, err := side.get()
+			if err != nil || !reflect.DeepEqual(got, side.want) {
+				t.Errorf("%s of\n%s: %v\n%+v\nwant\n%+v", side.name, c.text, err, got, side.want)
+			}
+		}
+	}
+}
+
+func fullPeer(p *wireguard.PeerChange) {
+	p.PresharedKey, p.PersistentKeepalive = new(must(wireguard.ParsePresharedKey(pskText))), new(5*time.Second)
+	p.Endpoint = new(wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.1:5")))
+	p.ReplaceAllowedIPs, p.AllowedIPs, p.RemoveAllowedIPs = false, prefixes("10.0.0.0/8"), prefixes("10.0.0.0/9")
+}

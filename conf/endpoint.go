@@ -1,0 +1,194 @@
+package conf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// An Endpoint is where a peer is to be reached: an address or a name, and a port. The zero value is none.
+type Endpoint struct {
+	Host string // an address without brackets, or a name
+	Port uint16
+
+	// Addr is what Host was resolved to, by File.Resolve or by the program. It is not written.
+	Addr netip.Addr
+}
+
+// ParseEndpoint parses "192.0.2.1:51820", "[2001:db8::1]:51820" or "vpn.example.com:51820".
+func ParseEndpoint(s string) (Endpoint, error) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.HasSuffix(s, "]") {
+		return Endpoint{}, fmt.Errorf("%s: the port is missing; want host:port, as 192.0.2.1:51820", quote(s))
+	}
+	host := s[:i]
+	port, ok := decimal(s[i+1:], 16)
+	if !ok || port == 0 {
+		return Endpoint{}, fmt.Errorf("%s: want a port from 1 to 65535 after the last colon", quote(s))
+	}
+	if inner, found := strings.CutPrefix(host, "["); found {
+		if host, found = strings.CutSuffix(inner, "]"); !found {
+			return Endpoint{}, fmt.Errorf("%s: the closing bracket is missing; want [address]:port", quote(s))
+		}
+		if _, err := netip.ParseAddr(host); err != nil {
+			return Endpoint{}, fmt.Errorf("%s: want an address in the brackets, as [2001:db8::1]:51820", quote(s))
+		}
+	} else if _, err := netip.ParseAddr(s); err == nil {
+		return Endpoint{}, fmt.Errorf("%s: an IPv6 address, with a port or without? Write [address]:port", quote(s))
+	}
+	return newEndpoint(host, uint16(port), s)
+}
+
+func newEndpoint(host string, port uint16, written string) (Endpoint, error) {
+	a, err := netip.ParseAddr(host)
+	switch {
+	case err == nil && (a.Unmap().IsUnspecified() || a.Unmap().IsMulticast()):
+		return Endpoint{}, fmt.Errorf("%s: want the address of one host", quote(written))
+	case err == nil:
+		return Endpoint{Host: host, Port: port}, nil
+	case !domain.MatchString(host) || strings.Trim(host, "0123456789.") == "":
+		return Endpoint{}, fmt.Errorf("%s: want an address or a name before the port", quote(written))
+	}
+	return Endpoint{Host: host, Port: port}, nil
+}
+
+// IsZero reports whether e is no endpoint.
+func (e Endpoint) IsZero() bool { return e == Endpoint{} }
+
+// AddrPort is the address of e and its port. It is not ok where e is a name that was not resolved, or no endpoint.
+func (e Endpoint) AddrPort() (a netip.AddrPort, ok bool) {
+	addr, err := netip.ParseAddr(e.Host)
+	if err != nil {
+		addr = e.Addr
+	}
+	return netip.AddrPortFrom(addr.Unmap(), e.Port), addr.IsValid() && e.Port != 0
+}
+
+// String is host:port, with brackets round an IPv6 address: what stands in a file.
+func (e Endpoint) String() string {
+	if e.IsZero() {
+		return ""
+	}
+	return net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port)))
+}
+
+// A Resolver finds the addresses of a name; the best one is the first. A *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// A Resolution says how names are resolved. The zero value does it as wg(8) does.
+type Resolution struct {
+	// Resolver is asked. Nil: net.DefaultResolver.
+	Resolver Resolver
+
+	// Network is "ip4" or "ip6" where one family alone will do. Empty: "ip", both.
+	Network string
+
+	// Retries is how often a name is asked for again after an error that may pass, such as no answer. That a name does
+	// not exist is final. Zero: 15; negative: never. The context ends it too.
+	Retries int
+
+	// Waiting is told before each wait of a retry. Nil: nobody is.
+	Waiting func(host string, err error, wait time.Duration)
+}
+
+const (
+	resolveRetries = 15
+	firstWait      = time.Second
+	longestWait    = 20 * time.Second
+)
+
+// Lookup finds the address of a name, or returns an address as such. Between two tries it waits a second at first, then a
+// fifth longer each time, up to 20 s.
+func (r Resolution) Lookup(ctx context.Context, host string) (netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.Unmap(), nil
+	}
+	retries := r.Retries
+	if retries == 0 {
+		retries = resolveRetries
+	}
+	for wait := firstWait; ; wait = min(wait*6/5, longestWait) {
+		a, err := r.try(ctx, host)
+		if err == nil || !mayPass(err) || retries <= 0 {
+			return a, err
+		}
+		retries--
+		if r.Waiting != nil {
+			r.Waiting(host, err, wait)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return netip.Addr{}, fmt.Errorf("resolve %s: %w", host, context.Cause(ctx))
+		}
+	}
+}
+
+func (r Resolution) try(ctx context.Context, host string) (netip.Addr, error) {
+	var resolver Resolver = net.DefaultResolver
+	if r.Resolver != nil {
+		resolver = r.Resolver
+	}
+	network := r.Network
+	if network == "" {
+		network = "ip"
+	}
+	as, err := resolver.LookupNetIP(ctx, network, host)
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return netip.Addr{}, fmt.Errorf("%w; correct the name, or write an address", err)
+	case err != nil:
+		return netip.Addr{}, fmt.Errorf("resolve %s: %w; look at the resolver (/etc/resolv.conf) and the network, or write an address", host, err)
+	}
+	if len(as) == 0 {
+		return netip.Addr{}, fmt.Errorf("resolve %s: the name has no address; correct it, or write one", host)
+	}
+	return as[0].Unmap(), nil
+}
+
+// mayPass reports whether another try may succeed. The end of the context is none that may.
+func mayPass(err error) bool {
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return !dns.IsNotFound && (dns.IsTemporary || dns.IsTimeout)
+	}
+	return false
+}
+
+// Resolve sets the Addr of each peer's endpoint that is a name. The error joins those that could not be resolved, each
+// an [Error] with its line; the others are resolved even so. A name that several peers share is asked for once.
+func (f *File) Resolve(ctx context.Context, r Resolution) error {
+	type answer struct {
+		addr netip.Addr
+		err  error
+	}
+	answers := make(map[string]answer)
+	var errs []error
+	for i := range f.Peers {
+		p := &f.Peers[i]
+		if _, err := netip.ParseAddr(p.Endpoint.Host); err == nil || p.Endpoint.IsZero() {
+			continue
+		}
+		a, asked := answers[p.Endpoint.Host]
+		if !asked {
+			a.addr, a.err = r.Lookup(ctx, p.Endpoint.Host)
+			answers[p.Endpoint.Host] = a
+		}
+		if a.err != nil {
+			errs = append(errs, &Error{f.at(p.from).lineOf("endpoint"), "Endpoint", a.err})
+			continue
+		}
+		p.Endpoint.Addr = a.addr
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,276 @@
+package conf
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+)
+
+// Text is the file, with its keys. What the program did not change stands as it was read; what it changed is edited in
+// its place; new keys stand behind their section's last, and new peers at the end. A value that cannot be written is an
+// error; nothing else that is wrong with f is.
+func (f *File) Text() ([]byte, error) {
+	if err := f.writable(); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	for _, s := range f.written() {
+		s.write(&b, func(line) bool { return true })
+	}
+	return b.Bytes(), nil
+}
+
+// written is the sections as they are to be written.
+func (f *File) written() (out []*section) {
+	used := make(map[*section]*Peer, len(f.Peers))
+	var added []*section
+	for i := range f.Peers {
+		p := &f.Peers[i]
+		if s := f.at(p.from); s != nil && used[s] == nil {
+			used[s] = p
+		} else {
+			added = append(added, edit(newSection(sectionPeer, f.eol()), new(Peer), p, peerFields))
+		}
+	}
+	home := f.at(f.Interface.from)
+	for i, s := range f.sections {
+		switch {
+		case s == home:
+			old := reread(s, interfaceFields)
+			out = append(out, edit(s, &old, &f.Interface, interfaceFields))
+		case s.name == sectionInterface:
+		case used[s] != nil:
+			old := reread(s, peerFields)
+			out = append(out, edit(s, &old, used[s], peerFields))
+		case s.name != sectionPeer:
+			out = append(out, s)
+		}
+		if i == 0 {
+			out = append(out, f.newInterface(home)...)
+		}
+	}
+	if len(f.sections) == 0 {
+		out = f.newInterface(nil)
+	}
+	for _, s := range added {
+		if len(out) > 0 {
+			s.above = []line{{text: f.eol()}}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// newInterface is the interface's section where the file has none and needs one.
+func (f *File) newInterface(home *section) []*section {
+	s := edit(newSection(sectionInterface, f.eol()), new(Interface), &f.Interface, interfaceFields)
+	if home != nil || len(s.lines) == 0 {
+		return nil
+	}
+	if len(f.sections) > 1 {
+		s.lines = append(s.lines, line{text: f.eol()})
+	}
+	return []*section{s}
+}
+
+func newSection(name, eol string) *section {
+	return &section{name: name, head: line{text: "[" + name + "]" + eol}}
+}
+
+// eol is how the file's lines end.
+func (f *File) eol() string {
+	for _, s := range f.sections {
+		if strings.HasSuffix(s.head.text, "\r\n") {
+			return "\r\n"
+		}
+	}
+	return "\n"
+}
+
+// reread is what s says.
+func reread[T any](s *section, fields []field[T]) (v T) {
+	for _, l := range s.lines {
+		if f := find(fields, l.key); f != nil && l.key != "" {
+			f.parse(&v, l.value())
+		}
+	}
+	return v
+}
+
+// edit is s, which says old, made to say v. s stays as it is.
+func edit[T any](s *section, old, v *T, fields []field[T]) *section {
+	e := *s
+	for _, f := range fields {
+		was, is := f.values(old), f.values(v)
+		if slices.Equal(was, is) {
+			continue
+		}
+		e.lines = slices.Clone(e.lines)
+		switch f.kind {
+		case single:
+			e.putSingle(f.name, is)
+		case lines:
+			e.putLines(f.name, was, is)
+		case list:
+			e.putList(f.name, is, func(line string) []string {
+				var v T
+				f.parse(&v, line)
+				return f.values(&v)
+			})
+		}
+	}
+	return &e
+}
+
+// putSingle writes the one value of key, or none. Of several lines the last counts, and is the one to change.
+func (s *section) putSingle(key string, values []string) {
+	at := s.indexes(key)
+	switch {
+	case len(values) == 0:
+		for _, n := range slices.Backward(at) {
+			s.lines = slices.Delete(s.lines, n, n+1)
+		}
+	case len(at) > 0:
+		s.lines[at[len(at)-1]].setValue(values[0])
+	default:
+		s.insert(s.end(), key, values[0])
+	}
+}
+
+// putLines writes values of key, a line each, over the lines with old. What is the same before and after the change keeps
+// its line.
+func (s *section) putLines(key string, old, values []string) {
+	at := s.indexes(key)
+	for len(old) > 0 && len(values) > 0 && old[0] == values[0] {
+		at, old, values = at[1:], old[1:], values[1:]
+	}
+	next := s.end() // where to insert
+	if all := s.indexes(key); len(all) > 0 {
+		next = all[len(all)-1] + 1
+	}
+	for n := len(old) - 1; n >= 0 && len(values) > 0 && old[n] == values[len(values)-1]; n-- {
+		next, at, old, values = at[n], at[:n], old[:n], values[:len(values)-1]
+	}
+	for len(at) > len(values) {
+		n := at[len(at)-1]
+		s.lines = slices.Delete(s.lines, n, n+1)
+		at = at[:len(at)-1]
+	}
+	for i, v := range values {
+		if i < len(at) {
+			s.lines[at[i]].setValue(v)
+		} else {
+			s.insert(next, key, v)
+			next++
+		}
+	}
+}
+
+// putList writes values of key with commas between. Each keeps its line where the order allows, with the line's comment;
+// a new one goes to the last line, and a line that is left without any goes. read is the values of a line.
+func (s *section) putList(key string, values []string, read func(line string) []string) {
+	at := s.indexes(key)
+	if len(at) == 0 || len(values) == 0 {
+		s.putSingle(key, unless(len(values) == 0, func() string { return strings.Join(values, ", ") }))
+		return
+	}
+	kept := make([][]string, len(at))
+	rest, end := values, 0
+	for i, n := range at {
+		of := read(s.lines[n].value())
+		for len(rest) > 0 && slices.Contains(of, rest[0]) {
+			kept[i], rest, end = append(kept[i], rest[0]), rest[1:], i
+		}
+	}
+	kept[end] = append(kept[end], rest...)
+	for i, n := range slices.Backward(at) {
+		if len(kept[i]) == 0 {
+			s.lines = slices.Delete(s.lines, n, n+1)
+		} else if l := &s.lines[n]; !slices.Equal(read(l.value()), kept[i]) {
+			l.setValue(strings.Join(kept[i], ", "))
+		}
+	}
+}
+
+// indexes is where key stands.
+func (s *section) indexes(key string) (at []int) {
+	for i, l := range s.lines {
+		if strings.EqualFold(l.key, key) && l.key != "" {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+// end is the place behind the last key.
+func (s *section) end() int {
+	for i := len(s.lines); i > 0; i-- {
+		if s.lines[i-1].key != "" {
+			return i
+		}
+	}
+	return 0
+}
+
+func (s *section) insert(at int, key, value string) {
+	eol := "\n"
+	if strings.HasSuffix(s.head.text, "\r\n") {
+		eol = "\r\n"
+	}
+	s.lines = slices.Insert(s.lines, at, line{key: strings.ToLower(key), text: key + " = " + value + eol})
+}
+
+// value is what stands between the = and a comment.
+func (l line) value() string {
+	content, _, _ := strings.Cut(l.text, "#")
+	_, v, _ := strings.Cut(content, "=")
+	return strings.Trim(v, space)
+}
+
+// setValue changes what stands between the = and a comment, and leaves the white space round it.
+func (l *line) setValue(v string) {
+	content, comment, hasComment := strings.Cut(l.text, "#")
+	before, old, _ := strings.Cut(content, "=")
+	leading := old[:len(old)-len(strings.TrimLeft(old, space))]
+	trailing := old[len(strings.TrimRight(old, space)):]
+	if strings.Trim(old, space) == "" {
+		leading, trailing = " ", strings.TrimLeft(old, " \t")
+	}
+	l.text = before + "=" + leading + v + trailing
+	if hasComment {
+		l.text += "#" + comment
+	}
+}
+
+// write writes s, but for the lines that keep refuses. Each line ends before the next begins.
+func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
+	write := func(l line) {
+		if n := b.Len(); n > 0 && b.Bytes()[n-1] != '\n' && l.text != "" {
+			b.WriteByte('\n')
+		}
+		b.WriteString(l.text)
+	}
+	for _, l := range s.above {
+		write(l)
+	}
+	write(s.head)
+	for _, l := range s.lines {
+		if keep(l) {
+			write(l)
+		}
+	}
+}
+
+// has reports whether the section that was read, if there is one, has key.
+func (s *section) has(key string) bool { return s != nil && len(s.indexes(key)) > 0 }
+
+// lineOf is the line of the last key of that name in the section that was read, or else the header's, or 0.
+func (s *section) lineOf(key string) int {
+	if s == nil {
+		return 0
+	}
+	if at := s.indexes(key); len(at) > 0 {
+		return s.line + 1 + at[len(at)-1]
+	}
+	return s.line
+}

@@ -1,0 +1,241 @@
+package conf
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	wireguard "github.com/seed-86b749af/wireguard"
+)
+
+// TestTextUnchanged: what was read is written back byte by byte.
+func TestTextUnchanged(t *testing.T) {
+	for _, text := range []string{
+		"", "\n", "# only a comment", full, strings.ReplaceAll(full, "\n", "\r\n"), "\ufeff[Interface]\nMTU = 1420",
+		"[Interface]\n\n\n# a\n\n# b\n[Peer]", "[Peer]\nAllowedIPs = +10.0.0.0/8,-10.0.0.0/9\nallowedips=1.2.3.4 # c\n[Peer]\n",
+	} {
+		if got := must(parse(t, text).Text()); string(got) != text {
+			t.Errorf("%q\nis written as\n%q", text, got)
+		}
+	}
+}
+
+// TestTextEdited: a change is made in its place, and touches nothing else.
+func TestTextEdited(t *testing.T) {
+	const file = `# mine
+[Interface]
+PrivateKey = ` + privateText + `
+ListenPort = 1 # old
+listenport =  51820   # port
+Address = 10.0.0.2/24, fd00::2/64 # both
+Address = 10.9.9.9
+
+PostUp = one # first
+PostUp = two # second
+PostUp = three # third
+Unknown = kept
+
+# alice
+[Peer]
+PublicKey = ` + publicText + `
+AllowedIPs = 10.0.0.0/24 # lan
+AllowedIPs = 10.1.0.0/24 # lab
+
+# bob
+# of sales
+[Peer]
+PublicKey = ` + publicText2 + `
+Endpoint = 192.0.2.1:51820
+`
+	third := must(wireguard.ParsePublicKey("gN65BkIKy1eCE9pP1wdc8ROUtkHLF2PfAqYdyYBz6EA="))
+	for _, c := range []struct {
+		name      string
+		edit      func(f *File)
+		old, want string // of the text
+	}{
+		{"of two lines the last counts", func(f *File) { f.Interface.ListenPort = 7 }, "  51820   #", "  7   #"},
+		{"a value that goes takes its lines", func(f *File) { f.Interface.ListenPort = 0 },
+			"ListenPort = 1 # old\nlistenport =  51820   # port\n", ""},
+		{"a new key stands behind the last", func(f *File) { f.Interface.MTU = 1280 }, "kept\n", "kept\nMTU = 1280\n"},
+		{"one of a list goes", func(f *File) { f.Interface.Addresses = slices.Delete(f.Interface.Addresses, 0, 1) },
+			"10.0.0.2/24, fd00::2/64 # both", "fd00::2/64 # both"},
+		{"a line of a list goes", func(f *File) { f.Interface.Addresses = f.Interface.Addresses[:2] }, "Address = 10.9.9.9\n", ""},
+		{"one more of a list", func(f *File) {
+			f.Interface.Addresses = append(f.Interface.Addresses, netip.MustParsePrefix("10.8.8.8/30"))
+		}, "Address = 10.9.9.9\n", "Address = 10.9.9.9/32, 10.8.8.8/30\n"},
+		{"a list goes", func(f *File) { f.Interface.Addresses = nil },
+			"Address = 10.0.0.2/24, fd00::2/64 # both\nAddress = 10.9.9.9\n", ""},
+		{"a hook goes with its comment", func(f *File) { f.Interface.PostUp = slices.Delete(f.Interface.PostUp, 1, 2) }, "PostUp = two # second\n", ""},
+		{"a hook more in the middle", func(f *File) { f.Interface.PostUp = slices.Insert(f.Interface.PostUp, 1, "new") },
+			"# first\n", "# first\nPostUp = new\n"},
+		{"a hook changes", func(f *File) { f.Interface.PostUp[1] = "2" }, "two # s", "2 # s"},
+		{"hooks at the end", func(f *File) { f.Interface.PostUp = append(f.Interface.PostUp, "4", "5") },
+			"# third\n", "# third\nPostUp = 4\nPostUp = 5\n"},
+		{"a peer goes with its comments", func(f *File) { f.Peers = f.Peers[:1] },
+			"# bob\n# of sales\n[Peer]\nPublicKey = " + publicText2 + "\nEndpoint = 192.0.2.1:51820\n", ""},
+		{"peers in another order stay where they are", func(f *File) { slices.Reverse(f.Peers) }, "", ""},
+		{"a peer moves", func(f *File) { f.Peers[1].Endpoint = Endpoint{Host: "2001:db8::9", Port: 9} },
+			"192.0.2.1:51820", "[2001:db8::9]:9"},
+		{"a new key of a peer, before its blank line", func(f *File) { f.Peers[0].PersistentKeepalive = 25 * time.Second },
+			"# lab\n", "# lab\nPersistentKeepalive = 25\n"},
+		{"prefixes keep their lines", func(f *File) { f.Peers[0].AllowedIPs[0] = netip.MustParsePrefix("10.7.0.0/16") },
+			"10.0.0.0/24 # lan\nAllowedIPs = 10.1.0.0/24 # lab", "10.7.0.0/16, 10.1.0.0/24 # lan"},
+		{"a new peer", func(f *File) {
+			f.Peers = append(f.Peers, Peer{PublicKey: third, AllowedIPs: prefixes("10.3.0.0/16", "fd03::/64")})
+		}, "192.0.2.1:51820\n", "192.0.2.1:51820\n\n[Peer]\nPublicKey = " + third.String() + "\nAllowedIPs = 10.3.0.0/16, fd03::/64\n"},
+		{"a copy of a peer is a new one", func(f *File) {
+			p := f.Peers[1]
+			p.PublicKey = third
+			f.Peers = append(f.Peers, p)
+		}, "192.0.2.1:51820\n", "192.0.2.1:51820\n\n[Peer]\nPublicKey = " + third.String() + "\nEndpoint = 192.0.2.1:51820\n"},
+		{"all in CRLF", func(f *File) { f.Interface.MTU = 1280 }, "kept\n", "kept\nMTU = 1280\n"},
+	} {
+		text, want := file, strings.Replace(file, c.old, c.want, 1)
+		if c.name == "all in CRLF" {
+			text, want = strings.ReplaceAll(text, "\n", "\r\n"), strings.ReplaceAll(want, "\n", "\r\n")
+		}
+		f := parse(t, text)
+		c.edit(f)
+		got, err := f.Text()
+		if err != nil || string(got) != want {
+			t.Errorf("%s: %v\n%s\nwant\n%s", c.name, err, got, want)
+		}
+		if back := parse(t, string(got)); c.name != "peers in another order stay where they are" && !reflect.DeepEqual(values(back), values(f)) {
+			t.Errorf("%s: read back as\n%+v\nwant\n%+v", c.name, values(back), values(f))
+		}
+	}
+}
+
+// TestTextNew: a File that a program made from nothing, and one that gets an interface later.
+func TestTextNew(t *testing.T) {
+	f := parse(t, full)
+	made := values(f) // as if made from nothing
+	text, err := made.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `[Interface]
+PrivateKey = ` + privateText + `
+ListenPort = 51820
+FwMark = 0xca6c
+Address = 10.0.0.2/24, fd00::2/64, 192.168.7.1/32
+DNS = 10.0.0.1, fd00::1, example.com, corp.example
+MTU = 1280
+Table = 1234
+PreUp = echo pre; echo %i
+PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo "a = b"
+PostUp = echo second
+PreDown = echo down
+PostDown = echo gone
+SaveConfig = true
+
+[Peer]
+PublicKey = ` + publicText + `
+PresharedKey = ` + pskText + `
+AllowedIPs = 10.0.0.0/24, fd00::/64, 0.0.0.0/0
+Endpoint = vpn.example.com:51820
+PersistentKeepalive = 25
+
+[Peer]
+PublicKey = ` + publicText2 + `
+AllowedIPs = 10.0.1.7/32
+Endpoint = [2001:db8::1]:1
+`
+	if string(text) != want {
+		t.Errorf("got\n%s", text)
+	}
+
+	f = parse(t, "# peers alone\n\n[Peer]\nPublicKey = "+publicText)
+	f.Interface.ListenPort = 5
+	f.Peers[0].AllowedIPs = prefixes("10.0.0.0/8")
+	want = "# peers alone\n\n[Interface]\nListenPort = 5\n\n[Peer]\nPublicKey = " + publicText + "\nAllowedIPs = 10.0.0.0/8\n"
+	if got := must(f.Text()); string(got) != want {
+		t.Errorf("got\n%s", got)
+	}
+}
+
+// TestTextRefuses: a value that would be read as something else is not written.
+func TestTextRefuses(t *testing.T) {
+	for name, f := range map[string]File{
+		"a hook with a comment":   {Interface: Interface{PostUp: []string{"a # b"}}},
+		"a hook of two lines":     {Interface: Interface{PostUp: []string{"a\nPrivateKey = x"}}},
+		"an empty hook":           {Interface: Interface{PostUp: []string{""}}},
+		"space round a hook":      {Interface: Interface{PostUp: []string{" a"}}},
+		"a table of two words":    {Interface: Interface{Table: "a b"}},
+		"two domains in one":      {Interface: Interface{Search: []string{"a,b"}}},
+		"an invalid address":      {Interface: Interface{Addresses: make([]netip.Prefix, 1)}},
+		"a negative MTU":          {Interface: Interface{MTU: -1}},
+		"an endpoint of nothing":  {Peers: []Peer{{Endpoint: Endpoint{Port: 1}}}},
+		"an endpoint with a line": {Peers: []Peer{{Endpoint: Endpoint{Host: "a\nb", Port: 1}}}},
+		"half a second":           {Peers: []Peer{{PersistentKeepalive: time.Second / 2}}},
+		"a negative keepalive":    {Peers: []Peer{{PersistentKeepalive: -time.Second}}},
+		"a mapped prefix":         {Peers: []Peer{{AllowedIPs: prefixes("::ffff:1.2.3.4/128")}}},
+	} {
+		if text, err := f.Text(); err == nil {
+			t.Errorf("%s: written as\n%s", name, text)
+		}
+		if _, err := f.Strip(); err == nil {
+			t.Errorf("%s: stripped", name)
+		}
+	}
+}
+
+// FuzzParse: no input panics; what was read is written byte by byte; what is written anew, or edited, reads as the same.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{full, "[Peer]\nAllowedIPs=+1.2.3.4,-::/0\nEndpoint=[fe80::1%x]]:1", "\ufeff[interface]\r\nPostUp=a\rb", "[x]\n[y"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		file, err := Parse(text)
+		if err != nil {
+			if file != nil || len(Errors(err)) == 0 {
+				t.Fatalf("%v, %v", file, err)
+			}
+			return
+		}
+		if got, err := file.Text(); err != nil || string(got) != string(text) {
+			t.Fatalf("%q, %v", got, err)
+		}
+		file.Unknown()
+		file.Validate()
+		want := values(file)
+		same := func(how string, written *File) {
+			t.Helper()
+			text, err := written.Text()
+			if err != nil {
+				t.Fatalf("%s: %v", how, err)
+			}
+			back, err := Parse(text)
+			if err != nil {
+				t.Fatalf("%s: %v\n%q", how, err, text)
+			}
+			if got := values(back); !reflect.DeepEqual(got, want) {
+				t.Fatalf("%s: %q\n%+v\nwant\n%+v", how, text, got, want)
+			}
+		}
+		same("anew", &want)
+		// Values of another file are edited to be this one's.
+		other := must(Parse([]byte(full)))
+		home := other.Interface.from
+		other.Interface = want.Interface
+		other.Interface.from = home
+		for i, p := range want.Peers {
+			if i < 2 {
+				p.from = other.Peers[i].from
+				other.Peers[i] = p
+			} else {
+				other.Peers = append(other.Peers, p)
+			}
+		}
+		if len(want.Peers) < 2 {
+			other.Peers = other.Peers[:len(want.Peers)]
+		}
+		same("edited", other)
+		if stripped, err := file.Strip(); err != nil || !reflect.DeepEqual(values(stripped).Peers, want.Peers) {
+			t.Fatalf("stripped: %v", err)
+		}
+	})
+}

@@ -1,0 +1,126 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// How this program goes to the background: the process that the user started starts another one, in a session of its
+// own, which does everything and shares stderr with it until it is ready. Then that one writes a byte to a pipe, and the
+// first one exits with 0. If the pipe ends without, the other process has failed, and has said why.
+
+// background starts c in the background, and returns when it is ready, or has failed.
+func background(c command, in inherited) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("go to the background: %w; use -f", err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return fmt.Errorf("go to the background: %w; use -f", err)
+	}
+	defer null.Close()
+	attr := os.ProcAttr{
+		Files: []*os.File{null, os.Stdout, os.Stderr, w},
+		Env:   append(environ(), envForeground+"=1", envReady+"=3"),
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	for _, f := range []struct {
+		env  string
+		file *os.File
+	}{{envTUN, in.tun}, {envUAPI, in.uapi}} {
+		if f.file != nil {
+			attr.Env = append(attr.Env, f.env+"="+strconv.Itoa(len(attr.Files)))
+			attr.Files = append(attr.Files, f.file)
+		}
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	p, err := os.StartProcess(exe, os.Args, &attr)
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("go to the background: %w; use -f", err)
+	}
+	go func() {
+		for range signals { // who waits here and gives up wants it undone
+			p.Signal(unix.SIGTERM)
+		}
+	}()
+	if n, _ := r.Read(make([]byte, 1)); n == 1 {
+		return p.Release()
+	}
+	state, err := p.Wait()
+	switch {
+	case err != nil:
+		return fmt.Errorf("the process in the background has failed: %w", err)
+	case state.ExitCode() < 0:
+		return fmt.Errorf("the process in the background has failed: %v", state)
+	}
+	return errReported
+}
+
+// environ is the environment without what is meant for this process alone.
+func environ() []string {
+	own := []string{envTUN, envUAPI, envForeground, envReady}
+	return slices.DeleteFunc(os.Environ(), func(s string) bool {
+		name, _, _ := strings.Cut(s, "=")
+		return slices.Contains(own, name)
+	})
+}
+
+// A parent is the process that waits for this one to be ready. nil: there is none.
+type parent struct {
+	pipe *os.File
+}
+
+// parentOf finds the parent in the environment.
+func parentOf() (*parent, error) {
+	f, err := inheritNamed(envReady)
+	if f == nil || err != nil {
+		return nil, err
+	}
+	return &parent{f}, nil
+}
+
+// release lets the parent go, and what this process shares with it. Where the user set LOG_LEVEL, stderr stays.
+func (p *parent) release() error {
+	if p == nil {
+		return nil
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	shared := []int{0, 1, 2}
+	if v := os.Getenv("LOG_LEVEL"); v != "" && v != "silent" {
+		shared = shared[:2]
+	} else {
+		logAway()
+	}
+	for _, fd := range shared {
+		if e := dup2(int(null.Fd()), fd); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	err = errors.Join(err, os.Chdir("/"))
+	if _, e := p.pipe.Write([]byte{'\n'}); e != nil && !errors.Is(e, unix.EPIPE) {
+		err = errors.Join(err, e)
+	}
+	return errors.Join(err, p.pipe.Close())
+}

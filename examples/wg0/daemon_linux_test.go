@@ -1,0 +1,268 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard/uapi"
+)
+
+// TestBackground: the first process exits when wg can ask, and keeps nothing open; SIGTERM and SIGINT end the other one
+// and leave nothing behind.
+func TestBackground(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		s := newSpace(t)
+		needs(t, "wg")
+		iface := unique("w")
+		s.endAfter(iface)
+		if out := s.must(built(t), iface); strings.Contains(out, "level=ERROR") { // returns when stdout and stderr are closed
+			t.Errorf("said\n%s", out)
+		}
+		if out := s.must("wg", "show", iface); !strings.HasPrefix(out, "interface: "+iface) {
+			t.Errorf("wg show: %s", out)
+		}
+		info, err := os.Stat(socketPath(iface))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the socket: %v, %v", info, err)
+		}
+		if out, code := s.run(built(t), iface); code != 1 || !strings.HasPrefix(out, "wg0: ") || strings.Count(out, "\n") != 1 {
+			t.Errorf("a second daemon: exit status %d\n%s", code, out)
+		}
+		s.daemonOf(iface).Signal(signal)
+		s.wantGone(iface)
+	}
+}
+
+// TestLogOfBackground: with LOG_LEVEL, the log goes on after the first process has gone.
+func TestLogOfBackground(t *testing.T) {
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	s.env = append(s.env, "LOG_LEVEL=debug")
+	log := filepath.Join(s.dir, "log")
+	s.must("sh", "-c", built(t)+" "+iface+" 2>"+log)
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	s.wantGone(iface)
+	b, _ := os.ReadFile(log)
+	for _, want := range []string{"msg=ready", "stopped by a signal", "msg=stopped"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("the log does not say %q:\n%s", want, b)
+		}
+	}
+}
+
+// TestEnds: the daemon ends, with success, when its interface is deleted and when its socket is removed.
+func TestEnds(t *testing.T) {
+	for _, how := range []string{"interface", "socket"} {
+		s := newSpace(t)
+		iface := unique("w")
+		s.endAfter(iface)
+		f := s.front(built(t), "-f", iface)
+		f.wantLog(t, "msg=ready")
+		if how == "interface" {
+			s.must("ip", "link", "delete", iface)
+		} else if err := os.Remove(socketPath(iface)); err != nil {
+			t.Fatal(err)
+		}
+		f.wantExit(t, 0)
+		s.wantGone(iface)
+	}
+}
+
+// TestForegroundByEnvironment: WG_PROCESS_FOREGROUND=1 is -f, WG_TUN_NAME_FILE gets the name that the system chose, and
+// LOG_LEVEL=silent is silent.
+func TestForegroundByEnvironment(t *testing.T) {
+	s := newSpace(t)
+	file := filepath.Join(s.dir, "name")
+	s.env = append(s.env, "WG_PROCESS_FOREGROUND=1", "WG_TUN_NAME_FILE="+file, "LOG_LEVEL=silent")
+	prefix := unique("w") + "x"
+	s.endAfter(prefix)
+	f := s.front(built(t), prefix+"%d")
+	until(t, "the name is written", func() bool { b, _ := os.ReadFile(file); return strings.HasSuffix(string(b), "\n") })
+	b, _ := os.ReadFile(file)
+	if string(b) != prefix+"0\n" {
+		t.Errorf("the name is %q", b)
+	}
+	if !s.exists(prefix + "0") {
+		t.Error("there is no such interface")
+	}
+	s.daemonOf(prefix).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+	if f.log.String() != "" {
+		t.Errorf("not silent: %s", f.log)
+	}
+}
+
+// inside runs f on a thread in the namespace.
+func (s *space) inside(f func() error) {
+	s.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		ns, err := os.Open("/var/run/netns/" + s.name)
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		s.Fatal(err)
+	}
+}
+
+// openInside opens a TUN and a control socket as another program would, to be inherited.
+func (s *space) openInside(iface string) (tun, socket *os.File) {
+	s.Helper()
+	s.inside(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		tun = os.NewFile(uintptr(fd), "tun")
+		r, err := unix.NewIfreq(iface)
+		if err != nil {
+			return err
+		}
+		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		return unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	})
+	l, err := uapi.Listen(iface)
+	if err != nil {
+		s.Fatal(err)
+	}
+	socket, err = l.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { tun.Close(); socket.Close(); l.Close() })
+	return tun, socket
+}
+
+// TestInheritedDescriptors: a TUN and a socket that another program opened are used, in the foreground and through the
+// process that goes to the background; by WG_TUN_FD and WG_UAPI_FD, and as a service manager passes them.
+func TestInheritedDescriptors(t *testing.T) {
+	needs(t, "wg")
+	for _, how := range []string{"environment", "service manager", "background"} {
+		s := newSpace(t)
+		iface := unique("w")
+		s.endAfter(iface)
+		tun, socket := s.openInside(iface)
+		script := "WG_TUN_FD=3 WG_UAPI_FD=4 exec " + built(t) + " -f " + iface
+		switch how {
+		case "service manager":
+			script = "LISTEN_PID=$$ LISTEN_FDS=2 exec " + built(t) + " -f " + iface
+		case "background":
+			script = "WG_TUN_FD=3 WG_UAPI_FD=4 exec " + built(t) + " " + iface
+		}
+		f := &front{Cmd: s.command("sh", "-c", script), log: new(lockedBuffer), exit: make(chan error, 1)}
+		f.Stdout, f.Stderr, f.ExtraFiles = f.log, f.log, []*os.File{tun, socket}
+		if err := f.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() { f.exit <- f.Wait() }()
+		if how == "background" {
+			f.wantExit(t, 0)
+		} else {
+			f.wantLog(t, "msg=ready")
+		}
+		tun.Close()
+		socket.Close()
+		if out := s.must("wg", "show", iface); !strings.HasPrefix(out, "interface: "+iface) {
+			t.Errorf("%s: wg show: %s", how, out)
+		}
+		s.daemonOf(iface).Signal(syscall.SIGTERM)
+		s.wantGone(iface)
+	}
+}
+
+// TestServiceManager: the manager is told of the start and of the stop.
+func TestServiceManager(t *testing.T) {
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	path := filepath.Join(s.dir, "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.SetReadDeadline(time.Now().Add(20 * time.Second))
+	s.env = append(s.env, "NOTIFY_SOCKET="+path)
+	f := s.front(built(t), "-f", iface)
+	for _, want := range []string{"READY=1", "STOPPING=1"} {
+		b := make([]byte, 100)
+		n, err := l.Read(b)
+		if err != nil || string(b[:n]) != want {
+			t.Fatalf("got %q, %v, want %s", b[:n], err, want)
+		}
+		if want == "READY=1" {
+			if !s.exists(iface) {
+				t.Error("ready without an interface")
+			}
+			s.daemonOf(iface).Signal(syscall.SIGTERM)
+		}
+	}
+	f.wantExit(t, 0)
+}
+
+// ports are the local ports of the UDP sockets in the namespace.
+func (s *space) ports() string {
+	var ports []string
+	for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} {
+		for line := range strings.Lines(s.must("cat", file)) {
+			var n int
+			var addr string
+			var port uint16
+			if _, err := fmt.Sscanf(strings.ReplaceAll(line, ":", " "), "%d %s %x", &n, &addr, &port); err == nil {
+				ports = append(ports, fmt.Sprint(port))
+			}
+		}
+	}
+	return strings.Join(ports, " ")
+}
+
+// TestUpAndDown: an interface that is down has no port open; up again, it has the one it is configured with, unless
+// another program took that meanwhile: then the log says so, and the tunnel comes up when it is free.
+func TestUpAndDown(t *testing.T) {
+	s := newSpace(t)
+	needs(t, "wg")
+	iface := unique("w")
+	s.endAfter(iface)
+	f := s.front(built(t), "-f", iface)
+	f.wantLog(t, "msg=ready")
+	s.must("wg", "set", iface, "listen-port", "5555")
+	if p := s.ports(); p != "" {
+		t.Errorf("ports %s are open before the interface is up", p)
+	}
+	const open = "5555 5555"
+	for range 2 {
+		s.must("ip", "link", "set", iface, "up")
+		until(t, "the port is open", func() bool { return s.ports() == open })
+		s.must("ip", "link", "set", iface, "down")
+		until(t, "the port is closed", func() bool { return s.ports() == "" })
+	}
+	var taken *net.UDPConn
+	s.inside(func() (err error) {
+		taken, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 5555})
+		return err
+	})
+	s.must("ip", "link", "set", iface, "up")
+	f.wantLog(t, "another program has the port: end it, or set another ListenPort")
+	taken.Close()
+	until(t, "the port is open", func() bool { return s.ports() == open })
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+}

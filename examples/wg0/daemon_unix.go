@@ -1,0 +1,277 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/tun"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+	"github.com/seed-86b749af/wireguard/uapi"
+)
+
+// run carries out c: here, or in the background.
+func run(c command) error {
+	if c.action == actionDown {
+		return takeDown(c.target)
+	}
+	level, err := logLevel()
+	if err != nil {
+		return err
+	}
+	var file *tunnelFile
+	if c.action == actionUp {
+		if file, err = readTarget(c.target); err != nil {
+			return err
+		}
+	}
+	parent, err := parentOf()
+	if err != nil {
+		return err
+	}
+	in, err := inherit()
+	if err != nil {
+		return err
+	}
+	if parent == nil && !c.foreground && os.Getenv(envForeground) != "1" {
+		return background(c, in)
+	}
+	os.Unsetenv(envForeground)
+	return serve(c, file, parent, in, newLogger(level))
+}
+
+// serve is the daemon's life. file is nil where others configure the interface.
+func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.Logger) error {
+	stops, hups := signals(file != nil)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	go func() {
+		s := <-stops
+		cancel(fmt.Errorf("stopped by a signal (%v)", s))
+		<-stops // the second one is for who has no patience
+		os.Exit(exitFailed)
+	}()
+
+	name := c.target
+	if file != nil {
+		name = file.name()
+		if err := file.prepare(ctx); err != nil {
+			return err
+		}
+	}
+	d, err := open(name, in, log)
+	if err == nil && file != nil {
+		err = file.up(ctx, d)
+	}
+	if err != nil {
+		if file != nil {
+			file.undo(d)
+		}
+		d.close()
+		return err
+	}
+	go d.followStates()
+	if file != nil {
+		go file.follow(ctx, d)
+	}
+	if err := parent.release(); err != nil {
+		log.Warn("the start was not clean", "err", err)
+	}
+	notify("READY=1")
+	log.Info("ready", "interface", d.name)
+
+	d.wait(ctx, log, func() {
+		for range hups {
+			if err := file.reload(ctx, d); err != nil {
+				log.Error("the configuration was not reloaded, and stays as it was", "err", err)
+			}
+		}
+	})
+	notify("STOPPING=1")
+	if file != nil {
+		if ctx.Err() != nil {
+			file.preDown(d)
+		}
+		file.cleanUp(context.Background())
+	}
+	d.close()
+	if file != nil && ctx.Err() != nil {
+		file.postDown()
+	}
+	log.Info("stopped", "interface", d.name)
+	return nil
+}
+
+// signals are those that stop the daemon, and those that make it read its file again, if it has one.
+func signals(hasFile bool) (stops, hups chan os.Signal) {
+	stops, hups = make(chan os.Signal, 2), make(chan os.Signal, 1)
+	signal.Notify(stops, unix.SIGTERM, unix.SIGINT)
+	if hasFile {
+		signal.Notify(hups, unix.SIGHUP)
+	} else {
+		signal.Notify(stops, unix.SIGHUP)
+	}
+	return stops, hups
+}
+
+// A daemon is an interface with its control socket. A nil one can be closed.
+type daemon struct {
+	name     string
+	log      *slog.Logger
+	tun      *tun.Device
+	device   *wireguard.Device
+	server   *uapi.Server
+	served   chan error // gets what Serve returned
+	listener net.Listener
+	up       bool // what followStates starts from
+}
+
+// open makes the interface and its socket. The device is down.
+func open(name string, in inherited, log *slog.Logger) (*daemon, error) {
+	if in.tun == nil {
+		if err := checkName(name); err != nil {
+			return nil, err
+		}
+	}
+	t, err := tun.Open(tun.Config{Name: name, File: in.tun})
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{name: t.Name(), log: log, tun: t, served: make(chan error, 1)}
+	if err := d.serve(in.uapi); err != nil {
+		d.close()
+		return nil, err
+	}
+	if path := os.Getenv("WG_TUN_NAME_FILE"); path != "" {
+		if err := os.WriteFile(path, []byte(d.name+"\n"), 0o644); err != nil {
+			d.close()
+			return nil, fmt.Errorf("WG_TUN_NAME_FILE: %w", err)
+		}
+	}
+	return d, nil
+}
+
+// checkName says what wg(8) and wg-quick(8) can do nothing with.
+func checkName(name string) error {
+	for _, r := range name {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_', r == '=', r == '+', r == '.', r == '-', r == '%':
+		default:
+			return fmt.Errorf("%q is no name of an interface: want letters, digits and _=+.- as in wg0", name)
+		}
+	}
+	if len(name) > 15 || name == "." || name == ".." {
+		return fmt.Errorf("%q is no name of an interface: want 1 to 15 letters and digits, as in wg0", name)
+	}
+	return nil
+}
+
+// serve makes the device and the socket, and starts to answer.
+func (d *daemon) serve(inherited *os.File) (err error) {
+	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: udp.Bind{}, Logger: d.log})
+	if err != nil {
+		return err
+	}
+	if inherited != nil {
+		d.listener, err = uapi.ListenFile(d.name, inherited)
+		inherited.Close()
+	} else {
+		d.listener, err = uapi.Listen(d.name)
+	}
+	if err != nil {
+		return err
+	}
+	d.server = &uapi.Server{Device: d.device, Logger: d.log}
+	go func() { d.served <- d.server.Serve(d.listener) }()
+	return nil
+}
+
+// close ends everything; the socket goes last.
+func (d *daemon) close() {
+	switch {
+	case d == nil:
+		return
+	case d.device == nil:
+		d.tun.Close()
+	default:
+		d.device.Close()
+	}
+	if d.server != nil {
+		d.server.Close()
+	}
+}
+
+// wait returns when the daemon is to end. reloads runs meanwhile.
+func (d *daemon) wait(ctx context.Context, log *slog.Logger, reloads func()) {
+	go reloads()
+	select {
+	case <-ctx.Done():
+		log.Info(context.Cause(ctx).Error())
+	case err := <-d.served:
+		log.Info("the control socket has gone", "err", err)
+	case <-d.tun.Done():
+		log.Info("the interface was deleted")
+	case <-d.device.Done():
+		if err := d.device.Err(); !errors.Is(err, tun.ErrDeleted) {
+			log.Error("the device has ended", "err", err)
+		}
+	}
+}
+
+// upAgain is how long to wait before an interface that is up is given its port again.
+const upAgain = 2 * time.Second
+
+// followStates takes the device up and down with the interface.
+func (d *daemon) followStates() {
+	up := d.up
+	var again <-chan time.Time
+	var told string
+	for {
+		select {
+		case s, ok := <-d.tun.States():
+			if !ok {
+				return
+			}
+			if s.Up == up {
+				continue
+			}
+			if up, again, told = s.Up, nil, ""; !up {
+				d.device.Down()
+				continue
+			}
+		case <-again:
+		}
+		if err := d.device.Up(); err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err = portAdvice(err); err.Error() != told {
+				told = err.Error()
+				d.log.Error("the interface is up, but not the tunnel; trying again", "err", err)
+			}
+			again = time.After(upAgain)
+		}
+	}
+}
+
+// portAdvice adds what to do where a port is taken.
+func portAdvice(err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w; another program has the port: end it, or set another ListenPort", err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("%w; run as root, or set a ListenPort above 1023", err)
+	}
+	return err
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+)
+
+// resolveAgain asks for the address of a peer's name whenever a handshake with it has failed, and gives the device a
+// new one. endpoint is what the configuration says of a peer, zero where it says nothing. It returns when ctx or the
+// device ends.
+func resolveAgain(ctx context.Context, d *wireguard.Device, r conf.Resolution, endpoint func(wireguard.PublicKey) conf.Endpoint, log *slog.Logger) {
+	events, cancel := d.Subscribe(64)
+	defer cancel()
+	for {
+		var e wireguard.Event
+		var ok bool
+		select {
+		case e, ok = <-events:
+		case <-ctx.Done():
+		}
+		if !ok {
+			return
+		}
+		named := endpoint(e.Peer)
+		if e.Kind != wireguard.EventHandshakeFailed || named.IsZero() {
+			continue
+		}
+		named.Addr, _ = r.Lookup(ctx, named.Host)
+		a, ok := named.AddrPort()
+		if !ok || a == e.Endpoint.AddrPort {
+			continue
+		}
+		to := wireguard.EndpointOf(a)
+		err := d.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: e.Peer, UpdateOnly: true, Endpoint: &to}}})
+		if err == nil {
+			log.Info("the name of an endpoint has another address", "peer", e.Peer, "name", named.Host, "endpoint", to)
+		}
+	}
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// A names is a resolver with one name.
+type names struct{ a netip.Addr }
+
+func (n *names) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+	return []netip.Addr{n.a}, nil
+}
+
+// TestResolveAgain: a peer has moved to another address, and the name with it. Once a handshake has failed, the name is
+// asked for again, and the tunnel heals. A peer without a name stays where it is.
+func TestResolveAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wire := pipe.NewNetwork(pipe.Config{})
+		old, moved := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		key, peerKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+		other := wireguard.NewPrivateKey().Public()
+		start := func(c wireguard.Config) *wireguard.Device {
+			c.Clock, c.Tunnel = pipe.NewClock(), pipe.NewTunnel(0)
+			d, err := wireguard.New(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.Close() })
+			if err := d.Up(); err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		at := func(a netip.Addr) wireguard.Endpoint { return wireguard.EndpointOf(netip.AddrPortFrom(a, 51820)) }
+		start(wireguard.Config{PrivateKey: peerKey, ListenPort: 51820, Bind: wire.NewEnd(moved),
+			Peers: []wireguard.PeerConfig{{PublicKey: key.Public()}}})
+		d := start(wireguard.Config{PrivateKey: key, Bind: wire.NewEnd(netip.MustParseAddr("192.0.2.9")),
+			Peers: []wireguard.PeerConfig{
+				{PublicKey: peerKey.Public(), Endpoint: at(old), PersistentKeepalive: 25 * time.Second},
+				{PublicKey: other, Endpoint: at(old), PersistentKeepalive: 25 * time.Second},
+			}})
+		resolver := &names{old}
+		ended := make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			defer close(ended)
+			resolveAgain(ctx, d, conf.Resolution{Resolver: resolver}, func(k wireguard.PublicKey) conf.Endpoint {
+				if k == other {
+					return conf.Endpoint{}
+				}
+				return conf.Endpoint{Host: "vpn.example.com", Port: 51820}
+			}, slog.New(slog.DiscardHandler))
+		}()
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		resolver.a = moved
+		time.Sleep(3 * time.Minute)
+		if p, _ := d.Peer(peerKey.Public()); !p.Session || p.Endpoint.Addr() != moved {
+			t.Errorf("no session at the new address: endpoint %v, session %v", p.Endpoint, p.Session)
+		}
+		if p, _ := d.Peer(other); p.Endpoint.Addr() != old {
+			t.Errorf("a peer without a name was moved to %v", p.Endpoint)
+		}
+		cancel()
+		<-ended
+	})
+}

@@ -1,0 +1,452 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+)
+
+// A tunnelFile is a wg-quick(8) file and the interface that it is for.
+//
+//	up:   PreUp, interface and socket, names, keys and peers, addresses, MTU and up, DNS, routes, PostUp
+//	down: PreDown, SaveConfig, rules, filter, DNS, interface and socket, PostDown
+type tunnelFile struct {
+	host
+	path   string // absolute
+	hooked bool   // a hook of going up has run
+	mark   uint32 // of the rules for a default route; 0: there are none
+
+	mu   sync.Mutex // guards what a reload changes
+	file *conf.File
+}
+
+const configDirectory = "/etc/wireguard"
+
+var fileName = regexp.MustCompile(`^([a-zA-Z0-9_=+.-]{1,15})\.conf$`)
+
+// findTarget is the file and the interface that FILE or IFACE stands for.
+func findTarget(target string) (path, iface string, err error) {
+	path = target
+	if !strings.Contains(target, "/") && !strings.HasSuffix(target, ".conf") {
+		path = filepath.Join(configDirectory, target+".conf")
+	}
+	m := fileName.FindStringSubmatch(filepath.Base(path))
+	if m == nil {
+		return "", "", fmt.Errorf("%q names no interface: want a name of 1 to 15 letters and digits, or a file called after it, as wg0.conf", target)
+	}
+	path, err = filepath.Abs(path)
+	return path, m[1], err
+}
+
+// readTarget reads the file that target stands for, and finds all that is wrong with it.
+func readTarget(target string) (*tunnelFile, error) {
+	path, iface, err := findTarget(target)
+	if err != nil {
+		return nil, err
+	}
+	f, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return &tunnelFile{host: host{iface: iface, out: os.Stderr}, path: path, file: f}, nil
+}
+
+// maxFile is far above what any interface needs.
+const maxFile = 64 << 20
+
+func readFile(path string) (*conf.File, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("there is no file %s; write one as wg-quick(8) describes it", path)
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular() || info.Size() > maxFile:
+		return nil, fmt.Errorf("%s is no configuration file", path)
+	case info.Mode().Perm()&0o007 != 0:
+		fmt.Fprintf(os.Stderr, "wg0: %s can be read by everybody, with its keys: chmod 600 it\n", path)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := conf.Parse(text)
+	if err != nil {
+		return nil, &fileError{path, err}
+	}
+	errs := []error{f.Validate()}
+	for _, e := range f.Unknown() {
+		errs = append(errs, e)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, &fileError{path, err}
+	}
+	return f, nil
+}
+
+func (t *tunnelFile) name() string { return t.iface }
+
+// config is the file as it was read last.
+func (t *tunnelFile) config() *conf.File {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.file
+}
+
+// prepare does what comes before there is an interface.
+func (t *tunnelFile) prepare(ctx context.Context) error {
+	if _, err := exec.LookPath("ip"); err != nil {
+		return errors.New("the command ip is missing; install iproute2")
+	}
+	if _, err := net.InterfaceByName(t.iface); err == nil {
+		return fmt.Errorf("%s exists already; take it down first (wg0 down %s)", t.iface, t.iface)
+	}
+	if !mayAdminister() {
+		return errors.New("making an interface takes the capability CAP_NET_ADMIN; run this as root")
+	}
+	if err := t.hooks(ctx, t.file.Interface.PreUp, &t.hooked); err != nil {
+		t.undo(nil)
+		return err
+	}
+	return nil
+}
+
+const capNetAdmin = 12
+
+// mayAdminister reports whether this process has CAP_NET_ADMIN. Where that cannot be told, it is taken to.
+func mayAdminister() bool {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return err != nil || set&(1<<capNetAdmin) != 0
+		}
+	}
+	return true
+}
+
+// up makes d what the file says.
+func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
+	f := t.config()
+	if err := t.configure(ctx, d, f); err != nil {
+		return err
+	}
+	if err := d.device.Up(); err != nil {
+		return portAdvice(err)
+	}
+	for _, a := range f.Interface.Addresses {
+		if err := t.ip(ctx, a.Addr(), "address", "add", a.String(), "dev", t.iface); err != nil {
+			return err
+		}
+	}
+	mtu := f.Interface.MTU
+	if mtu == 0 {
+		mtu = t.findMTU(ctx, d.device)
+	}
+	if err := t.run(ctx, "", "ip", "link", "set", "mtu", strconv.Itoa(mtu), "up", "dev", t.iface); err != nil {
+		return err
+	}
+	if err := d.waitUp(ctx); err != nil {
+		return err
+	}
+	if err := t.setDNS(ctx, &f.Interface); err != nil {
+		return err
+	}
+	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
+		return err
+	}
+	return t.hooks(ctx, f.Interface.PostUp, &t.hooked)
+}
+
+// configure resolves the names of f and gives d its keys, port and peers.
+func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) error {
+	retries, err := resolutionRetries()
+	if err != nil {
+		return err
+	}
+	err = f.Resolve(ctx, conf.Resolution{Retries: retries, Waiting: func(host string, err error, wait time.Duration) {
+		fmt.Fprintf(t.out, "wg0: %v: trying again in %.1f seconds\n", err, wait.Seconds())
+	}})
+	if err != nil {
+		return &fileError{t.path, err}
+	}
+	c, err := f.Change()
+	if err != nil {
+		return &fileError{t.path, err}
+	}
+	if f.Interface.FwMark == 0 {
+		c.FirewallMark = nil // one that the routes of this interface chose stays over a reload
+	}
+	return portAdvice(d.device.Configure(c))
+}
+
+// resolutionRetries is WG_ENDPOINT_RESOLUTION_RETRIES, as conf.Resolution has it.
+func resolutionRetries() (int, error) {
+	const env = "WG_ENDPOINT_RESOLUTION_RETRIES"
+	switch v := os.Getenv(env); v {
+	case "":
+		return 0, nil
+	case "infinity":
+		return int(^uint(0) >> 1), nil
+	default:
+		n, err := strconv.ParseUint(v, 10, 31)
+		if err != nil {
+			return 0, fmt.Errorf("%s is %q: want a number, or infinity", env, v)
+		}
+		if n == 0 {
+			return -1, nil
+		}
+		return int(n), nil
+	}
+}
+
+// longestUp bounds the wait for the system to tell what it was told.
+const longestUp = 5 * time.Second
+
+// waitUp returns when the interface is seen to be up.
+func (d *daemon) waitUp(ctx context.Context) error {
+	timeout := time.NewTimer(longestUp)
+	defer timeout.Stop()
+	for !d.up {
+		select {
+		case s, ok := <-d.tun.States():
+			if !ok {
+				return errors.New("the interface was deleted while it was being set up")
+			}
+			d.up = s.Up
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timeout.C:
+			return errors.New("the interface does not come up; does another program configure it?")
+		}
+	}
+	return nil
+}
+
+// findMTU is what is left of the path's MTU to the endpoints, or else of the default route's.
+func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
+	const overhead, usual = 80, 1500
+	mtu := 0
+	for p := range d.Peers() {
+		if a := p.Endpoint.Addr(); a.IsValid() {
+			mtu = max(mtu, t.pathMTU(ctx, "get", a.WithZone("").String()))
+		}
+	}
+	if mtu == 0 {
+		mtu = t.pathMTU(ctx, "show", "default")
+	}
+	if mtu <= overhead {
+		mtu = usual
+	}
+	return mtu - overhead
+}
+
+var (
+	mtuOf     = regexp.MustCompile(`\bmtu (?:lock )?([0-9]+)`)
+	nextRoute = regexp.MustCompile(`\n[^ \t]`)
+	deviceOf  = regexp.MustCompile(`\bdev ([^ \n]+)`)
+)
+
+// pathMTU is the MTU of the first route that ip shows, or that of its device; 0: none. What belongs to a route stands
+// indented below it.
+func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
+	out, _ := t.output(ctx, "ip", append([]string{"route"}, args...)...)
+	if n := nextRoute.FindStringIndex(out); n != nil {
+		out = out[:n[0]]
+	}
+	if m := mtuOf.FindStringSubmatch(out); m != nil {
+		n, _ := strconv.Atoi(m[1])
+		return n
+	}
+	if m := deviceOf.FindStringSubmatch(out); m != nil {
+		if i, err := net.InterfaceByName(m[1]); err == nil {
+			return i.MTU
+		}
+	}
+	return 0
+}
+
+// undo takes back all of what up did, after it failed. d may be nil.
+func (t *tunnelFile) undo(d *daemon) {
+	ctx := context.Background()
+	if d != nil {
+		t.cleanUp(ctx)
+		d.close()
+	}
+	if t.hooked {
+		t.postDown()
+	}
+}
+
+// cleanUp removes what would outlive the interface.
+func (t *tunnelFile) cleanUp(ctx context.Context) {
+	i := &t.config().Interface
+	if t.mark != 0 {
+		t.removeRules(ctx, t.mark)
+	}
+	t.removeFilter(ctx)
+	t.unsetDNS(ctx, i)
+}
+
+// preDown is what comes before an interface is taken down. Its errors do not keep it up.
+func (t *tunnelFile) preDown(d *daemon) {
+	f := t.config()
+	if err := t.hooks(context.Background(), f.Interface.PreDown, nil); err != nil {
+		d.log.Error("PreDown", "err", err)
+	}
+	if f.Interface.SaveConfig {
+		if err := t.save(d.name); err != nil {
+			d.log.Error("the configuration was not saved", "err", err)
+		}
+	}
+}
+
+func (t *tunnelFile) postDown() {
+	if err := t.hooks(context.Background(), t.config().Interface.PostDown, nil); err != nil {
+		printError(t.out, err)
+	}
+}
+
+// reload makes the device what the file says now. Addresses, MTU, DNS and hooks stay; new routes are added.
+func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
+	f, err := readFile(t.path)
+	if err != nil {
+		return err
+	}
+	if err := t.configure(ctx, d, f); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.file = f
+	t.mu.Unlock()
+	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
+		return err
+	}
+	d.log.Info("reloaded", "file", t.path, "peers", len(f.Peers))
+	return nil
+}
+
+// follow asks for the address of an endpoint's name again when no handshake comes about.
+func (t *tunnelFile) follow(ctx context.Context, d *daemon) {
+	resolveAgain(ctx, d.device, conf.Resolution{Retries: 1}, func(key wireguard.PublicKey) (e conf.Endpoint) {
+		for _, p := range t.config().Peers {
+			if p.PublicKey == key {
+				return p.Endpoint
+			}
+		}
+		return e
+	}, d.log)
+}
+
+// A host is what commands are run on, for one interface.
+type host struct {
+	iface string
+	out   interface{ Write([]byte) (int, error) } // what is done, and what commands print
+}
+
+// run runs a command, tells of it, and makes an error of what it prints on stderr.
+func (h *host) run(ctx context.Context, stdin string, name string, args ...string) error {
+	line := strings.Join(append([]string{name}, args...), " ")
+	fmt.Fprintf(h.out, "[#] %s\n", line)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin, cmd.Env = strings.NewReader(stdin), environ()
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = h.out, &stderr
+	err := cmd.Run()
+	if err == nil {
+		h.out.Write(stderr.Bytes())
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if said := strings.TrimSpace(stderr.String()); said != "" {
+		return fmt.Errorf("%s: %s", line, strings.ReplaceAll(said, "\n", "; "))
+	}
+	return fmt.Errorf("%s: %w", line, err)
+}
+
+// output is what a command prints.
+func (h *host) output(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = environ()
+	out, err := cmd.Output()
+	return string(out), err
+}
+
+// ip runs ip(8) for the family of a.
+func (h *host) ip(ctx context.Context, a netip.Addr, args ...string) error {
+	return h.run(ctx, "", "ip", append([]string{family(a)}, args...)...)
+}
+
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "-4"
+	}
+	return "-6"
+}
+
+// longestHookEnd is what a hook has for its end after SIGTERM.
+const longestHookEnd = 5 * time.Second
+
+// hooks runs hooks by the shell. ran is set once one was begun.
+func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
+	shell := "sh"
+	if _, err := exec.LookPath("bash"); err == nil { // as wg-quick(8) has it
+		shell = "bash"
+	}
+	for _, hook := range hooks {
+		hook = conf.ExpandHook(hook, h.iface)
+		fmt.Fprintf(h.out, "[#] %s\n", hook)
+		if ran != nil {
+			*ran = true
+		}
+		cmd := exec.CommandContext(ctx, shell, "-c", hook)
+		cmd.Env, cmd.Stdout, cmd.Stderr = environ(), h.out, h.out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end what the shell started, too
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+		cmd.WaitDelay = longestHookEnd
+		if err := cmd.Run(); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("the hook %q has failed: %w", hook, err)
+		}
+	}
+	return nil
+}
+
+// has reports whether there is a command.
+func has(command string) bool {
+	_, err := exec.LookPath(command)
+	return err == nil
+}
+
+// longestFirst are the prefixes that peers are allowed, the most specific first.
+func longestFirst(d *wireguard.Device) (ps []netip.Prefix) {
+	for p := range d.Peers() {
+		ps = append(ps, p.AllowedIPs...)
+	}
+	slices.SortStableFunc(ps, func(a, b netip.Prefix) int { return b.Bits() - a.Bits() })
+	return ps
+}

@@ -1,0 +1,607 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// Two hosts. The gateway's outer address is reached by the default route alone, so the laptop's datagrams need their
+// mark once the default route leads into the tunnel.
+//
+//	laptop 198.18.0.1 ── veth ── 198.18.0.2 gateway, 198.51.100.1 (outer), 203.0.113.5 and 2001:db8:5::1 (the world)
+//	       10.9.0.1, fd09::1 ══ tunnel ══ 10.9.0.2, fd09::2
+type office struct {
+	laptop, gateway                *space
+	iface, gatewayIface            string
+	private, public, gatewayPublic string
+	gatewayPrivate                 string
+}
+
+func newOffice(t *testing.T) *office {
+	needs(t, "wg", "ping")
+	o := &office{laptop: newSpace(t), gateway: newSpace(t), iface: unique("w"), gatewayIface: unique("w")}
+	o.private, o.public = newKeys()
+	o.gatewayPrivate, o.gatewayPublic = newKeys()
+	link(o.laptop, o.gateway)
+	for _, a := range []string{"198.51.100.1/32", "203.0.113.5/32", "2001:db8:5::1/128"} {
+		o.gateway.must("ip", "address", "add", a, "dev", "lo")
+	}
+	o.laptop.must("ip", "route", "add", "default", "via", "198.18.0.2")
+	o.laptop.must("ip", "-6", "route", "add", "default", "via", "fd18::2")
+	o.laptop.must("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done")
+	o.laptop.endAfter(o.iface)
+	o.gateway.endAfter(o.gatewayIface)
+	o.gateway.must(built(t), "up", o.gateway.write(o.gatewayIface+".conf", fmt.Sprintf(`
+[Interface]
+PrivateKey = %s
+Address = 10.9.0.2/24, fd09::2/64
+ListenPort = 51820
+[Peer]
+PublicKey = %s
+AllowedIPs = 10.9.0.1/32, fd09::1/128
+`, o.gatewayPrivate, o.public), 0o600))
+	return o
+}
+
+// file is the laptop's, with more in its [Interface].
+func (o *office) file(more string) string {
+	return o.laptop.write(o.iface+".conf", fmt.Sprintf(`
+[Interface] # the laptop
+PrivateKey = %s
+%s
+[Peer]
+# the gateway
+PublicKey = %s
+AllowedIPs = 0.0.0.0/0, ::/0, 10.11.0.0/16, 10.9.0.128/25
+Endpoint = 198.51.100.1:51820
+`, o.private, more, o.gatewayPublic), 0o600)
+}
+
+func (o *office) ping(to ...string) {
+	o.laptop.Helper()
+	for _, a := range to {
+		o.laptop.must("ping", "-n", "-c", "1", "-W", "10", a)
+	}
+}
+
+// wantClean fails unless nothing of the laptop's tunnel is left.
+func (o *office) wantClean() {
+	s := o.laptop
+	s.Helper()
+	s.wantGone(o.iface)
+	s.wantNoPolicy()
+}
+
+// wantNoPolicy fails unless there are no rules, no filter, and no routes but the system's.
+func (s *space) wantNoPolicy() {
+	s.Helper()
+	for _, family := range []string{"-4", "-6"} {
+		if out := s.must("ip", family, "rule", "show"); strings.Contains(out, "fwmark") || strings.Contains(out, "suppress") {
+			s.Errorf("rules are left:\n%s", out)
+		}
+		if out, _ := s.run("ip", family, "route", "show", "table", "51820"); strings.TrimSpace(out) != "" && !strings.Contains(out, "does not exist") {
+			s.Errorf("routes are left:\n%s", out)
+		}
+	}
+	if out, _ := s.run("nft", "list", "tables"); strings.Contains(out, "wg-quick") {
+		s.Errorf("a filter is left:\n%s", out)
+	}
+}
+
+// quick is wg-quick, as a copy that looks for its commands in the test's folder first.
+func (s *space) quick(t *testing.T) string {
+	needs(t, "wg-quick", "bash", "nft")
+	path, _ := exec.LookPath("wg-quick")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return s.write("bin/wg-quick", string(text), 0o755)
+}
+
+// TestQuickAndOwn: the real wg-quick with this daemon, and the daemon's own up and down, make the same of a file, and
+// carry everything through the tunnel.
+func TestQuickAndOwn(t *testing.T) {
+	for _, tool := range []string{"wg-quick", "wg0"} {
+		t.Run(tool, func(t *testing.T) {
+			if _, err := os.Stat("/sys/module/wireguard"); err == nil && tool == "wg-quick" {
+				t.Skip("wg-quick uses the kernel's module where it is loaded")
+			}
+			o := newOffice(t)
+			s := o.laptop
+			resolvconf := s.fake("resolvconf", "case $1 in -a) cat >> "+s.dir+"/resolvconf.log;; esac")
+			program := built(t)
+			if tool == "wg-quick" {
+				program = s.quick(t)
+				s.env = append(s.env, "WG_QUICK_USERSPACE_IMPLEMENTATION="+built(t))
+			}
+			hooks := filepath.Join(s.dir, "hooks")
+			file := o.file("Address = 10.9.0.1/24\nAddress = fd09::1/64\nDNS = 10.9.0.2, corp.example\nMTU = 1380\n" +
+				"PreUp = echo pre %i; echo preup >> " + hooks + "\nPostUp = ping -n -c 1 -W 10 10.9.0.2 && echo postup %i >> " + hooks +
+				"\nPreDown = echo predown >> " + hooks + "\nPostDown = echo postdown >> " + hooks)
+			s.must(program, "up", file)
+			o.ping("10.9.0.2", "fd09::2", "203.0.113.5", "2001:db8:5::1")
+
+			out := s.must("ip", "address", "show", "dev", o.iface)
+			for _, want := range []string{"mtu 1380", "inet 10.9.0.1/24", "inet6 fd09::1/64"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("no %s:\n%s", want, out)
+				}
+			}
+			for family, want := range map[string]string{"-4": "10.11.0.0/16", "-6": "fd09::/64"} {
+				if out := s.must("ip", family, "rule", "show"); !strings.Contains(out, "not from all fwmark 0xca6c lookup 51820") ||
+					strings.Count(out, "from all lookup main suppress_prefixlength 0") != 1 {
+					t.Errorf("rules:\n%s", out)
+				}
+				if out := s.must("ip", family, "route", "show", "dev", o.iface); !strings.Contains(out, want) || strings.Contains(out, "10.9.0.128/25") {
+					t.Errorf("routes:\n%s", out)
+				}
+				if out := s.must("ip", family, "route", "show", "table", "51820"); !strings.HasPrefix(out, "default dev "+o.iface) {
+					t.Errorf("table 51820:\n%s", out)
+				}
+			}
+			if out := s.must("wg", "show", o.iface, "fwmark"); out != "0xca6c\n" {
+				t.Errorf("fwmark %s", out)
+			}
+			if has("nft") {
+				out := s.must("nft", "list", "ruleset")
+				for _, want := range []string{`iifname != "` + o.iface + `" ip daddr 10.9.0.1 fib saddr type != local drop`, "ip6 daddr fd09::1", "mark 0x0000ca6c ct mark set"} {
+					if !strings.Contains(out, want) {
+						t.Errorf("the filter has no %s:\n%s", want, out)
+					}
+				}
+			}
+			s.must(program, "down", file)
+			o.wantClean()
+			o.laptop.must("ping", "-n", "-c", "1", "-W", "10", "203.0.113.5") // as before, without the tunnel
+			if b, _ := os.ReadFile(hooks); string(b) != "preup\npostup "+o.iface+"\npredown\npostdown\n" {
+				t.Errorf("hooks: %q", b)
+			}
+			want := fmt.Sprintf("resolvconf -a %s -m 0 -x\nnameserver 10.9.0.2\nsearch corp.example\nresolvconf -d %[1]s -f\n", o.iface)
+			if b, _ := os.ReadFile(resolvconf); !strings.HasPrefix(string(b), want) {
+				t.Errorf("resolvconf was told %q", b)
+			}
+		})
+	}
+}
+
+// TestDownOfOthers: wg0 down takes down what wg-quick brought up, and the other way round.
+func TestDownOfOthers(t *testing.T) {
+	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
+		t.Skip("wg-quick uses the kernel's module where it is loaded")
+	}
+	o := newOffice(t)
+	s := o.laptop
+	quick := s.quick(t)
+	s.env = append(s.env, "WG_QUICK_USERSPACE_IMPLEMENTATION="+built(t))
+	file := o.file("Address = 10.9.0.1/24")
+	for _, c := range [][2]string{{quick, built(t)}, {built(t), quick}} {
+		s.must(c[0], "up", file)
+		o.ping("10.9.0.2")
+		s.must(c[1], "down", file)
+		o.wantClean()
+	}
+}
+
+// TestResolvectl: where there is no resolvconf, resolvectl is told.
+func TestResolvectl(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	s.onlyCommands("ip", "sh", "nft")
+	bin := filepath.Join(s.dir, "only")
+	log := s.fake("resolvectl", "")
+	s.setPath(filepath.Join(s.dir, "bin") + ":" + bin)
+	if err := os.Symlink("/bin/sh", filepath.Join(s.dir, "bin", "sh")); err != nil {
+		t.Fatal(err)
+	}
+	file := o.file("Address = 10.9.0.1/24\nDNS = 10.9.0.2, fd09::2, corp.example")
+	s.must(built(t), "up", file)
+	s.must(built(t), "down", file)
+	o.wantClean()
+	want := fmt.Sprintf("resolvectl dns %s 10.9.0.2 fd09::2\nresolvectl domain %[1]s ~. corp.example\nresolvectl revert %[1]s\n", o.iface)
+	if b, _ := os.ReadFile(log); !strings.HasPrefix(string(b), want) {
+		t.Errorf("resolvectl was told %q", b)
+	}
+}
+
+// TestIptables: where there is no nft, iptables makes the filter.
+func TestIptables(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	s.onlyCommands("ip", "sh", "ping", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore", "wg")
+	file := o.file("Address = 10.9.0.1/24, fd09::1/64")
+	s.must(built(t), "up", file)
+	o.ping("10.9.0.2", "203.0.113.5", "2001:db8:5::1")
+	for _, command := range []string{"iptables-save", "ip6tables-save"} {
+		if out := s.must(command); strings.Count(out, "wg-quick(8) rule for "+o.iface) < 3 {
+			t.Errorf("%s:\n%s", command, out)
+		}
+	}
+	s.must(built(t), "down", file)
+	for _, command := range []string{"iptables-save", "ip6tables-save"} {
+		if out := s.must(command); strings.Contains(out, "wg-quick") {
+			t.Errorf("%s:\n%s", command, out)
+		}
+	}
+	o.wantClean()
+}
+
+// TestWithoutFilter: a host with ip alone gets a tunnel, and is told what is missing.
+func TestWithoutFilter(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	s.must("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done")
+	s.onlyCommands("ip", "ping")
+	file := o.file("Address = 10.9.0.1/24")
+	if out := s.must(built(t), "up", file); !strings.Contains(out, "wg0: there is neither nft nor iptables-restore") {
+		t.Errorf("said\n%s", out)
+	}
+	o.ping("10.9.0.2", "203.0.113.5")
+	s.must(built(t), "down", file)
+	o.wantClean()
+}
+
+// TestMTUAndTables: without MTU, what the path to the endpoint leaves is taken; routes go into the table of Table, or
+// nowhere.
+func TestMTUAndTables(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	s.must("ip", "route", "add", "198.51.100.1", "via", "198.18.0.2", "mtu", "1400")
+	for table, want := range map[string]string{"777": "default dev", "off": ""} {
+		file := o.file("Address = 10.9.0.1/24\nTable = " + table)
+		s.must(built(t), "up", file)
+		if out := s.must("ip", "link", "show", "dev", o.iface); !strings.Contains(out, "mtu 1320") {
+			t.Errorf("MTU: %s", out)
+		}
+		out, _ := s.run("ip", "route", "show", "table", "777")
+		if !strings.HasPrefix(out, want) || want == "" && strings.Contains(out, o.iface) {
+			t.Errorf("Table = %s: %s", table, out)
+		}
+		if out := s.must("ip", "rule", "show"); strings.Contains(out, "fwmark") {
+			t.Errorf("Table = %s: rules\n%s", table, out)
+		}
+		s.must(built(t), "down", file)
+		o.wantClean()
+	}
+}
+
+// TestTwoDefaults: the second interface takes another table, and the rule that both need stays until both are down.
+func TestTwoDefaults(t *testing.T) {
+	s := newSpace(t)
+	needs(t, "wg")
+	var files []string
+	for i := range 2 {
+		private, _ := newKeys()
+		_, public := newKeys()
+		iface := unique("w")
+		s.endAfter(iface)
+		files = append(files, s.write(iface+".conf", fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.%d.0.1/24\n[Peer]\nPublicKey = %s\nAllowedIPs = 0.0.0.0/0\n",
+			private, i+1, public), 0o600))
+		s.must(built(t), "up", files[i])
+	}
+	wantRules := func(marks ...string) {
+		t.Helper()
+		out := s.must("ip", "rule", "show")
+		if strings.Count(out, "fwmark") != len(marks) || strings.Count(out, "suppress_prefixlength 0") != 1 {
+			t.Errorf("rules:\n%s", out)
+		}
+		for _, m := range marks {
+			if !strings.Contains(out, "fwmark "+m+" ") {
+				t.Errorf("no rule for %s:\n%s", m, out)
+			}
+		}
+	}
+	wantRules("0xca6c", "0xca6d")
+	s.must(built(t), "down", files[0])
+	wantRules("0xca6d")
+	s.must(built(t), "down", files[1])
+	s.wantNoPolicy()
+}
+
+// TestUpAfterKill: a daemon that was killed leaves rules, a filter and a socket; the next one is not kept by them, and
+// takes them away in the end.
+func TestUpAfterKill(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	file := o.file("Address = 10.9.0.1/24")
+	s.must(built(t), "up", file)
+	s.daemonOf(o.iface).Kill()
+	until(t, "the interface goes", func() bool { return !s.exists(o.iface) })
+	s.must(built(t), "up", file)
+	o.ping("10.9.0.2", "203.0.113.5")
+	s.must(built(t), "down", file)
+	o.wantClean()
+}
+
+// TestService: in the foreground, SIGHUP makes a running tunnel what the file says now, with its session; SIGTERM does
+// what wg0 down does.
+func TestService(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	hooks := filepath.Join(s.dir, "hooks")
+	const address = "Address = 10.9.0.1/24\n"
+	more := address + "PreDown = ip link show dev %i && echo predown >> " + hooks + "\nPostDown = ip link show dev %i || echo postdown >> " + hooks
+	file := o.file(more)
+	f := s.front(built(t), "up", "-f", file)
+	f.wantLog(t, "msg=ready")
+	o.ping("10.9.0.2")
+	handshake := s.must("wg", "show", o.iface, "latest-handshakes")
+
+	_, public := newKeys()
+	text, _ := os.ReadFile(file)
+	s.write(filepath.Base(file), string(text)+"[Peer]\nPublicKey = "+public+"\nAllowedIPs = 10.77.0.0/16\n", 0o600)
+	f.Process.Signal(syscall.SIGHUP)
+	f.wantLog(t, "msg=reloaded")
+	if out := s.must("wg", "show", o.iface, "peers"); !strings.Contains(out, public) {
+		t.Errorf("peers:\n%s", out)
+	}
+	if out := s.must("ip", "route", "show", "dev", o.iface); !strings.Contains(out, "10.77.0.0/16") {
+		t.Errorf("routes:\n%s", out)
+	}
+	if out := s.must("wg", "show", o.iface, "latest-handshakes"); !strings.Contains(out, strings.TrimSpace(handshake)) {
+		t.Errorf("the session did not stay: %s, was %s", out, handshake)
+	}
+	o.ping("10.9.0.2", "203.0.113.5")
+
+	s.write(filepath.Base(file), "[Interface]\nPrivateKey = nonsense\n", 0o600)
+	f.Process.Signal(syscall.SIGHUP)
+	f.wantLog(t, "the configuration was not reloaded")
+	o.ping("10.9.0.2")
+
+	f.Process.Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+	o.wantClean()
+	if b, _ := os.ReadFile(hooks); string(b) != "predown\npostdown\n" {
+		t.Errorf("hooks: %q\n%s", b, f.log)
+	}
+}
+
+// TestDeletedFromOutside: an interface that somebody deletes takes rules and filter along.
+func TestDeletedFromOutside(t *testing.T) {
+	o := newOffice(t)
+	o.laptop.must(built(t), "up", o.file("Address = 10.9.0.1/24"))
+	o.laptop.must("ip", "link", "delete", o.iface)
+	o.wantClean()
+}
+
+// TestSaveConfig: what the interface is when it goes down is written to the file, by wg0 down and on SIGTERM. Comments and names stay.
+func TestSaveConfig(t *testing.T) {
+	for _, how := range []string{"down", "SIGTERM"} {
+		o := newOffice(t)
+		s := o.laptop
+		file := o.file("Address = 10.9.0.1/24 # home\nSaveConfig = true")
+		s.must(built(t), "up", file)
+		_, public := newKeys()
+		s.must("ip", "address", "add", "10.10.0.1/32", "dev", o.iface)
+		s.must("wg", "set", o.iface, "listen-port", "7777", "peer", public, "allowed-ips", "10.5.0.0/16", "endpoint", "[2001:db8::7]:7", "persistent-keepalive", "21",
+			"peer", o.gatewayPublic, "allowed-ips", "10.9.0.0/24,0.0.0.0/0")
+		if how == "down" {
+			s.must(built(t), "down", file)
+		} else {
+			s.daemonOf(o.iface).Signal(syscall.SIGTERM)
+		}
+		o.wantClean()
+		want := fmt.Sprintf(`
+[Interface] # the laptop
+PrivateKey = %s
+Address = 10.9.0.1/24, 10.10.0.1/32 # home
+SaveConfig = true
+ListenPort = 7777
+[Peer]
+# the gateway
+PublicKey = %s
+AllowedIPs = 0.0.0.0/0, 10.9.0.0/24
+Endpoint = 198.51.100.1:51820
+
+[Peer]
+PublicKey = %s
+AllowedIPs = 10.5.0.0/16
+Endpoint = [2001:db8::7]:7
+PersistentKeepalive = 21
+`, o.private, o.gatewayPublic, public)
+		b, _ := os.ReadFile(file)
+		if string(b) != want {
+			t.Errorf("%s: saved as\n%s\nwant\n%s", how, b, want)
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode() != fs.FileMode(0o600) {
+			t.Errorf("%s: %v, %v", how, info.Mode(), err)
+		}
+	}
+}
+
+// TestRollback: whichever step of going up fails, there is one clear sentence, a status that is not 0, and nothing left.
+func TestRollback(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	s.env = append(s.env, "WG_ENDPOINT_RESOLUTION_RETRIES=0")
+	s.onlyCommands("ip", "sh", "nft", "wg", "ping", "cat", "sleep")
+	marks := filepath.Join(s.dir, "postdown")
+	s.inside(func() error {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 4242})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	})
+	for _, c := range []struct {
+		name, more, want string
+		postDown         bool // whether hooks were begun, so that PostDown undoes them
+	}{
+		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" has failed: exit status 3`, true},
+		{"the port", "ListenPort = 4242", "another program has the port: end it, or set another ListenPort", false},
+		{"an address", "Address = 10.9.0.1/24, 10.9.0.1/24", "wg0: ip -4 address add 10.9.0.1/24 dev " + o.iface + ": ", false},
+		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: DNS: this host has neither resolvconf nor resolvectl to set it with; install", false},
+		{"a table", "Table = nosuchtable", "nosuchtable", false},
+		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" has failed: exit status 4`, true},
+	} {
+		file := o.file(c.more + "\nPostDown = echo x >> " + marks)
+		os.Remove(marks)
+		out, code := s.run(built(t), "up", file)
+		if code != 1 || !strings.Contains(out, c.want) || strings.Contains(out, o.private) {
+			t.Errorf("%s: exit status %d\n%s", c.name, code, out)
+		}
+		if _, err := os.Stat(marks); (err == nil) != c.postDown {
+			t.Errorf("%s: PostDown: %v", c.name, err)
+		}
+		o.wantClean()
+	}
+	// A resolver that cannot be reached: here is no route to it.
+	alone := newSpace(t)
+	alone.env = []string{"WG_ENDPOINT_RESOLUTION_RETRIES=1"}
+	text, _ := os.ReadFile(o.file("Address = 10.9.0.1/24"))
+	file := alone.write(o.iface+".conf", strings.Replace(string(text), "198.51.100.1:", "vpn.example.com:", 1), 0o600)
+	out, code := alone.run(built(t), "up", file)
+	want := "wg0: " + file + ":9: Endpoint: resolve vpn.example.com: "
+	if code != 1 || strings.Count(out, want) != 1 || strings.Count(out, "trying again in 1.0 seconds") != 1 || !strings.Contains(out, "look at the resolver") {
+		t.Errorf("no resolver: exit status %d\n%s", code, out)
+	}
+	alone.wantGone(o.iface)
+	// Whoever gives up waiting has it undone.
+	file = o.file("Address = 10.9.0.1/24\nPostUp = sleep 60; true")
+	f := s.front(built(t), "up", file)
+	f.wantLog(t, "[#] sleep 60; true")
+	f.Process.Signal(syscall.SIGINT)
+	f.wantExit(t, 1)
+	f.wantLog(t, "wg0: stopped by a signal")
+	o.wantClean()
+	// And with nothing wrong, it goes up.
+	file = o.file("Address = 10.9.0.1/24")
+	s.must(built(t), "up", file)
+	s.must(built(t), "down", file)
+	o.wantClean()
+}
+
+// TestFaults: what a new user runs into gives one clear sentence and a status that is not 0, and prints no key.
+func TestFaults(t *testing.T) {
+	path := built(t)
+	dir := t.TempDir()
+	private, public := newKeys()
+	good := filepath.Join(dir, "good.conf")
+	bad := filepath.Join(dir, "bad.conf")
+	iface := unique("w")
+	write := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(good, "[Interface]\nPrivateKey = "+private+"\n")
+	write(bad, "[Interface]\nPrivateKey = "+private[1:]+"\nPrivatKey = "+private+"\nMTU = 10\n"+private+"\n[Peer]\nEndpoint = x\nPublicKey = "+public[:40]+"\n")
+	unknown := filepath.Join(dir, "unknown.conf")
+	write(unknown, "[Interface]\nPrivatKey = "+private+"\n[Peer]\nAllowedIPs = 10.0.0.0/8\n")
+	for _, c := range []struct {
+		name string
+		args []string
+		env  []string
+		code int
+		want []string // a line each
+	}{
+		{"nothing", nil, nil, 2, nil},
+		{"too much", []string{"a", "b"}, nil, 2, nil},
+		{"a log level", []string{iface}, []string{"LOG_LEVEL=loud"}, 1, []string{`wg0: LOG_LEVEL is "loud": want verbose, debug, info, error or silent`}},
+		{"no descriptor", []string{iface}, []string{"WG_TUN_FD=x"}, 1, []string{`wg0: WG_TUN_FD is "x": want the number of an open descriptor`}},
+		{"a closed descriptor", []string{"-f", iface}, []string{"WG_UAPI_FD=77"}, 1, []string{"wg0: WG_UAPI_FD: descriptor 77 is not open in this process; let whoever starts wg0 pass it"}},
+		{"a long name", []string{"-f", "a-name-of-16-chr"}, nil, 1, []string{`wg0: "a-name-of-16-chr" is no name of an interface: want 1 to 15 letters and digits, as in wg0`}},
+		{"a path", []string{"-f", "a/b"}, nil, 1, []string{`wg0: "a/b" is no name of an interface: want letters, digits and _=+.- as in wg0`}},
+		{"no file", []string{"up", dir + "/none.conf"}, nil, 1, []string{"wg0: there is no file " + dir + "/none.conf; write one as wg-quick(8) describes it"}},
+		{"no file of an interface", []string{"up", iface}, nil, 1, []string{"wg0: there is no file /etc/wireguard/" + iface + ".conf; write one as wg-quick(8) describes it"}},
+		{"no interface's file", []string{"up", dir}, nil, 1, []string{`wg0: "` + dir + `" names no interface: want a name of 1 to 15 letters and digits, or a file called after it, as wg0.conf`}},
+		{"a bad file", []string{"up", bad}, nil, 1, []string{
+			"wg0: " + bad + ":2: PrivateKey: want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them",
+			"wg0: " + bad + `:4: MTU: "10": want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6`,
+			"wg0: " + bad + `:7: Endpoint: "x": the port is missing; want host:port, as 192.0.2.1:51820`,
+			"wg0: " + bad + ":8: PublicKey: want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them",
+		}},
+		{"an unknown key", []string{"up", unknown}, nil, 1, []string{
+			"wg0: " + unknown + ":3: PublicKey: this peer has none; every [Peer] needs the key that wg pubkey prints at the other end",
+			"wg0: " + unknown + ":2: PrivatKey: not a key of [Interface]; PrivateKey is meant?",
+		}},
+		{"down of what is not up", []string{"down", good}, nil, 1, []string{"wg0: good is not up: no daemon answers at /var/run/wireguard/good.sock"}},
+		{"down of nothing", []string{"down", dir + "/none.conf"}, nil, 1, []string{"wg0: there is no file " + dir + "/none.conf; give the one that none is up by, or the name of the interface"}},
+	} {
+		cmd := exec.Command(path, c.args...)
+		cmd.Env = append(os.Environ(), c.env...)
+		out, err := cmd.CombinedOutput()
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		if err == nil || cmd.ProcessState.ExitCode() != c.code || c.want != nil && !slices.Equal(lines, c.want) {
+			t.Errorf("%s: exit status %d\n%s", c.name, cmd.ProcessState.ExitCode(), out)
+		}
+		if strings.Contains(string(out), private[1:20]) || c.code == 2 && !strings.Contains(string(out), "usage: ") {
+			t.Errorf("%s: it said\n%s", c.name, out)
+		}
+	}
+	for _, arg := range []string{"--help", "-h", "--version"} {
+		if out, err := exec.Command(path, arg).Output(); err != nil || len(out) == 0 {
+			t.Errorf("%s: %s, %v", arg, out, err)
+		}
+	}
+}
+
+// TestNoPermission: a user who is not root is told so, in front and in the background.
+func TestNoPermission(t *testing.T) {
+	path := built(t)
+	private, _ := newKeys()
+	iface := unique("w")
+	file := filepath.Join(buildDir, iface+".conf") // for anybody to read, in a folder for anybody
+	if err := os.WriteFile(file, []byte("[Interface]\nPrivateKey = "+private+"\nPreUp = echo never\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"-f " + iface, "run as root or with CAP_NET_ADMIN"},
+		{iface, "run as root or with CAP_NET_ADMIN"},
+		{"up " + file, "wg0: making an interface takes the capability CAP_NET_ADMIN; run this as root"},
+	} {
+		cmd := exec.Command(path, strings.Fields(c.args)...)
+		cmd.Dir = "/"
+		if os.Getuid() == 0 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		}
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), c.want) || strings.Contains(string(out), "never") || strings.Contains(string(out), private) {
+			t.Errorf("%s: exit status %d\n%s", c.args, cmd.ProcessState.ExitCode(), out)
+		}
+	}
+}
+
+// TestNoTUN: a system without /dev/net/tun is named as such.
+func TestNoTUN(t *testing.T) {
+	s := newSpace(t)
+	needs(t, "unshare", "mount")
+	iface := unique("w")
+	for _, front := range []string{"-f", ""} {
+		out, code := s.run("unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net && exec "+built(t)+" "+front+" "+iface)
+		if code != 1 || !strings.Contains(out, "load the module (modprobe tun)") || strings.Count(out, "\n") != 1 {
+			t.Errorf("exit status %d\n%s", code, out)
+		}
+	}
+}
+
+// TestSecondSignal: a hook that does not end does not keep the daemon for ever.
+func TestSecondSignal(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	f := s.front(built(t), "up", "-f", o.file("Address = 10.9.0.1/24\nPreDown = echo stuck $$.; exec sleep 77"))
+	f.wantLog(t, "msg=ready")
+	f.Process.Signal(syscall.SIGTERM)
+	f.wantLog(t, "\nstuck ")
+	var pid int
+	until(t, "the hook tells its number", func() bool {
+		_, after, _ := strings.Cut(f.log.String(), "\nstuck ")
+		_, err := fmt.Sscanf(after, "%d.", &pid)
+		return err == nil
+	})
+	defer syscall.Kill(pid, syscall.SIGKILL)
+	f.Process.Signal(syscall.SIGTERM)
+	until(t, "the daemon ends", func() bool { return len(daemonsOf(o.iface)) == 0 })
+	os.Remove(socketPath(o.iface))
+}

@@ -1,0 +1,29 @@
+//go:build unix && !linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+)
+
+func errLinuxAlone(what string) error {
+	return fmt.Errorf("`wg0 %s` is for Linux, not for %s; use WG_QUICK_USERSPACE_IMPLEMENTATION=wg0 wg-quick %s", what, runtime.GOOS, what)
+}
+
+// A tunnelFile is a configuration that is up. There is none on this system.
+type tunnelFile struct{}
+
+func readTarget(string) (*tunnelFile, error) { return nil, errLinuxAlone("up") }
+
+func (*tunnelFile) name() string                          { return "" }
+func (*tunnelFile) prepare(context.Context) error         { return nil }
+func (*tunnelFile) up(context.Context, *daemon) error     { return nil }
+func (*tunnelFile) follow(context.Context, *daemon)       {}
+func (*tunnelFile) reload(context.Context, *daemon) error { return nil }
+func (*tunnelFile) preDown(*daemon)                       {}
+func (*tunnelFile) cleanUp(context.Context)               {}
+func (*tunnelFile) postDown()                             {}
+func (*tunnelFile) undo(*daemon)                          {}
+func takeDown(string) error                               { return errLinuxAlone("down") }
