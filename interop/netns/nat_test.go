@@ -26,8 +26,7 @@ func TestNAT(t *testing.T) {
 
 	p := pair{newWG(a, innerA), newWG(b, innerB)}
 	p.introduce()
-	p.a.peer(p.b, "persistent-keepalive 1")
-	p.meet(addr("198.51.100.2"))
+	p.a.peer(p.b, "persistent-keepalive 1 endpoint 198.51.100.2:%d", defaultPort)
 	p.a.ping(innerB4, 3)
 	p.b.wantEndpoint(p.a, fmt.Sprintf("198.51.100.1:%d", defaultPort), "a is behind the router")
 	time.Sleep(3 * time.Second)
