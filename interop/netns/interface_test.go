@@ -69,11 +69,17 @@ func (w *wg) launch() {
 	w.t.Cleanup(func() {
 		if w.t.Failed() {
 			out, err := w.Run("wg show " + w.name)
-			w.t.Logf("%s on %s: %v\n%s%s", w.name, w.Name, err, out, d.Log())
+			w.t.Logf("%s on %s: %v\n%s%s", w.name, w.Name, err, out, lastLines(d.Log()))
 		}
 		d.Kill()
 	})
 	w.run("ip link set %s addrgenmode none", w.name)
+}
+
+// lastLines is the end of a log.
+func lastLines(log string) string {
+	lines := strings.SplitAfter(log, "\n")
+	return strings.Join(lines[max(0, len(lines)-8):], "")
 }
 
 // set is "wg set" of this interface. A file called /dev/stdin holds its private key.
