@@ -70,7 +70,7 @@ func TestECN(t *testing.T) {
 		)
 		for tos, n := range map[string]int{"0xb8": 1, "0xb9": 2, "0xba": 3, "0xbb": 4} { // EF, with each mark of ECN
 			p.a.ping(innerB4, n, "-Q", tos)
-			p.a.ping(innerB6, n, "-Q", tos, "-s", "32") // of 80 bytes, as long as those of IPv4 when padded
+			p.a.ping(innerB6, n, "-Q", tos, "-s", "40") // of 88 bytes, as long as those of IPv4 when padded
 		}
 		for name, want := range map[string]int{
 			"none": 2, "ect0": 2 * (3 + 4), "ect1": 2 * 2, // the outer ones

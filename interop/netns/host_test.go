@@ -132,30 +132,35 @@ func (h *host) hits(name string) int {
 	return 0
 }
 
-// ping sends n packets and waits for as many answers.
+// ping sends n packets, each when the one before was answered.
 func (h *host) ping(to netip.Addr, n int, options ...string) {
 	h.t.Helper()
-	out, err := h.tryPing(to, n, options...)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if !strings.Contains(out, fmt.Sprintf(" %d received", n)) {
-		h.t.Fatalf("%s: not each of %d pings to %v is answered once:\n%s", h.Name, n, to, out)
+	for i := range n {
+		if out, err := h.tryPing(to, 3*time.Second, options...); err != nil {
+			h.t.Fatalf("%s: ping %d of %d to %v: %v\n%s", h.Name, i+1, n, to, err, out)
+		}
 	}
 }
 
 // noPing is a ping that nobody may answer.
 func (h *host) noPing(why string, to netip.Addr, options ...string) string {
 	h.t.Helper()
-	out, err := h.tryPing(to, 1, append(options, "-W", "0.4")...)
+	out, err := h.tryPing(to, 400*time.Millisecond, options...)
 	if err == nil {
 		h.t.Fatalf("%s: %v answers: %s", h.Name, to, why)
 	}
 	return out
 }
 
-func (h *host) tryPing(to netip.Addr, n int, options ...string) (string, error) {
-	return h.Run(fmt.Sprintf("ping -n -c %d -i 0.002 -W 2 %s %v", n, strings.Join(options, " "), to))
+// reaches is whether one ping is answered.
+func (h *host) reaches(to netip.Addr) bool {
+	_, err := h.tryPing(to, 200*time.Millisecond)
+	return err == nil
+}
+
+// tryPing sends one packet: told to send more, ping waits for the last answer no longer than for twice the slowest before.
+func (h *host) tryPing(to netip.Addr, wait time.Duration, options ...string) (string, error) {
+	return h.Run(fmt.Sprintf("ping -n -c 1 -W %.1f %s %v", wait.Seconds(), strings.Join(options, " "), to))
 }
 
 // bound is whether a UDP socket listens on the port, of either family.

@@ -21,12 +21,6 @@ func (h *host) flow(to netip.Addr) {
 	h.t.Cleanup(b.Kill)
 }
 
-// reaches is whether one ping is answered.
-func (h *host) reaches(to netip.Addr) bool {
-	_, err := h.Run("ping -n -c 1 -W 0.2 " + to.String())
-	return err == nil
-}
-
 // ended waits until the daemon has, and checks that it cleaned up.
 func (w *wg) ended(why string) {
 	w.t.Helper()
