@@ -94,11 +94,16 @@ func (h *host) cable(name string, addresses string, g *host, nameThere, addresse
 	g.addresses(nameThere, addressesThere)
 }
 
-// addresses adds addresses, separated by spaces, to an interface.
+// addresses adds addresses, separated by spaces, to an interface. Nobody else can have one of them, and the kernel is told so:
+// it would otherwise let an IPv6 address rest for a moment.
 func (h *host) addresses(name, addresses string) {
 	h.t.Helper()
 	for _, a := range strings.Fields(addresses) {
-		h.run("ip address add %s dev %s", a, name)
+		nodad := ""
+		if strings.Contains(a, ":") {
+			nodad = "nodad"
+		}
+		h.run("ip address add %s dev %s %s", a, name, nodad)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 // setMTU sets that of both interfaces.
@@ -16,8 +17,7 @@ func (p pair) setMTU(mtu int) {
 	}
 }
 
-// A packet as large as the MTU goes through in one piece, one byte more does not; the MTU follows "ip link" at once.
-// The cable carries 1500 bytes, so the larger ones travel as fragments: the outer packet does not say "don't fragment". The largest
+// A packet as large as the MTU goes through in one piece, one byte more does not; the MTU follows "ip link". The cable carries 1500 bytes, so the larger ones travel as fragments: the outer packet does not say "don't fragment". The largest
 // MTU is that whose data message is the largest UDP datagram of the outer family.
 //
 //	a ══ v0 (1500) ── v0 (1500) ══ b     newPair
@@ -35,6 +35,10 @@ func TestMTU(t *testing.T) {
 			p.meet(c.outer)
 			for _, mtu := range c.mtu {
 				p.setMTU(mtu)
+				eventually(t, "both daemons have heard of the MTU", func() bool {
+					_, err := p.a.tryPing(innerB4, time.Second/5, "-s", fmt.Sprint(mtu-28))
+					return err == nil
+				})
 				p.a.ping(innerB4, 3, "-M", "do", "-s", fmt.Sprint(mtu-28))
 				p.b.ping(innerA6, 3, "-M", "do", "-s", fmt.Sprint(mtu-48))
 				p.a.fails("it is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-27, innerB4)
