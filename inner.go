@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// What the device reads of the IP packets inside the tunnel: addresses, length and ECN.
+// What the device reads of the IP packets inside the tunnel: addresses, length and ECN, and whether one is its own message.
 
 const (
 	ipv4Header = 20
@@ -28,6 +28,34 @@ func destination(p []byte) (dst netip.Addr, ecn uint8, ok bool) {
 		return netip.AddrFrom16([16]byte(p[24:40])), p[1] >> 4 & ecnMask, true
 	}
 	return dst, 0, false
+}
+
+// carriedSession is the index in the data message that p carries by UDP. ok is false if it carries none. A first fragment
+// is enough.
+func carriedSession(p []byte) (index uint32, ok bool) {
+	const protocolUDP, udpHeader = 17, 8
+	switch {
+	case len(p) >= ipv4Header && p[0]>>4 == 4:
+		n := int(p[0]&0xf) * 4
+		if p[9] != protocolUDP || binary.BigEndian.Uint16(p[6:])&0x1fff != 0 || len(p) < n+udpHeader+messageHeader {
+			return 0, false
+		}
+		p = p[n+udpHeader:]
+	case len(p) >= ipv6Header+udpHeader+messageHeader && p[0]>>4 == 6:
+		const fragment, fragmentHeader = 44, 8
+		switch next := p[6]; {
+		case next == protocolUDP:
+			p = p[ipv6Header+udpHeader:]
+		case next == fragment && p[ipv6Header] == protocolUDP && binary.BigEndian.Uint16(p[ipv6Header+2:])>>3 == 0 &&
+			len(p) >= ipv6Header+fragmentHeader+udpHeader+messageHeader:
+			p = p[ipv6Header+fragmentHeader+udpHeader:]
+		default:
+			return 0, false
+		}
+	default:
+		return 0, false
+	}
+	return binary.LittleEndian.Uint32(p[4:]), binary.LittleEndian.Uint32(p) == typeData
 }
 
 // unpad cuts the padding off p, which came out of a data message, by the length that its own header tells, and returns

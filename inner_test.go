@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 )
 
@@ -71,6 +72,57 @@ func TestUnpad(t *testing.T) {
 		if want := map[byte]netip.Addr{4: here, 6: here6}[c.p[0]>>4]; src != want {
 			t.Errorf("%s: it comes from %v, want %v", c.name, src, want)
 		}
+	}
+}
+
+// A packet that carries a data message by UDP says of which session; a later fragment and any other packet do not.
+func TestCarriedSession(t *testing.T) {
+	const index = 0x01020304
+	message := append(binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, typeData), index), make([]byte, 24)...)
+	datagram := append(make([]byte, 8), message...)
+	packet4 := func(header, protocol, fragment int) []byte {
+		p := append(make([]byte, header), datagram...)
+		p[0], p[9] = byte(4<<4|header/4), byte(protocol)
+		binary.BigEndian.PutUint16(p[6:], uint16(fragment))
+		return p
+	}
+	packet6 := func(next int, extension ...byte) []byte {
+		p := slices.Concat(make([]byte, 40), extension, datagram)
+		p[0], p[6] = 6<<4, byte(next)
+		return p
+	}
+	const moreFragments = 0x2000
+	for _, c := range []struct {
+		name string
+		p    []byte
+		ok   bool
+	}{
+		{"nothing", nil, false},
+		{"IPv4", packet4(20, 17, 0), true},
+		{"IPv4 with options", packet4(60, 17, 0), true},
+		{"IPv4, first fragment", packet4(20, 17, moreFragments), true},
+		{"IPv4, later fragment", packet4(20, 17, moreFragments|1), false},
+		{"IPv4, TCP", packet4(20, 6, 0), false},
+		{"IPv4, as long as the message's header", packet4(20, 17, 0)[:44], true},
+		{"IPv4, cut in the message's header", packet4(20, 17, 0)[:43], false},
+		{"IPv4, cut behind its options", packet4(60, 17, 0)[:60], false},
+		{"IPv6", packet6(17), true},
+		{"IPv6, first fragment", packet6(44, 17, 0, 0, 1, 0, 0, 0, 0), true},
+		{"IPv6, later fragment", packet6(44, 17, 0, 0, 9, 0, 0, 0, 0), false},
+		{"IPv6, first fragment of TCP", packet6(44, 6, 0, 0, 1, 0, 0, 0, 0), false},
+		{"IPv6, first fragment, cut", packet6(44, 17, 0, 0, 1, 0, 0, 0, 0)[:71], false},
+		{"IPv6, TCP", packet6(6), false},
+		{"IPv6, cut", packet6(17)[:63], false},
+		{"version 5", version(5, packet4(20, 17, 0)), false},
+	} {
+		if got, ok := carriedSession(c.p); ok != c.ok || ok && got != index {
+			t.Errorf("%s: %#x, %v; want %v", c.name, got, ok, c.ok)
+		}
+	}
+	initiation := packet4(20, 17, 0)
+	initiation[28] = 1
+	if _, ok := carriedSession(initiation); ok {
+		t.Error("an initiation is taken for a data message")
 	}
 }
 

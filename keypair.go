@@ -132,6 +132,11 @@ func (ks *keypairs) confirm(k *keypair) (dropped *keypair, confirmed bool) {
 	return dropped, true
 }
 
+// sends reports whether messages with the peer's index remote are sent on one of ks, or lately were.
+func (ks *keypairs) sends(remote uint32) bool {
+	return ks.current != nil && ks.current.remote == remote || ks.previous != nil && ks.previous.remote == remote
+}
+
 // holds reports whether k still has a place.
 func (ks *keypairs) holds(k *keypair) bool {
 	return k != nil && (k == ks.current || k == ks.previous || k == ks.next)

@@ -157,9 +157,24 @@ func (d *Device) route(b *Batch, now int64) {
 			d.slow.unreachable(d, packet, now)
 			continue
 		}
+		if index, ok := carriedSession(packet); ok && d.loops(p, index) {
+			continue
+		}
 		b.msgs[i].tos = outerTOS(ecn)
 		b.addToRun(p, i)
 	}
+}
+
+// loops drops a packet that carries a message of the session with that index, if it is one of p's: the way to p leads
+// through p. Sealed again it would come back larger, and as two once it needs fragments.
+func (d *Device) loops(p *peer, index uint32) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.sends(index) {
+		return false
+	}
+	d.drop(p, DropLoop, 1)
+	return true
 }
 
 // addToRun puts message i, which goes to p, into the last run or a new one.

@@ -19,6 +19,7 @@ const (
 	DropStagedBytes                        // packet: the device's memory for waiting packets is used up
 	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone
 	DropSendFailed                         // packet: the bind could not send it
+	DropLoop                               // packet: a message to its peer that came back, for the way there leads through the tunnel
 	DropUnknownMessage                     // message: no WireGuard message by type, reserved bytes or length
 	DropUnknownIndex                       // message: no session or handshake with that index
 	DropExpiredKey                         // message: its session is too old, or got replaced meanwhile
@@ -43,7 +44,7 @@ const (
 )
 
 var dropNames = [dropReasons]string{
-	"down", "malformed", "no route", "no endpoint", "staged overflow", "staged bytes", "no session", "send failed",
+	"down", "malformed", "no route", "no endpoint", "staged overflow", "staged bytes", "no session", "send failed", "loop",
 	"unknown message", "unknown index", "expired key", "forged", "replayed", "inner malformed", "source not allowed",
 	"sink full", "queue full", "bad mac", "cookie required", "rate limited", "no identity", "unknown peer",
 	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full",

@@ -1,0 +1,118 @@
+package netlab
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// socketDir is where the daemons listen for wg(8).
+const socketDir = "/var/run/wireguard/"
+
+// A Daemon is a WireGuard daemon in the foreground. It is made by StartDaemon.
+type Daemon struct {
+	*Process
+	Interface string
+
+	log *tail
+}
+
+// StartDaemon starts a daemon, a program with the command line of wireguard-go's, and waits until it answers wg(8). The
+// socket directory is the same for all hosts, so each interface has a name of its own.
+func (h *Host) StartDaemon(program, iface string) (*Daemon, error) {
+	log := &tail{}
+	b, err := h.Start(log, []string{"WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error"}, program, "-f", iface)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{b, iface, log}
+	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
+		err := d.answers()
+		if err == nil {
+			return d, nil
+		}
+		select {
+		case <-d.Done():
+			return nil, fmt.Errorf("%s: %s ended: %v\n%s", h.Name, program, d.Wait(), d.Log())
+		default:
+		}
+		if time.Since(start) > 10*time.Second {
+			d.Kill()
+			return nil, fmt.Errorf("%s: %s does not answer: %v\n%s", h.Name, program, err, d.Log())
+		}
+	}
+}
+
+// Socket is the path of the control socket.
+func (d *Daemon) Socket() string { return socketDir + d.Interface + ".sock" }
+
+// answers asks for the configuration.
+func (d *Daemon) answers() error {
+	c, err := net.Dial("unix", d.Socket())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, "get=1\n\n"); err != nil {
+		return err
+	}
+	for lines := bufio.NewScanner(c); lines.Scan(); {
+		if lines.Text() == "errno=0" {
+			return nil
+		}
+	}
+	return io.ErrUnexpectedEOF
+}
+
+// Log is the end of what the daemon printed.
+func (d *Daemon) Log() string { return d.log.String() }
+
+// Resident is the memory of the daemon that is in RAM, in bytes.
+func (d *Daemon) Resident() (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kib, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 64)
+			return kib * 1024, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", d.Pid())
+}
+
+// A tail keeps the last bytes written to it, for a program can print for ever.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+const tailLength = 16 << 10
+
+// Write takes everything.
+func (l *tail) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	if n := len(l.text) - tailLength; n > 0 {
+		l.text = append(l.text[:0], l.text[n:]...)
+	}
+	return len(p), nil
+}
+
+// String is what was kept.
+func (l *tail) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
+}

@@ -1,0 +1,204 @@
+package netlab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// patience is longer than any program here runs that is not started in the background.
+const patience = 60 * time.Second
+
+// A Host is a network namespace, with its loopback interface up. It is made by NewHost and safe for concurrent use.
+type Host struct {
+	Name string
+
+	namespace *os.File
+	closed    sync.Once
+}
+
+// NewHost makes a namespace, which "ip -n" knows under the same name. IPv6 addresses are usable at once there, for
+// nobody else can have them.
+func NewHost(name string) (*Host, error) {
+	if err := check(exec.Command("ip", "netns", "add", name)); err != nil {
+		return nil, err
+	}
+	f, err := os.Open("/run/netns/" + name)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{Name: name, namespace: f}
+	for _, scope := range []string{"all", "default"} {
+		err = h.Sysctl("net/ipv6/conf/"+scope+"/accept_dad", "0")
+		if err != nil {
+			break
+		}
+	}
+	if err == nil {
+		_, err = h.Run("ip link set lo up")
+	}
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// Close gives the namespace back. It goes when the last process in it does.
+func (h *Host) Close() (err error) {
+	h.closed.Do(func() {
+		err = check(exec.Command("ip", "netns", "del", h.Name))
+		h.namespace.Close()
+	})
+	return err
+}
+
+// Do calls f on a thread that is in the namespace: sockets that f opens and programs that it starts belong to it.
+func (h *Host) Do(f func() error) error {
+	runtime.LockOSThread()
+	before, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer before.Close()
+	if err := unix.Setns(int(h.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("netlab: entering %s: %w", h.Name, err)
+	}
+	defer func() {
+		if unix.Setns(int(before.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread() // else the thread ends with its goroutine
+		}
+	}()
+	return f()
+}
+
+// Command prepares a program, to be started by Do.
+func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, args[0], args[1:]...)
+}
+
+// Run runs a command line without quotes, and returns what it printed. The error of one that fails holds that, too.
+func (h *Host) Run(line string) (string, error) { return h.RunWith("", line) }
+
+// RunWith is Run with a standard input.
+func (h *Host) RunWith(input, line string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := h.Command(ctx, strings.Fields(line)...)
+	cmd.Stdin = strings.NewReader(input)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := h.Do(cmd.Start); err != nil {
+		return "", fmt.Errorf("%s: %s: %w", h.Name, line, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return out.String(), fmt.Errorf("%s: %s: %w\n%s", h.Name, line, err, &out)
+	}
+	return out.String(), nil
+}
+
+// Sysctl writes a value below /proc/sys, as in net/ipv4/ip_forward.
+func (h *Host) Sysctl(name, value string) error {
+	return h.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
+}
+
+// Join lays a cable: a veth pair whose ends are up and carry packets.
+func Join(a *Host, nameA string, b *Host, nameB string) error {
+	err := check(exec.Command("ip", "link", "add", nameA, "netns", a.Name, "type", "veth",
+		"peer", "name", nameB, "netns", b.Name))
+	if err != nil {
+		return err
+	}
+	if err := a.raise(nameA); err != nil {
+		return err
+	}
+	if err := b.raise(nameB); err != nil {
+		return err
+	}
+	if err := a.ready(nameA); err != nil {
+		return err
+	}
+	return b.ready(nameB)
+}
+
+func (h *Host) raise(iface string) error {
+	_, err := h.Run("ip link set up dev " + iface)
+	return err
+}
+
+// ready waits until the kernel noticed that an interface has a carrier: what is sent before is dropped.
+func (h *Host) ready(iface string) error {
+	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
+		out, err := h.Run("ip link show dev " + iface)
+		if err != nil || strings.Contains(out, "state UP") {
+			return err
+		}
+		if time.Since(start) > patience {
+			return fmt.Errorf("%s: %s does not come up:\n%s", h.Name, iface, out)
+		}
+	}
+}
+
+// check runs cmd; its error holds what it printed.
+func check(cmd *exec.Cmd) error {
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return nil
+}
+
+// A Process is a program that runs on while others do.
+type Process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the program has ended and err is set
+	err  error
+}
+
+// Start starts a program whose output goes to out.
+func (h *Host) Start(out io.Writer, env []string, args ...string) (*Process, error) {
+	cmd := h.Command(context.Background(), args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := h.Do(cmd.Start); err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", h.Name, args[0], err)
+	}
+	b := &Process{cmd: cmd, done: make(chan struct{})}
+	go func() {
+		b.err = cmd.Wait()
+		close(b.done)
+	}()
+	return b, nil
+}
+
+// Pid is that of the process.
+func (b *Process) Pid() int { return b.cmd.Process.Pid }
+
+// Done is closed when the program has ended.
+func (b *Process) Done() <-chan struct{} { return b.done }
+
+// Wait waits until the program has ended, and says how.
+func (b *Process) Wait() error {
+	<-b.done
+	return b.err
+}
+
+// Signal sends a signal; a program that has ended takes none.
+func (b *Process) Signal(s os.Signal) { b.cmd.Process.Signal(s) }
+
+// Kill ends the program at once and waits for that.
+func (b *Process) Kill() {
+	b.cmd.Process.Kill()
+	<-b.done
+}

@@ -1,0 +1,83 @@
+//go:build linux
+
+package netns
+
+import (
+	"testing"
+)
+
+// Sizes of messages: UDP payload.
+const (
+	initiationSize = 148
+	responseSize   = 92
+	dataOverhead   = 32
+)
+
+// sealed is the size of the data message that carries a packet.
+func sealed(packet int64) int64 { return dataOverhead + (packet+15)/16*16 }
+
+// "rx: 32 + padded length of accepted data packets and accepted handshake messages; tx: UDP payload": after N pings
+// "wg show" and "ip -s link" are right to the byte and the packet, on both sides.
+//
+//	a ══ v0 ── v0 ══ b     newPair
+func TestExactCounters(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	const n4, n6 = 10, 7
+	const size4, size6 = 84, 104 // 56 bytes behind ICMP and IP
+	p.a.ping(innerB4, n4)
+	p.a.ping(innerB6, n6)
+	data := n4*sealed(size4) + n6*sealed(size6)
+	if got, want := p.a.status(p.b), data; got.tx != initiationSize+want || got.rx != responseSize+want {
+		t.Errorf("a: sent %d, received %d; want %d, %d", got.tx, got.rx, initiationSize+want, responseSize+want)
+	}
+	if got, want := p.b.status(p.a), data; got.rx != initiationSize+want || got.tx != responseSize+want {
+		t.Errorf("b: received %d, sent %d; want %d, %d", got.rx, got.tx, initiationSize+want, responseSize+want)
+	}
+	const packets, bytes = n4 + n6, n4*size4 + n6*size6
+	for _, w := range []*wg{p.a, p.b} {
+		if got, want := w.traffic(), (traffic{packets, bytes, packets, bytes}); got != want {
+			t.Errorf("%s: ip -s link counts %+v, want %+v: a packet each ping and direction, its inner bytes", w.name, got, want)
+		}
+	}
+}
+
+// "Those refused by the source check are not counted", nor do they reach the interface; the sender did send them.
+func TestRefusedPacketsAreNotCounted(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it counts what the source check refuses as received")
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	p.b.addresses(p.b.name, "10.0.0.77/32")
+	before, sent := p.a.status(p.b), p.b.status(p.a).tx
+	packets := p.a.traffic().rxPackets
+	p.b.noPing("10.0.0.77 is not b's", innerA4, "-I", "10.0.0.77")
+	if got := p.b.status(p.a).tx - sent; got != sealed(84) {
+		t.Errorf("b: sent %d, want %d", got, sealed(84))
+	}
+	if got := p.a.status(p.b); got.rx != before.rx {
+		t.Errorf("a: received %d, want %d as before", got.rx, before.rx)
+	}
+	if got := p.a.traffic().rxPackets; got != packets {
+		t.Errorf("a: %d packets came out of the interface, want %d as before", got, packets)
+	}
+}
+
+// A persistent keepalive is an empty data message, which the interface does not see.
+func TestKeepalivesAreCounted(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	before, packets := p.a.status(p.b).tx, p.b.traffic()
+	p.a.peer(p.b, "persistent-keepalive 1")
+	eventually(t, "three keepalives, the first at once", func() bool { return p.a.status(p.b).tx >= before+3*dataOverhead })
+	if got := p.a.status(p.b).tx - before; got%dataOverhead != 0 {
+		t.Errorf("a: sent %d bytes, want a multiple of %d", got, dataOverhead)
+	}
+	if got := p.b.traffic(); got != packets {
+		t.Errorf("b: ip -s link counts %+v, want %+v as before", got, packets)
+	}
+}

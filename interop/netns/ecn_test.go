@@ -1,0 +1,84 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+// onBothFamilies runs a test with the pair's outer addresses of each family, and the word of nft for its header.
+func onBothFamilies(t *testing.T, test func(t *testing.T, outer netip.Addr, ip string)) {
+	for ip, outer := range map[string]netip.Addr{"ip": outerB4, "ip6": outerB6} {
+		t.Run(fmt.Sprint(outer), func(t *testing.T) { test(t, outer, ip) })
+	}
+}
+
+// The three messages of a handshake, and no data, carry 0x88 outside: AF41, and no ECN. No datagram says "don't fragment".
+//
+//	a ══ v0 ── v0 ══ b     newPair; both look at what arrives
+func TestHandshakeClass(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it sets no DSCP")
+	onBothFamilies(t, func(t *testing.T, outer netip.Addr, ip string) {
+		p := newPair(t)
+		p.b.nft("add rule inet t early udp length 156 " + ip + " dscp af41 " + ip + " ecn not-ect counter comment initiation")
+		p.a.nft("add rule inet t early udp length 100 " + ip + " dscp af41 " + ip + " ecn not-ect counter comment response")
+		p.b.nft("add rule inet t early udp length 136 " + ip + " dscp 0 counter comment data")
+		p.meet(outer)
+		p.a.ping(innerB4, 5, "-Q", "0xb8")
+		if i, r, d := p.b.hits("initiation"), p.a.hits("response"), p.b.hits("data"); i != 1 || r != 1 || d != 5 {
+			t.Errorf("%d initiations, %d responses and %d data messages have their class, want 1, 1, 5", i, r, d)
+		}
+	})
+}
+
+// The outer packet may be fragmented on its way, also where the inner one may not.
+func TestOuterMayBeFragmented(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it sends with DF")
+	p := newPair(t)
+	p.b.nft("add rule inet t early udp dport 51820 ip frag-off & 0x4000 != 0 counter comment df",
+		"add rule inet t early udp dport 51820 counter comment total")
+	p.meet(outerB4)
+	p.a.ping(innerB4, 5, "-M", "do")
+	if total, df := p.b.hits("total"), p.b.hits("df"); total != 6 || df != 0 {
+		t.Errorf("%d datagrams, %d with DF; want 6, 0", total, df)
+	}
+}
+
+// ECN as RFC 6040 has it: the outer packet carries the inner mark, with CE sent as ECT(0); of the DSCP nothing shows outside. A CE mark
+// that a router sets outside shows inside where the inner packet is capable of it, and nowhere else.
+//
+//	a ══ v0 ── v0 ══ b     newPair; b marks what arrives, as a router would
+func TestECN(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it carries no ECN, in neither direction")
+	onBothFamilies(t, func(t *testing.T, outer netip.Addr, ip string) {
+		p := newPair(t)
+		p.meet(outer)
+		p.a.ping(innerB4, 1)
+		p.b.nft(
+			"add rule inet t early udp length 136 "+ip+" dscp 0 "+ip+" ecn not-ect counter comment none",
+			"add rule inet t early udp length 136 "+ip+" dscp 0 "+ip+" ecn ect0 counter comment ect0",
+			"add rule inet t early udp length 136 "+ip+" dscp 0 "+ip+" ecn ect1 counter comment ect1",
+			"add rule inet t early udp length 136 "+ip+" ecn set ce",
+			fmt.Sprintf("add rule inet t in iifname %s ip ecn ce counter comment inner4", p.b.name),
+			fmt.Sprintf("add rule inet t in iifname %s ip6 ecn ce counter comment inner6", p.b.name),
+			fmt.Sprintf("add rule inet t in iifname %s ip ecn not-ect counter comment plain4", p.b.name),
+		)
+		for tos, n := range map[string]int{"0xb8": 1, "0xb9": 2, "0xba": 3, "0xbb": 4} { // EF, with each mark of ECN
+			p.a.ping(innerB4, n, "-Q", tos)
+			p.a.ping(innerB6, n, "-Q", tos, "-s", "40") // of 88 bytes, as long as those of IPv4 when padded
+		}
+		for name, want := range map[string]int{
+			"none": 2, "ect0": 2 * (3 + 4), "ect1": 2 * 2, // the outer ones
+			"inner4": 2 + 3 + 4, "inner6": 2 + 3 + 4, "plain4": 1,
+		} {
+			if got := p.b.hits(name); got != want {
+				t.Errorf("%s: %d packets, want %d", name, got, want)
+			}
+		}
+	})
+}

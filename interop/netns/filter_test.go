@@ -1,0 +1,70 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// A packet is taken only from the peer to which its source address is routed: the longest prefix decides, also when
+// it is another peer's. The packet was authentic all the same, so the peer's new endpoint is learned from it.
+//
+//	a ══ v0 ── v0 ══ b     newPair; a also has a peer c, which nobody is
+func TestSourceFilter(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	c := wireguard.NewPrivateKey().Public()
+	p.a.peer(p.b, "allowed-ips 10.0.0.0/24,fd00::/64")
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	p.b.ping(innerA4, 1)
+	p.b.ping(innerA6, 1)
+
+	p.a.set("peer %v allowed-ips %v/32,%v/128", c, innerB4, innerB6)
+	p.b.set("listen-port 9997")
+	p.b.noPing("its address is that of another peer", innerA4)
+	p.b.noPing("its address is that of another peer", innerA6)
+	p.a.wantEndpoint(p.b, fmt.Sprintf("%v:9997", outerB4), "it is b all the same")
+	p.a.noPing("the more specific prefix has no endpoint", innerB4)
+
+	p.a.set("peer %v remove", c)
+	p.b.ping(innerA4, 1)
+	p.b.ping(innerA6, 1)
+	p.a.ping(innerB4, 1)
+}
+
+// A prefix belongs to one peer, and the last writer wins.
+func TestPrefixMoves(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	c := wireguard.NewPrivateKey().Public()
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	p.a.set("peer %v allowed-ips %v/32", c, innerB4)
+	if got, want := p.a.status(p.b).allowed, innerB6.String()+"/128"; got != want {
+		t.Errorf("b's allowed IPs are %s, want %s: the other is c's now", got, want)
+	}
+	p.a.noPing("its address is c's", innerB4)
+	p.a.ping(innerB6, 1)
+	p.a.peer(p.b, "allowed-ips %v/32,%v/128", innerB4, innerB6)
+	p.a.ping(innerB4, 1)
+}
+
+// An allowed IP that covers everything carries what is routed to the interface, and nothing else does.
+func TestNoPeerForDestination(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.b.addresses("lo", "203.0.113.1/32 2001:db8:cafe::1/128")
+	p.a.run("ip route add 203.0.113.0/24 dev %s", p.a.name)
+	p.a.run("ip route add 2001:db8:cafe::/48 dev %s", p.a.name)
+	far4, far6 := addr("203.0.113.1"), addr("2001:db8:cafe::1")
+	p.a.noPing("no peer has it", far4)
+	p.a.noPing("no peer has it", far6)
+	p.a.peer(p.b, "allowed-ips 0.0.0.0/0,::/0")
+	p.a.ping(far4, 2)
+	p.a.ping(far6, 2)
+}

@@ -1,0 +1,228 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/netlab"
+)
+
+// serial makes the names of hosts and WireGuard interfaces unique.
+var serial atomic.Int64
+
+// A host is a network namespace that lives as long as its test, which fails with what is run in there.
+type host struct {
+	*netlab.Host
+	t *testing.T
+}
+
+// newHost makes a host. The test is skipped where there can be none.
+func newHost(t *testing.T) *host {
+	t.Helper()
+	program(t)
+	h, err := netlab.NewHost(fmt.Sprintf("h%d", serial.Add(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &host{h, t}
+}
+
+// run runs a command line, which has to succeed, and returns what it printed.
+func (h *host) run(format string, args ...any) string {
+	h.t.Helper()
+	out, err := h.Run(fmt.Sprintf(format, args...))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
+}
+
+// feed is run with a standard input.
+func (h *host) feed(input, format string, args ...any) string {
+	h.t.Helper()
+	out, err := h.RunWith(input, fmt.Sprintf(format, args...))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
+}
+
+// fails runs a command line that must not succeed, and returns what it printed.
+func (h *host) fails(why, format string, args ...any) string {
+	h.t.Helper()
+	line := fmt.Sprintf(format, args...)
+	out, err := h.Run(line)
+	if err == nil {
+		h.t.Fatalf("%s: %s: succeeds: %s\n%s", h.Name, line, why, out)
+	}
+	return out
+}
+
+// sysctl sets values below /proc/sys, as in "net/ipv4/ip_forward=1".
+func (h *host) sysctl(settings ...string) {
+	h.t.Helper()
+	for _, s := range settings {
+		name, value, _ := strings.Cut(s, "=")
+		if err := h.Sysctl(name, value); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// cable joins h to g: the end here is called name and has the addresses, as has the end there.
+func (h *host) cable(name string, addresses string, g *host, nameThere, addressesThere string) {
+	h.t.Helper()
+	if err := netlab.Join(h.Host, name, g.Host, nameThere); err != nil {
+		h.t.Fatal(err)
+	}
+	h.addresses(name, addresses)
+	g.addresses(nameThere, addressesThere)
+}
+
+// addresses adds addresses, separated by spaces, to an interface. Nobody else can have one of them, and the kernel is told so:
+// it would otherwise let an IPv6 address rest for a moment.
+func (h *host) addresses(name, addresses string) {
+	h.t.Helper()
+	for _, a := range strings.Fields(addresses) {
+		nodad := ""
+		if strings.Contains(a, ":") {
+			nodad = "nodad"
+		}
+		h.run("ip address add %s dev %s %s", a, name, nodad)
+	}
+}
+
+// nft feeds rules to nft, a line each, in the chains of a table of its own: in, out and forward filter, early is before
+// connection tracking and late is behind masquerading.
+func (h *host) nft(rules ...string) {
+	h.t.Helper()
+	h.feed(`
+add table inet t
+add chain inet t early { type filter hook prerouting priority -300; }
+add chain inet t in { type filter hook input priority 0; }
+add chain inet t forward { type filter hook forward priority 0; }
+add chain inet t out { type filter hook output priority 0; }
+add chain inet t nat { type nat hook postrouting priority 100; }
+add chain inet t late { type filter hook postrouting priority 300; }
+`+strings.Join(rules, "\n")+"\n", "nft -f -")
+}
+
+var counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "(\w+)"`)
+
+// hits is how often the rule whose comment is name counted a packet.
+func (h *host) hits(name string) int {
+	h.t.Helper()
+	for _, m := range counted.FindAllStringSubmatch(h.run("nft list table inet t"), -1) {
+		if m[2] == name {
+			n, _ := strconv.Atoi(m[1])
+			return n
+		}
+	}
+	h.t.Fatalf("%s: no rule counts %s", h.Name, name)
+	return 0
+}
+
+// ping sends n packets, each when the one before was answered.
+func (h *host) ping(to netip.Addr, n int, options ...string) {
+	h.t.Helper()
+	for i := range n {
+		if out, err := h.tryPing(to, 3*time.Second, options...); err != nil {
+			h.t.Fatalf("%s: ping %d of %d to %v: %v\n%s", h.Name, i+1, n, to, err, out)
+		}
+	}
+}
+
+// noPing is a ping that nobody may answer.
+func (h *host) noPing(why string, to netip.Addr, options ...string) string {
+	h.t.Helper()
+	out, err := h.tryPing(to, 400*time.Millisecond, options...)
+	if err == nil {
+		h.t.Fatalf("%s: %v answers: %s", h.Name, to, why)
+	}
+	return out
+}
+
+// reaches is whether one ping is answered.
+func (h *host) reaches(to netip.Addr) bool {
+	_, err := h.tryPing(to, 200*time.Millisecond)
+	return err == nil
+}
+
+// tryPing sends one packet: told to send more, ping waits for the last answer no longer than for twice the slowest before.
+func (h *host) tryPing(to netip.Addr, wait time.Duration, options ...string) (string, error) {
+	return h.Run(fmt.Sprintf("ping -n -c 1 -W %.1f %s %v", wait.Seconds(), strings.Join(options, " "), to))
+}
+
+// bound is whether a UDP socket listens on the port, of either family.
+func (h *host) bound(port int) bool {
+	h.t.Helper()
+	var tables []byte
+	err := h.Do(func() error {
+		for _, name := range []string{"udp", "udp6"} {
+			text, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if err != nil {
+				return err
+			}
+			tables = append(tables, text...)
+		}
+		return nil
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return regexp.MustCompile(fmt.Sprintf(`(?m)^ *\d+: [0-9A-F]+:%04X `, port)).Match(tables)
+}
+
+// eventually waits until ok, for as long as a busy host may need.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	within(t, 10*time.Second, what, ok)
+}
+
+func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > limit {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// exists is whether a file is there.
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// sendUDP sends a datagram.
+func (h *host) sendUDP(from, to string, datagram []byte) {
+	h.t.Helper()
+	err := h.Do(func() error {
+		d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(from))}
+		c, err := d.Dial("udp", to)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write(datagram)
+		return err
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}

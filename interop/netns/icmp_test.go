@@ -1,0 +1,58 @@
+//go:build linux
+
+package netns
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// A packet that no peer can take is answered with an ICMP error: to a program on the host, and to one behind it whose
+// packet was forwarded. Differences from the kernel's module:
+//
+//   - The error's source is the packet's destination. The kernel sends it from an address of the host, which it can do because
+//     it does not arrive from anywhere; through a TUN a packet from one of the host's own addresses is martian and is dropped.
+//
+//   - On the host, the module fails the send itself (ENOKEY, EDESTADDRREQ); with a TUN the sender learns of it by the ICMP error.
+//
+//     c v0 172.16.0.2, fd02::2 ── lan 172.16.0.1, fd02::1 :a ══ v0 ── v0 ══ b
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it sends no ICMP errors")
+	p := newPair(t)
+	c := newHost(t)
+	c.cable("v0", "172.16.0.2/24 fd02::2/64", p.a.host, "lan", "172.16.0.1/24 fd02::1/64")
+	c.run("ip route add default via 172.16.0.1")
+	c.run("ip -6 route add default via fd02::1")
+	p.a.sysctl("net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1")
+	p.a.set("peer %v allowed-ips 10.0.0.4/32,fd00::4/128", wireguard.NewPrivateKey().Public())
+	for _, from := range []*host{p.a.host, c} {
+		for _, q := range []struct{ why, to, want string }{
+			{"no peer has it", "10.0.0.5", "From 10.0.0.5 icmp_seq=1 Destination Host Unreachable"},
+			{"no peer has it", "fd00::5", "From fd00::5 icmp_seq=1 Destination unreachable: Address unreachable"},
+			{"the peer has no endpoint", "10.0.0.4", "From 10.0.0.4 icmp_seq=1 Destination Host Unreachable"},
+			{"the peer has no endpoint", "fd00::4", "From fd00::4 icmp_seq=1 Destination unreachable: Address unreachable"},
+		} {
+			if out := from.noPing(q.why, addr(q.to)); !strings.Contains(out, q.want) {
+				t.Errorf("%s to %s (%s): want %q, got\n%s", from.Name, q.to, q.why, q.want, out)
+			}
+		}
+	}
+}
+
+// The errors are limited in their number: a flood of packets gets some answers, not as many as it has packets.
+func TestUnreachableIsLimited(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it sends no ICMP errors")
+	p := newPair(t)
+	p.a.nft("add rule inet t in icmp type destination-unreachable counter comment errors")
+	out, err := p.a.Run("ping -n -q -c 2000 -i 0.0002 -W 0.1 10.0.0.5")
+	if err == nil {
+		t.Fatalf("somebody answers:\n%s", out)
+	}
+	if n := p.a.hits("errors"); n == 0 || n >= 1900 {
+		t.Errorf("%d errors for 2000 packets, want fewer, but some", n)
+	}
+}

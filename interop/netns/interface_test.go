@@ -1,0 +1,196 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/netlab"
+)
+
+// A wg is a WireGuard interface of the daemon under test, and the host that it is on.
+type wg struct {
+	*host
+	*netlab.Daemon
+	name string // of the interface, unique
+	key  wireguard.PrivateKey
+	port int
+}
+
+// defaultPort is where each interface listens, unless a test says otherwise.
+const defaultPort = 51820
+
+// newWG starts a daemon on the host; its interface gets a key, a port and the addresses, and is up.
+func newWG(h *host, addresses string) *wg {
+	h.t.Helper()
+	return newWGAt(h, defaultPort, addresses)
+}
+
+// newWGAt is newWG with a port of its own.
+func newWGAt(h *host, port int, addresses string) *wg {
+	h.t.Helper()
+	w := &wg{host: h, name: fmt.Sprintf("wg%d", serial.Add(1)), key: wireguard.NewPrivateKey(), port: port}
+	w.launch()
+	w.set("listen-port %d private-key /dev/stdin", w.port)
+	w.addresses(w.name, addresses)
+	w.up()
+	return w
+}
+
+// up is "ip link set up". A daemon hears of that by netlink, so it takes effect a moment later; with the kernel's own module
+// it has when the command returns.
+func (w *wg) up() {
+	w.t.Helper()
+	w.run("ip link set up dev %s", w.name)
+	eventually(w.t, w.name+" is up and listens", func() bool { return w.bound(w.port) })
+}
+
+// down is "ip link set down".
+func (w *wg) down() {
+	w.t.Helper()
+	w.run("ip link set down dev %s", w.name)
+	eventually(w.t, w.name+" is down and has closed its port", func() bool { return !w.bound(w.port) })
+}
+
+// launch starts the daemon, which has no configuration yet. Only what the test sends goes through the interface: the
+// kernel makes no link-local address for it, as it does not for an interface of its own module.
+func (w *wg) launch() {
+	w.t.Helper()
+	d, err := w.StartDaemon(program(w.t), w.name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.Daemon = d
+	w.t.Cleanup(func() {
+		if w.t.Failed() {
+			out, err := w.Run("wg show " + w.name)
+			w.t.Logf("%s on %s: %v\n%s%s", w.name, w.Name, err, out, lastLines(d.Log()))
+		}
+		d.Kill()
+	})
+	w.run("ip link set %s addrgenmode none", w.name)
+}
+
+// lastLines is the end of a log.
+func lastLines(log string) string {
+	lines := strings.SplitAfter(log, "\n")
+	return strings.Join(lines[max(0, len(lines)-8):], "")
+}
+
+// set is "wg set" of this interface. A file called /dev/stdin holds its private key.
+func (w *wg) set(format string, args ...any) {
+	w.t.Helper()
+	w.feed(w.key.Text(), "wg set "+w.name+" "+format, args...)
+}
+
+// peer adds a peer, or changes it.
+func (w *wg) peer(p *wg, format string, args ...any) {
+	w.t.Helper()
+	w.set("peer %s "+format, append([]any{p.key.Public()}, args...)...)
+}
+
+// A status is what "wg show dump" says of a peer.
+type status struct {
+	endpoint  string
+	allowed   string
+	handshake int64 // Unix time, 0: never
+	rx, tx    int64
+}
+
+// status is that of a peer.
+func (w *wg) status(p *wg) status {
+	w.t.Helper()
+	for line := range strings.Lines(w.run("wg show %s dump", w.name)) {
+		f := strings.Split(strings.TrimSpace(line), "\t")
+		if len(f) != 8 || f[0] != p.key.Public().String() {
+			continue
+		}
+		var n [3]int64
+		for i := range n {
+			n[i], _ = strconv.ParseInt(f[4+i], 10, 64)
+		}
+		return status{f[2], f[3], n[0], n[1], n[2]}
+	}
+	w.t.Fatalf("%s: wg show does not know the peer %v", w.name, p.key.Public())
+	return status{}
+}
+
+// wantEndpoint checks where the peer is.
+func (w *wg) wantEndpoint(p *wg, want, why string) {
+	w.t.Helper()
+	if got := w.status(p).endpoint; got != want {
+		w.t.Errorf("%s: the peer's endpoint is %s, want %s: %s", w.name, got, want, why)
+	}
+}
+
+// A traffic is what "ip -s link" counted.
+type traffic struct{ rxPackets, rxBytes, txPackets, txBytes int64 }
+
+// traffic is that of the interface.
+func (w *wg) traffic() traffic {
+	w.t.Helper()
+	var c traffic
+	lines := strings.Split(w.run("ip -s link show dev %s", w.name), "\n")
+	for i, line := range lines[:len(lines)-1] {
+		next := lines[i+1]
+		switch {
+		case strings.Contains(line, "RX:"):
+			fmt.Sscan(next, &c.rxBytes, &c.rxPackets)
+		case strings.Contains(line, "TX:"):
+			fmt.Sscan(next, &c.txBytes, &c.txPackets)
+		}
+	}
+	return c
+}
+
+// A pair is two hosts with a cable and a WireGuard interface each:
+//
+//	host a                                        host b
+//	v0 192.0.2.1/24, 2001:db8::1/64 ───────────── v0 192.0.2.2/24, 2001:db8::2/64
+//	wg 10.0.0.1/24, fd00::1/64 ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ wg 10.0.0.2/24, fd00::2/64
+//
+// Each knows the other as a peer with those two inner addresses; neither knows an endpoint yet.
+type pair struct{ a, b *wg }
+
+const (
+	outerA, outerB = "192.0.2.1/24 2001:db8::1/64", "192.0.2.2/24 2001:db8::2/64"
+	innerA, innerB = "10.0.0.1/24 fd00::1/64", "10.0.0.2/24 fd00::2/64"
+)
+
+// addr is an address from its text.
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// Addresses of a pair.
+var (
+	outerA4, outerA6 = addr("192.0.2.1"), addr("2001:db8::1")
+	outerB4, outerB6 = addr("192.0.2.2"), addr("2001:db8::2")
+	innerA4, innerA6 = addr("10.0.0.1"), addr("fd00::1")
+	innerB4, innerB6 = addr("10.0.0.2"), addr("fd00::2")
+)
+
+func newPair(t *testing.T) pair {
+	t.Helper()
+	a, b := newHost(t), newHost(t)
+	a.cable("v0", outerA, b, "v0", outerB)
+	p := pair{newWG(a, innerA), newWG(b, innerB)}
+	p.introduce()
+	return p
+}
+
+// introduce makes each a peer of the other.
+func (p pair) introduce() {
+	p.a.t.Helper()
+	p.a.peer(p.b, "allowed-ips %v/32,%v/128", innerB4, innerB6)
+	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
+}
+
+// meet tells a where b is. The peers then know each other's endpoint after the first packet.
+func (p pair) meet(endpoint netip.Addr) {
+	p.a.t.Helper()
+	p.a.peer(p.b, "endpoint %v", netip.AddrPortFrom(endpoint, defaultPort))
+}

@@ -1,0 +1,125 @@
+//go:build linux
+
+package netns
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// A report is what is used of iperf3's.
+type report struct {
+	End struct {
+		Received struct {
+			Bytes float64
+		} `json:"sum_received"`
+		Sum struct {
+			Packets float64
+			Lost    float64 `json:"lost_packets"`
+		}
+	}
+	Error string
+}
+
+// iperf runs iperf3 from h to a server on g, and waits for both.
+func (h *host) iperf(g *host, to netip.Addr, options string) report {
+	h.t.Helper()
+	var log bytes.Buffer
+	server, err := g.Start(&log, nil, "iperf3", "-s", "-1", "-B", to.String(), "--forceflush")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer server.Kill()
+	eventually(h.t, "iperf3 listens", func() bool {
+		return strings.Contains(g.run("ss -Hltn sport = 5201"), "5201")
+	})
+	out, err := h.Run(fmt.Sprintf("iperf3 -J -c %v %s", to, options))
+	_, text, _ := strings.Cut("\n"+out, "\n{") // a warning may precede it
+	var r report
+	if jsonErr := json.Unmarshal([]byte("{"+text), &r); err != nil || jsonErr != nil || r.Error != "" {
+		h.t.Fatalf("iperf3 to %v: %v, %v\n%s", to, err, jsonErr, out)
+	}
+	return r
+}
+
+// Bulk traffic by TCP, of one and of four connections, there and back, and by UDP, over and in either family. iperf3 stops counting
+// when its sender is through, so what is then on its way is not in the figure. At a rate that any host can do UDP loses
+// next to nothing.
+//
+//	a ══ v0 ── v0 ══ b     newPair
+func TestBulk(t *testing.T) {
+	for _, outer := range []netip.Addr{outerB4, outerB6} {
+		t.Run(fmt.Sprint(outer), func(t *testing.T) {
+			p := newPair(t)
+			p.meet(outer)
+			p.bulk()
+		})
+	}
+}
+
+// The same at an MTU of 9000 over a cable of 1500: what a large packet becomes does not fit the path, so it leaves as
+// fragments and not as a train of datagrams.
+func TestBulkInFragments(t *testing.T) {
+	notKernelLike(t, "its trains are larger than the path's MTU allows and fail with EMSGSIZE for ever: TCP stands still")
+	for _, outer := range []netip.Addr{outerB4, outerB6} {
+		t.Run(fmt.Sprint(outer), func(t *testing.T) {
+			p := newPair(t)
+			p.meet(outer)
+			p.setMTU(9000)
+			p.bulk()
+		})
+	}
+}
+
+// bulk runs traffic of each kind.
+func (p pair) bulk() {
+	t := p.a.t
+	t.Helper()
+	const size = 24 << 20
+	for _, inner := range []netip.Addr{innerB4, innerB6} {
+		for _, options := range []string{"", "-R", "-P 4"} {
+			r := p.a.iperf(p.b.host, inner, fmt.Sprintf("-n %d %s", size, options))
+			if r.End.Received.Bytes < size/4 {
+				t.Errorf("%v %s: %.0f bytes arrived of %d", inner, options, r.End.Received.Bytes, size)
+			}
+		}
+		r := p.a.iperf(p.b.host, inner, "-u -b 20M -l 1200 -n 1M")
+		if s := r.End.Sum; s.Packets < 800 || s.Lost > s.Packets/10 {
+			t.Errorf("%v: %.0f of %.0f packets lost at 20 Mbit/s", inner, s.Lost, s.Packets)
+		}
+	}
+}
+
+// A cable that loses 2 % of the datagrams in each direction, and one that loses every tenth: TCP gets through, and so does the handshake.
+func TestLossyCable(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	for _, percent := range []int{2, 10} {
+		for _, w := range []*wg{p.a, p.b} {
+			w.run("nft flush ruleset")
+			w.nft(fmt.Sprintf("add rule inet t in udp dport 51820 numgen random mod 100 < %d drop", percent))
+		}
+		if r := p.a.iperf(p.b.host, innerB4, "-n 1M"); r.End.Received.Bytes < 50<<10 {
+			t.Errorf("%d %% loss: %.0f bytes arrived of a mebibyte before the sender was through", percent, r.End.Received.Bytes)
+		}
+	}
+}
+
+// UDP as fast as it goes, which is faster than the tunnel: what is too much is lost, and the tunnel is none the worse for it.
+func TestFlood(t *testing.T) {
+	p := newPair(t)
+	p.meet(outerB4)
+	for _, size := range []int{64, 1392} {
+		r := p.a.iperf(p.b.host, innerB4, fmt.Sprintf("-u -b 0 -l %d -t 1", size))
+		if r.End.Sum.Packets < 1000 || r.End.Sum.Lost == r.End.Sum.Packets {
+			t.Errorf("%d bytes: %.0f packets, of which %.0f lost", size, r.End.Sum.Packets, r.End.Sum.Lost)
+		}
+		p.a.ping(innerB4, 3)
+		p.b.ping(innerA6, 3)
+	}
+}

@@ -1,0 +1,214 @@
+//go:build linux
+
+package netns
+
+import (
+	"io"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// flow pings an address a hundred times a second until the test ends.
+func (h *host) flow(to netip.Addr) {
+	h.t.Helper()
+	b, err := h.Start(io.Discard, nil, "ping", "-n", "-i", "0.01", to.String())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(b.Kill)
+}
+
+// ended waits until the daemon has, and checks that it cleaned up.
+func (w *wg) ended(why string) {
+	w.t.Helper()
+	select {
+	case <-w.Done():
+	case <-time.After(10 * time.Second):
+		w.t.Fatalf("the daemon goes on: %s", why)
+	}
+	if err := w.Wait(); err != nil {
+		w.t.Errorf("the daemon ended with %v: %s", err, why)
+	}
+	if exists(w.Socket()) {
+		w.t.Errorf("the control socket is left: %s", why)
+	}
+	w.fails("the interface is gone", "ip link show dev %s", w.name)
+}
+
+// A daemon is killed under traffic and started again. The interface went with it. Its peer goes on under the old session
+// until nothing was answered for fifteen seconds, and then makes a new one.
+//
+//	a ══ v0 ── v0 ══ b     newPair; b is killed
+func TestKilledReceiver(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 3)
+	p.a.flow(innerB4)
+	p.b.Kill()
+	p.b.fails("the interface went with its daemon", "ip link show dev %s", p.b.name)
+	os.Remove(p.b.Socket()) // wg-quick does so, too
+	p.b.again()
+	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
+	within(t, 30*time.Second, "a makes a new session with b", func() bool { return p.a.reaches(innerB4) })
+	p.b.ping(innerA6, 3)
+}
+
+// again starts the daemon and its interface again, as b of a pair, without peers.
+func (w *wg) again() {
+	w.t.Helper()
+	w.launch()
+	w.set("listen-port %d private-key /dev/stdin", w.port)
+	w.addresses(w.name, innerB)
+	w.up()
+}
+
+// A daemon is killed under traffic that it sends itself. When it is back, it makes a session at once.
+func TestKilledSender(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 3)
+	p.b.flow(innerA4)
+	for range 3 {
+		p.b.Kill()
+		os.Remove(p.b.Socket())
+		p.b.again()
+		p.b.peer(p.a, "allowed-ips %v/32,%v/128 endpoint %s", innerA4, innerA6, at(outerA4))
+		p.b.ping(innerA4, 3)
+		p.a.ping(innerB6, 3)
+	}
+}
+
+// The interface is deleted under traffic in both directions: the daemon ends, and its peer is none the worse for it.
+func TestInterfaceDeleted(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 3)
+	p.a.flow(innerB4)
+	p.b.flow(innerA6)
+	p.b.run("ip link del dev %s", p.b.name)
+	p.b.ended("its interface was deleted")
+	p.a.run("wg show %s", p.a.name)
+	select {
+	case <-p.a.Done():
+		t.Errorf("the other daemon ended, too: %v", p.a.Wait())
+	default:
+	}
+}
+
+// A daemon that is told to end, or whose control socket is removed, ends and cleans up, also under traffic.
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		why string
+		end func(w *wg)
+	}{
+		{"SIGTERM", func(w *wg) { w.Signal(syscall.SIGTERM) }},
+		{"SIGINT", func(w *wg) { w.Signal(syscall.SIGINT) }},
+		{"its socket was removed", func(w *wg) { os.Remove(w.Socket()) }},
+	} {
+		t.Run(c.why, func(t *testing.T) {
+			p := newPair(t)
+			p.meet(outerB4)
+			p.a.ping(innerB4, 3)
+			p.a.flow(innerB4)
+			c.end(p.b)
+			p.b.ended(c.why)
+		})
+	}
+}
+
+// "interface down closes the port and wipes sessions, up brings them back": configuration and counters stay, and after it is up
+// the first packet makes a new session, without the limit of one initiation in five seconds.
+func TestDownAndUp(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "it does not notice that its interface goes down: with IFF_VNET_HDR the test write of its listener always fails "+
+		"alike, and its netlink loop forgets with each message that the interface was up")
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 2)
+	for range 3 {
+		before := p.a.status(p.b)
+		p.a.down()
+		if got := p.a.status(p.b); got.endpoint != before.endpoint || got.allowed != before.allowed || got.rx != before.rx {
+			t.Errorf("the peer is %+v after down, want %+v", got, before)
+		}
+		p.b.noPing("a is down", innerA4)
+		p.a.addresses(p.a.name, "fd00::1/64") // the kernel took it away with the link
+		p.a.up()
+		p.a.ping(innerB4, 2)
+		p.b.ping(innerA6, 2)
+		const data = 2*(dataOverhead+96) + 2*(dataOverhead+112)
+		if got := p.a.status(p.b).tx - before.tx; got != initiationSize+data {
+			t.Errorf("a sent %d bytes since it was down, want %d: an initiation, and four packets", got, initiationSize+data)
+		}
+	}
+}
+
+// An interface that goes up and down all the time under traffic ends up as it was left.
+func TestFlapping(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	p.a.flow(innerB4)
+	p.b.flow(innerA4)
+	for range 30 {
+		p.a.run("ip link set down dev %s", p.a.name)
+		p.a.run("ip link set up dev %s", p.a.name)
+	}
+	within(t, 20*time.Second, "the tunnel is back", func() bool { return p.a.reaches(innerB4) })
+}
+
+// The interface is moved to a host that has no other: what goes in there comes out of the socket where the daemon was started, which
+// is how a container gets nothing but a tunnel. The daemon still hears of its MTU and of up and down.
+//
+//	inner: wg ╌╌ moved ╌╌ a v0 ── v0 ══ b
+func TestMovedInterface(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	inner := newHost(t)
+	p.a.run("ip link set dev %s netns %s", p.a.name, inner.Name)
+	inner.run("ip link set %s addrgenmode none", p.a.name)
+	inner.addresses(p.a.name, innerA)
+	inner.run("ip link set up dev %s mtu 9000", p.a.name)
+	p.b.run("ip link set dev %s mtu 9000", p.b.name)
+	p.meet(outerB4)
+	within(t, 20*time.Second, "the moved interface is up", func() bool { return inner.reaches(innerB4) })
+	inner.ping(innerB4, 3)
+	inner.ping(innerB6, 3, "-s", "8900", "-M", "do")
+	p.b.ping(innerA4, 3, "-s", "8900", "-M", "do")
+	inner.run("ip link del dev %s", p.a.name)
+	select {
+	case <-p.a.Done():
+	case <-time.After(10 * time.Second):
+		t.Error("the daemon goes on without its interface")
+	}
+}
+
+// Two interfaces of one name cannot be, and the one that was there goes on.
+func TestNameTaken(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	second, err := p.a.Start(io.Discard, []string{"WG_PROCESS_FOREGROUND=1"}, program(t), "-f", p.a.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(second.Kill)
+	select {
+	case <-second.Done():
+		if second.Wait() == nil {
+			t.Error("the second daemon ends without an error")
+		}
+	case <-time.After(10 * time.Second):
+		t.Errorf("a second daemon runs on %s", p.a.name)
+	}
+	p.a.ping(innerB4, 3)
+	p.a.run("wg show %s", p.a.name)
+}

@@ -1,0 +1,127 @@
+//go:build linux
+
+package netns
+
+import (
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/netlab"
+)
+
+const (
+	wg0         = "wg0"
+	wireguardGo = "wireguard-go"
+)
+
+var (
+	daemonFlag = flag.String("daemon", wg0, "the subject: wg0, wireguard-go, or the `path` of a daemon")
+	allFlag    = flag.Bool("all", false, "run what is known to fail with wireguard-go, too")
+)
+
+// programEnv names the variable that tells the isolated process which program to test, and that it is isolated.
+const programEnv = "WIREGUARD_NETNS_PROGRAM"
+
+// missing says why nothing can be tested on this host. It is set before the tests run.
+var missing string
+
+// TestMain builds the daemon and runs the tests in a child with namespaces of its own.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv(programEnv) != "" {
+		if err := netlab.Enter(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	}
+	if missing = netlab.Missing("ip", "wg", "ping", "iperf3", "nft"); missing != "" {
+		os.Exit(m.Run())
+	}
+	code, err := runIsolated()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// runIsolated runs this program again, isolated.
+func runIsolated() (code int, err error) {
+	runtime.LockOSThread() // the child dies with the thread that started it
+	dir, err := os.MkdirTemp("", "netns")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	program, err := build(dir)
+	if err != nil {
+		return 1, err
+	}
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), programEnv+"="+program)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	netlab.Isolate(cmd)
+	err = cmd.Run()
+	if _, ended := err.(*exec.ExitError); ended {
+		return 1, nil
+	}
+	return 0, err
+}
+
+// build makes the daemon, in dir.
+func build(dir string) (program string, err error) {
+	var source string
+	switch *daemonFlag {
+	case wg0:
+		source = "github.com/seed-86b749af/wireguard/examples/wg0"
+	case wireguardGo:
+		source = "golang.zx2c4.com/wireguard"
+	default:
+		return filepath.Abs(*daemonFlag)
+	}
+	if err := readSources("../.."); err != nil {
+		return "", err
+	}
+	program = filepath.Join(dir, *daemonFlag)
+	out, err := exec.Command("go", "build", "-o", program, source).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build %s: %w\n%s", source, err, out)
+	}
+	return program, nil
+}
+
+// readSources looks at each Go file of the module. So "go test" knows what the daemon depends on, and does not answer from
+// its cache when that changed.
+func readSources(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".go") {
+			_, err = os.Stat(path)
+		}
+		return err
+	})
+}
+
+// program is the daemon under test. The calling test is skipped where there can be none.
+func program(t *testing.T) string {
+	t.Helper()
+	if missing != "" {
+		t.Skip(missing)
+	}
+	return os.Getenv(programEnv)
+}
+
+// notKernelLike skips a test of what wireguard-go does otherwise than the kernel, if that is the subject.
+func notKernelLike(t *testing.T, reason string) {
+	t.Helper()
+	if *daemonFlag == wireguardGo && !*allFlag {
+		t.Skip("wireguard-go fails: " + reason)
+	}
+}

@@ -1,0 +1,51 @@
+//go:build linux
+
+package netns
+
+import "testing"
+
+// The default route through the tunnel, as wg-quick makes it: what the daemon sends carries a mark, and whatever does not is
+// routed by a table that leads into the tunnel, unless the main table knows better than its default route. When the mark goes, the daemon's own packets
+// are routed into the tunnel and no longer reach b; when it comes back they do.
+//
+//	a ══ v0 192.0.2.1 ── lan 192.0.2.254 router wan 198.51.100.1 ── v0 198.51.100.2 ══ b, lo 203.0.113.1
+//	     2001:db8::1        2001:db8::fe            2001:db8:1::1      2001:db8:1::2      2001:db8:cafe::1
+func TestDefaultRouteByMark(t *testing.T) {
+	t.Parallel()
+	a, r, b := newHost(t), newHost(t), newHost(t)
+	a.cable("v0", outerA, r, "lan", "192.0.2.254/24 2001:db8::fe/64")
+	r.cable("wan", "198.51.100.1/24 2001:db8:1::1/64", b, "v0", "198.51.100.2/24 2001:db8:1::2/64")
+	b.addresses("lo", "203.0.113.1/32 2001:db8:cafe::1/128")
+	r.sysctl("net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1")
+	a.run("ip route add default via 192.0.2.254")
+	a.run("ip -6 route add default via 2001:db8::fe")
+	b.run("ip route add default via 198.51.100.1")
+	b.run("ip -6 route add default via 2001:db8:1::1")
+
+	p := pair{newWG(a, innerA), newWG(b, innerB)}
+	p.introduce()
+	p.a.peer(p.b, "allowed-ips 0.0.0.0/0,::/0")
+	p.a.set("fwmark 51820")
+	a.sysctl("net/ipv4/conf/all/src_valid_mark=1")
+	for _, ip := range []string{"ip -4", "ip -6"} {
+		a.run("%s route add default dev %s table 51820", ip, p.a.name)
+		a.run("%s rule add not fwmark 51820 table 51820", ip)
+		a.run("%s rule add table main suppress_prefixlength 0", ip)
+	}
+	for _, outer := range []string{"198.51.100.2", "2001:db8:1::2"} {
+		t.Run(outer, func(t *testing.T) {
+			if outer != "198.51.100.2" {
+				notKernelLike(t, "an endpoint that changes its family loses packets; see TestEndpointChangesFamily")
+			}
+			p.meet(addr(outer))
+			p.a.ping(addr("203.0.113.1"), 3)
+			p.a.ping(addr("2001:db8:cafe::1"), 3)
+			p.a.ping(addr("192.0.2.254"), 1) // by the cable: the main table has a route to it
+		})
+	}
+	p.a.set("fwmark 0")
+	notKernelLike(t, "without the mark its packets go round in the tunnel without end; see TestLoopWithSession")
+	p.a.noPing("the daemon's packets have no mark and are routed into the tunnel", addr("203.0.113.1"))
+	p.a.set("fwmark 51820")
+	eventually(t, "the tunnel is back with the mark", func() bool { return p.a.reaches(addr("203.0.113.1")) })
+}

@@ -1,0 +1,91 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// setMTU sets that of both interfaces.
+func (p pair) setMTU(mtu int) {
+	p.a.t.Helper()
+	for _, w := range []*wg{p.a, p.b} {
+		w.run("ip link set %s mtu %d", w.name, mtu)
+	}
+}
+
+// A packet as large as the MTU goes through in one piece, one byte more does not; the MTU follows "ip link". The cable carries 1500 bytes, so the larger ones travel as fragments: the outer packet does not say "don't fragment". The largest
+// MTU is that whose data message is the largest UDP datagram of the outer family.
+//
+//	a ══ v0 (1500) ── v0 (1500) ══ b     newPair
+func TestMTU(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		outer netip.Addr
+		mtu   []int
+	}{
+		{outerB4, []int{1420, 1280, 9000, 65507 - dataOverhead, 1420}},
+		{outerB6, []int{1420, 1280, 9000, 65527 - dataOverhead, 1420}},
+	} {
+		t.Run(fmt.Sprint(c.outer), func(t *testing.T) {
+			p := newPair(t)
+			p.meet(c.outer)
+			for _, mtu := range c.mtu {
+				p.setMTU(mtu)
+				eventually(t, "both daemons have heard of the MTU", func() bool {
+					_, err := p.a.tryPing(innerB4, time.Second/5, "-s", fmt.Sprint(mtu-28))
+					return err == nil
+				})
+				p.a.ping(innerB4, 3, "-M", "do", "-s", fmt.Sprint(mtu-28))
+				p.b.ping(innerA6, 3, "-M", "do", "-s", fmt.Sprint(mtu-48))
+				p.a.fails("it is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-27, innerB4)
+				p.a.fails("it is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-47, innerB6)
+			}
+		})
+	}
+}
+
+// A TUN takes an MTU of 65535. No datagram can carry such a packet: it is lost, and the tunnel goes on.
+func TestMTUBeyondDatagrams(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "a packet of more than 65519 bytes from its TUN ends the daemon")
+	p := newPair(t)
+	p.meet(outerB4)
+	p.setMTU(65535)
+	p.a.ping(innerB4, 1)
+	p.a.noPing("its message is larger than a datagram", innerB4, "-s", "65507")
+	p.a.ping(innerB4, 3, "-s", "65000")
+}
+
+// Data is padded to 16 bytes, but not beyond the MTU of the interface. The kernel's module also knows the MTU of the
+// packet's route and does not pad beyond that. A TUN is told nothing of the route: there the packet is padded as any other.
+//
+//	a ══ v0 ── v0 ══ b     newPair; b counts datagrams by their size
+func TestPadding(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.b.nft(
+		"add rule inet t in udp length 152 counter comment padded",
+		"add rule inet t in udp length 1345 counter comment clamped",
+		"add rule inet t in udp length 1352 counter comment route",
+	)
+	const udp = 8
+	if 152 != udp+sealed(100) || 1345 != udp+dataOverhead+1305 || 1352 != udp+sealed(1299) {
+		t.Fatal("the rules count other sizes than this test is about")
+	}
+	p.meet(outerB4)
+	p.a.ping(innerB4, 2, "-s", fmt.Sprint(100-28))
+	p.setMTU(1305)
+	p.a.ping(innerB4, 2, "-s", fmt.Sprint(1305-28))
+	p.setMTU(1420)
+	p.a.run("ip route add %v/32 dev %s mtu 1299", innerB4, p.a.name)
+	p.a.ping(innerB4, 2, "-s", fmt.Sprint(1299-28), "-M", "want")
+	for _, name := range []string{"padded", "clamped", "route"} {
+		if got := p.b.hits(name); got != 2 {
+			t.Errorf("%d datagrams are %s, want 2", got, name)
+		}
+	}
+}

@@ -1,0 +1,70 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// A tunnel whose endpoint is reached by another tunnel of the same host. Its MTU leaves room for the outer one.
+//
+//	a: wg ══ wg ══ v0 ── v0 ══ wg ══ wg :b     newPair, and 10.1.0.0/24 and fd01::/64 in a pair of its own within
+func TestTunnelInTunnel(t *testing.T) {
+	t.Parallel()
+	for _, endpoint := range []netip.Addr{innerB4, innerB6} {
+		t.Run(fmt.Sprint(endpoint), func(t *testing.T) {
+			p := newPair(t)
+			p.meet(outerB4)
+			const port = defaultPort + 1
+			q := pair{
+				newWGAt(p.a.host, port, "10.1.0.1/24 fd01::1/64"),
+				newWGAt(p.b.host, port, "10.1.0.2/24 fd01::2/64"),
+			}
+			q.setMTU(1420 - 80)
+			q.a.peer(q.b, "allowed-ips 10.1.0.2/32,fd01::2/128 endpoint %v", netip.AddrPortFrom(endpoint, port))
+			q.b.peer(q.a, "allowed-ips 10.1.0.1/32,fd01::1/128")
+			q.a.ping(addr("10.1.0.2"), 10, "-s", "1312", "-M", "do")
+			q.b.ping(addr("fd01::1"), 10, "-s", "1292", "-M", "do")
+		})
+	}
+}
+
+// A peer whose endpoint is routed into the interface itself can have no session. Its initiations wait behind themselves,
+// and one packet does not become many.
+func TestLoopWithoutSession(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(innerB4)
+	p.a.noPing("the endpoint is inside the tunnel", innerB4)
+	before := p.a.traffic().txPackets
+	time.Sleep(time.Second)
+	if n := p.a.traffic().txPackets - before; n > 4 {
+		t.Errorf("the interface carried %d packets in a second in which nobody sent one", n)
+	}
+}
+
+// The same with a session: each message goes back into the interface, larger by its overhead, and as two fragments once it is
+// larger than the MTU. It must not be sealed a second time. The kernel's module sends nothing to a route that leads into its
+// own interface.
+func TestLoopWithSession(t *testing.T) {
+	t.Parallel()
+	notKernelLike(t, "each message goes round, grows, and is cut in two without end")
+	p := newPair(t)
+	for _, c := range []struct{ outer, inner netip.Addr }{{outerB4, innerB4}, {outerB6, innerB6}} {
+		p.meet(c.outer)
+		p.a.ping(innerB4, 1)
+		p.meet(c.inner)
+		before := p.a.traffic().txPackets
+		p.a.noPing("the endpoint is inside the tunnel", innerB4)
+		p.a.noPing("the endpoint is inside the tunnel", innerB6, "-s", "1372")
+		time.Sleep(200 * time.Millisecond)
+		if n := p.a.traffic().txPackets - before; n > 10 {
+			t.Errorf("the interface carried %d packets for two that were sent, want each, its message and what is due besides", n)
+		}
+		p.meet(c.outer)
+		p.a.ping(innerB4, 3)
+	}
+}

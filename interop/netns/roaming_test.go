@@ -1,0 +1,78 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+// A peer that moves to another port or another address is followed as soon as it sends, over either family, and each
+// packet to it goes there from then on.
+//
+//	a ══ v0 ── v0 ══ b     newPair; b moves
+func TestRoaming(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ at, from, other string }{
+		{"192.0.2.2", "192.0.2.2/24", "192.0.2.22/24"},
+		{"2001:db8::2", "2001:db8::2/64", "2001:db8::22/64"},
+	} {
+		t.Run(c.at, func(t *testing.T) {
+			p := newPair(t)
+			p.meet(netip.MustParseAddr(c.at))
+			p.a.ping(innerB4, 1)
+
+			p.b.set("listen-port 9999")
+			p.b.ping(innerA4, 3)
+			p.a.wantEndpoint(p.b, netip.AddrPortFrom(netip.MustParseAddr(c.at), 9999).String(), "b changed its port")
+			p.a.ping(innerB6, 3)
+
+			p.b.sysctl("net/ipv4/conf/v0/promote_secondaries=1") // else the other goes with the first
+			p.b.addresses("v0", c.other)
+			p.b.run("ip address del %s dev v0", c.from)
+			p.b.ping(innerA6, 3)
+			moved := netip.MustParsePrefix(c.other).Addr()
+			p.a.wantEndpoint(p.b, netip.AddrPortFrom(moved, 9999).String(), "b changed its address")
+			p.a.ping(innerB4, 3)
+			if got := p.b.status(p.a).endpoint; got == "(none)" {
+				t.Errorf("b forgot where a is: %s", got)
+			}
+		})
+	}
+}
+
+// Both roam at once. Neither can be reached any more, until one of them is told where the other is; that one is then found.
+func TestBothRoam(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	p.a.set("listen-port 1001")
+	p.b.set("listen-port 1002")
+	p.a.noPing("b is not there any more", innerB4)
+	p.b.noPing("a is not there any more", innerA4)
+	p.a.peer(p.b, "endpoint %v:1002", outerB4)
+	p.a.ping(innerB4, 3)
+	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:1001", outerA4), "a sent")
+	p.b.ping(innerA4, 3)
+}
+
+// A forged datagram moves no endpoint.
+func TestForgeryMovesNothing(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.meet(outerB4)
+	p.a.ping(innerB4, 1)
+	p.a.addresses("v0", "192.0.2.11/24")
+	for _, size := range []int{initiationSize, responseSize, 64, dataOverhead, 128} {
+		forged := make([]byte, size)
+		forged[0] = map[int]byte{initiationSize: 1, responseSize: 2, 64: 3}[size]
+		if forged[0] == 0 {
+			forged[0] = 4
+		}
+		p.a.sendUDP("192.0.2.11:7777", netip.AddrPortFrom(outerB4, defaultPort).String(), forged)
+	}
+	p.b.ping(innerA4, 3)
+	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:%d", outerA4, defaultPort), "nothing authentic came from elsewhere")
+}
