@@ -20,7 +20,8 @@
 //
 // # Map
 //
-// A packet on its way out meets, in this order, send.go, allowedips.go, peer.go and keypair.go; on its way in, receive.go,
+// A packet on its way out meets, in this order, send.go, allowedips.go, peer.go and keypair.go, and staged.go where it
+// waits; fork.go lets idle cores help with the ciphers. On its way in it meets receive.go,
 // keypair.go, replay.go, peer.go and allowedips.go. Handshake messages take the slow path: slow.go, exchange.go,
 // handshake.go, cookie.go. Time comes from deadlines.go to timers.go. Configuration is config.go and configure.go.
 //

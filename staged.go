@@ -1,0 +1,89 @@
+package wireguard
+
+import "sync"
+
+// What waits for a session, or for the turn: copies of packets, with their peer. The queue is in peer.go.
+
+// stageRun leaves copies of the run's packets with the peer: few where they wait for a handshake, and more where they only
+// wait for the turn.
+func (d *Device) stageRun(b *Batch, run *run, now int64) {
+	limit := maxStaged
+	if run.p.turn != nil || run.p.current.sendable(now, 1) {
+		limit = maxStagedTurn
+	}
+	for i := run.first; i < run.first+run.n; i++ {
+		d.stage(run.p, b.Packet(i), limit)
+	}
+}
+
+// stage appends a copy of a packet to the peer's staged packets. The oldest ones make room.
+func (d *Device) stage(p *peer, packet []byte, limit int) {
+	for p.staged.n >= limit {
+		d.unstage(p.staged.pop())
+		d.drop(p, DropStagedOverflow, 1)
+	}
+	s := newStagedPacket(packet)
+	if used := d.stagedBytes.Add(s.cost()); used > d.maxStagedBytes && len(packet) > 0 {
+		d.unstage(s)
+		d.drop(p, DropStagedBytes, 1)
+		return
+	}
+	p.staged.push(s)
+}
+
+// unstage gives the memory of a staged packet back.
+func (d *Device) unstage(s *stagedPacket) {
+	d.stagedBytes.Add(-s.cost())
+	switch cap(s.b) {
+	case stagedSmall:
+		stagedPackets[0].Put(s)
+	case stagedLarge:
+		stagedPackets[1].Put(s)
+	}
+}
+
+// Staged packets are kept in buffers of two sizes, which are used again; larger packets have their own.
+const stagedSmall, stagedLarge = 256, 2048
+
+var stagedPackets = [2]sync.Pool{
+	{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedSmall)} }},
+	{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedLarge)} }},
+}
+
+func newStagedPacket(packet []byte) *stagedPacket {
+	var s *stagedPacket
+	switch n := len(packet); {
+	case n == 0:
+		return new(stagedPacket)
+	case n <= stagedSmall:
+		s = stagedPackets[0].Get().(*stagedPacket)
+	case n <= stagedLarge:
+		s = stagedPackets[1].Get().(*stagedPacket)
+	default:
+		return &stagedPacket{b: append(make([]byte, 0, n), packet...)}
+	}
+	s.b = append(s.b[:0], packet...)
+	return s
+}
+
+// cost is the memory that s takes, in bytes.
+func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
+
+// appendStaged copies a staged packet into b. An empty one makes a keepalive.
+func (b *Batch) appendStaged(packet []byte) bool {
+	if len(packet) > 0 {
+		_, ecn, _ := destination(packet)
+		if !b.Append(packet) {
+			return false
+		}
+		b.msgs[len(b.msgs)-1].tos = outerTOS(ecn)
+		return true
+	}
+	if b.Next(1) == nil {
+		return false
+	}
+	b.room = 0
+	b.msgs = append(b.msgs, message{at: int32(b.end)})
+	b.end += messageOverhead
+	return true
+}
