@@ -371,6 +371,9 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 			s.introduce(n, o, r)
 		}
 	}
+	for i := 0; i < 40 && s.net.Stats().UnderWay > 0; i++ {
+		s.advance(time.Second) // the wire is whole once what it held back has come: late packets pass for answers
+	}
 	first := s.id + 1
 	s.judge.await(first)
 	for since := s.now(); ; s.advance(time.Second) {
