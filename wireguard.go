@@ -1,7 +1,7 @@
 // Package wireguard is WireGuard as a library: a Device speaks the whole protocol in process, between a packet side and
 // a datagram side that the program chooses.
 //
-// The packet side is a [Tunnel]: a kernel TUN, a gVisor network stack (transport/netstack), an adapter for a
+// The packet side is a [Tunnel]: a kernel TUN (transport/tun), a gVisor stack (transport/netstack), an adapter for a
 // wireguard-go device (transport/wgo), or the program's own few lines. The datagram side is a [Bind]: UDP sockets
 // (transport/udp), an in-memory wire (transport/pipe), or the program's own relay. A device of two peers:
 //

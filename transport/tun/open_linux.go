@@ -208,41 +208,45 @@ func ask(fd int) (name string, flags uint16, err error) {
 	return r.Name(), r.Uint16(), nil
 }
 
-// configure finds out what is in front of each packet, and turns on the offloads that the kernel has.
+// configure finds out what is in front of each packet, and sets the offloads.
 func (d *Device) configure(fd int, flags uint16, noOffload bool) error {
 	// Whether it has IFF_NO_PI cannot be told: its bit says something else here (IFF_NOFILTER).
 	if flags&unix.IFF_TUN == 0 {
 		return errors.New("the interface of the descriptor carries Ethernet frames; open it with IFF_TUN and IFF_NO_PI")
 	}
-	wanted := []int{0}
 	if flags&unix.IFF_VNET_HDR != 0 {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, virtioSize); err != nil {
 			return fmt.Errorf("setting the size of the header: %w", err)
 		}
-		if d.header = virtioSize; !noOffload {
-			const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
-			wanted = []int{tcp | unix.TUN_F_TSO_ECN | unix.TUN_F_USO4 | unix.TUN_F_USO6, tcp | unix.TUN_F_TSO_ECN, tcp, unix.TUN_F_CSUM, 0}
+		d.header = virtioSize
+	}
+	on := offload(d.header > 0 && !noOffload, func(offloads int) error {
+		return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads)
+	})
+	for kind, feature := range [kinds]int{tcp4: unix.TUN_F_TSO4, tcp6: unix.TUN_F_TSO6, udp4: unix.TUN_F_USO4, udp6: unix.TUN_F_USO6} {
+		if on&feature == 0 {
+			d.merges[kind].Store(mergeRefused)
 		}
 	}
-	for i := range d.merges {
-		d.merges[i].Store(mergeRefused)
+	return nil
+}
+
+// offload sets the offloads that the kernel has, of those wanted here, and returns which they are. It asks for less when
+// it is refused: UDP segmentation came with Linux 6.2.
+func offload(wanted bool, set func(offloads int) error) (on int) {
+	const (
+		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+		ecn = tcp | unix.TUN_F_TSO_ECN
+	)
+	if wanted {
+		for _, offloads := range []int{ecn | unix.TUN_F_USO4 | unix.TUN_F_USO6, ecn, tcp, unix.TUN_F_CSUM} {
+			if set(offloads) == nil {
+				return offloads
+			}
+		}
 	}
-	// USO came with Linux 6.2; who is refused asks for less.
-	for _, offloads := range wanted {
-		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads); err != nil {
-			continue
-		}
-		if offloads&unix.TUN_F_TSO4 != 0 {
-			d.merges[tcp4].Store(mergeUntried)
-			d.merges[tcp6].Store(mergeUntried)
-		}
-		if offloads&unix.TUN_F_USO4 != 0 {
-			d.merges[udp4].Store(mergeUntried)
-			d.merges[udp6].Store(mergeUntried)
-		}
-		return nil
-	}
-	return nil // then nothing is offloaded, as by default
+	_ = set(0) // an inherited interface may have some on; one that refuses this has none
+	return 0
 }
 
 func closeAll(fds []int) {

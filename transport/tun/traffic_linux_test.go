@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/rand"
 	"net"
+	"runtime"
 	"testing"
 	"time"
 
@@ -339,5 +340,74 @@ func TestQueues(t *testing.T) {
 	}
 	if used < flows/2 {
 		t.Errorf("%d flows are known", used)
+	}
+}
+
+// TestAllocates holds both directions to no allocation a packet, from and to the kernel.
+func TestAllocates(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector empties pools at random")
+	}
+	l := newLink(t, Config{})
+	from, to := l.datagrams(t, false)
+	b, data := new(wireguard.Batch), make([]byte, 2000)
+	if n := testing.AllocsPerRun(200, func() {
+		if _, err := from.Write(data[:1200]); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.a.ReadPackets(b); err != nil {
+			t.Fatal(err)
+		}
+		var pkts [1][]byte
+		pkts[0] = b.Packet(0)
+		if n, err := l.b.WritePackets(pkts[:]); n != 1 {
+			t.Fatal(err)
+		}
+		b.Reset()
+		if n, err := to.Read(data); n != 1200 {
+			t.Fatal(err)
+		}
+	}); n > 1 { // the array of one packet
+		t.Errorf("a packet there takes %v allocations", n)
+	}
+}
+
+// TestIdle lets an interface where nothing happens hold no packet memory, though a reader waits for it.
+func TestIdle(t *testing.T) {
+	n := newNamespace(t)
+	heap := func() uint64 {
+		var m runtime.MemStats
+		for range 2 { // pools are emptied by the second
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	const devices = 8
+	before, goroutines := heap(), runtime.NumGoroutine()
+	read := make(chan error)
+	ds := make([]*Device, devices)
+	for i := range ds {
+		ds[i] = n.open(t, Config{Name: fmt.Sprintf("wg%d", i)})
+		n.up(t, ds[i], fmt.Sprintf("10.9.%d.1/24", i))
+		ping(t, n, ds[i], fmt.Sprintf("10.9.%d.2", i))
+		go func() {
+			b := new(wireguard.Batch)
+			for {
+				if err := ds[i].ReadPackets(b); err != nil {
+					read <- err
+					return
+				}
+				b.Reset()
+			}
+		}()
+	}
+	eventually(t, "idle devices take little", func() bool { return int64(heap()-before) < devices*16<<10 })
+	if n := runtime.NumGoroutine() - goroutines; n > 2*devices { // a follower and a reader
+		t.Errorf("%d goroutines for %d devices", n, devices)
+	}
+	for _, d := range ds {
+		d.Close()
+		<-read
 	}
 }

@@ -509,3 +509,40 @@ func BenchmarkWrite(b *testing.B) {
 
 // bytesOf is the memory that v tells of.
 func bytesOf(v unix.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }
+
+// TestOffload asks for less until the kernel agrees.
+func TestOffload(t *testing.T) {
+	const (
+		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+		ecn = unix.TUN_F_TSO_ECN
+		udp = unix.TUN_F_USO4 | unix.TUN_F_USO6
+	)
+	for _, x := range []struct {
+		kernel    string
+		has, want int
+	}{
+		{"of today", tcp | ecn | udp, tcp | ecn | udp},
+		{"before 6.2", tcp | ecn | unix.TUN_F_UFO, tcp | ecn},
+		{"without ECN", tcp, tcp},
+		{"with sums alone", unix.TUN_F_CSUM, unix.TUN_F_CSUM},
+		{"with nothing", 0, 0},
+	} {
+		for _, wanted := range []bool{true, false} {
+			set := -1
+			got := offload(wanted, func(offloads int) error {
+				if offloads&^x.has != 0 {
+					return unix.EINVAL
+				}
+				set = offloads
+				return nil
+			})
+			want := x.want
+			if !wanted {
+				want = 0
+			}
+			if got != want || set != want {
+				t.Errorf("a kernel %s, wanted %v: %#x, and %#x is set, want %#x", x.kernel, wanted, got, set, want)
+			}
+		}
+	}
+}

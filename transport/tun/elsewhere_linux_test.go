@@ -1,0 +1,74 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+)
+
+// TestStatesElsewhere follows an interface into a namespace that the program may not enter, as far as that goes: its name
+// and its end. The program is this test again, as the administrator of a network of its own and of no other.
+//
+//	child: wg0 ──moved by the parent──▶ namespace of the parent's
+func TestStatesElsewhere(t *testing.T) {
+	const child = "TUN_TEST_ELSEWHERE"
+	if os.Getenv(child) != "" {
+		d, err := Open(Config{Name: "wg0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		for s := range d.States() {
+			fmt.Println("state", s.Name, s.MTU)
+		}
+		if !errors.Is(d.Err(), ErrDeleted) {
+			t.Error(d.Err())
+		}
+		return
+	}
+	there := newNamespace(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestStatesElsewhere$")
+	cmd.Env = append(os.Environ(), child+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Skipf("this host lets no program make a user namespace: %v", err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(out)
+	want := func(line string) {
+		t.Helper()
+		if !lines.Scan() || lines.Text() != line {
+			t.Fatalf("the child says %q, want %q", lines.Text(), line)
+		}
+	}
+	want("state wg0 1420")
+	f, err := os.Open("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	(&namespace{f}).ip(t, "link set wg0 netns /proc/self/fd/3", there)
+	there.ip(t, "link set wg0 mtu 1300")
+	there.ip(t, "link set wg0 name renamed")
+	want("state renamed 1420")
+	there.ip(t, "link delete renamed")
+	want("PASS")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
