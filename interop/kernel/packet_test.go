@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/binary"
 	"net/netip"
-	"testing"
 
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
@@ -38,6 +37,16 @@ func echoRequest(src, dst netip.Addr, size int, tos uint8, sequence uint16) []by
 	}
 	setTOS(p, tos)
 	return p
+}
+
+// unasked is an echo reply that answers nothing, which the kernel drops without a word. A wrong checksum would not do: the
+// kernel takes the checksums inside of an authentic packet for verified.
+func (p *pair) unasked() []byte {
+	b := echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence())
+	m := b[20:]
+	m[0], m[2], m[3] = 0, 0, 0
+	binary.BigEndian.PutUint16(m[2:], ^checksum(0, m))
+	return b
 }
 
 // isReply reports whether p is the answer to an echo request.
@@ -84,19 +93,5 @@ func (p *pair) send(packet []byte) {
 	defer cancel()
 	if err := p.tun.Send(ctx, packet); err != nil {
 		p.t.Fatal(err)
-	}
-}
-
-// TestEchoRequest: the packets above are what the kernel takes for whole, as it answers them unchanged but for the type.
-func TestEchoRequest(t *testing.T) {
-	p := newPair(t, setup{packets: true})
-	for family := range families {
-		for _, size := range []int{84, 85, 1001} {
-			request := echoRequest(ourAddrs[family], kernelAddrs[family], size, 0, p.nextSequence())
-			p.exchange(request)
-			request[len(request)-1]++ // the checksum is wrong now: no answer, and the next one is of the next request
-			p.send(request)
-			p.echo(family, size, 0)
-		}
 	}
 }
