@@ -311,6 +311,14 @@ func (p *peer) stop(out *outbox) {
 	p.dropStaged(out)
 }
 
+// forgetSecrets is called once the peer is removed: what is left of it may stay in memory for as long as anyone has a
+// pointer to it.
+func (p *peer) forgetSecrets() {
+	p.psk = PresharedKey{}
+	p.static, p.staticOf = secret{}, nil
+	p.cookie = cookieJar{}
+}
+
 // retire is called when the device has another identity: sessions receive to the end of their lives and send no more,
 // and a handshake is immediate.
 func (p *peer) retire(out *outbox) {
