@@ -44,8 +44,8 @@ type Config struct {
 	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero: 65536.
 	MaxLookedUp int
 
-	// StagedBytes limits the memory of packets that wait for a handshake, over all peers. Zero: 16 MiB. Each peer
-	// holds at most 128 packets besides.
+	// StagedBytes limits the memory of packets that wait for a handshake or for their turn, over all peers. Zero: 16 MiB.
+	// Besides, a peer holds at most 128 that wait for a handshake, and 1024 for the turn.
 	StagedBytes int
 
 	// Logger is told of handshakes (Debug), of the device's life (Info) and of trouble with sockets (Warn). What

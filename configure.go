@@ -283,6 +283,7 @@ func (d *Device) removePeer(p *peer, edit *routesEdit) {
 	p.mu.Lock()
 	p.removed = true
 	p.stop(&out)
+	p.forgetSecrets()
 	d.forgetDeadline(p)
 	lookedUp := p.lookedUp
 	d.release(p, &out)

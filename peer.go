@@ -21,6 +21,7 @@ type peer struct {
 	removed    bool   // no longer in the device: whoever still has the pointer drops what it has
 	initiating bool   // an initiation is asked for and not made yet
 	flushing   bool   // the slow path is to send what is staged
+	inSlow     bool   // in the slow path's queue of peers, or about to be
 
 	endpoint Endpoint
 	timers   timers
@@ -51,7 +52,7 @@ type peer struct {
 
 	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
 
-	nextSlow *peer // in the slow path's queue of peers, where it is while initiating or flushing
+	nextSlow *peer // in the slow path's queue of peers; guarded by that
 	deadline int   // place in the device's deadlines, from 1; guarded by them
 }
 
@@ -117,7 +118,7 @@ func (p *peer) initiate(now int64, retry bool, out *outbox) {
 	if !retry && p.lastSent != 0 && p.timers.at[timerRetransmit] > now {
 		return // in a moment: were it now, two ends with packets for each other would cross again and again
 	}
-	p.initiating, out.initiate = true, !p.flushing
+	p.initiating, out.initiate = true, true
 }
 
 // putOff sees to it that an initiation is made once it is 5 s after the last message.
@@ -308,6 +309,14 @@ func (p *peer) stop(out *outbox) {
 	p.timers = timers{seed: p.timers.seed}
 	p.lastSent = 0
 	p.dropStaged(out)
+}
+
+// forgetSecrets is called once the peer is removed: what is left of it may stay in memory for as long as anyone has a
+// pointer to it.
+func (p *peer) forgetSecrets() {
+	p.psk = PresharedKey{}
+	p.static, p.staticOf = secret{}, nil
+	p.cookie = cookieJar{}
 }
 
 // retire is called when the device has another identity: sessions receive to the end of their lives and send no more,

@@ -382,3 +382,21 @@ func TestCrossingInitiations(t *testing.T) {
 	}
 	second.wantNone(timerRetransmit, "its own series is over")
 }
+
+// TestRemovedPeerKeepsNoSecrets: who still has a pointer to a peer that was removed holds no key with it.
+func TestRemovedPeerKeepsNoSecrets(t *testing.T) {
+	peerKey := testKey(2).Public()
+	e := newEnd(t, testKey(1), PeerConfig{PublicKey: peerKey, PresharedKey: PresharedKey{7}})
+	p := e.peers.find(peerKey)
+	p.mu.Lock()
+	p.static, p.staticOf, p.cookie = secret{8}, e.identity.Load(), cookieJar{received: 9}
+	p.mu.Unlock()
+	if err := e.RemovePeer(peerKey); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.removed || p.psk != (PresharedKey{}) || p.static != (secret{}) || p.staticOf != nil || p.cookie != (cookieJar{}) {
+		t.Error("a secret outlives its peer")
+	}
+}

@@ -67,15 +67,24 @@ func (s *slowPath) enqueue(d *Device, m *handshakeMessage) {
 // flush queues a peer with staged packets.
 func (s *slowPath) flush(d *Device, p *peer) {
 	p.mu.Lock()
-	queued := p.initiating || p.flushing
 	p.flushing = true
+	first := p.enterSlow()
 	p.mu.Unlock()
-	if !queued {
+	if first {
 		s.peer(d, p)
 	}
 }
 
-// peer queues a peer whose initiating or flushing was just set, and the other one was not.
+// enterSlow reports whether p, whose initiating or flushing is set, is to be queued: it is not yet. p.mu is held.
+func (p *peer) enterSlow() bool {
+	if p.inSlow {
+		return false
+	}
+	p.inSlow = true
+	return true
+}
+
+// peer queues a peer for which enterSlow said so.
 func (s *slowPath) peer(d *Device, p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +218,8 @@ func (d *Device) work() {
 func (d *Device) visit(p *peer) {
 	p.mu.Lock()
 	initiate, flush := p.initiating, p.flushing
-	p.flushing = false
+	// From here on p may be queued again, also while it is initiating: what was asked for since is not forgotten.
+	p.flushing, p.inSlow = false, false
 	p.mu.Unlock()
 	if initiate {
 		d.sendInitiation(p)

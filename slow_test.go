@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"runtime"
 	"testing"
+	"time"
 )
 
 // newSlowDevice is a device whose slow path has no workers: what is queued stays until it is taken.
@@ -171,6 +172,56 @@ func TestUnreachableRate(t *testing.T) {
 	if n := len(d.slow.unreachables); n != maxUnreachables {
 		t.Errorf("%d errors wait, want %d", n, maxUnreachables)
 	}
+}
+
+// TestFlushAmidVisit: a peer whose staged packets are to be sent while a worker has just come to make its initiation is
+// visited again. Forgotten then, it would count as queued for ever, and never initiate again either.
+func TestFlushAmidVisit(t *testing.T) {
+	d := newSlowDevice()
+	p := &peer{endpoint: coreEndpoint}
+	var out outbox
+	p.mu.Lock()
+	p.initiate(d.now(), false, &out)
+	d.release(p, &out)
+	var j slowJob
+	if !d.slow.take(&j, d.now()) || j.peer != p {
+		t.Fatal("the peer is not queued for its initiation")
+	}
+	amid := &amidClock{Clock: d.clock, call: func() { d.slow.flush(d, p) }}
+	d.clock = amid
+	d.visit(p) // without an identity: no initiation is made
+	if amid.call != nil {
+		t.Fatal("the visit did not come to making an initiation")
+	}
+	d.slow.flush(d, p) // and once more, while it is queued
+	for range 2 {
+		if !d.slow.take(&j, d.now()) || j.peer != p {
+			t.Fatal("what was to be flushed is forgotten")
+		}
+		d.visit(p)
+		if p.initiating || p.flushing || p.inSlow || d.slow.first != nil {
+			t.Fatal("the visit leaves something behind")
+		}
+		p.mu.Lock()
+		out = outbox{}
+		p.initiate(d.now(), false, &out)
+		d.release(p, &out)
+	}
+}
+
+// An amidClock calls call the first time that it is asked for the calendar's time, which is what the making of an
+// initiation begins with.
+type amidClock struct {
+	Clock
+	call func()
+}
+
+func (c *amidClock) Wall() time.Time {
+	if call := c.call; call != nil {
+		c.call = nil
+		call()
+	}
+	return c.Clock.Wall()
 }
 
 func TestSlowPathClosed(t *testing.T) {

@@ -173,7 +173,7 @@ func (p *peer) expire(now int64, out *outbox) {
 	}
 	if t.due(timerPersistent, now) {
 		t.cancel(timerPersistent)
-		out.keepalive = p.persistent != 0 // sending it, or an initiation for it, sets the next
+		out.keepalive = out.keepalive || p.persistent != 0 // sending it, or an initiation for it, sets the next
 	}
 	if t.due(timerWipe, now) {
 		p.wipe(out)

@@ -290,6 +290,18 @@ func TestPersistentKeepalive(t *testing.T) {
 	c.wantNone(timerPersistent, "it was turned off meanwhile")
 }
 
+// TestPersistentKeepaliveOffAmidSleep: a persistent keepalive that was turned off and comes due together with a passive one,
+// as after a sleep, does not take that with it.
+func TestPersistentKeepaliveOffAmidSleep(t *testing.T) {
+	c := newCore(t)
+	c.persistent = 25
+	c.receives(c.initiator(), true)
+	c.persistent = 0
+	c.after(25 * second)
+	c.expire(c.now, c.step())
+	c.wantKeepalive(true, "data was received and not answered")
+}
+
 func TestPersistentKeepaliveOff(t *testing.T) {
 	c := newCore(t)
 	k := c.initiator()

@@ -432,6 +432,7 @@ func (d *Device) release(p *peer, out *outbox) {
 		d.schedule(p)
 	}
 	d.noteHandshake(p, out)
+	visit := out.initiate && p.enterSlow()
 	p.mu.Unlock()
 	d.sessions.free(out.freed...)
 	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
@@ -441,7 +442,7 @@ func (d *Device) release(p *peer, out *outbox) {
 	for _, e := range out.events {
 		d.tell(p, e)
 	}
-	if out.initiate {
+	if visit {
 		d.slow.peer(d, p)
 	}
 	if out.keepalive || out.flush {

@@ -63,7 +63,7 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	if ok && !udp {
 		l4, ok = segment.TCPEnd(p, l3)
 	}
-	if !ok || h.size == 0 || len(p) < l4 {
+	if !ok || h.size == 0 || len(p) < l4 || l4+min(int(h.size), len(p)-l4) > 65535 { // no batch has room for such a segment
 		return false
 	}
 	pseudo := segment.PseudoSum(p[:l3])

@@ -175,6 +175,9 @@ func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n in
 		for n < len(bufs) && len(in.trains) > 0 {
 			t := &in.trains[0]
 			size := min(t.Size, len(t.Data))
+			if size <= 0 {
+				size = len(t.Data) // one datagram, as Train.Len has it
+			}
 			if size > 0 && size <= len(bufs[n]) {
 				sizes[n], eps[n] = copy(bufs[n], t.Data[:size]), in.endpoint(&t.Endpoint)
 				n++

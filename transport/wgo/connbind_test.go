@@ -142,10 +142,12 @@ func TestConnBindReceives(t *testing.T) {
 		{Data: []byte("aaaabbbbccccdd"), Size: 4, Endpoint: one},
 		{Data: []byte("too long for a buffer"), Size: 100, Endpoint: one},
 		{Data: []byte("e"), Size: 4, Endpoint: two},
+		{Data: []byte("nosize"), Endpoint: two},
+		{Endpoint: two},
 	}
 	var got, from []string
 	bufs, sizes, eps := make([][]byte, 3), make([]int, 3), make([]conn.Endpoint, 3)
-	for len(got) < 5 {
+	for len(got) < 6 {
 		for i := range bufs {
 			bufs[i] = make([]byte, 10)
 		}
@@ -158,7 +160,7 @@ func TestConnBindReceives(t *testing.T) {
 			from = append(from, eps[i].DstToString()+" at "+eps[i].SrcToString())
 		}
 	}
-	if s := strings.Join(got, " "); s != "aaaa bbbb cccc dd e" {
+	if s := strings.Join(got, " "); s != "aaaa bbbb cccc dd e nosize" {
 		t.Errorf("received %q", s)
 	}
 	if from[0] != "10.0.0.1:1 at 10.0.0.9" || from[3] != from[0] || from[4] != "[fe80::1%lo]:2 at " {
