@@ -105,7 +105,8 @@ func (p *Peer) config() wireguard.PeerConfig {
 }
 
 // Change is the difference that makes a device what f says, as `wg syncconf` does: peers that f does not name go, and the
-// others keep their sessions, and the endpoint that they were heard from where f gives none. A listen port
+// others keep their sessions, and the endpoint that they were heard from where f gives none. Their preshared key and keepalive
+// go where f gives none (older versions of wg syncconf leave those). A listen port
 // that f does not give stays what it is. Names of endpoints must have been resolved.
 func (f *File) Change() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {

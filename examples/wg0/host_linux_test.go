@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,7 +30,11 @@ var binary = sync.OnceValues(func() (string, error) {
 	}
 	buildDir = dir
 	path := filepath.Join(dir, "wg0")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	args := []string{"build", "-o", path, "."}
+	if raceEnabled {
+		args = slices.Insert(args, 1, "-race")
+	}
+	out, err := exec.Command("go", args...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %v\n%s", err, out)
 	}
@@ -39,7 +44,19 @@ var binary = sync.OnceValues(func() (string, error) {
 var buildDir string
 
 func TestMain(m *testing.M) {
+	races, err := os.MkdirTemp("", "wg0-races-*") // reports of daemons, where they are built for that
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("GORACE", "atexit_sleep_ms=0 log_path="+filepath.Join(races, "race"))
 	code := m.Run()
+	reports, _ := filepath.Glob(filepath.Join(races, "race.*"))
+	for _, r := range reports {
+		text, _ := os.ReadFile(r)
+		fmt.Printf("a daemon raced:\n%s\n", text)
+		code = 1
+	}
+	os.RemoveAll(races)
 	if buildDir != "" {
 		os.RemoveAll(buildDir)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,10 +15,10 @@ import (
 )
 
 // A names is a resolver with one name.
-type names struct{ a netip.Addr }
+type names struct{ a atomic.Pointer[netip.Addr] }
 
 func (n *names) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
-	return []netip.Addr{n.a}, nil
+	return []netip.Addr{*n.a.Load()}, nil
 }
 
 // TestResolveAgain: a peer has moved to another address, and the name with it. Once a handshake has failed, the name is
@@ -48,7 +49,8 @@ func TestResolveAgain(t *testing.T) {
 				{PublicKey: peerKey.Public(), Endpoint: at(old), PersistentKeepalive: 25 * time.Second},
 				{PublicKey: other, Endpoint: at(old), PersistentKeepalive: 25 * time.Second},
 			}})
-		resolver := &names{old}
+		resolver := new(names)
+		resolver.a.Store(&old)
 		ended := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
@@ -62,7 +64,7 @@ func TestResolveAgain(t *testing.T) {
 		}()
 		synctest.Wait()
 		time.Sleep(time.Minute)
-		resolver.a = moved
+		resolver.a.Store(&moved)
 		time.Sleep(3 * time.Minute)
 		if p, _ := d.Peer(peerKey.Public()); !p.Session || p.Endpoint.Addr() != moved {
 			t.Errorf("no session at the new address: endpoint %v, session %v", p.Endpoint, p.Session)
