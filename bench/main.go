@@ -17,7 +17,8 @@ const defaultRounds = 7
 
 // measures is the table, in its order. The curve comes on demand.
 func measures() []measure {
-	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures())
+	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures(),
+		tunMeasures())
 }
 
 func main() {
@@ -83,9 +84,14 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	fmt.Fprintf(table, "rounds    %d, in turn, medians; ratio = ours / wireguard-go\n\n", *rounds)
 	printHead(table)
 	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: start}
+	defer r.close()
 	var rows []row
 	var errs []error
 	for i := range ms {
+		if why := ms[i].missing(); why != "" {
+			fmt.Fprintf(table, "%-18s left out: %s\n", ms[i].name, why)
+			continue
+		}
 		row, err := r.run(ctx, &ms[i])
 		if err != nil {
 			fmt.Fprintf(table, "%-18s failed\n", ms[i].name)

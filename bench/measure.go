@@ -30,6 +30,9 @@ type measure struct {
 	bound     func(*stage) (sample, error)
 	boundName string
 
+	// daemons says that run starts daemons, the side's program, and runs in namespaces of its own.
+	daemons bool
+
 	// rounds is the most rounds that fit the minute that each name may take. Zero: as many as asked for.
 	rounds int
 }
@@ -78,7 +81,8 @@ var fullEffort = effort{
 // A stage is what a sample is taken on.
 type stage struct {
 	effort
-	lib library
+	lib     library
+	program string // the side's daemon, where the measure is about daemons
 
 	// rest tells that the sample leaves the processor alone from now on, so that another may begin.
 	rest func()

@@ -31,6 +31,7 @@ type order struct {
 	Name, Side string
 	Effort     effort
 	Profile    string // a file for a processor profile; empty: none
+	Program    string // a daemon; empty: none is needed, nor namespaces
 }
 
 // A reply is a line of the standard output of such a process.
@@ -49,8 +50,13 @@ func answer(text string, out *os.File) error {
 	if err != nil {
 		return err
 	}
+	if o.Program != "" {
+		if err := enterIsolated(); err != nil {
+			return err
+		}
+	}
 	replies := json.NewEncoder(out)
-	st := &stage{effort: o.Effort, rest: func() { replies.Encode(reply{Resting: true}) }}
+	st := &stage{effort: o.Effort, program: o.Program, rest: func() { replies.Encode(reply{Resting: true}) }}
 	if o.Profile != "" {
 		f, err := os.Create(o.Profile)
 		if err != nil {
@@ -102,6 +108,9 @@ func start(ctx context.Context, o order) (*taking, error) {
 	}
 	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), orderEnv+"="+string(text))
+	if o.Program != "" {
+		isolate(cmd)
+	}
 	var trouble bytes.Buffer
 	cmd.Stderr = &trouble
 	out, err := cmd.StdoutPipe()
@@ -151,6 +160,7 @@ type runner struct {
 	effort  effort
 	profile string // a folder for profiles; empty: none
 	start   func(context.Context, order) (*taking, error)
+	workshop
 }
 
 // perSample is longer than any sample takes.
@@ -175,6 +185,12 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	for round := range rounds {
 		for _, side := range sides {
 			o := order{Name: m.name, Side: side, Effort: r.effort}
+			if m.daemons {
+				var err error
+				if o.Program, err = r.daemon(side); err != nil {
+					return row{}, fmt.Errorf("%s: %w", m.name, err)
+				}
+			}
 			if r.profile != "" {
 				o.Profile = filepath.Join(r.profile, fmt.Sprintf("%s.%s.%d.pprof", strings.ReplaceAll(m.name, "/", "-"), side, round+1))
 			}

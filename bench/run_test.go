@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
+	"os"
+	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -100,28 +105,32 @@ func TestFailedSample(t *testing.T) {
 	}
 }
 
-func TestProcessOfItsOwn(t *testing.T) {
-	took := func(o order) (sample, error) {
-		t.Helper()
-		k, err := start(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		<-k.free
-		<-k.done
-		return k.sample, k.err
+// took takes a sample in a process of its own.
+func took(t *testing.T, o order) (sample, error) {
+	t.Helper()
+	k, err := start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
 	}
-	s, err := took(order{Name: "goroutines/device", Side: sideTheirs, Effort: small})
+	<-k.free
+	<-k.done
+	return k.sample, k.err
+}
+
+func TestProcessOfItsOwn(t *testing.T) {
+	s, err := took(t, order{Name: "goroutines/device", Side: sideTheirs, Effort: small})
 	if err != nil || s.Value < 1 {
 		t.Errorf("sample %v, %v; want a number of goroutines", s, err)
 	}
-	if _, err := took(order{Name: "nonsense", Side: sideTheirs}); err == nil || !strings.Contains(err.Error(), "no such name") {
+	if _, err := took(t, order{Name: "nonsense", Side: sideTheirs}); err == nil || !strings.Contains(err.Error(), "no such name") {
 		t.Errorf("error %v lacks what the process said", err)
 	}
 }
 
 // Each measure runs on each side, and comes to an end.
 func TestMeasures(t *testing.T) {
+	var shop workshop
+	defer shop.close()
 	for _, m := range measures() {
 		sides := []string{sideOurs, sideTheirs}
 		if m.alike {
@@ -132,9 +141,7 @@ func TestMeasures(t *testing.T) {
 		}
 		for _, side := range sides {
 			t.Run(m.name+"/"+side, func(t *testing.T) {
-				st := &stage{effort: small, rest: func() {}}
-				defer st.close()
-				s, err := st.take(&m, side)
+				s, err := takeSmall(t, &m, side, &shop)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -146,5 +153,72 @@ func TestMeasures(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// takeSmall takes a small sample: in this process, but for one of daemons.
+func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, error) {
+	if !m.daemons {
+		st := &stage{effort: small, rest: func() {}}
+		defer st.close()
+		return st.take(m, side)
+	}
+	if why := m.missing(); why != "" {
+		t.Skip(why)
+	}
+	program, err := shop.daemon(side)
+	if err != nil {
+		return sample{}, err
+	}
+	return took(t, order{Name: m.name, Side: side, Effort: small, Program: program})
+}
+
+// What cannot be measured here is named with the reason, and is no failure.
+func TestLeftOut(t *testing.T) {
+	m := measure{name: "x/y"}
+	if why := m.missing(); why != "" {
+		t.Errorf("a measure without daemons is left out: %s", why)
+	}
+	if runtime.GOOS == "linux" && os.Getuid() == 0 {
+		t.Setenv("PATH", t.TempDir())
+	}
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"-only", "tun"}, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range tunMeasures() {
+		if !regexp.MustCompile(`(?m)^` + m.name + ` +left out: needs [^\n]+$`).MatchString(out.String()) {
+			t.Errorf("no line says why %s is left out:\n%s", m.name, out.String())
+		}
+	}
+}
+
+// The search doubles, then halves: it ends below the limit and near it, at what was really sent.
+func TestHighest(t *testing.T) {
+	for _, limit := range []float64{0.3, 0.9, 1, 1.7, 5, 100} {
+		got, err := highest(1, 8, func(rate float64) (float64, bool, error) { return rate, rate <= limit, nil })
+		if err != nil || got > limit || got < 0.9*limit {
+			t.Errorf("with a limit of %v: %v, %v", limit, got, err)
+		}
+	}
+	got, err := highest(1, 8, func(rate float64) (float64, bool, error) { return min(rate, 3), true, nil })
+	if err != nil || got != 3 {
+		t.Errorf("of a sender that can do 3: %v, %v", got, err)
+	}
+	if _, err := highest(1, 8, func(float64) (float64, bool, error) { return 1, false, nil }); err == nil {
+		t.Error("where nothing holds there is no error")
+	}
+	broken := errors.New("broken")
+	if _, err := highest(1, 8, func(float64) (float64, bool, error) { return 0, false, broken }); err != broken {
+		t.Errorf("error is %v, want that of the try", err)
+	}
+}
+
+func TestRoundTrips(t *testing.T) {
+	const out = "PING 10.0.0.2 (10.0.0.2) 56(84) bytes of data.\n64 bytes from 10.0.0.2: icmp_seq=1 ttl=64 time=0.214 ms\n" +
+		"64 bytes from 10.0.0.2: icmp_seq=5 ttl=64 time=12 ms\n\n--- 10.0.0.2 ping statistics ---\n" +
+		"20 packets transmitted, 2 received, 90% packet loss, time 71ms\nrtt min/avg/max/mdev = 0.058/0.087/0.214/0.036 ms\n"
+	if got := roundTrips(out); !slices.Equal(got, []float64{214, 12000}) {
+		t.Errorf("round trips are %v µs, want 214 and 12000", got)
 	}
 }

@@ -76,9 +76,9 @@ func (d *Daemon) answers() error {
 // Log is the end of what the daemon printed.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// Resident is the memory of the daemon that is in RAM, in bytes.
-func (d *Daemon) Resident() (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Pid()))
+// Resident is the memory of the program that is in RAM, in bytes.
+func (p *Process) Resident() (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
 	if err != nil {
 		return 0, err
 	}
@@ -88,7 +88,25 @@ func (d *Daemon) Resident() (float64, error) {
 			return kib * 1024, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", d.Pid())
+	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", p.Pid())
+}
+
+// CPU is the processor time that the program has used, to a hundredth of a second.
+func (p *Process) CPU() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	_, fields, _ := strings.Cut(string(text), ") ") // behind the name
+	var ticks time.Duration
+	for _, f := range strings.Fields(fields)[11:13] { // in user mode, and in the kernel
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond, nil
 }
 
 // A tail keeps the last bytes written to it, for a program can print for ever.

@@ -168,24 +168,14 @@ func (h *host) tryPing(to netip.Addr, wait time.Duration, options ...string) (st
 	return h.Run(fmt.Sprintf("ping -n -c 1 -W %.1f %s %v", wait.Seconds(), strings.Join(options, " "), to))
 }
 
-// bound is whether a UDP socket listens on the port, of either family.
+// bound is whether a UDP socket has the port.
 func (h *host) bound(port int) bool {
 	h.t.Helper()
-	var tables []byte
-	err := h.Do(func() error {
-		for _, name := range []string{"udp", "udp6"} {
-			text, err := os.ReadFile("/proc/thread-self/net/" + name)
-			if err != nil {
-				return err
-			}
-			tables = append(tables, text...)
-		}
-		return nil
-	})
+	bound, err := h.Bound("udp", port)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return regexp.MustCompile(fmt.Sprintf(`(?m)^ *\d+: [0-9A-F]+:%04X `, port)).Match(tables)
+	return bound
 }
 
 // eventually waits until ok, for as long as a busy host may need.

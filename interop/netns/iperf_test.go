@@ -3,45 +3,19 @@
 package netns
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"net/netip"
-	"strings"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/netlab"
 )
 
-// A report is what is used of iperf3's.
-type report struct {
-	End struct {
-		Received struct {
-			Bytes float64
-		} `json:"sum_received"`
-		Sum struct {
-			Packets float64
-			Lost    float64 `json:"lost_packets"`
-		}
-	}
-	Error string
-}
-
-// iperf runs iperf3 from h to a server on g, and waits for both.
-func (h *host) iperf(g *host, to netip.Addr, options string) report {
+// iperf runs iperf3 from h to a server on g.
+func (h *host) iperf(g *host, to netip.Addr, options string) netlab.Report {
 	h.t.Helper()
-	var log bytes.Buffer
-	server, err := g.Start(&log, nil, "iperf3", "-s", "-1", "-B", to.String(), "--forceflush")
+	r, err := h.Iperf(g.Host, to, options)
 	if err != nil {
 		h.t.Fatal(err)
-	}
-	defer server.Kill()
-	eventually(h.t, "iperf3 listens", func() bool {
-		return strings.Contains(g.run("ss -Hltn sport = 5201"), "5201")
-	})
-	out, err := h.Run(fmt.Sprintf("iperf3 -J -c %v %s", to, options))
-	_, text, _ := strings.Cut("\n"+out, "\n{") // a warning may precede it
-	var r report
-	if jsonErr := json.Unmarshal([]byte("{"+text), &r); err != nil || jsonErr != nil || r.Error != "" {
-		h.t.Fatalf("iperf3 to %v: %v, %v\n%s", to, err, jsonErr, out)
 	}
 	return r
 }
@@ -83,13 +57,13 @@ func (p pair) bulk() {
 	for _, inner := range []netip.Addr{innerB4, innerB6} {
 		for _, options := range []string{"", "-R", "-P 4"} {
 			r := p.a.iperf(p.b.host, inner, fmt.Sprintf("-n %d %s", size, options))
-			if r.End.Received.Bytes < size/4 {
-				t.Errorf("%v %s: %.0f bytes arrived of %d", inner, options, r.End.Received.Bytes, size)
+			if r.Received.Bytes < size/4 {
+				t.Errorf("%v %s: %.0f bytes arrived of %d", inner, options, r.Received.Bytes, size)
 			}
 		}
 		r := p.a.iperf(p.b.host, inner, "-u -b 20M -l 1200 -n 1M")
-		if s := r.End.Sum; s.Packets < 800 || s.Lost > s.Packets/10 {
-			t.Errorf("%v: %.0f of %.0f packets lost at 20 Mbit/s", inner, s.Lost, s.Packets)
+		if r.Packets < 800 || r.Lost > r.Packets/10 {
+			t.Errorf("%v: %.0f of %.0f packets lost at 20 Mbit/s", inner, r.Lost, r.Packets)
 		}
 	}
 }
@@ -104,8 +78,8 @@ func TestLossyCable(t *testing.T) {
 			w.run("nft flush ruleset")
 			w.nft(fmt.Sprintf("add rule inet t in udp dport 51820 numgen random mod 100 < %d drop", percent))
 		}
-		if r := p.a.iperf(p.b.host, innerB4, "-n 1M"); r.End.Received.Bytes < 50<<10 {
-			t.Errorf("%d %% loss: %.0f bytes arrived of a mebibyte before the sender was through", percent, r.End.Received.Bytes)
+		if r := p.a.iperf(p.b.host, innerB4, "-n 1M"); r.Received.Bytes < 50<<10 {
+			t.Errorf("%d %% loss: %.0f bytes arrived of a mebibyte before the sender was through", percent, r.Received.Bytes)
 		}
 	}
 }
@@ -116,8 +90,8 @@ func TestFlood(t *testing.T) {
 	p.meet(outerB4)
 	for _, size := range []int{64, 1392} {
 		r := p.a.iperf(p.b.host, innerB4, fmt.Sprintf("-u -b 0 -l %d -t 1", size))
-		if r.End.Sum.Packets < 1000 || r.End.Sum.Lost == r.End.Sum.Packets {
-			t.Errorf("%d bytes: %.0f packets, of which %.0f lost", size, r.End.Sum.Packets, r.End.Sum.Lost)
+		if r.Packets < 1000 || r.Lost == r.Packets {
+			t.Errorf("%d bytes: %.0f packets, of which %.0f lost", size, r.Packets, r.Lost)
 		}
 		p.a.ping(innerB4, 3)
 		p.b.ping(innerA6, 3)
