@@ -126,7 +126,10 @@ func (p *pair) revive() {
 	if err := p.dev.Wake(); err != nil { // the timers look at the clock
 		p.t.Error(err)
 	}
-	p.want("a new session", func() bool { return p.line.count(kernels, pipe.TypeResponse) == before+1 })
+	p.want("a new session", func() bool { s := p.status(); return s.Session && s.SessionAge < 10*time.Second })
+	if n := p.line.count(kernels, pipe.TypeResponse); n != before+1 {
+		p.t.Errorf("%d responses after %d, want one more", n, before)
+	}
 	p.ping(0)
 	p.pinged(1)
 }
