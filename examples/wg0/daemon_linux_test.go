@@ -266,3 +266,54 @@ func TestUpAndDown(t *testing.T) {
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)
 }
+
+// TestControlFaults: a wrong control line changes nothing, and the log has one sentence about it, without the key that
+// stood there; wg set says what the system says of a port that is taken.
+func TestControlFaults(t *testing.T) {
+	s := newSpace(t)
+	needs(t, "wg")
+	iface := unique("w")
+	s.endAfter(iface)
+	f := s.front(built(t), "-f", iface)
+	f.wantLog(t, "msg=ready")
+	secret := strings.Repeat("5eC2e7", 11)[:64]
+	for _, request := range []string{
+		"set=1\nlisten_port=77\nprivate_key=" + secret[1:] + "\n\n",
+		"set=1\nlisten_port=77\nprivte_key=" + secret + "\n\n",
+		"set=1\nlisten_port=77\n" + secret + "\n\n",
+	} {
+		c, err := net.Dial("unix", socketPath(iface))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprint(c, request)
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		c.Close()
+		if err != nil || !strings.HasPrefix(string(b[:n]), "errno=-") {
+			t.Errorf("%q: answered %q, %v", request, b[:n], err)
+		}
+	}
+	until(t, "three refusals in the log", func() bool { return strings.Count(f.log.String(), "control request refused") == 3 })
+	if strings.Contains(f.log.String(), secret[1:20]) {
+		t.Errorf("a key in the log:\n%s", f.log)
+	}
+	if out := s.must("wg", "show", iface, "listen-port"); out != "0\n" {
+		t.Errorf("a part of a refused request was carried out: port %s", out)
+	}
+	s.inside(func() error {
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 6666})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	})
+	s.must("ip", "link", "set", iface, "up")
+	until(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
+	if out, code := s.run("wg", "set", iface, "listen-port", "6666"); code == 0 || !strings.Contains(out, "Address already in use") {
+		t.Errorf("wg set of a port that is taken: status %d, %s", code, out)
+	}
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+}

@@ -39,12 +39,13 @@ func takeDown(target string) error {
 		}
 	case !errors.Is(statErr, fs.ErrNotExist) || path != filepath.Join(configDirectory, iface+".conf"):
 		return fmt.Errorf("there is no file %s; give the one that %s is up by, or the name of the interface", path, iface)
-	default:
-		fmt.Fprintf(t.out, "wg0: there is no file %s: no hooks are run\n", path)
 	}
 	now, err := readRunning(iface)
 	if err != nil {
 		return err
+	}
+	if statErr != nil {
+		fmt.Fprintf(t.out, "wg0: there is no file %s: no hooks are run\n", path)
 	}
 	if table := t.file.Interface.Table; (table == "" || table == conf.TableAuto) && hasDefault(now) {
 		t.mark = now.Interface.FwMark

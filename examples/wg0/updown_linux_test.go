@@ -605,3 +605,26 @@ func TestSecondSignal(t *testing.T) {
 	until(t, "the daemon ends", func() bool { return len(daemonsOf(o.iface)) == 0 })
 	os.Remove(socketPath(o.iface))
 }
+
+// TestMovedInterface: an interface that is moved into a namespace with nothing else goes on there, by the daemon's sockets
+// here, and ends there.
+func TestMovedInterface(t *testing.T) {
+	o := newOffice(t)
+	s, cell := o.laptop, newSpace(t)
+	f := s.front(built(t), "-f", o.iface)
+	f.wantLog(t, "msg=ready")
+	s.must("wg", "set", o.iface, "private-key", s.write("key", o.private, 0o600), "peer", o.gatewayPublic, "endpoint", "198.51.100.1:51820",
+		"allowed-ips", "0.0.0.0/0")
+	s.must("ip", "link", "set", o.iface, "netns", cell.name)
+	cell.must("ip", "address", "add", "10.9.0.1/24", "dev", o.iface)
+	cell.must("ip", "link", "set", o.iface, "up")
+	cell.must("ip", "route", "add", "default", "dev", o.iface)
+	cell.must("ping", "-n", "-c", "1", "-W", "10", "10.9.0.2")
+	cell.must("ping", "-n", "-c", "1", "-W", "10", "203.0.113.5")
+	if out := s.must("wg", "show", o.iface, "latest-handshakes"); strings.HasSuffix(out, "\t0\n") {
+		t.Errorf("no handshake: %s", out)
+	}
+	cell.must("ip", "link", "delete", o.iface)
+	f.wantExit(t, 0)
+	o.wantClean()
+}
