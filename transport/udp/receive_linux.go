@@ -28,8 +28,9 @@ type linuxPath struct {
 	errno syscall.Errno
 	try   func(fd uintptr) bool // tryReceive, bound once
 
-	zones zones
-	plain plainPaths // for senders
+	zones  zones
+	plain  plainPaths // for senders
+	routes *routes    // for senders; nil: none are watched
 
 	// The system calls, which tests replace to make them fail.
 	recvmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
@@ -39,6 +40,11 @@ type linuxPath struct {
 func newLinux(c *conn) *linuxPath {
 	p := &linuxPath{conn: c, want: 1, recvmmsg: recvmmsg, sendmmsg: sendmmsg}
 	p.try = p.tryReceive
+	if c.family == ipv4 {
+		if p.routes = watchRoutes(); p.routes != nil {
+			c.also = p.routes
+		}
+	}
 	return p
 }
 

@@ -94,6 +94,9 @@ func (p *linuxPath) send(ts []wireguard.Train) {
 	for i := range ts {
 		t := &ts[i]
 		if familyOf(t.Endpoint.Addr()) == p.family {
+			if p.routes != nil && t.Endpoint.Source.IsValid() {
+				p.routes.check(&t.Endpoint, p.raw)
+			}
 			f.train(t, p.perMessage(t))
 		}
 	}

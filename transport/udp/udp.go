@@ -3,6 +3,7 @@ package udp
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"syscall"
@@ -170,6 +171,8 @@ type conn struct {
 	gso    bool // the system can take a train in one call
 	gro    bool // the system may hand out a train in one call
 
+	also io.Closer // what Close closes besides; nil: nothing
+
 	in  traffic
 	_   [64]byte // the two directions are counted by different cores
 	out traffic
@@ -242,7 +245,11 @@ func (s *Socket) SetMark(mark uint32) error {
 func (s *Socket) Close() error {
 	for _, p := range s.paths {
 		if p != nil {
-			p.socket().udp.Close() // the only error is that it was closed before
+			c := p.socket()
+			c.udp.Close() // the only error is that it was closed before
+			if c.also != nil {
+				c.also.Close()
+			}
 		}
 	}
 	return nil
