@@ -17,15 +17,15 @@ import (
 // initiator, and data messages that are sealed. It shares no code with either library, so that the generator's work is
 // the same for both.
 type initiator struct {
-	index           uint32
-	remote          wireguard.PublicKey
-	private         wireguard.PrivateKey
-	ephemeral       x25519.Key
-	chain, hash     [32]byte
-	receiver        uint32
-	counter         uint64
-	sealer          cipher.AEAD
-	template, nonce []byte
+	index       uint32
+	remote      wireguard.PublicKey
+	private     wireguard.PrivateKey
+	ephemeral   x25519.Key
+	chain, hash [32]byte
+	receiver    uint32
+	counter     uint64
+	sealer      cipher.AEAD
+	nonce       []byte
 }
 
 const (
