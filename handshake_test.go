@@ -470,3 +470,22 @@ func TestTimestampNext(t *testing.T) {
 		}
 	}
 }
+
+// TestForgedInitiationsShareTheStaticSecret: whoever knows the public key of a peer can begin an initiation in its name. That
+// costs the X25519 of the two static keys once, not once for each forgery.
+func TestForgedInitiationsShareTheStaticSecret(t *testing.T) {
+	key := testKey(1)
+	r := newRemote(1, key.Public())
+	e := up(t, key, r.config())
+	r.static[0] ^= 1 // what a forger does not know
+	e.line.receive(r.train(r.initiation()))
+	eventually(t, "the forgery is not noticed", func() bool { return e.drops[DropForged].Load() == 1 })
+	p := e.peer(r)
+	p.mu.Lock()
+	kept, of, want := p.static, p.staticOf, r.static
+	p.mu.Unlock()
+	want[0] ^= 1
+	if kept != want || of != e.identity.Load() {
+		t.Error("the secret is thrown away")
+	}
+}
