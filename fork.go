@@ -18,13 +18,15 @@ type fork struct {
 	help func()      // f.join, made once
 
 	left    atomic.Int32 // parts that nobody took yet; below 1: none
+	idle    atomic.Int32 // helpers that wait for the next run
+	waste   atomic.Int32 // helpers that shall not wait for it, since the last one did so in vain
 	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
 	over    chan struct{}
 
 	// Where no core is idle, asking for help costs and brings nothing: after some runs without any, the owner asks no
 	// more until it looks again. GOMAXPROCS may change meanwhile too.
 	helpers  int // goroutines to start
-	unhelped int // runs that no helper took a part of, in a row
+	unhelped int // runs of which helpers did less than a quarter, in a row
 	runs     int
 }
 
@@ -37,6 +39,10 @@ const (
 
 	unhelpedRuns = 4  // in a row: then the owner goes on alone
 	lookAgain    = 32 // runs
+
+	lingerLooks = 8000
+	lingerYield = 64 // looks
+	lingerPause = 16 // helpers that do not linger after one that did so in vain
 )
 
 func newFork(part func(i int)) *fork {
@@ -62,11 +68,11 @@ func (f *fork) run(n int) {
 	}
 	f.pending.Store(int32(n) + 1)
 	f.left.Store(int32(n))
-	for range min(f.helpers, n-1) {
+	for range min(f.helpers, n-1) - int(f.idle.Load()) {
 		go f.help()
 	}
 	own := f.take()
-	if own == n {
+	if 4*(n-own) < n {
 		f.unhelped++
 	} else {
 		f.unhelped = 0
@@ -78,9 +84,31 @@ func (f *fork) run(n int) {
 
 // join is what a helper does.
 func (f *fork) join() {
-	if n := f.take(); n > 0 && f.pending.Add(int32(-n)) == 0 {
-		f.over <- struct{}{}
+	for more := true; more; more = f.linger() {
+		if n := f.take(); n > 0 && f.pending.Add(int32(-n)) == 0 {
+			f.over <- struct{}{}
+		}
 	}
+}
+
+// linger waits a little for the next run, and reports whether there is one. To wake a core that sleeps takes about as long
+// as to seal a batch: under load the helper is to be there already.
+func (f *fork) linger() bool {
+	if f.waste.Add(-1) >= 0 {
+		return false
+	}
+	f.idle.Add(1)
+	defer f.idle.Add(-1)
+	for i := range lingerLooks {
+		if f.left.Load() > 0 {
+			return true
+		}
+		if i%lingerYield == 0 {
+			runtime.Gosched()
+		}
+	}
+	f.waste.Store(lingerPause)
+	return false
 }
 
 // take does parts until none is left, and returns how many.
