@@ -167,7 +167,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // Addresses of a pair.
 var (
-	outerA4, outerA6 = addr("192.0.2.1"), addr("2001:db8::1")
+	outerA4          = addr("192.0.2.1")
 	outerB4, outerB6 = addr("192.0.2.2"), addr("2001:db8::2")
 	innerA4, innerA6 = addr("10.0.0.1"), addr("fd00::1")
 	innerB4, innerB6 = addr("10.0.0.2"), addr("fd00::2")
