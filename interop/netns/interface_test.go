@@ -67,6 +67,9 @@ func (w *wg) launch() {
 	}
 	w.Daemon = d
 	w.t.Cleanup(func() {
+		if strings.Contains(d.Log(), "DATA RACE") {
+			w.t.Errorf("%s: the daemon has a data race", w.name)
+		}
 		if w.t.Failed() {
 			out, err := w.Run("wg show " + w.name)
 			w.t.Logf("%s on %s: %v\n%s%s", w.name, w.Name, err, out, lastLines(d.Log()))
