@@ -18,7 +18,7 @@ func missingForDaemons() string { return netlab.Missing("go", "ip", "wg", "ping"
 func isolate(cmd *exec.Cmd) { netlab.Isolate(cmd) }
 func enterIsolated() error  { return netlab.Enter() }
 
-var tunA, tunB = netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2")
+var tunB = netip.MustParseAddr("10.77.0.2")
 
 // A site is one end of the tunnel.
 type site struct {

@@ -12,7 +12,7 @@ import (
 // packages names the Debian package of each tool whose package has another name.
 var packages = map[string]string{"ip": "iproute2", "wg": "wireguard-tools", "ping": "iputils-ping", "nft": "nftables"}
 
-// Missing says what this host lacks, as in "needs root: …", or "" where it has root, /dev/net/tun and the tools.
+// Missing says what this host lacks, as in "needs root: …", or "" where it has root, namespaces, /dev/net/tun and the tools.
 func Missing(tools ...string) string {
 	if os.Geteuid() != 0 {
 		return "needs root: namespaces and interfaces are made here"
@@ -28,6 +28,11 @@ func Missing(tools ...string) string {
 			}
 			return fmt.Sprintf("needs %s: install %s", tool, name)
 		}
+	}
+	probe := exec.Command("true")
+	Isolate(probe)
+	if err := probe.Run(); err != nil {
+		return "needs a root that may make namespaces: " + err.Error()
 	}
 	return ""
 }

@@ -3,8 +3,11 @@
 package netns
 
 import (
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-86b749af/wireguard"
 )
@@ -48,11 +51,27 @@ func TestUnreachableIsLimited(t *testing.T) {
 	notKernelLike(t, "it sends no ICMP errors")
 	p := newPair(t)
 	p.a.nft("add rule inet t in icmp type destination-unreachable counter comment errors")
-	out, err := p.a.Run("ping -n -q -c 2000 -i 0.0002 -W 0.1 10.0.0.5")
-	if err == nil {
-		t.Fatalf("somebody answers:\n%s", out)
+	err := p.a.Do(func() error {
+		c, err := net.ListenPacket("udp4", "10.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range 2000 {
+			c.WriteTo([]byte("flood"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.5:9"))) // fails where an error came back
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := p.a.hits("errors"); n == 0 || n >= 1900 {
-		t.Errorf("%d errors for 2000 packets, want fewer, but some", n)
+	eventually(t, "an error comes back", func() bool { return p.a.hits("errors") > 0 })
+	eventually(t, "no more come", func() bool {
+		before := p.a.hits("errors")
+		time.Sleep(50 * time.Millisecond)
+		return p.a.hits("errors") == before
+	})
+	if n, packets := p.a.hits("errors"), p.a.traffic().txPackets; packets < 500 || int64(n) > packets/2 {
+		t.Errorf("%d errors for %d packets, want far fewer", n, packets)
 	}
 }

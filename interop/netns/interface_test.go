@@ -67,6 +67,9 @@ func (w *wg) launch() {
 	}
 	w.Daemon = d
 	w.t.Cleanup(func() {
+		if strings.Contains(d.Log(), "DATA RACE") {
+			w.t.Errorf("%s: the daemon has a data race", w.name)
+		}
 		if w.t.Failed() {
 			out, err := w.Run("wg show " + w.name)
 			w.t.Logf("%s on %s: %v\n%s%s", w.name, w.Name, err, out, lastLines(d.Log()))
@@ -167,7 +170,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // Addresses of a pair.
 var (
-	outerA4, outerA6 = addr("192.0.2.1"), addr("2001:db8::1")
+	outerA4          = addr("192.0.2.1")
 	outerB4, outerB6 = addr("192.0.2.2"), addr("2001:db8::2")
 	innerA4, innerA6 = addr("10.0.0.1"), addr("fd00::1")
 	innerB4, innerB6 = addr("10.0.0.2"), addr("fd00::2")

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,7 +92,8 @@ func build(dir string) (program string, err error) {
 		return "", err
 	}
 	program = filepath.Join(dir, *daemonFlag)
-	out, err := exec.Command("go", "build", "-o", program, source).CombinedOutput()
+	args := slices.Concat([]string{"build"}, buildFlags, []string{"-o", program, source})
+	out, err := exec.Command("go", args...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build %s: %w\n%s", source, err, out)
 	}
