@@ -3,6 +3,7 @@ package wireguard
 import (
 	"bytes"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -162,4 +163,56 @@ func FuzzText(f *testing.F) {
 			t.Errorf("%q is %q and then %v", s, text, again)
 		}
 	})
+}
+
+// The library copies no packet: what a source wrote is sealed and sent from where it stands, and what a socket received
+// is opened and delivered where it landed.
+func TestPacketsStayWhereTheyAre(t *testing.T) {
+	key := testKey(1)
+	r := newRemote(1, key.Public())
+	e := up(t, key, r.config())
+	e.connect(t, r)
+
+	var sent []*byte
+	e.line.send = func(ts []Train) {
+		for _, t := range ts {
+			for at := 0; at < len(t.Data); at += t.Size {
+				sent = append(sent, &t.Data[at+messageHeader])
+			}
+		}
+	}
+	b := e.NewBatch()
+	var room []*byte
+	for range 40 {
+		p := b.Next(1420)
+		copy(p, packet4(1420, here, r.addr))
+		room = append(room, &p[0])
+		b.Commit(1420)
+	}
+	if err := e.Send(b); err != nil || !slices.Equal(sent, room) {
+		t.Errorf("%v: %d of %d packets were sent, or not from where the source wrote them", err, len(sent), len(room))
+	}
+
+	train := r.train(nil)
+	for range 40 {
+		m := r.data(packet4(1424, r.addr, here))
+		train.Data, train.Size = append(train.Data, m...), len(m)
+	}
+	var landed, delivered []*byte
+	for at := 0; at < len(train.Data); at += train.Size {
+		landed = append(landed, &train.Data[at+messageHeader])
+	}
+	done := make(chan struct{})
+	e.tunnel.write = func(pkts [][]byte) int {
+		for _, p := range pkts {
+			delivered = append(delivered, &p[0])
+		}
+		close(done)
+		return len(pkts)
+	}
+	e.line.receive(train)
+	<-done
+	if !slices.Equal(delivered, landed) {
+		t.Errorf("%d of %d packets were delivered, or not from where they landed", len(delivered), len(landed))
+	}
 }
