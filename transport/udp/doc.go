@@ -51,5 +51,6 @@
 //
 // The Source of an endpoint is the local address that the datagram was sent to, so that an answer comes from there. Its
 // Interface is left at zero, as in the kernel, so that a change of routes is followed; only a link-local Source has one.
+// On Linux an IPv4 Source is let go when the route to the peer changes to another interface, whose own address is then used.
 // Both are honoured where a train has them. The zone of a link-local address is the name of its interface.
 package udp
