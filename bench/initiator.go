@@ -25,6 +25,7 @@ type initiator struct {
 	receiver    uint32
 	counter     uint64
 	sealer      cipher.AEAD
+	packet      []byte // what it sends, padded
 	nonce       []byte
 }
 
@@ -161,12 +162,12 @@ func (n *initiator) response(m []byte) error {
 	return nil
 }
 
-// seal makes the next data message of packet in m, which has 32 bytes more and whose length is a multiple of 16.
-func (n *initiator) seal(m, packet []byte) {
+// seal makes the next data message in m, which has 32 bytes more than the packet.
+func (n *initiator) seal(m []byte) {
 	binary.LittleEndian.PutUint32(m, 4)
 	binary.LittleEndian.PutUint32(m[4:], n.receiver)
 	binary.LittleEndian.PutUint64(m[8:], n.counter)
 	binary.LittleEndian.PutUint64(n.nonce[4:], n.counter)
 	n.counter++
-	n.sealer.Seal(m[16:16], n.nonce, packet, nil)
+	n.sealer.Seal(m[16:16], n.nonce, n.packet, nil)
 }

@@ -8,14 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
-	"golang.org/x/net/ipv4"
+	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
 // generatorEnv names the variable that makes a process the peers of many/200.
@@ -26,6 +25,7 @@ const (
 	manySockets = 16
 	manySize    = 208 // 200 bytes and more, padded: as large before sealing as behind it
 	manyStep    = 128 // packets that the hub reports at a time, and that the generator sends at a time
+	manyTrain   = 64  // of them in one train
 	manyWindow  = window / manyStep
 )
 
@@ -159,65 +159,114 @@ func generate(in io.Reader) error {
 			}
 		}
 	}()
-	sockets := make([]*net.UDPConn, manySockets)
+	sockets := make([]*nest, min(manySockets, len(c.Keys)))
 	for i := range sockets {
-		s, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, c.Port)))
+		n, err := newNest(c.Port)
 		if err != nil {
 			return err
 		}
-		defer s.Close()
-		sockets[i] = s
+		sockets[i] = n
 	}
-	peers := make([]initiator, len(c.Keys))
-	for i := range peers {
-		peers[i] = initiator{index: uint32(i) + 1, remote: c.Hub, private: c.Keys[i]}
-		if err := shake(&peers[i], sockets[i%manySockets]); err != nil {
+	packet := newFlow(200, addrA, addrB)
+	for i, k := range c.Keys {
+		p := &initiator{index: uint32(i) + 1, remote: c.Hub, private: k}
+		n := sockets[i%len(sockets)]
+		if err := n.shake(p); err != nil {
 			return fmt.Errorf("peer %d: %w", i, err)
 		}
+		packet.address(inner(i), addrB)
+		p.packet = append(bytes.Clone(packet.template), make([]byte, manySize-len(packet.template))...)
+		n.peers = append(n.peers, p)
 	}
-	return flood(peers, sockets, steps)
+	return flood(sockets, steps)
+}
+
+// A nest is peers behind one address, as of a translator or a relay. Its datagrams leave as trains, so that the generator
+// needs few system calls and the hub is what is measured.
+type nest struct {
+	wireguard.Socket
+	hub       wireguard.Endpoint
+	responses chan []byte
+	peers     []*initiator
+	next      int // whose turn it is
+	trains    []wireguard.Train
+}
+
+func newNest(port uint16) (*nest, error) {
+	s, err := udp.Bind{Address: loopback}.Listen(0)
+	if err != nil {
+		return nil, err
+	}
+	n := &nest{Socket: s, hub: wireguard.EndpointOf(netip.AddrPortFrom(loopback, port)), responses: make(chan []byte, 16)}
+	for at := 0; at < manyStep; at += manyTrain {
+		data := make([]byte, manyTrain*(manySize+32))
+		n.trains = append(n.trains, wireguard.Train{Data: data, Size: manySize + 32, Endpoint: n.hub})
+	}
+	go func() {
+		for r := s.Receivers()[0]; ; {
+			ts, err := r.Receive()
+			if err != nil {
+				return
+			}
+			for _, t := range ts {
+				if len(t.Data) == responseSize {
+					n.responses <- bytes.Clone(t.Data)
+				}
+			}
+		}
+	}()
+	return n, nil
 }
 
 var errNoResponse = errors.New("no response to five initiations")
 
 // shake makes the handshake of one peer.
-func shake(n *initiator, s *net.UDPConn) error {
-	b := make([]byte, 2048)
+func (n *nest) shake(p *initiator) error {
 	for range 5 {
 		var ephemeral [32]byte
 		rand.Read(ephemeral[:])
-		if _, err := s.Write(n.initiation(ephemeral)); err != nil {
-			return err
+		m := p.initiation(ephemeral)
+		t := []wireguard.Train{{Data: m, Size: len(m), Endpoint: n.hub}}
+		if n.Send(t); t[0].Err != nil {
+			return t[0].Err
 		}
-		s.SetReadDeadline(time.Now().Add(time.Second))
-		for {
-			got, err := s.Read(b)
-			if err != nil {
-				break
+		for late := time.After(time.Second); ; {
+			select {
+			case m := <-n.responses:
+				if m[0] == 2 && binary.LittleEndian.Uint32(m[8:]) == p.index {
+					return p.response(m)
+				}
+				continue
+			case <-late:
 			}
-			if got == responseSize && b[0] == 2 && binary.LittleEndian.Uint32(b[8:]) == n.index {
-				return n.response(b[:got])
-			}
+			break
 		}
-		time.Sleep(30 * time.Millisecond) // a device accepts one initiation each 20 ms
 	}
 	return errNoResponse
 }
 
-// flood sends packets of all peers in turn, manyStep at a time through one socket after the other, as the window lets it.
-// If nothing is reported for a while, what is in flight counts as lost.
-func flood(peers []initiator, sockets []*net.UDPConn, steps <-chan int) error {
-	packet := newFlow(200, addrA, addrB)
-	messages := make([]ipv4.Message, manyStep)
-	for i := range messages {
-		messages[i].Buffers = [][]byte{make([]byte, manySize+32)}
+// send sends manyStep packets, of the nest's peers in turn.
+func (n *nest) send() error {
+	for i := range n.trains {
+		t := &n.trains[i]
+		for at := 0; at < len(t.Data); at += t.Size {
+			p := n.peers[n.next]
+			n.next = (n.next + 1) % len(n.peers)
+			p.seal(t.Data[at : at+t.Size])
+		}
 	}
-	plain := make([]byte, manySize)
-	batches := make([]*ipv4.PacketConn, len(sockets))
-	next := make([]int, len(sockets)) // the peer whose turn it is, of those of each socket
-	for i, s := range sockets {
-		batches[i], next[i] = ipv4.NewPacketConn(s), i
+	n.Send(n.trains)
+	for i := range n.trains {
+		if err := n.trains[i].Err; err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// flood lets the nests send in turn, as the window lets them. If nothing is reported for a while, what is in flight
+// counts as lost.
+func flood(nests []*nest, steps <-chan int) error {
 	stall := time.NewTimer(time.Hour)
 	flying := 0
 	for round := 0; ; round++ {
@@ -233,22 +282,8 @@ func flood(peers []initiator, sockets []*net.UDPConn, steps <-chan int) error {
 				flying = 0
 			}
 		}
-		at := round % len(sockets)
-		for i := range messages {
-			who := next[at]
-			if next[at] += len(sockets); next[at] >= len(peers) {
-				next[at] = at
-			}
-			packet.address(inner(who), addrB)
-			copy(plain, packet.template)
-			peers[who].seal(messages[i].Buffers[0], plain)
-		}
-		for rest := messages; len(rest) > 0; {
-			n, err := batches[at].WriteBatch(rest, 0)
-			if err != nil {
-				return err
-			}
-			rest = rest[n:]
+		if err := nests[round%len(nests)].send(); err != nil {
+			return err
 		}
 		flying++
 	}
