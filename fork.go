@@ -12,13 +12,14 @@ import (
 //	helper          ╰─▶ part 1 ───────────────────────╯
 //
 // The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
-// this one run; one that comes too late finds no part and ends, or helps with the owner's next batch.
+// this one fork, one for each other core at most; one that comes too late finds no part and ends, or helps with the
+// owner's next batch.
 type fork struct {
 	part func(i int) // does part i; called concurrently
 	help func()      // f.join, made once
 
 	left    atomic.Int32 // parts that nobody took yet; below 1: none
-	idle    atomic.Int32 // helpers that wait for the next run
+	out     atomic.Int32 // helpers that were started and have not ended
 	waste   atomic.Int32 // helpers that shall not wait for it, since the last one did so in vain
 	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
 	over    chan struct{}
@@ -31,18 +32,20 @@ type fork struct {
 }
 
 const (
-	// partCost is the least work of one part, in bytes to be sealed: enough to pay for a goroutine many times over.
-	partCost = 8 << 10
+	// forkCost is the least work to share, in bytes to be sealed: enough to pay for waking a core.
+	forkCost = 16 << 10
+	// partCost is the work of one part: little, since the owner waits for the last one of each helper.
+	partCost = 4 << 10
 	// messageCost is what sealing a message costs beside its bytes, in bytes.
 	messageCost = 300
-	maxParts    = 16
+	maxParts    = 32
 
 	unhelpedRuns = 4  // in a row: then the owner goes on alone
 	lookAgain    = 32 // runs
 
-	lingerLooks = 8000
-	lingerYield = 64 // looks
-	lingerPause = 16 // helpers that do not linger after one that did so in vain
+	lingerLooks = 20000 // about the time in which a batch comes and goes
+	lingerYield = 64    // looks
+	lingerPause = 2     // helpers that do not linger after one that did so in vain
 )
 
 func newFork(part func(i int)) *fork {
@@ -51,8 +54,14 @@ func newFork(part func(i int)) *fork {
 	return f
 }
 
-// parts is how many parts to make of n messages of so many bytes altogether.
-func parts(n, bytes int) int { return min(n, maxParts, (bytes+n*messageCost)/partCost) }
+// parts is how many parts to make of n messages of so many bytes altogether; less than two: it is not worth it.
+func parts(n, bytes int) int {
+	cost := bytes + n*messageCost
+	if cost < forkCost {
+		return 0
+	}
+	return min(n, maxParts, cost/partCost)
+}
 
 // run does parts 0 to n-1 and returns when all are done.
 func (f *fork) run(n int) {
@@ -68,7 +77,8 @@ func (f *fork) run(n int) {
 	}
 	f.pending.Store(int32(n) + 1)
 	f.left.Store(int32(n))
-	for range min(f.helpers, n-1) - int(f.idle.Load()) {
+	for range min(f.helpers, n-1) - int(f.out.Load()) {
+		f.out.Add(1)
 		go f.help()
 	}
 	own := f.take()
@@ -84,6 +94,7 @@ func (f *fork) run(n int) {
 
 // join is what a helper does.
 func (f *fork) join() {
+	defer f.out.Add(-1)
 	for more := true; more; more = f.linger() {
 		if n := f.take(); n > 0 && f.pending.Add(int32(-n)) == 0 {
 			f.over <- struct{}{}
@@ -97,8 +108,6 @@ func (f *fork) linger() bool {
 	if f.waste.Add(-1) >= 0 {
 		return false
 	}
-	f.idle.Add(1)
-	defer f.idle.Add(-1)
 	for i := range lingerLooks {
 		if f.left.Load() > 0 {
 			return true

@@ -68,17 +68,37 @@ func TestForkWithoutHelp(t *testing.T) {
 	if f.unhelped != unhelpedRuns {
 		t.Fatalf("the owner asks on, unhelped %d times", f.unhelped)
 	}
-	before := runtime.NumGoroutine()
+	before := f.out.Load()
 	f.run(3)
-	if now := runtime.NumGoroutine(); now > before {
-		t.Fatalf("%d goroutines were started all the same", now-before)
+	if now := f.out.Load(); now > before {
+		t.Fatalf("%d helpers were started all the same", now-before)
 	}
+}
+
+// Helpers that the scheduler lets wait do not pile up, and all end.
+func TestForkBoundsHelpers(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	f := newFork(func(int) {})
+	f.run(3)
+	before := runtime.NumGoroutine()
+	for range 1000 {
+		f.helpers, f.unhelped = 2, 0
+		f.runs = 1 // do not look again
+		f.run(8)
+		if n := f.out.Load(); n > 2 {
+			t.Fatalf("%d helpers", n)
+		}
+	}
+	if now := runtime.NumGoroutine(); now > before+2 {
+		t.Errorf("%d goroutines were left", now-before)
+	}
+	eventually(t, "the helpers do not end", func() bool { return f.out.Load() == 0 })
 }
 
 // A small batch is not worth the call.
 func TestParts(t *testing.T) {
 	for _, c := range []struct{ n, bytes, want int }{
-		{0, 0, 0}, {1, 65535, 1}, {2, 3000, 0}, {4, 4 * 1452, 0}, {10, 14520, 2}, {44, 44 * 1452, 9}, {88, 88 * 1452, maxParts}, {128, 128 * 96, 6},
+		{0, 0, 0}, {1, 65535, 1}, {2, 3000, 0}, {4, 4 * 1452, 0}, {10, 14520, 4}, {44, 44 * 1452, 18}, {88, 88 * 1452, maxParts}, {128, 128 * 96, 12},
 	} {
 		if got := parts(c.n, c.bytes); got != c.want {
 			t.Errorf("%d messages of %d bytes altogether: %d parts, want %d", c.n, c.bytes, got, c.want)
