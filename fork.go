@@ -20,7 +20,7 @@ type fork struct {
 
 	left    atomic.Int32 // parts that nobody took yet; below 1: none
 	out     atomic.Int32 // helpers that were started and have not ended
-	waste   atomic.Int32 // helpers that shall not wait for it, since the last one did so in vain
+	waste   atomic.Int32 // helpers that shall not linger, since the last one did so in vain
 	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
 	over    chan struct{}
 
@@ -105,7 +105,7 @@ func (f *fork) join() {
 // linger waits a little for the next run, and reports whether there is one. To wake a core that sleeps takes about as long
 // as to seal a batch: under load the helper is to be there already.
 func (f *fork) linger() bool {
-	if f.waste.Add(-1) >= 0 {
+	if f.waste.Load() > 0 && f.waste.Add(-1) >= 0 {
 		return false
 	}
 	for i := range lingerLooks {
