@@ -1,0 +1,80 @@
+package wireguard
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func bootTime(t *testing.T) time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// TestSystemClockIsBootTime: between two questions to the kernel, the clock is between its answers. It may lag by what
+// passed while it asked for the first time.
+func TestSystemClockIsBootTime(t *testing.T) {
+	const lag = 10 * time.Millisecond
+	for range 1000 {
+		before := bootTime(t)
+		now := systemClock{}.Now()
+		if after := bootTime(t); now < before-lag || now > after {
+			t.Fatalf("the clock tells %v between %v and %v", now, before, after)
+		}
+	}
+}
+
+// TestSystemClockAfterResume: the kernel has slept for an hour, which the clock does not know of yet. The calendar tells
+// it at once; without the calendar it takes a second.
+func TestSystemClockAfterResume(t *testing.T) {
+	const nap = int64(time.Hour)
+	for _, c := range []struct {
+		name   string
+		forget func()
+	}{
+		{"the calendar moved", func() { asleep.apart.Add(-nap) }},
+		{"a second passed", func() { asleep.until.Store(0) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := systemClock{}.Now()
+			asleep.offset.Add(-nap)
+			c.forget()
+			if after := (systemClock{}).Now(); after < before || after > before+time.Minute {
+				t.Errorf("the clock tells %v, %v later", after, after-before)
+			}
+		})
+	}
+}
+
+func TestSystemClockNeverGoesBack(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			last := time.Duration(0)
+			for i := range 20000 {
+				if i%100 == 0 {
+					asleep.until.Store(0) // ask again
+				}
+				now := systemClock{}.Now()
+				if now < last {
+					t.Errorf("the clock went back by %v", last-now)
+					return
+				}
+				last = now
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func BenchmarkSystemClock(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		systemClock{}.Now()
+	}
+}
