@@ -54,6 +54,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	asJSON := flags.Bool("json", false, "print one JSON object a line, and everything else to standard error")
 	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the size of packets, to this `file`, as SVG")
 	profiles := flags.String("profile", "", "write a processor profile of each sample to this `folder`")
+	claimed := flags.String("claims", "", "measure what this `file`, a README, claims ratios for, and fail where one is not half as good in three tries")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -76,6 +77,11 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 			return err
 		}
 	}
+	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: start}
+	defer r.close()
+	if *claimed != "" {
+		return r.checkClaims(ctx, *claimed, ms, out)
+	}
 	table := out
 	if *asJSON {
 		table = messages
@@ -83,8 +89,6 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	printMachine(table)
 	fmt.Fprintf(table, "rounds    %d, in turn, medians; ratio = ours / wireguard-go\n\n", *rounds)
 	printHead(table)
-	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: start}
-	defer r.close()
 	var rows []row
 	var errs []error
 	for i := range ms {

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strconv"
+)
+
+// claimTries is how often a name may miss half of what is claimed: the machine may be busy with something else.
+const claimTries = 3
+
+// A claim is a row of a table in Markdown: the name, ours, wireguard-go's and their ratio.
+var claim = regexp.MustCompile("(?m)^\\| `([a-z0-9]+/[a-z0-9]+)`[^|]*\\|[^|]*\\|[^|]*\\| *([0-9.]+) *\\|")
+
+// claims are the ratios that text claims, by name.
+func claims(text string) (map[string]float64, error) {
+	found := map[string]float64{}
+	for _, m := range claim.FindAllStringSubmatch(text, -1) {
+		ratio, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			return nil, fmt.Errorf("the claim of %s: %w", m[1], err)
+		}
+		found[m[1]] = ratio
+	}
+	if len(found) == 0 {
+		return nil, errors.New("no claims: want rows that begin with a name in backquotes, and the ratio in the fourth column")
+	}
+	return found, nil
+}
+
+// checkClaims measures each name that file claims a ratio for, one round at a time, and fails where none of three tries
+// is half as good.
+func (r *runner) checkClaims(ctx context.Context, file string, ms []measure, out io.Writer) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	claimed, err := claims(string(text))
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	r.rounds = 1
+	var errs []error
+	for i := range ms {
+		m := &ms[i]
+		m.bound = nil // it takes time, and nothing is claimed of it
+		ratio, ok := claimed[m.name]
+		if !ok {
+			continue
+		}
+		delete(claimed, m.name)
+		if why := m.missing(); why != "" {
+			errs = append(errs, fmt.Errorf("%s cannot be measured: %s", m.name, why))
+			continue
+		}
+		if err := r.checkClaim(ctx, m, ratio, out); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for name := range claimed {
+		errs = append(errs, fmt.Errorf("%s claims a ratio for %s, which is not measured", file, name))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *runner) checkClaim(ctx context.Context, m *measure, claimed float64, out io.Writer) (err error) {
+	for range claimTries {
+		var w row
+		if w, err = r.run(ctx, m); err != nil {
+			fmt.Fprintf(out, "%-18s %v\n", m.name, err)
+			continue
+		}
+		fmt.Fprintf(out, "%-18s ratio %s, claimed %s; %s %s is better\n", m.name, figure(w.ratio), figure(claimed), figure(w.ours.median), w.better())
+		switch {
+		case w.wrong():
+			err = fmt.Errorf("%s: a figure that must be 0 is not", m.name)
+			printRow(out, w)
+		case m.lower && w.ratio > 2*claimed, !m.lower && w.ratio < claimed/2:
+			err = fmt.Errorf("%s: the ratio %s is not half as good as %s", m.name, figure(w.ratio), figure(claimed))
+		default:
+			return nil
+		}
+	}
+	return err
+}
