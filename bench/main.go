@@ -23,7 +23,7 @@ func measures() []measure {
 
 func main() {
 	if os.Getenv(generatorEnv) != "" {
-		exit(generate(os.Stdin))
+		exit(generate(os.Stdin, os.Stdout))
 	}
 	if o := os.Getenv(orderEnv); o != "" {
 		exit(answer(o, os.Stdout))

@@ -14,7 +14,7 @@ import (
 // TestMain lets the test binary be the process that takes one sample, as the program itself is.
 func TestMain(m *testing.M) {
 	if os.Getenv(generatorEnv) != "" {
-		exit(generate(os.Stdin))
+		exit(generate(os.Stdin, os.Stdout))
 	}
 	if o := os.Getenv(orderEnv); o != "" {
 		exit(answer(o, os.Stdout))

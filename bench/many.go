@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
@@ -62,7 +63,8 @@ func runMany(st *stage) (sample, error) {
 	for _, k := range keys {
 		c.Keys = append(c.Keys, k)
 	}
-	ended, err := gather(st, c, in)
+	var stalls atomic.Int64
+	ended, err := gather(st, c, in, &stalls)
 	if err != nil {
 		return sample{}, err
 	}
@@ -79,12 +81,14 @@ func runMany(st *stage) (sample, error) {
 	}
 	return sample{s.n / s.took.Seconds(), append([]aside{
 		{Name: "processor time of the hub a packet", Unit: "µs", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
+		{Name: "stalls for what was lost", Value: float64(stalls.Load())},
 		mustBeZero("mangled", in.mangled.Load()),
 	}, st.calls()...)}, nil
 }
 
-// gather starts the generator and reports to it what flow has received. Its end comes through the channel.
-func gather(st *stage, c crowd, f *flow) (ended <-chan error, err error) {
+// gather starts the generator and reports to it what flow has received. Its end comes through the channel, and how often it
+// gave packets up through stalls.
+func gather(st *stage, c crowd, f *flow, stalls *atomic.Int64) (ended <-chan error, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -97,6 +101,7 @@ func gather(st *stage, c crowd, f *flow) (ended <-chan error, err error) {
 	cmd.Env = append(os.Environ(), generatorEnv+"=1")
 	var trouble bytes.Buffer
 	cmd.Stderr = &trouble
+	cmd.Stdout = byteCounter{stalls}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -120,6 +125,14 @@ func gather(st *stage, c crowd, f *flow) (ended <-chan error, err error) {
 	return done, nil
 }
 
+// A byteCounter counts what is written to it.
+type byteCounter struct{ n *atomic.Int64 }
+
+func (c byteCounter) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b)))
+	return len(b), nil
+}
+
 // A report tells another process how far a flow is: one byte for each step packets.
 type report struct {
 	to   io.Writer
@@ -134,8 +147,8 @@ func (r *report) received(n int64) {
 	}
 }
 
-// generate plays the peers until its standard input is closed.
-func generate(in io.Reader) error {
+// generate plays the peers until its standard input is closed. It writes a byte to out whenever it gives packets up.
+func generate(in io.Reader, out io.Writer) error {
 	var c crowd
 	d := json.NewDecoder(in)
 	if err := d.Decode(&c); err != nil {
@@ -178,7 +191,7 @@ func generate(in io.Reader) error {
 		p.packet = append(bytes.Clone(packet.template), make([]byte, manySize-len(packet.template))...)
 		n.peers = append(n.peers, p)
 	}
-	return flood(sockets, steps)
+	return flood(sockets, steps, out)
 }
 
 // A nest is peers behind one address, as of a translator or a relay. Its datagrams leave as trains, so that the generator
@@ -266,7 +279,7 @@ func (n *nest) send() error {
 
 // flood lets the nests send in turn, as the window lets them. If nothing is reported for a while, what is in flight
 // counts as lost.
-func flood(nests []*nest, steps <-chan int) error {
+func flood(nests []*nest, steps <-chan int, out io.Writer) error {
 	stall := time.NewTimer(time.Hour)
 	flying := 0
 	for round := 0; ; round++ {
@@ -280,6 +293,7 @@ func flood(nests []*nest, steps <-chan int) error {
 				flying = max(0, flying-n)
 			case <-stall.C:
 				flying = 0
+				out.Write([]byte{1})
 			}
 		}
 		if err := nests[round%len(nests)].send(); err != nil {
