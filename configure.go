@@ -128,7 +128,7 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 			return nil, err
 		}
 		old = r.socket.Swap(s)
-		d.startReceivers(s)
+		d.startReceivers(r, s)
 		old.close()
 	case mark != d.mark:
 		if err := setMark(r.socket.Load().Socket, mark); err != nil {

@@ -48,9 +48,24 @@ const (
 	receiveErrorMax = time.Second
 )
 
+// startReceivers starts to read s, a socket of r's. Who closes s waits for its receivers alone, Down for all of r's, and
+// Close for all that the device ever had: each may come while another one still waits. d.mu is held.
+func (d *Device) startReceivers(r *running, s *openSocket) {
+	for _, receiver := range s.Receivers() {
+		s.receivers.Add(1)
+		r.receivers.Add(1)
+		d.wg.Add(1)
+		go func() {
+			defer d.wg.Done()
+			defer r.receivers.Done()
+			defer s.receivers.Done()
+			d.receive(s, receiver)
+		}()
+	}
+}
+
 // receive reads one receiver until its socket is closed.
 func (d *Device) receive(s *openSocket, receiver Receiver) {
-	defer s.receivers.Done()
 	var in inbound
 	wait := receiveErrorMin
 	for {

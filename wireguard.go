@@ -102,7 +102,7 @@ type Device struct {
 	troubled      atomic.Int64 // when trouble with receiving or opening was told of last
 	sendTroubled  atomic.Int64 // and with sending
 
-	wg        sync.WaitGroup // sources, workers, the time's goroutine
+	wg        sync.WaitGroup // receivers, sources, workers, the time's goroutine
 	closeOnce sync.Once
 	done      chan struct{}
 	err       error // why the device ended; read after done
@@ -111,10 +111,11 @@ type Device struct {
 
 // running is a device from Up to Down.
 type running struct {
-	socket atomic.Pointer[openSocket]
-	alarm  alarm
-	ctx    context.Context // of lookups
-	cancel context.CancelFunc
+	socket    atomic.Pointer[openSocket]
+	receivers sync.WaitGroup // of socket, and of those that it took the place of
+	alarm     alarm
+	ctx       context.Context // of lookups
+	cancel    context.CancelFunc
 }
 
 // An openSocket is a socket and the goroutines that read it.
@@ -191,7 +192,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	d.running.Store(r)
 	d.wg.Add(1)
 	go d.keepTime(r.alarm)
-	d.startReceivers(s)
+	d.startReceivers(r, s)
 	d.startSources()
 	for _, p := range d.peers.all() {
 		p.mu.Lock()
@@ -211,17 +212,17 @@ func (d *Device) up() (due []dueFlush, err error) {
 // the device back. On a device that is down it does nothing.
 func (d *Device) Down() error {
 	d.mu.Lock()
-	s := d.stop()
+	r := d.stop()
 	d.mu.Unlock()
-	if s != nil {
-		s.receivers.Wait()
+	if r != nil {
+		r.receivers.Wait()
 		d.info("down")
 	}
 	return nil
 }
 
-// stop takes the device down, and returns its socket, closed, or nil if it was down. mu is held.
-func (d *Device) stop() *openSocket {
+// stop takes the device down, and returns what it was while it was up, or nil if it was down. mu is held.
+func (d *Device) stop() *running {
 	r := d.running.Swap(nil)
 	if r == nil {
 		return nil
@@ -229,8 +230,7 @@ func (d *Device) stop() *openSocket {
 	r.cancel()
 	d.deadlines.stop()
 	r.alarm.close()
-	s := r.socket.Load()
-	s.close()
+	r.socket.Load().close()
 	for _, p := range d.peers.all() {
 		var out outbox
 		p.mu.Lock()
@@ -243,7 +243,7 @@ func (d *Device) stop() *openSocket {
 		why = errClosed
 	}
 	d.waiters.endAll(why)
-	return s
+	return r
 }
 
 // Wake tells the device that the machine slept or that its network changed. The socket is opened anew on the same port;
@@ -264,7 +264,7 @@ func (d *Device) Wake() error {
 	}
 	if err == nil {
 		r.socket.Store(s)
-		d.startReceivers(s)
+		d.startReceivers(r, s)
 	}
 	d.mu.Unlock()
 
@@ -308,15 +308,12 @@ func (d *Device) end(why error) {
 	d.closeOnce.Do(func() {
 		d.closing.Store(true)
 		d.mu.Lock()
-		s := d.stop()
-		d.mu.Unlock()
+		d.stop()
+		d.mu.Unlock() // from here on nothing is added to wg but by what is in it
 		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			d.closeErr = fmt.Errorf("wireguard: close the tunnel: %w", err)
 		}
 		d.slow.close()
-		if s != nil {
-			s.receivers.Wait()
-		}
 		d.waiters.close()
 		d.wg.Wait()
 		d.subscribers.close()
@@ -360,13 +357,6 @@ func (d *Device) newAlarm() alarm {
 		d.warn("deadlines will be late after a suspend", "err", err)
 	}
 	return newTimerAlarm()
-}
-
-func (d *Device) startReceivers(s *openSocket) {
-	for _, receiver := range s.Receivers() {
-		s.receivers.Add(1)
-		go d.receive(s, receiver)
-	}
 }
 
 // startSources starts to read the tunnel, once in the device's life.

@@ -1,0 +1,56 @@
+package wireguard
+
+import (
+	"testing"
+	"time"
+)
+
+// atSink is an end with a receiver that is in the sink, on its first socket, and a Configure that waits for it.
+func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
+	r := newRemote(1, testKey(1).Public())
+	e = up(t, testKey(1), r.config())
+	e.connect(t, r)
+	there := make(chan struct{})
+	leave, configured = make(chan struct{}), make(chan struct{})
+	e.tunnel.write = func(pkts [][]byte) int {
+		close(there)
+		<-leave
+		return len(pkts)
+	}
+	go e.line.receive(r.train(r.data(packet4(100, r.addr, here))))
+	<-there
+	go func() {
+		defer close(configured)
+		port := uint16(41000)
+		e.Configure(Change{ListenPort: &port})
+	}()
+	eventually(t, "the new socket is not opened", func() bool { return e.Status().ListenPort == 41000 })
+	return e, leave, configured
+}
+
+// TestReceiversOfReplacedSocket: Down and Close wait for the receivers of the sockets before, too, which Configure waits
+// for at the time; and Close for those that a Down of the same moment waits for.
+func TestReceiversOfReplacedSocket(t *testing.T) {
+	for name, ending := range map[string]func(e *end){
+		"Down":            func(e *end) { e.Down() },
+		"Close":           func(e *end) { e.Close() },
+		"Close, Down too": func(e *end) { go e.Down(); eventually(t, "down", func() bool { return !e.Status().Up }); e.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, leave, configured := atSink(t)
+			ended := make(chan struct{})
+			go func() { ending(e); close(ended) }()
+			eventually(t, "the device is not down", func() bool { return !e.Status().Up })
+			select {
+			case <-ended:
+				t.Error("it returned while a receiver is in the sink")
+			case <-configured:
+				t.Error("Configure returned while a receiver is in the sink")
+			case <-time.After(20 * time.Millisecond): // it would have returned by now
+			}
+			close(leave)
+			<-ended
+			<-configured
+		})
+	}
+}
