@@ -148,7 +148,7 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 
 // isOtherPort reports whether a socket is to be opened for port. One that Wake could not open again is no socket.
 func (d *Device) isOtherPort(port uint16, s *openSocket) bool {
-	return s.isClosed() || port == 0 && d.port != 0 || port != 0 && port != s.Port()
+	return s.isClosed() || port == 0 && d.port != 0 || port != 0 && port != s.port
 }
 
 // changeIdentity gives the device another private key, or none.
@@ -324,7 +324,7 @@ func (d *Device) Status() Status {
 		s.PrivateKey, s.PublicKey = id.private, id.public
 	}
 	if r := d.running.Load(); r != nil {
-		s.Up, s.ListenPort = true, r.socket.Load().Port()
+		s.Up, s.ListenPort = true, r.socket.Load().port
 	}
 	return s
 }

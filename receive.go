@@ -72,6 +72,9 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		trains, err := receiver.Receive()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
+				if !s.isClosed() {
+					d.trouble(err) // the socket is gone, and nobody here closed it
+				}
 				return
 			}
 			// No error but that one is final: a network that is down comes back.

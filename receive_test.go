@@ -1,6 +1,8 @@
 package wireguard
 
 import (
+	"errors"
+	"net"
 	"testing"
 	"time"
 )
@@ -52,5 +54,50 @@ func TestReceiversOfReplacedSocket(t *testing.T) {
 			<-ended
 			<-configured
 		})
+	}
+}
+
+// TestSocketClosedByItself: a receiver that ends although the device did not close its socket is trouble to tell of; Wake
+// mends it. One that the device closed is none.
+func TestSocketClosedByItself(t *testing.T) {
+	e := up(t, testKey(1))
+	events, cancel := e.Subscribe(8)
+	defer cancel()
+	e.Wake()
+	e.Down()
+	e.Up()
+	if len(events) != 0 {
+		t.Fatalf("event %+v of sockets that the device closed", <-events)
+	}
+	e.line.socket.Close()
+	select {
+	case ev := <-events:
+		if ev.Kind != EventBindTrouble || !errors.Is(ev.Err, net.ErrClosed) {
+			t.Fatalf("event %+v", ev)
+		}
+	case <-time.After(patience):
+		t.Fatal("a device that hears nothing any more says nothing")
+	}
+	if err := e.Wake(); err != nil {
+		t.Fatal(err)
+	}
+	r := newRemote(1, testKey(1).Public())
+	if err := e.AddPeer(r.config()); err != nil {
+		t.Fatal(err)
+	}
+	e.connect(t, r)
+}
+
+// TestWakeKeepsPort: also where a closed socket has no port any more.
+func TestWakeKeepsPort(t *testing.T) {
+	e := newEnd(t, testKey(1))
+	port := uint16(41000)
+	if err := errors.Join(e.Configure(Change{ListenPort: &port}), e.Up()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := e.Wake(); err != nil || e.Status().ListenPort != port {
+			t.Fatalf("port %d (%v), want %d", e.Status().ListenPort, err, port)
+		}
 	}
 }

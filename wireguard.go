@@ -121,6 +121,7 @@ type running struct {
 // An openSocket is a socket and the goroutines that read it.
 type openSocket struct {
 	Socket
+	port      uint16 // asked for once: it outlives the socket
 	receivers sync.WaitGroup
 	closed    chan struct{}
 }
@@ -168,7 +169,7 @@ func (d *Device) Up() error {
 	d.mu.Unlock()
 	d.flushAll(due)
 	if err == nil && r != nil {
-		d.info("up", "port", r.socket.Load().Port())
+		d.info("up", "port", r.socket.Load().port)
 	}
 	return err
 }
@@ -258,7 +259,7 @@ func (d *Device) Wake() error {
 	}
 	old := r.socket.Load()
 	old.close()
-	s, err := d.open(old.Port(), d.mark)
+	s, err := d.open(old.port, d.mark)
 	if err != nil && d.port == 0 {
 		s, err = d.open(0, d.mark)
 	}
@@ -334,7 +335,7 @@ func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
 			return nil, err
 		}
 	}
-	return &openSocket{Socket: s, closed: make(chan struct{})}, nil
+	return &openSocket{Socket: s, port: s.Port(), closed: make(chan struct{})}, nil
 }
 
 func setMark(s Socket, mark uint32) error {
