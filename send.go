@@ -107,6 +107,7 @@ func (d *Device) NewBatch() *Batch { return &Batch{mtu: d.tunnel.MTU()} }
 // Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
 // closed; the latter wraps net.ErrClosed.
 func (d *Device) Send(b *Batch) error {
+	b.out.contended = nil
 	defer func() {
 		b.Reset()
 		b.mtu = d.tunnel.MTU()
@@ -298,19 +299,26 @@ func (b *Batch) pack() {
 	}
 }
 
-// transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one.
+// transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one, which
+// sends what the old one did not.
 func (d *Device) transmit(r *running, trains []Train) {
 	if len(trains) == 0 {
 		return
 	}
 	s := r.socket.Load()
 	s.Send(trains)
-	if last := &trains[len(trains)-1]; last.Err != nil && errors.Is(last.Err, net.ErrClosed) {
-		if now := r.socket.Load(); now != s {
-			for i := range trains {
-				trains[i].Err = nil
-			}
-			now.Send(trains)
+	now := r.socket.Load()
+	if now == s {
+		return
+	}
+	for from := 0; from < len(trains); from++ {
+		to := from
+		for ; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
+			trains[to].Err = nil
+		}
+		if to > from {
+			now.Send(trains[from:to])
+			from = to // whose error is another one, or none
 		}
 	}
 }

@@ -437,5 +437,37 @@ func TestTransmitAfterPortChange(t *testing.T) {
 	if calls != 2 {
 		t.Error("nothing is sent to the socket")
 	}
+
+	// A socket for each family: they are closed one after the other.
+	tooBig := errors.New("message too long")
+	fails := []error{nil, net.ErrClosed, net.ErrClosed, nil, tooBig, net.ErrClosed}
+	var again []byte
+	calls = 0
+	e.line.send = func(ts []Train) {
+		if calls++; calls == 1 {
+			r.socket.Store(now)
+			for i := range ts {
+				ts[i].Err = fails[i]
+			}
+			return
+		}
+		for i := range ts {
+			again = append(again, ts[i].Data...)
+		}
+	}
+	r.socket.Store(old)
+	ts = nil
+	for i := range fails {
+		ts = append(ts, Train{Data: []byte{byte(i)}, Size: 1})
+	}
+	e.transmit(r, ts)
+	if !bytes.Equal(again, []byte{1, 2, 5}) {
+		t.Errorf("trains %v were sent again, want those that the closed socket did not send", again)
+	}
+	for i := range ts {
+		if want := fails[i]; want == tooBig && ts[i].Err != want || want != tooBig && ts[i].Err != nil {
+			t.Errorf("train %d: %v", i, ts[i].Err)
+		}
+	}
 	old.Close()
 }
