@@ -93,6 +93,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 			}
 		}
 		d.deliver(&in)
+		in.table = routes{} // while nothing comes, it would keep an old table alive
 	}
 }
 
@@ -265,7 +266,7 @@ func (d *Device) deliver(in *inbound) {
 		return
 	}
 	n, err := d.tunnel.WritePackets(in.packets)
-	if dropped := len(in.packets) - n; dropped > 0 {
+	if dropped := len(in.packets) - max(n, 0); dropped > 0 { // a sink may return any number
 		d.drops.add(DropSinkFull, dropped)
 		if err != nil {
 			d.debug("sink", "err", err)

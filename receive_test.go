@@ -3,8 +3,10 @@ package wireguard
 import (
 	"errors"
 	"net"
+	"runtime"
 	"testing"
 	"time"
+	"weak"
 )
 
 // atSink is an end with a receiver that is in the sink, on its first socket, and a Configure that waits for it.
@@ -99,5 +101,49 @@ func TestWakeKeepsPort(t *testing.T) {
 		if err := e.Wake(); err != nil || e.Status().ListenPort != port {
 			t.Fatalf("port %d (%v), want %d", e.Status().ListenPort, err, port)
 		}
+	}
+}
+
+// TestSinkReturnsAnyNumber: what a sink did not take is counted, and nothing else, whatever it returns.
+func TestSinkReturnsAnyNumber(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	for n, want := range map[int]uint64{-7: 3, -1: 3, 0: 3, 2: 1, 3: 0, 4: 0, 1 << 40: 0} {
+		e.tunnel.write = func([][]byte) int { return n }
+		before := e.drops.load()
+		var ts []Train
+		for range 3 {
+			ts = append(ts, r.train(r.data(packet4(100, r.addr, here))))
+		}
+		e.line.receive(ts...)
+		e.wantDrops(t, before, DropSinkFull, want, "a sink that returned any number")
+	}
+}
+
+// TestIdleDeviceKeepsNoOldTable: neither a receiver that waits nor a batch that is used again keeps what is gone alive.
+func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
+	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	old := weak.Make(e.allowed.table.Load())
+	if err := e.AddPeer(other.config()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the table before the last change is kept", func() bool { runtime.GC(); return old.Value() == nil })
+
+	p, b := e.peer(r), e.NewBatch()
+	p.mu.Lock()
+	p.turn = new(Batch)
+	p.mu.Unlock()
+	b.Append(packet4(100, here, r.addr))
+	e.Device.Send(b)
+	if b.out.contended != p {
+		t.Fatal("the turn is another's, and the batch does not know")
+	}
+	b.Append(packet4(100, here, here)) // to nobody
+	e.Device.Send(b)
+	if b.out.contended != nil {
+		t.Error("the batch keeps a peer that it has nothing to do with any more")
 	}
 }
