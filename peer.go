@@ -46,6 +46,7 @@ type peer struct {
 	lastHandshake  int64     // when a session was confirmed
 	handshakeWall  int64     // the same by the wall clock, ns since 1970; set by the shell
 	heard          uint32    // authentic packets received; it wraps
+	unstaged       uint32    // packets that left staged, for whatever reason; it wraps
 
 	received, sent Traffic
 	drops          *Drops // nil: none yet
@@ -88,8 +89,15 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 func (p *peer) dropStaged(out *outbox) {
 	if p.staged.n > 0 {
 		p.drop(DropNoSession, p.staged.n)
+		p.unstaged += uint32(p.staged.n)
 		out.dropped, p.staged = p.staged, stagedQueue{}
 	}
+}
+
+// popStaged takes the oldest staged packet.
+func (p *peer) popStaged() *stagedPacket {
+	p.unstaged++
+	return p.staged.pop()
 }
 
 func (p *peer) drop(r DropReason, n int) {

@@ -72,7 +72,10 @@ func (d *Device) readSource(s PacketSource) {
 }
 
 // awaitTurn holds a source back while another goroutine sends what the last batch left with a peer: a source that went on
-// would only push its own packets out of the queue. Nothing is held meanwhile, and who has the turn waits for nobody.
+// would only push its own packets out of the queue. It waits for what is staged now, not for what others go on staging:
+// other peers' packets may come from the same source. Nothing is held meanwhile, and who has the turn waits for nobody.
+//
+// Only who has the turn takes packets out to send them, and it always ends with endTurn: no wakeup is missed.
 func (d *Device) awaitTurn(b *Batch) {
 	p := b.out.contended
 	if p == nil {
@@ -81,7 +84,8 @@ func (d *Device) awaitTurn(b *Batch) {
 	b.out.contended = nil
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.turn != nil && p.staged.n > 0 {
+	before, ahead := p.unstaged, uint32(p.staged.n)
+	for p.turn != nil && p.unstaged-before < ahead {
 		if p.turnFree == nil {
 			p.turnFree = sync.NewCond(&p.mu)
 		}
@@ -418,7 +422,7 @@ func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more 
 	}
 	p.turn = b
 	for p.staged.n > 0 && p.current.sendable(now, len(b.msgs)+1) && b.appendStaged(p.staged.head.b) {
-		d.unstage(p.staged.pop())
+		d.unstage(p.popStaged())
 	}
 	b.out.runs = append(b.out.runs, run{p: p, n: len(b.msgs)})
 	b.number(&b.out.runs[0])
