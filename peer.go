@@ -241,8 +241,10 @@ func (p *peer) receive(k *keypair, from *Endpoint, data bool, now int64, out *ou
 	}
 	if dropped, confirmed := p.confirm(k); confirmed {
 		out.freeKeypairs(dropped)
-		p.sessionConfirmed(now, out)
-		out.flush = true
+		if !k.retired { // else nothing is sent on it, and who waits for a session goes on waiting
+			p.sessionConfirmed(now, out)
+			out.flush = true
+		}
 	}
 	if c := p.current; !p.timers.lastMinute && c != nil && c.initiator && !c.retired && c.age(now) >= rekeyOnReceive {
 		p.timers.lastMinute = true

@@ -218,11 +218,17 @@ func TestRetire(t *testing.T) {
 		t.Error("sends on a session of the old identity")
 	}
 	c.wantInitiation(true, "a handshake is immediate, although a response was sent a second ago")
+	c.initiates()
 	c.receives(current, true)
 	if !c.holds(current) || !c.holds(next) {
 		t.Fatal("receiving ends with the old identity")
 	}
+	before := c.lastHandshake
 	c.receives(next, true) // confirms it
+	c.wantEvents("a session of the old identity is none to tell of")
+	if c.out.flush || c.lastHandshake != before || !c.timers.pending(timerRetransmit) {
+		t.Error("a session of the old identity counts as the handshake that is under way")
+	}
 	if c.current != next || c.sending(1, c.now, c.step()) {
 		t.Error("sends on the session that was next, of the old identity")
 	}
