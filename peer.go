@@ -175,8 +175,10 @@ func (p *peer) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now i
 		return DropTooSoon, false
 	}
 	p.lastTimestamp, p.lastInitiation = ts, now
-	if own := p.handshake; own != nil && own.initiator && own.id.publicKey().after(p.key) {
-		// The two initiations cross, and neither will be answered. One of the ends lets the other try first.
+	tries := p.timers.pending(timerRetransmit) || p.initiating
+	if own := p.handshake; tries && own != nil && own.initiator && own.id.publicKey().after(p.key) {
+		// The two initiations cross, and neither will be answered. One of the ends lets the other try first. An
+		// initiation that was given up crosses nothing.
 		p.timers.set(timerRetransmit, now+rekeyTimeout+maxJitter+p.timers.jitter(now))
 	}
 	p.endHandshake(out)
@@ -315,10 +317,10 @@ func (p *peer) wipe(out *outbox) {
 
 // stop is called when the device goes down and when the peer is removed: nothing waits, nothing is kept.
 func (p *peer) stop(out *outbox) {
+	p.dropStaged(out) // before the peer's own counts go; the device's are the caller's to keep, by out.dropped
 	p.wipe(out)
 	p.timers = timers{seed: p.timers.seed}
 	p.lastSent = 0
-	p.dropStaged(out)
 }
 
 // forgetSecrets is called once the peer is removed: what is left of it may stay in memory for as long as anyone has a
