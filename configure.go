@@ -163,8 +163,8 @@ func (d *Device) changeIdentity(id *identity) {
 		}
 		var out outbox
 		p.mu.Lock()
-		p.retire(&out)
-		if p.staged.n > 0 {
+		p.retire(id, &out)
+		if p.staged.n > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)

@@ -245,6 +245,7 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 		return
 	}
 	k := newKeypair(&keys.send, &keys.receive, local, step.remote, false, now)
+	k.id = h.id
 	d.sessions.set(local, p, k)
 	p.commitResponse(k, m[:], now, &out)
 	to := p.endpoint
@@ -287,6 +288,7 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 		return
 	}
 	k := newKeypair(&keys.send, &keys.receive, local, remote, true, now)
+	k.id = id
 	d.sessions.set(local, p, k)
 	p.received.Bytes += uint64(m.size)
 	p.commitSession(k, m.from, now, &out)

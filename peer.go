@@ -331,17 +331,32 @@ func (p *peer) forgetSecrets() {
 	p.cookie = cookieJar{}
 }
 
-// retire is called when the device has another identity: sessions receive to the end of their lives and send no more,
-// and a handshake is immediate.
-func (p *peer) retire(out *outbox) {
-	p.endHandshake(out)
-	for _, k := range [...]*keypair{p.current, p.next} {
-		if k != nil {
-			k.retired = true
+// retire is called when the device has another identity, or none: sessions receive to the end of their lives and send no
+// more, and a handshake is immediate. What was made with the new identity already stays, and so does the 5 s limit then:
+// an identity is the device's before all peers are told.
+func (p *peer) retire(id *identity, out *outbox) {
+	isNew := func(of *identity) bool { return of == id && id != nil }
+	made := false
+	if h := p.handshake; h != nil && isNew(h.id) {
+		made = true
+	} else {
+		p.endHandshake(out)
+	}
+	for _, k := range [...]*keypair{p.current, p.previous, p.next} {
+		switch {
+		case k == nil:
+		case isNew(k.id):
+			made = true
+		default:
+			k.retired, k.id = true, nil
 		}
 	}
-	p.lastSent = 0
-	p.static, p.staticOf = secret{}, nil
+	if !made {
+		p.lastSent = 0
+	}
+	if !isNew(p.staticOf) {
+		p.static, p.staticOf = secret{}, nil
+	}
 }
 
 // A stagedPacket is a copy of a packet that waits for its peer's session or turn. An empty one is a keepalive.
