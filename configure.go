@@ -169,6 +169,9 @@ func (d *Device) changeIdentity(id *identity) {
 		}
 		d.release(p, &out)
 	}
+	if id == nil {
+		d.waiters.endAll(errNoIdentity)
+	}
 	d.changePeers(self, false)
 }
 
@@ -251,6 +254,9 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit) (due *peer, keepali
 	if c.Endpoint != nil {
 		p.endpoint = *c.Endpoint
 		p.endpoint.AddrPort = EndpointOf(c.Endpoint.AddrPort).AddrPort
+		if p.endpoint.IsZero() {
+			d.waiters.end(p, errNoEndpoint)
+		}
 	}
 	if c.Timestamp != nil && c.Timestamp.After(p.lastTimestamp) {
 		p.lastTimestamp = *c.Timestamp
