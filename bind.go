@@ -36,6 +36,9 @@ type Socket interface {
 
 	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. What a receiver
 	// returned before stays valid until its next call even so. Closing again does nothing.
+	//
+	// It must not wait until a receiver is called again, nor for who calls Send: they may be in the device, and wait
+	// for a lock that is held during Close.
 	Close() error
 }
 

@@ -59,8 +59,12 @@ func (t *peerTable) remove(p *peer) {
 // Configure carries out a change as a whole: if anything in it is wrong, the error tells all of that, and nothing is
 // changed. A new port is opened before the old one is closed. Packets flow on meanwhile.
 func (d *Device) Configure(c Change) error {
+	var id *identity
+	if c.PrivateKey != nil {
+		id = newIdentity(*c.PrivateKey) // an X25519: nobody is to wait for it
+	}
 	d.mu.Lock()
-	old, due, err := d.configure(&c)
+	old, due, err := d.configure(&c, id)
 	d.mu.Unlock()
 	d.flushAll(due)
 	if old != nil {
@@ -81,14 +85,14 @@ func (d *Device) flushAll(due []dueFlush) {
 	}
 }
 
-// configure is Configure but for what is due after it. It returns the socket that was replaced, closed. mu is held.
-func (d *Device) configure(c *Change) (old *openSocket, due []dueFlush, err error) {
+// configure is Configure but for what is due after it. id is that of the change's private key, if it has one. It returns
+// the socket that was replaced, closed. mu is held.
+func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, nil, errClosed
 	}
-	id := d.identity.Load()
-	if c.PrivateKey != nil {
-		id = newIdentity(*c.PrivateKey)
+	if c.PrivateKey == nil {
+		id = d.identity.Load()
 	}
 	if err := checkPeers(c.Peers, id.publicKey()); err != nil {
 		return nil, nil, err

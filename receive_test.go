@@ -147,3 +147,24 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 		t.Error("the batch keeps a peer that it has nothing to do with any more")
 	}
 }
+
+// TestStatusFromInsideSink: what a sink may ask, it may ask also while the device ends.
+func TestStatusFromInsideSink(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	there := make(chan struct{})
+	e.tunnel.write = func(pkts [][]byte) int {
+		close(there)
+		eventually(t, "the device is not down", func() bool { return !e.Status().Up })
+		if _, ok := e.Peer(r.id.public); !ok {
+			t.Error("the peer is gone")
+		}
+		return len(pkts)
+	}
+	go e.line.receive(r.train(r.data(packet4(100, r.addr, here))))
+	<-there
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

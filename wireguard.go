@@ -51,8 +51,7 @@ import (
 )
 
 // A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
-// any goroutine; but Down, Wake, Configure and Close not from inside a call that the device makes to its Tunnel or Bind,
-// and Close not from inside Lookup: they wait until those calls have returned.
+// any goroutine.
 //
 //	          Up                Down, or Close
 //	(New) ──────────▶ up ──────────────────────▶ down ──▶ ...
@@ -61,6 +60,15 @@ import (
 //	                                Up
 //
 // Configuration and counters outlive Down; sessions and staged packets do not.
+//
+// From inside a call that the device makes, some methods would wait for themselves, and must not be called:
+//
+//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, AddPeer,
+//     RemovePeer, Status, Peer, and ranging over Peers. They take the lock of the configuration, which is held there.
+//   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, which wait for the
+//     receivers, and a receiver makes these calls; and Handshake, whose answer may be what the call keeps from coming.
+//   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for those.
+//   - In Config.Logger: all of these. In Config.Clock: any.
 type Device struct {
 	tunnel         Tunnel
 	bind           Bind
