@@ -20,7 +20,7 @@ type Bind interface {
 // A Socket may also have the method SetMark(mark uint32) error: the device calls it with Config.FirewallMark after
 // Listen where that is not zero, and with each later change.
 type Socket interface {
-	// Port is the local port.
+	// Port is the local port, which stays the same. It is not asked for once the socket is closed.
 	Port() uint16
 
 	// Receivers are the ways in, one a goroutine: each is used by one goroutine alone. It is called once.
@@ -36,6 +36,9 @@ type Socket interface {
 
 	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. What a receiver
 	// returned before stays valid until its next call even so. Closing again does nothing.
+	//
+	// It must not wait until a receiver is called again, nor for who calls Send: they may be in the device, and wait
+	// for a lock that is held during Close.
 	Close() error
 }
 
@@ -44,8 +47,8 @@ type Receiver interface {
 	// Receive waits for datagrams and returns at least one train of them. The device opens messages in place: the
 	// memory is the caller's to overwrite until the next call, which recycles it.
 	//
-	// An error that wraps net.ErrClosed ends the receiver. After any other one the device waits a little, tells
-	// its subscribers, and calls again.
+	// An error that wraps net.ErrClosed ends the receiver; the device tells its subscribers, unless it closed the
+	// socket itself. After any other one it tells them too, waits a little, and calls again.
 	Receive() ([]Train, error)
 }
 

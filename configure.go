@@ -59,8 +59,12 @@ func (t *peerTable) remove(p *peer) {
 // Configure carries out a change as a whole: if anything in it is wrong, the error tells all of that, and nothing is
 // changed. A new port is opened before the old one is closed. Packets flow on meanwhile.
 func (d *Device) Configure(c Change) error {
+	var id *identity
+	if c.PrivateKey != nil {
+		id = newIdentity(*c.PrivateKey) // an X25519: nobody is to wait for it
+	}
 	d.mu.Lock()
-	old, due, err := d.configure(&c)
+	old, due, err := d.configure(&c, id)
 	d.mu.Unlock()
 	d.flushAll(due)
 	if old != nil {
@@ -81,14 +85,14 @@ func (d *Device) flushAll(due []dueFlush) {
 	}
 }
 
-// configure is Configure but for what is due after it. It returns the socket that was replaced, closed. mu is held.
-func (d *Device) configure(c *Change) (old *openSocket, due []dueFlush, err error) {
+// configure is Configure but for what is due after it. id is that of the change's private key, if it has one. It returns
+// the socket that was replaced, closed. mu is held.
+func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, nil, errClosed
 	}
-	id := d.identity.Load()
-	if c.PrivateKey != nil {
-		id = newIdentity(*c.PrivateKey)
+	if c.PrivateKey == nil {
+		id = d.identity.Load()
 	}
 	if err := checkPeers(c.Peers, id.publicKey()); err != nil {
 		return nil, nil, err
@@ -128,7 +132,7 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 			return nil, err
 		}
 		old = r.socket.Swap(s)
-		d.startReceivers(s)
+		d.startReceivers(r, s)
 		old.close()
 	case mark != d.mark:
 		if err := setMark(r.socket.Load().Socket, mark); err != nil {
@@ -148,7 +152,7 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 
 // isOtherPort reports whether a socket is to be opened for port. One that Wake could not open again is no socket.
 func (d *Device) isOtherPort(port uint16, s *openSocket) bool {
-	return s.isClosed() || port == 0 && d.port != 0 || port != 0 && port != s.Port()
+	return s.isClosed() || port == 0 && d.port != 0 || port != 0 && port != s.port
 }
 
 // changeIdentity gives the device another private key, or none.
@@ -163,11 +167,14 @@ func (d *Device) changeIdentity(id *identity) {
 		}
 		var out outbox
 		p.mu.Lock()
-		p.retire(&out)
-		if p.staged.n > 0 {
+		p.retire(id, &out)
+		if p.staged.n > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)
+	}
+	if id == nil {
+		d.waiters.endAll(errNoIdentity)
 	}
 	d.changePeers(self, false)
 }
@@ -251,6 +258,9 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit) (due *peer, keepali
 	if c.Endpoint != nil {
 		p.endpoint = *c.Endpoint
 		p.endpoint.AddrPort = EndpointOf(c.Endpoint.AddrPort).AddrPort
+		if p.endpoint.IsZero() {
+			d.waiters.end(p, errNoEndpoint)
+		}
 	}
 	if c.Timestamp != nil && c.Timestamp.After(p.lastTimestamp) {
 		p.lastTimestamp = *c.Timestamp
@@ -324,7 +334,7 @@ func (d *Device) Status() Status {
 		s.PrivateKey, s.PublicKey = id.private, id.public
 	}
 	if r := d.running.Load(); r != nil {
-		s.Up, s.ListenPort = true, r.socket.Load().Port()
+		s.Up, s.ListenPort = true, r.socket.Load().port
 	}
 	return s
 }

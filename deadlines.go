@@ -148,8 +148,8 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 func (d *Device) keepTime(a alarm) {
 	defer d.wg.Done()
 	for a.wait() {
-		now := d.now()
 		for {
+			now := d.now() // each time: to send may take a while
 			p, sweep := d.deadlines.due(now)
 			if sweep {
 				d.sweepLimits(now)

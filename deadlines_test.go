@@ -203,3 +203,43 @@ func TestSystemClock(t *testing.T) {
 		t.Errorf("the wall clock is %v off", d)
 	}
 }
+
+// A tickingClock goes on by a second each time that it is read.
+type tickingClock struct{ handClock }
+
+func (c *tickingClock) Now() time.Duration { return time.Duration(c.at.Add(int64(time.Second))) }
+
+// A ringing alarm rings once.
+type ringing struct{ rang bool }
+
+func (a *ringing) set(time.Duration) {}
+func (a *ringing) close()            {}
+func (a *ringing) wait() bool        { a.rang = !a.rang; return a.rang }
+
+// TestDeadlinesGoByTheTimeOfEach: what comes due with others is carried out by the time that it is then, and not by when the
+// alarm rang: those before may have taken a while.
+func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
+	d, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(tickingClock), Peers: []PeerConfig{
+		{PublicKey: PublicKey{1}}, {PublicKey: PublicKey{2}}, {PublicKey: PublicKey{3}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, p := range d.peers.all() {
+		p.mu.Lock()
+		p.timers.attempts = maxAttempts
+		p.timers.set(timerRetransmit, 1) // the last try went unanswered
+		d.schedule(p)
+		p.mu.Unlock()
+	}
+	d.wg.Add(1)
+	d.keepTime(new(ringing))
+	wipes := make(map[int64]bool) // 540 s after each was given up
+	for _, p := range d.peers.all() {
+		wipes[p.timers.at[timerWipe]] = true
+	}
+	if len(wipes) != 3 || wipes[0] {
+		t.Errorf("three peers were given up one after the other, and are to be wiped at %v", wipes)
+	}
+}

@@ -104,9 +104,18 @@ type lineSocket struct {
 	once   sync.Once
 }
 
-func (s *lineSocket) Port() uint16          { return s.port }
 func (s *lineSocket) Receivers() []Receiver { return []Receiver{s} }
 func (s *lineSocket) Close() error          { s.once.Do(func() { close(s.closed) }); return nil }
+
+// Port is 0, as those of many a Bind, once the socket is closed.
+func (s *lineSocket) Port() uint16 {
+	select {
+	case <-s.closed:
+		return 0
+	default:
+		return s.port
+	}
+}
 
 func (s *lineSocket) Receive() ([]Train, error) {
 	if s.busy {

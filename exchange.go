@@ -31,10 +31,14 @@ func (d *Device) sendInitiation(p *peer) {
 	static, err := d.staticSecret(p, id)
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])
-	defer clear(ephemeral[:])
 	local := d.sessions.reserve(p, d.random)
-	var h *handshake
+	var h *handshake // until it is the peer's
 	var m [initiationSize]byte
+	defer func() {
+		clear(static[:])
+		clear(ephemeral[:])
+		h.wipe()
+	}()
 	if err == nil {
 		h, m, err = createInitiation(id, &p.key, &static, ephemeral.clamped(), ts, local)
 	}
@@ -56,6 +60,7 @@ func (d *Device) sendInitiation(p *peer) {
 		return
 	}
 	p.commitInitiation(h, m[:], now, &out)
+	h = nil
 	to := p.endpoint
 	d.release(p, &out)
 	d.sendHandshake(r, p, m[:], to)
@@ -169,31 +174,17 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 
 // receiveInitiation takes an initiation whose macs are good, and answers it.
 func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running) {
-	h, remote, err := consumeInitiation(id, m.bytes())
+	h, remote, p, ts, err := d.openInitiation(m, id)
 	if err != nil {
 		d.drops.add(reasonOf(err), 1)
 		return
 	}
-	p := d.peers.find(remote)
-	if p == nil && !d.looksUp(remote, id) {
-		d.drops.add(DropUnknownPeer, 1)
-		return
-	}
-	var static secret
-	if p != nil {
-		static, err = d.staticSecret(p, id)
-	} else {
-		static, err = id.private.shared(&remote)
-	}
-	if err != nil {
-		d.drops.add(reasonOf(err), 1)
-		return
-	}
-	ts, err := h.openTimestamp(m.bytes(), &static)
-	if err != nil {
-		d.drops.add(reasonOf(err), 1)
-		return
-	}
+	unused := h // until it is the peer's
+	var psk PresharedKey
+	defer func() {
+		unused.wipe()
+		clear(psk[:])
+	}()
 	if p == nil {
 		d.lookUp(remote, m, ts, r)
 		return
@@ -213,21 +204,53 @@ func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running
 		d.release(p, &out)
 		return
 	}
+	unused = nil
 	p.received.Bytes += uint64(m.size)
-	step, psk := *h, p.psk
+	step := *h
+	psk = p.psk
 	d.release(p, &out)
 	d.sendResponse(p, h, &step, &psk, r)
 }
 
+// openInitiation reads an initiation, and finds the peer that it proves to be from: nil for a stranger with the key remote
+// that may be looked up. After an error nothing is left of it.
+func (d *Device) openInitiation(m *handshakeMessage, id *identity) (h *handshake, remote PublicKey, p *peer, ts Timestamp, err error) {
+	var static secret
+	defer func() {
+		clear(static[:])
+		if err != nil {
+			h.wipe()
+		}
+	}()
+	if h, remote, err = consumeInitiation(id, m.bytes()); err != nil {
+		return h, remote, nil, ts, err
+	}
+	p = d.peers.find(remote)
+	switch {
+	case p != nil:
+		static, err = d.staticSecret(p, id)
+	case d.looksUp(remote, id):
+		static, err = id.private.shared(&remote)
+	default:
+		err = errUnknownPeer
+	}
+	if err == nil {
+		ts, err = h.openTimestamp(m.bytes(), &static)
+	}
+	return h, remote, p, ts, err
+}
+
 // sendResponse answers the initiation that h is of. step is a copy of h to compute on.
 func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r *running) {
-	defer step.wipe()
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])
 	local := d.sessions.reserve(p, d.random)
 	m, keys, err := step.createResponse(&p.key, psk, ephemeral.clamped(), local)
-	clear(ephemeral[:])
-	defer func() { keys = sessionKeys{} }()
+	defer func() {
+		step.wipe()
+		clear(ephemeral[:])
+		keys = sessionKeys{}
+	}()
 
 	var out outbox
 	now := d.now()
@@ -245,6 +268,7 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 		return
 	}
 	k := newKeypair(&keys.send, &keys.receive, local, step.remote, false, now)
+	k.id = h.id
 	d.sessions.set(local, p, k)
 	p.commitResponse(k, m[:], now, &out)
 	to := p.endpoint
@@ -271,8 +295,11 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 	p.mu.Unlock()
 
 	keys, remote, err := step.consumeResponse(m.bytes(), &psk)
-	step.wipe()
-	defer func() { keys = sessionKeys{} }()
+	defer func() {
+		step.wipe()
+		clear(psk[:])
+		keys = sessionKeys{}
+	}()
 
 	var out outbox
 	now := d.now()
@@ -287,13 +314,17 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 		return
 	}
 	k := newKeypair(&keys.send, &keys.receive, local, remote, true, now)
+	k.id = id
 	d.sessions.set(local, p, k)
 	p.received.Bytes += uint64(m.size)
 	p.commitSession(k, m.from, now, &out)
 	d.release(p, &out)
 }
 
-var errSuperseded = errors.New("wireguard: what was computed on has changed")
+var (
+	errSuperseded  = errors.New("wireguard: what was computed on has changed")
+	errUnknownPeer = errors.New("wireguard: a stranger's key")
+)
 
 func reasonOf(err error) DropReason {
 	switch err {
@@ -301,6 +332,8 @@ func reasonOf(err error) DropReason {
 		return DropLowOrder
 	case errSuperseded:
 		return DropSuperseded
+	case errUnknownPeer:
+		return DropUnknownPeer
 	}
 	return DropForged
 }

@@ -91,8 +91,12 @@ type handshake struct {
 	local, remote   uint32     // indices; remote is the responder's knowledge
 }
 
-// wipe clears the secrets of h.
-func (h *handshake) wipe() { *h = handshake{} }
+// wipe clears the secrets of h, if there is one.
+func (h *handshake) wipe() {
+	if h != nil {
+		*h = handshake{}
+	}
+}
 
 // sessionKeys are what an exchange comes to.
 type sessionKeys struct{ send, receive [32]byte }
@@ -100,6 +104,7 @@ type sessionKeys struct{ send, receive [32]byte }
 // createInitiation makes an initiation to the peer remote. static is the secret of the two static keys. The macs are
 // left zero.
 func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral PrivateKey, ts Timestamp, local uint32) (h *handshake, m [initiationSize]byte, err error) {
+	defer clear(ephemeral[:])
 	h = &handshake{initiator: true, id: id, ephemeral: ephemeral, local: local}
 	t := &h.transcript
 	t.start(remote)
@@ -113,6 +118,7 @@ func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral
 	/* es */
 	es, err := ephemeral.shared(remote)
 	if err != nil {
+		h.wipe()
 		return nil, m, err
 	}
 	key := t.mixKey(es[:])
@@ -147,7 +153,11 @@ func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, 
 	err = t.decrypt(remote[:0], &key, m[initiationStatic:initiationTimestamp])
 	clear(es[:])
 	clear(key[:])
-	return h, remote, err
+	if err != nil {
+		h.wipe()
+		return nil, remote, err
+	}
+	return h, remote, nil
 }
 
 // openTimestamp reads the rest of the initiation, which proves that the initiator has the static key: static is the
@@ -165,7 +175,13 @@ func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err e
 // be thrown away. The macs are left zero.
 func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemeral PrivateKey, local uint32) (m [responseSize]byte, keys sessionKeys, err error) {
 	t := h.transcript
-	defer t.wipe()
+	var ee, se secret
+	defer func() {
+		t.wipe()
+		clear(ephemeral[:])
+		clear(ee[:])
+		clear(se[:])
+	}()
 	binary.LittleEndian.PutUint32(m[0:], typeResponse)
 	binary.LittleEndian.PutUint32(m[responseSender:], local)
 	binary.LittleEndian.PutUint32(m[responseReceiver:], h.remote)
@@ -175,14 +191,12 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	copy(m[responseEphemeral:], e[:])
 	t.mixEphemeral(&e)
 	/* ee */
-	ee, err := ephemeral.shared(&h.remoteEphemeral)
-	if err != nil {
+	if ee, err = ephemeral.shared(&h.remoteEphemeral); err != nil {
 		return m, keys, err
 	}
 	t.mixKey(ee[:])
 	/* se */
-	se, err := ephemeral.shared(remote)
-	if err != nil {
+	if se, err = ephemeral.shared(remote); err != nil {
 		return m, keys, err
 	}
 	t.mixKey(se[:])
@@ -191,8 +205,6 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	/* {} */
 	t.encrypt(m[responseEmpty:responseEmpty+messageTag], &key, nil)
 	keys.receive, keys.send = t.split()
-	clear(ee[:])
-	clear(se[:])
 	clear(key[:])
 	return m, keys, nil
 }
@@ -200,28 +212,30 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 // consumeResponse reads the response m to the initiation that h created. h is left unchanged.
 func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKeys, remote uint32, err error) {
 	t := h.transcript
-	defer t.wipe()
+	var ee, se secret
+	var key [32]byte
+	defer func() {
+		t.wipe()
+		clear(ee[:])
+		clear(se[:])
+		clear(key[:])
+	}()
 
 	/* e */
 	e := PublicKey(m[responseEphemeral:])
 	t.mixEphemeral(&e)
 	/* ee */
-	ee, err := h.ephemeral.shared(&e)
-	if err != nil {
+	if ee, err = h.ephemeral.shared(&e); err != nil {
 		return keys, 0, err
 	}
 	t.mixKey(ee[:])
 	/* se */
-	se, err := h.id.private.shared(&e)
-	if err != nil {
+	if se, err = h.id.private.shared(&e); err != nil {
 		return keys, 0, err
 	}
 	t.mixKey(se[:])
 	/* psk */
-	key := t.mixPresharedKey(psk)
-	clear(ee[:])
-	clear(se[:])
-	defer clear(key[:])
+	key = t.mixPresharedKey(psk)
 	/* {} */
 	if err = t.decrypt(nil, &key, m[responseEmpty:responseEmpty+messageTag]); err != nil {
 		return keys, 0, err
@@ -272,6 +286,7 @@ func (t *transcript) mixPresharedKey(psk *PresharedKey) (key [32]byte) {
 	var tau [32]byte
 	kdf(&t.chainKey, psk[:], &t.chainKey, &tau, &key)
 	t.mixHash(tau[:])
+	clear(tau[:])
 	return key
 }
 

@@ -293,6 +293,8 @@ func TestHandshakeForgeries(t *testing.T) {
 		h, _, err := consumeInitiation(x.responder, m)
 		if err == nil {
 			_, err = h.openTimestamp(m, &x.static)
+		} else if h != nil {
+			t.Errorf("byte %d of the initiation changed: a handshake is left, with its chaining key", at)
 		}
 		if err != errForged {
 			t.Errorf("byte %d of the initiation changed: %v, want %v", at, err, errForged)

@@ -38,11 +38,13 @@ type keypair struct {
 	created          int64
 	initiator        bool // whether this device sent the initiation
 
-	retired bool   // not to be sent on any more: the device has another identity
-	counter uint64 // of the next message
+	id      *identity // that it was made with; nil once it is retired, so that the private key is not kept
+	retired bool      // not to be sent on any more: the device has another identity
+	counter uint64    // of the next message
 	window  window
 }
 
+// newKeypair makes the keypair of a session, whose id is for the caller to set.
 func newKeypair(send, receive *[32]byte, local, remote uint32, initiator bool, now int64) *keypair {
 	s, err1 := chacha20poly1305.New(send[:])
 	r, err2 := chacha20poly1305.New(receive[:])

@@ -349,14 +349,26 @@ func TestHandshakeEndings(t *testing.T) {
 		}, during: func(w *world, a, b *node) { w.advance(30 * time.Second) }, want: context.DeadlineExceeded},
 		{name: "gives up", during: func(w *world, a, b *node) { w.advance(107 * time.Second) }, text: "20 initiations"},
 		{name: "removed", during: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, text: "removed"},
+		{name: "endpoint taken away", during: func(w *world, a, b *node) {
+			a.update(b, wireguard.PeerChange{Endpoint: &wireguard.Endpoint{}})
+		}, text: "no endpoint"},
+		{name: "key taken away", during: func(w *world, a, b *node) {
+			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
+		}, text: "no private key"},
+		{name: "key changed", during: func(w *world, a, b *node) {
+			w.net.Mend(nil, nil)
+			old := a.pub()
+			a.key = wireguard.NewPrivateKey()
+			b.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: old, Remove: true}, ptr(a.peer()).Change()}})
+			a.configure(wireguard.Change{PrivateKey: &a.key})
+			w.advance(6 * time.Second)
+		}},
 		{name: "down", during: func(w *world, a, b *node) { a.Down() }, text: "down"},
 		{name: "closed", during: func(w *world, a, b *node) { a.Close() }, want: net.ErrClosed},
 		{name: "closed before", before: func(w *world, a, b *node) { a.Close() }, want: net.ErrClosed},
 		{name: "down before", before: func(w *world, a, b *node) { a.Down() }, text: "down"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if test.name == "closed" {
-			}
 			scenario(t, func(w *world, a, b *node) {
 				w.net.Cut(nil, nil)
 				if test.before != nil {

@@ -46,6 +46,7 @@ type peer struct {
 	lastHandshake  int64     // when a session was confirmed
 	handshakeWall  int64     // the same by the wall clock, ns since 1970; set by the shell
 	heard          uint32    // authentic packets received; it wraps
+	unstaged       uint32    // packets that left staged, for whatever reason; it wraps
 
 	received, sent Traffic
 	drops          *Drops // nil: none yet
@@ -88,8 +89,15 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 func (p *peer) dropStaged(out *outbox) {
 	if p.staged.n > 0 {
 		p.drop(DropNoSession, p.staged.n)
+		p.unstaged += uint32(p.staged.n)
 		out.dropped, p.staged = p.staged, stagedQueue{}
 	}
+}
+
+// popStaged takes the oldest staged packet.
+func (p *peer) popStaged() *stagedPacket {
+	p.unstaged++
+	return p.staged.pop()
 }
 
 func (p *peer) drop(r DropReason, n int) {
@@ -167,8 +175,10 @@ func (p *peer) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now i
 		return DropTooSoon, false
 	}
 	p.lastTimestamp, p.lastInitiation = ts, now
-	if own := p.handshake; own != nil && own.initiator && own.id.publicKey().after(p.key) {
-		// The two initiations cross, and neither will be answered. One of the ends lets the other try first.
+	tries := p.timers.pending(timerRetransmit) || p.initiating
+	if own := p.handshake; tries && own != nil && own.initiator && own.id.publicKey().after(p.key) {
+		// The two initiations cross, and neither will be answered. One of the ends lets the other try first. An
+		// initiation that was given up crosses nothing.
 		p.timers.set(timerRetransmit, now+rekeyTimeout+maxJitter+p.timers.jitter(now))
 	}
 	p.endHandshake(out)
@@ -233,8 +243,10 @@ func (p *peer) receive(k *keypair, from *Endpoint, data bool, now int64, out *ou
 	}
 	if dropped, confirmed := p.confirm(k); confirmed {
 		out.freeKeypairs(dropped)
-		p.sessionConfirmed(now, out)
-		out.flush = true
+		if !k.retired { // else nothing is sent on it, and who waits for a session goes on waiting
+			p.sessionConfirmed(now, out)
+			out.flush = true
+		}
 	}
 	if c := p.current; !p.timers.lastMinute && c != nil && c.initiator && !c.retired && c.age(now) >= rekeyOnReceive {
 		p.timers.lastMinute = true
@@ -305,10 +317,10 @@ func (p *peer) wipe(out *outbox) {
 
 // stop is called when the device goes down and when the peer is removed: nothing waits, nothing is kept.
 func (p *peer) stop(out *outbox) {
+	p.dropStaged(out) // before the peer's own counts go; the device's are the caller's to keep, by out.dropped
 	p.wipe(out)
 	p.timers = timers{seed: p.timers.seed}
 	p.lastSent = 0
-	p.dropStaged(out)
 }
 
 // forgetSecrets is called once the peer is removed: what is left of it may stay in memory for as long as anyone has a
@@ -319,17 +331,32 @@ func (p *peer) forgetSecrets() {
 	p.cookie = cookieJar{}
 }
 
-// retire is called when the device has another identity: sessions receive to the end of their lives and send no more,
-// and a handshake is immediate.
-func (p *peer) retire(out *outbox) {
-	p.endHandshake(out)
-	for _, k := range [...]*keypair{p.current, p.next} {
-		if k != nil {
-			k.retired = true
+// retire is called when the device has another identity, or none: sessions receive to the end of their lives and send no
+// more, and a handshake is immediate. What was made with the new identity already stays, and so does the 5 s limit then:
+// an identity is the device's before all peers are told.
+func (p *peer) retire(id *identity, out *outbox) {
+	isNew := func(of *identity) bool { return of == id && id != nil }
+	made := false
+	if h := p.handshake; h != nil && isNew(h.id) {
+		made = true
+	} else {
+		p.endHandshake(out)
+	}
+	for _, k := range [...]*keypair{p.current, p.previous, p.next} {
+		switch {
+		case k == nil:
+		case isNew(k.id):
+			made = true
+		default:
+			k.retired, k.id = true, nil
 		}
 	}
-	p.lastSent = 0
-	p.static, p.staticOf = secret{}, nil
+	if !made {
+		p.lastSent = 0
+	}
+	if !isNew(p.staticOf) {
+		p.static, p.staticOf = secret{}, nil
+	}
 }
 
 // A stagedPacket is a copy of a packet that waits for its peer's session or turn. An empty one is a keepalive.

@@ -209,7 +209,7 @@ func TestRetire(t *testing.T) {
 	c.after(second)
 	c.handshake = &handshake{initiator: true, local: 55}
 	c.static, c.staticOf = secret{1}, new(identity)
-	c.retire(c.step())
+	c.retire(new(identity), c.step())
 	c.wantFreed("the handshake under way is of the old identity", 55)
 	if c.handshake != nil || c.static != (secret{}) || c.staticOf != nil {
 		t.Error("something of the old identity is left")
@@ -218,17 +218,87 @@ func TestRetire(t *testing.T) {
 		t.Error("sends on a session of the old identity")
 	}
 	c.wantInitiation(true, "a handshake is immediate, although a response was sent a second ago")
+	c.initiates()
 	c.receives(current, true)
 	if !c.holds(current) || !c.holds(next) {
 		t.Fatal("receiving ends with the old identity")
 	}
+	before := c.lastHandshake
 	c.receives(next, true) // confirms it
+	c.wantEvents("a session of the old identity is none to tell of")
+	if c.out.flush || c.lastHandshake != before || !c.timers.pending(timerRetransmit) {
+		t.Error("a session of the old identity counts as the handshake that is under way")
+	}
 	if c.current != next || c.sending(1, c.now, c.step()) {
 		t.Error("sends on the session that was next, of the old identity")
 	}
 	c.initiator()
 	if !c.sending(1, c.now, c.step()) {
 		t.Error("does not send on a session of the new identity")
+	}
+}
+
+// TestRetireSparesTheNew: an identity is the device's before each peer is told, and workers go on meanwhile. What they made
+// with the new one is not thrown away.
+func TestRetireSparesTheNew(t *testing.T) {
+	was, is := new(identity), &identity{public: PublicKey{2}}
+	c := newCore(t)
+	previous, old := c.initiator(), c.initiator()
+	previous.id, old.id = was, was
+	c.static, c.staticOf = secret{1}, is
+	next := &keypair{created: c.now, id: is}
+	c.next = next
+	c.handshake = &handshake{initiator: true, local: 55, id: is}
+	sent := c.lastSent
+	c.retire(is, c.step())
+	c.wantFreed("the handshake is the new identity's")
+	if c.handshake == nil || next.retired || !old.retired || c.static != (secret{1}) || c.staticOf != is || c.lastSent != sent {
+		t.Error("something of the new identity is gone, or something of the old one is left")
+	}
+	if old.id != nil || previous.id != nil {
+		t.Error("a retired session keeps the old private key")
+	}
+	c.handshake = nil
+	c.receives(next, true)
+	c.wantEvents("a session of the new identity", EventHandshake)
+	if !c.sending(1, c.now, c.step()) {
+		t.Error("does not send on a session of the new identity")
+	}
+
+	c.retire(nil, c.step())
+	if !next.retired || c.lastSent != 0 || c.staticOf != nil {
+		t.Error("without an identity nothing is sent on any session")
+	}
+}
+
+// TestSessionMadeAmidKeyChange is that of whole devices, in both roles: a session that was made when the new identity was
+// the device's, and the peer had not been told, stands.
+func TestSessionMadeAmidKeyChange(t *testing.T) {
+	for _, role := range []string{"initiator", "responder"} {
+		id := newIdentity(testKey(2))
+		r := newRemote(1, id.public)
+		e := up(t, testKey(1), r.config())
+		e.identity.Store(id)
+		if role == "initiator" {
+			e.send(t, r.numbered(0))
+			e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
+			e.line.next(t, "what was staged")
+		} else {
+			e.connect(t, r)
+		}
+		e.settle(t)
+		e.mu.Lock()
+		e.changeIdentity(id)
+		e.mu.Unlock()
+		if s, _ := e.Peer(r.id.public); !s.Session {
+			t.Errorf("%s: the session of the new identity is thrown away", role)
+		}
+		e.mu.Lock()
+		e.changeIdentity(newIdentity(testKey(3)))
+		e.mu.Unlock()
+		if s, _ := e.Peer(r.id.public); s.Session {
+			t.Errorf("%s: a session of another identity is kept", role)
+		}
 	}
 }
 
@@ -256,8 +326,11 @@ func TestStop(t *testing.T) {
 	if c.timers != (timers{seed: seed}) {
 		t.Errorf("timers are left: %+v", c.timers)
 	}
-	if c.staged.n != 0 || c.out.dropped.n != 3 || c.drops[DropNoSession] != 3 {
-		t.Error("staged packets are not dropped and counted")
+	if c.staged.n != 0 || c.out.dropped.n != 3 {
+		t.Error("staged packets are not dropped, for the device to count")
+	}
+	if c.drops != nil {
+		t.Error("a peer that is down has counts of its own, which take memory")
 	}
 	if c.lastSent != 0 {
 		t.Error("the 5 s limit is left")

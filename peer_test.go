@@ -383,6 +383,39 @@ func TestCrossingInitiations(t *testing.T) {
 	second.wantNone(timerRetransmit, "its own series is over")
 }
 
+// TestGivenUpInitiationCrossesNothing: the end that lets the other try first in a crossing does so amid its own series
+// alone. After it, the peer's initiation brings no series of its own.
+func TestGivenUpInitiationCrossesNothing(t *testing.T) {
+	c := newCore(t)
+	c.initiate(c.now, false, c.step())
+	for c.timers.attempts < maxAttempts {
+		c.initiates()
+		c.handshake.id = &identity{public: PublicKey{9}} // which lets c.key try first
+		c.expires()
+	}
+	if c.handshake == nil || c.timers.pending(timerRetransmit) {
+		t.Fatal("the series is not given up, or its handshake is gone: there is nothing to test")
+	}
+	c.after(second)
+	if r, ok := c.accepts(1); !ok {
+		t.Fatal(r)
+	}
+	c.responded()
+	c.wantNone(timerRetransmit, "nothing waits for a session, and the peer makes one")
+
+	for asked := range 2 { // amid the series, and while its next initiation is about to be made
+		c = newCore(t)
+		c.initiate(c.now, false, c.step())
+		c.initiates()
+		c.handshake.id = &identity{public: PublicKey{9}}
+		if asked == 1 {
+			c.expires()
+		}
+		c.accepts(1)
+		c.wantIn(timerRetransmit, rekeyTimeout+maxJitter, maxJitter, "the other end tries first")
+	}
+}
+
 // TestRemovedPeerKeepsNoSecrets: who still has a pointer to a peer that was removed holds no key with it.
 func TestRemovedPeerKeepsNoSecrets(t *testing.T) {
 	peerKey := testKey(2).Public()

@@ -48,15 +48,33 @@ const (
 	receiveErrorMax = time.Second
 )
 
+// startReceivers starts to read s, a socket of r's. Who closes s waits for its receivers alone, Down for all of r's, and
+// Close for all that the device ever had: each may come while another one still waits. d.mu is held.
+func (d *Device) startReceivers(r *running, s *openSocket) {
+	for _, receiver := range s.Receivers() {
+		s.receivers.Add(1)
+		r.receivers.Add(1)
+		d.wg.Add(1)
+		go func() {
+			defer d.wg.Done()
+			defer r.receivers.Done()
+			defer s.receivers.Done()
+			d.receive(s, receiver)
+		}()
+	}
+}
+
 // receive reads one receiver until its socket is closed.
 func (d *Device) receive(s *openSocket, receiver Receiver) {
-	defer s.receivers.Done()
 	var in inbound
 	wait := receiveErrorMin
 	for {
 		trains, err := receiver.Receive()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
+				if !s.isClosed() {
+					d.trouble(err) // the socket is gone, and nobody here closed it
+				}
 				return
 			}
 			// No error but that one is final: a network that is down comes back.
@@ -75,6 +93,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 			}
 		}
 		d.deliver(&in)
+		in.table = routes{} // while nothing comes, it would keep an old table alive
 	}
 }
 
@@ -247,7 +266,7 @@ func (d *Device) deliver(in *inbound) {
 		return
 	}
 	n, err := d.tunnel.WritePackets(in.packets)
-	if dropped := len(in.packets) - n; dropped > 0 {
+	if dropped := len(in.packets) - max(n, 0); dropped > 0 { // a sink may return any number
 		d.drops.add(DropSinkFull, dropped)
 		if err != nil {
 			d.debug("sink", "err", err)

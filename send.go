@@ -72,7 +72,10 @@ func (d *Device) readSource(s PacketSource) {
 }
 
 // awaitTurn holds a source back while another goroutine sends what the last batch left with a peer: a source that went on
-// would only push its own packets out of the queue. Nothing is held meanwhile, and who has the turn waits for nobody.
+// would only push its own packets out of the queue. It waits for what is staged now, not for what others go on staging:
+// other peers' packets may come from the same source. Nothing is held meanwhile, and who has the turn waits for nobody.
+//
+// Only who has the turn takes packets out to send them, and it always ends with endTurn: no wakeup is missed.
 func (d *Device) awaitTurn(b *Batch) {
 	p := b.out.contended
 	if p == nil {
@@ -81,7 +84,8 @@ func (d *Device) awaitTurn(b *Batch) {
 	b.out.contended = nil
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.turn != nil && p.staged.n > 0 {
+	before, ahead := p.unstaged, uint32(p.staged.n)
+	for p.turn != nil && p.unstaged-before < ahead {
 		if p.turnFree == nil {
 			p.turnFree = sync.NewCond(&p.mu)
 		}
@@ -107,6 +111,7 @@ func (d *Device) NewBatch() *Batch { return &Batch{mtu: d.tunnel.MTU()} }
 // Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
 // closed; the latter wraps net.ErrClosed.
 func (d *Device) Send(b *Batch) error {
+	b.out.contended = nil
 	defer func() {
 		b.Reset()
 		b.mtu = d.tunnel.MTU()
@@ -298,19 +303,26 @@ func (b *Batch) pack() {
 	}
 }
 
-// transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one.
+// transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one, which
+// sends what the old one did not.
 func (d *Device) transmit(r *running, trains []Train) {
 	if len(trains) == 0 {
 		return
 	}
 	s := r.socket.Load()
 	s.Send(trains)
-	if last := &trains[len(trains)-1]; last.Err != nil && errors.Is(last.Err, net.ErrClosed) {
-		if now := r.socket.Load(); now != s {
-			for i := range trains {
-				trains[i].Err = nil
-			}
-			now.Send(trains)
+	now := r.socket.Load()
+	if now == s {
+		return
+	}
+	for from := 0; from < len(trains); from++ {
+		to := from
+		for ; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
+			trains[to].Err = nil
+		}
+		if to > from {
+			now.Send(trains[from:to])
+			from = to // whose error is another one, or none
 		}
 	}
 }
@@ -410,7 +422,7 @@ func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more 
 	}
 	p.turn = b
 	for p.staged.n > 0 && p.current.sendable(now, len(b.msgs)+1) && b.appendStaged(p.staged.head.b) {
-		d.unstage(p.staged.pop())
+		d.unstage(p.popStaged())
 	}
 	b.out.runs = append(b.out.runs, run{p: p, n: len(b.msgs)})
 	b.number(&b.out.runs[0])

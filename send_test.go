@@ -246,45 +246,6 @@ func TestSendReasons(t *testing.T) {
 	e.line.nothing(t, "no handshake work for a peer without endpoint")
 }
 
-// TestTurn: who finds the turn taken leaves its packets, and the holder sends them before it gives the turn back, in
-// order.
-func TestTurn(t *testing.T) {
-	r := newRemote(1, testKey(1).Public())
-	e := up(t, testKey(1), r.config())
-	e.connect(t, r)
-	sent := e.line.sent
-	nested := false
-	e.line.send = func(ts []Train) {
-		for i := range ts {
-			for at := 0; at < len(ts[i].Data); at += ts[i].Size {
-				sent <- datagram{b: bytes.Clone(ts[i].Data[at:min(at+ts[i].Size, len(ts[i].Data))])}
-			}
-		}
-		if !nested {
-			nested = true
-			e.send(t, r.numbered(2), r.numbered(3)) // another sender, while the first one's batch is at the socket
-			select {
-			case <-sent:
-			default:
-				t.Error("the first batch was not sent yet")
-			}
-			if p := e.peer(r); p.staged.n != 2 {
-				t.Errorf("%d packets are left to the holder of the turn, want 2", p.staged.n)
-			}
-		}
-	}
-	e.send(t, r.numbered(0), r.numbered(1))
-	for i := 1; i < 4; i++ { // packet 0 was taken above
-		p, _, ok := unpad(r.open(t, e.line.next(t, "all are sent").b))
-		if !ok || !bytes.Equal(p, r.numbered(i)) {
-			t.Errorf("packet %d is another, or out of order", i)
-		}
-	}
-	if p := e.peer(r); p.turn != nil || p.staged.n != 0 || p.current.counter != 4 {
-		t.Errorf("the turn is %p, %d packets are staged, %d were numbered", p.turn, p.staged.n, p.current.counter)
-	}
-}
-
 // TestSendTwoPeersInTurn: packets of one batch to two peers by turns are one run each time, and keep their order.
 func TestSendTwoPeersInTurn(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
@@ -436,6 +397,38 @@ func TestTransmitAfterPortChange(t *testing.T) {
 	e.transmit(r, nil)
 	if calls != 2 {
 		t.Error("nothing is sent to the socket")
+	}
+
+	// A socket for each family: they are closed one after the other.
+	tooBig := errors.New("message too long")
+	fails := []error{nil, net.ErrClosed, net.ErrClosed, nil, tooBig, net.ErrClosed}
+	var again []byte
+	calls = 0
+	e.line.send = func(ts []Train) {
+		if calls++; calls == 1 {
+			r.socket.Store(now)
+			for i := range ts {
+				ts[i].Err = fails[i]
+			}
+			return
+		}
+		for i := range ts {
+			again = append(again, ts[i].Data...)
+		}
+	}
+	r.socket.Store(old)
+	ts = nil
+	for i := range fails {
+		ts = append(ts, Train{Data: []byte{byte(i)}, Size: 1})
+	}
+	e.transmit(r, ts)
+	if !bytes.Equal(again, []byte{1, 2, 5}) {
+		t.Errorf("trains %v were sent again, want those that the closed socket did not send", again)
+	}
+	for i := range ts {
+		if want := fails[i]; want == tooBig && ts[i].Err != want || want != tooBig && ts[i].Err != nil {
+			t.Errorf("train %d: %v", i, ts[i].Err)
+		}
 	}
 	old.Close()
 }

@@ -19,7 +19,7 @@ func (d *Device) stageRun(b *Batch, run *run, now int64) {
 // stage appends a copy of a packet to the peer's staged packets. The oldest ones make room.
 func (d *Device) stage(p *peer, packet []byte, limit int) {
 	for p.staged.n >= limit {
-		d.unstage(p.staged.pop())
+		d.unstage(p.popStaged())
 		d.drop(p, DropStagedOverflow, 1)
 	}
 	s := newStagedPacket(packet)

@@ -16,7 +16,13 @@ type PacketSink interface {
 	// dropped. Each element is one IPv4 or IPv6 packet, exactly as long as its header says.
 	//
 	// The packets are borrowed until the return and may be overwritten by the sink, within their length. It must
-	// not wait: what cannot be taken at once is dropped. It is called concurrently, but in order for each peer.
+	// not wait: what cannot be taken at once is dropped.
+	//
+	// It is called concurrently, by a goroutine for each Receiver, and by others with ICMP errors of the device's own.
+	// The packets of a peer that came by one Receiver are in order. When the peer's packets begin to come by another
+	// one, their first may overtake the last of the one before: where the peer, or the way to it, changes to a family
+	// or address that has a Receiver of its own; and where this device changes its port or wakes up, which replaces
+	// all Receivers.
 	WritePackets(pkts [][]byte) (n int, err error)
 }
 

@@ -9,13 +9,16 @@ import (
 )
 
 var (
-	errNoAnswer = errors.New("no answer to 20 initiations; check the endpoint, the keys of both ends and what is between them")
-	errRemoved  = errors.New("the peer was removed")
+	errNoAnswer   = errors.New("no answer to 20 initiations; check the endpoint, the keys of both ends and what is between them")
+	errRemoved    = errors.New("the peer was removed")
+	errNoIdentity = errors.New("the device has no private key; set one first")
+	errNoEndpoint = errors.New("the peer has no endpoint; set one, or wait until the peer is heard")
 )
 
 // Handshake waits until there is a session with a peer, and makes one if there is none. It fails when ctx ends, when the
-// device heard nothing of the peer in 20 tries (about 100 s), and when the peer is removed or the device goes down
-// meanwhile; after Close the error wraps net.ErrClosed.
+// device heard nothing of the peer in 20 tries (about 100 s), when the peer is removed or has no endpoint, and when the
+// device has no private key or is down: each of them also where it comes while Handshake waits. After Close the error
+// wraps net.ErrClosed.
 func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 	if err := d.awaitSession(ctx, key); err != nil {
 		return fmt.Errorf("wireguard: handshake with %v: %w", key, err)
@@ -33,7 +36,7 @@ func (d *Device) awaitSession(ctx context.Context, key PublicKey) error {
 	case d.running.Load() == nil:
 		return errDown
 	case d.identity.Load() == nil:
-		return errors.New("the device has no private key; set one first")
+		return errNoIdentity
 	}
 	ended := d.waiters.add(p)
 	defer d.waiters.remove(p, ended)
@@ -41,8 +44,9 @@ func (d *Device) awaitSession(ctx context.Context, key PublicKey) error {
 	now := d.now()
 	p.mu.Lock()
 	stands, endpoint := p.current.sendable(now, 1), !p.endpoint.IsZero()
-	removed, up := p.removed, d.running.Load() != nil // whoever ends the waiters may have been there before
-	if !stands && !removed && up {
+	// Whoever ends the waiters may have been there before this one.
+	removed, up, identity := p.removed, d.running.Load() != nil, d.identity.Load() != nil
+	if !stands && !removed && up && identity {
 		p.initiate(now, false, &out)
 	}
 	d.release(p, &out)
@@ -55,8 +59,10 @@ func (d *Device) awaitSession(ctx context.Context, key PublicKey) error {
 		return errDown
 	case stands:
 		return nil
+	case !identity:
+		return errNoIdentity
 	case !endpoint:
-		return errors.New("the peer has no endpoint; set one, or wait until the peer is heard")
+		return errNoEndpoint
 	}
 	select {
 	case err := <-ended:

@@ -51,8 +51,7 @@ import (
 )
 
 // A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
-// any goroutine; but Down, Wake, Configure and Close not from inside a call that the device makes to its Tunnel or Bind,
-// and Close not from inside Lookup: they wait until those calls have returned.
+// any goroutine.
 //
 //	          Up                Down, or Close
 //	(New) ──────────▶ up ──────────────────────▶ down ──▶ ...
@@ -61,6 +60,15 @@ import (
 //	                                Up
 //
 // Configuration and counters outlive Down; sessions and staged packets do not.
+//
+// From inside a call that the device makes, some methods would wait for themselves, and must not be called:
+//
+//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, AddPeer,
+//     RemovePeer, Status, Peer, and ranging over Peers. They take the lock of the configuration, which is held there.
+//   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, which wait for the
+//     receivers, and a receiver makes these calls; and Handshake, whose answer may be what the call keeps from coming.
+//   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for those.
+//   - In Config.Logger: all of these. In Config.Clock: any.
 type Device struct {
 	tunnel         Tunnel
 	bind           Bind
@@ -102,7 +110,7 @@ type Device struct {
 	troubled      atomic.Int64 // when trouble with receiving or opening was told of last
 	sendTroubled  atomic.Int64 // and with sending
 
-	wg        sync.WaitGroup // sources, workers, the time's goroutine
+	wg        sync.WaitGroup // receivers, sources, workers, the time's goroutine
 	closeOnce sync.Once
 	done      chan struct{}
 	err       error // why the device ended; read after done
@@ -111,15 +119,17 @@ type Device struct {
 
 // running is a device from Up to Down.
 type running struct {
-	socket atomic.Pointer[openSocket]
-	alarm  alarm
-	ctx    context.Context // of lookups
-	cancel context.CancelFunc
+	socket    atomic.Pointer[openSocket]
+	receivers sync.WaitGroup // of socket, and of those that it took the place of
+	alarm     alarm
+	ctx       context.Context // of lookups
+	cancel    context.CancelFunc
 }
 
 // An openSocket is a socket and the goroutines that read it.
 type openSocket struct {
 	Socket
+	port      uint16 // asked for once: it outlives the socket
 	receivers sync.WaitGroup
 	closed    chan struct{}
 }
@@ -167,7 +177,7 @@ func (d *Device) Up() error {
 	d.mu.Unlock()
 	d.flushAll(due)
 	if err == nil && r != nil {
-		d.info("up", "port", r.socket.Load().Port())
+		d.info("up", "port", r.socket.Load().port)
 	}
 	return err
 }
@@ -191,7 +201,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	d.running.Store(r)
 	d.wg.Add(1)
 	go d.keepTime(r.alarm)
-	d.startReceivers(s)
+	d.startReceivers(r, s)
 	d.startSources()
 	for _, p := range d.peers.all() {
 		p.mu.Lock()
@@ -211,17 +221,17 @@ func (d *Device) up() (due []dueFlush, err error) {
 // the device back. On a device that is down it does nothing.
 func (d *Device) Down() error {
 	d.mu.Lock()
-	s := d.stop()
+	r := d.stop()
 	d.mu.Unlock()
-	if s != nil {
-		s.receivers.Wait()
+	if r != nil {
+		r.receivers.Wait()
 		d.info("down")
 	}
 	return nil
 }
 
-// stop takes the device down, and returns its socket, closed, or nil if it was down. mu is held.
-func (d *Device) stop() *openSocket {
+// stop takes the device down, and returns what it was while it was up, or nil if it was down. mu is held.
+func (d *Device) stop() *running {
 	r := d.running.Swap(nil)
 	if r == nil {
 		return nil
@@ -229,8 +239,7 @@ func (d *Device) stop() *openSocket {
 	r.cancel()
 	d.deadlines.stop()
 	r.alarm.close()
-	s := r.socket.Load()
-	s.close()
+	r.socket.Load().close()
 	for _, p := range d.peers.all() {
 		var out outbox
 		p.mu.Lock()
@@ -243,7 +252,7 @@ func (d *Device) stop() *openSocket {
 		why = errClosed
 	}
 	d.waiters.endAll(why)
-	return s
+	return r
 }
 
 // Wake tells the device that the machine slept or that its network changed. The socket is opened anew on the same port;
@@ -258,13 +267,13 @@ func (d *Device) Wake() error {
 	}
 	old := r.socket.Load()
 	old.close()
-	s, err := d.open(old.Port(), d.mark)
+	s, err := d.open(old.port, d.mark)
 	if err != nil && d.port == 0 {
 		s, err = d.open(0, d.mark)
 	}
 	if err == nil {
 		r.socket.Store(s)
-		d.startReceivers(s)
+		d.startReceivers(r, s)
 	}
 	d.mu.Unlock()
 
@@ -308,15 +317,12 @@ func (d *Device) end(why error) {
 	d.closeOnce.Do(func() {
 		d.closing.Store(true)
 		d.mu.Lock()
-		s := d.stop()
-		d.mu.Unlock()
+		d.stop()
+		d.mu.Unlock() // from here on nothing is added to wg but by what is in it
 		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			d.closeErr = fmt.Errorf("wireguard: close the tunnel: %w", err)
 		}
 		d.slow.close()
-		if s != nil {
-			s.receivers.Wait()
-		}
 		d.waiters.close()
 		d.wg.Wait()
 		d.subscribers.close()
@@ -337,7 +343,7 @@ func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
 			return nil, err
 		}
 	}
-	return &openSocket{Socket: s, closed: make(chan struct{})}, nil
+	return &openSocket{Socket: s, port: s.Port(), closed: make(chan struct{})}, nil
 }
 
 func setMark(s Socket, mark uint32) error {
@@ -360,13 +366,6 @@ func (d *Device) newAlarm() alarm {
 		d.warn("deadlines will be late after a suspend", "err", err)
 	}
 	return newTimerAlarm()
-}
-
-func (d *Device) startReceivers(s *openSocket) {
-	for _, receiver := range s.Receivers() {
-		s.receivers.Add(1)
-		go d.receive(s, receiver)
-	}
 }
 
 // startSources starts to read the tunnel, once in the device's life.
