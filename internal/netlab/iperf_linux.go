@@ -46,6 +46,11 @@ func (h *Host) Iperf(g *Host, to netip.Addr, options string) (Report, error) {
 			return Report{}, fmt.Errorf("%s: iperf3 does not listen: %s", g.Name, log)
 		}
 	}
+	return h.IperfClient(to, options)
+}
+
+// IperfClient runs iperf3 from h to a server that is there already.
+func (h *Host) IperfClient(to netip.Addr, options string) (Report, error) {
 	out, err := h.Run(fmt.Sprintf("iperf3 -J -c %v %s", to, options))
 	var r struct {
 		End struct {

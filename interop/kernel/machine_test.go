@@ -21,6 +21,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard/internal/netlab"
 )
 
 var long = flag.Bool("long", false, "run the tests that wait for minutes of the kernel's clock too")
@@ -40,6 +42,12 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if os.Getenv(daemonEnv) != "" {
+		if err := netlab.Enter(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	status := m.Run()
 	if booted != nil {
 		booted.close()
@@ -55,9 +63,10 @@ func TestMain(m *testing.M) {
 // ends.
 type machine struct {
 	cmd     *exec.Cmd
-	dir     string // its files; removed by close
-	port    uint16 // on 127.0.0.1, forwarded to guestPort
-	wire    *wire  // eth1's
+	dir     string       // its files; removed by close
+	port    uint16       // on 127.0.0.1, forwarded to guestPort
+	host    *netlab.Host // QEMU runs there and eth1 is its hostTAP; nil: here, and eth1 is the wire
+	wire    *wire
 	bootIn  time.Duration
 	exited  chan struct{} // closed once QEMU has ended
 	exitErr error
@@ -81,7 +90,7 @@ func guest(t *testing.T) *machine {
 		}
 		// Another process may take the forwarded port between its choice and its use.
 		for range 3 {
-			if booted, bootError = start(img); bootError == nil {
+			if booted, bootError = start(img, nil); bootError == nil {
 				t.Logf("the kernel booted in %v", booted.bootIn)
 				return
 			}
@@ -96,12 +105,13 @@ func guest(t *testing.T) *machine {
 	return booted
 }
 
-func start(img *image) (*machine, error) {
+// start boots a machine, on host if that is not nil.
+func start(img *image, host *netlab.Host) (*machine, error) {
 	dir, err := os.MkdirTemp("", "kernel-peer-")
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{dir: dir, port: freePort(), exited: make(chan struct{})}
+	m := &machine{dir: dir, port: freePort(), host: host, exited: make(chan struct{})}
 	began := time.Now()
 	if err := m.run(img); err != nil {
 		os.RemoveAll(dir)
@@ -126,22 +136,26 @@ ip neigh add 10.9.0.3 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent`)
 	return m, nil
 }
 
-// run starts QEMU: the console goes to a file, scripts and their output through a virtio port, which unlike a serial line loses nothing, eth1 to the wire.
+// run starts QEMU: the console goes to a file, scripts and their output through a virtio port, which unlike a serial line loses
+// nothing, eth1 to the wire or to the host's TAP.
 func (m *machine) run(img *image) error {
 	initramfs := filepath.Join(m.dir, "initramfs")
 	if err := os.WriteFile(initramfs, img.initramfs, 0o600); err != nil {
 		return err
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	ours, qemus := os.NewFile(uintptr(pair[0]), "wire"), os.NewFile(uintptr(pair[1]), "eth1")
-	defer ours.Close()
-	defer qemus.Close()
-	frames, err := net.FileConn(ours)
-	if err != nil {
-		return err
+	eth1, frames, qemus := "tap,id=n1,ifname="+hostTAP+",script=no,downscript=no", net.Conn(nil), []*os.File(nil)
+	if m.host == nil {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		near, far := os.NewFile(uintptr(pair[0]), "wire"), os.NewFile(uintptr(pair[1]), "eth1")
+		defer near.Close()
+		defer far.Close()
+		if frames, err = net.FileConn(near); err != nil {
+			return err
+		}
+		eth1, qemus = "socket,id=n1,fd=3", []*os.File{far}
 	}
 	stdin, in, err := os.Pipe()
 	if err != nil {
@@ -160,8 +174,8 @@ func (m *machine) run(img *image) error {
 		"-chardev", "stdio,id=c0", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=c0",
 		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=udp:127.0.0.1:%d-10.0.2.15:%d", m.port, guestPort),
 		"-device", "virtio-net-pci,netdev=n0,romfile=",
-		"-netdev", "socket,id=n1,fd=3", "-device", "virtio-net-pci,netdev=n1,romfile=,mac="+guestMAC.String())
-	m.cmd.Stdin, m.cmd.Stdout, m.cmd.ExtraFiles = stdin, stdout, []*os.File{qemus}
+		"-netdev", eth1, "-device", "virtio-net-pci,netdev=n1,romfile=,mac="+guestMAC.String())
+	m.cmd.Stdin, m.cmd.Stdout, m.cmd.ExtraFiles = stdin, stdout, qemus
 	stderr, err := os.Create(filepath.Join(m.dir, "stderr"))
 	if err != nil {
 		return err
@@ -173,7 +187,9 @@ func (m *machine) run(img *image) error {
 		return fmt.Errorf("needs qemu-system-x86_64 that starts: %w", err)
 	}
 	m.in, m.out, m.lines = in, out, bufio.NewReader(out)
-	m.wire = newWire(frames)
+	if frames != nil {
+		m.wire = newWire(frames)
+	}
 	return nil
 }
 
@@ -184,7 +200,11 @@ func (m *machine) keep() error {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := m.cmd.Start()
+		begin := m.cmd.Start
+		if m.host != nil {
+			begin = func() error { return m.host.Do(m.cmd.Start) }
+		}
+		err := begin()
 		started <- err
 		if err == nil {
 			m.exitErr = m.cmd.Wait()
@@ -197,7 +217,9 @@ func (m *machine) keep() error {
 func (m *machine) close() error {
 	syscall.Kill(-m.cmd.Process.Pid, syscall.SIGKILL)
 	<-m.exited
-	m.wire.close()
+	if m.wire != nil {
+		m.wire.close()
+	}
 	return errors.Join(m.in.Close(), m.out.Close(), os.RemoveAll(m.dir))
 }
 

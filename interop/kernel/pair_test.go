@@ -75,7 +75,8 @@ type pair struct {
 	setup
 	t         *testing.T
 	m         *machine
-	line      *line // nil on the user network
+	line      *line          // nil on the user network
+	daemonAt  netip.AddrPort // where the kernel reaches a daemon, which stands for dev
 	clock     *shiftedClock
 	dev       *wireguard.Device
 	net       *netstack.Net
@@ -165,6 +166,9 @@ func (p *pair) deviceAt() netip.AddrPort {
 		p.line.mu.Lock()
 		defer p.line.mu.Unlock()
 		return p.line.outside
+	}
+	if p.daemonAt.IsValid() {
+		return p.daemonAt
 	}
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 2, 2}), p.dev.Status().ListenPort)
 }
@@ -277,15 +281,23 @@ func (p *pair) handshake() error {
 // wantCounters waits until both ends have counted the same: what one sent, the other received.
 func (p *pair) wantCounters() {
 	p.t.Helper()
-	var k kernelStatus
-	var s wireguard.PeerStatus
-	same := func() bool {
-		k, s = p.kernel(), p.status()
-		return k.rx == s.Sent.Bytes && k.tx == s.Received.Bytes && k.rx > 0
-	}
-	for end := time.Now().Add(patience); !same(); time.Sleep(20 * time.Millisecond) {
+	p.sameCounters(func() (sent, received uint64) {
+		s := p.status()
+		return s.Sent.Bytes, s.Received.Bytes
+	})
+}
+
+// sameCounters waits until the kernel has counted the same as we.
+func (p *pair) sameCounters(our func() (sent, received uint64)) {
+	p.t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		k := p.kernel()
+		sent, received := our()
+		if k.rx == sent && k.tx == received && k.rx > 0 {
+			return
+		}
 		if time.Now().After(end) {
-			p.t.Fatalf("the kernel received %d of %d bytes sent, we received %d of its %d", k.rx, s.Sent.Bytes, s.Received.Bytes, k.tx)
+			p.t.Fatalf("the kernel received %d of %d bytes sent, we received %d of its %d", k.rx, sent, received, k.tx)
 		}
 	}
 }

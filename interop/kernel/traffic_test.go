@@ -83,42 +83,46 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestIperf3: iperf3 of the host, through our stack, with iperf3 in the machine, both ways.
+// TestIperf3: iperf3 of the host, through our stack, with iperf3 in the machine, both ways in each family.
 func TestIperf3(t *testing.T) {
 	iperf3, err := program("iperf3")
 	if err != nil {
 		t.Skip(err)
 	}
-	p := newPair(t, setup{})
-	port := p.forward(t, netip.AddrPortFrom(kernelAddrs[0], 5201))
-	for _, direction := range []string{"to", "from"} {
-		t.Run(direction+" the kernel", func(t *testing.T) {
-			p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 ' /proc/net/tcp6; do usleep 10000; done")
-			args := []string{"-c", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "1", "-J"}
-			if direction == "from" {
-				args = append(args, "-R")
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			defer cancel()
-			out, err := exec.CommandContext(ctx, iperf3, args...).Output()
-			if err != nil {
-				t.Fatalf("iperf3: %v\n%s", err, out)
-			}
-			var result struct {
-				End struct {
-					Received struct {
-						Bytes int     `json:"bytes"`
-						Rate  float64 `json:"bits_per_second"`
-					} `json:"sum_received"`
-				} `json:"end"`
-			}
-			if err := json.Unmarshal(out, &result); err != nil {
-				t.Fatal(err)
-			}
-			if r := result.End.Received; r.Bytes == 0 {
-				t.Errorf("nothing arrived: %s", out)
-			} else {
-				t.Logf("%d bytes, %.1f Mbit/s", r.Bytes, r.Rate/1e6)
+	for family, name := range families {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, setup{})
+			port := p.forward(t, netip.AddrPortFrom(kernelAddrs[family], 5201))
+			for _, direction := range []string{"to", "from"} {
+				t.Run(direction+" the kernel", func(t *testing.T) {
+					p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 ' /proc/net/tcp6; do usleep 10000; done")
+					args := []string{"-c", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "1", "-J"}
+					if direction == "from" {
+						args = append(args, "-R")
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					out, err := exec.CommandContext(ctx, iperf3, args...).Output()
+					if err != nil {
+						t.Fatalf("iperf3: %v\n%s", err, out)
+					}
+					var result struct {
+						End struct {
+							Received struct {
+								Bytes int     `json:"bytes"`
+								Rate  float64 `json:"bits_per_second"`
+							} `json:"sum_received"`
+						} `json:"end"`
+					}
+					if err := json.Unmarshal(out, &result); err != nil {
+						t.Fatal(err)
+					}
+					if r := result.End.Received; r.Bytes == 0 {
+						t.Errorf("nothing arrived: %s", out)
+					} else {
+						t.Logf("%d bytes, %.1f Mbit/s", r.Bytes, r.Rate/1e6)
+					}
+				})
 			}
 		})
 	}

@@ -5,13 +5,10 @@ package netns
 import (
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/seed-86b749af/wireguard/internal/netlab"
@@ -88,27 +85,8 @@ func build(dir string) (program string, err error) {
 	default:
 		return filepath.Abs(*daemonFlag)
 	}
-	if err := readSources("../.."); err != nil {
-		return "", err
-	}
 	program = filepath.Join(dir, *daemonFlag)
-	args := slices.Concat([]string{"build"}, buildFlags, []string{"-o", program, source})
-	out, err := exec.Command("go", args...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build %s: %w\n%s", source, err, out)
-	}
-	return program, nil
-}
-
-// readSources looks at each Go file of the module. So "go test" knows what the daemon depends on, and does not answer from
-// its cache when that changed.
-func readSources(root string) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(path, ".go") {
-			_, err = os.Stat(path)
-		}
-		return err
-	})
+	return program, netlab.Build("../..", source, program, buildFlags...)
 }
 
 // program is the daemon under test. The calling test is skipped where there can be none.

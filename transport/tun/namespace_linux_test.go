@@ -142,14 +142,14 @@ func eventually(t testing.TB, what string, f func() bool) {
 
 // join carries packets from one interface to the other, both ways, until they are closed. tap sees each batch, if it is
 // not nil.
-func join(t testing.TB, a, b *Device, tap func(from *Device, b *wireguard.Batch)) {
+func join(t testing.TB, a, b *Device, tap func(from wireguard.PacketSource, b *wireguard.Batch)) {
 	carry := func(from, to *Device, s wireguard.PacketSource) {
 		b := new(wireguard.Batch)
 		var pkts [][]byte
 		for {
 			err := s.ReadPackets(b)
 			if tap != nil {
-				tap(from, b)
+				tap(s, b)
 			}
 			pkts = pkts[:0]
 			for i := range b.Len() {

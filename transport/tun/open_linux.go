@@ -25,7 +25,7 @@ const (
 type system struct {
 	queues []*queue
 	header int                 // bytes in front of each packet: virtioSize or 0
-	merges [kinds]atomic.Int32 // whether the kernel takes merged packets of a kind, as far as known
+	merges [kinds]atomic.Int32 // whether the kernel takes merged packets of a kind, as far as known: mergeProven to mergeRefused
 	flows  *flows              // with several queues
 
 	place   place          // the follower's; replaced and closed with mu held

@@ -26,11 +26,11 @@ const (
 	kinds
 )
 
-// What is known of a kind.
+// What is known of a kind. In between is the number of refusals in a row.
 const (
-	mergeUntried = iota
-	mergeProven  // the kernel took one: it takes all, but what is wrong with a single one
-	mergeRefused // it did not know what to do with the first: it never will
+	mergeProven  = -1 // the kernel took one: it takes all, but what is wrong with a single one
+	mergeUntried = 0
+	mergeRefused = 3 // it knew what to do with none of the first: it never will. One or two may be wrong by themselves.
 )
 
 // A writer is the scratch memory of one call of WritePackets.
@@ -164,14 +164,17 @@ func (w *writer) Merged(r *segment.Run) {
 	}
 	switch w.call(r.Packets[0]); w.errno {
 	case 0:
-		if known.Load() == mergeUntried {
-			known.CompareAndSwap(mergeUntried, mergeProven)
+		if known.Load() != mergeProven {
+			known.Store(mergeProven)
 		}
 		w.wrote(len(r.Packets), r.Total+(len(r.Packets)-1)*r.L4)
 		w.done.merged += uint64(len(r.Packets))
 	case unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE:
-		// A peer could send what the kernel refuses for a reason of its own, so a kind that worked stays.
-		known.CompareAndSwap(mergeUntried, mergeRefused)
+		// A peer could send what the kernel refuses for a reason of its own, so a kind that worked stays. Where two writers
+		// are refused at once, one of them counts.
+		if n := known.Load(); n >= mergeUntried && n < mergeRefused {
+			known.CompareAndSwap(n, n+1)
+		}
 		w.d.traffic.refused.Add(1)
 		w.oneByOne(r)
 	default:

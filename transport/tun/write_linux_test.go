@@ -381,51 +381,83 @@ func interleave(trains ...[][]byte) (ps [][]byte) {
 	return ps
 }
 
-// TestRefused falls back, for the kind that the kernel does not know, and for good; what it took before is not doubted.
+// TestRefused falls back, for the kind that the kernel does not know, and for good once three runs in a row were refused; each
+// of them goes out one by one. What it took before is not doubted.
 func TestRefused(t *testing.T) {
-	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP} {
-		d, k := dry(t)
-		refusals := 0
-		k.refuse = func(h virtio) syscall.Errno {
-			if h.gso == gsoUDP {
-				refusals++
-				return errno
+	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			d, k := dry(t)
+			tried := 0
+			k.refuse = func(h virtio) syscall.Errno {
+				if h.gso == gsoUDP {
+					tried++
+					return errno
+				}
+				return 0
 			}
-			return 0
-		}
-		udp, tcp := train(false, true, 1, 10, 100), train(false, false, 1, 10, 100)
-		for range 3 {
-			if n, err := d.WritePackets(append(bytesClones(udp), tcp...)); n != 20 || err != nil {
-				t.Fatalf("took %d, %v", n, err)
+			udp, tcp := train(false, true, 1, 10, 100), train(false, false, 1, 10, 100)
+			for i := range 5 {
+				begin := len(k.written)
+				if n, err := d.WritePackets(append(bytesClones(udp), tcp...)); n != 20 || err != nil {
+					t.Fatalf("took %d, %v", n, err)
+				}
+				if want := min(i+1, mergeRefused); tried != want {
+					t.Errorf("%d merged packets were tried, want %d", tried, want)
+				}
+				for i, p := range udp {
+					if !bytes.Equal(k.written[begin+i][virtioSize:], p) {
+						t.Fatalf("packet %d was changed on the way", i)
+					}
+				}
 			}
-		}
-		if refusals != 1 {
-			t.Errorf("%d merged packets were tried, want one", refusals)
-		}
-		if s := d.Stats(); s.WriteCalls != 33 || s.Merged != 30 || s.Refused != 1 || s.WrittenPackets != 60 {
-			t.Errorf("%+v", s)
-		}
-		for i := range udp {
-			if !bytes.Equal(k.written[i][virtioSize:], udp[i]) {
-				t.Fatalf("packet %d was changed on the way", i)
+			if s := d.Stats(); s.WriteCalls != 55 || s.Merged != 50 || s.Refused != 3 || s.WrittenPackets != 100 {
+				t.Errorf("%+v", s)
 			}
-		}
+			if d.merges[udp6].Load() != mergeUntried {
+				t.Error("the other family is doubted")
+			}
+		})
+	}
+}
 
-		once := true
-		k.refuse = func(h virtio) syscall.Errno {
-			if h.gso == gsoTCP4 && once {
-				once = false
-				return errno
-			}
-			return 0
-		}
-		for range 2 {
-			if n, err := d.WritePackets(bytesClones(tcp)); n != 10 || err != nil {
-				t.Fatalf("took %d, %v", n, err)
-			}
-		}
-		if s := d.Stats(); s.Merged != 40 || s.Refused != 2 {
-			t.Errorf("one refusal of what worked: %+v", s)
+// TestRefusedRuns goes on merging where the kernel refused runs, but not three of the first ones: a peer chooses what is in them.
+func TestRefusedRuns(t *testing.T) {
+	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
+		for _, x := range []struct {
+			name  string
+			taken []bool // by the kernel, run after run
+			dead  bool
+		}{
+			{"the first", []bool{false}, false},
+			{"the first two", []bool{false, false}, false},
+			{"the first three", []bool{false, false, false}, true},
+			{"three, the second taken", []bool{false, true, false, false}, false},
+			{"what worked", []bool{true, false, false, false, false}, false},
+		} {
+			t.Run(errno.Error()+"/"+x.name, func(t *testing.T) {
+				d, k := dry(t)
+				var merged, refused uint64
+				for i, taken := range append(x.taken, true) {
+					k.refuse = func(h virtio) syscall.Errno {
+						if h.gso == gsoNone || taken {
+							return 0
+						}
+						return errno
+					}
+					switch {
+					case !taken:
+						refused++
+					case i < len(x.taken) || !x.dead:
+						merged += 10
+					}
+					if n, err := d.WritePackets(train(false, false, 1, 10, 100)); n != 10 || err != nil {
+						t.Fatalf("run %d: took %d, %v", i, n, err)
+					}
+				}
+				if s := d.Stats(); s.Merged != merged || s.Refused != refused {
+					t.Errorf("%d packets were merged and %d runs refused, want %d and %d", s.Merged, s.Refused, merged, refused)
+				}
+			})
 		}
 	}
 }
