@@ -55,7 +55,7 @@ func check(err error) {
 	}
 }
 
-// A chanTunnel is a Tunnel in thirty lines: what is sent to out goes through the device, and what arrives comes from in.
+// A chanTunnel is a Tunnel in forty lines: what is sent to out goes through the device, and what arrives comes from in.
 type chanTunnel struct {
 	out, in chan []byte
 	once    sync.Once
@@ -94,39 +94,50 @@ func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, nil
 }
 
-// A chanBind is a Bind in thirty lines: a wire between two devices, made of channels.
+// A chanBind is a Bind in forty lines: a wire between two devices, made of channels.
 type chanBind struct {
 	in, peer chan []byte
 	from     wireguard.Endpoint // whom all comes from
-	once     sync.Once
-	closed   chan struct{}
 }
 
-func (b *chanBind) Listen(uint16) (wireguard.Socket, error) { return b, nil }
-func (b *chanBind) Port() uint16                            { return 1 }
-func (b *chanBind) Receivers() []wireguard.Receiver         { return []wireguard.Receiver{b} }
+func (b *chanBind) Listen(uint16) (wireguard.Socket, error) {
+	return &chanSocket{bind: b, closed: make(chan struct{})}, nil // a new one each time: Wake and Up come again
+}
 
-func (b *chanBind) Close() error {
-	b.once.Do(func() { close(b.closed) })
+type chanSocket struct {
+	bind   *chanBind
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (s *chanSocket) Port() uint16                    { return 1 }
+func (s *chanSocket) Receivers() []wireguard.Receiver { return []wireguard.Receiver{s} }
+
+func (s *chanSocket) Close() error {
+	s.once.Do(func() { close(s.closed) })
 	return nil
 }
 
-func (b *chanBind) Send(trains []wireguard.Train) {
+func (s *chanSocket) Send(trains []wireguard.Train) {
 	for _, t := range trains {
-		for at := 0; at < len(t.Data); at += t.Size {
+		size := t.Size
+		if size <= 0 {
+			size = len(t.Data) // one datagram
+		}
+		for at := 0; at < len(t.Data); at += size {
 			select {
-			case b.peer <- append([]byte(nil), t.Data[at:min(at+t.Size, len(t.Data))]...):
+			case s.bind.peer <- append([]byte(nil), t.Data[at:min(at+size, len(t.Data))]...): // t is borrowed
 			default: // a full wire drops
 			}
 		}
 	}
 }
 
-func (b *chanBind) Receive() ([]wireguard.Train, error) {
+func (s *chanSocket) Receive() ([]wireguard.Train, error) {
 	select {
-	case m := <-b.in:
-		return []wireguard.Train{{Data: m, Size: len(m), Endpoint: b.from}}, nil
-	case <-b.closed:
+	case m := <-s.bind.in:
+		return []wireguard.Train{{Data: m, Size: len(m), Endpoint: s.bind.from}}, nil
+	case <-s.closed:
 		return nil, net.ErrClosed
 	}
 }
@@ -140,7 +151,7 @@ func ExampleTunnel() {
 		t := newChanTunnel()
 		d, err := wireguard.New(wireguard.Config{
 			PrivateKey: key, Tunnel: t,
-			Bind: &chanBind{in: wire[i], peer: wire[1-i], from: other, closed: make(chan struct{})},
+			Bind: &chanBind{in: wire[i], peer: wire[1-i], from: other},
 			Peers: []wireguard.PeerConfig{{
 				PublicKey: peer, Endpoint: other, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
 			}},
@@ -154,7 +165,11 @@ func ExampleTunnel() {
 	b, in := device(1, there, here.Public())
 	defer b.Close()
 
+	check(b.Down())
+	check(b.Up()) // the second socket of one Bind
 	check(a.Handshake(context.Background(), there.Public()))
+	check(a.Wake()) // and after a resume, with the session kept
+	check(b.Wake())
 	out.out <- append([]byte{0x45, 0, 0, 25, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, "hello"...)
 	fmt.Printf("%s\n", (<-in.in)[20:])
 	// Output: hello
