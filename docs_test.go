@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -152,4 +153,28 @@ func TestUndocumentedSees(t *testing.T) {
 			t.Errorf("%q: undocumented are %q, want %q", c.src, got, c.want)
 		}
 	}
+}
+
+// TestReadmeUsage: the first Go code of README.md is the marked part of Example, but for indentation.
+func TestReadmeUsage(t *testing.T) {
+	_, usage, _ := strings.Cut(fileText(t, "README.md"), "```go\n")
+	usage, _, _ = strings.Cut(usage, "```\n")
+	_, example, _ := strings.Cut(fileText(t, "example_test.go"), "// README.md: from here\n")
+	example, _, _ = strings.Cut(example, "\t// README.md: to here\n")
+	if usage == "" || example == "" {
+		t.Fatalf("README.md has %d bytes of Go, Example %d", len(usage), len(example))
+	}
+	example = strings.TrimPrefix(strings.ReplaceAll("\n"+example, "\n\t", "\n"), "\n")
+	if usage != example {
+		t.Errorf("README.md says\n%s\nand example_test.go\n%s", usage, example)
+	}
+}
+
+func fileText(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }

@@ -14,39 +14,59 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A web server and a client, each behind a device with a network stack of its own: no root, no interface.
+// A web client behind a device with a network stack of its own, and a server behind another: no root, no interface.
 func Example() {
-	device := func(address string, key wireguard.PrivateKey, peer wireguard.PeerConfig) (*wireguard.Device, *netstack.Net) {
-		stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr(address)}})
-		check(err)
-		d, err := wireguard.New(wireguard.Config{
-			PrivateKey: key, Tunnel: stack, Bind: udp.Bind{}, Peers: []wireguard.PeerConfig{peer},
-		})
-		check(err)
-		check(d.Up())
-		return d, stack
-	}
-	serverKey, clientKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	server, serverStack := device("10.0.0.1", serverKey, wireguard.PeerConfig{
-		PublicKey: clientKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
-	})
-	defer server.Close()
-	client, clientStack := device("10.0.0.2", clientKey, wireguard.PeerConfig{
-		PublicKey: serverKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
-		Endpoint: wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), server.Status().ListenPort)),
-	})
-	defer client.Close()
+	key, serverKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	peer := serverKey.Public()
+	endpoint, stop := exampleServer(serverKey, key.Public())
+	defer stop()
 
-	listener, err := serverStack.Listen("tcp", ":80")
+	// README.md: from here
+	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 	check(err)
-	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
-	web := http.Client{Transport: &http.Transport{DialContext: clientStack.DialContext}}
+	d, err := wireguard.New(wireguard.Config{
+		PrivateKey: key,
+		Tunnel:     stack,
+		Bind:       udp.Bind{},
+		Peers: []wireguard.PeerConfig{{
+			PublicKey:  peer,
+			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+			Endpoint:   wireguard.EndpointOf(endpoint), // as in 192.0.2.1:51820
+		}},
+	})
+	check(err)
+	check(d.Up())
+	defer d.Close()
+
+	web := http.Client{Transport: &http.Transport{DialContext: stack.DialContext}}
 	answer, err := web.Get("http://10.0.0.1/")
 	check(err)
 	body, err := io.ReadAll(answer.Body)
 	check(err)
-	fmt.Println(answer.Status, string(body))
-	// Output: 200 OK hello
+	for p := range d.Peers() {
+		fmt.Printf("%s, handshake: %t, received: %t\n", body, !p.LastHandshake.IsZero(), p.Received.Bytes > 0)
+	}
+	// README.md: to here
+
+	// Output: hello, handshake: true, received: true
+}
+
+// exampleServer serves HTTP at 10.0.0.1, behind a device, until stop.
+func exampleServer(key wireguard.PrivateKey, client wireguard.PublicKey) (endpoint netip.AddrPort, stop func()) {
+	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
+	check(err)
+	d, err := wireguard.New(wireguard.Config{
+		PrivateKey: key, Tunnel: stack, Bind: udp.Bind{},
+		Peers: []wireguard.PeerConfig{{
+			PublicKey: client, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
+		}},
+	})
+	check(err)
+	check(d.Up())
+	listener, err := stack.Listen("tcp", ":80")
+	check(err)
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), d.Status().ListenPort), func() { d.Close() }
 }
 
 func check(err error) {
