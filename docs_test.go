@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -167,6 +168,48 @@ func TestReadmeUsage(t *testing.T) {
 	example = strings.TrimPrefix(strings.ReplaceAll("\n"+example, "\n\t", "\n"), "\n")
 	if usage != example {
 		t.Errorf("README.md says\n%s\nand example_test.go\n%s", usage, example)
+	}
+}
+
+// TestMapIsComplete: README.md has each file of this package, platform suffixes aside, and each folder with a package; the
+// package comment has each file.
+func TestMapIsComplete(t *testing.T) {
+	readme, comment := fileText(t, "README.md"), fileText(t, "wireguard.go")
+	comment, _, _ = strings.Cut(comment, "\npackage wireguard\n")
+	folders := make(map[string]bool)
+	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
+		switch base := e.Name(); {
+		case err != nil:
+			return err
+		case e.IsDir():
+			if path != "." && (strings.HasPrefix(base, ".") || base == "testdata") {
+				return filepath.SkipDir
+			}
+		case !strings.HasSuffix(base, ".go"):
+		case path != base:
+			folders[filepath.ToSlash(filepath.Dir(path))] = true
+		case !strings.HasSuffix(base, "_test.go"):
+			stem, _, _ := strings.Cut(strings.TrimSuffix(base, ".go"), "_")
+			file := stem + ".go"
+			if !strings.Contains(readme, "["+file+"]("+file+")") {
+				t.Errorf("README.md has no %s", file)
+			}
+			if file != "wireguard.go" && !regexp.MustCompile(`\b`+regexp.QuoteMeta(file)+`\b`).MatchString(comment) {
+				t.Errorf("the package comment has no %s", file)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir := range folders {
+		if !strings.Contains(readme, "`"+dir+"`") {
+			t.Errorf("README.md has no %s", dir)
+		}
+	}
+	if len(folders) < 10 {
+		t.Errorf("only %d folders were looked at", len(folders))
 	}
 }
 
