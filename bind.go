@@ -55,7 +55,7 @@ type Receiver interface {
 // A Train is a run of datagrams to or from one endpoint, back to back in memory: each is Size bytes long but for
 // the last one, which may be shorter. It is what one system call with segmentation offload carries.
 type Train struct {
-	Data     []byte
+	Data     []byte   // the datagrams, without headers of UDP and IP
 	Size     int      // of each datagram but the last, in bytes; at least 1
 	Endpoint Endpoint // where to, or where from
 	TOS      uint8    // IPv4 type of service or IPv6 traffic class of the outer packet: DSCP and ECN

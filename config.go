@@ -23,6 +23,7 @@ type Config struct {
 	// FirewallMark marks what the sockets send, where the Bind can. Zero: no mark.
 	FirewallMark uint32
 
+	// Peers are those from the start. None: Configure and Lookup add some.
 	Peers []PeerConfig
 
 	// Tunnel is where packets come from and go to. The device closes it in Close.
@@ -58,7 +59,10 @@ type Config struct {
 
 // A PeerConfig says who a peer is and what it may send. Zero fields mean none.
 type PeerConfig struct {
-	PublicKey    PublicKey
+	// PublicKey is whose configuration it is. Zero is refused.
+	PublicKey PublicKey
+
+	// PresharedKey is mixed into each handshake with the peer, which must have the same. Zero: none.
 	PresharedKey PresharedKey
 
 	// Endpoint is where the peer is at first; it moves with the peer's authentic packets. Zero: known once the
@@ -93,7 +97,7 @@ type Change struct {
 
 // A PeerChange is a difference to one peer, or a new peer: a peer that does not exist is added.
 type PeerChange struct {
-	PublicKey PublicKey
+	PublicKey PublicKey // whose configuration is changed; zero is refused
 
 	// Remove removes the peer with its session; other fields are ignored. Removing a peer that does not exist is
 	// no error.

@@ -5,7 +5,9 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -61,6 +63,61 @@ func undocumentedSpec(d *ast.GenDecl, s ast.Spec) (names []string) {
 	return names
 }
 
+// undocumentedFields are the exported fields of the exported structs of f without a word. A comment above, one behind, and one
+// above a field before, with no blank line between, that names the field: each is a word.
+func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		spec, ok := n.(*ast.TypeSpec)
+		if !ok {
+			return true
+		}
+		if s, ok := spec.Type.(*ast.StructType); ok && spec.Name.IsExported() {
+			group, end := "", 0 // the last comment above a field, and the line where that group ends so far
+			for _, field := range s.Fields.List {
+				if field.Doc != nil {
+					group = field.Doc.Text()
+				} else if fset.Position(field.Pos()).Line > end+1 {
+					group = ""
+				}
+				end = fset.Position(field.End()).Line
+				for _, name := range fieldNames(field) {
+					named := regexp.MustCompile(`\b` + name + `\b`).MatchString(group)
+					if token.IsExported(name) && field.Doc.Text() == "" && field.Comment.Text() == "" && !named {
+						names = append(names, spec.Name.Name+"."+name)
+					}
+				}
+			}
+		}
+		return false
+	})
+	return names
+}
+
+// fieldNames are the names of a field; the one of an embedded field is its type's.
+func fieldNames(field *ast.Field) (names []string) {
+	for _, n := range field.Names {
+		names = append(names, n.Name)
+	}
+	if len(names) > 0 {
+		return names
+	}
+	t := field.Type
+	for {
+		switch x := t.(type) {
+		case *ast.StarExpr:
+			t = x.X
+		case *ast.IndexExpr:
+			t = x.X
+		case *ast.SelectorExpr:
+			return []string{x.Sel.Name}
+		case *ast.Ident:
+			return []string{x.Name}
+		default:
+			return nil
+		}
+	}
+}
+
 // ofExported reports whether a method's receiver is of an exported type, or there is none.
 func ofExported(recv *ast.FieldList) bool {
 	if recv == nil {
@@ -81,7 +138,7 @@ func ofExported(recv *ast.FieldList) bool {
 	}
 }
 
-// TestExportedNamesAreDocumented goes through every package of the module that can be imported.
+// TestExportedNamesAreDocumented goes through every package of the module that can be imported, and in this one through fields.
 func TestExportedNamesAreDocumented(t *testing.T) {
 	packages := make(map[string]bool) // by folder: whether it has a package comment
 	exported := 0
@@ -109,6 +166,11 @@ func TestExportedNamesAreDocumented(t *testing.T) {
 		exported++
 		for _, name := range undocumented(f) {
 			t.Errorf("%s: %s has no comment", path, name)
+		}
+		if filepath.Dir(path) == "." {
+			for _, name := range undocumentedFields(fset, f) {
+				t.Errorf("%s: %s has no comment", path, name)
+			}
 		}
 		return nil
 	})
@@ -152,4 +214,100 @@ func TestUndocumentedSees(t *testing.T) {
 			t.Errorf("%q: undocumented are %q, want %q", c.src, got, c.want)
 		}
 	}
+}
+
+// TestUndocumentedFieldsSees: so does that for fields.
+func TestUndocumentedFieldsSees(t *testing.T) {
+	for _, c := range []struct{ fields, want string }{
+		{"A int", "T.A"},
+		{"a int", ""},
+		{"A int // is one", ""},
+		{"// A is one.\nA int", ""},
+		{"A, B int", "T.A T.B"},
+		{"// A is one.\nA int\nB int", "T.B"},
+		{"// A is one, B another.\nA int\nB int", ""},
+		{"// A is one, B another.\nA int\n\nB int", "T.B"},
+		{"// A is one, C another.\nA int\nB int // too\nC int", ""},
+		{"// A is one, C another.\nA int\n// B is.\nB int\nC int", "T.C"},
+		{"*p.Embedded[int]\n", "T.Embedded"},
+		{"p.Embedded // where", ""},
+	} {
+		for name, want := range map[string]string{"T": c.want, "t": ""} {
+			fset := token.NewFileSet()
+			src := "package p\ntype " + name + " struct {\n" + c.fields + "\n}\n"
+			f, err := parser.ParseFile(fset, "p.go", src, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(undocumentedFields(fset, f), " "); got != want {
+				t.Errorf("%q: undocumented are %q, want %q", src, got, want)
+			}
+		}
+	}
+}
+
+// TestReadmeUsage: the first Go code of README.md is the marked part of Example, but for indentation.
+func TestReadmeUsage(t *testing.T) {
+	_, usage, _ := strings.Cut(fileText(t, "README.md"), "```go\n")
+	usage, _, _ = strings.Cut(usage, "```\n")
+	_, example, _ := strings.Cut(fileText(t, "example_test.go"), "// README.md: from here\n")
+	example, _, _ = strings.Cut(example, "\t// README.md: to here\n")
+	if usage == "" || example == "" {
+		t.Fatalf("README.md has %d bytes of Go, Example %d", len(usage), len(example))
+	}
+	example = strings.TrimPrefix(strings.ReplaceAll("\n"+example, "\n\t", "\n"), "\n")
+	if usage != example {
+		t.Errorf("README.md says\n%s\nand example_test.go\n%s", usage, example)
+	}
+}
+
+// TestMapIsComplete: README.md has each file of this package, platform suffixes aside, and each folder with a package; the
+// package comment has each file.
+func TestMapIsComplete(t *testing.T) {
+	readme, comment := fileText(t, "README.md"), fileText(t, "wireguard.go")
+	comment, _, _ = strings.Cut(comment, "\npackage wireguard\n")
+	folders := make(map[string]bool)
+	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
+		switch base := e.Name(); {
+		case err != nil:
+			return err
+		case e.IsDir():
+			if path != "." && (strings.HasPrefix(base, ".") || base == "testdata") {
+				return filepath.SkipDir
+			}
+		case !strings.HasSuffix(base, ".go"):
+		case path != base:
+			folders[filepath.ToSlash(filepath.Dir(path))] = true
+		case !strings.HasSuffix(base, "_test.go"):
+			stem, _, _ := strings.Cut(strings.TrimSuffix(base, ".go"), "_")
+			file := stem + ".go"
+			if !strings.Contains(readme, "["+file+"]("+file+")") {
+				t.Errorf("README.md has no %s", file)
+			}
+			if file != "wireguard.go" && !regexp.MustCompile(`\b`+regexp.QuoteMeta(file)+`\b`).MatchString(comment) {
+				t.Errorf("the package comment has no %s", file)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir := range folders {
+		if !strings.Contains(readme, "`"+dir+"`") {
+			t.Errorf("README.md has no %s", dir)
+		}
+	}
+	if len(folders) < 10 {
+		t.Errorf("only %d folders were looked at", len(folders))
+	}
+}
+
+func fileText(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }

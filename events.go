@@ -44,13 +44,13 @@ func (k EventKind) String() string {
 // An Event is something that happened to a device or to one of its peers. Fields that its kind does not name are
 // zero.
 type Event struct {
-	Kind      EventKind
+	Kind      EventKind // never zero
 	Time      time.Time // wall time
-	Peer      PublicKey
-	Endpoint  Endpoint
-	Timestamp Timestamp
-	Err       error
-	Missed    int // how many events before this one the subscriber was too slow for
+	Peer      PublicKey // whom it is about; zero: the device
+	Endpoint  Endpoint  // where the peer is, or where a send failed; zero: unknown
+	Timestamp Timestamp // the newest initiation accepted from the peer that was forgotten
+	Err       error     // of the socket
+	Missed    int       // how many events before this one the subscriber was too slow for
 }
 
 // subscribers are the channels that events go to. The zero value is ready.

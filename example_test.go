@@ -14,39 +14,59 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A web server and a client, each behind a device with a network stack of its own: no root, no interface.
+// A web client behind a device with a network stack of its own, and a server behind another: no root, no interface.
 func Example() {
-	device := func(address string, key wireguard.PrivateKey, peer wireguard.PeerConfig) (*wireguard.Device, *netstack.Net) {
-		stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr(address)}})
-		check(err)
-		d, err := wireguard.New(wireguard.Config{
-			PrivateKey: key, Tunnel: stack, Bind: udp.Bind{}, Peers: []wireguard.PeerConfig{peer},
-		})
-		check(err)
-		check(d.Up())
-		return d, stack
-	}
-	serverKey, clientKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	server, serverStack := device("10.0.0.1", serverKey, wireguard.PeerConfig{
-		PublicKey: clientKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
-	})
-	defer server.Close()
-	client, clientStack := device("10.0.0.2", clientKey, wireguard.PeerConfig{
-		PublicKey: serverKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
-		Endpoint: wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), server.Status().ListenPort)),
-	})
-	defer client.Close()
+	key, serverKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	peer := serverKey.Public()
+	endpoint, stop := exampleServer(serverKey, key.Public())
+	defer stop()
 
-	listener, err := serverStack.Listen("tcp", ":80")
+	// README.md: from here
+	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 	check(err)
-	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
-	web := http.Client{Transport: &http.Transport{DialContext: clientStack.DialContext}}
+	d, err := wireguard.New(wireguard.Config{
+		PrivateKey: key,
+		Tunnel:     stack,
+		Bind:       udp.Bind{},
+		Peers: []wireguard.PeerConfig{{
+			PublicKey:  peer,
+			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+			Endpoint:   wireguard.EndpointOf(endpoint), // as in 192.0.2.1:51820
+		}},
+	})
+	check(err)
+	check(d.Up())
+	defer d.Close()
+
+	web := http.Client{Transport: &http.Transport{DialContext: stack.DialContext}}
 	answer, err := web.Get("http://10.0.0.1/")
 	check(err)
 	body, err := io.ReadAll(answer.Body)
 	check(err)
-	fmt.Println(answer.Status, string(body))
-	// Output: 200 OK hello
+	for p := range d.Peers() {
+		fmt.Printf("%s, handshake: %t, received: %t\n", body, !p.LastHandshake.IsZero(), p.Received.Bytes > 0)
+	}
+	// README.md: to here
+
+	// Output: hello, handshake: true, received: true
+}
+
+// exampleServer serves HTTP at 10.0.0.1, behind a device, until stop.
+func exampleServer(key wireguard.PrivateKey, client wireguard.PublicKey) (endpoint netip.AddrPort, stop func()) {
+	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
+	check(err)
+	d, err := wireguard.New(wireguard.Config{
+		PrivateKey: key, Tunnel: stack, Bind: udp.Bind{},
+		Peers: []wireguard.PeerConfig{{
+			PublicKey: client, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
+		}},
+	})
+	check(err)
+	check(d.Up())
+	listener, err := stack.Listen("tcp", ":80")
+	check(err)
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), d.Status().ListenPort), func() { d.Close() }
 }
 
 func check(err error) {
@@ -55,7 +75,7 @@ func check(err error) {
 	}
 }
 
-// A chanTunnel is a Tunnel in thirty lines: what is sent to out goes through the device, and what arrives comes from in.
+// A chanTunnel is a Tunnel in forty lines: what is sent to out goes through the device, and what arrives comes from in.
 type chanTunnel struct {
 	out, in chan []byte
 	once    sync.Once
@@ -94,39 +114,50 @@ func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, nil
 }
 
-// A chanBind is a Bind in thirty lines: a wire between two devices, made of channels.
+// A chanBind is a Bind in forty lines: a wire between two devices, made of channels.
 type chanBind struct {
 	in, peer chan []byte
 	from     wireguard.Endpoint // whom all comes from
-	once     sync.Once
-	closed   chan struct{}
 }
 
-func (b *chanBind) Listen(uint16) (wireguard.Socket, error) { return b, nil }
-func (b *chanBind) Port() uint16                            { return 1 }
-func (b *chanBind) Receivers() []wireguard.Receiver         { return []wireguard.Receiver{b} }
+func (b *chanBind) Listen(uint16) (wireguard.Socket, error) {
+	return &chanSocket{bind: b, closed: make(chan struct{})}, nil // a new one each time: Wake and Up come again
+}
 
-func (b *chanBind) Close() error {
-	b.once.Do(func() { close(b.closed) })
+type chanSocket struct {
+	bind   *chanBind
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (s *chanSocket) Port() uint16                    { return 1 }
+func (s *chanSocket) Receivers() []wireguard.Receiver { return []wireguard.Receiver{s} }
+
+func (s *chanSocket) Close() error {
+	s.once.Do(func() { close(s.closed) })
 	return nil
 }
 
-func (b *chanBind) Send(trains []wireguard.Train) {
+func (s *chanSocket) Send(trains []wireguard.Train) {
 	for _, t := range trains {
-		for at := 0; at < len(t.Data); at += t.Size {
+		size := t.Size
+		if size <= 0 {
+			size = len(t.Data) // one datagram
+		}
+		for at := 0; at < len(t.Data); at += size {
 			select {
-			case b.peer <- append([]byte(nil), t.Data[at:min(at+t.Size, len(t.Data))]...):
+			case s.bind.peer <- append([]byte(nil), t.Data[at:min(at+size, len(t.Data))]...): // t is borrowed
 			default: // a full wire drops
 			}
 		}
 	}
 }
 
-func (b *chanBind) Receive() ([]wireguard.Train, error) {
+func (s *chanSocket) Receive() ([]wireguard.Train, error) {
 	select {
-	case m := <-b.in:
-		return []wireguard.Train{{Data: m, Size: len(m), Endpoint: b.from}}, nil
-	case <-b.closed:
+	case m := <-s.bind.in:
+		return []wireguard.Train{{Data: m, Size: len(m), Endpoint: s.bind.from}}, nil
+	case <-s.closed:
 		return nil, net.ErrClosed
 	}
 }
@@ -140,7 +171,7 @@ func ExampleTunnel() {
 		t := newChanTunnel()
 		d, err := wireguard.New(wireguard.Config{
 			PrivateKey: key, Tunnel: t,
-			Bind: &chanBind{in: wire[i], peer: wire[1-i], from: other, closed: make(chan struct{})},
+			Bind: &chanBind{in: wire[i], peer: wire[1-i], from: other},
 			Peers: []wireguard.PeerConfig{{
 				PublicKey: peer, Endpoint: other, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
 			}},
@@ -154,7 +185,11 @@ func ExampleTunnel() {
 	b, in := device(1, there, here.Public())
 	defer b.Close()
 
+	check(b.Down())
+	check(b.Up()) // the second socket of one Bind
 	check(a.Handshake(context.Background(), there.Public()))
+	check(a.Wake()) // and after a resume, with the session kept
+	check(b.Wake())
 	out.out <- append([]byte{0x45, 0, 0, 25, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, "hello"...)
 	fmt.Printf("%s\n", (<-in.in)[20:])
 	// Output: hello

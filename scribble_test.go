@@ -1,12 +1,18 @@
 package wireguard_test
 
 import (
+	"bytes"
+	"slices"
+	"syscall"
+	"testing"
+
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A scribblingBind lends memory just as long as the contract of a Receiver says: at the next Receive, what the last one
-// returned is overwritten. What a device keeps of it is garbage then.
+// A scribblingBind lends memory just as long as the contract says: at the next Receive of a Receiver, what the last one
+// returned is overwritten, and what a device keeps of it is garbage; when Send returns, so is what the Bind below keeps of the
+// trains.
 type scribblingBind struct{ wireguard.Bind }
 
 func (b scribblingBind) Listen(port uint16) (wireguard.Socket, error) {
@@ -27,6 +33,23 @@ func (s scribblingSocket) Receivers() (rs []wireguard.Receiver) {
 		rs = append(rs, &scribblingReceiver{Receiver: r})
 	}
 	return rs
+}
+
+// Send sends a copy, and panics where the data comes back changed.
+func (s scribblingSocket) Send(ts []wireguard.Train) {
+	lent := slices.Clone(ts)
+	for i := range lent {
+		lent[i].Data = slices.Clone(ts[i].Data)
+	}
+	s.Socket.Send(lent)
+	for i := range lent {
+		if !bytes.Equal(lent[i].Data, ts[i].Data) {
+			panic("a Socket changed the data that it was to send")
+		}
+		ts[i].Endpoint, ts[i].Err = lent[i].Endpoint, lent[i].Err
+		scribble(lent[i].Data)
+	}
+	clear(lent) // the slice is borrowed too
 }
 
 type scribblingReceiver struct {
@@ -58,5 +81,30 @@ func (t scribblingTunnel) WritePackets(pkts [][]byte) (int, error) {
 func scribble(b []byte) {
 	for i := range b {
 		b[i] = 0xdb
+	}
+}
+
+// A keepingSocket keeps what it is lent, which a Socket must not.
+type keepingSocket struct {
+	wireguard.Socket
+	kept []wireguard.Train
+	data []byte
+}
+
+func (s *keepingSocket) Send(ts []wireguard.Train) {
+	s.kept, s.data = ts, ts[0].Data
+	ts[0].Err, ts[0].Endpoint.Interface = syscall.EPERM, 7
+}
+
+// TestScribblingSend: a Socket that keeps is left with garbage, and the device with its own data and the outcome.
+func TestScribblingSend(t *testing.T) {
+	var keeping keepingSocket
+	ts := []wireguard.Train{{Data: []byte("data"), Size: 4}}
+	scribblingSocket{&keeping}.Send(ts)
+	if string(keeping.data) != "\xdb\xdb\xdb\xdb" || keeping.kept[0].Data != nil {
+		t.Errorf("kept are %q and %v", keeping.data, keeping.kept)
+	}
+	if string(ts[0].Data) != "data" || ts[0].Err != syscall.EPERM || ts[0].Endpoint.Interface != 7 {
+		t.Errorf("the device sees %+v", ts[0])
 	}
 }

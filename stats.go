@@ -84,17 +84,18 @@ func (c *dropCounters) load() (d Drops) {
 // Traffic counts what went one way. Bytes are those of wg(8)'s transfer: of accepted data and handshake messages,
 // without UDP and IP headers. Packets are data packets inside the tunnel, keepalives not among them.
 type Traffic struct {
-	Bytes, Packets uint64
+	Bytes   uint64 // on the wire, those of handshakes and keepalives too
+	Packets uint64 // inside the tunnel
 }
 
 // A Status is what a device is at one moment.
 type Status struct {
-	PublicKey    PublicKey // zero: no private key is set
-	PrivateKey   PrivateKey
-	ListenPort   uint16 // the port in use, or the configured one while the device is down
-	FirewallMark uint32
-	Up           bool
-	Peers        int
+	PublicKey    PublicKey  // zero: no private key is set
+	PrivateKey   PrivateKey // zero likewise
+	ListenPort   uint16     // the port in use, or the configured one while the device is down; zero there: the Bind chooses
+	FirewallMark uint32     // as configured; zero: none
+	Up           bool       // whether Up was called, and not Down or Close since
+	Peers        int        // how many there are, looked-up ones among them
 
 	// Drops counts what was dropped since New, by reason, including what each peer's own counts hold.
 	Drops Drops
@@ -107,19 +108,19 @@ type Status struct {
 
 // A PeerStatus is what a peer is at one moment: its configuration and how it fares.
 type PeerStatus struct {
-	PublicKey           PublicKey
-	PresharedKey        PresharedKey
-	Endpoint            Endpoint // as last heard from; zero: unknown
-	AllowedIPs          []netip.Prefix
-	PersistentKeepalive time.Duration
-	LookedUp            bool // came from Config.Lookup
+	PublicKey           PublicKey      // never zero
+	PresharedKey        PresharedKey   // zero: none
+	Endpoint            Endpoint       // as last heard from; zero: unknown
+	AllowedIPs          []netip.Prefix // what is routed to the peer, and what it may send from
+	PersistentKeepalive time.Duration  // zero: off
+	LookedUp            bool           // came from Config.Lookup
 
 	// Timestamp is the newest initiation accepted from the peer.
 	Timestamp Timestamp
 	// LastHandshake is the wall time when the newest session was confirmed, by the clock of that moment; zero: never.
 	LastHandshake time.Time
 
-	Received, Sent Traffic
+	Received, Sent Traffic // from and to the peer
 	// Drops counts the peer's drops, by reason, since its session state was last wiped.
 	Drops Drops
 	// Staged is the number of packets that wait for a handshake or for their turn, a keepalive among them.

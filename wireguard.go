@@ -23,7 +23,9 @@
 // A packet on its way out meets, in this order, send.go, allowedips.go, peer.go and keypair.go, and staged.go where it
 // waits; fork.go lets idle cores help with the ciphers. On its way in it meets receive.go,
 // keypair.go, replay.go, peer.go and allowedips.go. Handshake messages take the slow path: slow.go, exchange.go,
-// handshake.go, cookie.go. Time comes from deadlines.go to timers.go. Configuration is config.go and configure.go.
+// handshake.go, cookie.go. Time comes by clock.go from deadlines.go to timers.go. Configuration is config.go and configure.go.
+// Beside them: inner.go reads the packets inside, unreachable.go answers them, sessions.go finds sessions, lookup.go peers;
+// waiters.go waits for a session; key.go, tunnel.go, bind.go, batch.go, events.go and stats.go are types of the API.
 //
 //	out:   PacketSource or Device.Send ─▶ route ─▶ the peer's turn, counters ─▶ seal in place ─▶ Socket
 //	in:    Receiver ─▶ session by index ─▶ open in place ─▶ replay, confirm, roam ─▶ source check ─▶ PacketSink
