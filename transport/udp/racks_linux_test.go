@@ -59,7 +59,7 @@ func TestSlotsForTrainsAreFew(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)
 	if !p.gso || !p.gro {
-		t.Skip("this system has no UDP offloads")
+		t.Skip("needs UDP offloads")
 	}
 	p.want = maxSlots
 	long := trainOf(1, 40*1400, 1400, y.at(ipv4))

@@ -28,7 +28,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	p := s.(*Socket).paths[ipv4].(*linuxPath)
 	r := p.routes
 	if r == nil {
-		t.Skip("this host lets no namespace use netlink")
+		t.Skip("needs netlink in a namespace")
 	}
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {

@@ -44,7 +44,7 @@ func TestAnswerComesFromTheAddressReached(t *testing.T) {
 
 func TestSourceOfIPv6(t *testing.T) {
 	if !has(ipv6) {
-		t.Skip("this host has no IPv6 loopback address")
+		t.Skip("needs an IPv6 loopback address")
 	}
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
@@ -283,7 +283,7 @@ func pending(t *testing.T, e *end, f family) (size int) {
 func TestZones(t *testing.T) {
 	local := linkLocal()
 	if !local.IsValid() {
-		t.Skip("this host has no link-local address")
+		t.Skip("needs a link-local address")
 	}
 	for _, v := range variants {
 		x, y := v.listen(t), v.listen(t)
