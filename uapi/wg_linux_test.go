@@ -33,7 +33,7 @@ func newWGOf(t *testing.T, d *wireguard.Device) *wgTest {
 		t.Skip("needs wg: apt-get install wireguard-tools")
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("root alone may make sockets in /var/run/wireguard")
+		t.Skip("needs root, for sockets in /var/run/wireguard")
 	}
 	w := &wgTest{t, d, uniqueName()}
 	l, err := Listen(w.name)

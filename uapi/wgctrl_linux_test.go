@@ -18,7 +18,7 @@ import (
 // TestWGCtrl: Go programs that configure WireGuard through wgctrl configure this device, and read back what they wrote.
 func TestWGCtrl(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("root alone may make sockets in /var/run/wireguard")
+		t.Skip("needs root, for sockets in /var/run/wireguard")
 	}
 	d := newDevice(t)
 	name := uniqueName()

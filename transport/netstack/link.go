@@ -53,7 +53,8 @@ type link struct {
 	queue  []*stack.PacketBuffer // in order; each holds a reference
 	spare  []*stack.PacketBuffer // the memory of the queue before this one
 	queued int                   // bytes in queue, with their overhead
-	room   sync.Cond             // the queue got shorter, or the link was closed
+	room   sync.Cond             // the queue got shorter, or nobody waits any more
+	signal chan struct{}         // closed at the same time, for datagrams; nil: none waits
 	acks   acks
 
 	running sync.WaitGroup // drain, endHold and deliverErrors
@@ -174,7 +175,7 @@ func (l *link) drain() {
 		}
 		ps, x := l.queue, l.exit
 		l.queue, l.spare, l.queued = l.spare[:0], nil, 0
-		l.room.Broadcast()
+		l.wake()
 		l.mu.Unlock()
 
 		for i, p := range ps {
@@ -190,14 +191,27 @@ func (l *link) drain() {
 	}
 }
 
-// waitForRoom waits until a packet of a datagram endpoint would find room in the queue. The caller holds no lock of
-// gVisor's.
-func (l *link) waitForRoom() {
+// full is nil if a packet of a datagram endpoint would find room in the queue, or else a channel that is closed when it
+// is worth asking again. Who waits for it must hold no lock of gVisor's.
+func (l *link) full() <-chan struct{} {
 	l.mu.Lock()
-	for l.busy && l.queued >= maxQueued && !l.refuse {
-		l.room.Wait()
+	defer l.mu.Unlock()
+	if !l.busy || l.queued < maxQueued || l.refuse {
+		return nil
 	}
-	l.mu.Unlock()
+	if l.signal == nil {
+		l.signal = make(chan struct{})
+	}
+	return l.signal
+}
+
+// wake releases all who wait for room. l.mu is held.
+func (l *link) wake() {
+	l.room.Broadcast()
+	if l.signal != nil {
+		close(l.signal)
+		l.signal = nil
+	}
 }
 
 // refuseData releases all who wait for room, and lets nobody wait from now on: data is dropped as everything else is
@@ -205,7 +219,7 @@ func (l *link) waitForRoom() {
 func (l *link) refuseData() {
 	l.mu.Lock()
 	l.refuse = true
-	l.room.Broadcast()
+	l.wake()
 	l.mu.Unlock()
 }
 

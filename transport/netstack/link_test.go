@@ -2,12 +2,16 @@ package netstack
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/rand"
+	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed-86b749af/wireguard"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -111,7 +115,7 @@ func TestRoom(t *testing.T) {
 		})
 	}
 	wg.Go(func() {
-		l.waitForRoom()
+		waitForRoom(l)
 		returned <- 3
 	})
 	urgent := 0
@@ -150,7 +154,7 @@ func TestRoomClosed(t *testing.T) {
 	}
 	for range 3 {
 		waiting.Go(func() { l.write(t, numbered(0, 1000)) })
-		waiting.Go(l.waitForRoom)
+		waiting.Go(func() { waitForRoom(l) })
 	}
 	l.refuseData()
 	waiting.Wait()
@@ -163,6 +167,67 @@ func TestRoomClosed(t *testing.T) {
 	l.running.Wait()
 	if len(g.numbers) != 1 {
 		t.Errorf("%d packets were sent after closing", len(g.numbers)-1)
+	}
+}
+
+// waitForRoom waits as a datagram does that has no deadline.
+func waitForRoom(l *link) {
+	for full := l.full(); full != nil; full = l.full() {
+		<-full
+	}
+}
+
+// TestWriteWaits has datagrams wait for room while Send does not return: their deadline and Close end that.
+func TestWriteWaits(t *testing.T) {
+	n, err := New(Config{Addresses: []netip.Addr{a4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGate()
+	n.link.attach(g)
+	var all sync.WaitGroup
+	all.Go(func() { n.link.write(t, numbered(0, 1000)) })
+	<-g.entered
+	for n.link.queued < maxQueued {
+		n.link.write(t, numbered(0, 60000))
+	}
+	for _, tc := range []struct {
+		name string
+		end  func(c *UDPConn) // called before Write, acts while it waits
+		want error
+	}{
+		{"deadline", func(c *UDPConn) { _ = c.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)) }, os.ErrDeadlineExceeded},
+		{"deadline, set later", func(c *UDPConn) {
+			time.AfterFunc(20*time.Millisecond, func() { _ = c.SetWriteDeadline(time.Now()) })
+		}, os.ErrDeadlineExceeded},
+		{"closed", func(c *UDPConn) { time.AfterFunc(20*time.Millisecond, func() { _ = c.Close() }) }, net.ErrClosed},
+		{"all closed", func(*UDPConn) { time.AfterFunc(20*time.Millisecond, func() { all.Go(func() { _ = n.Close() }) }) }, net.ErrClosed},
+	} {
+		c, err := n.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(b4, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		written := make(chan error, 1)
+		tc.end(c)
+		go func() {
+			_, err := c.Write([]byte("x"))
+			written <- err
+		}()
+		select {
+		case err := <-written:
+			var op *net.OpError
+			if !errors.Is(err, tc.want) || !errors.As(err, &op) || op.Op != "write" {
+				t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: Write waits on", tc.name)
+		}
+		_ = c.Close()
+	}
+	close(g.leave)
+	all.Wait()
+	if err := n.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -67,7 +67,7 @@ func (s *socket) isClosed() bool {
 
 // wait returns nil when it is worth trying again, or why to give up. ready must have been drained before the try
 // that did not succeed.
-func (s *socket) wait(ready waiter.ChannelNotifier, d *deadline) error {
+func (s *socket) wait(ready <-chan struct{}, d *deadline) error {
 	select {
 	case <-ready:
 		return nil

@@ -139,7 +139,9 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	}
 	defer c.from.Reset(nil)
 	for {
-		c.net.link.waitForRoom()
+		if err := c.waitForRoom(); err != nil {
+			return 0, err
+		}
 		drain(c.writable)
 		c.from.Reset(b)
 		n, err := c.ep.Write(&c.from, opts)
@@ -159,6 +161,19 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// waitForRoom waits until there is room on the way to the device, or is why to give up.
+func (c *UDPConn) waitForRoom() error {
+	for full := c.net.link.full(); full != nil; full = c.net.link.full() {
+		if err := c.wait(full, &c.writes); err != nil {
+			return err
+		}
+		if err := c.usable(&c.writes); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fullAddress is to as the endpoint wants it.
@@ -199,7 +214,7 @@ func (c *UDPConn) SetReadDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.reads))
 }
 
-// SetWriteDeadline sets when writes give up with os.ErrDeadlineExceeded. The zero time: never.
+// SetWriteDeadline sets when writes give up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
 func (c *UDPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.writes))
 }

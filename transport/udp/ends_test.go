@@ -42,7 +42,7 @@ func both(t *testing.T, test func(t *testing.T, v variant, f family)) {
 		for f := range families {
 			t.Run(v.name+"/"+f.String(), func(t *testing.T) {
 				if !has(f) {
-					t.Skipf("this host has no %v loopback address", f)
+					t.Skipf("needs an %v loopback address", f)
 				}
 				test(t, v, f)
 			})

@@ -30,7 +30,7 @@ func inNamespace(t *testing.T) bool {
 	}
 	out, err := cmd.CombinedOutput()
 	if _, ran := err.(*exec.ExitError); err != nil && !ran {
-		t.Skipf("this host lets no program make a network namespace: %v", err)
+		t.Skipf("needs network namespaces: %v", err)
 	}
 	t.Logf("%s", out)
 	if err != nil {
@@ -94,7 +94,7 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 	for _, name := range []string{"all", "default", "lo"} {
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil {
-			t.Skipf("this host lets no namespace switch IPv6 off: %v", err)
+			t.Skipf("needs namespaces that may switch IPv6 off: %v", err)
 		}
 	}
 	for _, v := range variants {

@@ -59,7 +59,7 @@ func TestSlotsForTrainsAreFew(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)
 	if !p.gso || !p.gro {
-		t.Skip("this system has no UDP offloads")
+		t.Skip("needs UDP offloads")
 	}
 	p.want = maxSlots
 	long := trainOf(1, 40*1400, 1400, y.at(ipv4))
@@ -81,7 +81,9 @@ func TestPoolIsTrimmed(t *testing.T) {
 	}
 	p.put(a)
 	p.put(b)
+	p.mu.Lock()
 	p.low = 0 // as if another look lay between: now all of this was in use since
+	p.mu.Unlock()
 	for _, s := range []struct {
 		what         string
 		use          func()
@@ -95,6 +97,7 @@ func TestPoolIsTrimmed(t *testing.T) {
 	} {
 		s.use()
 		p.trim()
+		p.mu.Lock() // a timer is armed
 		slots := 0
 		for _, r := range p.free {
 			slots += r.n
@@ -102,7 +105,10 @@ func TestPoolIsTrimmed(t *testing.T) {
 		if len(p.free) != s.racks || slots != s.slots {
 			t.Errorf("%s: %d racks with %d slots are left, want %d with %d", s.what, len(p.free), slots, s.racks, s.slots)
 		}
+		p.mu.Unlock()
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.armed {
 		t.Error("the empty pool has a timer")
 	}

@@ -8,28 +8,41 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/seed-86b749af/wireguard"
 	"golang.org/x/sys/unix"
 )
 
-// routes notices when the way to a peer changes. A source is kept for as long as the route to the peer leads out by the
-// same interface: one that takes precedence brings its own source, and by an interface of another network the old one might
-// not get through. The kernel's module looks at each packet; this looks again after a change of routes or rules. It is for IPv4
-// alone, as there. It is safe for concurrent use.
+// routes notices when the way to a peer changes. A source is kept for as long as the route from it to the peer leads out by
+// the same interface: one that takes precedence brings its own source, and by an interface of another network the old one
+// might not get through. The kernel's module looks at each packet; this looks again after a change of routes, rules, addresses
+// or links. It is for IPv4 alone, as there. It is safe for concurrent use.
+//
+// Whom a source is kept for can be a stranger's choice, so memory and questions are bounded: beyond that a source is kept
+// until it is gone, or until there is a question left for it.
 type routes struct {
 	events  *os.File      // netlink, with a message for each change
 	changes atomic.Uint32 // how many there were
 
-	mu  sync.RWMutex
-	ask int // netlink, for questions; -1: closed
-	via map[netip.Addr]way
+	mu    sync.RWMutex // guards all below
+	ask   int          // netlink, for questions; -1: closed
+	now   map[pair]way // where ways are written, and read first
+	old   map[pair]way // what now was when it was full; those in use find their way back
+	since time.Time    // when the present second began
+	asked int          // questions in it
 }
 
-// A way is by which interface a peer was last reached, and how many changes there had been.
+// A pair is the two ends of packets on the way out.
+type pair struct{ to, source [4]byte }
+
+// A way is by which interface packets last went, 0 if by none, and how many changes there had been.
 type way struct{ ifindex, changes uint32 }
 
-const maxWays = 1 << 16
+const (
+	maxWays      = 1 << 13 // of each map
+	maxQuestions = 1000    // a second, each of some microseconds
+)
 
 // watchRoutes is nil where the system has no netlink: then sources are kept until they are gone.
 func watchRoutes() *routes {
@@ -39,8 +52,9 @@ func watchRoutes() *routes {
 		return nil
 	}
 	const rules = 1 << (unix.RTNLGRP_IPV4_RULE - 1)
-	err = unix.Bind(events, &unix.SockaddrNetlink{Family: family, Groups: unix.RTMGRP_IPV4_ROUTE | rules})
-	if err != nil {
+	// Routes that go with their link or address go without a message of their own.
+	const groups = unix.RTMGRP_IPV4_ROUTE | rules | unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR
+	if err = unix.Bind(events, &unix.SockaddrNetlink{Family: family, Groups: groups}); err != nil {
 		unix.Close(events)
 		return nil
 	}
@@ -49,19 +63,24 @@ func watchRoutes() *routes {
 		unix.Close(events)
 		return nil
 	}
-	r := &routes{events: os.NewFile(uintptr(events), "netlink"), ask: ask, via: map[netip.Addr]way{}}
+	r := &routes{events: os.NewFile(uintptr(events), "netlink"), ask: ask}
 	go r.listen()
 	return r
 }
 
-// listen counts changes until Close. What a message says does not matter, nor how many were lost.
+// listen counts changes until Close. What a message says does not matter, nor how many were lost. While there is an error that
+// it does not know, anything may have changed every now and then.
 func (r *routes) listen() {
 	b := make([]byte, 4096)
 	for {
-		if _, err := r.events.Read(b); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		_, err := r.events.Read(b)
+		if errors.Is(err, os.ErrClosed) {
 			return
 		}
 		r.changes.Add(1)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			time.Sleep(100 * time.Millisecond)
+		}
 	}
 }
 
@@ -76,68 +95,145 @@ func (r *routes) Close() error {
 	return r.events.Close()
 }
 
-// check lets go of the source of e if the route to it, for packets of the socket, now leads by another interface.
+// concerns reports whether the route of t matters: not if it looks like a cookie reply, which goes to a stranger, and back to
+// where that one sent to in any case.
+func (r *routes) concerns(t *wireguard.Train) bool {
+	const size, kind = 64, 3
+	return r != nil && t.Endpoint.Source.Unmap().Is4() && (len(t.Data) != size || t.Data[0] != kind)
+}
+
+// check lets go of the source of e if the route from it, for packets of the socket, now leads by another interface, or by none
+// since the source is gone. Both ends of e are IPv4 addresses.
 func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
-	to := e.Addr()
-	now := r.changes.Load()
+	p := pair{e.Addr().As4(), e.Source.As4()}
+	changes := r.changes.Load()
 	r.mu.RLock()
-	known, ok := r.via[to]
+	known, ok := r.now[p]
 	r.mu.RUnlock()
-	if ok && known.changes == now {
+	if ok && known.changes == changes {
 		return
 	}
-	var mark int
-	socket.Control(func(fd uintptr) { mark, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK) })
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ask < 0 {
-		return
-	}
-	if len(r.via) >= maxWays {
-		clear(r.via)
-	}
-	ifindex := outgoing(r.ask, to.Unmap(), uint32(mark))
-	r.via[to] = way{ifindex, now}
-	if ok && known.ifindex != ifindex {
+	if r.moved(p, changes, socket) {
 		e.Source, e.Interface = netip.Addr{}, 0
 	}
 }
 
-// outgoing asks the system by which interface packets with a mark go to an IPv4 address; 0 if by none.
-func outgoing(netlink int, to netip.Addr, mark uint32) (ifindex uint32) {
-	const size = unix.SizeofNlMsghdr + unix.SizeofRtMsg + 2*(unix.SizeofRtAttr+4)
+// moved asks for the way of p, if it is not known of after so many changes and there is a question left, and reports whether
+// it was another one before.
+func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, had := r.find(p)
+	if had && known.changes == changes {
+		r.put(p, known)
+		return false
+	}
+	if r.ask < 0 || !r.mayAsk() {
+		return false
+	}
+	ifindex, ok := outgoing(r.ask, p, markOf(socket))
+	if !ok {
+		return false
+	}
+	r.put(p, way{ifindex, changes})
+	return had && known.ifindex != ifindex
+}
+
+// find is what is known of p. r.mu is held.
+func (r *routes) find(p pair) (way, bool) {
+	if w, ok := r.now[p]; ok {
+		return w, true
+	}
+	w, ok := r.old[p]
+	return w, ok
+}
+
+// put notes the way of p. r.mu is held.
+func (r *routes) put(p pair, w way) {
+	if len(r.now) >= maxWays {
+		r.old, r.now = r.now, nil
+	}
+	if r.now == nil {
+		r.now = make(map[pair]way)
+	}
+	r.now[p] = w
+}
+
+// mayAsk takes one question of those that are left in this second. r.mu is held.
+func (r *routes) mayAsk() bool {
+	if now := time.Now(); now.Sub(r.since) >= time.Second {
+		r.since, r.asked = now, 0
+	}
+	if r.asked == maxQuestions {
+		return false
+	}
+	r.asked++
+	return true
+}
+
+// markOf is the mark of a socket's packets.
+func markOf(socket syscall.RawConn) (mark uint32) {
+	socket.Control(func(fd uintptr) {
+		m, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK)
+		mark = uint32(m)
+	})
+	return mark
+}
+
+// outgoing asks the system by which interface packets with a mark go from an IPv4 address to another; 0 if by none, which is
+// also the answer for a source that it does not have. It reports whether there was an answer.
+func outgoing(netlink int, p pair, mark uint32) (ifindex uint32, ok bool) {
+	if unix.Sendto(netlink, question(p, mark), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
+		return 0, false
+	}
+	var answer [1024]byte
+	n, _, err := unix.Recvfrom(netlink, answer[:], unix.MSG_DONTWAIT) // the system answers within sendto
+	if err != nil {
+		return 0, false
+	}
+	messages, err := syscall.ParseNetlinkMessage(answer[:n])
+	if err != nil || len(messages) == 0 {
+		return 0, false
+	}
+	m := &messages[0]
+	if m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4 {
+		return 0, isNoWay(syscall.Errno(-int32(binary.NativeEndian.Uint32(m.Data))))
+	}
+	attributes, err := syscall.ParseNetlinkRouteAttr(m)
+	if err != nil || m.Header.Type != unix.RTM_NEWROUTE {
+		return 0, false
+	}
+	for _, a := range attributes {
+		if a.Attr.Type == unix.RTA_OIF && len(a.Value) == 4 {
+			ifindex = binary.NativeEndian.Uint32(a.Value)
+		}
+	}
+	return ifindex, true
+}
+
+// isNoWay reports whether errno says that packets do not get out: for their source, for want of a route, or by one that is
+// made to refuse them.
+func isNoWay(errno syscall.Errno) bool {
+	return isSourceGone(errno) || errno == unix.EHOSTUNREACH || errno == unix.EACCES
+}
+
+// question is the message that outgoing sends. Like the kernel's own lookup it says where from, for the sake of rules about
+// sources.
+func question(p pair, mark uint32) []byte {
+	const attribute = unix.SizeofRtAttr + 4
+	const size = unix.SizeofNlMsghdr + unix.SizeofRtMsg + 3*attribute
 	native := binary.NativeEndian
 	q := make([]byte, 0, size)
 	q = native.AppendUint32(q, size)
 	q = native.AppendUint16(q, unix.RTM_GETROUTE)
 	q = native.AppendUint16(q, unix.NLM_F_REQUEST)
 	q = append(q, make([]byte, 8)...)                  // sequence, port
-	q = append(q, unix.AF_INET, 32)                    // family, length of the destination
-	q = append(q, make([]byte, unix.SizeofRtMsg-2)...) // everything else open
-	q = native.AppendUint16(q, unix.SizeofRtAttr+4)    //
-	q = append(native.AppendUint16(q, unix.RTA_DST), to.AsSlice()...)
-	q = native.AppendUint16(q, unix.SizeofRtAttr+4)
-	q = native.AppendUint32(native.AppendUint16(q, unix.RTA_MARK), mark)
-	if unix.Sendto(netlink, q, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
-		return 0
-	}
-	var answer [1024]byte
-	n, _, err := unix.Recvfrom(netlink, answer[:], unix.MSG_DONTWAIT) // the system answers within sendto
-	if err != nil {
-		return 0
-	}
-	messages, err := syscall.ParseNetlinkMessage(answer[:n])
-	if err != nil || len(messages) == 0 || messages[0].Header.Type != unix.RTM_NEWROUTE {
-		return 0
-	}
-	attributes, err := syscall.ParseNetlinkRouteAttr(&messages[0])
-	if err != nil {
-		return 0
-	}
-	for _, a := range attributes {
-		if a.Attr.Type == unix.RTA_OIF && len(a.Value) == 4 {
-			return native.Uint32(a.Value)
-		}
-	}
-	return 0
+	q = append(q, unix.AF_INET, 32, 32)                // family, lengths of destination and source
+	q = append(q, make([]byte, unix.SizeofRtMsg-3)...) // everything else open
+	q = native.AppendUint16(q, attribute)
+	q = append(native.AppendUint16(q, unix.RTA_DST), p.to[:]...)
+	q = native.AppendUint16(q, attribute)
+	q = append(native.AppendUint16(q, unix.RTA_SRC), p.source[:]...)
+	q = native.AppendUint16(q, attribute)
+	return native.AppendUint32(native.AppendUint16(q, unix.RTA_MARK), mark)
 }

@@ -3,6 +3,9 @@ package udp
 import (
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,13 +28,14 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	p := s.(*Socket).paths[ipv4].(*linuxPath)
 	r := p.routes
 	if r == nil {
-		t.Skip("this host lets no namespace use netlink")
+		t.Skip("needs netlink in a namespace")
 	}
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	to := loopback(ipv4)
+	p4 := pair{to.As4(), to.As4()}
 	check := func(why string, kept bool) {
 		t.Helper()
 		e := wireguard.EndpointOf(netip.AddrPortFrom(to, 9))
@@ -39,29 +43,210 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 		if r.check(&e, p.raw); e.Source.IsValid() != kept {
 			t.Errorf("%s: the source is kept: %v, want %v", why, !kept, kept)
 		}
-		if got := r.via[to].ifindex; got != uint32(lo.Index) {
+		if got := r.now[p4].ifindex; got != uint32(lo.Index) {
 			t.Errorf("%s: the route leads by interface %d, want %d", why, got, lo.Index)
 		}
 	}
 	check("the peer is new", true)
-	before := r.changes.Load()
-	changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // brings a route
-	for start := time.Now(); r.changes.Load() == before; time.Sleep(time.Millisecond) {
-		if time.Since(start) > 10*time.Second {
-			t.Fatal("a new route is not noticed")
-		}
-	}
+	noticed(t, r, "a new route", func() {
+		changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // brings a route
+	})
 	check("another route changed", true)
 	for range 3 {
-		r.via[to] = way{uint32(lo.Index) + 1, r.changes.Load() - 1} // as if it had been another interface before the change
+		r.now[p4] = way{uint32(lo.Index) + 1, r.changes.Load() - 1} // as if it had been another interface before the change
 		check("the route leads by another interface now", false)
 		check("the peer reached the new source", true)
 	}
-	if got := outgoing(r.ask, netip.MustParseAddr("203.0.113.1"), 0); got != 0 {
-		t.Errorf("an address without a route is reached by interface %d", got)
+	if got, ok := outgoing(r.ask, pair{to: [4]byte{203, 0, 113, 1}}, 0); got != 0 || !ok {
+		t.Errorf("an address without a route is reached by interface %d: %v", got, ok)
 	}
 	for range 2 {
 		s.Close()
 		check("the socket is closed", true)
+	}
+}
+
+// noticed does what should make r look again, and waits until that is so.
+func noticed(t *testing.T, r *routes, what string, do func()) {
+	t.Helper()
+	before := r.changes.Load()
+	do()
+	for start := time.Now(); r.changes.Load() == before; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("%s: not noticed", what)
+		}
+	}
+	time.Sleep(20 * time.Millisecond) // there may be more messages
+}
+
+// ip runs the tool of that name.
+func ip(t *testing.T, args string) {
+	t.Helper()
+	if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %s: %v: %s", args, err, out)
+	}
+}
+
+// link makes an interface with an address, whose other end has none.
+func link(t *testing.T, name, address string) {
+	t.Helper()
+	if out, err := exec.Command("ip", "link", "add", name, "type", "veth", "peer", name+"-far").CombinedOutput(); err != nil {
+		t.Skipf("needs the tool ip and links of type veth: %v: %s", err, out)
+	}
+	ip(t, "address add "+address+" dev "+name)
+	ip(t, "link set "+name+"-far up")
+	ip(t, "link set "+name+" up")
+}
+
+// watched is the routes of a new socket, and what check does with a source there.
+func watched(t *testing.T) (r *routes, check func(why, to, source string, kept bool)) {
+	t.Helper()
+	p := variants[0].listen(t).paths[ipv4].(*linuxPath)
+	if p.routes == nil {
+		t.Skip("needs netlink in a namespace")
+	}
+	return p.routes, func(why, to, source string, kept bool) {
+		t.Helper()
+		e := wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr(to), 9))
+		e.Source = netip.MustParseAddr(source)
+		if p.routes.check(&e, p.raw); e.Source.IsValid() != kept {
+			t.Errorf("%s: the source is kept: %v, want %v", why, !kept, kept)
+		}
+	}
+}
+
+// The system says nothing of the IPv4 routes that go with their link or address.
+func TestSourceGoesWithItsLink(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	link(t, "d0", "198.51.100.1/24")
+	r, check := watched(t)
+	const to, source = "198.51.100.9", "198.51.100.1"
+	check("all is well", to, source, true)
+	noticed(t, r, "link down", func() { ip(t, "link set d0 down") })
+	check("its link is down", to, source, false)
+	noticed(t, r, "link up", func() { ip(t, "link set d0 up") })
+	check("there is a way again, as if a new one", to, source, false)
+	check("the peer reached it again", to, source, true)
+	noticed(t, r, "address gone", func() { ip(t, "address del 198.51.100.1/24 dev d0") })
+	check("its address is gone", to, source, false)
+	check("there is no way, but there was none before", "203.0.113.1", "127.0.0.1", true)
+}
+
+// With routes by source, the way without one does not matter.
+func TestSourceHasItsOwnRoutes(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	link(t, "d0", "198.51.100.1/24")
+	link(t, "d1", "192.0.2.1/24")
+	ip(t, "route add default dev d0 table 100")
+	ip(t, "rule add from 198.51.100.1 table 100")
+	r, check := watched(t)
+	const to = "203.0.113.1"
+	check("all is well", to, "198.51.100.1", true)
+	noticed(t, r, "default route", func() { ip(t, "route add default dev d1") })
+	check("others get another route", to, "198.51.100.1", true)
+	check("there is one for this", to, "192.0.2.1", true)
+	noticed(t, r, "own route", func() { ip(t, "route del default table 100") })
+	check("it gets that route as well", to, "198.51.100.1", false)
+	check("it has another address", to, "192.0.2.1", true)
+}
+
+// Strangers cost neither memory nor more than some questions, and the way to a peer stays known among them.
+func TestRoutesAreBounded(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	const strangers = 100_000
+	p := variants[0].listen(t).paths[ipv4].(*linuxPath)
+	r := p.routes
+	if r == nil {
+		t.Skip("needs netlink in a namespace")
+	}
+	lo := netip.MustParseAddr("127.0.0.1")
+	ask := func(to [4]byte) {
+		e := wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4(to), 9))
+		e.Source = lo
+		if r.check(&e, p.raw); e.Source != lo {
+			t.Fatal("a source is not kept, although it never had another way")
+		}
+	}
+	stranger := func(i int) [4]byte { return [4]byte{127, byte(1 + i>>16), byte(i >> 8), byte(i)} }
+	start := time.Now()
+	for i := range strangers {
+		ask(stranger(i))
+	}
+	seconds := int(time.Since(start)/time.Second) + 1
+	if n := len(r.now) + len(r.old); n > (seconds+1)*maxQuestions {
+		t.Errorf("%d questions in %d seconds, want at most %d in each", n, seconds, maxQuestions)
+	}
+	r.now, r.old = nil, nil
+	peer := pair{[4]byte{127, 0, 0, 2}, lo.As4()}
+	for i := range 4 * maxWays {
+		if r.asked = 0; i%1000 == 0 {
+			ask(peer.to)
+			if _, ok := r.now[peer]; !ok {
+				t.Fatalf("the way to the peer is lost after %d strangers", i)
+			}
+			known := r.now[peer]
+			known.ifindex = 1 << 20
+			r.now[peer] = known // which only memory can know
+		}
+		ask(stranger(i))
+	}
+	if n := max(len(r.now), len(r.old)); n > maxWays || n == 0 {
+		t.Errorf("%d ways known in one map, want at most %d", n, maxWays)
+	}
+	if w, _ := r.find(peer); w.ifindex != 1<<20 {
+		t.Error("the way to the peer was forgotten meanwhile")
+	}
+}
+
+// A cookie reply goes to where a stranger says that it is.
+func TestNoQuestionForCookieReply(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	r := x.paths[ipv4].(*linuxPath).routes
+	if r == nil {
+		t.Skip("needs netlink")
+	}
+	to := y.at(ipv4)
+	to.Source = loopback(ipv4)
+	reply := trainOf(1, 64, 64, to)
+	reply.Data[0] = 3
+	x.send(reply)
+	y.receive(ipv4, 1)
+	if len(r.now) != 0 {
+		t.Error("a cookie reply is worth a question")
+	}
+	reply.Data[0] = 4
+	x.send(reply)
+	y.receive(ipv4, 1)
+	if len(r.now) != 1 {
+		t.Error("a message is not")
+	}
+}
+
+// An error that listen does not know ends nothing, and counts as a change again and again.
+func TestListeningGoesOn(t *testing.T) {
+	odd, err := os.Open("/") // reading a directory fails
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &routes{events: odd, ask: -1}
+	ended := make(chan struct{})
+	go func() {
+		r.listen()
+		close(ended)
+	}()
+	for range 3 {
+		noticed(t, r, "an error", func() {})
+	}
+	r.Close()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("Close does not end the listening")
 	}
 }

@@ -94,7 +94,7 @@ func (p *linuxPath) send(ts []wireguard.Train) {
 	for i := range ts {
 		t := &ts[i]
 		if familyOf(t.Endpoint.Addr()) == p.family {
-			if p.routes != nil && t.Endpoint.Source.IsValid() {
+			if p.routes.concerns(t) {
 				p.routes.check(&t.Endpoint, p.raw)
 			}
 			f.train(t, p.perMessage(t))

@@ -44,7 +44,7 @@ func TestAnswerComesFromTheAddressReached(t *testing.T) {
 
 func TestSourceOfIPv6(t *testing.T) {
 	if !has(ipv6) {
-		t.Skip("this host has no IPv6 loopback address")
+		t.Skip("needs an IPv6 loopback address")
 	}
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
@@ -244,11 +244,46 @@ func TestInterface(t *testing.T) {
 	}
 }
 
+// What comes by another interface does not arrive.
+func TestOtherInterface(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	link(t, "d0", "198.51.100.1/24")
+	for _, v := range variants {
+		x := v.listen(t)
+		y := v.with(func(b *Bind) { b.Interface = "lo" }).listen(t)
+		z := v.with(func(b *Bind) { b.Interface = "d0" }).listen(t)
+		for f := range families {
+			if x.paths[f] == nil || !has(f) {
+				continue
+			}
+			x.send(trainOf(1, 10, 10, z.at(f)), trainOf(2, 10, 10, y.at(f)))
+			y.receive(f, 1) // and what was sent before has come or not
+			if n := pending(t, z, f); n != 0 {
+				t.Errorf("%s: a datagram of %d bytes came by lo to a socket of d0", v.name, n)
+			}
+		}
+	}
+}
+
+// pending is the size of the first datagram that waits to be received.
+func pending(t *testing.T, e *end, f family) (size int) {
+	t.Helper()
+	e.paths[f].socket().raw.Control(func(fd uintptr) {
+		var err error
+		if size, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ); err != nil {
+			t.Error(err)
+		}
+	})
+	return size
+}
+
 // PROTOCOL.md row 21: the zone of an address is honoured, both ways. The host talks to itself by a link-local address.
 func TestZones(t *testing.T) {
 	local := linkLocal()
 	if !local.IsValid() {
-		t.Skip("this host has no link-local address")
+		t.Skip("needs a link-local address")
 	}
 	for _, v := range variants {
 		x, y := v.listen(t), v.listen(t)

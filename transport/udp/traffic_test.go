@@ -53,7 +53,7 @@ func TestTrainsArriveWhole(t *testing.T) {
 func TestReceivedTrainHasItsSize(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	if c := y.paths[ipv4].socket(); !c.gso || !c.gro {
-		t.Skip("this system has no UDP offloads")
+		t.Skip("needs UDP offloads")
 	}
 	sent := trainOf(1, 10*1200+300, 1200, y.at(ipv4))
 	x.send(sent)

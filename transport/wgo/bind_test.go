@@ -111,6 +111,19 @@ func TestBindSendsCopies(t *testing.T) {
 	}
 }
 
+// A train's Size may lie: one of 0 or less stands for one datagram, one beyond the data for what there is.
+func TestBindSendsOddSizes(t *testing.T) {
+	for _, size := range []int{-1, 0, 1000} {
+		f := newFakeBind(t)
+		s := listen(t, Bind(f), 0)
+		ts := append(trainTo("10.0.0.1:1", "aabbcc", size), trainTo("10.0.0.1:1", "", size)...)
+		s.Send(ts)
+		if got := string(bytes.Join(f.sent, []byte(" "))); got != "aabbcc" || ts[0].Err != nil || ts[1].Err != nil {
+			t.Errorf("size %d: sent %q, %v, %v", size, got, ts[0].Err, ts[1].Err)
+		}
+	}
+}
+
 func TestBindSendErrors(t *testing.T) {
 	odd := errors.New("odd")
 	src := netip.MustParseAddr("10.9.9.9")

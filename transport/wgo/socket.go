@@ -234,17 +234,22 @@ func sourceGone(err error) bool {
 	return false
 }
 
-// send sends all of t, in runs of the bind's batch size, each whatever became of the one before.
+// send sends all of t, in runs of the bind's batch size, each whatever became of the one before. As for Train.Len, a Size
+// of 0 or less stands for one datagram.
 func (b *bind) send(t *wireguard.Train) error {
 	ep, err := b.routes.find(&t.Endpoint)
 	if err != nil {
 		return err
 	}
+	size := t.Size
+	if size <= 0 {
+		size = len(t.Data)
+	}
 	r := b.runs.Get().(*run)
 	defer b.runs.Put(r)
 	for data := t.Data; len(data) > 0; {
 		for r.reset(); len(data) > 0 && !r.full(); {
-			n := min(t.Size, len(data))
+			n := min(size, len(data))
 			b.add(r, data, n)
 			data = data[n:]
 		}
