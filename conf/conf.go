@@ -22,7 +22,7 @@
 // # Secrets
 //
 // A File holds private and preshared keys. It does not print them: its only way out is Text. No error repeats a key, nor
-// a text that could be one, such as a line that lost its beginning.
+// a text that could be one or a part of one, such as a line that lost its beginning: the line's number stands for it.
 package conf
 
 import (
@@ -33,6 +33,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -116,7 +117,7 @@ type Peer struct {
 // An Error is one thing that is wrong with a file.
 type Error struct {
 	Line int    // from 1; 0: no single one, as for a peer that the program added
-	Key  string // as the format's documentation spells it, or a section's name in brackets, or empty
+	Key  string // as the format's documentation spells it, or an unknown one as written; a section's name in brackets; or empty
 	Err  error  // what is wrong, and what to write instead
 }
 
@@ -259,15 +260,14 @@ func (s *section) takeComments() []line {
 }
 
 func (p *parser) keyValue(n int, text, content string) {
-	key, value, ok := strings.Cut(content, "=")
-	key, value = squeeze(key), strings.Trim(value, space)
+	key, value, ok := cut(content)
 	s := p.section
 	switch {
 	case !ok:
 		p.wrong(n, "", "neither a [section] nor a key = value; write # before a comment")
 		return
 	case len(p.file.sections) == 1:
-		p.wrong(n, printable(key), "this is above all sections; write [Interface] or [Peer] before it")
+		p.wrong(n, printable(key, value), "this is above all sections; write [Interface] or [Peer] before it")
 		return
 	}
 	s.lines = append(s.lines, line{text: text, key: strings.ToLower(key)})
@@ -314,28 +314,47 @@ func squeeze(s string) string {
 	}, s)
 }
 
-var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,23}$`)
+var short = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,6}$`)
 
-// printable is s if it can be a key's name. The last line of a key that was broken in two, its end a =, looks like one
-// otherwise.
-func printable(s string) string {
-	if word.MatchString(s) {
-		return s
+// printable is an unknown key's name for an error, or empty if it could be the last line of a secret that was broken in two:
+// letters, and a = with nothing behind it. Others have a value. What is no misspelling of a known name must be short,
+// too, as the names of other programs' keys are (Jc, Jmin, S1).
+func printable(name, value string) string {
+	key := strings.ToLower(name)
+	if known(sectionInterface, key) || known(sectionPeer, key) ||
+		value != "" && (short.MatchString(name) || meant(sectionInterface, key) != "" || meant(sectionPeer, key) != "") {
+		return name
 	}
 	return ""
 }
 
-var secret = regexp.MustCompile(`[A-Za-z0-9+/]{40}`)
+var (
+	base64Run = regexp.MustCompile(`[A-Za-z0-9+/=]{8,}`)
+	numeral   = regexp.MustCompile(`^([0-9]{1,20}|0x[0-9A-Fa-f]{1,16})$`)
+	hostLike  = regexp.MustCompile(`^[][a-z0-9_~%/+-]*[.:][][a-z0-9._~:%/+-]*$`)
+	hostRun   = regexp.MustCompile(`^[a-z0-9]{1,19}(/[0-9]{1,3})?$`)
+)
 
-// quote is a value for an error: in quotes, of bounded length, and not at all if it could be a key.
+// quote is a value for an error: in quotes, of bounded length, and not at all if it could be a part of a secret. It is for the
+// values of those keys alone that are not to be secret.
 func quote(s string) string {
 	switch {
-	case secret.MatchString(s):
+	case secretive(s):
 		return "the value"
 	case len(s) > 64:
 		return fmt.Sprintf("%q...", strings.ToValidUTF8(s[:60], ""))
 	}
 	return fmt.Sprintf("%q", s)
+}
+
+// secretive reports whether a part of s could be one of a secret: eight characters of base64 in a row that are no number, nor of
+// what is a host's name or an address by all of its characters. White space does not keep them apart.
+func secretive(s string) bool {
+	s = squeeze(s)
+	host := hostLike.MatchString(s)
+	return slices.ContainsFunc(base64Run.FindAllString(s, -1), func(run string) bool {
+		return !numeral.MatchString(run) && !(host && hostRun.MatchString(run))
+	})
 }
 
 // Unknown is an Error for each key and each section that is neither wg(8)'s nor wg-quick(8)'s. They are kept by Text. A
@@ -350,16 +369,19 @@ func (f *File) Unknown() (es []*Error) {
 		for _, l := range s.lines {
 			n++
 			if l.key != "" && !known(s.name, l.key) {
-				es = append(es, &Error{n, printable(writtenKey(l.text)), fmt.Errorf("not a key of [%s]%s", s.name, guess(s.name, l.key))})
+				content, _, _ := strings.Cut(l.text, "#")
+				name, value, _ := cut(content)
+				es = append(es, &Error{n, printable(name, value), fmt.Errorf("not a key of [%s]%s", s.name, guess(s.name, l.key))})
 			}
 		}
 	}
 	return es
 }
 
-func writtenKey(text string) string {
-	key, _, _ := strings.Cut(text, "=")
-	return squeeze(key)
+// cut takes a line without a comment apart.
+func cut(content string) (key, value string, ok bool) {
+	key, value, ok = strings.Cut(content, "=")
+	return squeeze(key), strings.Trim(value, space), ok
 }
 
 // String tells the size of the file, and none of its secrets.

@@ -1,14 +1,18 @@
 package conf
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	wireguard "github.com/seed-86b749af/wireguard"
 )
@@ -230,9 +234,77 @@ func TestErrors(t *testing.T) {
 	if len(strings.Split(err.Error(), "\n")) != len(want) {
 		t.Errorf("not a line an error:\n%v", err)
 	}
-	for i := range len(misplaced) - 12 {
-		if strings.Contains(err.Error(), misplaced[i:i+12]) {
-			t.Fatalf("a key is in an error:\n%v", err)
+	if leaks(err.Error(), misplaced) {
+		t.Fatalf("a key is in an error:\n%v", err)
+	}
+}
+
+// leaks reports whether eight characters in a row of a key are in a text.
+func leaks(text, key string) bool {
+	for i := range len(key) - 7 {
+		if strings.Contains(text, key[i:i+8]) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestBrokenKeys: no part of a key is in an error, wherever its line is broken, and whatever key it was given to.
+func TestBrokenKeys(t *testing.T) {
+	before := []string{"", "[Interface]\n", "[Peer]\n", "[Interface]\nJc = ", "[Interface]\nUnknown"}
+	for _, n := range keys(sectionInterface) {
+		before = append(before, "[Interface]\n"+n+" = ", "[Interface]\n"+n)
+	}
+	for _, n := range keys(sectionPeer) {
+		before = append(before, "[Peer]\n"+n+" = ", n+" = ")
+	}
+	breaks := []string{"", "\n", "\r\n", "\n\n ", " ", "\t", ",", ", ", "=", " = ", "\n= ", "#", "\n# ", "-", "\nDNS = ", "\n[Peer]\nEndpoint = ", "\\\n", `"`, "\x00"}
+	after := []string{"", "\n", " # home", " \nMTU = 1420\n", ":51820", "/24"}
+	rapid.Check(t, func(t *rapid.T) {
+		var secret [32]byte
+		rand.NewChaCha8([32]byte{byte(rapid.Uint16().Draw(t, "seed")), byte(rapid.Uint16().Draw(t, "more of it"))}).Read(secret[:])
+		key := base64.StdEncoding.EncodeToString(secret[:])
+		head, tail := rapid.SampledFrom(before).Draw(t, "before"), rapid.SampledFrom(after).Draw(t, "after")
+		first, second := rapid.SampledFrom(breaks).Draw(t, "break"), rapid.SampledFrom(breaks).Draw(t, "second break")
+		apart := rapid.IntRange(0, len(key)).Draw(t, "apart")
+		for i := range len(key) + 1 {
+			j := min(i+apart, len(key))
+			text := head + key[:i] + first + key[i:j] + second + key[j:] + tail
+			f, err := Parse([]byte(text))
+			var said strings.Builder
+			if f != nil {
+				for _, e := range f.Unknown() {
+					fmt.Fprintln(&said, e)
+				}
+				fmt.Fprintln(&said, f.Validate())
+			}
+			fmt.Fprintln(&said, err)
+			if leaks(said.String(), key) {
+				t.Fatalf("%q:\n%s", text, &said)
+			}
+		}
+	})
+}
+
+// TestPrintable: the names that people misspell, and those of other programs' keys, are told; the ends of keys are not.
+func TestPrintable(t *testing.T) {
+	for line, want := range map[string]string{
+		"PersistantKeepalive = 25": "PersistantKeepalive", "Adress = 10.0.0.1": "Adress", "Allowed IP = ::/0": "AllowedIP", "Jmin = 8": "Jmin",
+		"S1 = 3": "S1", "DNS =": "DNS", "endpoint =": "endpoint", "abcdefgh =": "", "abc =": "", "abc = # d": "", "SomethingElse = 1": "",
+		"S_1 = 3": "", "Jc = = ": "Jc",
+	} {
+		name, value, _ := cut(strings.Split(line, "#")[0])
+		if got := printable(name, value); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+	for value, quoted := range map[string]bool{
+		"70000": true, "123456789": true, "0xfffffffff": true, "hello": true, "vpn.mycompany.example": true, "[2001:db8::1]": true,
+		"10.0.0.0/33": true, "2001:db8:0000:0000:1111:2222:3333:4444": true, "a b": true, "-1": true,
+		"sometimes": false, "yAnz5TF+": false, "yAnz5TF.lXXJte14": false, "aaaaaaaaaaaaaaaaaaaa.example": false, "-yAnz5TFa": false, "m6s15aby,bomjec=:51820": false, "2001:db8::1111/129": true, "a.b/abcdefgh": false,
+	} {
+		if got := quote(value) != "the value"; got != quoted {
+			t.Errorf("%q: quoted %v, want %v", value, got, quoted)
 		}
 	}
 }

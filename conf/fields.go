@@ -91,21 +91,35 @@ func names[T any](fields []field[T]) (names []string) {
 
 // guess tells what an unknown key may have been meant to be.
 func guess(section, key string) string {
-	own, other, otherSection := names(interfaceFields), names(peerFields), sectionPeer
+	other := sectionPeer
 	if section == sectionPeer {
-		own, other, otherSection = other, own, sectionInterface
+		other = sectionInterface
 	}
-	for _, n := range other {
-		if strings.EqualFold(n, key) {
-			return fmt.Sprintf(", but of [%s]: move it there", otherSection)
-		}
+	if known(other, key) {
+		return fmt.Sprintf(", but of [%s]: move it there", other)
 	}
-	for _, n := range own {
+	if n := meant(section, key); n != "" {
+		return fmt.Sprintf("; %s is meant?", n)
+	}
+	return "; the keys are " + strings.Join(keys(section), ", ")
+}
+
+// meant is the name of a section's key that key is a misspelling of, or empty.
+func meant(section, key string) string {
+	for _, n := range keys(section) {
 		if distance(strings.ToLower(n), key) <= 2 {
-			return fmt.Sprintf("; %s is meant?", n)
+			return n
 		}
 	}
-	return "; the keys are " + strings.Join(own, ", ")
+	return ""
+}
+
+// keys is the names of a section's keys.
+func keys(section string) []string {
+	if section == sectionPeer {
+		return names(peerFields)
+	}
+	return names(interfaceFields)
 }
 
 // distance is the number of letters to insert, delete or replace to make b of a.

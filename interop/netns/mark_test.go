@@ -43,9 +43,13 @@ func TestDefaultRouteByMark(t *testing.T) {
 			p.a.ping(addr("192.0.2.254"), 1) // by the cable: the main table has a route to it
 		})
 	}
-	p.a.set("fwmark 0")
 	notKernelLike(t, "without the mark its packets go round in the tunnel without end; see TestLoopWithSession")
+	p.a.set("fwmark 0")
+	before := p.a.traffic().txPackets
 	p.a.noPing("the daemon's packets have no mark and are routed into the tunnel", addr("203.0.113.1"))
+	if n := p.a.traffic().txPackets - before; n > 10 {
+		t.Errorf("the interface carried %d packets for one that was sent, want it, its message and what is due besides", n)
+	}
 	p.a.set("fwmark 51820")
 	eventually(t, "the tunnel is back with the mark", func() bool { return p.a.reaches(addr("203.0.113.1")) })
 }
