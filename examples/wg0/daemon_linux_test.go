@@ -1,8 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/tun"
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
@@ -75,6 +82,77 @@ func TestEnds(t *testing.T) {
 		}
 		f.wantExit(t, 0)
 		s.wantGone(iface)
+	}
+}
+
+// TestFailedSocket: a control socket that accepts no more ends the daemon with a status that is not 0.
+func TestFailedSocket(t *testing.T) {
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	tun, socket := s.openInside(iface)
+	f := &front{Cmd: s.command("sh", "-c", "WG_TUN_FD=3 WG_UAPI_FD=4 exec "+built(t)+" -f "+iface), log: new(lockedBuffer), exit: make(chan error, 1)}
+	f.Stdout, f.Stderr, f.ExtraFiles = f.log, f.log, []*os.File{tun, socket}
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { f.exit <- f.Wait() }()
+	f.wantLog(t, "msg=ready")
+	if err := unix.Shutdown(int(socket.Fd()), unix.SHUT_RD); err != nil {
+		t.Fatal(err)
+	}
+	f.wantExit(t, exitFailed)
+	f.wantLog(t, `level=ERROR msg="the control socket has failed: `)
+}
+
+// A brokenTunnel has nothing but an error for its reader.
+type brokenTunnel struct{ err error }
+
+func (b brokenTunnel) ReadPackets(*wireguard.Batch) error      { return b.err }
+func (b brokenTunnel) WritePackets(pkts [][]byte) (int, error) { return len(pkts), nil }
+func (b brokenTunnel) MTU() int                                { return 1420 }
+func (b brokenTunnel) Close() error                            { return nil }
+
+// TestWait: the daemon's end is an error, unless a user asked for it.
+func TestWait(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		name             string
+		device, accepted error
+		signal           bool
+		want             error
+	}{
+		{name: "a signal", signal: true},
+		{name: "an interface that was deleted", device: fmt.Errorf("read: %w", tun.ErrDeleted)},
+		{name: "a tunnel that failed", device: broken, want: broken},
+		{name: "a socket that was removed", accepted: fmt.Errorf("accept: %w", os.ErrNotExist)},
+		{name: "a socket that failed", accepted: broken, want: broken},
+	} {
+		d := &daemon{log: slog.New(slog.DiscardHandler), tun: new(tun.Device), served: make(chan error, 1)}
+		var tunnel wireguard.Tunnel = pipe.NewTunnel(0)
+		if c.device != nil {
+			tunnel = brokenTunnel{c.device}
+		}
+		var err error
+		d.device, err = wireguard.New(wireguard.Config{Tunnel: tunnel, Bind: pipe.NewNetwork(pipe.Config{}).NewEnd(netip.MustParseAddr("192.0.2.1"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.device.Up(); err != nil && c.device == nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if c.signal {
+			cancel()
+		}
+		if c.accepted != nil {
+			d.served <- c.accepted
+		}
+		if err := d.wait(ctx, func() {}); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		cancel()
+		d.device.Close()
 	}
 }
 

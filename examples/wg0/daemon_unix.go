@@ -51,7 +51,8 @@ func run(c command) error {
 	return serve(c, file, parent, in, newLogger(level))
 }
 
-// serve is the daemon's life. file is nil where others configure the interface.
+// serve is the daemon's life. file is nil where others configure the interface. An end that nobody asked for is an error, so
+// that a service manager starts the daemon again.
 func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.Logger) error {
 	stops, hups := signals(file != nil)
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -91,13 +92,16 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 	notify("READY=1")
 	log.Info("ready", "interface", d.name)
 
-	d.wait(ctx, log, func() {
+	why := d.wait(ctx, func() {
 		for range hups {
 			if err := file.reload(ctx, d); err != nil {
 				log.Error("the configuration was not reloaded, and stays as it was", "err", err)
 			}
 		}
 	})
+	if why != nil {
+		log.Error(why.Error())
+	}
 	notify("STOPPING=1")
 	if file != nil {
 		if ctx.Err() != nil {
@@ -110,6 +114,9 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 		file.postDown()
 	}
 	log.Info("stopped", "interface", d.name)
+	if why != nil {
+		return errReported
+	}
 	return nil
 }
 
@@ -212,21 +219,34 @@ func (d *daemon) close() {
 	}
 }
 
-// wait returns when the daemon is to end. reloads runs meanwhile.
-func (d *daemon) wait(ctx context.Context, log *slog.Logger, reloads func()) {
+// wait returns when the daemon is to end. The error is why, unless it is one of the ends that a user asks for: a signal, an
+// interface that was deleted, a socket that was removed.
+func (d *daemon) wait(ctx context.Context, reloads func()) error {
 	go reloads()
+	var err error
 	select {
 	case <-ctx.Done():
-		log.Info(context.Cause(ctx).Error())
-	case err := <-d.served:
-		log.Info("the control socket has gone", "err", err)
-	case <-d.tun.Done():
-		log.Info("the interface was deleted")
-	case <-d.device.Done():
-		if err := d.device.Err(); !errors.Is(err, tun.ErrDeleted) {
-			log.Error("the device has ended", "err", err)
+		d.log.Info(context.Cause(ctx).Error())
+		return nil
+	case err = <-d.served:
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			d.log.Info("the control socket has gone", "err", err)
+			return nil
 		}
+		return fmt.Errorf("the control socket has failed: %w", err)
+	case <-d.tun.Done():
+		if err = d.tun.Err(); err == nil { // the device has closed it, and knows why
+			<-d.device.Done()
+			err = d.device.Err()
+		}
+	case <-d.device.Done():
+		err = d.device.Err()
 	}
+	if err == nil || errors.Is(err, tun.ErrDeleted) {
+		d.log.Info("the interface was deleted")
+		return nil
+	}
+	return fmt.Errorf("the device has ended: %w", err)
 }
 
 // upAgain is how long to wait before an interface that is up is given its port again.
