@@ -76,6 +76,8 @@ func readFile(path string) (*conf.File, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("there is no file %s; write one as wg-quick(8) describes it", path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, notReadable(path)
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular() || info.Size() > maxFile:
@@ -84,7 +86,10 @@ func readFile(path string) (*conf.File, error) {
 		fmt.Fprintf(os.Stderr, "wg0: %s can be read by everybody, with its keys: chmod 600 it\n", path)
 	}
 	text, err := os.ReadFile(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, notReadable(path)
+	case err != nil:
 		return nil, err
 	}
 	f, err := conf.Parse(text)
@@ -99,6 +104,10 @@ func readFile(path string) (*conf.File, error) {
 		return nil, &fileError{path, err}
 	}
 	return f, nil
+}
+
+func notReadable(path string) error {
+	return fmt.Errorf("%s is not for this user to read; run this as root", path)
 }
 
 func (t *tunnelFile) name() string { return t.iface }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -556,7 +557,25 @@ func TestNoPermission(t *testing.T) {
 	if err := os.WriteFile(file, []byte("[Interface]\nPrivateKey = "+private+"\nPreUp = echo never\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	closed := filepath.Join(buildDir, iface+"d") // as /etc/wireguard is
+	hidden, unreadable := filepath.Join(closed, iface+".conf"), filepath.Join(buildDir, iface+"x.conf")
+	err := os.Mkdir(closed, 0o700)
+	for _, f := range []string{hidden, unreadable} {
+		err = errors.Join(err, os.WriteFile(f, []byte("[Interface]\n"), 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() != 0 { // this user's own files are closed to it
+		os.Chmod(closed, 0)
+		os.Chmod(unreadable, 0)
+		t.Cleanup(func() { os.Chmod(closed, 0o700) })
+	}
 	for _, c := range []struct{ args, want string }{
+		{"up " + hidden, "wg0: " + hidden + " is not for this user to read; run this as root\n"},
+		{"down " + hidden, "wg0: " + hidden + " is not for this user to read; run this as root\n"},
+		{"up " + unreadable, "wg0: " + unreadable + " is not for this user to read; run this as root\n"},
+		{"down " + unreadable, "wg0: " + unreadable + " is not for this user to read; run this as root\n"},
 		// Whether it is the device file or the kernel that refuses depends on the file's mode.
 		{"-f " + iface, "run as root"},
 		{iface, "run as root"},
