@@ -346,7 +346,8 @@ func TestUpAndDown(t *testing.T) {
 }
 
 // TestControlFaults: a wrong control line changes nothing, and the log has one sentence about it, without the key that
-// stood there; wg set says what the system says of a port that is taken.
+// stood there; wg set says what the system says of a port that is taken, whether
+// the interface is up or still down, as wg-quick has it.
 func TestControlFaults(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")
@@ -387,10 +388,20 @@ func TestControlFaults(t *testing.T) {
 		}
 		return err
 	})
-	s.must("ip", "link", "set", iface, "up")
-	until(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
-	if out, code := s.run("wg", "set", iface, "listen-port", "6666"); code == 0 || !strings.Contains(out, "Address already in use") {
-		t.Errorf("wg set of a port that is taken: status %d, %s", code, out)
+	config := s.write("setconf", "[Interface]\nListenPort = 6666\n", 0o600)
+	for _, state := range []string{"down", "up"} {
+		s.must("ip", "link", "set", iface, state)
+		if state == "up" {
+			until(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
+		}
+		for _, args := range [][]string{{"set", iface, "listen-port", "6666"}, {"setconf", iface, config}} {
+			if out, code := s.run(append([]string{"wg"}, args...)...); code == 0 || !strings.Contains(out, "Address already in use") {
+				t.Errorf("%s: wg %s of a port that is taken: status %d, %s", state, args[0], code, out)
+			}
+		}
+		if state == "down" && s.ports() != "6666" {
+			t.Errorf("ports %s are open while the interface is down", s.ports())
+		}
 	}
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)

@@ -186,7 +186,8 @@ func checkName(name string) error {
 
 // serve makes the device and the socket, and starts to answer.
 func (d *daemon) serve(inherited *os.File) (err error) {
-	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: udp.Bind{}, Logger: d.log})
+	bind := udp.Bind{}
+	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: bind, Logger: d.log})
 	if err != nil {
 		return err
 	}
@@ -199,7 +200,7 @@ func (d *daemon) serve(inherited *os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	d.server = &uapi.Server{Device: d.device, Logger: d.log}
+	d.server = &uapi.Server{Device: d.device, Bind: bind, Logger: d.log}
 	go func() { d.served <- d.server.Serve(d.listener) }()
 	return nil
 }

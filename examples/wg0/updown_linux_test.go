@@ -177,6 +177,28 @@ func TestQuickAndOwn(t *testing.T) {
 	}
 }
 
+// TestQuickPort: wg-quick, which configures an interface before it brings it up, takes one back whose port is taken.
+func TestQuickPort(t *testing.T) {
+	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
+		t.Skip("wg-quick uses the kernel's module where it is loaded")
+	}
+	o := newOffice(t)
+	s := o.laptop
+	s.inside(func() error {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 4242})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	})
+	quick := s.quick(t)
+	s.env = append(s.env, "WG_QUICK_USERSPACE_IMPLEMENTATION="+built(t))
+	if out, code := s.run(quick, "up", o.file("ListenPort = 4242")); code == 0 || !strings.Contains(out, "Address already in use") {
+		t.Errorf("exit status %d\n%s", code, out)
+	}
+	o.wantClean()
+}
+
 // TestDownOfOthers: wg0 down takes down what wg-quick brought up, and the other way round.
 func TestDownOfOthers(t *testing.T) {
 	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
