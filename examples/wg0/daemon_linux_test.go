@@ -148,7 +148,7 @@ func TestWait(t *testing.T) {
 		if c.accepted != nil {
 			d.served <- c.accepted
 		}
-		if err := d.wait(ctx, func() {}); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+		if err := d.wait(ctx); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 		cancel()

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -92,17 +93,16 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 	notify("READY=1")
 	log.Info("ready", "interface", d.name)
 
-	why := d.wait(ctx, func() {
-		for range hups {
-			if err := file.reload(ctx, d); err != nil {
-				log.Error("the configuration was not reloaded, and stays as it was", "err", err)
-			}
-		}
-	})
+	reloading, stop := context.WithCancelCause(ctx)
+	var reloads sync.WaitGroup
+	reloads.Go(func() { file.reloads(reloading, d, hups) })
+	why := d.wait(ctx)
 	if why != nil {
 		log.Error(why.Error())
 	}
 	notify("STOPPING=1")
+	stop(errStopping)
+	reloads.Wait() // what a reload adds to the host is there for cleanUp to remove
 	if file != nil {
 		if ctx.Err() != nil {
 			file.preDown(d)
@@ -119,6 +119,33 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 	}
 	return nil
 }
+
+var errStopping = errors.New("the daemon ends")
+
+// reloads reads the file again for each signal, until ctx ends.
+func (t *tunnelFile) reloads(ctx context.Context, d *daemon, hups <-chan os.Signal) {
+	for {
+		select {
+		case <-hups:
+		case <-ctx.Done():
+			return
+		}
+		err := t.reload(ctx, d)
+		switch {
+		case ctx.Err() != nil:
+		case errors.As(err, new(*routesError)):
+			d.log.Error("the configuration was reloaded, but its routes are not complete", "err", err)
+		case err != nil:
+			d.log.Error("the configuration was not reloaded, and stays as it was", "err", err)
+		}
+	}
+}
+
+// A routesError is why a reload ended after the device was made what the file says.
+type routesError struct{ err error }
+
+func (e *routesError) Error() string { return e.err.Error() }
+func (e *routesError) Unwrap() error { return e.err }
 
 // signals are those that stop the daemon, and those that make it read its file again, if it has one.
 func signals(hasFile bool) (stops, hups chan os.Signal) {
@@ -222,8 +249,7 @@ func (d *daemon) close() {
 
 // wait returns when the daemon is to end. The error is why, unless it is one of the ends that a user asks for: a signal, an
 // interface that was deleted, a socket that was removed.
-func (d *daemon) wait(ctx context.Context, reloads func()) error {
-	go reloads()
+func (d *daemon) wait(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():

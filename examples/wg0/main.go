@@ -17,7 +17,8 @@
 // there is one), the four hooks, SaveConfig. When a step fails, all is undone; PostDown then runs where a hook of going up did.
 // The daemon asks for the address of a named endpoint again whenever a handshake with that peer fails. On
 // SIGHUP it reads the file again and makes the interface's peers and keys what it says; sessions of peers that stay go
-// on. On SIGTERM it does what `wg0 down` does.
+// on. Routes to what new peers are allowed are added; those of peers that have left stay until the interface goes, and what
+// is sent there is dropped. Addresses, MTU and DNS stay as they were. On SIGTERM it does what `wg0 down` does.
 //
 // # Environment
 //

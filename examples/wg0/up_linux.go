@@ -31,9 +31,9 @@ type tunnelFile struct {
 	host
 	path   string // absolute
 	hooked bool   // a hook of going up has run
-	mark   uint32 // of the rules for a default route; 0: there are none
+	mark   uint32 // of the rules for a default route; 0: there are none; up's, then the reloads', and cleanUp's after those
 
-	mu   sync.Mutex // guards what a reload changes
+	mu   sync.Mutex // guards file, which a reload changes and follow reads
 	file *conf.File
 }
 
@@ -336,7 +336,8 @@ func (t *tunnelFile) postDown() {
 	}
 }
 
-// reload makes the device what the file says now. Addresses, MTU, DNS and hooks stay; new routes are added.
+// reload makes the device what the file says now. Addresses, MTU and DNS stay; new routes are added, and old ones stay, for
+// addresses whose peer has left lead nowhere either way. An error is a *routesError where the device has changed.
 func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	f, err := readFile(t.path)
 	if err != nil {
@@ -349,7 +350,7 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	t.file = f
 	t.mu.Unlock()
 	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
-		return err
+		return &routesError{err}
 	}
 	d.log.Info("reloaded", "file", t.path, "peers", len(f.Peers))
 	return nil

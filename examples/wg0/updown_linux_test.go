@@ -390,6 +390,46 @@ func TestService(t *testing.T) {
 	}
 }
 
+// TestReloadWithoutRoutes: where the device has changed but a route cannot be added, the log says just that.
+func TestReloadWithoutRoutes(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	f := s.front(built(t), "up", "-f", o.file("Address = 10.9.0.1/24"))
+	f.wantLog(t, "msg=ready")
+	o.file("Address = 10.9.0.1/24\nListenPort = 7777\nTable = nosuchtable")
+	f.Process.Signal(syscall.SIGHUP)
+	f.wantLog(t, `msg="the configuration was reloaded, but its routes are not complete" err="ip `)
+	if out := s.must("wg", "show", o.iface, "listen-port"); out != "7777\n" || strings.Contains(f.log.String(), "stays as it was") {
+		t.Errorf("port %s\n%s", out, f.log)
+	}
+	f.Process.Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+	o.wantClean()
+}
+
+// TestEndWhileReloading: a reload that is adding rules when the daemon ends leaves none.
+func TestEndWhileReloading(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	ip, _ := exec.LookPath("ip")
+	begun := filepath.Join(s.dir, "begun")
+	s.fake("ip", "case \"$*\" in *'rule add not'*) touch "+begun+"; sleep 1;; esac\nexec "+ip+" \"$@\"")
+	file := o.file("Address = 10.9.0.1/24")
+	text, _ := os.ReadFile(file)
+	s.write(filepath.Base(file), strings.Replace(string(text), "0.0.0.0/0, ::/0, ", "", 1), 0o600)
+	f := s.front(built(t), "up", "-f", file)
+	f.wantLog(t, "msg=ready")
+	s.write(filepath.Base(file), string(text), 0o600)
+	f.Process.Signal(syscall.SIGHUP)
+	until(t, "the reload adds a rule", func() bool { _, err := os.Stat(begun); return err == nil })
+	if err := os.Remove(socketPath(o.iface)); err != nil {
+		t.Fatal(err)
+	}
+	f.wantExit(t, 0)
+	s.must("sleep", "1.2") // as long as the rule takes
+	o.wantClean()
+}
+
 // TestDeletedFromOutside: an interface that somebody deletes takes rules and filter along.
 func TestDeletedFromOutside(t *testing.T) {
 	o := newOffice(t)
