@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -303,22 +302,11 @@ func (d *daemon) followStates() {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if err = portAdvice(err); err.Error() != told {
-				told = err.Error()
-				d.log.Error("the interface is up, but not the tunnel; trying again", "err", err)
+			if now := words(err); now != told {
+				told = now
+				d.log.Error("the interface is up, but not the tunnel; trying again", "err", told)
 			}
 			again = time.After(upAgain)
 		}
 	}
-}
-
-// portAdvice adds what to do where a port is taken.
-func portAdvice(err error) error {
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w; another program has the port: end it, or set another ListenPort", err)
-	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("%w; run as root, or set a ListenPort above 1023", err)
-	}
-	return err
 }

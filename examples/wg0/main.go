@@ -40,6 +40,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -167,7 +168,12 @@ func printError(w io.Writer, err error) {
 	if errors.Is(err, errReported) {
 		return
 	}
-	for line := range strings.SplitSeq(err.Error(), "\n") {
-		fmt.Fprintf(w, "wg0: %s\n", strings.TrimPrefix(line, "wireguard: "))
+	for line := range strings.SplitSeq(words(err), "\n") {
+		fmt.Fprintf(w, "wg0: %s\n", line)
 	}
 }
+
+var library = regexp.MustCompile(`(?m)(^|: )wireguard: `)
+
+// words is what err says, without the name of the library that each of its packages begins with.
+func words(err error) string { return library.ReplaceAllString(err.Error(), "$1") }

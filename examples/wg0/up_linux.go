@@ -161,7 +161,7 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 		return err
 	}
 	if err := d.device.Up(); err != nil {
-		return portAdvice(err)
+		return err
 	}
 	for _, a := range f.Interface.Addresses {
 		if err := t.ip(ctx, a.Addr(), "address", "add", a.String(), "dev", t.iface); err != nil {
@@ -206,7 +206,7 @@ func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) err
 	if f.Interface.FwMark == 0 {
 		c.FirewallMark = nil // one that the routes of this interface chose stays over a reload
 	}
-	return portAdvice(d.device.Configure(c))
+	return d.device.Configure(c)
 }
 
 // resolutionRetries is WG_ENDPOINT_RESOLUTION_RETRIES, as conf.Resolution has it.
