@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"time"
 
@@ -197,6 +198,9 @@ func open(name string, in inherited, log *slog.Logger) (*daemon, error) {
 
 // checkName says what wg(8) and wg-quick(8) can do nothing with.
 func checkName(name string) error {
+	if strings.Contains(name, "/") || strings.HasSuffix(name, ".conf") {
+		return fmt.Errorf("%q is a file, not an interface; to bring up what it says: wg0 up %s", name, name)
+	}
 	for _, r := range name {
 		switch {
 		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_', r == '=', r == '+', r == '.', r == '-', r == '%':
