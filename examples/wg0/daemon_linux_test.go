@@ -180,6 +180,41 @@ func TestForegroundByEnvironment(t *testing.T) {
 	}
 }
 
+// TestOptions: WG0_QUEUES and WG0_OFFLOAD shape the interface, and the latter the sockets.
+func TestOptions(t *testing.T) {
+	s := newSpace(t)
+	for _, c := range []struct {
+		env        string
+		want, wont string
+	}{
+		{"LOG_LEVEL=info", "vnet_hdr on", "multi_queue"},
+		{"WG0_OFFLOAD=1", "vnet_hdr on", "multi_queue"},
+		{"WG0_OFFLOAD=0", "vnet_hdr off", "vnet_hdr on"},
+		{"WG0_QUEUES=3", "numqueues 3", "vnet_hdr off"},
+		{"WG0_QUEUES=1", "vnet_hdr on", "multi_queue"},
+	} {
+		iface := unique("w")
+		s.endAfter(iface)
+		s.env = []string{c.env}
+		f := s.front(built(t), "-f", iface)
+		f.wantLog(t, "msg=ready")
+		if out := s.must("ip", "-d", "link", "show", "dev", iface); !strings.Contains(out, c.want) || strings.Contains(out, c.wont) {
+			t.Errorf("%s: want %s, not %s:\n%s", c.env, c.want, c.wont, out)
+		}
+		s.daemonOf(iface).Signal(syscall.SIGTERM)
+		f.wantExit(t, 0)
+	}
+	t.Setenv(envOffload, "0")
+	if o, err := readOptions(); err != nil || !o.bind().NoOffload {
+		t.Errorf("the sockets offload: %v", err)
+	}
+	iface := unique("w")
+	tun, _ := s.openInside(iface)
+	if _, err := (options{queues: 2}).tun(iface, inherited{tun: tun}); err == nil || !strings.Contains(err.Error(), "an inherited interface has one queue") {
+		t.Errorf("two queues of an inherited interface: %v", err)
+	}
+}
+
 // inside runs f on a thread in the namespace.
 func (s *space) inside(f func() error) {
 	s.Helper()

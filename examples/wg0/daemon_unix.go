@@ -18,7 +18,6 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/transport/tun"
-	"github.com/seed-86b749af/wireguard/transport/udp"
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
@@ -28,6 +27,10 @@ func run(c command) error {
 		return takeDown(c.target)
 	}
 	level, err := logLevel()
+	if err != nil {
+		return err
+	}
+	o, err := readOptions()
 	if err != nil {
 		return err
 	}
@@ -49,12 +52,12 @@ func run(c command) error {
 		return background(c, in)
 	}
 	os.Unsetenv(envForeground)
-	return serve(c, file, parent, in, newLogger(level))
+	return serve(c, file, parent, in, o, newLogger(level))
 }
 
 // serve is the daemon's life. file is nil where others configure the interface. An end that nobody asked for is an error, so
 // that a service manager starts the daemon again.
-func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.Logger) error {
+func serve(c command, file *tunnelFile, parent *parent, in inherited, o options, log *slog.Logger) error {
 	stops, hups := signals(file != nil)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -72,7 +75,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 			return err
 		}
 	}
-	d, err := open(name, in, log)
+	d, err := open(name, in, o, log)
 	if err == nil && file != nil {
 		err = file.up(ctx, d)
 	}
@@ -172,18 +175,22 @@ type daemon struct {
 }
 
 // open makes the interface and its socket. The device is down.
-func open(name string, in inherited, log *slog.Logger) (*daemon, error) {
+func open(name string, in inherited, o options, log *slog.Logger) (*daemon, error) {
 	if in.tun == nil {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
 	}
-	t, err := tun.Open(tun.Config{Name: name, File: in.tun})
+	config, err := o.tun(name, in)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tun.Open(config)
 	if err != nil {
 		return nil, err
 	}
 	d := &daemon{name: t.Name(), log: log, tun: t, served: make(chan error, 1)}
-	if err := d.serve(in.uapi); err != nil {
+	if err := d.serve(in.uapi, o.bind()); err != nil {
 		d.close()
 		return nil, err
 	}
@@ -215,8 +222,7 @@ func checkName(name string) error {
 }
 
 // serve makes the device and the socket, and starts to answer.
-func (d *daemon) serve(inherited *os.File) (err error) {
-	bind := udp.Bind{}
+func (d *daemon) serve(inherited *os.File, bind wireguard.Bind) (err error) {
 	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: bind, Logger: d.log})
 	if err != nil {
 		return err

@@ -27,6 +27,10 @@
 //	WG_UAPI_FD             that of a listening control socket
 //	WG_TUN_NAME_FILE       a file to write the interface's name to
 //	WG_PROCESS_FOREGROUND  1: as -f
+//	WG0_OFFLOAD            0: let each packet cross the system call by itself, to find out whether the system's segmentation
+//	                       offload, of the interface or of UDP, is to blame for something; without it: 1
+//	WG0_QUEUES             the number of the interface's queues, each with a reader of its own, 1 to 256; more than 1
+//	                       on Linux alone, and not for an inherited one; without it: 1
 //	WG_ENDPOINT_RESOLUTION_RETRIES  as wg(8) has it: a number, or infinity; without it: 15
 //
 // The log goes to stderr. In the background it does so where LOG_LEVEL is set, and goes to syslog where it is not.
@@ -55,7 +59,7 @@ const usage = `usage: wg0 [-f|--foreground] IFACE          make an interface, to
 
 FILE is named after the interface, as in wg0.conf; IFACE stands for /etc/wireguard/IFACE.conf.
 Environment: LOG_LEVEL (verbose, debug, info, error, silent), WG_TUN_FD, WG_UAPI_FD, WG_TUN_NAME_FILE,
-WG_PROCESS_FOREGROUND=1, WG_ENDPOINT_RESOLUTION_RETRIES.
+WG_PROCESS_FOREGROUND=1, WG0_OFFLOAD=0, WG0_QUEUES, WG_ENDPOINT_RESOLUTION_RETRIES.
 `
 
 // A command is what the command line says.
