@@ -156,6 +156,26 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// TestLogLevel: the values of wireguard-go are taken, and one that nobody knows keeps no daemon from its work.
+func TestLogLevel(t *testing.T) {
+	for v, want := range map[string]slog.Level{"verbose": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo, "": slog.LevelInfo,
+		"error": slog.LevelError, "silent": 100, "loud": slog.LevelInfo} {
+		t.Setenv("LOG_LEVEL", v)
+		if got, known := logLevel(); got != want || known != (v != "loud") {
+			t.Errorf("%q: %v, %v", v, got, known)
+		}
+	}
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	s.env = append(s.env, "LOG_LEVEL=loud")
+	f := s.front(built(t), "-f", iface)
+	f.wantLog(t, `level=WARN msg="LOG_LEVEL is none of verbose, debug, info, error and silent; taken for info" LOG_LEVEL=loud`)
+	f.wantLog(t, "msg=ready")
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+}
+
 // TestForegroundByEnvironment: WG_PROCESS_FOREGROUND=1 is -f, WG_TUN_NAME_FILE gets the name that the system chose, and
 // LOG_LEVEL=silent is silent.
 func TestForegroundByEnvironment(t *testing.T) {

@@ -26,10 +26,6 @@ func run(c command) error {
 	if c.action == actionDown {
 		return takeDown(c.target)
 	}
-	level, err := logLevel()
-	if err != nil {
-		return err
-	}
 	o, err := readOptions()
 	if err != nil {
 		return err
@@ -52,7 +48,7 @@ func run(c command) error {
 		return background(c, in)
 	}
 	os.Unsetenv(envForeground)
-	return serve(c, file, parent, in, o, newLogger(level))
+	return serve(c, file, parent, in, o, newLogger())
 }
 
 // serve is the daemon's life. file is nil where others configure the interface. An end that nobody asked for is an error, so

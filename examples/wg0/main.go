@@ -22,7 +22,8 @@
 //
 // # Environment
 //
-//	LOG_LEVEL              verbose, debug, info, error or silent; without it: info
+//	LOG_LEVEL              verbose, debug, info, error or silent; without it: info. wireguard-go knows all but info, and
+//	                       is at error without it and for other values, where this is at info and says so
 //	WG_TUN_FD              the number of an inherited descriptor of a TUN interface, in place of making one
 //	WG_UAPI_FD             that of a listening control socket
 //	WG_TUN_NAME_FILE       a file to write the interface's name to

@@ -572,7 +572,6 @@ func TestFaults(t *testing.T) {
 	}{
 		{"nothing", nil, nil, 2, nil},
 		{"too much", []string{"a", "b"}, nil, 2, nil},
-		{"a log level", []string{iface}, []string{"LOG_LEVEL=loud"}, 1, []string{`wg0: LOG_LEVEL is "loud": want verbose, debug, info, error or silent`}},
 		{"an offload", []string{iface}, []string{"WG0_OFFLOAD=off"}, 1, []string{`wg0: WG0_OFFLOAD is "off": want 0 or 1`}},
 		{"no queue", []string{"up", good}, []string{"WG0_QUEUES=0"}, 1, []string{`wg0: WG0_QUEUES is "0": want a number from 1 to 256`}},
 		{"many queues", []string{iface}, []string{"WG0_QUEUES=257"}, 1, []string{`wg0: WG0_QUEUES is "257": want a number from 1 to 256`}},
