@@ -430,6 +430,26 @@ func TestEndWhileReloading(t *testing.T) {
 	o.wantClean()
 }
 
+// TestHookEnvironment: a hook gets nothing of what is meant for the daemon alone, the service manager's socket included.
+func TestHookEnvironment(t *testing.T) {
+	s := newSpace(t)
+	private, _ := newKeys()
+	iface := unique("w")
+	s.endAfter(iface)
+	s.env = append(s.env, "NOTIFY_SOCKET="+filepath.Join(s.dir, "notify"), "WG_PROCESS_FOREGROUND=1", "OF_THE_USER=1")
+	env := filepath.Join(s.dir, "env")
+	f := s.front(built(t), "up", s.write(iface+".conf", "[Interface]\nPrivateKey = "+private+"\nPostUp = env > "+env+"\n", 0o600))
+	f.wantLog(t, "msg=ready")
+	b, _ := os.ReadFile(env)
+	for _, own := range []string{"NOTIFY_SOCKET=", "WG_PROCESS_FOREGROUND="} {
+		if strings.Contains(string(b), own) || !strings.Contains(string(b), "OF_THE_USER=1") {
+			t.Errorf("the hook's environment, %s:\n%s", own, b)
+		}
+	}
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+}
+
 // TestDeletedFromOutside: an interface that somebody deletes takes rules and filter along.
 func TestDeletedFromOutside(t *testing.T) {
 	o := newOffice(t)
