@@ -524,7 +524,8 @@ func TestRollback(t *testing.T) {
 		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" has failed: exit status 3`, true},
 		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: UDP port 4242 is taken by another socket; stop that, or listen on another port, or on 0 for any: " +
 			"listen udp4 0.0.0.0:4242: bind: address already in use\n", false},
-		{"an address", "Address = 10.9.0.1/24, 10.9.0.1/24", "wg0: ip -4 address add 10.9.0.1/24 dev " + o.iface + ": ", false},
+		{"an address", "Address = 10.9.0.1/24, ::1/128", "wg0: ip -6 address add ::1/128 dev " + o.iface + ": ", false},
+		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; take one of the two out\n", false},
 		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: DNS: this host has neither resolvconf nor resolvectl to set it with; install", false},
 		{"a table", "Table = nosuchtable", "nosuchtable", false},
 		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" has failed: exit status 4`, true},
