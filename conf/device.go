@@ -3,6 +3,8 @@ package conf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,9 +12,9 @@ import (
 )
 
 // Validate returns what is wrong with f as a whole, joined, each an [Error]: peers without a key or with another's or the
-// interface's own, and values that cannot be written. Unknown keys are none of it, see [File.Unknown].
+// interface's own, addresses that the interface has already, and values that cannot be written. Unknown keys are none of it, see [File.Unknown].
 func (f *File) Validate() error {
-	errs := []error{f.writable()}
+	errs := append([]error{f.writable()}, f.addressesTwice()...)
 	own := f.Interface.PrivateKey.Public()
 	first := make(map[wireguard.PublicKey]int, len(f.Peers))
 	for i := range f.Peers {
@@ -39,6 +41,48 @@ func (f *File) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// addressesTwice is what the system would refuse to add to the interface: of IPv4 an address with the same length, of IPv6
+// an address whatever its length.
+func (f *File) addressesTwice() (errs []error) {
+	as := f.Interface.Addresses
+	lines := f.addressLines()
+	first := make(map[netip.Prefix]int, len(as)) // to an index
+	for n, p := range as {
+		a := p.Addr()
+		if a.Is6() {
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		before, twice := first[p]
+		switch {
+		case !twice:
+			first[p] = n
+		case lines[before] != lines[n]:
+			errs = append(errs, &Error{lines[n], "Address", fmt.Errorf("line %d has %v already; take one of the two out", lines[before], a)})
+		default:
+			errs = append(errs, &Error{lines[n], "Address", fmt.Errorf("%v is there twice; take one of the two out", a)})
+		}
+	}
+	return errs
+}
+
+// addressLines is the line of each of the interface's addresses: that of the last ones where a program has changed them.
+func (f *File) addressLines() (lines []int) {
+	s := f.at(f.Interface.from)
+	var read Interface
+	if s != nil {
+		for _, n := range s.indexes("address") {
+			parseAddress(&read, s.lines[n].value())
+			for len(lines) < len(read.Addresses) {
+				lines = append(lines, s.line+1+n)
+			}
+		}
+	}
+	if !slices.Equal(read.Addresses, f.Interface.Addresses) {
+		lines = slices.Repeat([]int{s.lineOf("address")}, len(f.Interface.Addresses))
+	}
+	return lines
 }
 
 // writable is what of f cannot be written. Of what was read, all can.

@@ -24,6 +24,11 @@ import (
 type Server struct {
 	Device *wireguard.Device
 
+	// Bind is the Device's, for a daemon: a device that is down has no socket, so that a port which is taken would be
+	// seen only when it goes up, and by nobody. With Bind, a set request that names a port while the device is down is
+	// refused if the port cannot be opened; what is opened for that is closed at once. Nil: not tried.
+	Bind wireguard.Bind
+
 	// Logger is told of requests (Debug) and of those that are refused, and why (Warn); never of a key but a public
 	// one. Nil: silent.
 	Logger *slog.Logger
@@ -269,7 +274,25 @@ func (s *Server) set(lines *lineReader) error {
 	}
 	s.config.Lock()
 	defer s.config.Unlock()
+	if err := s.tryPort(q.change.ListenPort); err != nil {
+		return &Error{errnoOf(err, true), err}
+	}
 	return q.apply(s.Device)
+}
+
+// tryPort opens and closes a port that a device which is down is to have.
+func (s *Server) tryPort(port *uint16) error {
+	if s.Bind == nil || port == nil || *port == 0 || s.Device.Status().Up {
+		return nil
+	}
+	socket, err := s.Bind.Listen(*port)
+	switch {
+	case err == nil:
+		return socket.Close()
+	case s.Device.Status().Up: // since just now, perhaps on this very port: Configure decides
+		return nil
+	}
+	return err
 }
 
 func (s *Server) logRequest(lines int, err error) {

@@ -7,12 +7,15 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
 // serve serves d on a port of the loopback interface, which is as good as a control socket where no system has those.
@@ -263,6 +266,35 @@ func TestServerClose(t *testing.T) {
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Serve after Close left its listener open: %v", err)
 	}
+}
+
+// TestServerBind: with a Bind, a port that is taken is refused while the device is down, and nothing of the request is
+// carried out; a port that is free stays closed.
+func TestServerBind(t *testing.T) {
+	bind := udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
+	taken, err := bind.Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := taken.Port()
+	s := &Server{Device: newDown(t), Bind: bind}
+	c := serve(t, s)()
+	set := fmt.Sprintf("set=1\nfwmark=7\nlisten_port=%d\n\n", port)
+	c.send(set)
+	c.wants(fmt.Sprintf("errno=-%d\n\n", errnoAddressInUse))
+	if got := s.Device.Status(); got.ListenPort != 0 || got.FirewallMark != 0 {
+		t.Errorf("port %d and mark %d of a refused request", got.ListenPort, got.FirewallMark)
+	}
+	taken.Close()
+	c.send(set)
+	c.wants("errno=0\n\n")
+	again, err := bind.Listen(port)
+	if err != nil {
+		t.Fatalf("the port was left open: %v", err)
+	}
+	defer again.Close()
+	c.send("set=1\nlisten_port=0\nreplace_peers=true\n\n")
+	c.wants("errno=0\n\n")
 }
 
 // TestServeEnds: Serve goes on after an error that passes, and returns one that stays.

@@ -37,7 +37,7 @@ func background(c command, in inherited) error {
 	defer null.Close()
 	attr := os.ProcAttr{
 		Files: []*os.File{null, os.Stdout, os.Stderr, w},
-		Env:   append(environ(), envForeground+"=1", envReady+"=3"),
+		Env:   append(environ(), envForeground+"=1", envReady+"=3", envNotify+"="+os.Getenv(envNotify)),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	for _, f := range []struct {
@@ -76,7 +76,7 @@ func background(c command, in inherited) error {
 
 // environ is the environment without what is meant for this process alone.
 func environ() []string {
-	own := []string{envTUN, envUAPI, envForeground, envReady}
+	own := []string{envTUN, envUAPI, envForeground, envReady, envNotify}
 	return slices.DeleteFunc(os.Environ(), func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
 		return slices.Contains(own, name)

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/tun"
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
@@ -78,6 +85,97 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// TestFailedSocket: a control socket that accepts no more ends the daemon with a status that is not 0.
+func TestFailedSocket(t *testing.T) {
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	tun, socket := s.openInside(iface)
+	f := &front{Cmd: s.command("sh", "-c", "WG_TUN_FD=3 WG_UAPI_FD=4 exec "+built(t)+" -f "+iface), log: new(lockedBuffer), exit: make(chan error, 1)}
+	f.Stdout, f.Stderr, f.ExtraFiles = f.log, f.log, []*os.File{tun, socket}
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { f.exit <- f.Wait() }()
+	f.wantLog(t, "msg=ready")
+	if err := unix.Shutdown(int(socket.Fd()), unix.SHUT_RD); err != nil {
+		t.Fatal(err)
+	}
+	f.wantExit(t, exitFailed)
+	f.wantLog(t, `level=ERROR msg="the control socket has failed: `)
+}
+
+// A brokenTunnel has nothing but an error for its reader.
+type brokenTunnel struct{ err error }
+
+func (b brokenTunnel) ReadPackets(*wireguard.Batch) error      { return b.err }
+func (b brokenTunnel) WritePackets(pkts [][]byte) (int, error) { return len(pkts), nil }
+func (b brokenTunnel) MTU() int                                { return 1420 }
+func (b brokenTunnel) Close() error                            { return nil }
+
+// TestWait: the daemon's end is an error, unless a user asked for it.
+func TestWait(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		name             string
+		device, accepted error
+		signal           bool
+		want             error
+	}{
+		{name: "a signal", signal: true},
+		{name: "an interface that was deleted", device: fmt.Errorf("read: %w", tun.ErrDeleted)},
+		{name: "a tunnel that failed", device: broken, want: broken},
+		{name: "a socket that was removed", accepted: fmt.Errorf("accept: %w", os.ErrNotExist)},
+		{name: "a socket that failed", accepted: broken, want: broken},
+	} {
+		d := &daemon{log: slog.New(slog.DiscardHandler), tun: new(tun.Device), served: make(chan error, 1)}
+		var tunnel wireguard.Tunnel = pipe.NewTunnel(0)
+		if c.device != nil {
+			tunnel = brokenTunnel{c.device}
+		}
+		var err error
+		d.device, err = wireguard.New(wireguard.Config{Tunnel: tunnel, Bind: pipe.NewNetwork(pipe.Config{}).NewEnd(netip.MustParseAddr("192.0.2.1"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.device.Up(); err != nil && c.device == nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if c.signal {
+			cancel()
+		}
+		if c.accepted != nil {
+			d.served <- c.accepted
+		}
+		if err := d.wait(ctx); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		cancel()
+		d.device.Close()
+	}
+}
+
+// TestLogLevel: the values of wireguard-go are taken, and one that nobody knows keeps no daemon from its work.
+func TestLogLevel(t *testing.T) {
+	for v, want := range map[string]slog.Level{"verbose": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo, "": slog.LevelInfo,
+		"error": slog.LevelError, "silent": 100, "loud": slog.LevelInfo} {
+		t.Setenv("LOG_LEVEL", v)
+		if got, known := logLevel(); got != want || known != (v != "loud") {
+			t.Errorf("%q: %v, %v", v, got, known)
+		}
+	}
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	s.env = append(s.env, "LOG_LEVEL=loud")
+	f := s.front(built(t), "-f", iface)
+	f.wantLog(t, `level=WARN msg="LOG_LEVEL is none of verbose, debug, info, error and silent; taken for info" LOG_LEVEL=loud`)
+	f.wantLog(t, "msg=ready")
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+}
+
 // TestForegroundByEnvironment: WG_PROCESS_FOREGROUND=1 is -f, WG_TUN_NAME_FILE gets the name that the system chose, and
 // LOG_LEVEL=silent is silent.
 func TestForegroundByEnvironment(t *testing.T) {
@@ -99,6 +197,41 @@ func TestForegroundByEnvironment(t *testing.T) {
 	f.wantExit(t, 0)
 	if f.log.String() != "" {
 		t.Errorf("not silent: %s", f.log)
+	}
+}
+
+// TestOptions: WG0_QUEUES and WG0_OFFLOAD shape the interface, and the latter the sockets.
+func TestOptions(t *testing.T) {
+	s := newSpace(t)
+	for _, c := range []struct {
+		env        string
+		want, wont string
+	}{
+		{"LOG_LEVEL=info", "vnet_hdr on", "multi_queue"},
+		{"WG0_OFFLOAD=1", "vnet_hdr on", "multi_queue"},
+		{"WG0_OFFLOAD=0", "vnet_hdr off", "vnet_hdr on"},
+		{"WG0_QUEUES=3", "numqueues 3", "vnet_hdr off"},
+		{"WG0_QUEUES=1", "vnet_hdr on", "multi_queue"},
+	} {
+		iface := unique("w")
+		s.endAfter(iface)
+		s.env = []string{c.env}
+		f := s.front(built(t), "-f", iface)
+		f.wantLog(t, "msg=ready")
+		if out := s.must("ip", "-d", "link", "show", "dev", iface); !strings.Contains(out, c.want) || strings.Contains(out, c.wont) {
+			t.Errorf("%s: want %s, not %s:\n%s", c.env, c.want, c.wont, out)
+		}
+		s.daemonOf(iface).Signal(syscall.SIGTERM)
+		f.wantExit(t, 0)
+	}
+	t.Setenv(envOffload, "0")
+	if o, err := readOptions(); err != nil || !o.bind().NoOffload {
+		t.Errorf("the sockets offload: %v", err)
+	}
+	iface := unique("w")
+	tun, _ := s.openInside(iface)
+	if _, err := (options{queues: 2}).tun(iface, inherited{tun: tun}); err == nil || !strings.Contains(err.Error(), "an inherited interface has one queue") {
+		t.Errorf("two queues of an inherited interface: %v", err)
 	}
 }
 
@@ -260,7 +393,8 @@ func TestUpAndDown(t *testing.T) {
 		return err
 	})
 	s.must("ip", "link", "set", iface, "up")
-	f.wantLog(t, "another program has the port: end it, or set another ListenPort")
+	f.wantLog(t, `level=ERROR msg="the interface is up, but not the tunnel; trying again" err="listen on port 5555: UDP port 5555 is taken `+
+		`by another socket; stop that, or listen on another port, or on 0 for any: listen udp4 0.0.0.0:5555: bind: address already in use"`+"\n")
 	taken.Close()
 	until(t, "the port is open", func() bool { return s.ports() == open })
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
@@ -268,7 +402,8 @@ func TestUpAndDown(t *testing.T) {
 }
 
 // TestControlFaults: a wrong control line changes nothing, and the log has one sentence about it, without the key that
-// stood there; wg set says what the system says of a port that is taken.
+// stood there; wg set says what the system says of a port that is taken, whether
+// the interface is up or still down, as wg-quick has it.
 func TestControlFaults(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")
@@ -309,10 +444,20 @@ func TestControlFaults(t *testing.T) {
 		}
 		return err
 	})
-	s.must("ip", "link", "set", iface, "up")
-	until(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
-	if out, code := s.run("wg", "set", iface, "listen-port", "6666"); code == 0 || !strings.Contains(out, "Address already in use") {
-		t.Errorf("wg set of a port that is taken: status %d, %s", code, out)
+	config := s.write("setconf", "[Interface]\nListenPort = 6666\n", 0o600)
+	for _, state := range []string{"down", "up"} {
+		s.must("ip", "link", "set", iface, state)
+		if state == "up" {
+			until(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
+		}
+		for _, args := range [][]string{{"set", iface, "listen-port", "6666"}, {"setconf", iface, config}} {
+			if out, code := s.run(append([]string{"wg"}, args...)...); code == 0 || !strings.Contains(out, "Address already in use") {
+				t.Errorf("%s: wg %s of a port that is taken: status %d, %s", state, args[0], code, out)
+			}
+		}
+		if state == "down" && s.ports() != "6666" {
+			t.Errorf("ports %s are open while the interface is down", s.ports())
+		}
 	}
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)

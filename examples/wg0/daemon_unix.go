@@ -10,14 +10,14 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"syscall"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/transport/tun"
-	"github.com/seed-86b749af/wireguard/transport/udp"
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
@@ -26,7 +26,7 @@ func run(c command) error {
 	if c.action == actionDown {
 		return takeDown(c.target)
 	}
-	level, err := logLevel()
+	o, err := readOptions()
 	if err != nil {
 		return err
 	}
@@ -48,11 +48,12 @@ func run(c command) error {
 		return background(c, in)
 	}
 	os.Unsetenv(envForeground)
-	return serve(c, file, parent, in, newLogger(level))
+	return serve(c, file, parent, in, o, newLogger())
 }
 
-// serve is the daemon's life. file is nil where others configure the interface.
-func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.Logger) error {
+// serve is the daemon's life. file is nil where others configure the interface. An end that nobody asked for is an error, so
+// that a service manager starts the daemon again.
+func serve(c command, file *tunnelFile, parent *parent, in inherited, o options, log *slog.Logger) error {
 	stops, hups := signals(file != nil)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -70,7 +71,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 			return err
 		}
 	}
-	d, err := open(name, in, log)
+	d, err := open(name, in, o, log)
 	if err == nil && file != nil {
 		err = file.up(ctx, d)
 	}
@@ -91,14 +92,16 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 	notify("READY=1")
 	log.Info("ready", "interface", d.name)
 
-	d.wait(ctx, log, func() {
-		for range hups {
-			if err := file.reload(ctx, d); err != nil {
-				log.Error("the configuration was not reloaded, and stays as it was", "err", err)
-			}
-		}
-	})
+	reloading, stop := context.WithCancelCause(ctx)
+	var reloads sync.WaitGroup
+	reloads.Go(func() { file.reloads(reloading, d, hups) })
+	why := d.wait(ctx)
+	if why != nil {
+		log.Error(why.Error())
+	}
 	notify("STOPPING=1")
+	stop(errStopping)
+	reloads.Wait() // what a reload adds to the host is there for cleanUp to remove
 	if file != nil {
 		if ctx.Err() != nil {
 			file.preDown(d)
@@ -110,8 +113,38 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, log *slog.
 		file.postDown()
 	}
 	log.Info("stopped", "interface", d.name)
+	if why != nil {
+		return errReported
+	}
 	return nil
 }
+
+var errStopping = errors.New("the daemon ends")
+
+// reloads reads the file again for each signal, until ctx ends.
+func (t *tunnelFile) reloads(ctx context.Context, d *daemon, hups <-chan os.Signal) {
+	for {
+		select {
+		case <-hups:
+		case <-ctx.Done():
+			return
+		}
+		err := t.reload(ctx, d)
+		switch {
+		case ctx.Err() != nil:
+		case errors.As(err, new(*routesError)):
+			d.log.Error("the configuration was reloaded, but its routes are not complete", "err", err)
+		case err != nil:
+			d.log.Error("the configuration was not reloaded, and stays as it was", "err", err)
+		}
+	}
+}
+
+// A routesError is why a reload ended after the device was made what the file says.
+type routesError struct{ err error }
+
+func (e *routesError) Error() string { return e.err.Error() }
+func (e *routesError) Unwrap() error { return e.err }
 
 // signals are those that stop the daemon, and those that make it read its file again, if it has one.
 func signals(hasFile bool) (stops, hups chan os.Signal) {
@@ -138,18 +171,22 @@ type daemon struct {
 }
 
 // open makes the interface and its socket. The device is down.
-func open(name string, in inherited, log *slog.Logger) (*daemon, error) {
+func open(name string, in inherited, o options, log *slog.Logger) (*daemon, error) {
 	if in.tun == nil {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
 	}
-	t, err := tun.Open(tun.Config{Name: name, File: in.tun})
+	config, err := o.tun(name, in)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tun.Open(config)
 	if err != nil {
 		return nil, err
 	}
 	d := &daemon{name: t.Name(), log: log, tun: t, served: make(chan error, 1)}
-	if err := d.serve(in.uapi); err != nil {
+	if err := d.serve(in.uapi, o.bind()); err != nil {
 		d.close()
 		return nil, err
 	}
@@ -164,6 +201,9 @@ func open(name string, in inherited, log *slog.Logger) (*daemon, error) {
 
 // checkName says what wg(8) and wg-quick(8) can do nothing with.
 func checkName(name string) error {
+	if strings.Contains(name, "/") || strings.HasSuffix(name, ".conf") {
+		return fmt.Errorf("%q is a file, not an interface; to bring up what it says: wg0 up %s", name, name)
+	}
 	for _, r := range name {
 		switch {
 		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_', r == '=', r == '+', r == '.', r == '-', r == '%':
@@ -178,8 +218,8 @@ func checkName(name string) error {
 }
 
 // serve makes the device and the socket, and starts to answer.
-func (d *daemon) serve(inherited *os.File) (err error) {
-	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: udp.Bind{}, Logger: d.log})
+func (d *daemon) serve(inherited *os.File, bind wireguard.Bind) (err error) {
+	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: bind, Logger: d.log})
 	if err != nil {
 		return err
 	}
@@ -192,7 +232,7 @@ func (d *daemon) serve(inherited *os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	d.server = &uapi.Server{Device: d.device, Logger: d.log}
+	d.server = &uapi.Server{Device: d.device, Bind: bind, Logger: d.log}
 	go func() { d.served <- d.server.Serve(d.listener) }()
 	return nil
 }
@@ -212,21 +252,33 @@ func (d *daemon) close() {
 	}
 }
 
-// wait returns when the daemon is to end. reloads runs meanwhile.
-func (d *daemon) wait(ctx context.Context, log *slog.Logger, reloads func()) {
-	go reloads()
+// wait returns when the daemon is to end. The error is why, unless it is one of the ends that a user asks for: a signal, an
+// interface that was deleted, a socket that was removed.
+func (d *daemon) wait(ctx context.Context) error {
+	var err error
 	select {
 	case <-ctx.Done():
-		log.Info(context.Cause(ctx).Error())
-	case err := <-d.served:
-		log.Info("the control socket has gone", "err", err)
-	case <-d.tun.Done():
-		log.Info("the interface was deleted")
-	case <-d.device.Done():
-		if err := d.device.Err(); !errors.Is(err, tun.ErrDeleted) {
-			log.Error("the device has ended", "err", err)
+		d.log.Info(context.Cause(ctx).Error())
+		return nil
+	case err = <-d.served:
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			d.log.Info("the control socket has gone", "err", err)
+			return nil
 		}
+		return fmt.Errorf("the control socket has failed: %w", err)
+	case <-d.tun.Done():
+		if err = d.tun.Err(); err == nil { // the device has closed it, and knows why
+			<-d.device.Done()
+			err = d.device.Err()
+		}
+	case <-d.device.Done():
+		err = d.device.Err()
 	}
+	if err == nil || errors.Is(err, tun.ErrDeleted) {
+		d.log.Info("the interface was deleted")
+		return nil
+	}
+	return fmt.Errorf("the device has ended: %w", err)
 }
 
 // upAgain is how long to wait before an interface that is up is given its port again.
@@ -256,22 +308,11 @@ func (d *daemon) followStates() {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if err = portAdvice(err); err.Error() != told {
-				told = err.Error()
-				d.log.Error("the interface is up, but not the tunnel; trying again", "err", err)
+			if now := words(err); now != told {
+				told = now
+				d.log.Error("the interface is up, but not the tunnel; trying again", "err", told)
 			}
 			again = time.After(upAgain)
 		}
 	}
-}
-
-// portAdvice adds what to do where a port is taken.
-func portAdvice(err error) error {
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w; another program has the port: end it, or set another ListenPort", err)
-	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("%w; run as root, or set a ListenPort above 1023", err)
-	}
-	return err
 }

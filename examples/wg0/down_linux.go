@@ -37,7 +37,11 @@ func takeDown(target string) error {
 		if t.file, err = readFile(path); err != nil {
 			return err
 		}
-	case !errors.Is(statErr, fs.ErrNotExist) || path != filepath.Join(configDirectory, iface+".conf"):
+	case errors.Is(statErr, fs.ErrPermission):
+		return notReadable(path)
+	case !errors.Is(statErr, fs.ErrNotExist):
+		return statErr
+	case path != filepath.Join(configDirectory, iface+".conf"):
 		return fmt.Errorf("there is no file %s; give the one that %s is up by, or the name of the interface", path, iface)
 	}
 	now, err := readRunning(iface)

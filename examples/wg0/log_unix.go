@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 	"log/syslog"
@@ -27,25 +26,26 @@ func (o *logOutput) set(w io.Writer) { o.to.Store(&w) }
 
 var logTo logOutput
 
-// logLevel is LOG_LEVEL. Silence is above all levels.
-func logLevel() (slog.Level, error) {
+// logLevel is LOG_LEVEL. Silence is above all levels. A value that nobody knows is as good as none, as for wireguard-go: known
+// says whether it is not that.
+func logLevel() (level slog.Level, known bool) {
 	const silent = slog.Level(100)
-	switch v := os.Getenv("LOG_LEVEL"); v {
+	switch os.Getenv("LOG_LEVEL") {
 	case "verbose", "debug":
-		return slog.LevelDebug, nil
+		return slog.LevelDebug, true
 	case "", "info":
-		return slog.LevelInfo, nil
+		return slog.LevelInfo, true
 	case "error":
-		return slog.LevelError, nil
+		return slog.LevelError, true
 	case "silent":
-		return silent, nil
-	default:
-		return 0, fmt.Errorf("LOG_LEVEL is %q: want verbose, debug, info, error or silent", v)
+		return silent, true
 	}
+	return slog.LevelInfo, false
 }
 
-// newLogger logs lines for a reader. The journal writes the time itself.
-func newLogger(level slog.Level) *slog.Logger {
+// newLogger logs lines for a reader, at LOG_LEVEL. The journal writes the time itself.
+func newLogger() *slog.Logger {
+	level, known := logLevel()
 	o := slog.HandlerOptions{Level: level}
 	if os.Getenv("JOURNAL_STREAM") != "" {
 		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
@@ -55,7 +55,11 @@ func newLogger(level slog.Level) *slog.Logger {
 			return a
 		}
 	}
-	return slog.New(slog.NewTextHandler(&logTo, &o))
+	log := slog.New(slog.NewTextHandler(&logTo, &o))
+	if !known {
+		log.Warn("LOG_LEVEL is none of verbose, debug, info, error and silent; taken for info", "LOG_LEVEL", os.Getenv("LOG_LEVEL"))
+	}
+	return log
 }
 
 // logAway sends the log to syslog, or nowhere on a host without.

@@ -17,15 +17,21 @@
 // there is one), the four hooks, SaveConfig. When a step fails, all is undone; PostDown then runs where a hook of going up did.
 // The daemon asks for the address of a named endpoint again whenever a handshake with that peer fails. On
 // SIGHUP it reads the file again and makes the interface's peers and keys what it says; sessions of peers that stay go
-// on. On SIGTERM it does what `wg0 down` does.
+// on. Routes to what new peers are allowed are added; those of peers that have left stay until the interface goes, and what
+// is sent there is dropped. Addresses, MTU and DNS stay as they were. On SIGTERM it does what `wg0 down` does.
 //
 // # Environment
 //
-//	LOG_LEVEL              verbose, debug, info, error or silent; without it: info
+//	LOG_LEVEL              verbose, debug, info, error or silent; without it: info. wireguard-go knows all but info, and
+//	                       is at error without it and for other values, where this is at info and says so
 //	WG_TUN_FD              the number of an inherited descriptor of a TUN interface, in place of making one
 //	WG_UAPI_FD             that of a listening control socket
 //	WG_TUN_NAME_FILE       a file to write the interface's name to
 //	WG_PROCESS_FOREGROUND  1: as -f
+//	WG0_OFFLOAD            0: let each packet cross the system call by itself, to find out whether the system's segmentation
+//	                       offload, of the interface or of UDP, is to blame for something; without it: 1
+//	WG0_QUEUES             the number of the interface's queues, each with a reader of its own, 1 to 256; more than 1
+//	                       on Linux alone, and not for an inherited one; without it: 1
 //	WG_ENDPOINT_RESOLUTION_RETRIES  as wg(8) has it: a number, or infinity; without it: 15
 //
 // The log goes to stderr. In the background it does so where LOG_LEVEL is set, and goes to syslog where it is not.
@@ -39,6 +45,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -53,7 +60,7 @@ const usage = `usage: wg0 [-f|--foreground] IFACE          make an interface, to
 
 FILE is named after the interface, as in wg0.conf; IFACE stands for /etc/wireguard/IFACE.conf.
 Environment: LOG_LEVEL (verbose, debug, info, error, silent), WG_TUN_FD, WG_UAPI_FD, WG_TUN_NAME_FILE,
-WG_PROCESS_FOREGROUND=1, WG_ENDPOINT_RESOLUTION_RETRIES.
+WG_PROCESS_FOREGROUND=1, WG0_OFFLOAD=0, WG0_QUEUES, WG_ENDPOINT_RESOLUTION_RETRIES.
 `
 
 // A command is what the command line says.
@@ -166,7 +173,12 @@ func printError(w io.Writer, err error) {
 	if errors.Is(err, errReported) {
 		return
 	}
-	for line := range strings.SplitSeq(err.Error(), "\n") {
-		fmt.Fprintf(w, "wg0: %s\n", strings.TrimPrefix(line, "wireguard: "))
+	for line := range strings.SplitSeq(words(err), "\n") {
+		fmt.Fprintf(w, "wg0: %s\n", line)
 	}
 }
+
+var library = regexp.MustCompile(`(?m)(^|: )wireguard: `)
+
+// words is what err says, without the name of the library that each of its packages begins with.
+func words(err error) string { return library.ReplaceAllString(err.Error(), "$1") }

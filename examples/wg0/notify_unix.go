@@ -8,10 +8,12 @@ import (
 	"strings"
 )
 
+const envNotify = "NOTIFY_SOCKET"
+
 // notify tells the service manager, if there is one, what goes on: READY=1, STOPPING=1 (sd_notify(3)). That nobody
 // listens is nothing to worry about.
 func notify(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
+	path := os.Getenv(envNotify)
 	if path == "" {
 		return
 	}

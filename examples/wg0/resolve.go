@@ -24,8 +24,11 @@ func resolveAgain(ctx context.Context, d *wireguard.Device, r conf.Resolution, e
 		if !ok {
 			return
 		}
+		if e.Kind != wireguard.EventHandshakeFailed {
+			continue
+		}
 		named := endpoint(e.Peer)
-		if e.Kind != wireguard.EventHandshakeFailed || named.IsZero() {
+		if named.IsZero() {
 			continue
 		}
 		named.Addr, _ = r.Lookup(ctx, named.Host)

@@ -52,10 +52,14 @@ func TestResolveAgain(t *testing.T) {
 		resolver := new(names)
 		resolver.a.Store(&old)
 		ended := make(chan struct{})
+		var asked atomic.Int32 // about the file's peers, which are many
+		failed, stop := d.Subscribe(1024)
+		defer stop()
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			defer close(ended)
 			resolveAgain(ctx, d, conf.Resolution{Resolver: resolver}, func(k wireguard.PublicKey) conf.Endpoint {
+				asked.Add(1)
 				if k == other {
 					return conf.Endpoint{}
 				}
@@ -74,5 +78,15 @@ func TestResolveAgain(t *testing.T) {
 		}
 		cancel()
 		<-ended
+		stop()
+		failures := int32(0)
+		for e := range failed {
+			if e.Kind == wireguard.EventHandshakeFailed {
+				failures++
+			}
+		}
+		if n := asked.Load(); n != failures {
+			t.Errorf("the file was searched %d times for %d handshakes that failed", n, failures)
+		}
 	})
 }

@@ -31,9 +31,9 @@ type tunnelFile struct {
 	host
 	path   string // absolute
 	hooked bool   // a hook of going up has run
-	mark   uint32 // of the rules for a default route; 0: there are none
+	mark   uint32 // of the rules for a default route; 0: there are none; up's, then the reloads', and cleanUp's after those
 
-	mu   sync.Mutex // guards what a reload changes
+	mu   sync.Mutex // guards file, which a reload changes and follow reads
 	file *conf.File
 }
 
@@ -76,6 +76,8 @@ func readFile(path string) (*conf.File, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("there is no file %s; write one as wg-quick(8) describes it", path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, notReadable(path)
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular() || info.Size() > maxFile:
@@ -84,7 +86,10 @@ func readFile(path string) (*conf.File, error) {
 		fmt.Fprintf(os.Stderr, "wg0: %s can be read by everybody, with its keys: chmod 600 it\n", path)
 	}
 	text, err := os.ReadFile(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, notReadable(path)
+	case err != nil:
 		return nil, err
 	}
 	f, err := conf.Parse(text)
@@ -99,6 +104,10 @@ func readFile(path string) (*conf.File, error) {
 		return nil, &fileError{path, err}
 	}
 	return f, nil
+}
+
+func notReadable(path string) error {
+	return fmt.Errorf("%s is not for this user to read; run this as root", path)
 }
 
 func (t *tunnelFile) name() string { return t.iface }
@@ -152,7 +161,7 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 		return err
 	}
 	if err := d.device.Up(); err != nil {
-		return portAdvice(err)
+		return err
 	}
 	for _, a := range f.Interface.Addresses {
 		if err := t.ip(ctx, a.Addr(), "address", "add", a.String(), "dev", t.iface); err != nil {
@@ -197,7 +206,7 @@ func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) err
 	if f.Interface.FwMark == 0 {
 		c.FirewallMark = nil // one that the routes of this interface chose stays over a reload
 	}
-	return portAdvice(d.device.Configure(c))
+	return d.device.Configure(c)
 }
 
 // resolutionRetries is WG_ENDPOINT_RESOLUTION_RETRIES, as conf.Resolution has it.
@@ -327,7 +336,8 @@ func (t *tunnelFile) postDown() {
 	}
 }
 
-// reload makes the device what the file says now. Addresses, MTU, DNS and hooks stay; new routes are added.
+// reload makes the device what the file says now. Addresses, MTU and DNS stay; new routes are added, and old ones stay, for
+// addresses whose peer has left lead nowhere either way. An error is a *routesError where the device has changed.
 func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	f, err := readFile(t.path)
 	if err != nil {
@@ -340,7 +350,7 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	t.file = f
 	t.mu.Unlock()
 	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
-		return err
+		return &routesError{err}
 	}
 	d.log.Info("reloaded", "file", t.path, "peers", len(f.Peers))
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -174,6 +175,28 @@ func TestQuickAndOwn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestQuickPort: wg-quick, which configures an interface before it brings it up, takes one back whose port is taken.
+func TestQuickPort(t *testing.T) {
+	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
+		t.Skip("wg-quick uses the kernel's module where it is loaded")
+	}
+	o := newOffice(t)
+	s := o.laptop
+	s.inside(func() error {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 4242})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	})
+	quick := s.quick(t)
+	s.env = append(s.env, "WG_QUICK_USERSPACE_IMPLEMENTATION="+built(t))
+	if out, code := s.run(quick, "up", o.file("ListenPort = 4242")); code == 0 || !strings.Contains(out, "Address already in use") {
+		t.Errorf("exit status %d\n%s", code, out)
+	}
+	o.wantClean()
 }
 
 // TestDownOfOthers: wg0 down takes down what wg-quick brought up, and the other way round.
@@ -367,6 +390,66 @@ func TestService(t *testing.T) {
 	}
 }
 
+// TestReloadWithoutRoutes: where the device has changed but a route cannot be added, the log says just that.
+func TestReloadWithoutRoutes(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	f := s.front(built(t), "up", "-f", o.file("Address = 10.9.0.1/24"))
+	f.wantLog(t, "msg=ready")
+	o.file("Address = 10.9.0.1/24\nListenPort = 7777\nTable = nosuchtable")
+	f.Process.Signal(syscall.SIGHUP)
+	f.wantLog(t, `msg="the configuration was reloaded, but its routes are not complete" err="ip `)
+	if out := s.must("wg", "show", o.iface, "listen-port"); out != "7777\n" || strings.Contains(f.log.String(), "stays as it was") {
+		t.Errorf("port %s\n%s", out, f.log)
+	}
+	f.Process.Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+	o.wantClean()
+}
+
+// TestEndWhileReloading: a reload that is adding rules when the daemon ends leaves none.
+func TestEndWhileReloading(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	ip, _ := exec.LookPath("ip")
+	begun := filepath.Join(s.dir, "begun")
+	s.fake("ip", "case \"$*\" in *'rule add not'*) touch "+begun+"; sleep 1;; esac\nexec "+ip+" \"$@\"")
+	file := o.file("Address = 10.9.0.1/24")
+	text, _ := os.ReadFile(file)
+	s.write(filepath.Base(file), strings.Replace(string(text), "0.0.0.0/0, ::/0, ", "", 1), 0o600)
+	f := s.front(built(t), "up", "-f", file)
+	f.wantLog(t, "msg=ready")
+	s.write(filepath.Base(file), string(text), 0o600)
+	f.Process.Signal(syscall.SIGHUP)
+	until(t, "the reload adds a rule", func() bool { _, err := os.Stat(begun); return err == nil })
+	if err := os.Remove(socketPath(o.iface)); err != nil {
+		t.Fatal(err)
+	}
+	f.wantExit(t, 0)
+	s.must("sleep", "1.2") // as long as the rule takes
+	o.wantClean()
+}
+
+// TestHookEnvironment: a hook gets nothing of what is meant for the daemon alone, the service manager's socket included.
+func TestHookEnvironment(t *testing.T) {
+	s := newSpace(t)
+	private, _ := newKeys()
+	iface := unique("w")
+	s.endAfter(iface)
+	s.env = append(s.env, "NOTIFY_SOCKET="+filepath.Join(s.dir, "notify"), "WG_PROCESS_FOREGROUND=1", "OF_THE_USER=1")
+	env := filepath.Join(s.dir, "env")
+	f := s.front(built(t), "up", s.write(iface+".conf", "[Interface]\nPrivateKey = "+private+"\nPostUp = env > "+env+"\n", 0o600))
+	f.wantLog(t, "msg=ready")
+	b, _ := os.ReadFile(env)
+	for _, own := range []string{"NOTIFY_SOCKET=", "WG_PROCESS_FOREGROUND="} {
+		if strings.Contains(string(b), own) || !strings.Contains(string(b), "OF_THE_USER=1") {
+			t.Errorf("the hook's environment, %s:\n%s", own, b)
+		}
+	}
+	s.daemonOf(iface).Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+}
+
 // TestDeletedFromOutside: an interface that somebody deletes takes rules and filter along.
 func TestDeletedFromOutside(t *testing.T) {
 	o := newOffice(t)
@@ -439,8 +522,10 @@ func TestRollback(t *testing.T) {
 		postDown         bool // whether hooks were begun, so that PostDown undoes them
 	}{
 		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" has failed: exit status 3`, true},
-		{"the port", "ListenPort = 4242", "another program has the port: end it, or set another ListenPort", false},
-		{"an address", "Address = 10.9.0.1/24, 10.9.0.1/24", "wg0: ip -4 address add 10.9.0.1/24 dev " + o.iface + ": ", false},
+		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: UDP port 4242 is taken by another socket; stop that, or listen on another port, or on 0 for any: " +
+			"listen udp4 0.0.0.0:4242: bind: address already in use\n", false},
+		{"an address", "Address = 10.9.0.1/24, ::1/128", "wg0: ip -6 address add ::1/128 dev " + o.iface + ": ", false},
+		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; take one of the two out\n", false},
 		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: DNS: this host has neither resolvconf nor resolvectl to set it with; install", false},
 		{"a table", "Table = nosuchtable", "nosuchtable", false},
 		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" has failed: exit status 4`, true},
@@ -508,11 +593,16 @@ func TestFaults(t *testing.T) {
 	}{
 		{"nothing", nil, nil, 2, nil},
 		{"too much", []string{"a", "b"}, nil, 2, nil},
-		{"a log level", []string{iface}, []string{"LOG_LEVEL=loud"}, 1, []string{`wg0: LOG_LEVEL is "loud": want verbose, debug, info, error or silent`}},
+		{"an offload", []string{iface}, []string{"WG0_OFFLOAD=off"}, 1, []string{`wg0: WG0_OFFLOAD is "off": want 0 or 1`}},
+		{"no queue", []string{"up", good}, []string{"WG0_QUEUES=0"}, 1, []string{`wg0: WG0_QUEUES is "0": want a number from 1 to 256`}},
+		{"many queues", []string{iface}, []string{"WG0_QUEUES=257"}, 1, []string{`wg0: WG0_QUEUES is "257": want a number from 1 to 256`}},
+		{"queues in words", []string{iface}, []string{"WG0_QUEUES=two"}, 1, []string{`wg0: WG0_QUEUES is "two": want a number from 1 to 256`}},
 		{"no descriptor", []string{iface}, []string{"WG_TUN_FD=x"}, 1, []string{`wg0: WG_TUN_FD is "x": want the number of an open descriptor`}},
 		{"a closed descriptor", []string{"-f", iface}, []string{"WG_UAPI_FD=77"}, 1, []string{"wg0: WG_UAPI_FD: descriptor 77 is not open in this process; let whoever starts wg0 pass it"}},
 		{"a long name", []string{"-f", "a-name-of-16-chr"}, nil, 1, []string{`wg0: "a-name-of-16-chr" is no name of an interface: want 1 to 15 letters and digits, as in wg0`}},
-		{"a path", []string{"-f", "a/b"}, nil, 1, []string{`wg0: "a/b" is no name of an interface: want letters, digits and _=+.- as in wg0`}},
+		{"a path", []string{"-f", "a/b"}, nil, 1, []string{`wg0: "a/b" is a file, not an interface; to bring up what it says: wg0 up a/b`}},
+		{"a file without up", []string{iface + ".conf"}, nil, 1, []string{`wg0: "` + iface + `.conf" is a file, not an interface; to bring up what it says: wg0 up ` + iface + ".conf"}},
+		{"no name", []string{"-f", "a b"}, nil, 1, []string{`wg0: "a b" is no name of an interface: want letters, digits and _=+.- as in wg0`}},
 		{"no file", []string{"up", dir + "/none.conf"}, nil, 1, []string{"wg0: there is no file " + dir + "/none.conf; write one as wg-quick(8) describes it"}},
 		{"no file of an interface", []string{"up", iface}, nil, 1, []string{"wg0: there is no file /etc/wireguard/" + iface + ".conf; write one as wg-quick(8) describes it"}},
 		{"no interface's file", []string{"up", dir}, nil, 1, []string{`wg0: "` + dir + `" names no interface: want a name of 1 to 15 letters and digits, or a file called after it, as wg0.conf`}},
@@ -556,7 +646,25 @@ func TestNoPermission(t *testing.T) {
 	if err := os.WriteFile(file, []byte("[Interface]\nPrivateKey = "+private+"\nPreUp = echo never\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	closed := filepath.Join(buildDir, iface+"d") // as /etc/wireguard is
+	hidden, unreadable := filepath.Join(closed, iface+".conf"), filepath.Join(buildDir, iface+"x.conf")
+	err := os.Mkdir(closed, 0o700)
+	for _, f := range []string{hidden, unreadable} {
+		err = errors.Join(err, os.WriteFile(f, []byte("[Interface]\n"), 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() != 0 { // this user's own files are closed to it
+		os.Chmod(closed, 0)
+		os.Chmod(unreadable, 0)
+		t.Cleanup(func() { os.Chmod(closed, 0o700) })
+	}
 	for _, c := range []struct{ args, want string }{
+		{"up " + hidden, "wg0: " + hidden + " is not for this user to read; run this as root\n"},
+		{"down " + hidden, "wg0: " + hidden + " is not for this user to read; run this as root\n"},
+		{"up " + unreadable, "wg0: " + unreadable + " is not for this user to read; run this as root\n"},
+		{"down " + unreadable, "wg0: " + unreadable + " is not for this user to read; run this as root\n"},
 		// Whether it is the device file or the kernel that refuses depends on the file's mode.
 		{"-f " + iface, "run as root"},
 		{iface, "run as root"},
