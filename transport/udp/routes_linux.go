@@ -3,6 +3,7 @@ package udp
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"sync"
@@ -22,8 +23,10 @@ import (
 // Whom a source is kept for can be a stranger's choice, so memory and questions are bounded: beyond that a source is kept
 // until it is gone, or until there is a question left for it.
 type routes struct {
-	events  *os.File      // netlink, with a message for each change
+	events  io.ReadCloser // netlink, with a message for each change
 	changes atomic.Uint32 // how many there were
+
+	last atomic.Pointer[seen] // what was noted last, so that a lone peer takes no lock and no lookup
 
 	mu    sync.RWMutex // guards all below
 	ask   int          // netlink, for questions; -1: closed
@@ -33,11 +36,21 @@ type routes struct {
 	asked int          // questions in it
 }
 
-// A pair is the two ends of packets on the way out.
-type pair struct{ to, source [4]byte }
+// A pair is the two ends of packets on the way out. The port tells peers behind one address apart: each has a source to let
+// go of.
+type pair struct {
+	to, source [4]byte
+	port       uint16
+}
 
 // A way is by which interface packets last went, 0 if by none, and how many changes there had been.
 type way struct{ ifindex, changes uint32 }
+
+// A seen is the pair whose way was known after so many changes.
+type seen struct {
+	pair
+	changes uint32
+}
 
 const (
 	maxWays      = 1 << 13 // of each map
@@ -105,8 +118,11 @@ func (r *routes) concerns(t *wireguard.Train) bool {
 // check lets go of the source of e if the route from it, for packets of the socket, now leads by another interface, or by none
 // since the source is gone. Both ends of e are IPv4 addresses.
 func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
-	p := pair{e.Addr().As4(), e.Source.As4()}
+	p := pair{e.Addr().As4(), e.Source.As4(), e.Port()}
 	changes := r.changes.Load()
+	if last := r.last.Load(); last != nil && *last == (seen{p, changes}) {
+		return
+	}
 	r.mu.RLock()
 	known, ok := r.now[p]
 	r.mu.RUnlock()
@@ -157,6 +173,7 @@ func (r *routes) put(p pair, w way) {
 		r.now = make(map[pair]way)
 	}
 	r.now[p] = w
+	r.last.Store(&seen{p, w.changes})
 }
 
 // mayAsk takes one question of those that are left in this second. r.mu is held.

@@ -35,7 +35,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 		t.Fatal(err)
 	}
 	to := loopback(ipv4)
-	p4 := pair{to.As4(), to.As4()}
+	p4 := pair{to.As4(), to.As4(), 9}
 	check := func(why string, kept bool) {
 		t.Helper()
 		e := wireguard.EndpointOf(netip.AddrPortFrom(to, 9))
@@ -53,7 +53,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	})
 	check("another route changed", true)
 	for range 3 {
-		r.now[p4] = way{uint32(lo.Index) + 1, r.changes.Load() - 1} // as if it had been another interface before the change
+		elsewhere(r, p4)
 		check("the route leads by another interface now", false)
 		check("the peer reached the new source", true)
 	}
@@ -183,7 +183,7 @@ func TestRoutesAreBounded(t *testing.T) {
 		t.Errorf("%d questions in %d seconds, want at most %d in each", n, seconds, maxQuestions)
 	}
 	r.now, r.old = nil, nil
-	peer := pair{[4]byte{127, 0, 0, 2}, lo.As4()}
+	peer := pair{[4]byte{127, 0, 0, 2}, lo.As4(), 9}
 	for i := range 4 * maxWays {
 		if r.asked = 0; i%1000 == 0 {
 			ask(peer.to)

@@ -1,0 +1,141 @@
+package udp
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// elsewhere makes it as if p had led out by another interface before the last change.
+func elsewhere(r *routes, p pair) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.put(p, way{1 << 20, r.changes.Load() - 1})
+}
+
+// Each of two peers behind one address lets go of its source.
+func TestPeersBehindOneAddress(t *testing.T) {
+	p := fast(t, variants[0].listen(t), ipv4)
+	if p.routes == nil {
+		t.Skip("needs netlink")
+	}
+	lo := loopback(ipv4)
+	for _, port := range []uint16{9, 10} {
+		elsewhere(p.routes, pair{lo.As4(), lo.As4(), port})
+	}
+	for _, kept := range []bool{false, true} {
+		for _, port := range []uint16{9, 10} {
+			e := wireguard.EndpointOf(netip.AddrPortFrom(lo, port))
+			e.Source = lo
+			if p.routes.check(&e, p.raw); e.Source.IsValid() != kept {
+				t.Errorf("the source for port %d is kept: %v, want %v", port, !kept, kept)
+			}
+		}
+	}
+}
+
+// The peer that was looked at last takes no lock, and only as long as nothing changed.
+func TestLonePeerTakesNoLock(t *testing.T) {
+	p := fast(t, variants[0].listen(t), ipv4)
+	if p.routes == nil {
+		t.Skip("needs netlink")
+	}
+	check := func(locked bool) bool {
+		e := wireguard.EndpointOf(netip.AddrPortFrom(loopback(ipv4), 9))
+		e.Source = loopback(ipv4)
+		if locked {
+			p.routes.mu.Lock()
+			defer p.routes.mu.Unlock()
+		}
+		p.routes.check(&e, p.raw)
+		return e.Source.IsValid()
+	}
+	check(false)
+	late := time.AfterFunc(20*time.Second, func() { panic("the check waits for a lock") })
+	check(true)
+	late.Stop()
+	elsewhere(p.routes, pair{loopback(ipv4).As4(), loopback(ipv4).As4(), 9})
+	if check(false) {
+		t.Error("a change was not noticed")
+	}
+}
+
+// A script is a netlink that says what is put in.
+type script struct {
+	says   chan error // nil: a change
+	closed chan struct{}
+}
+
+func (s script) Read([]byte) (int, error) {
+	select {
+	case err := <-s.says:
+		return 16, err
+	case <-s.closed:
+		return 0, os.ErrClosed
+	}
+}
+
+func (s script) Close() error {
+	select {
+	case <-s.closed:
+	default:
+		close(s.closed)
+	}
+	return nil
+}
+
+// "a netlink loop that stops at the first IPv6 peer", or at the first odd error: after whatever netlink says, trains to peers
+// of both families go out in one Send, and those by IPv4 let go of a source whose way is another now.
+func TestRoutesSurviveErrors(t *testing.T) {
+	x, y := variants[0].listen(t), variants[0].listen(t)
+	netlink := script{make(chan error), make(chan struct{})}
+	ask, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Skip("needs netlink")
+	}
+	p, r := fast(t, x, ipv4), &routes{events: netlink, ask: ask}
+	if p.also != nil {
+		p.also.Close()
+	}
+	p.routes, p.also = r, r
+	ended := make(chan bool)
+	go func() {
+		r.listen()
+		close(ended)
+	}()
+	for i, err := range []error{nil, unix.ENOBUFS, unix.EIO, nil} {
+		noticed(t, r, "what netlink says", func() {
+			select {
+			case netlink.says <- err:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("nobody listens any more when netlink says %v", err)
+			}
+		})
+		four := trainOf(i, 2100, 1000, y.at(ipv4))
+		elsewhere(r, pair{loopback(ipv4).As4(), loopback(ipv4).As4(), y.Port()})
+		ts := []wireguard.Train{four}
+		if has(ipv6) {
+			six := trainOf(i, 2100, 1000, y.at(ipv6))
+			ts = []wireguard.Train{six, four, six}
+		}
+		for i := range ts {
+			ts[i].Endpoint.Source = ts[i].Endpoint.Addr()
+		}
+		x.send(ts...)
+		y.receive(ipv4, 3)
+		if has(ipv6) {
+			y.receive(ipv6, 6)
+		}
+		for i := range ts {
+			if e := &ts[i].Endpoint; e.Source.IsValid() != e.Addr().Is6() {
+				t.Errorf("netlink said %v: the source of train %d, to %v, is now %v", err, i, e, e.Source)
+			}
+		}
+	}
+	x.Close()
+	<-ended
+}
