@@ -45,7 +45,7 @@ import (
 // is for one goroutine at a time.
 type File struct {
 	Interface Interface
-	Peers     []Peer
+	Peers     []Peer // in the order of the file
 
 	sections []*section // as read, in order; the first is what stands above all sections
 	first    place      // of the first section
@@ -80,10 +80,10 @@ type Interface struct {
 	MTU        int            // in bytes; 0: to be found out
 	Table      string         // "": as auto; TableAuto, TableOff, or a routing table's number or name
 	PreUp      []string       // hooks, in order, for a shell; see ExpandHook
-	PostUp     []string
-	PreDown    []string
-	PostDown   []string
-	SaveConfig bool
+	PostUp     []string       // likewise
+	PreDown    []string       // likewise
+	PostDown   []string       // likewise
+	SaveConfig bool           // whether wg-quick down writes the file anew
 
 	from place
 }
@@ -99,10 +99,10 @@ const (
 // A copy of a Peer belongs to the same place in the file. Where two Peers of one File do, the first has it, and the
 // other is written as a new section.
 type Peer struct {
-	PublicKey           wireguard.PublicKey
-	PresharedKey        wireguard.PresharedKey
-	Endpoint            Endpoint
-	PersistentKeepalive time.Duration // whole seconds
+	PublicKey           wireguard.PublicKey    // names the peer
+	PresharedKey        wireguard.PresharedKey // zero: none
+	Endpoint            Endpoint               // where the peer is at first; zero: it comes by itself
+	PersistentKeepalive time.Duration          // whole seconds
 
 	// AllowedIPs are the peer's, as written: bits beyond the length are kept. Those of the file with a - in front
 	// are RemoveAllowedIPs. Any + or - makes the list Incremental: a difference, with wg addconf and syncconf, to what the

@@ -14,7 +14,7 @@ import (
 // An Endpoint is where a peer is to be reached: an address or a name, and a port. The zero value is none.
 type Endpoint struct {
 	Host string // an address without brackets, or a name
-	Port uint16
+	Port uint16 // 0 only in the zero Endpoint
 
 	// Addr is what Host was resolved to, by File.Resolve or by the program. It is not written.
 	Addr netip.Addr

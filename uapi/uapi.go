@@ -33,7 +33,7 @@ import (
 type Error struct {
 	// Errno is the number that the answer carries, but positive: on Windows that of Linux, elsewhere the system's own.
 	Errno int
-	Err   error
+	Err   error // what went wrong
 }
 
 // Error is one line, without any value of the request.

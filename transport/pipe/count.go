@@ -51,8 +51,8 @@ func TypeOf(data []byte) MessageType {
 
 // Counts are datagrams by message type, and their bytes without UDP and IP headers.
 type Counts struct {
-	Initiations, Responses, CookieReplies, Data, Keepalives, Other uint64
-	Bytes                                                          uint64
+	Initiations, Responses, CookieReplies, Data, Keepalives, Other uint64 // datagrams of each type
+	Bytes                                                          uint64 // of all of them
 }
 
 // Total is the number of datagrams.

@@ -12,10 +12,10 @@ import (
 // A Packet is a datagram as someone at the wire sees it: addresses are those outside of a NAT. It is a value to copy,
 // but Data is borrowed.
 type Packet struct {
-	From, To netip.AddrPort
-	Data     []byte // without UDP and IP headers; valid until the Tap or Filter that got it returns
-	Type     MessageType
-	TOS      uint8
+	From, To netip.AddrPort // source and destination
+	Data     []byte         // without UDP and IP headers; valid until the Tap or Filter that got it returns
+	Type     MessageType    // by its looks
+	TOS      uint8          // IPv4 type of service or IPv6 traffic class: DSCP and ECN
 
 	Sender   *End // nil: Inject made it
 	Receiver *End // where it was delivered; nil: nowhere

@@ -164,6 +164,8 @@ func adviceOpen(err error) string {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return "; load the module (modprobe tun), or give the container the device (--device " + path + ")"
+	case (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) && os.Geteuid() == 0:
+		return "; give the container the device (--device " + path + ")" // root is refused by its container alone
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return "; run as root, or give this user access to it"
 	}

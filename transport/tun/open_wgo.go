@@ -3,7 +3,9 @@
 package tun
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"sync"
 
@@ -39,7 +41,11 @@ func (d *Device) open(c *Config) (err error) {
 		d.dev, err = tun.CreateTUN(name, mtu)
 	}
 	if err != nil {
-		return fmt.Errorf("wireguard: tun: opening the interface: %w; that takes the rights of an administrator", err)
+		advice := ""
+		if errors.Is(err, fs.ErrPermission) {
+			advice = "; that takes the rights of an administrator"
+		}
+		return fmt.Errorf("wireguard: tun: opening the interface: %w%s", err, advice)
 	}
 	d.tunnel = wgo.Tunnel(eventless{d.dev})
 	first := d.look(State{MTU: defaultMTU})

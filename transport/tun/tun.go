@@ -77,9 +77,9 @@ func (c *Config) check() error {
 
 // A State is what the system says of an interface.
 type State struct {
-	Up   bool // by its administrator
-	MTU  int
-	Name string
+	Up   bool   // by its administrator
+	MTU  int    // in bytes
+	Name string // now: an interface can be renamed
 }
 
 // ErrDeleted is why a Device ends whose interface was deleted.
@@ -155,13 +155,13 @@ func (d *Device) Close() error {
 // itself; packets are those of the tunnel, after cutting and before merging. On systems other than Linux the calls
 // are not known, and are 0.
 type Stats struct {
-	ReadCalls   uint64
-	ReadPackets uint64
+	ReadCalls   uint64 // that got a packet
+	ReadPackets uint64 // from the system
 	ReadBytes   uint64 // of packets, each with its headers
 
-	WriteCalls     uint64
-	WrittenPackets uint64
-	WrittenBytes   uint64
+	WriteCalls     uint64 // that put a packet
+	WrittenPackets uint64 // to the system
+	WrittenBytes   uint64 // of packets, each with its headers
 	Merged         uint64 // of WrittenPackets, those that left together with others
 
 	Malformed uint64 // packets read that make no sense, dropped

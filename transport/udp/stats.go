@@ -5,12 +5,12 @@ import "sync/atomic"
 // Stats is what a Socket did since it was opened. Calls count system calls that moved something; datagrams are
 // counted one by one, however many of them crossed in a call.
 type Stats struct {
-	ReceiveCalls      uint64
-	ReceivedDatagrams uint64
+	ReceiveCalls      uint64 // that got a datagram
+	ReceivedDatagrams uint64 // each of a train by itself
 	ReceivedBytes     uint64 // of UDP payload
 
-	SendCalls     uint64
-	SentDatagrams uint64
+	SendCalls     uint64 // that took a datagram
+	SentDatagrams uint64 // each of a train by itself
 	SentBytes     uint64 // of UDP payload
 
 	// Dropped counts datagrams, or trains of them, that arrived empty or damaged: truncated, from another family,
