@@ -3,6 +3,7 @@ package wireguard
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"strings"
 )
@@ -68,6 +69,20 @@ func (t *Train) Len() int {
 		return 1
 	}
 	return (len(t.Data) + t.Size - 1) / t.Size
+}
+
+// Datagrams goes through the datagrams of the train, in place: as many as Len says.
+func (t *Train) Datagrams() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		rest := t.Data
+		for n := t.Len(); n > 1; n-- {
+			if !yield(rest[:t.Size:t.Size]) {
+				return
+			}
+			rest = rest[t.Size:]
+		}
+		yield(rest[:len(rest):len(rest)])
+	}
 }
 
 // An Endpoint is where a peer is to be reached. It is a comparable value and can be a map key. The zero value is no

@@ -19,6 +19,32 @@ func TestTrainLen(t *testing.T) {
 	}
 }
 
+// TestTrainDatagrams: joined again they are the train, there are as many as Len says, and none can be appended to over the
+// next one.
+func TestTrainDatagrams(t *testing.T) {
+	data := []byte("abcdefgh")
+	for _, size := range []int{-1, 0, 1, 3, 4, 8, 9} {
+		for n := range len(data) + 1 {
+			train := Train{Data: data[:n], Size: size}
+			var all []byte
+			count := 0
+			for m := range train.Datagrams() {
+				count++
+				if cap(m) != len(m) || size > 0 && len(m) > size {
+					t.Errorf("size %d of %d: a datagram of %d bytes with room for %d", size, n, len(m), cap(m))
+				}
+				all = append(all, m...)
+			}
+			if string(all) != string(data[:n]) || count != train.Len() {
+				t.Errorf("size %d of %d: %d datagrams, %q; want %d", size, n, count, all, train.Len())
+			}
+			for range train.Datagrams() {
+				break // is no panic
+			}
+		}
+	}
+}
+
 func TestEndpointText(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"192.0.2.1:51820", "192.0.2.1:51820"},

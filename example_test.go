@@ -75,7 +75,7 @@ func check(err error) {
 	}
 }
 
-// A chanTunnel is a Tunnel in forty lines: what is sent to out goes through the device, and what arrives comes from in.
+// A chanTunnel is a Tunnel in some thirty lines: what is sent to out goes through the device, and what arrives comes from in.
 type chanTunnel struct {
 	out, in chan []byte
 	once    sync.Once
@@ -114,7 +114,7 @@ func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, nil
 }
 
-// A chanBind is a Bind in forty lines: a wire between two devices, made of channels.
+// A chanBind is a Bind in some forty lines: a wire between two devices, made of channels.
 type chanBind struct {
 	in, peer chan []byte
 	from     wireguard.Endpoint // whom all comes from
@@ -139,14 +139,10 @@ func (s *chanSocket) Close() error {
 }
 
 func (s *chanSocket) Send(trains []wireguard.Train) {
-	for _, t := range trains {
-		size := t.Size
-		if size <= 0 {
-			size = len(t.Data) // one datagram
-		}
-		for at := 0; at < len(t.Data); at += size {
+	for i := range trains {
+		for m := range trains[i].Datagrams() {
 			select {
-			case s.bind.peer <- append([]byte(nil), t.Data[at:min(at+size, len(t.Data))]...): // t is borrowed
+			case s.bind.peer <- append([]byte(nil), m...): // m is borrowed
 			default: // a full wire drops
 			}
 		}

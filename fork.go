@@ -17,18 +17,22 @@ import (
 type fork struct {
 	part func(i int) // does part i; called concurrently
 	help func()      // f.join, made once
-
-	left    atomic.Int32 // parts that nobody took yet; below 1: none
-	out     atomic.Int32 // helpers that were started and have not ended
-	waste   atomic.Int32 // helpers that shall not linger, since the last one did so in vain
-	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
-	over    chan struct{}
+	over chan struct{}
 
 	// Where no core is idle, asking for help costs and brings nothing: after some runs without any, the owner asks no
 	// more until it looks again. GOMAXPROCS may change meanwhile too.
 	helpers  int // goroutines to start
 	unhelped int // runs of which helpers did less than a quarter, in a row
 	runs     int
+
+	// What all write has cache lines of its own.
+	_       [64]byte
+	left    atomic.Int32 // parts that nobody took yet; below 1: none
+	_       [60]byte
+	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
+	out     atomic.Int32 // helpers that were started and have not ended
+	waste   atomic.Int32 // helpers that shall not linger, since the last one did so in vain
+	_       [52]byte
 }
 
 const (
@@ -120,15 +124,19 @@ func (f *fork) linger() bool {
 	return false
 }
 
-// take does parts until none is left, and returns how many.
+// take does parts until none is left, and returns how many: a quarter of what is left at a time, so that who works on the
+// same run seldom meets, and ends at about the same time all the same.
 func (f *fork) take() (n int) {
 	for {
-		i := f.left.Add(-1)
-		if i < 0 {
+		some := max(f.left.Load()/4, 1)
+		i := f.left.Add(-some)
+		if i+some <= 0 {
 			return n
 		}
-		f.part(int(i))
-		n++
+		for j := max(i, 0); j < i+some; j++ {
+			f.part(int(j))
+			n++
+		}
 	}
 }
 

@@ -275,12 +275,8 @@ func (h *hop) Close() error                            { h.once.Do(func() { clos
 func (h *hop) Send(ts []wireguard.Train) {
 	b := h.over.NewBatch()
 	for i := range ts {
-		t, size := &ts[i], ts[i].Size
-		if size <= 0 {
-			size = len(t.Data) // one datagram
-		}
-		for at := 0; at < len(t.Data); at += size {
-			datagram := t.Data[at:min(at+size, len(t.Data))]
+		t := &ts[i]
+		for datagram := range t.Datagrams() {
 			if len(datagram) > 65535-28 {
 				t.Err = syscall.EMSGSIZE // it does not fit an IP packet
 				continue

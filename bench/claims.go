@@ -13,8 +13,8 @@ import (
 // claimTries is how often a name may miss half of what is claimed: the machine may be busy with something else.
 const claimTries = 3
 
-// A claim is a row of a table in Markdown: the name, ours, wireguard-go's and their ratio.
-var claim = regexp.MustCompile("(?m)^\\| `([a-z0-9]+/[a-z0-9]+)`[^|]*\\|[^|]*\\|[^|]*\\| *([0-9.]+) *\\|")
+// A claim is a row of a table in Markdown: the name, ours, wireguard-go's, their ratio, its spread, and the ratio that is claimed.
+var claim = regexp.MustCompile("(?m)^\\| `([a-z0-9]+/[a-z0-9]+)`[^|]*\\|[^|]*\\|[^|]*\\|[^|]*\\|[^|]*\\| *([0-9.]+) *\\|$")
 
 // claims are the ratios that text claims, by name.
 func claims(text string) (map[string]float64, error) {
@@ -27,7 +27,7 @@ func claims(text string) (map[string]float64, error) {
 		found[m[1]] = ratio
 	}
 	if len(found) == 0 {
-		return nil, errors.New("no claims: want rows that begin with a name in backquotes, and the ratio in the fourth column")
+		return nil, errors.New("no claims: want rows that begin with a name in backquotes, and end with the ratio that is claimed, in the sixth column")
 	}
 	return found, nil
 }

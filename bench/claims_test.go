@@ -10,10 +10,11 @@ import (
 	"testing"
 )
 
-const claimsText = "text\n| | ours | wireguard-go | ratio | spread |\n|---|---|---|---|---|\n" +
-	"| `a/more`, packets | 4 | 2 | 2.0 | 1 to 3 |\n" +
-	"| `a/less` | 1 µs | 4 µs | 0.25 | |\n" +
-	"| goroutines, `x/y` | 3, 0 | 13, 2 | | |\n"
+const claimsText = "text\n| | ours | wireguard-go | ratio | spread | claimed |\n|---|---|---|---|---|---|\n" +
+	"| `a/more`, packets | 4 | 2 | 2.0 | 1 to 3 | 2 |\n" +
+	"| `a/less` | 1 µs | 4 µs | 0.25 | | 0.25 |\n" +
+	"| `a/unclaimed` | 1 | 1 | 1 | | |\n" +
+	"| goroutines, `x/y` | 3, 0 | 13, 2 | | | |\n"
 
 func TestClaims(t *testing.T) {
 	got, err := claims(claimsText)
