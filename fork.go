@@ -13,7 +13,8 @@ import (
 //
 // The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
 // this one fork, one for each other core at most; one that comes too late finds no part and ends, or helps with the
-// owner's next batch.
+// owner's next batch. It touches nothing but the fork then, and is gone within some tenths of a millisecond, so Close does not
+// wait for it.
 type fork struct {
 	part func(i int) // does part i; called concurrently
 	help func()      // f.join, made once

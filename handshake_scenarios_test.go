@@ -119,8 +119,9 @@ func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
 	})
 }
 
-// "the initiator … sends … a keepalive if it has nothing to send" (6.5 has the responder wait for it: "the responder
-// may not send … until it received the first transport data message"). Row 9.
+// The responder does not send before the initiator's first transport message, which proves that it has the keys too: so the
+// initiator sends one at once, and a keepalive if nothing is staged (section 6.5; Linux, wg_packet_handshake_receive_worker,
+// which sends a keepalive or what is staged right after the response). Row 9.
 func TestInitiatorConfirmsAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one", "two", "three")

@@ -51,7 +51,9 @@ func wantOnceInOrder(w *world, got []string, atLeast int) {
 	}
 }
 
-// Loss costs the packets that are lost, and nothing else: sessions are renewed on time, in spite of it.
+// Loss costs the packets that are lost, and nothing else: sessions are renewed on time, in spite of it. Each message carries
+// its own counter, so that none depends on the one before (section 5.4.6), and a lost handshake message is sent again after
+// REKEY_TIMEOUT (section 6.4).
 func TestLoss(t *testing.T) {
 	for _, loss := range []float64{0.01, 0.1, 0.5} {
 		t.Run(fmt.Sprint(loss), func(t *testing.T) {
@@ -76,7 +78,7 @@ func TestLoss(t *testing.T) {
 	}
 }
 
-// What the wire reorders within the window is delivered as it comes, once each.
+// What the wire reorders within the window is delivered as it comes, once each (section 5.4.6, on the sliding window).
 func TestReordering(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -99,7 +101,7 @@ func TestReordering(t *testing.T) {
 	})
 }
 
-// What the wire duplicates is delivered once.
+// What the wire duplicates is delivered once (section 5.4.6): a counter is accepted once in a session's life.
 func TestDuplication(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Duplicate: 1, Delay: 5 * time.Millisecond})
@@ -116,7 +118,7 @@ func TestDuplication(t *testing.T) {
 }
 
 // A path whose MTU shrinks loses what is too big, as IP does without DF; what still fits goes on, and a Bind that says so
-// has it counted.
+// has it counted. The outer packet may be fragmented, as Linux has it (socket.c and udp_tunnel: no DF).
 func TestPathMTUShrinks(t *testing.T) {
 	for _, refuse := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {

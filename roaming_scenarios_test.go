@@ -206,7 +206,8 @@ func TestCookieReplyMovesNothing(t *testing.T) {
 	})
 }
 
-// A NAT that forgets its mapping gives the peer behind it another port: the other end follows the first packet out.
+// A NAT that forgets its mapping gives the peer behind it another port: the other end follows the first packet out, since the
+// endpoint is that of the last authentic packet (section 2.1), and persistent keepalives keep the mapping (wg(8)).
 func TestNATExpiry(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}, Idle: 30 * time.Second})
@@ -243,7 +244,7 @@ func TestNATExpiry(t *testing.T) {
 	})
 }
 
-// A NAT that restarts in the middle of a transfer costs what comes back until something goes out.
+// A NAT that restarts in the middle of a transfer costs what comes back until something goes out (section 2.1, likewise).
 func TestNATRebind(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}})

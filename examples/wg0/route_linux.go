@@ -35,7 +35,9 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 		switch {
 		case i.Table != "" && i.Table != conf.TableAuto:
 			if !t.hasRoute(ctx, p, "exact", "table", i.Table) {
-				err = t.ip(ctx, p.Addr(), "route", "add", p.String(), "dev", t.iface, "table", i.Table)
+				if err = t.ip(ctx, p.Addr(), "route", "add", p.String(), "dev", t.iface, "table", i.Table); err != nil {
+					err = fmt.Errorf("%w; Table wants a number, or a name that ip route knows (rt_tables)", err)
+				}
 			}
 		case p.Bits() == 0:
 			err = t.addDefault(ctx, d, p)

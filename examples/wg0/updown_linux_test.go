@@ -527,7 +527,7 @@ func TestRollback(t *testing.T) {
 		{"an address", "Address = 10.9.0.1/24, ::1/128", "wg0: ip -6 address add ::1/128 dev " + o.iface + ": ", false},
 		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; take one of the two out\n", false},
 		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: DNS: this host has neither resolvconf nor resolvectl to set it with; install", false},
-		{"a table", "Table = nosuchtable", "nosuchtable", false},
+		{"a table", "Table = nosuchtable", "; Table wants a number, or a name that ip route knows (rt_tables)\n", false},
 		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" has failed: exit status 4`, true},
 	} {
 		file := o.file(c.more + "\nPostDown = echo x >> " + marks)
