@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -68,6 +69,7 @@ type setup struct {
 	kernelPeer  string // further arguments of wg set for the device as the kernel's peer
 	kernelMTU   int    // wg0's; 0: 1420
 	noKernelsAt bool   // the device does not know the kernel's endpoint
+	givesWay    bool   // the device's public key is the greater one: it lets the kernel go first where initiations cross
 }
 
 // A pair is a device and the kernel's wg0, and what is between them.
@@ -91,6 +93,9 @@ func newPair(t *testing.T, s setup) *pair {
 	p := &pair{
 		setup: s, t: t, m: guest(t), clock: &shiftedClock{start: time.Now()},
 		key: wireguard.NewPrivateKey(), kernelKey: wireguard.NewPrivateKey(),
+	}
+	if a, b := p.key.Public(), p.kernelKey.Public(); p.givesWay && bytes.Compare(a[:], b[:]) < 0 {
+		p.key, p.kernelKey = p.kernelKey, p.key
 	}
 	if p.way == "" {
 		p.way = userNet
