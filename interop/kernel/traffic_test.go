@@ -202,10 +202,18 @@ func TestFragments(t *testing.T) {
 			if w == userNet {
 				return
 			}
+			full := 0
 			for _, d := range p.line.all(kernels, pipe.TypeData) {
+				if len(d.data) < 1420 {
+					continue // the kernel looks for multicast listeners now and then
+				}
+				full++
 				if d.fragments != 2 || d.df {
 					t.Errorf("a message of %d bytes came in %d fragments, DF %v; want 2, clear", len(d.data), d.fragments, d.df)
 				}
+			}
+			if full < 2*len(families) {
+				t.Errorf("%d full messages of the kernel's, want %d", full, 2*len(families))
 			}
 		})
 	}
