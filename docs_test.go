@@ -98,10 +98,19 @@ func fieldNames(field *ast.Field) (names []string) {
 	for _, n := range field.Names {
 		names = append(names, n.Name)
 	}
-	if len(names) > 0 {
-		return names
+	if len(names) == 0 {
+		names = append(names, typeName(field.Type))
 	}
-	t := field.Type
+	return names
+}
+
+// ofExported reports whether a method's receiver is of an exported type, or there is none.
+func ofExported(recv *ast.FieldList) bool {
+	return recv == nil || ast.IsExported(typeName(recv.List[0].Type))
+}
+
+// typeName is the name of a type, without its package, its star and its parameters, or empty.
+func typeName(t ast.Expr) string {
 	for {
 		switch x := t.(type) {
 		case *ast.StarExpr:
@@ -109,31 +118,11 @@ func fieldNames(field *ast.Field) (names []string) {
 		case *ast.IndexExpr:
 			t = x.X
 		case *ast.SelectorExpr:
-			return []string{x.Sel.Name}
+			return x.Sel.Name
 		case *ast.Ident:
-			return []string{x.Name}
+			return x.Name
 		default:
-			return nil
-		}
-	}
-}
-
-// ofExported reports whether a method's receiver is of an exported type, or there is none.
-func ofExported(recv *ast.FieldList) bool {
-	if recv == nil {
-		return true
-	}
-	t := recv.List[0].Type
-	for {
-		switch x := t.(type) {
-		case *ast.StarExpr:
-			t = x.X
-		case *ast.IndexExpr:
-			t = x.X
-		case *ast.Ident:
-			return x.IsExported()
-		default:
-			return false
+			return ""
 		}
 	}
 }
