@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"github.com/seed-86b749af/wireguard"
 	"golang.org/x/sys/unix"
@@ -144,12 +145,15 @@ func (q *queue) failed(err error) error {
 	return q.d.ending()
 }
 
+// read reads without waiting: the descriptor is set so. That it cannot wait is why it is a raw call: for another one the
+// runtime gets ready to run without this thread, and where the process was idle wakes a thread to watch over that, before
+// the call. A packet alone would pay for it.
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
-		n, err := unix.Read(int(fd), b)
-		switch errno, _ := err.(syscall.Errno); errno {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch errno {
 		case 0:
-			return n, 0
+			return int(n), 0
 		case unix.EINTR:
 		default:
 			return 0, errno

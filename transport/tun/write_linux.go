@@ -239,10 +239,10 @@ func (w *writer) drop(errno syscall.Errno) {
 	}
 }
 
-// writev writes without waiting: the descriptor is set so.
+// writev writes without waiting, and is a raw call as read is.
 func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))
 		if errno != unix.EINTR {
 			return int(n), errno
 		}

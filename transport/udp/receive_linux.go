@@ -185,16 +185,19 @@ func (p *linuxPath) adapt(bytes int) {
 }
 
 // recvmmsg reads into m until that is full or nothing is left, and returns how many slots were filled.
+//
+// That it cannot wait is why it is a raw call: for another one the runtime gets ready to run without this thread, and where
+// the process was idle wakes a thread to watch over that, before the call. A packet alone would pay for it.
 func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	for {
 		n := uintptr(1)
 		var errno syscall.Errno
 		if len(m) == 1 {
 			var size uintptr
-			size, _, errno = unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m[0].hdr)), unix.MSG_DONTWAIT)
+			size, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m[0].hdr)), unix.MSG_DONTWAIT)
 			m[0].n = uint32(size)
 		} else {
-			n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
+			n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
 		}
 		switch errno {
 		case 0:
