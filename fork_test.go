@@ -14,7 +14,7 @@ func TestForkDoesEachPartOnce(t *testing.T) {
 	done := make([]int, maxParts) // not atomic: the race detector sees a part that is not ordered before run's return
 	f := newFork(func(i int) { done[i]++ })
 	for n := range 20000 {
-		f.unhelped = 0 // go on asking
+		f.vain.Store(0) // go on asking
 		parts := 2 + n%(maxParts-1)
 		f.run(parts)
 		for i, times := range done {
@@ -51,22 +51,22 @@ func TestForkWithoutHelp(t *testing.T) {
 	n := 0
 	f := newFork(func(int) { n++ })
 	f.run(3)
-	if n != 3 || f.helpers != 0 {
-		t.Fatalf("%d of 3 parts, %d helpers", n, f.helpers)
+	if n != 3 || f.most != 0 {
+		t.Fatalf("%d of 3 parts, %d helpers", n, f.most)
 	}
-	f.helpers = 1 // as it is with two cores, of which the other is busy
+	f.most = 1 // as it is with two cores, of which the other is busy
 	for range 10 * lookAgain {
 		f.run(3)
-		if f.runs%lookAgain == 0 {
+		if f.times%lookAgain == 0 {
 			f.run(3) // it looked again, and found one core
-			f.helpers = 1
+			f.most = 1
 		}
-		if f.unhelped == unhelpedRuns {
+		if f.vain.Load() == inVain {
 			break
 		}
 	}
-	if f.unhelped != unhelpedRuns {
-		t.Fatalf("the owner asks on, unhelped %d times", f.unhelped)
+	if f.vain.Load() != inVain {
+		t.Fatalf("the owner asks on, in vain %d times", f.vain.Load())
 	}
 	before := f.out.Load()
 	f.run(3)
@@ -82,8 +82,9 @@ func TestForkBoundsHelpers(t *testing.T) {
 	f.run(3)
 	before := runtime.NumGoroutine()
 	for range 1000 {
-		f.helpers, f.unhelped = 2, 0
-		f.runs = 1 // do not look again
+		f.most = 2
+		f.vain.Store(0)
+		f.times = 1 // do not look again
 		f.run(8)
 		if n := f.out.Load(); n > 2 {
 			t.Fatalf("%d helpers", n)

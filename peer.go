@@ -27,9 +27,10 @@ type peer struct {
 	timers   timers
 	queued   int64 // for when the device's deadlines know of this peer; 0: they do not
 
-	// turn is whose the outbound direction is at the moment: nil, or the batch that is being sealed and sent with mu
-	// released. Its holder alone assigns counters. Who finds it taken leaves its packets in staged.
-	turn     *Batch
+	// turn is whose the outbound direction is at the moment: nil, or the lane of batches that are being sealed and sent with
+	// mu released. It alone assigns counters. Who finds it taken leaves its packets in staged.
+	turn     *lane
+	under    int32      // runs of the lane's batches that are under way
 	turnFree *sync.Cond // tells sources that wait for it; nil: none ever did
 	staged   stagedQueue
 

@@ -134,7 +134,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 
 	p, b := e.peer(r), e.NewBatch()
 	p.mu.Lock()
-	p.turn = new(Batch)
+	p.turn = new(lane)
 	p.mu.Unlock()
 	b.Append(packet4(100, here, r.addr))
 	e.Device.Send(b)

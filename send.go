@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// The way out of a batch, on the goroutine that brings it:
+// The way out of a batch, on the goroutine that has it:
 //
 //	source ─▶ Send ─▶ route ─▶ claim: the peer's turn, counters ─▶ seal, in place ─▶ pack into trains ─▶ transmit
 //	                             │ no session, or the turn is another's                                     │
@@ -33,12 +33,19 @@ type run struct {
 	sourceGone     bool
 }
 
-// A sending is the scratch memory of Send.
+// A sending is what is known of a batch that is under way.
 type sending struct {
 	runs    []run
 	trains  []Train
 	trainOf []int // the run of each train
 
+	lane    *lane
+	own     lane   // the lane of a batch that comes from no source
+	number  uint32 // in its lane
+	follows bool   // a batch of its lane that is not done yet
+
+	r         *running
+	now       int64
 	contended *peer // whose turn was another's
 
 	fork *fork // of seal; nil: no batch was large enough yet
@@ -49,27 +56,11 @@ type sending struct {
 func (s *sending) reset() {
 	clear(s.runs)
 	clear(s.trains)
+	s.r = nil
 	s.runs, s.trains, s.trainOf = s.runs[:0], s.trains[:0], s.trainOf[:0]
 }
 
 var errDown = errors.New("wireguard: the device is down")
-
-// readSource carries packets from a source to Send until the source fails.
-func (d *Device) readSource(s PacketSource) {
-	defer d.wg.Done()
-	b := d.NewBatch()
-	for {
-		err := s.ReadPackets(b)
-		if b.Len() > 0 {
-			d.Send(b)
-			d.awaitTurn(b)
-		}
-		if err != nil {
-			d.sourceEnded(err)
-			return
-		}
-	}
-}
 
 // awaitTurn holds a source back while another goroutine sends what the last batch left with a peer: a source that went on
 // would only push its own packets out of the queue. It waits for what is staged now, not for what others go on staging:
@@ -111,35 +102,57 @@ func (d *Device) NewBatch() *Batch { return &Batch{mtu: d.tunnel.MTU()} }
 // Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
 // closed; the latter wraps net.ErrClosed.
 func (d *Device) Send(b *Batch) error {
-	b.out.contended = nil
-	defer func() {
-		b.Reset()
-		b.mtu = d.tunnel.MTU()
-	}()
-	r := d.running.Load()
-	if r == nil {
+	b.out.lane = &b.out.own
+	if err := d.begin(b); err != nil {
+		return err
+	}
+	b.seal()
+	b.pack()
+	d.finish(b)
+	return nil
+}
+
+// begin routes the packets of b and claims counters for them, in its lane's order. Where the device is not up it drops them.
+func (d *Device) begin(b *Batch) error {
+	out := &b.out
+	out.contended = nil
+	if out.r = d.running.Load(); out.r == nil {
 		d.drops.add(DropDown, b.Len())
+		d.empty(b)
 		if d.closing.Load() {
 			return errClosed
 		}
 		return errDown
 	}
-	now := d.now()
-	d.route(b, now)
-	for i := range b.out.runs {
-		d.claim(b, &b.out.runs[i], r, now)
+	out.number = out.lane.next.Add(1) - 1
+	out.follows = out.lane.done.Load() != out.number
+	out.now = d.now()
+	d.route(b, out.now)
+	for i := range out.runs {
+		d.claim(b, &out.runs[i], out.r, out.now)
 	}
-	b.seal()
-	b.pack()
-	d.transmit(r, b.out.trains)
+	return nil
+}
+
+// finish sends the trains of b and empties it.
+func (d *Device) finish(b *Batch) {
+	out := &b.out
+	d.transmit(out.r, out.trains)
 	b.tally()
-	for i := range b.out.runs {
-		if run := &b.out.runs[i]; run.k != nil && d.account(b, run, r, now) {
+	for i := range out.runs {
+		if run := &out.runs[i]; run.k != nil && d.account(b, run, out.r, out.now) {
 			d.flush(run.p, false)
 		}
 	}
+	out.lane.advance()
+	d.empty(b)
+}
+
+// empty makes b ready to be filled again.
+func (d *Device) empty(b *Batch) {
 	b.out.reset()
-	return nil
+	b.Reset()
+	b.mtu = d.tunnel.MTU()
 }
 
 // route makes runs of b's packets. What has no place in one is dropped.
@@ -198,6 +211,13 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 	p := run.p
 	var out outbox
 	p.mu.Lock()
+	if b.out.follows && p.turn == b.out.lane && p.staged.n != 0 {
+		// Others left packets meanwhile. Those go first, by who ends the turn; to copy this run behind them would be more work.
+		p.mu.Unlock()
+		b.out.lane.await(b.out.number)
+		b.out.follows = false
+		p.mu.Lock()
+	}
 	switch {
 	case p.removed:
 		d.drop(p, DropNoSession, run.n)
@@ -208,7 +228,7 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 		for i := run.first; i < run.first+run.n; i++ {
 			d.slow.unreachable(d, b.Packet(i), now)
 		}
-	case p.turn != nil && p.turn != b:
+	case p.turn != nil && (p.turn != b.out.lane || p.staged.n != 0):
 		d.stageRun(b, run, now)
 		b.out.contended = p
 	case p.staged.n != 0:
@@ -218,7 +238,8 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 	case !p.sending(run.n, now, &out):
 		d.stageRun(b, run, now)
 	default:
-		p.turn = b
+		p.turn = b.out.lane
+		p.under++
 		b.number(run)
 	}
 	d.release(p, &out)
@@ -231,10 +252,23 @@ func (b *Batch) number(run *run) {
 	run.counter = run.k.number(run.n)
 }
 
-// seal makes messages of the claimed packets, in place, with the help of idle cores.
+// isMuch reports whether what is to be sealed of b is worth an idle core's help.
+func (b *Batch) isMuch() bool {
+	cost := 0
+	for i := range b.out.runs {
+		if run := &b.out.runs[i]; run.k != nil {
+			first, last := b.msgs[run.first], b.msgs[run.first+run.n-1]
+			cost += sealCost(run.n, int(last.at-first.at)+last.size())
+		}
+	}
+	return cost >= shareCost
+}
+
+// seal makes messages of the claimed packets, in place; a sender's, if they are many, with the help of idle cores. Those help
+// a source by the next batch.
 func (b *Batch) seal() {
 	n := parts(len(b.msgs), b.end)
-	if n < 2 {
+	if b.out.lane != &b.out.own || n < 2 {
 		b.sealSome(0, len(b.msgs))
 		return
 	}
@@ -366,7 +400,7 @@ func (d *Device) account(b *Batch, run *run, r *running, now int64) (staged bool
 	if d.running.Load() == r { // else its timers were stopped, and stay so
 		p.sentOn(run.packets > 0, run.heard, now, &out)
 	}
-	if p.turn == b {
+	if p.under--; p.under == 0 {
 		staged = p.staged.n != 0
 		p.endTurn()
 	}
@@ -388,6 +422,7 @@ func (d *Device) flush(p *peer, keepalive bool) {
 	}
 	b := batches.Get().(*Batch)
 	b.mtu = d.tunnel.MTU()
+	b.out.lane = &b.out.own
 	more := true
 	for range maxFlush {
 		if more = d.flushSome(p, keepalive, b, r); !more {
@@ -401,7 +436,7 @@ func (d *Device) flush(p *peer, keepalive bool) {
 	}
 }
 
-// batches are those of flush.
+// batches are those of flush and of sources.
 var batches = sync.Pool{New: func() any { return new(Batch) }}
 
 // flushSome sends one batch of what is staged with p, and reports whether there is more.
@@ -420,7 +455,8 @@ func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more 
 		d.release(p, &out)
 		return false
 	}
-	p.turn = b
+	p.turn = b.out.lane
+	p.under++
 	for p.staged.n > 0 && p.current.sendable(now, len(b.msgs)+1) && b.appendStaged(p.staged.head.b) {
 		d.unstage(p.popStaged())
 	}

@@ -1,6 +1,7 @@
 package wireguard
 
-// A PacketSource yields IP packets to be tunnelled. The device reads each source with one goroutine of its own.
+// A PacketSource yields IP packets to be tunnelled. The device reads each source for itself: one call at a time, though while
+// much comes not always from the same goroutine.
 type PacketSource interface {
 	// ReadPackets waits until packets are ready, puts as many as are ready and fit into b, and returns.
 	// It never waits once b holds a packet. b arrives empty and belongs to the source until the return.
@@ -32,8 +33,8 @@ type PacketSink interface {
 //
 //   - Attach(*Device): it pushes its packets through Device.Send, from its own goroutines, and is not read at
 //     all; see [Attacher].
-//   - Queues() []PacketSource: it has several queues. Each is read by a goroutine of its own, and ReadPackets of
-//     the Tunnel itself is not called.
+//   - Queues() []PacketSource: it has several queues. Each is a source of its own, and ReadPackets of the Tunnel itself
+//     is not called.
 type Tunnel interface {
 	PacketSource
 	PacketSink

@@ -52,7 +52,7 @@ func TestAwaitTurnEnds(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
 	p, b := e.peer(r), e.NewBatch()
-	holder := new(Batch)
+	holder := new(lane)
 	p.turn = holder
 	for i := range 3 {
 		b.Append(r.numbered(i))

@@ -20,9 +20,9 @@
 //
 // # Map
 //
-// A packet on its way out meets, in this order, send.go, allowedips.go, peer.go and keypair.go, and staged.go where it
-// waits; fork.go lets idle cores help with the ciphers. On its way in it meets receive.go,
-// keypair.go, replay.go, peer.go and allowedips.go. Handshake messages take the slow path: slow.go, exchange.go,
+// A packet on its way out meets, in this order, feed.go if it comes from a source, send.go, allowedips.go, peer.go and keypair.go,
+// and staged.go where it waits. On its way in it meets receive.go, keypair.go, replay.go, peer.go and allowedips.go. Idle cores
+// help with the ciphers, by idle.go and fork.go. Handshake messages take the slow path: slow.go, exchange.go,
 // handshake.go, cookie.go. Time comes by clock.go from deadlines.go to timers.go. Configuration is config.go and configure.go.
 // Beside them: inner.go reads the packets inside, unreachable.go answers them, sessions.go finds sessions, lookup.go peers;
 // waiters.go waits for a session; key.go, tunnel.go, bind.go, batch.go, events.go and stats.go are types of the API.
@@ -385,7 +385,7 @@ func (d *Device) startSources() {
 	}
 	for _, s := range sources {
 		d.wg.Add(1)
-		go d.readSource(s)
+		go d.newFeed(s).carry()
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 //	ReadPackets ─▶ what was left of the packet before ─▶ poller ─▶ try: read into memory that is had only while there is
 //	            something to read ─▶ cutter: straight into the batch, in as many segments as it takes
 
-// A queue is one descriptor of the interface. Its reader is one goroutine's.
+// A queue is one descriptor of the interface. One goroutine at a time reads it.
 type queue struct {
 	d    *Device
 	n    int

@@ -50,7 +50,7 @@ type Config struct {
 	// MTU in bytes. 0: 1420 for an interface that is opened by its name, and what it has for an inherited one.
 	MTU int
 
-	// Queues is the number of queues, each of which a device reads with a goroutine of its own. 0 or 1: one. More: on
+	// Queues is the number of queues, each of which is a source of its own to a device. 0 or 1: one. More: on
 	// Linux, by IFF_MULTI_QUEUE; flow and queue stay paired, so that no flow is reordered. Elsewhere one is all.
 	Queues int
 

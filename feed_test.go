@@ -1,0 +1,423 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Sources that bring much, and the goroutines that share the work.
+
+// A well is a source of what its test gives it. It sees to it that no two read it at once, none after its end, and with
+// which batches.
+type well struct {
+	t     *testing.T
+	fill  func(b *Batch) error
+	busy  atomic.Bool
+	ended atomic.Bool
+}
+
+func (w *well) ReadPackets(b *Batch) error {
+	if !w.busy.CompareAndSwap(false, true) {
+		w.t.Error("two goroutines read at once")
+	}
+	defer w.busy.Store(false)
+	if w.ended.Load() {
+		w.t.Error("it is read after its end")
+	}
+	if b.Len() != 0 || b.mtu != 1420 || b.out.fork != nil {
+		w.t.Errorf("a batch with %d packets, MTU %d, forked: %t", b.Len(), b.mtu, b.out.fork != nil)
+	}
+	err := w.fill(b)
+	w.ended.Store(err != nil)
+	return err
+}
+
+// A tape is what a device sent to r, opened: for each sender, whose number packets have at 20, the next packet's number, at 24.
+type tape struct {
+	t    *testing.T
+	r    *remote
+	mu   sync.Mutex
+	next map[uint32]uint32
+	last uint64 // counter
+}
+
+func (tp *tape) take(ts []Train) {
+	tp.mu.Lock()
+	defer tp.mu.Unlock()
+	for i := range ts {
+		for m := range ts[i].Datagrams() {
+			if counter := binary.LittleEndian.Uint64(m[8:]); counter != tp.last {
+				tp.t.Errorf("counter %d where %d is due", counter, tp.last)
+			}
+			tp.last++
+			p, _, ok := unpad(tp.r.open(tp.t, append([]byte(nil), m...)))
+			if !ok {
+				tp.t.Error("no packet")
+				continue
+			}
+			from, n := binary.BigEndian.Uint32(p[20:]), binary.BigEndian.Uint32(p[24:])
+			if n != tp.next[from] {
+				tp.t.Errorf("packet %d of sender %d, where %d is due", n, from, tp.next[from])
+			}
+			tp.next[from] = n + 1
+		}
+	}
+}
+
+func (tp *tape) of(sender uint32) uint32 {
+	tp.mu.Lock()
+	defer tp.mu.Unlock()
+	return tp.next[sender]
+}
+
+// packetOf is the n-th packet of a sender.
+func packetOf(sender, n uint32, size int, to *remote) []byte {
+	p := packet4(size, here, to.addr)
+	binary.BigEndian.PutUint32(p[20:], sender)
+	binary.BigEndian.PutUint32(p[24:], n)
+	return p
+}
+
+// feeding is an end with a session, so many cores to run on, and a tape of what it sends.
+func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
+	before := runtime.GOMAXPROCS(cores)
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	tp := &tape{t: t, r: r, next: map[uint32]uint32{}, last: e.peer(r).current.counter}
+	e.line.send = tp.take
+	return e, r, tp
+}
+
+// feed makes a feed of a well that fill fills.
+func (e *end) feed(t *testing.T, fill func(f *feed, b *Batch) error) (*feed, *well) {
+	w := &well{t: t}
+	f := e.newFeed(w)
+	w.fill = func(b *Batch) error { return fill(f, b) }
+	e.wg.Add(1)
+	go f.carry()
+	return f, w
+}
+
+// comes is eventually for goroutines of the device, which must not end by Fatal.
+func comes(t *testing.T, why string, ok func() bool) bool {
+	for start := time.Now(); !ok(); time.Sleep(50 * time.Microsecond) {
+		if time.Since(start) > patience {
+			t.Error(why)
+			return false
+		}
+	}
+	return true
+}
+
+// TestFeedSharesInOrder: while one goroutine is still to send its batch, another one reads and seals the next, which waits for
+// its turn and is in order. What was read is sent before the end is told of.
+func TestFeedSharesInOrder(t *testing.T) {
+	for name, end := range map[string]error{"the source ends": io.EOF, "the source fails": errors.New("failed")} {
+		for batches, last := range map[int]string{1: "an error alone", 8: "an error with packets"} {
+			t.Run(name+", "+last, func(t *testing.T) {
+				e, r, tp := feeding(t, 2)
+				read, n := make(chan struct{}, batches+1), uint32(0)
+				first := true
+				var fed atomic.Pointer[feed]
+				e.line.send = func(ts []Train) {
+					if first {
+						first = false
+						comes(t, "nobody reads on", func() bool { return len(read) >= 2 })
+						comes(t, "nobody waits for his turn", func() bool { return fed.Load().waiting.Load() == 1 })
+						if e.running.Load() == nil {
+							t.Error("the device ends before what was read is sent")
+						}
+					}
+					tp.take(ts)
+				}
+				f, w := e.feed(t, func(f *feed, b *Batch) error {
+					fed.Store(f)
+					read <- struct{}{}
+					if len(read) > batches {
+						return end
+					}
+					for b.Append(packetOf(1, n, 1400, r)) {
+						n++
+					}
+					if len(read) == 8 {
+						return end
+					}
+					return nil
+				})
+				eventually(t, "it does not end", w.ended.Load)
+				if end == io.EOF {
+					eventually(t, "not all is sent", func() bool { return f.done.Load() == uint32(batches) })
+					e.Close()
+				} else {
+					<-e.Done()
+				}
+				if tp.of(1) != n {
+					t.Errorf("%d packets of %d were sent", tp.of(1), n)
+				}
+				if f.waiting.Load() != 0 || f.done.Load() != uint32(batches) || f.next.Load() != uint32(batches) {
+					t.Errorf("%d wait, %d of %d batches were sent, want %d", f.waiting.Load(), f.done.Load(), f.next.Load(), batches)
+				}
+			})
+		}
+	}
+}
+
+// TestFeedEndsAfterItsTurn: packets that came with an error, and wait for another's turn, are sent before the device ends.
+func TestFeedEndsAfterItsTurn(t *testing.T) {
+	e, r, tp := feeding(t, 2)
+	p, other := e.peer(r), new(lane)
+	p.mu.Lock()
+	p.turn, p.under = other, 1
+	p.mu.Unlock()
+	failed := errors.New("failed")
+	e.feed(t, func(f *feed, b *Batch) error {
+		b.Append(packetOf(1, 0, 100, r))
+		return failed
+	})
+	eventually(t, "it does not wait", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.turnFree != nil })
+	select {
+	case <-e.Done():
+		t.Fatal("the device ended while a packet waits for the turn")
+	default:
+	}
+	p.mu.Lock()
+	p.under = 0
+	p.endTurn()
+	p.mu.Unlock()
+	e.flush(p, false)
+	if <-e.Done(); !errors.Is(e.Err(), failed) || tp.of(1) != 1 {
+		t.Errorf("%v, and %d packets were sent", e.Err(), tp.of(1))
+	}
+}
+
+// TestFeedsAndSenders: sources and senders to one peer keep each their order, and lose nothing, however the scheduler has it.
+// What comes in bursts is always read, also by the last of those that shared the burst before; and they end.
+func TestFeedsAndSenders(t *testing.T) {
+	const cores, bursts, feeds, senders = 4, 300, 2, 2
+	e, r, tp := feeding(t, cores)
+	var wg sync.WaitGroup
+	var all []*feed
+	sent := make([]uint32, feeds+senders)
+	for i := range feeds {
+		var burst, n uint32 // packets that are to come, and that came
+		more := make(chan uint32)
+		f, _ := e.feed(t, func(f *feed, b *Batch) error {
+			if out := f.out.Load(); out >= cores {
+				t.Errorf("%d more goroutines", out)
+			}
+			if burst == 0 {
+				var ok bool
+				if burst, ok = <-more; !ok {
+					return io.EOF
+				}
+			}
+			for ; burst > 0 && b.Append(packetOf(uint32(i), n, 1400, r)); burst-- {
+				n++
+			}
+			return nil
+		})
+		all = append(all, f)
+		wg.Go(func() {
+			for range bursts {
+				if rand.IntN(2) == 0 {
+					f.vain.Store(0) // go on asking
+				}
+				size := 1 + rand.Uint32N(400)
+				more <- size
+				sent[i] += size
+				if rand.IntN(8) == 0 {
+					time.Sleep(time.Duration(rand.IntN(200)) * time.Microsecond)
+				}
+			}
+			eventually(t, "the others do not end", func() bool { return f.out.Load() == 0 })
+			close(more)
+		})
+	}
+	for i := feeds; i < feeds+senders; i++ {
+		wg.Go(func() {
+			b := e.NewBatch()
+			for range bursts {
+				for range 1 + rand.IntN(3) {
+					b.Append(packetOf(uint32(i), sent[i], 100, r))
+					sent[i]++
+				}
+				e.Device.Send(b)
+				time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+			}
+		})
+	}
+	wg.Wait()
+	for i, n := range sent {
+		eventually(t, "not all are sent", func() bool { return tp.of(uint32(i)) == n })
+	}
+	p := e.peer(r)
+	eventually(t, "somebody keeps the turn, or leaves packets behind", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.turn == nil && p.under == 0 && p.staged.n == 0
+	})
+	drops := e.Status().Drops
+	if n := drops.Total(); n != 0 {
+		t.Errorf("%d drops", n)
+	}
+	for _, f := range all {
+		if f.times == 0 {
+			t.Error("it asked nobody for help")
+		}
+	}
+}
+
+// TestFeedAlone: one goroutine carries all where there is one core, where there is little to do, and where what there is
+// has to wait.
+func TestFeedAlone(t *testing.T) {
+	for name, c := range map[string]struct {
+		cores, packets int
+		waits          bool
+	}{"one core": {1, 80, false}, "small batches": {4, 5, false}, "no session": {4, 80, true}} {
+		t.Run(name, func(t *testing.T) {
+			e, r, tp := feeding(t, c.cores)
+			n, to := uint32(0), r
+			if c.waits {
+				to = newRemote(2, testKey(1).Public())
+				e.AddPeer(to.config())
+				e.line.send = func([]Train) {}
+			}
+			f, w := e.feed(t, func(f *feed, b *Batch) error {
+				if f.out.Load() != 0 {
+					t.Error("there are more goroutines")
+				}
+				if n == 300*uint32(c.packets) {
+					return io.EOF
+				}
+				for range c.packets {
+					b.Append(packetOf(1, n, 1400, to))
+					n++
+				}
+				return nil
+			})
+			eventually(t, "it does not end", w.ended.Load)
+			if !c.waits && tp.of(1) != n {
+				t.Errorf("%d packets of %d", tp.of(1), n)
+			}
+			if asks := c.cores == 1; (f.times != 0) != asks {
+				t.Errorf("it thought of help %d times", f.times)
+			}
+		})
+	}
+}
+
+// TestFeedIsHeldBack: a source that left packets with who has a peer's turn is not read on until they are sent, however much
+// else came with them.
+func TestFeedIsHeldBack(t *testing.T) {
+	e, r, _ := feeding(t, 2)
+	busy := newRemote(2, testKey(1).Public())
+	if err := e.AddPeer(busy.config()); err != nil {
+		t.Fatal(err)
+	}
+	e.line.send = func([]Train) {}
+	p := e.peer(busy)
+	p.mu.Lock()
+	p.turn, p.under = new(lane), 1
+	p.mu.Unlock()
+	var reads atomic.Int32
+	_, w := e.feed(t, func(f *feed, b *Batch) error {
+		if reads.Add(1) == 2 {
+			return io.EOF
+		}
+		b.Append(packetOf(1, 0, 100, busy))
+		for b.Append(packetOf(1, 0, 1400, r)) {
+		}
+		return nil
+	})
+	eventually(t, "it does not wait", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.turnFree != nil })
+	if reads.Load() != 1 {
+		t.Error("it is read on")
+	}
+	p.mu.Lock()
+	p.under = 0
+	p.endTurn()
+	p.mu.Unlock()
+	eventually(t, "it is not read on", w.ended.Load)
+}
+
+// TestFeedAsksInVain: a source that pauses after each batch, however large, soon asks nobody any more but once in a while.
+func TestFeedAsksInVain(t *testing.T) {
+	e, r, _ := feeding(t, 2)
+	e.line.send = func([]Train) {}
+	const batches = 4 * lookAgain
+	n := 0
+	f, w := e.feed(t, func(f *feed, b *Batch) error {
+		for deadline := time.Now().Add(patience); f.done.Load() != f.next.Load() && time.Now().Before(deadline); {
+			runtime.Gosched() // it brings the next only once the last one is sent
+		}
+		if n++; n > batches {
+			return io.EOF
+		}
+		for b.Append(packetOf(1, 0, 1400, r)) {
+		}
+		return nil
+	})
+	eventually(t, "it does not end", w.ended.Load)
+	if f.times != batches {
+		t.Fatalf("it could have asked %d times of %d", f.times, batches)
+	}
+	if f.vain.Load() < inVain {
+		t.Errorf("it asks on, %d times in vain", f.vain.Load())
+	}
+}
+
+// TestFeedsTurn: a source's batch goes on beside its last one. If others left packets meanwhile, those go first: the batch
+// waits until the last one is done. If its own run has the turn, it is held back like another's.
+func TestFeedsTurn(t *testing.T) {
+	e, r, tp := feeding(t, 2)
+	f, p := e.newFeed(e.tunnel), e.peer(r)
+	p.turn, p.under = &f.lane, 1
+	f.next.Store(1)
+	number := uint32(0)
+	begin := func() *Batch {
+		b := e.NewBatch()
+		b.out.lane = &f.lane
+		b.Append(packetOf(1, number, 100, r))
+		number++
+		if err := e.begin(b); err != nil {
+			t.Error(err)
+		}
+		return b
+	}
+	b1 := begin()
+	if !b1.out.follows || b1.out.contended != nil || b1.out.runs[0].k == nil || p.under != 2 {
+		t.Fatalf("it follows: %t; it may not claim: %t; %d runs", b1.out.follows, b1.out.runs[0].k == nil, p.under)
+	}
+	e.send(t, packetOf(2, 0, 100, r))
+	if p.staged.n != 1 {
+		t.Fatalf("%d packets wait", p.staged.n)
+	}
+	begun := make(chan *Batch)
+	go func() { begun <- begin() }()
+	eventually(t, "it does not wait for the last batch", func() bool { return f.waiting.Load() == 1 })
+	p.mu.Lock()
+	p.under-- // the first, of which this test has only the turn
+	p.mu.Unlock()
+	f.advance()
+	b1.seal()
+	b1.pack()
+	e.finish(b1)
+	b2 := <-begun
+	if b2.out.contended != nil || b2.out.runs[0].k == nil || tp.of(2) != 1 {
+		t.Fatalf("it has no turn: %t; %d of the other's packets went first", b2.out.runs[0].k == nil, tp.of(2))
+	}
+	e.send(t, packetOf(2, 1, 100, r))
+	e.claim(b2, &run{p: p, n: 1}, b2.out.r, 0) // another run of the same batch
+	if b2.out.contended != p || p.staged.n != 2 || p.under != 1 {
+		t.Errorf("held back: %t; %d packets wait; %d runs", b2.out.contended == p, p.staged.n, p.under)
+	}
+}
