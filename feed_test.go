@@ -421,3 +421,32 @@ func TestFeedsTurn(t *testing.T) {
 		t.Errorf("held back: %t; %d packets wait; %d runs", b2.out.contended == p, p.staged.n, p.under)
 	}
 }
+
+// TestFeedAllocatesNothing: neither does sharing, but for a goroutine and a batch now and then.
+func TestFeedAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	e, r, _ := feeding(t, 2)
+	e.line.send = func([]Train) {}
+	const warm, batches = 500, 3000
+	p := packetOf(1, 0, 1400, r)
+	var before, after runtime.MemStats
+	n := 0
+	_, w := e.feed(t, func(f *feed, b *Batch) error {
+		switch n++; n {
+		case warm:
+			runtime.ReadMemStats(&before)
+		case warm + batches:
+			runtime.ReadMemStats(&after)
+			return io.EOF
+		}
+		for b.Append(p) {
+		}
+		return nil
+	})
+	eventually(t, "it does not end", w.ended.Load)
+	if m := after.Mallocs - before.Mallocs; m > batches/10 {
+		t.Errorf("%d allocations for %d batches of 90 packets", m, batches)
+	}
+}
