@@ -70,7 +70,10 @@ func (d *Device) carry(f *feed) {
 			held = f.take()
 		case err != nil: // and it stays taken
 			f.await(f.next.Load())
-			d.awaitTurn(b)
+			if p := b.out.contended; p != nil {
+				d.awaitTurn(b)
+				d.flush(p, false) // unless who had the turn has begun to
+			}
 			d.sourceEnded(err)
 			held = false
 		default:

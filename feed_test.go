@@ -193,7 +193,6 @@ func TestFeedEndsAfterItsTurn(t *testing.T) {
 	p.under = 0
 	p.endTurn()
 	p.mu.Unlock()
-	e.flush(p, false)
 	if <-e.Done(); !errors.Is(e.Err(), failed) || tp.of(1) != 1 {
 		t.Errorf("%v, and %d packets were sent", e.Err(), tp.of(1))
 	}
