@@ -9,10 +9,10 @@ import (
 
 // The way out of a batch, on the goroutine that has it:
 //
-//	source ─▶ Send ─▶ route ─▶ claim: the peer's turn, counters ─▶ seal, in place ─▶ pack into trains ─▶ transmit
-//	                             │ no session, or the turn is another's                                     │
-//	                             ▼                                                                          ▼
-//	                           stage ─▶ flush, when the turn is free and a session stands ◀────────────── account
+//	carry or Send ─▶ route ─▶ claim: the peer's turn, counters ─▶ seal, in place ─▶ pack into trains ─▶ transmit
+//	                            │ no session, or the turn is another's                                     │
+//	                            ▼                                                                          ▼
+//	                          stage ─▶ flush, when the turn is free and a session stands ◀────────────── account
 //
 // A peer's mutex is held in claim and account alone, once a batch each.
 

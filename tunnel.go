@@ -1,7 +1,7 @@
 package wireguard
 
-// A PacketSource yields IP packets to be tunnelled. The device reads each source for itself: one call at a time, though while
-// much comes not always from the same goroutine.
+// A PacketSource yields IP packets to be tunnelled. The device reads each source for itself: one call at a time, which
+// sees what the one before wrote, though while much comes not always from the same goroutine.
 type PacketSource interface {
 	// ReadPackets waits until packets are ready, puts as many as are ready and fit into b, and returns.
 	// It never waits once b holds a packet. b arrives empty and belongs to the source until the return.

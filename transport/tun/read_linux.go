@@ -145,9 +145,7 @@ func (q *queue) failed(err error) error {
 	return q.d.ending()
 }
 
-// read reads without waiting: the descriptor is set so. That it cannot wait is why it is a raw call: for another one the
-// runtime gets ready to run without this thread, and where the process was idle wakes a thread to watch over that, before
-// the call. A packet alone would pay for it.
+// read reads without waiting: the descriptor is set so. It is a raw call for the reason that recvmmsg of transport/udp gives.
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
