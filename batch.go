@@ -32,14 +32,20 @@ type Batch struct {
 	out sending
 }
 
-// A message is a packet's place in its batch.
+// A message is a packet's place in its batch, and the place of its message once it is sealed.
 //
 //	at                   at+16                 at+16+n       at+16+padded    at+32+padded
 //	| header (16 bytes)  | packet (n bytes)    | zeros       | tag (16)      |
 type message struct {
 	at, n, padded int32
+	to            int32 // where the message is sealed to, in its run's memory
+	run           int16 // index of its run; none: the packet is not sent
+	nth           int16 // its place in the run, from 0
+	next          int16 // index of the run's next message; none: it is the last
 	tos           uint8 // of the outer packet
 }
+
+const none = -1
 
 func (m message) size() int { return int(m.padded) + messageOverhead }
 
@@ -77,7 +83,7 @@ func (b *Batch) Commit(n int) {
 	if b.room = 0; n == 0 {
 		return
 	}
-	m := message{at: int32(b.end), n: int32(n), padded: int32(pad(n, b.mtu))}
+	m := message{at: int32(b.end), n: int32(n), padded: int32(pad(n, b.mtu)), run: none}
 	b.msgs = append(b.msgs, m)
 	b.end += m.size()
 }
@@ -99,6 +105,172 @@ func (b *Batch) Reset() {
 		b.slab = nil
 	}
 	b.end, b.room, b.msgs = 0, 0, b.msgs[:0]
+}
+
+// A run is all packets of one batch to one peer, in their order. Where they stand back to back in the batch, they are
+// sealed in place. Where others' packets stand between them, they are sealed into a second slab, so that the messages
+// lie back to back there and leave as one train.
+type run struct {
+	p           *peer
+	first, last int16 // messages of the batch, linked by message.next
+	n           int   // how many
+	size        int   // bytes of the messages
+	apart       bool  // the messages do not stand back to back in the batch
+	carries     bool  // a packet looks like a data message; see dropLoops
+
+	k        *keypair // nil: not claimed, there is nothing to send
+	counter  uint64   // of the first message
+	endpoint Endpoint
+	heard    uint32 // the peer's, when the send began
+
+	// The outcome.
+	packets, bytes uint64 // keepalives are no packets
+	failed         int
+	err            error // why; the first one
+	sourceGone     bool
+}
+
+// addToRun appends message i to the run of p's, and returns that run.
+func (b *Batch) addToRun(p *peer, i int) *run {
+	out, m := &b.out, &b.msgs[i]
+	at := len(out.runs) - 1
+	for at >= 0 && out.runs[at].p != p { // the run of the packet before, in most cases
+		at--
+	}
+	if at < 0 {
+		at = len(out.runs)
+		out.runs = append(out.runs, run{p: p, first: int16(i)})
+	}
+	run := &out.runs[at]
+	if run.n > 0 {
+		before := &b.msgs[run.last]
+		before.next = int16(i)
+		run.apart = run.apart || before.at+int32(before.size()) != m.at
+	}
+	m.run, m.next = int16(at), none
+	run.last = int16(i)
+	run.n++
+	run.size += m.size()
+	return run
+}
+
+// layOut gives each claimed message its place in its run, and the place where it is sealed.
+func (b *Batch) layOut() {
+	end := int32(0) // of what goes into the second slab
+	for i := range b.out.runs {
+		run := &b.out.runs[i]
+		if run.k == nil {
+			continue
+		}
+		nth := int16(0)
+		for j := run.first; j != none; j = b.msgs[j].next {
+			m := &b.msgs[j]
+			m.nth, m.to = nth, m.at
+			nth++
+			if run.apart {
+				m.to = end
+				end += int32(m.size())
+			}
+		}
+	}
+	if end > 0 {
+		b.out.second = slabs.Get().(*slab)
+	}
+}
+
+// memory is where the messages of a run are sealed to.
+func (b *Batch) memory(run *run) *slab {
+	if run.apart {
+		return b.out.second
+	}
+	return b.slab
+}
+
+// isMuch reports whether what is to be sealed of b is worth an idle core's help.
+func (b *Batch) isMuch() bool {
+	cost := 0
+	for i := range b.out.runs {
+		if run := &b.out.runs[i]; run.k != nil {
+			cost += sealCost(run.n, run.size)
+		}
+	}
+	return cost >= shareCost
+}
+
+// sealSome seals messages from to end-1, as far as there are.
+func (b *Batch) sealSome(from, end int) {
+	for i := from; i < min(end, len(b.msgs)); i++ {
+		m := &b.msgs[i]
+		if m.run == none || b.out.runs[m.run].k == nil {
+			continue
+		}
+		run := &b.out.runs[m.run]
+		padded := b.slab[int(m.at)+messageHeader:][:m.padded]
+		clear(padded[m.n:])
+		run.k.sealTo(b.memory(run)[m.to:][:m.size()], padded, run.counter+uint64(m.nth))
+	}
+}
+
+// Limits of one train: those of UDP segmentation offload.
+const (
+	maxTrainBytes    = 65507 // the largest IPv4 UDP payload
+	maxTrainMessages = 64
+)
+
+// pack makes trains of the sealed messages. A train's messages lie next to each other, and are of the same size but
+// for the last one, which may be smaller.
+func (b *Batch) pack() {
+	s := &b.out
+	for i := range s.runs {
+		run := &s.runs[i]
+		if run.k == nil {
+			continue
+		}
+		for j := run.first; j != none; {
+			head := &b.msgs[j]
+			size, at, n := head.size(), int(head.to), 1
+			end := at + size
+			for j = head.next; j != none && n < maxTrainMessages; {
+				m := &b.msgs[j]
+				if m.size() > size || m.tos != head.tos || end+m.size()-at > maxTrainBytes {
+					break
+				}
+				end += m.size()
+				n++
+				j = m.next
+				if m.size() < size {
+					break
+				}
+			}
+			s.trains = append(s.trains, Train{
+				Data: b.memory(run)[at:end:end], Size: size, Endpoint: run.endpoint, TOS: head.tos,
+			})
+			s.trainOf = append(s.trainOf, i)
+		}
+	}
+}
+
+// tally adds up for each run what became of its trains.
+func (b *Batch) tally() {
+	for i := range b.out.trains {
+		t := &b.out.trains[i]
+		run := &b.out.runs[b.out.trainOf[i]]
+		n := t.Len()
+		if t.Err != nil {
+			run.failed += n
+			if run.err == nil {
+				run.err = t.Err
+			}
+		} else {
+			if t.Size > messageOverhead {
+				run.packets += uint64(n)
+			}
+			run.bytes += uint64(len(t.Data))
+		}
+		if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
+			run.sourceGone = true
+		}
+	}
 }
 
 // pad is the length of a packet of n bytes once padded: to the next multiple of 16, but not over the MTU, so that

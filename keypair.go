@@ -74,10 +74,15 @@ func (k *keypair) number(n int) uint64 {
 // The nonce is 32 zero bits and the counter. That is what stands in the message's own header from byte 4 on while the
 // receiver's index is still zero, so it needs no memory of its own.
 func (k *keypair) seal(m []byte, counter uint64) {
+	k.sealTo(m, m[messageHeader:len(m)-messageTag], counter)
+}
+
+// sealTo is seal for a padded packet that stands elsewhere, in memory that does not overlap m.
+func (k *keypair) sealTo(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m, typeData)
 	clear(m[4:8])
 	binary.LittleEndian.PutUint64(m[8:], counter)
-	k.sender.Seal(m[messageHeader:messageHeader], m[4:16], m[messageHeader:len(m)-messageTag], nil)
+	k.sender.Seal(m[messageHeader:messageHeader], m[4:16], padded, nil)
 	binary.LittleEndian.PutUint32(m[4:], k.remote)
 }
 

@@ -9,33 +9,17 @@ import (
 
 // The way out of a batch, on the goroutine that has it:
 //
-//	carry or Send ─▶ route ─▶ claim: the peer's turn, counters ─▶ seal, in place ─▶ pack into trains ─▶ transmit
+//	carry or Send ─▶ route, by peer ─▶ claim: the peer's turn, counters ─▶ seal ─▶ pack into trains ─▶ transmit
 //	                            │ no session, or the turn is another's                                     │
 //	                            ▼                                                                          ▼
 //	                          stage ─▶ flush, when the turn is free and a session stands ◀────────────── account
 //
-// A peer's mutex is held in claim and account alone, once a batch each.
-
-// A run is packets of one batch, one after the other in it, to one peer.
-type run struct {
-	p        *peer
-	first, n int // messages of the batch
-
-	k        *keypair // nil: not claimed, there is nothing to send
-	counter  uint64   // of the first message
-	endpoint Endpoint
-	heard    uint32 // the peer's, when the send began
-
-	// The outcome.
-	packets, bytes uint64 // keepalives are no packets
-	failed         int
-	err            error // why; the first one
-	sourceGone     bool
-}
+// A peer's mutex is held in claim and account alone, once per batch each.
 
 // A sending is what is known of a batch that is under way.
 type sending struct {
 	runs    []run
+	second  *slab // where runs that stand apart are sealed; nil: none does
 	trains  []Train
 	trainOf []int // the run of each train
 
@@ -58,6 +42,10 @@ func (s *sending) reset() {
 	clear(s.trains)
 	s.r = nil
 	s.runs, s.trains, s.trainOf = s.runs[:0], s.trains[:0], s.trainOf[:0]
+	if s.second != nil {
+		slabs.Put(s.second)
+		s.second = nil
+	}
 }
 
 var errDown = errors.New("wireguard: the device is down")
@@ -131,6 +119,7 @@ func (d *Device) begin(b *Batch) error {
 	for i := range out.runs {
 		d.claim(b, &out.runs[i], out.r, out.now)
 	}
+	b.layOut()
 	return nil
 }
 
@@ -155,7 +144,7 @@ func (d *Device) empty(b *Batch) {
 	b.mtu = d.tunnel.MTU()
 }
 
-// route makes runs of b's packets. What has no place in one is dropped.
+// route makes a run of b's packets to each peer. A packet without a peer is dropped.
 func (d *Device) route(b *Batch, now int64) {
 	table := d.allowed.routes()
 	var last netip.Addr
@@ -175,35 +164,38 @@ func (d *Device) route(b *Batch, now int64) {
 			d.slow.unreachable(d, packet, now)
 			continue
 		}
-		if index, ok := carriedSession(packet); ok && d.loops(p, index) {
+		b.msgs[i].tos = outerTOS(ecn)
+		run := b.addToRun(p, i)
+		if _, ok := carriedSession(packet); ok {
+			run.carries = true
+		}
+	}
+}
+
+// dropLoops drops the packets of a run that carry a message of a session with its peer: the path to the peer leads
+// through the peer. Sealed again, such a packet would return larger, and as two once it needs fragments. The lock of the
+// run's peer is held.
+func (d *Device) dropLoops(b *Batch, run *run) {
+	before := int16(none)
+	for i := run.first; i != none; i = b.msgs[i].next {
+		index, ok := carriedSession(b.Packet(int(i)))
+		if !ok || !run.p.sends(index) {
+			before = i
 			continue
 		}
-		b.msgs[i].tos = outerTOS(ecn)
-		b.addToRun(p, i)
-	}
-}
-
-// loops drops a packet that carries a message of the session with that index, if it is one of p's: the way to p leads
-// through p. Sealed again it would come back larger, and as two once it needs fragments.
-func (d *Device) loops(p *peer, index uint32) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.sends(index) {
-		return false
-	}
-	d.drop(p, DropLoop, 1)
-	return true
-}
-
-// addToRun puts message i, which goes to p, into the last run or a new one.
-func (b *Batch) addToRun(p *peer, i int) {
-	if n := len(b.out.runs); n > 0 {
-		if last := &b.out.runs[n-1]; last.p == p && last.first+last.n == i {
-			last.n++
-			return
+		m := &b.msgs[i]
+		m.run = none
+		if before == none {
+			run.first = m.next
+		} else {
+			b.msgs[before].next = m.next
 		}
+		run.n--
+		run.size -= m.size()
+		run.apart = true
+		d.drop(run.p, DropLoop, 1)
 	}
-	b.out.runs = append(b.out.runs, run{p: p, first: i, n: 1})
+	run.last = before
 }
 
 // claim takes the turn of the run's peer and counters for its messages, or stages copies of its packets.
@@ -218,15 +210,19 @@ func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
 		b.out.follows = false
 		p.mu.Lock()
 	}
+	if run.carries {
+		d.dropLoops(b, run)
+	}
 	switch {
+	case run.n == 0:
 	case p.removed:
 		d.drop(p, DropNoSession, run.n)
 	case d.running.Load() != r:
 		d.drop(p, DropDown, run.n)
 	case p.endpoint.IsZero():
 		d.drop(p, DropNoEndpoint, run.n)
-		for i := run.first; i < run.first+run.n; i++ {
-			d.slow.unreachable(d, b.Packet(i), now)
+		for i := run.first; i != none; i = b.msgs[i].next {
+			d.slow.unreachable(d, b.Packet(int(i)), now)
 		}
 	case p.turn != nil && (p.turn != b.out.lane || p.staged.n != 0):
 		d.stageRun(b, run, now)
@@ -252,18 +248,6 @@ func (b *Batch) number(run *run) {
 	run.counter = run.k.number(run.n)
 }
 
-// isMuch reports whether what is to be sealed of b is worth an idle core's help.
-func (b *Batch) isMuch() bool {
-	cost := 0
-	for i := range b.out.runs {
-		if run := &b.out.runs[i]; run.k != nil {
-			first, last := b.msgs[run.first], b.msgs[run.first+run.n-1]
-			cost += sealCost(run.n, int(last.at-first.at)+last.size())
-		}
-	}
-	return cost >= shareCost
-}
-
 // seal makes messages of the claimed packets, in place; a sender's, if they are many, with the help of idle cores. Those help
 // a source by the next batch.
 func (b *Batch) seal() {
@@ -281,60 +265,6 @@ func (b *Batch) seal() {
 
 func (b *Batch) sealPart(i int) {
 	b.sealSome(i*b.out.part, (i+1)*b.out.part)
-}
-
-// sealSome seals messages from to to-1, as far as there are.
-func (b *Batch) sealSome(from, to int) {
-	for i := range b.out.runs {
-		run := &b.out.runs[i]
-		if run.k == nil {
-			continue
-		}
-		for j := max(from, run.first); j < min(to, run.first+run.n); j++ {
-			m := b.msgs[j]
-			at, end := int(m.at), int(m.at)+m.size()
-			clear(b.slab[at+messageHeader+int(m.n) : end-messageTag])
-			run.k.seal(b.slab[at:end:end], run.counter+uint64(j-run.first))
-		}
-	}
-}
-
-// Limits of one train: those of UDP segmentation offload.
-const (
-	maxTrainBytes    = 65507 // the largest IPv4 UDP payload
-	maxTrainMessages = 64
-)
-
-// pack makes trains of the sealed messages. A train's messages lie next to each other, and are of the same size but
-// for the last one, which may be smaller.
-func (b *Batch) pack() {
-	s := &b.out
-	for i := range s.runs {
-		run := &s.runs[i]
-		if run.k == nil {
-			continue
-		}
-		for j := run.first; j < run.first+run.n; {
-			head := b.msgs[j]
-			size, end, n := head.size(), int(head.at)+head.size(), 1
-			for j++; j < run.first+run.n && n < maxTrainMessages; j++ {
-				m := b.msgs[j]
-				if m.size() > size || m.tos != head.tos || end+m.size()-int(head.at) > maxTrainBytes {
-					break
-				}
-				end += m.size()
-				n++
-				if m.size() < size {
-					j++
-					break
-				}
-			}
-			s.trains = append(s.trains, Train{
-				Data: b.slab[head.at:end:end], Size: size, Endpoint: run.endpoint, TOS: head.tos,
-			})
-			s.trainOf = append(s.trainOf, i)
-		}
-	}
 }
 
 // transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one, which
@@ -357,29 +287,6 @@ func (d *Device) transmit(r *running, trains []Train) {
 		if to > from {
 			now.Send(trains[from:to])
 			from = to // whose error is another one, or none
-		}
-	}
-}
-
-// tally adds up for each run what became of its trains.
-func (b *Batch) tally() {
-	for i := range b.out.trains {
-		t := &b.out.trains[i]
-		run := &b.out.runs[b.out.trainOf[i]]
-		n := t.Len()
-		if t.Err != nil {
-			run.failed += n
-			if run.err == nil {
-				run.err = t.Err
-			}
-		} else {
-			if t.Size > messageOverhead {
-				run.packets += uint64(n)
-			}
-			run.bytes += uint64(len(t.Data))
-		}
-		if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
-			run.sourceGone = true
 		}
 	}
 }
@@ -458,11 +365,12 @@ func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more 
 	p.turn = b.out.lane
 	p.under++
 	for p.staged.n > 0 && p.current.sendable(now, len(b.msgs)+1) && b.appendStaged(p.staged.head.b) {
+		b.addToRun(p, len(b.msgs)-1)
 		d.unstage(p.popStaged())
 	}
-	b.out.runs = append(b.out.runs, run{p: p, n: len(b.msgs)})
 	b.number(&b.out.runs[0])
 	d.release(p, &out)
+	b.layOut()
 
 	b.sealSome(0, len(b.msgs)) // alone: it is seldom much
 	b.pack()

@@ -22,15 +22,17 @@ type packed struct {
 
 // packSizes packs messages of the given sizes as one run, and says what came out.
 func packSizes(t failer, sizes []int, tos []uint8) (got []packed) {
-	b := &Batch{}
+	b, to := &Batch{}, new(peer)
 	defer b.Reset()
 	for i, size := range sizes {
 		if !b.Append(make([]byte, size-messageOverhead)) {
 			t.Fatalf("message %d does not fit", i)
 		}
 		b.msgs[i].tos = tos[i%len(tos)]
+		r := b.addToRun(to, i)
+		r.k, r.endpoint = new(keypair), coreEndpoint
 	}
-	b.out.runs = []run{{first: 0, n: len(sizes), k: new(keypair), endpoint: coreEndpoint}}
+	b.layOut()
 	b.pack()
 	at := 0
 	for i := range b.out.trains {
@@ -123,15 +125,15 @@ func TestPackProperties(t *testing.T) {
 
 func TestPackLeavesOutUnclaimed(t *testing.T) {
 	b := &Batch{}
-	for range 6 {
+	peers := []*peer{new(peer), new(peer), new(peer)}
+	for i, to := range []int{0, 0, 1, 2, 2, 2} {
 		b.Append(make([]byte, 64))
+		b.addToRun(peers[to], i)
 	}
 	other := EndpointOf(netip.MustParseAddrPort("192.0.2.2:2"))
-	b.out.runs = []run{
-		{first: 0, n: 2, k: new(keypair), endpoint: coreEndpoint},
-		{first: 2, n: 1}, // staged
-		{first: 3, n: 3, k: new(keypair), endpoint: other},
-	}
+	b.out.runs[0].k, b.out.runs[0].endpoint = new(keypair), coreEndpoint
+	b.out.runs[2].k, b.out.runs[2].endpoint = new(keypair), other // run 1 is staged
+	b.layOut()
 	b.pack()
 	if len(b.out.trains) != 2 || b.out.trains[0].Len() != 2 || b.out.trains[1].Len() != 3 ||
 		b.out.trains[0].Endpoint != coreEndpoint || b.out.trains[1].Endpoint != other || !slices.Equal(b.out.trainOf, []int{0, 2}) {
@@ -200,7 +202,8 @@ func TestStagedBytesBound(t *testing.T) {
 	e := up(t, testKey(1), a.config(), b.config())
 	e.maxStagedBytes = 2*(stagedSmall+32) + 50
 	before := e.drops.load()
-	e.send(t, a.numbered(0), b.numbered(0), b.numbered(1), a.numbered(1))
+	e.send(t, a.numbered(0))
+	e.send(t, b.numbered(0), a.numbered(1), b.numbered(1))
 	e.wantDrops(t, before, DropStagedBytes, 2, "the device's memory for them is used up")
 	before = e.drops.load()
 	if err := e.RemovePeer(a.id.public); err != nil {
@@ -246,13 +249,25 @@ func TestSendReasons(t *testing.T) {
 	e.line.nothing(t, "no handshake work for a peer without endpoint")
 }
 
-// TestSendTwoPeersInTurn: packets of one batch to two peers by turns are one run each time, and keep their order.
+// TestSendTwoPeersInTurn: packets of one batch to two peers that alternate leave as one train per peer, in order.
 func TestSendTwoPeersInTurn(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
 	e.connect(t, a)
 	e.connect(t, b)
+	sent, trains := e.line.sent, 0
+	e.line.send = func(ts []Train) {
+		trains += len(ts)
+		for i := range ts {
+			for m := range ts[i].Datagrams() {
+				sent <- datagram{to: ts[i].Endpoint, b: bytes.Clone(m)}
+			}
+		}
+	}
 	e.send(t, a.numbered(0), b.numbered(0), a.numbered(1), a.numbered(2), b.numbered(1))
+	if trains != 2 {
+		t.Errorf("packets to two peers leave in %d trains", trains)
+	}
 	next := map[*remote]int{}
 	for range 5 {
 		d := e.line.next(t, "all are sent")

@@ -11,8 +11,8 @@ func (d *Device) stageRun(b *Batch, run *run, now int64) {
 	if run.p.turn != nil || run.p.current.sendable(now, 1) {
 		limit = maxStagedTurn
 	}
-	for i := run.first; i < run.first+run.n; i++ {
-		d.stage(run.p, b.Packet(i), limit)
+	for i := run.first; i != none; i = b.msgs[i].next {
+		d.stage(run.p, b.Packet(int(i)), limit)
 	}
 }
 
@@ -83,7 +83,7 @@ func (b *Batch) appendStaged(packet []byte) bool {
 		return false
 	}
 	b.room = 0
-	b.msgs = append(b.msgs, message{at: int32(b.end)})
+	b.msgs = append(b.msgs, message{at: int32(b.end), run: none})
 	b.end += messageOverhead
 	return true
 }
