@@ -16,10 +16,7 @@ type Bind interface {
 	Listen(port uint16) (Socket, error)
 }
 
-// A Socket is an open Bind.
-//
-// A Socket may also have the method SetMark(mark uint32) error: the device calls it with Config.FirewallMark after
-// Listen where that is not zero, and with each later change.
+// A Socket is an open Bind. It may also be a [Marker].
 type Socket interface {
 	// Port is the local port, which stays the same. It is not asked for once the socket is closed.
 	Port() uint16
@@ -41,6 +38,14 @@ type Socket interface {
 	// It must not wait until a receiver is called again, nor for who calls Send: they may be in the device, and wait
 	// for a lock that is held during Close.
 	Close() error
+}
+
+// A Marker is a Socket that can mark what it sends, for the host's firewall and its policy routing. A Socket that is not
+// a Marker makes the device refuse a mark other than 0.
+type Marker interface {
+	// SetMark marks all datagrams from now on; 0 means no mark. The device calls it with Config.FirewallMark after
+	// Listen, unless that is 0, and with each later change.
+	SetMark(mark uint32) error
 }
 
 // A Receiver is one way into a Socket.

@@ -26,7 +26,8 @@ type Config struct {
 	// Peers are those from the start. None: Configure and Lookup add some.
 	Peers []PeerConfig
 
-	// Tunnel is where packets come from and go to. The device closes it in Close.
+	// Tunnel is where packets come from and go to. It must implement PacketSource, Queues or Attacher as well. The
+	// device closes it in Close.
 	Tunnel Tunnel
 
 	// Bind is where datagrams come from and go to. The device closes the sockets that it makes.
@@ -157,6 +158,8 @@ func (c *Config) check() error {
 	var errs []error
 	if c.Tunnel == nil {
 		errs = append(errs, errors.New("wireguard: Config.Tunnel is nil: set a packet side, as transport/netstack or transport/tun make them"))
+	} else if !hasPackets(c.Tunnel) {
+		errs = append(errs, fmt.Errorf("wireguard: Config.Tunnel: no packets can come from a %T: implement PacketSource, Queues or Attacher", c.Tunnel))
 	}
 	if c.Bind == nil {
 		errs = append(errs, errors.New("wireguard: Config.Bind is nil: set a datagram side, as transport/udp makes it"))

@@ -27,29 +27,56 @@ type PacketSink interface {
 	WritePackets(pkts [][]byte) (n int, err error)
 }
 
-// A Tunnel is the plaintext side of a device, both directions of it.
+// A Tunnel is the plaintext side of a device, in both directions. Packets that arrived through the device go to its
+// WritePackets. Packets to be sent come from one of three interfaces, which a Tunnel implements as well:
 //
-// A Tunnel may have more powers, which the device finds by type assertion:
+//   - [PacketSource]: the device reads it.
+//   - [Queues]: the device reads several sources, each on its own.
+//   - [Attacher]: it is not read; it calls Device.Send.
 //
-//   - Attach(*Device): it pushes its packets through Device.Send, from its own goroutines, and is not read at
-//     all; see [Attacher].
-//   - Queues() []PacketSource: it has several queues. Each is a source of its own, and ReadPackets of the Tunnel itself
-//     is not called.
+// New refuses a Tunnel that implements none of them. The device uses Attach alone if a Tunnel is an Attacher, and Queues
+// alone if it has both Queues and ReadPackets. A type that wraps a Tunnel has to implement the interface again: embedding a
+// Tunnel does not pass it on.
 type Tunnel interface {
-	PacketSource
 	PacketSink
 
-	// MTU is the largest packet, in bytes, that the tunnel carries. It may change while the device runs, and is
-	// called from several goroutines, about once a batch.
+	// MTU is the largest packet, in bytes, that the tunnel carries. It may change while the device runs. The device
+	// calls it from several goroutines, about once per batch.
 	MTU() int
 
-	// Close unblocks ReadPackets, which then fails with an error that wraps net.ErrClosed or os.ErrClosed.
+	// Close unblocks every ReadPackets, which then fails with an error that wraps net.ErrClosed or os.ErrClosed.
 	Close() error
 }
 
-// An Attacher is a Tunnel that pushes: New hands it the device, and from then on it calls Device.Send from any
-// goroutine it likes. No goroutine reads it. Before Device.Up and after Device.Down, Send drops and counts.
+// Queues is implemented by a Tunnel that has several sources of packets, such as the queues of a network interface.
+type Queues interface {
+	// Queues returns the sources. The device calls it once, in the first Up, and reads each source on its own.
+	Queues() []PacketSource
+}
+
+// An Attacher is a Tunnel that pushes its packets. No goroutine of the device reads it.
 type Attacher interface {
-	Tunnel
+	// Attach hands over the device. New calls it once. From then on the Tunnel calls Device.Send, from any goroutine.
+	// Send drops and counts packets before Device.Up and after Device.Down.
 	Attach(d *Device)
+}
+
+// hasPackets reports whether packets can come from t.
+func hasPackets(t Tunnel) bool {
+	switch t.(type) {
+	case Attacher, Queues, PacketSource:
+		return true
+	}
+	return false
+}
+
+// sources returns what the device reads of t.
+func sources(t Tunnel) []PacketSource {
+	switch t := t.(type) {
+	case Attacher:
+		return nil
+	case Queues:
+		return t.Queues()
+	}
+	return []PacketSource{t.(PacketSource)}
 }

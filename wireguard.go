@@ -349,7 +349,7 @@ func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
 }
 
 func setMark(s Socket, mark uint32) error {
-	m, ok := s.(interface{ SetMark(uint32) error })
+	m, ok := s.(Marker)
 	if !ok {
 		return fmt.Errorf("wireguard: firewall mark %#x: the bind has no marks: %w", mark, errors.ErrUnsupported)
 	}
@@ -376,14 +376,7 @@ func (d *Device) startSources() {
 		return
 	}
 	d.reading = true
-	if _, ok := d.tunnel.(Attacher); ok {
-		return
-	}
-	sources := []PacketSource{d.tunnel}
-	if t, ok := d.tunnel.(interface{ Queues() []PacketSource }); ok {
-		sources = t.Queues()
-	}
-	for _, s := range sources {
+	for _, s := range sources(d.tunnel) {
 		d.wg.Add(1)
 		go d.newFeed(s).carry()
 	}

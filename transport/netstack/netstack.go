@@ -16,7 +16,6 @@ package netstack
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -219,12 +218,6 @@ func protocolOf(a netip.Addr) tcpip.NetworkProtocolNumber {
 
 // Attach joins n to d. wireguard.New calls it.
 func (n *Net) Attach(d *wireguard.Device) { n.link.attach(d) }
-
-// ReadPackets waits until n is closed and fails with net.ErrClosed: a Net pushes its packets.
-func (n *Net) ReadPackets(*wireguard.Batch) error {
-	<-n.done
-	return net.ErrClosed
-}
 
 // MTU is the largest packet, in bytes.
 func (n *Net) MTU() int { return n.mtu }

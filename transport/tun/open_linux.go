@@ -265,8 +265,6 @@ func (d *Device) sources() []wireguard.PacketSource {
 	return s
 }
 
-func (d *Device) read(b *wireguard.Batch) error { return d.queues[0].ReadPackets(b) }
-
 // close is called after end, which the follower waits for.
 func (d *Device) close() error {
 	d.closing.Do(func() {

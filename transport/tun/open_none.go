@@ -17,6 +17,5 @@ func (d *Device) open(*Config) error {
 }
 
 func (d *Device) sources() []wireguard.PacketSource { return nil }
-func (d *Device) read(*wireguard.Batch) error       { return errClosed }
 func (d *Device) write([][]byte) (int, error)       { return 0, errClosed }
 func (d *Device) close() error                      { return nil }

@@ -17,7 +17,7 @@ import (
 // A system is a TUN of wireguard-go's. It has one queue and no offloads.
 type system struct {
 	dev     tun.Device
-	tunnel  wireguard.Tunnel
+	tunnel  wireguard.Tunnel // a PacketSource too
 	closing sync.Once
 	closed  error
 }
@@ -89,10 +89,15 @@ func (d *Device) takeEvents() {
 	}
 }
 
-func (d *Device) sources() []wireguard.PacketSource { return []wireguard.PacketSource{d.tunnel} }
+func (d *Device) sources() []wireguard.PacketSource { return []wireguard.PacketSource{queue{d}} }
 
-func (d *Device) read(b *wireguard.Batch) error {
-	err := d.tunnel.ReadPackets(b)
+// A queue is the one queue of an interface.
+type queue struct{ d *Device }
+
+// ReadPackets reads the interface and counts. It fails with ErrDeleted once the interface is gone.
+func (q queue) ReadPackets(b *wireguard.Batch) error {
+	d := q.d
+	err := d.tunnel.(wireguard.PacketSource).ReadPackets(b)
 	n, bytes := b.Len(), 0
 	for i := range n {
 		bytes += len(b.Packet(i))

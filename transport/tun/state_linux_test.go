@@ -125,7 +125,7 @@ func TestDeleted(t *testing.T) {
 	d := n.open(t, Config{Name: "wg0"})
 	n.up(t, d, "10.9.0.1/24")
 	read := make(chan error, 1)
-	go func() { read <- d.ReadPackets(new(wireguard.Batch)) }()
+	go func() { read <- d.Queues()[0].ReadPackets(new(wireguard.Batch)) }()
 	n.ip(t, "link delete wg0")
 	select {
 	case err := <-read:
@@ -139,7 +139,7 @@ func TestDeleted(t *testing.T) {
 	if got, err := d.WritePackets(train(false, true, 1, 3, 100)); got != 0 || !errors.Is(err, ErrDeleted) {
 		t.Errorf("writing: %d, %v", got, err)
 	}
-	if err := d.ReadPackets(new(wireguard.Batch)); !errors.Is(err, ErrDeleted) {
+	if err := d.Queues()[0].ReadPackets(new(wireguard.Batch)); !errors.Is(err, ErrDeleted) {
 		t.Errorf("reading again: %v", err)
 	}
 	if err := d.Close(); err != nil {
@@ -323,7 +323,7 @@ func ping(t *testing.T, n *namespace, d *Device, to string) {
 	})
 	b := new(wireguard.Batch)
 	for {
-		if err := d.ReadPackets(b); err != nil {
+		if err := d.Queues()[0].ReadPackets(b); err != nil {
 			t.Fatal(err)
 		}
 		for i := range b.Len() {

@@ -350,12 +350,12 @@ func TestAllocates(t *testing.T) {
 	}
 	l := newLink(t, Config{})
 	from, to := l.datagrams(t, false)
-	b, data := new(wireguard.Batch), make([]byte, 2000)
+	queue, b, data := l.a.Queues()[0], new(wireguard.Batch), make([]byte, 2000)
 	if n := testing.AllocsPerRun(200, func() {
 		if _, err := from.Write(data[:1200]); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.a.ReadPackets(b); err != nil {
+		if err := queue.ReadPackets(b); err != nil {
 			t.Fatal(err)
 		}
 		var pkts [1][]byte
@@ -394,7 +394,7 @@ func TestIdle(t *testing.T) {
 		go func() {
 			b := new(wireguard.Batch)
 			for {
-				if err := ds[i].ReadPackets(b); err != nil {
+				if err := ds[i].Queues()[0].ReadPackets(b); err != nil {
 					read <- err
 					return
 				}

@@ -95,7 +95,10 @@ type Device struct {
 	system
 }
 
-var _ wireguard.Tunnel = (*Device)(nil)
+var (
+	_ wireguard.Tunnel = (*Device)(nil)
+	_ wireguard.Queues = (*Device)(nil)
+)
 
 // Open opens an interface, or makes it. An error says what to do about it.
 func Open(c Config) (*Device, error) {
@@ -109,9 +112,6 @@ func Open(c Config) (*Device, error) {
 	}
 	return d, nil
 }
-
-// ReadPackets reads the first queue.
-func (d *Device) ReadPackets(b *wireguard.Batch) error { return d.read(b) }
 
 // WritePackets hands packets to the system and returns how many it took. What it does not take at once is dropped and
 // counted: all packets while the interface is down.
@@ -145,7 +145,7 @@ func (d *Device) Err() error {
 }
 
 // Close closes the interface, which goes away with it unless it is persistent or another program has it open too.
-// ReadPackets then fails with an error that wraps net.ErrClosed. Only the first call can fail.
+// Reading a queue then fails with an error that wraps net.ErrClosed. Only the first call can fail.
 func (d *Device) Close() error {
 	d.end(nil)
 	return d.close()

@@ -273,7 +273,7 @@ func TestBindGoesBackToTheOldPort(t *testing.T) {
 			b := Bind(f)
 			s := listen(t, b, 5)
 			in := receive(s)
-			s.(interface{ SetMark(uint32) error }).SetMark(42)
+			s.(wireguard.Marker).SetMark(42)
 			c.undo(t, f, b)
 			wantState(t, s, running, "nothing changed for it")
 			f.deliver("10.0.0.1:1", "as before")

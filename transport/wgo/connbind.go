@@ -76,7 +76,7 @@ func (c *connBind) SetMark(mark uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.socket.Load(); s != nil {
-		if m, ok := (*s).(interface{ SetMark(uint32) error }); ok {
+		if m, ok := (*s).(wireguard.Marker); ok {
 			return m.SetMark(mark)
 		}
 	}

@@ -23,26 +23,35 @@ var errGone = fmt.Errorf("wireguard: wgo: the tunnel is closed: %w", os.ErrClose
 //
 // Each packet read is copied once, each packet written goes to t as it is. Nothing is allocated a packet.
 //
-// A wireguard.Attacher is refused: it pushes its packets into a device of this library, so there is nothing to read.
-// So is a tunnel with several queues, since wireguard-go reads one.
+// TUNDevice refuses a wireguard.Attacher, which pushes its packets into a device of this library, and a tunnel with any
+// number of queues but one, since wireguard-go reads one.
 func TUNDevice(t wireguard.Tunnel) (tun.Device, error) {
-	if _, ok := t.(wireguard.Attacher); ok {
-		return nil, fmt.Errorf("wireguard: wgo: a %T pushes its packets through Device.Send and cannot be read: use it with a wireguard.Device", t)
+	source, err := sourceOf(t)
+	if err != nil {
+		return nil, err
 	}
-	d := &tunDevice{tunnel: t, source: t, events: make(chan tun.Event, 4)}
-	if q, ok := t.(interface {
-		Queues() []wireguard.PacketSource
-	}); ok {
-		queues := q.Queues()
-		if len(queues) != 1 {
-			return nil, fmt.Errorf("wireguard: wgo: a %T with %d queues cannot be read by one goroutine: make it with one queue", t, len(queues))
-		}
-		d.source = queues[0]
-	}
+	d := &tunDevice{tunnel: t, source: source, events: make(chan tun.Event, 4)}
 	d.lists.New = func() any { return new([][]byte) }
 	d.mtu.Store(int64(t.MTU()))
 	d.events <- tun.EventUp
 	return d, nil
+}
+
+// sourceOf returns the one source of t's packets.
+func sourceOf(t wireguard.Tunnel) (wireguard.PacketSource, error) {
+	switch t := t.(type) {
+	case wireguard.Attacher:
+		return nil, fmt.Errorf("wireguard: wgo: a %T pushes its packets through Device.Send and cannot be read: use it with a wireguard.Device", t)
+	case wireguard.Queues:
+		queues := t.Queues()
+		if len(queues) != 1 {
+			return nil, fmt.Errorf("wireguard: wgo: a %T with %d queues cannot be read by one goroutine: make it with one queue", t, len(queues))
+		}
+		return queues[0], nil
+	case wireguard.PacketSource:
+		return t, nil
+	}
+	return nil, fmt.Errorf("wireguard: wgo: no packets can come from a %T: implement wireguard.PacketSource", t)
 }
 
 // A tunDevice is a wireguard.Tunnel as a tun.Device.

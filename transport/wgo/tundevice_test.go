@@ -150,20 +150,16 @@ func TestTUNDeviceEvents(t *testing.T) {
 	}
 }
 
-type attacher struct{ *queue }
+type attacher struct{ wireguard.Tunnel }
 
 func (attacher) Attach(*wireguard.Device) {}
 
 type manyQueues struct {
-	*queue
+	wireguard.Tunnel
 	queues []wireguard.PacketSource
 }
 
 func (m manyQueues) Queues() []wireguard.PacketSource { return m.queues }
-
-func (m manyQueues) ReadPackets(*wireguard.Batch) error {
-	return errors.New("never called: there are queues")
-}
 
 func TestTUNDeviceRefuses(t *testing.T) {
 	q := newQueue()
@@ -172,6 +168,7 @@ func TestTUNDeviceRefuses(t *testing.T) {
 		says   string // nothing: it is fine
 	}{
 		{attacher{q}, "attacher pushes its packets"},
+		{struct{ wireguard.Tunnel }{q}, "implement wireguard.PacketSource"},
 		{manyQueues{q, nil}, "0 queues"},
 		{manyQueues{q, []wireguard.PacketSource{q, q}}, "2 queues"},
 		{manyQueues{q, []wireguard.PacketSource{q}}, ""},

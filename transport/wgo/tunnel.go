@@ -27,7 +27,8 @@ const (
 var errClosed = fmt.Errorf("wireguard: wgo: the tunnel is closed: %w", net.ErrClosed)
 
 // Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel owns dev
-// from then on and closes it in Close. Its events are taken; a change of MTU is followed, up and down are ignored.
+// from then on and closes it in Close. It is a wireguard.PacketSource. Its events are taken; a change of MTU is followed,
+// up and down are ignored.
 //
 // Reading copies each packet into the batch and writing copies it into a buffer as dev wants it; neither allocates.
 // No goroutine runs before the first ReadPackets.

@@ -40,7 +40,7 @@ func TestTunnelKeepsWhatDoesNotFit(t *testing.T) {
 		sizes[3] = 0 // to be skipped
 		return n, nil
 	}
-	tn := Tunnel(dev)
+	tn := Tunnel(dev).(*tunnel)
 	defer closeTunnel(t, tn)
 	var b wireguard.Batch
 	var want uint32
@@ -103,7 +103,7 @@ func TestTunnelReadErrors(t *testing.T) {
 				var seq uint32 = 7
 				return fill(bufs[:1], sizes, offset, 100, &seq), tun.ErrTooManySegments // what came is good
 			}
-			tn := Tunnel(dev)
+			tn := Tunnel(dev).(*tunnel)
 			defer closeTunnel(t, tn)
 			var b wireguard.Batch
 			err := tn.ReadPackets(&b)
@@ -130,7 +130,7 @@ func TestTunnelReadErrors(t *testing.T) {
 
 func TestTunnelClose(t *testing.T) {
 	dev := newFakeTUN(t, 1)
-	tn := Tunnel(dev)
+	tn := Tunnel(dev).(*tunnel)
 	read := make(chan error)
 	go func() {
 		var b wireguard.Batch
@@ -163,7 +163,7 @@ func TestTunnelCloseWhileWriteWaitsForRead(t *testing.T) {
 		wake <- struct{}{}
 		return 0, nil
 	}
-	tn := Tunnel(dev)
+	tn := Tunnel(dev).(*tunnel)
 	wrote := make(chan error)
 	go func() {
 		_, err := tn.WritePackets([][]byte{packet(100, 1)})
@@ -194,7 +194,7 @@ func TestTunnelWrite(t *testing.T) {
 		}
 		return 0, nil
 	}
-	tn := Tunnel(dev)
+	tn := Tunnel(dev).(*tunnel)
 	defer closeTunnel(t, tn)
 	var pkts [][]byte
 	for i := range 10 {
@@ -229,7 +229,7 @@ func TestTunnelFollowsMTU(t *testing.T) {
 	dev := newFakeTUN(t, 1)
 	dev.mtu = 0
 	seen := make(chan tun.Event, 4)
-	tn := TunnelWithEvents(dev, func(e tun.Event) { seen <- e })
+	tn := TunnelWithEvents(dev, func(e tun.Event) { seen <- e }).(*tunnel)
 	if tn.MTU() != 1420 {
 		t.Errorf("MTU %d of a device that does not know it, want 1420", tn.MTU())
 	}
@@ -262,7 +262,7 @@ func TestTunnelAllocations(t *testing.T) {
 		return len(bufs), nil
 	}
 	dev.write = func(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
-	tn := Tunnel(dev)
+	tn := Tunnel(dev).(*tunnel)
 	defer closeTunnel(t, tn)
 	pkts := make([][]byte, 64)
 	for i := range pkts {
@@ -287,7 +287,7 @@ func TestTunnelClosesNetstack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tn := Tunnel(dev)
+		tn := Tunnel(dev).(*tunnel)
 		ended := make(chan error, 1)
 		if read {
 			go func() {

@@ -1,0 +1,107 @@
+package wireguard
+
+import (
+	"io"
+	"slices"
+	"sync"
+	"testing"
+)
+
+// A calls notes which of a Tunnel's methods were called, in order.
+type calls struct {
+	mu    sync.Mutex
+	names []string
+	read  chan struct{} // holds a token once a source was read
+}
+
+func (c *calls) note(name string) {
+	c.mu.Lock()
+	c.names = append(c.names, name)
+	c.mu.Unlock()
+	if name == "ReadPackets" || name == "a queue's ReadPackets" {
+		c.read <- struct{}{}
+	}
+}
+
+type sourceCalls struct {
+	*calls
+	name string
+}
+
+func (s sourceCalls) ReadPackets(*Batch) error { s.note(s.name); return io.EOF }
+
+type queuesCalls struct{ *calls }
+
+func (q queuesCalls) Queues() []PacketSource {
+	q.note("Queues")
+	return []PacketSource{sourceCalls{q.calls, "a queue's ReadPackets"}}
+}
+
+type attachCalls struct{ *calls }
+
+func (a attachCalls) Attach(*Device) { a.note("Attach") }
+
+// TestTunnelInterfaces: a device takes packets from one interface of its Tunnel, an Attacher's before Queues before a
+// PacketSource, and refuses a Tunnel that has none of them.
+func TestTunnelInterfaces(t *testing.T) {
+	c := &calls{read: make(chan struct{}, 1)}
+	source, queues, attacher := sourceCalls{c, "ReadPackets"}, queuesCalls{c}, attachCalls{c}
+	for _, test := range []struct {
+		name   string
+		tunnel Tunnel
+		calls  []string // nil: refused
+	}{
+		{"none", struct{ Tunnel }{newDrain()}, nil},
+		{"source", struct {
+			Tunnel
+			PacketSource
+		}{newDrain(), source}, []string{"ReadPackets"}},
+		{"queues", struct {
+			Tunnel
+			queuesCalls
+		}{newDrain(), queues}, []string{"Queues", "a queue's ReadPackets"}},
+		{"attacher", struct {
+			Tunnel
+			Attacher
+		}{newDrain(), attacher}, []string{"Attach"}},
+		{"source and queues", struct {
+			Tunnel
+			PacketSource
+			queuesCalls
+		}{newDrain(), source, queues}, []string{"Queues", "a queue's ReadPackets"}},
+		{"all", struct {
+			Tunnel
+			PacketSource
+			queuesCalls
+			Attacher
+		}{newDrain(), source, queues, attacher}, []string{"Attach"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c.names = nil
+			d, err := New(Config{Tunnel: test.tunnel, Bind: newLine()})
+			if test.calls == nil {
+				wantErrors(t, err, []string{"Config.Tunnel", "implement PacketSource, Queues or Attacher"})
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Up(); err != nil {
+				t.Fatal(err)
+			}
+			if test.calls[0] != "Attach" {
+				<-c.read
+			}
+			d.Down()
+			if err := d.Up(); err != nil { // asks for nothing again
+				t.Fatal(err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(c.names, test.calls) {
+				t.Errorf("the device called %q, want %q", c.names, test.calls)
+			}
+		})
+	}
+}
