@@ -55,10 +55,13 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the size of packets, to this `file`, as SVG")
 	profiles := flags.String("profile", "", "write a processor profile of each sample to this `folder`")
 	claimed := flags.String("claims", "", "measure what this `file`, a README, claims ratios for, and fail where one is not half as good in three tries")
+	against := flags.String("against", "", "compare with the bench of the checkout in this `folder`, in pairs, instead of with wireguard-go")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	switch {
+	case *against != "" && (*plotFile != "" || *claimed != ""):
+		return errors.New("-against compares two checkouts, and goes without -plot and -claims, which are about wireguard-go")
 	case flags.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q; names go behind -only, as in -only netstack/tcp1", flags.Arg(0))
 	case *rounds < 1:
@@ -77,7 +80,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 			return err
 		}
 	}
-	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: start}
+	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: alone(messages, start)}
 	defer r.close()
 	if *claimed != "" {
 		return r.checkClaims(ctx, *claimed, ms, out)
@@ -85,6 +88,9 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	table := out
 	if *asJSON {
 		table = messages
+	}
+	if *against != "" {
+		return r.runAgainst(ctx, *against, ms, *asJSON, table, out)
 	}
 	printMachine(table)
 	fmt.Fprintf(table, "rounds    %d, in turn, medians; ratio = ours / wireguard-go\n\n", *rounds)
@@ -122,6 +128,9 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	return errors.Join(errs...)
 }
 
+// noSuchName is how a bench says that it does not have a name, also to the bench of another checkout.
+const noSuchName = "there is no such name"
+
 // pick selects measures by their names or families, separated by commas; all of them by "".
 func pick(all []measure, only string) ([]measure, error) {
 	if only == "" {
@@ -141,7 +150,7 @@ func pick(all []measure, only string) ([]measure, error) {
 			for _, m := range all {
 				names = append(names, m.name)
 			}
-			return nil, fmt.Errorf("-only %q: there is no such name; the names are %s", name, strings.Join(names, ", "))
+			return nil, fmt.Errorf("-only %q: %s; the names are %s", name, noSuchName, strings.Join(names, ", "))
 		}
 	}
 	return picked, nil

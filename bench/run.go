@@ -90,23 +90,28 @@ func (st *stage) take(m *measure, side string) (sample, error) {
 
 // A taking is a process at work on an order.
 type taking struct {
-	free chan struct{} // closed when the machine is free again
+	free chan struct{} // closed when the machine is free again; after done, where the sample does not rest
 	done chan struct{} // closed when sample and err are set
 	sample
 	err error
 }
 
-// start runs an order in a process of its own.
+// start runs an order in a new process of this program.
 func start(ctx context.Context, o order) (*taking, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
+	return startProgram(ctx, self, o)
+}
+
+// startProgram runs an order in a new process of the bench at path.
+func startProgram(ctx context.Context, path string, o order) (*taking, error) {
 	text, err := json.Marshal(o)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self)
+	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = append(os.Environ(), orderEnv+"="+string(text))
 	if o.Program != "" {
 		isolate(cmd)
@@ -129,7 +134,6 @@ var errNoSample = errors.New("ended without a sample")
 
 // follow reads what the process says until it ends.
 func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buffer) {
-	defer close(t.done)
 	t.err = errNoSample
 	resting := false
 	for lines.Scan() {
@@ -149,6 +153,7 @@ func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buff
 		text, _, _ := strings.Cut(strings.TrimSpace(trouble.String()), "\ngoroutine ")
 		t.err = fmt.Errorf("%w: %s", err, text)
 	}
+	close(t.done)
 	if !resting {
 		close(t.free)
 	}
@@ -161,6 +166,26 @@ type runner struct {
 	profile string // a folder for profiles; empty: none
 	start   func(context.Context, order) (*taking, error)
 	workshop
+}
+
+// begin starts one sample and returns once the machine is free again. label is the side's name in the file of a profile.
+func (r *runner) begin(ctx context.Context, m *measure, side, label string, round int) (*taking, error) {
+	o := order{Name: m.name, Side: side, Effort: r.effort}
+	if m.daemons {
+		var err error
+		if o.Program, err = r.daemon(side); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	if r.profile != "" {
+		o.Profile = filepath.Join(r.profile, fmt.Sprintf("%s.%s.%d.pprof", strings.ReplaceAll(m.name, "/", "-"), label, round+1))
+	}
+	t, err := r.start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	<-t.free
+	return t, nil
 }
 
 // perSample is longer than any sample takes.
@@ -184,21 +209,10 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	takings := map[string][]*taking{}
 	for round := range rounds {
 		for _, side := range sides {
-			o := order{Name: m.name, Side: side, Effort: r.effort}
-			if m.daemons {
-				var err error
-				if o.Program, err = r.daemon(side); err != nil {
-					return row{}, fmt.Errorf("%s: %w", m.name, err)
-				}
-			}
-			if r.profile != "" {
-				o.Profile = filepath.Join(r.profile, fmt.Sprintf("%s.%s.%d.pprof", strings.ReplaceAll(m.name, "/", "-"), side, round+1))
-			}
-			t, err := r.start(ctx, o)
+			t, err := r.begin(ctx, m, side, side, round)
 			if err != nil {
 				return row{}, err
 			}
-			<-t.free
 			takings[side] = append(takings[side], t)
 		}
 	}

@@ -52,21 +52,9 @@ func printRow(w io.Writer, r row) {
 			figure(r.ours.median), paren(r.ours.low, r.ours.high), figure(r.theirs.median), paren(r.theirs.low, r.theirs.high),
 			figure(r.ratio), paren(r.low, r.high)+"  "+r.better())
 	}
-	line := func(who string, as []aside) {
-		if len(as) == 0 {
-			return
-		}
-		var parts []string
-		for _, a := range as {
-			if !a.Apart {
-				parts = append(parts, a.String())
-			}
-		}
-		fmt.Fprintf(w, "  %-13s %s\n", who, strings.Join(parts, ", "))
-	}
-	line("ours", r.ours.aside)
+	printAsides(w, "ours", r.ours.aside)
 	if !r.alike {
-		line("wireguard-go", r.theirs.aside)
+		printAsides(w, "wireguard-go", r.theirs.aside)
 	}
 	if r.ours.n == r.rounds {
 		fmt.Fprintf(w, "  medians of %d rounds: more take longer than a minute\n", r.rounds)
@@ -82,6 +70,20 @@ func printRow(w io.Writer, r row) {
 		fmt.Fprintf(w, "  %s: %s %s (%s); ours is %.2f of it, wireguard-go %.2f\n", r.boundName,
 			figure(b.median), r.unit, spread(b.low, b.high), r.ours.median/b.median, r.theirs.median/b.median)
 	}
+}
+
+// printAsides writes the line of one side below a row, if it has anything to explain.
+func printAsides(w io.Writer, who string, as []aside) {
+	if len(as) == 0 {
+		return
+	}
+	var parts []string
+	for _, a := range as {
+		if !a.Apart {
+			parts = append(parts, a.String())
+		}
+	}
+	fmt.Fprintf(w, "  %-13s %s\n", who, strings.Join(parts, ", "))
 }
 
 // String is the figure with its name and unit, and a cry where it is wrong.
@@ -103,11 +105,10 @@ type record struct {
 	Better string  `json:"better"`
 }
 
-// printJSON writes the row as one line. A ratio to zero has no number: it is the largest there is.
+// finite is v, or the largest number for a ratio to zero, which JSON cannot express.
+func finite(v float64) float64 { return min(v, math.MaxFloat64) }
+
+// printJSON writes the row as one line.
 func printJSON(w io.Writer, r row) error {
-	ratio := r.ratio
-	if math.IsInf(ratio, 1) {
-		ratio = math.MaxFloat64
-	}
-	return json.NewEncoder(w).Encode(record{r.name, r.unit, r.ours.median, r.theirs.median, ratio, r.better()})
+	return json.NewEncoder(w).Encode(record{r.name, r.unit, r.ours.median, r.theirs.median, finite(r.ratio), r.better()})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,14 +34,15 @@ func (m *measure) missing() string {
 
 // A workshop builds the daemons, each when it is first needed.
 type workshop struct {
-	dir   string
-	built map[string]string // path by side
+	module string // the folder of the module to build them from; empty: the one that this program is run in
+	dir    string
+	built  map[string]string // path by side
 }
 
-// sources are the main packages of the daemons. Both are built from the module that this program is run in.
-var sources = map[string]string{
-	sideOurs:   "github.com/seed-86b749af/wireguard/examples/wg0",
-	sideTheirs: "golang.zx2c4.com/wireguard",
+// sources are the main packages of the daemons: the first one that the module has is built.
+var sources = map[string][]string{
+	sideOurs:   {"github.com/seed-86b749af/wireguard/cmd/wg0", "github.com/seed-86b749af/wireguard/examples/wg0"},
+	sideTheirs: {"golang.zx2c4.com/wireguard"},
 }
 
 // daemon is the path of a side's daemon.
@@ -56,12 +58,26 @@ func (w *workshop) daemon(side string) (string, error) {
 		w.dir, w.built = dir, map[string]string{}
 	}
 	path := filepath.Join(w.dir, side)
-	out, err := exec.Command("go", "build", "-o", path, sources[side]).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("building %s, which needs to be run in this module: %w\n%s", sources[side], err, out)
+	var errs []error
+	for _, source := range sources[side] {
+		err := goBuild(w.module, path, source)
+		if err == nil {
+			w.built[side] = path
+			return path, nil
+		}
+		errs = append(errs, err)
 	}
-	w.built[side] = path
-	return path, nil
+	return "", fmt.Errorf("%w (run bench inside its module)", errors.Join(errs...))
+}
+
+// goBuild builds a main package, as seen from a folder, which may be empty for the current one.
+func goBuild(folder, path, source string) error {
+	cmd := exec.Command("go", "build", "-o", path, source)
+	cmd.Dir = folder
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", source, err, out)
+	}
+	return nil
 }
 
 // close removes what was built.

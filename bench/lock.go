@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// alone returns start, but the first call waits until no other bench of this user measures on this machine. The lock lasts
+// until the process ends. Where the system has no such lock, nothing waits.
+func alone(messages io.Writer, start func(context.Context, order) (*taking, error)) func(context.Context, order) (*taking, error) {
+	var lock *os.File
+	return func(ctx context.Context, o order) (_ *taking, err error) {
+		if lock == nil {
+			if lock, err = takeLock(ctx, filepath.Join(os.TempDir(), fmt.Sprintf("wireguard-bench.%d.lock", os.Getuid())), messages); err != nil {
+				return nil, err
+			}
+		}
+		return start(ctx, o)
+	}
+}
+
+// takeLock waits for the lock on a file, and makes the file if it does not exist. Closing the file ends the lock.
+func takeLock(ctx context.Context, path string, messages io.Writer) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for waited := false; ; waited = true {
+		if free, err := tryLock(f); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		} else if free {
+			return f, nil
+		}
+		if !waited {
+			fmt.Fprintf(messages, "bench: waiting until the process that has locked %s ends\n", path)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
