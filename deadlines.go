@@ -4,6 +4,8 @@ import (
 	"container/heap"
 	"sync"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/boottime"
 )
 
 // deadlines are the peers that have a deadline, the earliest first. A peer without one is not in it, and costs nothing.
@@ -11,8 +13,8 @@ import (
 type deadlines struct {
 	mu    sync.Mutex // guards all below; taken after a peer's
 	peers deadlineHeap
-	sweep int64 // when the rate limits are to be swept; 0: not
-	alarm alarm // nil while the device is down
+	sweep int64          // when the rate limits are to be swept; 0: not
+	alarm boottime.Alarm // nil while the device is down
 }
 
 type deadlineEntry struct {
@@ -96,12 +98,12 @@ func (ds *deadlines) wake(at, now int64) {
 		at = min(at, ds.sweep)
 	}
 	if ds.alarm != nil {
-		ds.alarm.set(time.Duration(max(at-now, 0)))
+		ds.alarm.Set(time.Duration(max(at-now, 0)))
 	}
 }
 
 // start begins to set an alarm.
-func (ds *deadlines) start(a alarm, now int64) {
+func (ds *deadlines) start(a boottime.Alarm, now int64) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	ds.alarm = a
@@ -145,9 +147,9 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 }
 
 // keepTime carries out deadlines until the alarm is closed.
-func (d *Device) keepTime(a alarm) {
+func (d *Device) keepTime(a boottime.Alarm) {
 	defer d.wg.Done()
-	for a.wait() {
+	for a.Wait() {
 		for {
 			now := d.now() // each time: to send may take a while
 			p, sweep := d.deadlines.due(now)
@@ -180,45 +182,4 @@ func (d *Device) sweepLimits(now int64) {
 	if left > 0 {
 		d.deadlines.sweepAt(now+limiterIdle, now)
 	}
-}
-
-// An alarm rings when a time has passed, asleep or awake.
-type alarm interface {
-	// set makes it ring once, in a while, instead of when it would have.
-	set(in time.Duration)
-	// wait waits until it rings, and returns false once it is closed. One goroutine waits.
-	wait() bool
-	close()
-}
-
-// A timerAlarm is an alarm by the runtime's timers. They stand still while the machine sleeps: after that it rings too
-// late, unless Device.Wake is called.
-type timerAlarm struct {
-	t    *time.Timer
-	done chan struct{}
-	once sync.Once
-}
-
-func newTimerAlarm() *timerAlarm {
-	a := &timerAlarm{t: time.NewTimer(time.Hour), done: make(chan struct{})}
-	a.t.Stop()
-	return a
-}
-
-func (a *timerAlarm) set(in time.Duration) { a.t.Reset(in) }
-
-func (a *timerAlarm) wait() bool {
-	select {
-	case <-a.t.C:
-		return true
-	case <-a.done:
-		return false
-	}
-}
-
-func (a *timerAlarm) close() {
-	a.once.Do(func() {
-		a.t.Stop()
-		close(a.done)
-	})
 }

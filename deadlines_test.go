@@ -13,9 +13,9 @@ type setAlarm struct {
 	at int64 // when it rings; 0: not set
 }
 
-func (a *setAlarm) set(in time.Duration) { a.at = a.d.now() + int64(in) }
-func (a *setAlarm) wait() bool           { return false }
-func (a *setAlarm) close()               {}
+func (a *setAlarm) Set(in time.Duration) { a.at = a.d.now() + int64(in) }
+func (a *setAlarm) Wait() bool           { return false }
+func (a *setAlarm) Close()               {}
 
 // TestDeadlinesModel moves the deadlines of some peers as their cores do, lets time pass, and checks that each is looked
 // at when its time has come, none before, and that the alarm never rings too late.
@@ -152,58 +152,6 @@ func TestDeadlinesSweep(t *testing.T) {
 	}
 }
 
-func TestTimerAlarm(t *testing.T) {
-	a := newTimerAlarm()
-	a.set(time.Hour)
-	a.set(0)
-	if !a.wait() {
-		t.Fatal("an alarm that is set does not ring")
-	}
-	ended := make(chan bool)
-	go func() { ended <- a.wait() }()
-	a.close()
-	a.close()
-	if <-ended {
-		t.Error("a closed alarm rings")
-	}
-	a.set(0) // nothing comes of it, and nothing breaks
-}
-
-func TestSystemAlarm(t *testing.T) {
-	a, err := newSystemAlarm()
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.set(time.Hour)
-	a.set(-time.Second) // what is due already
-	if !a.wait() {
-		t.Fatal("an alarm that is set does not ring")
-	}
-	ended := make(chan bool)
-	go func() { ended <- a.wait() }()
-	a.close()
-	a.close()
-	if <-ended {
-		t.Error("a closed alarm rings")
-	}
-	a.set(0)
-}
-
-func TestSystemClock(t *testing.T) {
-	var c systemClock
-	last := c.Now()
-	for range 1000 {
-		now := c.Now()
-		if now < last {
-			t.Fatalf("the clock goes back by %v", last-now)
-		}
-		last = now
-	}
-	if d := time.Since(c.Wall()); d < 0 || d > time.Minute {
-		t.Errorf("the wall clock is %v off", d)
-	}
-}
-
 // A tickingClock goes on by a second each time that it is read.
 type tickingClock struct{ handClock }
 
@@ -212,9 +160,9 @@ func (c *tickingClock) Now() time.Duration { return time.Duration(c.at.Add(int64
 // A ringing alarm rings once.
 type ringing struct{ rang bool }
 
-func (a *ringing) set(time.Duration) {}
-func (a *ringing) close()            {}
-func (a *ringing) wait() bool        { a.rang = !a.rang; return a.rang }
+func (a *ringing) Set(time.Duration) {}
+func (a *ringing) Close()            {}
+func (a *ringing) Wait() bool        { a.rang = !a.rang; return a.rang }
 
 // TestDeadlinesGoByTheTimeOfEach: what comes due with others is carried out by the time that it is then, and not by when the
 // alarm rang: those before may have taken a while.

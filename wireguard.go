@@ -23,7 +23,7 @@
 // A packet on its way out meets, in this order, feed.go if it comes from a source, send.go, allowedips.go, peer.go and keypair.go,
 // and staged.go where it waits. On its way in it meets receive.go, keypair.go, replay.go, peer.go and allowedips.go. Idle cores
 // help with the ciphers, by idle.go and fork.go. Handshake messages take the slow path: slow.go, exchange.go,
-// handshake.go, cookie.go. Time comes by clock.go from deadlines.go to timers.go. Configuration is config.go and configure.go.
+// handshake.go, cookie.go. Time comes by clock.go (internal/boottime) from deadlines.go to timers.go. Configuration is config.go and configure.go.
 // Beside them: inner.go reads the packets inside, unreachable.go answers them, sessions.go finds sessions, lookup.go peers;
 // waiters.go waits for a session; key.go, tunnel.go, bind.go, batch.go, events.go and stats.go are types of the API.
 //
@@ -50,6 +50,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/boottime"
 )
 
 // A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
@@ -123,7 +125,7 @@ type Device struct {
 type running struct {
 	socket    atomic.Pointer[openSocket]
 	receivers sync.WaitGroup // of socket, and of those that it took the place of
-	alarm     alarm
+	alarm     boottime.Alarm
 	ctx       context.Context // of lookups
 	cancel    context.CancelFunc
 }
@@ -150,7 +152,7 @@ func New(c Config) (*Device, error) {
 		done:   make(chan struct{}),
 	}
 	if d.clock == nil {
-		d.clock = systemClock{}
+		d.clock = boottime.Clock{}
 	}
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
@@ -240,7 +242,7 @@ func (d *Device) stop() *running {
 	}
 	r.cancel()
 	d.deadlines.stop()
-	r.alarm.close()
+	r.alarm.Close()
 	r.socket.Load().close()
 	for _, p := range d.peers.all() {
 		var out outbox
@@ -359,15 +361,15 @@ func setMark(s Socket, mark uint32) error {
 	return nil
 }
 
-func (d *Device) newAlarm() alarm {
-	if _, ok := d.clock.(systemClock); ok {
-		a, err := newSystemAlarm()
-		if err == nil {
-			return a
-		}
+func (d *Device) newAlarm() boottime.Alarm {
+	if _, ok := d.clock.(boottime.Clock); !ok {
+		return boottime.NewTimer()
+	}
+	a, err := boottime.NewAlarm()
+	if err != nil {
 		d.warn("deadlines will be late after a suspend", "err", err)
 	}
-	return newTimerAlarm()
+	return a
 }
 
 // startSources starts to read the tunnel, once in the device's life.

@@ -1,4 +1,4 @@
-package wireguard
+package boottime
 
 import (
 	"sync"
@@ -16,22 +16,22 @@ func bootTime(t *testing.T) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// TestSystemClockIsBootTime: between two questions to the kernel, the clock is between its answers. It may lag by what
-// passed while it asked for the first time.
-func TestSystemClockIsBootTime(t *testing.T) {
+// TestClockIsBootTime: the clock is between what the kernel says before and after. It may lag by the time that its first
+// question to the kernel took.
+func TestClockIsBootTime(t *testing.T) {
 	const lag = 10 * time.Millisecond
 	for range 1000 {
 		before := bootTime(t)
-		now := systemClock{}.Now()
+		now := Clock{}.Now()
 		if after := bootTime(t); now < before-lag || now > after {
 			t.Fatalf("the clock tells %v between %v and %v", now, before, after)
 		}
 	}
 }
 
-// TestSystemClockAfterResume: the kernel has slept for an hour, which the clock does not know of yet. The calendar tells
-// it at once; without the calendar it takes a second.
-func TestSystemClockAfterResume(t *testing.T) {
+// TestClockAfterResume: the machine has slept for an hour, and the clock does not know yet. The calendar reveals it at
+// once; without the calendar it takes a second.
+func TestClockAfterResume(t *testing.T) {
 	const nap = int64(time.Hour)
 	for _, c := range []struct {
 		name   string
@@ -41,17 +41,17 @@ func TestSystemClockAfterResume(t *testing.T) {
 		{"a second passed", func() { asleep.until.Store(0) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			before := systemClock{}.Now()
+			before := Clock{}.Now()
 			asleep.offset.Add(-nap)
 			c.forget()
-			if after := (systemClock{}).Now(); after < before || after > before+time.Minute {
+			if after := (Clock{}).Now(); after < before || after > before+time.Minute {
 				t.Errorf("the clock tells %v, %v later", after, after-before)
 			}
 		})
 	}
 }
 
-func TestSystemClockNeverGoesBack(t *testing.T) {
+func TestClockNeverGoesBack(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -60,7 +60,7 @@ func TestSystemClockNeverGoesBack(t *testing.T) {
 				if i%100 == 0 {
 					asleep.until.Store(0) // ask again
 				}
-				now := systemClock{}.Now()
+				now := Clock{}.Now()
 				if now < last {
 					t.Errorf("the clock went back by %v", last-now)
 					return
@@ -72,9 +72,9 @@ func TestSystemClockNeverGoesBack(t *testing.T) {
 	wg.Wait()
 }
 
-func BenchmarkSystemClock(b *testing.B) {
+func BenchmarkClock(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		systemClock{}.Now()
+		Clock{}.Now()
 	}
 }

@@ -1,0 +1,55 @@
+// Package boottime is a clock that counts the time that the machine sleeps, and an alarm that rings by it.
+package boottime
+
+import (
+	"sync"
+	"time"
+)
+
+// A Clock tells the system's time. The zero value is ready, all Clocks are the same one, and any goroutine may read it.
+type Clock struct{}
+
+// Wall is the system's calendar time.
+func (Clock) Wall() time.Time { return time.Now() }
+
+// An Alarm rings when a time has passed, asleep or awake.
+type Alarm interface {
+	// Set makes the alarm ring once after in, or now if in is not positive. It replaces what was set before.
+	Set(in time.Duration)
+	// Wait waits until the alarm rings, and returns false once it is closed. One goroutine waits.
+	Wait() bool
+	// Close may be called several times, from any goroutine.
+	Close()
+}
+
+// A timer is an Alarm on the runtime's timers. They stop while the machine sleeps, so it rings late after a sleep.
+type timer struct {
+	t    *time.Timer
+	done chan struct{}
+	once sync.Once
+}
+
+// NewTimer makes an Alarm that does not count sleep.
+func NewTimer() Alarm {
+	a := &timer{t: time.NewTimer(time.Hour), done: make(chan struct{})}
+	a.t.Stop()
+	return a
+}
+
+func (a *timer) Set(in time.Duration) { a.t.Reset(in) }
+
+func (a *timer) Wait() bool {
+	select {
+	case <-a.t.C:
+		return true
+	case <-a.done:
+		return false
+	}
+}
+
+func (a *timer) Close() {
+	a.once.Do(func() {
+		a.t.Stop()
+		close(a.done)
+	})
+}
