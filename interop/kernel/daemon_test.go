@@ -24,10 +24,10 @@ const (
 	hostTAP    = "tap0"                    // the other end of the machine's eth1
 )
 
-// TestDaemon: examples/wg0 on a kernel TUN, with all of its offloads, and the kernel, over either outer family. Each begins once;
+// TestDaemon: cmd/wg0 on a kernel TUN, with all of its offloads, and the kernel, over either outer family. Each begins once;
 // pings and iperf3 go both ways in both inner families; large packets cross the TUN whole; "wg show" agrees to the byte.
 //
-//	wg1 ─ examples/wg0 ─ udp ─ tap0 10.9.0.1, fd09::1 ─ eth1 10.9.0.2, fd09::2 ─ wg0
+//	wg1 ─ cmd/wg0 ─ udp ─ tap0 10.9.0.1, fd09::1 ─ eth1 10.9.0.2, fd09::2 ─ wg0
 func TestDaemon(t *testing.T) {
 	program := os.Getenv(daemonEnv)
 	if program == "" {
@@ -103,7 +103,7 @@ func isolated(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(t.TempDir(), "wg0")
-	if err := netlab.Build("../..", "github.com/seed-86b749af/wireguard/examples/wg0", program); err != nil {
+	if err := netlab.Build("../..", "github.com/seed-86b749af/wireguard/cmd/wg0", program); err != nil {
 		t.Fatal(err)
 	}
 	runtime.LockOSThread() // the child dies with the thread that started it

@@ -10,7 +10,7 @@
 // QEMU's user network loses the TOS byte both ways, has no IPv6 beside IPv4 here, and hides what passes; the line carries
 // whole Ethernet frames, so that ECN marks, fragments and each single message of the kernel's are seen.
 //
-// TestDaemon alone needs root, and boots a machine of its own: there examples/wg0 on a TUN stands for the Device, in a network
+// TestDaemon alone needs root, and boots a machine of its own: there cmd/wg0 on a TUN stands for the Device, in a network
 // namespace whose TAP is eth1.
 //
 // Wanted are qemu-system-x86_64, busybox (static), wg, ip, iperf3 and ldd, and a kernel that fetch.sh puts into a folder: that

@@ -1,7 +1,7 @@
 // Package netns tests a WireGuard daemon as users meet it: a process and a TUN interface on each of several hosts, which
 // are network namespaces, under the real ip, wg, ping, iperf3 and nft. It has tests only, and they need root.
 //
-//	go test ./interop/netns                          this library's daemon, examples/wg0
+//	go test ./interop/netns                          this library's daemon, cmd/wg0
 //	go test ./interop/netns -daemon wireguard-go     wireguard-go's
 //	go test ./interop/netns -daemon /path/to/daemon  any with their command line
 //	go test ./interop/netns -daemon wireguard-go -all -v -run TestName

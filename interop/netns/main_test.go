@@ -79,7 +79,7 @@ func build(dir string) (program string, err error) {
 	var source string
 	switch *daemonFlag {
 	case wg0:
-		source = "github.com/seed-86b749af/wireguard/examples/wg0"
+		source = "github.com/seed-86b749af/wireguard/cmd/wg0"
 	case wireguardGo:
 		source = "golang.zx2c4.com/wireguard"
 	default:
