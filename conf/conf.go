@@ -1,16 +1,18 @@
 // Package conf reads and writes the configuration files of wg(8) and wg-quick(8).
 //
-// [Parse] gives a [File] of typed values; a program changes these and takes [File.Text], which is the text that was read
+// [ReadFile] and [Parse] give a [File] of typed values; a program changes these and takes [File.Text], which is the text that was read
 // but for the values that changed: comments, order, spelling and keys that this package does not know stay. A File becomes a
 // [wireguard.Config] for a new device, or a [wireguard.Change] for a running one. Names of endpoints are resolved
 // by [File.Resolve], when the program says so.
 //
-//	f, err := conf.Parse(text)
+//	f, err := conf.ReadFile("office.conf")
 //	...
 //	err = f.Resolve(ctx, conf.Resolution{})
 //	...
+//	stack, err := netstack.New(netstack.Config{Addresses: f.Addrs(), DNS: f.Interface.DNS, MTU: f.Interface.MTU})
+//	...
 //	config, err := f.Config()
-//	config.Tunnel, config.Bind = tunnel, udp.Bind{}
+//	config.Tunnel, config.Bind = stack, &udp.Bind{}
 //	device, err := wireguard.New(config)
 //
 // # The format
@@ -32,6 +34,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -136,15 +139,17 @@ func (e *Error) Error() string {
 // Unwrap is Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errors is the Errors that err, from a function of this package, was joined from; nil if it is another one.
+// Errors returns the Errors that err joins or wraps, in their order. It returns nil for an error that holds none.
 func Errors(err error) (es []*Error) {
-	if e, ok := err.(*Error); ok {
+	switch e := err.(type) {
+	case *Error:
 		return []*Error{e}
-	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, err := range joined.Unwrap() {
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
 			es = append(es, Errors(err)...)
 		}
+	case interface{ Unwrap() error }:
+		return Errors(e.Unwrap())
 	}
 	return es
 }
@@ -177,6 +182,19 @@ func Parse(text []byte) (*File, error) {
 	}
 	p.file.settle()
 	return p.file, nil
+}
+
+// ReadFile is [Parse] of the file with that name. An error about what the file says begins with its name.
+func ReadFile(name string) (*File, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err // has the name
+	}
+	f, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return f, nil
 }
 
 // settle gives the sections their places. Until then an Interface and a Peer are from the index of their section.

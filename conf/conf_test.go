@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -393,5 +397,35 @@ func TestErrorsOfOthers(t *testing.T) {
 func TestExpandHook(t *testing.T) {
 	if got := ExpandHook("ip link show %i; echo %i %%i", "wg0"); got != "ip link show wg0; echo wg0 %wg0" {
 		t.Error(got)
+	}
+}
+
+func TestReadFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "wg0.conf")
+	if _, err := ReadFile(name); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), name) {
+		t.Errorf("a file that does not exist: %v", err)
+	}
+	for text, lines := range map[string][]int{full: nil, "[Interface]\nMTU = 9\n[Peer]\nEndpoint = x\n": {2, 4}} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := ReadFile(name)
+		var got []int
+		for _, e := range Errors(err) {
+			got = append(got, e.Line)
+		}
+		if !slices.Equal(got, lines) || (f == nil) != (lines != nil) || err != nil && !strings.HasPrefix(err.Error(), name+": line 2: MTU: ") {
+			t.Errorf("ReadFile: %v, errors in lines %v, want %v", err, got, lines)
+		}
+	}
+}
+
+func TestAddrs(t *testing.T) {
+	f := must(Parse([]byte("[Interface]\nAddress = 10.0.0.2/24, fd00::2/64\nAddress = 192.168.7.1, 10.0.0.2/16\n")))
+	if got := fmt.Sprint(f.Addrs()); got != "[10.0.0.2 fd00::2 192.168.7.1]" {
+		t.Errorf("addresses without lengths are %s", got)
+	}
+	if got := new(File).Addrs(); got != nil {
+		t.Errorf("an empty file has addresses %v", got)
 	}
 }

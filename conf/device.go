@@ -122,6 +122,17 @@ func checkValue[T any](f *field[T], value string) error {
 	return nil
 }
 
+// Addrs returns the addresses of the interface without their prefix lengths, in the order of the file and each once. A network
+// stack in the program takes them; a kernel's interface takes Interface.Addresses.
+func (f *File) Addrs() (as []netip.Addr) {
+	for _, p := range f.Interface.Addresses {
+		if !slices.Contains(as, p.Addr()) {
+			as = append(as, p.Addr())
+		}
+	}
+	return as
+}
+
 // Config is f for a new device, but for its Tunnel and Bind. Names of endpoints must have been resolved. An Incremental
 // peer has the prefixes that are added.
 func (f *File) Config() (wireguard.Config, error) {

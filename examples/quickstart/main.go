@@ -1,124 +1,59 @@
-// Quickstart is a complete WireGuard tunnel inside one program: two devices, each with a network stack of its own, talk over real
-// UDP sockets on loopback. Behind one of them is an HTTP server, behind the other an HTTP client, which downloads a
-// page and then a large file through the tunnel and checks its SHA-256 digest.
-//
-// It needs no privileges and no arguments:
+// Quickstart joins two devices in one program over UDP on loopback, each with a network stack of its own, and downloads
+// a file through the tunnel.
 //
 //	go run ./examples/quickstart
-//
-// Flags choose the size of the file (-size), the MTU inside the tunnel (-mtu), a preshared key (-psk), IPv6 inside and
-// outside (-6), and wireguard-go's network stack instead of this library's (-wgo).
 package main
 
 import (
-	"context"
-	"errors"
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"io"
-	"math"
-	"os"
-	"os/signal"
-	"strconv"
-	"strings"
-	"syscall"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	size := flag.Int64("size", 256<<20, "the file's `bytes`")
+	flag.Parse()
+	key, serverKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	server, serverStack := start(serverKey, "10.0.0.1", wireguard.PeerConfig{PublicKey: key.Public()})
+	endpoint := wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), server.Status().ListenPort))
+	_, stack := start(key, "10.0.0.2", wireguard.PeerConfig{PublicKey: serverKey.Public(), Endpoint: endpoint})
+
+	listener := must(serverStack.Listen("tcp", ":80"))
+	sent, received := crc32.NewIEEE(), crc32.NewIEEE()
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.CopyN(io.MultiWriter(w, sent), rand.NewChaCha8([32]byte{}), *size)
+	}))
+
+	begin := time.Now()
+	client := http.Client{Transport: &http.Transport{DialContext: stack.DialContext}}
+	response := must(client.Get("http://10.0.0.1/"))
+	n := must(io.CopyBuffer(received, response.Body, make([]byte, 256<<10)))
+	took := time.Since(begin)
+	fmt.Printf("%d bytes in %v, %.2f Gbit/s; CRC-32 %x, sent %x\n", n, took, float64(8*n)/float64(took), received.Sum32(), sent.Sum32())
+	peer, _ := server.Peer(key.Public())
+	fmt.Printf("handshake at %v; on the wire %d bytes out, %d in\n", peer.LastHandshake.Format(time.TimeOnly), peer.Sent.Bytes, peer.Received.Bytes)
 }
 
-// Exit codes.
-const (
-	exitFailed      = 1
-	exitUsage       = 2
-	exitInterrupted = 130 // what a shell shows for a program that an interrupt ended
-)
-
-func run(ctx context.Context, args []string, out, errOut io.Writer) (code int) {
-	o, err := parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(out, usage)
-		return 0
-	case err != nil:
-		fmt.Fprintf(errOut, "quickstart: %v.\n", err)
-		return exitUsage
-	}
-	err = o.run(ctx, out)
-	switch {
-	case ctx.Err() != nil:
-		fmt.Fprintln(errOut, "\nquickstart: interrupted")
-		return exitInterrupted
-	case err != nil:
-		fmt.Fprintf(errOut, "quickstart: %v\n", err)
-		return exitFailed
-	}
-	return 0
+func start(key wireguard.PrivateKey, address string, peer wireguard.PeerConfig) (*wireguard.Device, *netstack.Net) {
+	peer.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
+	stack := must(netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr(address)}}))
+	device := must(wireguard.New(wireguard.Config{PrivateKey: key, Tunnel: stack, Bind: &udp.Bind{}, Peers: []wireguard.PeerConfig{peer}}))
+	return must(device, device.Up()), stack
 }
 
-const usage = `quickstart downloads a file through a WireGuard tunnel between two devices in this one program.
-
-  -size SIZE  of the file, in bytes or as in 64KiB, 256MiB, 1GiB (default 256MiB)
-  -mtu N      largest packet inside the tunnel, 576 to 65472, with -6 at least 1280 (default 1420)
-  -psk        use a preshared key too
-  -6          IPv6 inside and outside, instead of IPv4
-  -wgo        wireguard-go's network stack (tun/netstack), instead of this library's`
-
-// options are what the flags say.
-type options struct {
-	size int64
-	mtu  int
-	psk  bool
-	ipv6 bool
-	wgo  bool
-}
-
-func parse(args []string) (options, error) {
-	o := options{size: 256 << 20}
-	f := flag.NewFlagSet("quickstart", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // run prints what is wrong
-	f.Func("size", "", func(s string) (err error) {
-		o.size, err = parseSize(s)
-		return err
-	})
-	f.IntVar(&o.mtu, "mtu", 1420, "")
-	f.BoolVar(&o.psk, "psk", false, "")
-	f.BoolVar(&o.ipv6, "6", false, "")
-	f.BoolVar(&o.wgo, "wgo", false, "")
-	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, fmt.Errorf("%v; -h lists the flags", err)
+func must[T any](v T, err error) T {
+	if err != nil {
+		log.Fatal("quickstart: ", err)
 	}
-	least := 576
-	if o.ipv6 {
-		least = 1280
-	}
-	switch {
-	case f.NArg() > 0:
-		return o, fmt.Errorf("%q is no flag; there are no other arguments, -h lists the flags", f.Arg(0))
-	case o.mtu < least || o.mtu > 65472:
-		return o, fmt.Errorf("-mtu %d does not work here: it takes %d to 65472", o.mtu, least)
-	}
-	return o, nil
-}
-
-// parseSize parses a positive number of bytes, with a unit or without.
-func parseSize(s string) (int64, error) {
-	digits, unit := s, int64(1)
-	for i, suffix := range []string{"KiB", "MiB", "GiB"} {
-		if d, ok := strings.CutSuffix(s, suffix); ok {
-			digits, unit = d, 1<<(10*(i+1))
-		}
-	}
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n <= 0 || n > math.MaxInt64/unit {
-		return 0, errors.New("want a number of bytes above 0, as in 1000000 or 256MiB")
-	}
-	return n * unit, nil
+	return v
 }
