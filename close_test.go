@@ -31,7 +31,7 @@ type ground struct {
 	bind func() (b wireguard.Bind, at func(port uint16) wireguard.Endpoint)
 }
 
-func onLoopback(b udp.Bind) (wireguard.Bind, func(uint16) wireguard.Endpoint) {
+func onLoopback(b *udp.Bind) (wireguard.Bind, func(uint16) wireguard.Endpoint) {
 	b.Address = netip.MustParseAddr("127.0.0.1")
 	return b, func(port uint16) wireguard.Endpoint {
 		return wireguard.EndpointOf(netip.AddrPortFrom(b.Address, port))
@@ -41,8 +41,8 @@ func onLoopback(b udp.Bind) (wireguard.Bind, func(uint16) wireguard.Endpoint) {
 func grounds() []ground {
 	network := pipe.NewNetwork(pipe.Config{})
 	return []ground{
-		{"udp", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(udp.Bind{}) }},
-		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(udp.Bind{Portable: true}) }},
+		{"udp", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{}) }},
+		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{Portable: true}) }},
 		{"pipe", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) {
 			e := network.NewEnd()
 			return e, e.Endpoint

@@ -27,7 +27,7 @@ func Example() {
 	d, err := wireguard.New(wireguard.Config{
 		PrivateKey: key,
 		Tunnel:     stack,
-		Bind:       udp.Bind{},
+		Bind:       &udp.Bind{},
 		Peers: []wireguard.PeerConfig{{
 			PublicKey:  peer,
 			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
@@ -56,7 +56,7 @@ func exampleServer(key wireguard.PrivateKey, client wireguard.PublicKey) (endpoi
 	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
 	check(err)
 	d, err := wireguard.New(wireguard.Config{
-		PrivateKey: key, Tunnel: stack, Bind: udp.Bind{},
+		PrivateKey: key, Tunnel: stack, Bind: &udp.Bind{},
 		Peers: []wireguard.PeerConfig{{
 			PublicKey: client, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
 		}},

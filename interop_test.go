@@ -142,7 +142,7 @@ func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *inte
 		theirTun: tuntest.NewChannelTUN(), ourKey: wireguard.NewPrivateKey(), theirKey: wireguard.NewPrivateKey(),
 	}
 	dev, err := wireguard.New(wireguard.Config{
-		PrivateKey: x.ourKey, Tunnel: x.tun, Bind: udp.Bind{}, Clock: x.clock,
+		PrivateKey: x.ourKey, Tunnel: x.tun, Bind: &udp.Bind{}, Clock: x.clock,
 		Peers: []wireguard.PeerConfig{{
 			PublicKey: x.theirKey.Public(), PresharedKey: psk, AllowedIPs: prefixes(theirAddrs),
 			Endpoint: wireguard.EndpointOf(x.relay.addr(ours)),

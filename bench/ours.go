@@ -46,11 +46,11 @@ func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, n
 	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: countedBind{st}})
 }
 
-// A countedBind is udp.Bind{}, and remembers its sockets for what they count.
+// A countedBind is a udp.Bind that remembers its sockets for what they count.
 type countedBind struct{ st *stage }
 
 func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
-	s, err := udp.Bind{}.Listen(port)
+	s, err := new(udp.Bind).Listen(port)
 	if s, ok := s.(*udp.Socket); ok {
 		b.st.sockets = append(b.st.sockets, s)
 	}

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// tunMeasures compare daemons: ours, examples/wg0, and wireguard-go's own. Each sample is taken on two hosts, which are
+// tunMeasures compare daemons: ours, cmd/wg0, and wireguard-go's own. Each sample is taken on two hosts, which are
 // network namespaces joined by a veth pair, with a daemon each:
 //
 //	iperf3, ping ─▶ wg1 10.77.0.1 ─▶ daemon ─▶ v0 ══════ v0 ─▶ daemon ─▶ wg2 10.77.0.2 ─▶ iperf3

@@ -13,7 +13,7 @@ import (
 
 // The text that a program passes to wireguard-go's IpcSet and gets from its IpcGet serves here as well.
 func Example() {
-	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{}})
+	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 // Listen fails: the system has no control sockets. The error wraps errors.ErrUnsupported. Serve takes any listener.
 func Listen(name string) (net.Listener, error) {
-	return nil, fmt.Errorf("wireguard: uapi: a control socket for %s: %w", name, errors.ErrUnsupported)
+	return nil, fmt.Errorf("uapi: a control socket for %s: %w", name, errors.ErrUnsupported)
 }
 
 // ListenFile fails as Listen does.

@@ -41,7 +41,7 @@ func Listen(name string) (net.Listener, error) {
 	}
 	l, err := listenAt(path)
 	if err != nil {
-		return nil, fmt.Errorf("wireguard: uapi: make the control socket %s: %w", path, err)
+		return nil, fmt.Errorf("uapi: make the control socket %s: %w", path, err)
 	}
 	return watched(l, path)
 }
@@ -55,12 +55,12 @@ func ListenFile(name string, f *os.File) (net.Listener, error) {
 	}
 	fl, err := net.FileListener(f)
 	if err != nil {
-		return nil, fmt.Errorf("wireguard: uapi: the inherited descriptor is no listening socket: %w", err)
+		return nil, fmt.Errorf("uapi: the inherited descriptor is no listening socket: %w", err)
 	}
 	l, ok := fl.(*net.UnixListener)
 	if !ok {
 		fl.Close()
-		return nil, fmt.Errorf("wireguard: uapi: the inherited socket is one of %v: want a Unix socket at %s", fl.Addr().Network(), socketPath(name))
+		return nil, fmt.Errorf("uapi: the inherited socket is one of %v: want a Unix socket at %s", fl.Addr().Network(), socketPath(name))
 	}
 	return watched(l, socketPath(name))
 }
@@ -68,14 +68,14 @@ func ListenFile(name string, f *os.File) (net.Listener, error) {
 // makeDirectory sees to it that nobody else can put a socket in the place of ours.
 func makeDirectory() error {
 	if err := os.MkdirAll(socketDirectory, 0o755); err != nil {
-		return fmt.Errorf("wireguard: uapi: the directory of control sockets (needs root): %w", err)
+		return fmt.Errorf("uapi: the directory of control sockets (needs root): %w", err)
 	}
 	info, err := os.Stat(socketDirectory)
 	if err != nil {
-		return fmt.Errorf("wireguard: uapi: the directory of control sockets: %w", err)
+		return fmt.Errorf("uapi: the directory of control sockets: %w", err)
 	}
 	if !info.IsDir() || info.Mode().Perm()&0o022 != 0 || !isOurs(info) {
-		return fmt.Errorf("wireguard: uapi: %s (%v) must be a directory that its owner, root or this user, alone can write to: %w",
+		return fmt.Errorf("uapi: %s (%v) must be a directory that its owner, root or this user, alone can write to: %w",
 			socketDirectory, info.Mode(), fs.ErrPermission)
 	}
 	return nil
@@ -93,9 +93,9 @@ func checkFree(path, name string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("wireguard: uapi: the control socket: %w", err)
+		return fmt.Errorf("uapi: the control socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("wireguard: uapi: %s is no socket: remove it: %w", path, fs.ErrExist)
+		return fmt.Errorf("uapi: %s is no socket: remove it: %w", path, fs.ErrExist)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
@@ -104,7 +104,7 @@ func checkFree(path, name string) error {
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return fmt.Errorf("wireguard: uapi: another process serves %s already at %s: stop it, or choose another name: %w",
+	return fmt.Errorf("uapi: another process serves %s already at %s: stop it, or choose another name: %w",
 		name, path, syscall.EADDRINUSE)
 }
 
@@ -155,11 +155,11 @@ func watched(unix *net.UnixListener, path string) (net.Listener, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case err != nil:
-		err = fmt.Errorf("wireguard: uapi: the control socket: %w", err)
+		err = fmt.Errorf("uapi: the control socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		err = fmt.Errorf("wireguard: uapi: %s is no socket: %w", path, fs.ErrExist)
+		err = fmt.Errorf("uapi: %s is no socket: %w", path, fs.ErrExist)
 	case info.Mode().Perm()&0o077 != 0 || !isOurs(info):
-		err = fmt.Errorf("wireguard: uapi: %s (%v) would give the private key away: its owner must be root or this user, and its mode 0600: %w",
+		err = fmt.Errorf("uapi: %s (%v) would give the private key away: its owner must be root or this user, and its mode 0600: %w",
 			path, info.Mode(), fs.ErrPermission)
 	}
 	if err != nil {
@@ -194,7 +194,7 @@ func (l *listener) inPlace() bool {
 func (l *listener) Accept() (net.Conn, error) {
 	c, err := l.UnixListener.Accept()
 	if err != nil && l.removed.Load() {
-		return nil, fmt.Errorf("wireguard: uapi: the control socket %s was removed: %w", l.path, os.ErrNotExist)
+		return nil, fmt.Errorf("uapi: the control socket %s was removed: %w", l.path, os.ErrNotExist)
 	}
 	return c, err
 }

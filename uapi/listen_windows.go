@@ -16,12 +16,12 @@ func Listen(name string) (net.Listener, error) {
 	}
 	l, err := ipc.UAPIListen(name)
 	if err != nil {
-		return nil, fmt.Errorf("wireguard: uapi: make the control pipe of %s: %w", name, err)
+		return nil, fmt.Errorf("uapi: make the control pipe of %s: %w", name, err)
 	}
 	return l, nil
 }
 
 // ListenFile is for systems whose processes inherit sockets. The error wraps errors.ErrUnsupported.
 func ListenFile(name string, f *os.File) (net.Listener, error) {
-	return nil, fmt.Errorf("wireguard: uapi: an inherited control socket: %w", errors.ErrUnsupported)
+	return nil, fmt.Errorf("uapi: an inherited control socket: %w", errors.ErrUnsupported)
 }

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // newDevice is a device over real sockets of the loopback interface, up, with an in-memory packet side.
 func newDevice(t testing.TB) *wireguard.Device {
 	t.Helper()
-	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}})
+	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ func (s *Server) Serve(l net.Listener) error {
 			s.log(slog.LevelWarn, "the control socket cannot accept for now", "err", err)
 			time.Sleep(wait)
 		default:
-			return fmt.Errorf("wireguard: uapi: accept: %w", err)
+			return fmt.Errorf("uapi: accept: %w", err)
 		}
 	}
 }
@@ -308,6 +308,6 @@ func (s *Server) logRequest(lines int, err error) {
 
 func (s *Server) log(l slog.Level, msg string, args ...any) {
 	if s.Logger != nil {
-		s.Logger.Log(context.Background(), l, "wireguard: uapi: "+msg, args...)
+		s.Logger.Log(context.Background(), l, "uapi: "+msg, args...)
 	}
 }

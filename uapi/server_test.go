@@ -271,7 +271,7 @@ func TestServerClose(t *testing.T) {
 // TestServerBind: with a Bind, a port that is taken is refused while the device is down, and nothing of the request is
 // carried out; a port that is free stays closed.
 func TestServerBind(t *testing.T) {
-	bind := udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
+	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
 	taken, err := bind.Listen(0)
 	if err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func newDown(t testing.TB) *wireguard.Device {
 }
 
 func downConfig() wireguard.Config {
-	return wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: udp.Bind{}}
+	return wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{}}
 }
 
 // hexKey is a public key whose bytes are all b, in hexadecimal. As a peer's it is as good as any.

@@ -37,7 +37,7 @@ type Error struct {
 }
 
 // Error is one line, without any value of the request.
-func (e *Error) Error() string { return fmt.Sprintf("wireguard: uapi: errno %d: %v", e.Errno, e.Err) }
+func (e *Error) Error() string { return fmt.Sprintf("uapi: errno %d: %v", e.Errno, e.Err) }
 
 // Unwrap is what went wrong.
 func (e *Error) Unwrap() error { return e.Err }
@@ -62,7 +62,7 @@ func errnoOf(err error, taken bool) int {
 // checkName reports a name that is no interface's.
 func checkName(name string) error {
 	if name == "" || name == "." || name == ".." || len(name) > 64 || strings.ContainsAny(name, "/\\\x00") {
-		return fmt.Errorf("wireguard: uapi: %q is no name of an interface: %w", name, syscall.EINVAL)
+		return fmt.Errorf("uapi: %q is no name of an interface: %w", name, syscall.EINVAL)
 	}
 	return nil
 }

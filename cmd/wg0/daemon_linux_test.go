@@ -393,7 +393,7 @@ func TestUpAndDown(t *testing.T) {
 		return err
 	})
 	s.must("ip", "link", "set", iface, "up")
-	f.wantLog(t, `level=ERROR msg="the interface is up, but not the tunnel; trying again" err="listen on port 5555: UDP port 5555 is taken `+
+	f.wantLog(t, `level=ERROR msg="the interface is up, but not the tunnel; trying again" err="listen on port 5555: udp: port 5555 is taken `+
 		`by another socket; stop that, or listen on another port, or on 0 for any: listen udp4 0.0.0.0:5555: bind: address already in use"`+"\n")
 	taken.Close()
 	until(t, "the port is open", func() bool { return s.ports() == open })

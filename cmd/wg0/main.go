@@ -180,5 +180,5 @@ func printError(w io.Writer, err error) {
 
 var library = regexp.MustCompile(`(?m)(^|: )wireguard: `)
 
-// words is what err says, without the name of the library that each of its packages begins with.
+// words returns what err says without the name of the library, which would stand behind the name of the daemon.
 func words(err error) string { return library.ReplaceAllString(err.Error(), "$1") }

@@ -48,4 +48,4 @@ func (o options) tun(name string, in inherited) (tun.Config, error) {
 	return tun.Config{Name: name, File: in.tun, Queues: o.queues, NoOffload: o.noOffload}, nil
 }
 
-func (o options) bind() udp.Bind { return udp.Bind{NoOffload: o.noOffload} }
+func (o options) bind() *udp.Bind { return &udp.Bind{NoOffload: o.noOffload} }

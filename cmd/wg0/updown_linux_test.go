@@ -522,7 +522,7 @@ func TestRollback(t *testing.T) {
 		postDown         bool // whether hooks were begun, so that PostDown undoes them
 	}{
 		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" has failed: exit status 3`, true},
-		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: UDP port 4242 is taken by another socket; stop that, or listen on another port, or on 0 for any: " +
+		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: udp: port 4242 is taken by another socket; stop that, or listen on another port, or on 0 for any: " +
 			"listen udp4 0.0.0.0:4242: bind: address already in use\n", false},
 		{"an address", "Address = 10.9.0.1/24, ::1/128", "wg0: ip -6 address add ::1/128 dev " + o.iface + ": ", false},
 		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; take one of the two out\n", false},

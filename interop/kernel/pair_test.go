@@ -136,7 +136,7 @@ func (p *pair) open(port uint16) {
 	}
 	var err error
 	p.dev, err = wireguard.New(wireguard.Config{
-		PrivateKey: p.key, ListenPort: port, Tunnel: tunnel, Bind: udp.Bind{}, Clock: p.clock, Peers: []wireguard.PeerConfig{peer},
+		PrivateKey: p.key, ListenPort: port, Tunnel: tunnel, Bind: &udp.Bind{}, Clock: p.clock, Peers: []wireguard.PeerConfig{peer},
 	})
 	if err != nil {
 		p.t.Fatal(err)

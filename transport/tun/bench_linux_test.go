@@ -103,7 +103,7 @@ func ourLink(b *testing.B) link {
 func (l link) devices(t testing.TB) {
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	bind := udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
+	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
 	start := func(c wireguard.Config) *wireguard.Device {
 		d, err := wireguard.New(c)
 		if err != nil {

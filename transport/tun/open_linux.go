@@ -52,7 +52,7 @@ func (d *Device) open(c *Config) (err error) {
 	}
 	d.place, err = d.locate()
 	if err != nil && (c.File == nil || !errors.Is(err, errElsewhere) || c.MTU > 0) {
-		return fmt.Errorf("wireguard: tun: looking up %s: %w", name, err)
+		return fmt.Errorf("tun: looking up %s: %w", name, err)
 	}
 	mtu := c.MTU
 	if mtu == 0 && c.File == nil {
@@ -60,7 +60,7 @@ func (d *Device) open(c *Config) (err error) {
 	}
 	if mtu > 0 {
 		if err := d.place.setMTU(name, mtu); err != nil {
-			return fmt.Errorf("wireguard: tun: setting the MTU of %s to %d: %w", name, mtu, err)
+			return fmt.Errorf("tun: setting the MTU of %s to %d: %w", name, mtu, err)
 		}
 	}
 	if now, err := d.look(&d.place); err == nil {
@@ -80,7 +80,7 @@ func (d *Device) attach(c *Config) (name string, err error) {
 	if c.File != nil {
 		fd, err := duplicate(c.File)
 		if err != nil {
-			return "", fmt.Errorf("wireguard: tun: the inherited descriptor: %w", err)
+			return "", fmt.Errorf("tun: the inherited descriptor: %w", err)
 		}
 		fds = []int{fd}
 	} else if fds, err = create(c); err != nil {
@@ -92,7 +92,7 @@ func (d *Device) attach(c *Config) (name string, err error) {
 	}
 	if err != nil {
 		closeAll(fds)
-		return "", fmt.Errorf("wireguard: tun: %w", err)
+		return "", fmt.Errorf("tun: %w", err)
 	}
 	if len(fds) > 1 {
 		d.flows = new(flows)
@@ -131,7 +131,7 @@ func create(c *Config) (fds []int, err error) {
 		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
 			closeAll(fds)
-			return nil, fmt.Errorf("wireguard: tun: opening %s: %w%s", path, err, adviceOpen(err))
+			return nil, fmt.Errorf("tun: opening %s: %w%s", path, err, adviceOpen(err))
 		}
 		fds = append(fds, fd)
 		r, err := unix.NewIfreq(name)
@@ -141,7 +141,7 @@ func create(c *Config) (fds []int, err error) {
 		}
 		if err != nil {
 			closeAll(fds)
-			return nil, fmt.Errorf("wireguard: tun: making the interface %q: %w%s", name, err, adviceAttach(err, c))
+			return nil, fmt.Errorf("tun: making the interface %q: %w%s", name, err, adviceAttach(err, c))
 		}
 		name = r.Name() // all queues are of the one that the first made
 	}
@@ -152,10 +152,10 @@ func create(c *Config) (fds []int, err error) {
 func checkName(name string) error {
 	switch {
 	case len(name) >= unix.IFNAMSIZ:
-		return fmt.Errorf("wireguard: tun: the name %q is longer than %d bytes", name, unix.IFNAMSIZ-1)
+		return fmt.Errorf("tun: the name %q is longer than %d bytes", name, unix.IFNAMSIZ-1)
 	case name == "." || name == "..", strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' }),
 		strings.Count(name, "%") != strings.Count(name, "%d"), strings.Count(name, "%") > 1:
-		return fmt.Errorf("wireguard: tun: %q is no name for an interface: it may hold no space, slash or colon, and %% only as one %%d", name)
+		return fmt.Errorf("tun: %q is no name for an interface: it may hold no space, slash or colon, and %% only as one %%d", name)
 	}
 	return nil
 }

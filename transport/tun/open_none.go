@@ -13,7 +13,7 @@ import (
 type system struct{}
 
 func (d *Device) open(*Config) error {
-	return fmt.Errorf("wireguard: tun: there are no TUN interfaces on %s yet; use transport/netstack, or transport/wgo with a tun.Device of your own", runtime.GOOS)
+	return fmt.Errorf("tun: there are no TUN interfaces on %s yet; use transport/netstack, or transport/wgo with a tun.Device of your own", runtime.GOOS)
 }
 
 func (d *Device) sources() []wireguard.PacketSource { return nil }

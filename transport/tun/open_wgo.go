@@ -29,7 +29,7 @@ func (d *Device) open(c *Config) (err error) {
 		mtu = defaultMTU
 	}
 	if c.Queues > 1 {
-		return fmt.Errorf("wireguard: tun: this system has one queue an interface, not %d; leave Queues at 0", c.Queues)
+		return fmt.Errorf("tun: this system has one queue an interface, not %d; leave Queues at 0", c.Queues)
 	}
 	if c.File != nil {
 		d.dev, err = inherited(c.File, mtu)
@@ -45,7 +45,7 @@ func (d *Device) open(c *Config) (err error) {
 		if errors.Is(err, fs.ErrPermission) {
 			advice = "; that takes the rights of an administrator"
 		}
-		return fmt.Errorf("wireguard: tun: opening the interface: %w%s", err, advice)
+		return fmt.Errorf("tun: opening the interface: %w%s", err, advice)
 	}
 	d.tunnel = wgo.Tunnel(eventless{d.dev})
 	first := d.look(State{MTU: defaultMTU})

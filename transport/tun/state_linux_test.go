@@ -279,7 +279,7 @@ func TestInherited(t *testing.T) {
 		"setting the MTU of": {Name: "wg0", MTU: 60},
 	} {
 		n.do(t, func() {
-			if d, err := Open(c); err == nil || !strings.Contains(err.Error(), what) || !strings.HasPrefix(err.Error(), "wireguard: ") {
+			if d, err := Open(c); err == nil || !strings.Contains(err.Error(), what) || !strings.HasPrefix(err.Error(), "tun: ") {
 				t.Errorf("%+v: %v", c, err)
 				if err == nil {
 					d.Close()

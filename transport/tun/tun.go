@@ -66,11 +66,11 @@ const (
 func (c *Config) check() error {
 	switch {
 	case c.MTU < 0 || c.MTU > 65535:
-		return fmt.Errorf("wireguard: tun: an MTU of %d is not between 68 and 65535", c.MTU)
+		return fmt.Errorf("tun: an MTU of %d is not between 68 and 65535", c.MTU)
 	case c.Queues < 0 || c.Queues > maxQueues:
-		return fmt.Errorf("wireguard: tun: %d queues are not between 0 and %d", c.Queues, maxQueues)
+		return fmt.Errorf("tun: %d queues are not between 0 and %d", c.Queues, maxQueues)
 	case c.Queues > 1 && c.File != nil:
-		return errors.New("wireguard: tun: an inherited descriptor is one queue; leave Queues at 0")
+		return errors.New("tun: an inherited descriptor is one queue; leave Queues at 0")
 	}
 	return nil
 }
@@ -83,10 +83,10 @@ type State struct {
 }
 
 // ErrDeleted is why a Device ends whose interface was deleted.
-var ErrDeleted = errors.New("wireguard: tun: the interface was deleted")
+var ErrDeleted = errors.New("tun: the interface was deleted")
 
 // errClosed is what all calls return after Close.
-var errClosed = fmt.Errorf("wireguard: tun: the interface is closed: %w", net.ErrClosed)
+var errClosed = fmt.Errorf("tun: the interface is closed: %w", net.ErrClosed)
 
 // A Device is an open TUN interface. It is made by Open, must not be copied, and is safe for concurrent use, but that
 // each queue has one reader.

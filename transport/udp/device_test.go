@@ -18,7 +18,7 @@ import (
 //	tunnel a ═══ device a ─── 127.0.0.1 ─── device b ═══ tunnel b
 //	10.0.0.1                                             10.0.0.2
 func TestDevices(t *testing.T) {
-	for name, bind := range map[string]udp.Bind{
+	for name, bind := range map[string]*udp.Bind{
 		"offload":  {},
 		"portable": {Portable: true},
 		"IPv4":     {Address: netip.MustParseAddr("127.0.0.1")},
@@ -32,7 +32,7 @@ func TestDevices(t *testing.T) {
 			b := start(t, wireguard.Config{PrivateKey: keyB, Tunnel: tunB, Bind: bind,
 				Peers: []wireguard.PeerConfig{{PublicKey: keyA.Public(), AllowedIPs: []netip.Prefix{prefix(addrA)}}}})
 			toB := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Status().ListenPort)
-			a := start(t, wireguard.Config{PrivateKey: keyA, Tunnel: tunA, Bind: &bind,
+			a := start(t, wireguard.Config{PrivateKey: keyA, Tunnel: tunA, Bind: bind,
 				Peers: []wireguard.PeerConfig{{PublicKey: keyB.Public(), AllowedIPs: []netip.Prefix{prefix(addrB)}, Endpoint: wireguard.EndpointOf(toB)}}})
 
 			exchange := func(from, to *pipe.Tunnel, src, dst netip.AddrPort, n int) {

@@ -51,7 +51,7 @@ func both(t *testing.T, test func(t *testing.T, v variant, f family)) {
 }
 
 func has(f family) bool {
-	s, err := Bind{Address: loopback(f)}.Listen(0)
+	s, err := (&Bind{Address: loopback(f)}).Listen(0)
 	if err == nil {
 		s.Close()
 	}

@@ -12,11 +12,11 @@ import (
 )
 
 var (
-	errClosed    = fmt.Errorf("wireguard: the UDP socket is closed: %w", net.ErrClosed)
-	errNoAddress = errors.New("wireguard: UDP send: the endpoint has no address")
+	errClosed    = fmt.Errorf("udp: the socket is closed: %w", net.ErrClosed)
+	errNoAddress = errors.New("udp: send: the endpoint has no address")
 	errNoFamily  = [families]error{
-		fmt.Errorf("wireguard: UDP send: the socket has no IPv4: %w", syscall.EAFNOSUPPORT),
-		fmt.Errorf("wireguard: UDP send: the socket has no IPv6: %w", syscall.EAFNOSUPPORT),
+		fmt.Errorf("udp: send: the socket has no IPv4: %w", syscall.EAFNOSUPPORT),
+		fmt.Errorf("udp: send: the socket has no IPv6: %w", syscall.EAFNOSUPPORT),
 	}
 )
 
@@ -25,7 +25,7 @@ var (
 type sendError syscall.Errno
 
 func (e sendError) Error() string {
-	return "wireguard: UDP send: " + syscall.Errno(e).Error() + e.advice()
+	return "udp: send: " + syscall.Errno(e).Error() + e.advice()
 }
 func (e sendError) Unwrap() error { return syscall.Errno(e) }
 
@@ -42,7 +42,7 @@ func (e sendError) advice() string {
 // A receiveError is why a socket cannot be read.
 type receiveError syscall.Errno
 
-func (e receiveError) Error() string { return "wireguard: UDP receive: " + syscall.Errno(e).Error() }
+func (e receiveError) Error() string { return "udp: receive: " + syscall.Errno(e).Error() }
 func (e receiveError) Unwrap() error { return syscall.Errno(e) }
 
 // errnoOf is the system's number for err, or 0.
@@ -60,22 +60,22 @@ func closedOr(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return errClosed
 	}
-	return fmt.Errorf("wireguard: UDP socket: %w", err)
+	return fmt.Errorf("udp: %w", err)
 }
 
 // explain says what Listen can be given instead.
 func (b *Bind) explain(err error, port uint16) error {
 	switch {
 	case errors.Is(err, errnoInUse) && port == 0:
-		return fmt.Errorf("wireguard: no UDP port is free in both IPv4 and IPv6: %w", err)
+		return fmt.Errorf("udp: no port is free in both IPv4 and IPv6: %w", err)
 	case errors.Is(err, errnoInUse):
-		return fmt.Errorf("wireguard: UDP port %d is taken by another socket; stop that, or listen on another port, or on 0 for any: %w", port, err)
+		return fmt.Errorf("udp: port %d is taken by another socket; stop that, or listen on another port, or on 0 for any: %w", port, err)
 	case errors.Is(err, errnoNotAvail) && b.Address.IsValid():
-		return fmt.Errorf("wireguard: this host does not have the address %v to listen on: %w", b.Address, err)
+		return fmt.Errorf("udp: this host does not have the address %v to listen on: %w", b.Address, err)
 	case errors.Is(err, syscall.EACCES) && port > 0 && port < 1024:
-		return fmt.Errorf("wireguard: UDP port %d is under 1024, where a program needs root or CAP_NET_BIND_SERVICE: %w", port, err)
+		return fmt.Errorf("udp: port %d is under 1024, where a program needs root or CAP_NET_BIND_SERVICE: %w", port, err)
 	}
-	return fmt.Errorf("wireguard: listen on UDP port %d: %w", port, err)
+	return fmt.Errorf("udp: listen on port %d: %w", port, err)
 }
 
 func noInterface(name string, err error) error {
@@ -85,14 +85,14 @@ func noInterface(name string, err error) error {
 			names = append(names, i.Name)
 		}
 	}
-	return fmt.Errorf("wireguard: this host has no network interface %q to listen on, only %s: %w", name, strings.Join(names, ", "), err)
+	return fmt.Errorf("udp: this host has no network interface %q to listen on, only %s: %w", name, strings.Join(names, ", "), err)
 }
 
 func markError(mark uint32, err error) error {
 	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("wireguard: firewall mark %#x: the program needs root or CAP_NET_ADMIN to set it: %w", mark, err)
+		return fmt.Errorf("udp: mark %#x: the program needs root or CAP_NET_ADMIN to set it: %w", mark, err)
 	}
-	return fmt.Errorf("wireguard: firewall mark %#x: %w", mark, err)
+	return fmt.Errorf("udp: mark %#x: %w", mark, err)
 }
 
 // isMissing reports whether err says that the host does not have the family that a socket was to be of.

@@ -11,27 +11,28 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Bind opens UDP sockets. Its fields are options; the zero value listens on all addresses of both families with
-// every offload that the system has. It is safe to copy, and for concurrent use while nobody changes its fields.
+// A Bind is a [wireguard.Bind] that opens the system's UDP sockets. Its fields are options. The zero value listens on all
+// addresses of both families, with every offload that the system has. Several devices may share one Bind. It is safe
+// for concurrent use while nobody changes its fields.
 type Bind struct {
-	// Address is the local address to listen on; its zone, if it has one, must name an interface. 0.0.0.0 or ::
-	// limits the socket to IPv4 or to IPv6. The zero Addr means all addresses of both families.
+	// Address is the local address to listen on. A zone must name an interface. 0.0.0.0 limits the socket to IPv4, and ::
+	// to IPv6. The zero Addr means all addresses of both families.
 	Address netip.Addr
 
-	// Interface is the name of the network interface that datagrams must come in through and go out by, as in
-	// "eth0". Linux, macOS and Windows have that; elsewhere Listen fails. Empty: any interface.
+	// Interface is the name of the network interface that sends and receives the datagrams, as in "eth0". Empty means any
+	// interface. Listen fails on systems other than Linux, macOS and Windows if it is set.
 	Interface string
 
-	// Control is called on each new socket before it is bound, when all options of this package are set, so that
-	// it may set others or change those. network is "udp4" or "udp6". An error makes Listen fail, except that one
-	// that wraps syscall.EAFNOSUPPORT means that the host does not have this family. Nil: not called.
+	// Control is called on each new socket after this package has set its options and before it binds the socket, so
+	// that it may set others or change these. network is "udp4" or "udp6". An error makes Listen fail, but an error
+	// that wraps syscall.EAFNOSUPPORT says that the host does not have this family. Nil means no call.
 	Control func(network, address string, c syscall.RawConn) error
 
-	// NoOffload passes datagrams to the system and back one by one, if still many a system call. Linux only: other
-	// systems do so anyway.
+	// NoOffload passes datagrams to the system one by one, though still many per system call. It has an effect on Linux
+	// only, since other systems have no offload here.
 	NoOffload bool
 
-	// Portable uses the code for other systems on Linux too: one datagram a system call.
+	// Portable makes Linux use the code for other systems, which passes one datagram per system call.
 	Portable bool
 }
 
@@ -75,10 +76,12 @@ func familyOf(a netip.Addr) family {
 	return noFamily
 }
 
-// Listen opens one socket a family, both on port, or both on one port that the system chooses if port is 0. A family
-// that the host does not have is left out. The Socket is a *[Socket].
-func (b Bind) Listen(port uint16) (wireguard.Socket, error) {
-	b.Address = b.Address.Unmap()
+// Listen opens one socket per family, both on port, or on one port that the system chooses if port is 0. It leaves out a
+// family that the host does not have. The Socket is a *[Socket].
+func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
+	own := *b
+	own.Address = b.Address.Unmap()
+	b = &own
 	if b.Interface != "" {
 		if _, err := net.InterfaceByName(b.Interface); err != nil {
 			return nil, noInterface(b.Interface, err)

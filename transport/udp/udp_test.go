@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-var _ wireguard.Bind = Bind{}
+var _ wireguard.Bind = (*Bind)(nil)
 
 // failing is a Control that gives err for a network.
 func failing(network string, err error) func(string, string, syscall.RawConn) error {
@@ -110,7 +110,7 @@ func TestPortZeroTriesUntilBothFamiliesHaveIt(t *testing.T) {
 	for _, v := range variants {
 		for _, taken := range []int{3, 1000} {
 			tries := 0
-			s, err := v.with(func(b *Bind) {
+			v := v.with(func(b *Bind) {
 				b.Control = func(network, _ string, _ syscall.RawConn) error {
 					if network == "udp6" {
 						if tries++; tries <= taken {
@@ -119,7 +119,8 @@ func TestPortZeroTriesUntilBothFamiliesHaveIt(t *testing.T) {
 					}
 					return nil
 				}
-			}).bind.Listen(0)
+			})
+			s, err := v.bind.Listen(0)
 			switch {
 			case taken == 3 && (err != nil || tries != 4):
 				t.Errorf("%s: %d tries, error %v; want success with the fourth", v.name, tries, err)
@@ -152,7 +153,7 @@ func TestMissingFamilyIsNoError(t *testing.T) {
 			}
 		}
 	}
-	_, err := Bind{Control: func(string, string, syscall.RawConn) error { return syscall.EAFNOSUPPORT }}.Listen(0)
+	_, err := (&Bind{Control: func(string, string, syscall.RawConn) error { return syscall.EAFNOSUPPORT }}).Listen(0)
 	if !errors.Is(err, syscall.EAFNOSUPPORT) {
 		t.Errorf("a host without any family gives %v", err)
 	}
@@ -197,7 +198,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		if err == nil {
 			s.Close()
 			t.Errorf("%s: no error", c.name)
-		} else if !strings.HasPrefix(err.Error(), "wireguard: ") || !strings.Contains(err.Error(), c.want) {
+		} else if !strings.HasPrefix(err.Error(), "udp: ") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %q does not say %q", c.name, err, c.want)
 		}
 	}

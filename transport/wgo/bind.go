@@ -55,7 +55,7 @@ func (b *bind) Listen(port uint16) (wireguard.Socket, error) {
 	b.await()
 	fns, actual, err := b.inner.Open(port)
 	if err != nil {
-		err = fmt.Errorf("wireguard: wgo: opening port %d: %w", port, err)
+		err = fmt.Errorf("wgo: opening port %d: %w", port, err)
 		if old != nil {
 			err = errors.Join(err, b.reopen(old))
 		}
@@ -93,7 +93,7 @@ func (b *bind) reopen(s *socket) error {
 	}
 	if err != nil {
 		s.set(lost, nil)
-		return fmt.Errorf("wireguard: wgo: opening port %d again: %w", s.port, err)
+		return fmt.Errorf("wgo: opening port %d again: %w", s.port, err)
 	}
 	s.set(running, fns)
 	return nil

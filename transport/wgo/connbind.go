@@ -93,7 +93,7 @@ func (c *connBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 		return nil, err
 	}
 	if e.IsZero() {
-		return nil, errors.New("wireguard: wgo: the endpoint is empty")
+		return nil, errors.New("wgo: the endpoint is empty")
 	}
 	return e, nil
 }
@@ -196,7 +196,7 @@ func received(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return net.ErrClosed
 	}
-	return fmt.Errorf("wireguard: wgo: receiving: %w", err)
+	return fmt.Errorf("wgo: receiving: %w", err)
 }
 
 // endpoint is e as a conn.Endpoint: the same one as before where that still has its source.

@@ -27,7 +27,7 @@ func (l link) String() string { return l.name }
 func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	ep, err := b.ParseEndpoint(s)
 	if err != nil {
-		return wireguard.Endpoint{}, fmt.Errorf("wireguard: wgo: endpoint %q: %w", s, err)
+		return wireguard.Endpoint{}, fmt.Errorf("wgo: endpoint %q: %w", s, err)
 	}
 	return endpointOf(ep), nil
 }
@@ -110,7 +110,7 @@ func (r *routes) find(e *wireguard.Endpoint) (conn.Endpoint, error) {
 	}
 	ep, err := r.bind.ParseEndpoint(plain.String())
 	if err != nil {
-		return nil, fmt.Errorf("wireguard: wgo: endpoint %v: %w", plain, err)
+		return nil, fmt.Errorf("wgo: endpoint %v: %w", plain, err)
 	}
 	r.put(&plain, ep)
 	return ep, nil

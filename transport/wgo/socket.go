@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-var errSocketClosed = fmt.Errorf("wireguard: wgo: the socket is closed: %w", net.ErrClosed)
+var errSocketClosed = fmt.Errorf("wgo: the socket is closed: %w", net.ErrClosed)
 
 // What a socket is.
 type state uint8
@@ -161,9 +161,9 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 		switch again := r.socket.leave(err); {
 		case again:
 		case errors.Is(err, net.ErrClosed):
-			return nil, fmt.Errorf("wireguard: wgo: the conn.Bind was closed by somebody else: %v", err) // not wrapped
+			return nil, fmt.Errorf("wgo: the conn.Bind was closed by somebody else: %v", err) // not wrapped
 		case err != nil:
-			return nil, fmt.Errorf("wireguard: wgo: receiving: %w", err)
+			return nil, fmt.Errorf("wgo: receiving: %w", err)
 		default:
 			if ts := r.collect(n); len(ts) > 0 {
 				return ts, nil
@@ -218,7 +218,7 @@ func (s *socket) Send(ts []wireguard.Train) {
 			err = b.send(t)
 		}
 		if err != nil {
-			t.Err = fmt.Errorf("wireguard: wgo: sending to %v: %w", t.Endpoint, err)
+			t.Err = fmt.Errorf("wgo: sending to %v: %w", t.Endpoint, err)
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // errGone is what wireguard-go takes for the quiet end of a tun.Device.
-var errGone = fmt.Errorf("wireguard: wgo: the tunnel is closed: %w", os.ErrClosed)
+var errGone = fmt.Errorf("wgo: the tunnel is closed: %w", os.ErrClosed)
 
 // TUNDevice makes a packet side of this library serve wireguard-go's device. The tun.Device owns t from then on and
 // closes it in Close, which may be called again. It begins with an EventUp, as tun/netstack does, upon which wireguard-go's
@@ -41,17 +41,17 @@ func TUNDevice(t wireguard.Tunnel) (tun.Device, error) {
 func sourceOf(t wireguard.Tunnel) (wireguard.PacketSource, error) {
 	switch t := t.(type) {
 	case wireguard.Attacher:
-		return nil, fmt.Errorf("wireguard: wgo: a %T pushes its packets through Device.Send and cannot be read: use it with a wireguard.Device", t)
+		return nil, fmt.Errorf("wgo: a %T pushes its packets through Device.Send and cannot be read: use it with a wireguard.Device", t)
 	case wireguard.Queues:
 		queues := t.Queues()
 		if len(queues) != 1 {
-			return nil, fmt.Errorf("wireguard: wgo: a %T with %d queues cannot be read by one goroutine: make it with one queue", t, len(queues))
+			return nil, fmt.Errorf("wgo: a %T with %d queues cannot be read by one goroutine: make it with one queue", t, len(queues))
 		}
 		return queues[0], nil
 	case wireguard.PacketSource:
 		return t, nil
 	}
-	return nil, fmt.Errorf("wireguard: wgo: no packets can come from a %T: implement wireguard.PacketSource", t)
+	return nil, fmt.Errorf("wgo: no packets can come from a %T: implement wireguard.PacketSource", t)
 }
 
 // A tunDevice is a wireguard.Tunnel as a tun.Device.

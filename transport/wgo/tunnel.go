@@ -24,7 +24,7 @@ const (
 	closeWait  = 100 * time.Millisecond
 )
 
-var errClosed = fmt.Errorf("wireguard: wgo: the tunnel is closed: %w", net.ErrClosed)
+var errClosed = fmt.Errorf("wgo: the tunnel is closed: %w", net.ErrClosed)
 
 // Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel owns dev
 // from then on and closes it in Close. It is a wireguard.PacketSource. Its events are taken; a change of MTU is followed,
@@ -146,12 +146,12 @@ func (t *tunnel) read() error {
 		switch {
 		case err == nil || errors.Is(err, tun.ErrTooManySegments):
 		case gone(err):
-			r.end = fmt.Errorf("wireguard: wgo: the tun.Device has gone: %v", err) // not wrapped: nobody asked for it
+			r.end = fmt.Errorf("wgo: the tun.Device has gone: %v", err) // not wrapped: nobody asked for it
 		case temporary(err) && !t.isClosed():
 			t.pause(0)
 		default:
 			if failures++; failures == readFailures {
-				r.end = fmt.Errorf("wireguard: wgo: reading the tun.Device: %w", err)
+				r.end = fmt.Errorf("wgo: reading the tun.Device: %w", err)
 			}
 			t.pause(failures)
 		}
@@ -201,7 +201,7 @@ func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 		m, e := t.write(r.bufs)
 		n += m
 		if e != nil && err == nil {
-			err = fmt.Errorf("wireguard: wgo: writing the tun.Device: %w", e)
+			err = fmt.Errorf("wgo: writing the tun.Device: %w", e)
 		}
 	}
 	return n, err
