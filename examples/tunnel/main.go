@@ -14,13 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A mirror pushes packets: the device hands itself to Attach, and does not read it.
+// A mirror is a wireguard.Attacher: it sends through the device that attaches itself.
 type mirror struct{ device *wireguard.Device }
 
-func (m *mirror) Attach(d *wireguard.Device)         { m.device = d }
-func (m *mirror) ReadPackets(*wireguard.Batch) error { select {} }
-func (m *mirror) MTU() int                           { return 1420 }
-func (m *mirror) Close() error                       { return nil }
+func (m *mirror) Attach(d *wireguard.Device) { m.device = d }
+func (m *mirror) MTU() int                   { return 1420 }
+func (m *mirror) Close() error               { return nil }
 
 // WritePackets gets packets that arrived, here UDP over IPv4, and may keep none of them.
 func (m *mirror) WritePackets(packets [][]byte) (int, error) {
