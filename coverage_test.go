@@ -81,7 +81,7 @@ var decisions = []covered{
 	{"3 ECN both ways, DSCP of handshakes", "TestECNBothWays TestDSCPStaysInside TestHandshakeTOS TestSendECN TestStagedKeepsECN TestDecapsulateECN"},
 	{"4 DF clear", "udp.TestSmallMTU udp.TestSocketOptions"},
 	{"5 cookies: address and port, once, no roaming", "TestMAC2BoundToAddressAndPort TestCookieReplyWithWrongMAC1Ignored TestCookieReplyMovesNothing"},
-	{"6 endpoint moves on authentic packets alone", "TestRoaming TestRoamingByKeepaliveAndHandshake TestEndpointUnchangedByForgedAndReplayed"},
+	{"6 endpoint moves on authentic packets alone", "TestRoaming TestRoamingByKeepaliveAndHandshake TestEndpointUnchangedByForgedAndReplayed TestLateDataMovesEndpointBack TestLateResponseMovesEndpointBack"},
 	{"7 response re-checked before commit", "TestResponseToSupersededInitiation TestCommitSession TestChangesAmidInitiation TestChangesAmidResponse TestNewerInitiationAmidResponse"},
 	{"8 simultaneous initiations heal in 5 to 5.33 s", "TestCrossingInitiationsHeal TestKeypairRotation"},
 	{"9 confirmation", "TestInitiatorConfirmsAtOnce TestResponderFlushesOnConfirmation TestResponderSendsOnCurrentUntilConfirmed"},

@@ -349,3 +349,82 @@ func TestRoamingBetweenFamilies(t *testing.T) {
 		a.wantArrived("likewise", "back")
 	})
 }
+
+// behindNAT plays with b behind a NAT, a outside, and a session that b began.
+func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
+	t.Helper()
+	inWorld(t, func(w *world) {
+		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}})
+		a, b := w.node("a"), w.node("b")
+		if err := b.end.MoveBehind(nat, netip.MustParseAddr("192.168.0.2")); err != nil {
+			w.Fatal(err)
+		}
+		a.knows(b, func(c *wireguard.PeerConfig) { c.Endpoint = wireguard.Endpoint{} })
+		b.knows(a)
+		w.connect(b, a)
+		play(w, a, b)
+	})
+}
+
+// changePort gives n another port.
+func (n *node) changePort(to uint16) {
+	n.w.Helper()
+	n.configure(wireguard.Change{ListenPort: &to})
+	n.port = to
+}
+
+// lostUntilTold asserts that packets each way are lost for half a minute, and that they arrive after b is told where a is.
+func lostUntilTold(w *world, a, b *node) {
+	w.Helper()
+	for range 30 {
+		a.send(b, "lost")
+		b.send(a, "lost")
+		w.advance(time.Second)
+	}
+	a.wantArrived("b sends to where a was")
+	b.wantArrived("the NAT does not know a's new place")
+	b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
+	w.advance(5*time.Second + jitter)
+	a.arrived()
+	b.arrived()
+	b.send(a, "there")
+	a.send(b, "back")
+	a.wantArrived("b was told again", "there")
+	b.wantArrived("b's packet told the NAT", "back")
+}
+
+// b, behind a NAT, is told where a moved to, and then a packet arrives that a sent before it moved. The packet is authentic and
+// not a replay, so b goes back to a's old place, as Linux does (wg_packet_consume_data_done). Neither reaches the other until
+// somebody tells b again.
+func TestLateDataMovesEndpointBack(t *testing.T) {
+	behindNAT(t, func(w *world, a, b *node) {
+		old := a.at().AddrPort
+		w.hold("a data", 1)
+		a.send(b, "late")
+		a.changePort(2013)
+		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
+		b.wantEndpoint(a, a.at().AddrPort, "b was told")
+		w.release()
+		b.wantArrived("it is authentic", "late")
+		b.wantEndpoint(a, old, "it was sent from there")
+		lostUntilTold(w, a, b)
+	})
+}
+
+// A late response to b's newest initiation does the same; no counter tells that it is old (Linux: wg_receive_handshake_packet).
+func TestLateResponseMovesEndpointBack(t *testing.T) {
+	behindNAT(t, func(w *world, a, b *node) {
+		old := a.at().AddrPort
+		w.advance(121 * time.Second)
+		w.script()
+		w.hold("a response", 1)
+		b.send(a, "x")
+		w.want("b data, b initiation, a response", "the session is old")
+		a.arrived()
+		a.changePort(2013)
+		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
+		w.release()
+		b.wantEndpoint(a, old, "the response was sent from there")
+		lostUntilTold(w, a, b)
+	})
+}
