@@ -1,0 +1,580 @@
+package wireguard_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"go.uber.org/goleak"
+)
+
+// Several goroutines send through one device to several peers at once. The tests know the device by its API alone, and see what it
+// does on the wire and behind it:
+//
+//	sources 0 to 3: Device.Send ──┐         ┌─ spoke 0 ─┐
+//	source 4: the device's tunnel ┴▶ hub ─▶ ┼─ spoke 1 ─┼▶ order of each source, counts
+//	                                  │     └─ spoke 2 ─┘
+//	                                socket: counters, and which socket each session uses
+type rush struct {
+	*testing.T
+	wire   *pipe.Network
+	hub    *wireguard.Device
+	end    *pipe.End    // the hub's
+	tun    *pipe.Tunnel // the hub's
+	spokes []*spoke
+
+	pause   time.Duration // the hub's socket waits up to this long before each send
+	sockets atomic.Int32  // how many the hub opened
+	handed  atomic.Uint64 // packets, by all sources
+
+	mu       sync.Mutex             // guards sessions
+	sessions map[uint32]rushSession // by index at the spoke
+}
+
+// A rushSession is what the hub sent in a session.
+type rushSession struct {
+	socket  int32  // the hub's, that it uses
+	counter uint64 // due next
+}
+
+// Sources 0 to 3 call Device.Send, and the last one is the hub's tunnel.
+const (
+	fromTunnel = 4
+	sourceMax  = 5
+)
+
+var allSources = []int{0, 1, 2, 3, fromTunnel}
+
+// A spoke is a peer of the hub that receives.
+type spoke struct {
+	*wireguard.Device
+	key       wireguard.PrivateKey
+	addr      netip.Addr // inside the tunnel
+	config    wireguard.PeerConfig
+	tun       *pipe.Tunnel
+	end       *pipe.End
+	handed    [sourceMax]uint32 // packets, each by its source's goroutine
+	next      [sourceMax]uint32 // the least number that may arrive next
+	delivered atomic.Uint64
+}
+
+const rushWait = 60 * time.Second // after which a test has failed
+
+// newRush makes a hub and its spokes, and takes them up. No session exists yet.
+func newRush(t *testing.T, spokes int) *rush {
+	t.Helper()
+	r := &rush{
+		T: t, wire: pipe.NewNetwork(pipe.Config{}), tun: pipe.NewTunnel(0), sessions: make(map[uint32]rushSession),
+	}
+	r.end = r.wire.NewEnd()
+	key := wireguard.NewPrivateKey()
+	for i := range spokes {
+		s := &spoke{key: wireguard.NewPrivateKey(), addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + i)}), tun: pipe.NewTunnel(0), end: r.wire.NewEnd()}
+		s.config = wireguard.PeerConfig{
+			PublicKey: s.key.Public(), Endpoint: s.end.Endpoint(1), AllowedIPs: []netip.Prefix{netip.PrefixFrom(s.addr, 32)},
+		}
+		s.Device = r.up(wireguard.Config{PrivateKey: s.key, ListenPort: 1, Bind: s.end, Tunnel: s.tun, Peers: []wireguard.PeerConfig{
+			{PublicKey: key.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}},
+		}})
+		r.spokes = append(r.spokes, s)
+	}
+	var peers []wireguard.PeerConfig
+	for _, s := range r.spokes {
+		peers = append(peers, s.config)
+	}
+	r.hub = r.up(wireguard.Config{PrivateKey: key, ListenPort: 1, Bind: rushBind{r.end, r}, Tunnel: r.tun, Peers: peers})
+	var takers sync.WaitGroup
+	for _, s := range r.spokes {
+		takers.Go(func() { r.take(s) })
+	}
+	takers.Go(func() { // ICMP errors, for the sources
+		for _, err := r.tun.Receive(context.Background()); err == nil; _, err = r.tun.Receive(context.Background()) {
+		}
+	})
+	t.Cleanup(func() {
+		r.hub.Close()
+		for _, s := range r.spokes {
+			s.Close()
+		}
+		takers.Wait()
+	})
+	return r
+}
+
+func (r *rush) up(c wireguard.Config) *wireguard.Device {
+	d, err := wireguard.New(c)
+	if err == nil {
+		err = d.Up()
+	}
+	if err != nil {
+		r.Fatal(err)
+	}
+	return d
+}
+
+// A rushBind numbers the hub's sockets, and makes them slow at times.
+type rushBind struct {
+	wireguard.Bind
+	r *rush
+}
+
+type rushSocket struct {
+	wireguard.Socket
+	r      *rush
+	number int32
+}
+
+func (b rushBind) Listen(port uint16) (wireguard.Socket, error) {
+	s, err := b.Bind.Listen(port)
+	return rushSocket{s, b.r, b.r.sockets.Add(1)}, err
+}
+
+// Send objects to a session that used another socket, and to a counter that is not the next one of its session.
+func (s rushSocket) Send(ts []wireguard.Train) {
+	if s.r.pause > 0 && rand.IntN(4) == 0 {
+		time.Sleep(rand.N(s.r.pause))
+	}
+	s.r.mu.Lock()
+	for i := range ts {
+		for m := range ts[i].Datagrams() {
+			if kind := pipe.TypeOf(m); kind == pipe.TypeData || kind == pipe.TypeKeepalive {
+				s.r.saw(s.number, binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:]))
+			}
+		}
+	}
+	s.r.mu.Unlock()
+	s.Socket.Send(ts)
+}
+
+// saw notes a message. mu is held.
+func (r *rush) saw(socket int32, index uint32, counter uint64) {
+	was, known := r.sessions[index]
+	if known && was.socket != socket {
+		r.Errorf("a session of socket %d sends on socket %d", was.socket, socket)
+	}
+	if counter != was.counter {
+		r.Errorf("counter %d is sent where %d is due", counter, was.counter)
+	}
+	r.sessions[index] = rushSession{socket, counter + 1}
+}
+
+// take receives what is delivered to s, and objects to a packet that is not newer than the last one of its source.
+func (r *rush) take(s *spoke) {
+	for {
+		p, err := s.tun.Receive(context.Background())
+		if err != nil {
+			return
+		}
+		from, n := p[28], binary.BigEndian.Uint32(p[29:])
+		if n < s.next[from] {
+			r.Errorf("spoke %v: packet %d of source %d arrived where %d or a later one is due", s.addr, n, from, s.next[from])
+		}
+		s.next[from] = n + 1
+		s.delivered.Add(1)
+	}
+}
+
+// burst is n packets of a source: to one spoke after the other, or to any, or all to one.
+func (r *rush) burst(source, n int) (ps [][]byte) {
+	pattern, first := rand.IntN(3), rand.IntN(len(r.spokes))
+	size := rand.IntN(1300)
+	for i := range n {
+		to := first
+		switch pattern {
+		case 0:
+			to = (first + i) % len(r.spokes)
+		case 1:
+			to = rand.IntN(len(r.spokes))
+			size = rand.IntN(200)
+		}
+		ps = append(ps, r.packet(source, r.spokes[to], size))
+	}
+	return ps
+}
+
+// packet is the next packet of a source to s.
+func (r *rush) packet(source int, s *spoke, size int) []byte {
+	payload := make([]byte, 5+size)
+	payload[0] = byte(source)
+	binary.BigEndian.PutUint32(payload[1:], s.handed[source])
+	s.handed[source]++
+	return pipe.UDPPacket(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(source)}), 7), netip.AddrPortFrom(s.addr, 7), payload)
+}
+
+// hand gives packets to the hub. Only a device that is down or closed may refuse them.
+func (r *rush) hand(source int, b *wireguard.Batch, ps ...[]byte) error {
+	r.handed.Add(uint64(len(ps)))
+	if source == fromTunnel {
+		return r.tun.Send(context.Background(), ps...)
+	}
+	for _, p := range ps {
+		if !b.Append(p) {
+			if err := r.send(b); err != nil {
+				return err
+			}
+			b.Append(p)
+		}
+	}
+	return r.send(b)
+}
+
+func (r *rush) send(b *wireguard.Batch) error {
+	err := r.hub.Send(b)
+	if err != nil && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "down") {
+		r.Error(err)
+	}
+	return err
+}
+
+// run has do go on for each of some sources until stop is called, which waits for their end.
+func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop func()) {
+	var wg sync.WaitGroup
+	ended := make(chan struct{})
+	for _, source := range some {
+		b := r.hub.NewBatch()
+		wg.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				default:
+					do(source, b)
+				}
+			}
+		})
+	}
+	return func() {
+		r.Helper()
+		close(ended)
+		r.soon("the sources do not end", wg.Wait)
+	}
+}
+
+// delivered and dropped are what became of packets.
+func (r *rush) delivered() (n uint64) {
+	for _, s := range r.spokes {
+		n += s.delivered.Load()
+	}
+	return n
+}
+
+func (r *rush) dropped() uint64 {
+	fates := r.wire.Stats().Fates
+	n := fates.Total() - fates[pipe.FateDelivered]
+	for _, d := range append(r.devices(), r.hub) {
+		drops := d.Status().Drops
+		n += drops.Total()
+	}
+	return n
+}
+
+func (r *rush) devices() (ds []*wireguard.Device) {
+	for _, s := range r.spokes {
+		ds = append(ds, s.Device)
+	}
+	return ds
+}
+
+// pace waits until at most 500 packets are under way, or 20 ms have passed. Without it most packets, and handshakes, would meet
+// a full queue.
+func (r *rush) pace() {
+	for start := time.Now(); r.delivered()+r.dropped()+500 < r.handed.Load() && time.Since(start) < 20*time.Millisecond; {
+		time.Sleep(50 * time.Microsecond)
+	}
+}
+
+func (r *rush) soon(why string, f func()) {
+	r.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(rushWait):
+		panic(why) // which prints all goroutines
+	}
+}
+
+func (r *rush) eventually(why string, ok func() bool) {
+	r.Helper()
+	for start := time.Now(); !ok(); time.Sleep(100 * time.Microsecond) {
+		if time.Since(start) > rushWait {
+			r.fail(why)
+		}
+	}
+}
+
+// fail tells the state of all devices.
+func (r *rush) fail(why string) {
+	r.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %d packets were handed over, %d delivered, %d dropped\n", why, r.handed.Load(), r.delivered(), r.dropped())
+	for i, d := range append(r.devices(), r.hub) {
+		fmt.Fprintf(&b, "device %d:", i)
+		for reason, n := range d.Status().Drops {
+			if n > 0 {
+				fmt.Fprintf(&b, " %d %v,", n, wireguard.DropReason(reason))
+			}
+		}
+		for p := range d.Peers() {
+			fmt.Fprintf(&b, "\n\tpeer with session %v, handshake at %v, %d staged", p.Session, p.LastHandshake, p.Staged)
+		}
+		fmt.Fprintln(&b)
+	}
+	fmt.Fprintf(&b, "the wire: %+v", r.wire.Stats())
+	r.Fatal(b.String())
+}
+
+// wantCounted waits until each packet to some spokes has arrived or was counted: by the hub, by the wire or by the spoke. The sources
+// have ended.
+func (r *rush) wantCounted(some ...*spoke) {
+	r.Helper()
+	for _, s := range some {
+		handed := uint64(0)
+		for _, n := range s.handed {
+			handed += uint64(n)
+		}
+		r.eventually(fmt.Sprintf("packets to %v are lost and not counted", s.addr), func() bool {
+			fates := r.wire.Stats().Fates
+			p, _ := r.hub.Peer(s.config.PublicKey)
+			drops := s.Status().Drops
+			return s.delivered.Load()+p.Drops.Total()+drops.Total()+fates.Total()-fates[pipe.FateDelivered] >= handed
+		})
+	}
+}
+
+// wantNothingQueued fails unless the hub soon holds no packet.
+func (r *rush) wantNothingQueued(why string) {
+	r.Helper()
+	r.eventually(why+": packets are left with the hub", func() bool {
+		n := wireguard.StagedBytes(r.hub)
+		for p := range r.hub.Peers() {
+			n += int64(p.Staged)
+		}
+		return n == 0
+	})
+}
+
+// wantSession waits until a packet arrives at each spoke.
+func (r *rush) wantFlow(why string) {
+	r.Helper()
+	for _, s := range r.spokes {
+		before := s.delivered.Load()
+		r.eventually(why, func() bool { return s.delivered.Load() > before })
+	}
+}
+
+// Four senders, a source and what was staged before a session exists, to several peers at once: the packets of each of them to each
+// peer keep their order, on the wire and behind it, and each packet arrives or is counted.
+func TestOutboundOrder(t *testing.T) {
+	for name, pause := range map[string]time.Duration{"fast socket": 0, "slow socket": 300 * time.Microsecond} {
+		t.Run(name, func(t *testing.T) {
+			const staged, total = 20, 10_000 // packets of each source to each spoke before the sessions; of all
+			r := newRush(t, 3)
+			r.pause = pause
+			first := make(chan struct{})
+			unhold := r.wire.Filter(func(p *pipe.Packet) pipe.Verdict {
+				if p.Type == pipe.TypeResponse {
+					return pipe.Hold
+				}
+				return pipe.Pass
+			})
+			var ready sync.WaitGroup
+			ready.Add(len(allSources))
+			var begun [sourceMax]bool
+			stop := r.run(allSources, func(source int, b *wireguard.Batch) {
+				if !begun[source] {
+					for range staged {
+						var ps [][]byte
+						for _, s := range r.spokes {
+							ps = append(ps, r.packet(source, s, 100))
+						}
+						r.hand(source, b, ps...)
+					}
+					begun[source] = true
+					ready.Done()
+					<-first
+				}
+				if r.pace(); r.handed.Load() < total {
+					r.hand(source, b, r.burst(source, 1+rand.IntN(60))...)
+				} else {
+					time.Sleep(time.Millisecond)
+				}
+			})
+			r.soon("the sources wait for a session", ready.Wait)
+			r.eventually("not all is staged", func() bool {
+				n := 0
+				for p := range r.hub.Peers() {
+					n += p.Staged
+				}
+				return n == len(allSources)*staged*len(r.spokes)
+			})
+			unhold()
+			close(first)
+			r.wire.Release()
+			r.eventually("not all is handed over", func() bool { return r.handed.Load() >= total })
+			stop()
+			r.wantCounted(r.spokes...)
+			r.wantNothingQueued("the sources have ended")
+			t.Logf("%d packets delivered, %d dropped", r.delivered(), r.dropped())
+			if r.delivered() < total/2 {
+				t.Errorf("only %d of %d packets were delivered", r.delivered(), r.handed.Load())
+			}
+		})
+	}
+}
+
+// Down, Up and Close while all sources go on: each returns, nothing of a session before Down is sent through the next socket, and
+// neither Down nor Close leaves packets, sessions or goroutines.
+func TestOutboundDuringDownAndClose(t *testing.T) {
+	ignore := goleak.IgnoreCurrent()
+	t.Run("rush", func(t *testing.T) {
+		r := newRush(t, 3)
+		r.pause = time.Millisecond
+		stop := r.run(allSources, func(source int, b *wireguard.Batch) {
+			r.pace()
+			if source == fromTunnel {
+				if !r.tun.TrySend(r.burst(source, 1+rand.IntN(100))...) {
+					time.Sleep(100 * time.Microsecond)
+				}
+			} else if r.hand(source, b, r.burst(source, 1+rand.IntN(100))...) != nil {
+				time.Sleep(time.Duration(rand.IntN(50)) * time.Microsecond)
+			}
+		})
+		for i := range 9 {
+			r.wantFlow("the device is up")
+			time.Sleep(25 * time.Millisecond) // the spokes refuse initiations that follow each other within 20 ms
+			r.soon("Down does not return", func() { r.hub.Down() })
+			if i%3 == 0 { // no sender finds it up in between
+				r.wantNothingQueued("the device is down")
+				if n := wireguard.SessionIndices(r.hub); n != 0 {
+					t.Errorf("%d sessions survived Down", n)
+				}
+				time.Sleep(2 * time.Millisecond)
+				before := r.end.Sent().Total()
+				time.Sleep(5 * time.Millisecond)
+				if n := r.end.Sent().Total() - before; n != 0 {
+					t.Errorf("%d datagrams were sent while the device is down", n)
+				}
+			}
+			r.soon("Up does not return", func() {
+				if err := r.hub.Up(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		r.wantFlow("the device is up")
+		r.soon("Close does not return", func() {
+			if err := r.hub.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		before := r.end.Sent().Total()
+		if err := r.hub.Send(r.hub.NewBatch()); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Send after Close: %v", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		if n := r.end.Sent().Total() - before; n != 0 {
+			t.Errorf("%d datagrams were sent after Close", n)
+		}
+		stop()
+		if b, n := wireguard.StagedBytes(r.hub), wireguard.SessionIndices(r.hub); b != 0 || n != 0 {
+			t.Errorf("%d bytes of packets and %d sessions are left", b, n)
+		}
+	})
+	if err := goleak.Find(ignore); err != nil {
+		t.Error(err)
+	}
+}
+
+// Senders that never pause leave the others their share: a packet to the same peer, packets to another one, a handshake with a third
+// and its keepalive.
+func TestOutboundStarvesNobody(t *testing.T) {
+	r := newRush(t, 3)
+	busy, other, third := r.spokes[0], r.spokes[1], r.spokes[2]
+	r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 0))
+	r.eventually("the other peer has no session", func() bool { return other.delivered.Load() == 1 })
+	stop := r.run([]int{1, 2, 3}, func(source int, b *wireguard.Batch) {
+		var ps [][]byte
+		for range 40 {
+			ps = append(ps, r.packet(source, busy, 1200))
+		}
+		r.hand(source, b, ps...)
+	})
+	r.eventually("the senders have no session", func() bool { return busy.delivered.Load() > 1000 })
+
+	var calls sync.WaitGroup
+	calls.Go(func() {
+		b := r.hub.NewBatch()
+		for range 200 {
+			r.hand(0, b, r.packet(0, busy, 100), r.packet(0, other, 100))
+		}
+	})
+	r.soon("another sender is kept", calls.Wait)
+	r.eventually("packets to another peer do not arrive", func() bool { return other.delivered.Load() == 201 })
+
+	for i := range 50 {
+		r.soon("the tunnel is not read", func() { r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 100)) })
+		r.eventually("a packet of the tunnel does not arrive", func() bool { return other.delivered.Load() == uint64(202+i) })
+	}
+
+	every := time.Second
+	change := wireguard.PeerChange{PublicKey: third.key.Public(), PersistentKeepalive: &every}
+	if err := r.hub.Configure(wireguard.Change{Peers: []wireguard.PeerChange{change}}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("a third peer gets no session and no keepalive", func() bool { return third.end.Received().Keepalives >= 2 })
+	stop()
+	r.wantNothingQueued("the senders have ended")
+}
+
+// A peer is removed and added again while all sources send to it and to others: nothing of it stays behind, the other peers lose
+// nothing, and each packet that the removed peer lost is counted.
+func TestOutboundDuringRemoval(t *testing.T) {
+	r := newRush(t, 3)
+	r.pause = 200 * time.Microsecond
+	gone, stays := r.spokes[0], r.spokes[1:]
+	stop := r.run(allSources, func(source int, b *wireguard.Batch) {
+		r.pace()
+		r.hand(source, b, r.burst(source, 1+rand.IntN(60))...)
+	})
+	r.wantFlow("all peers are known")
+	for range 10 {
+		r.soon("RemovePeer does not return", func() {
+			if err := r.hub.RemovePeer(gone.config.PublicKey); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(rand.N(20 * time.Millisecond))
+		if err := r.hub.AddPeer(gone.config); err != nil {
+			t.Fatal(err)
+		}
+		before := gone.delivered.Load()
+		r.eventually("the peer that was added again gets nothing", func() bool { return gone.delivered.Load() > before })
+		time.Sleep(25 * time.Millisecond) // the spoke refuses initiations that follow each other within 20 ms
+	}
+	if err := r.hub.RemovePeer(gone.config.PublicKey); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	r.eventually("packets of the removed peer are lost and not counted", func() bool { return r.delivered()+r.dropped() >= r.handed.Load() })
+	r.wantCounted(stays...)
+	r.wantNothingQueued("the sources have ended")
+	if n := wireguard.SessionIndices(r.hub); n > len(stays)*3 {
+		t.Errorf("%d session indices for %d peers", n, len(stays))
+	}
+	if i := slices.IndexFunc(slices.Collect(r.hub.Peers()), func(p wireguard.PeerStatus) bool { return p.PublicKey == gone.config.PublicKey }); i >= 0 {
+		t.Error("the removed peer is known")
+	}
+}
