@@ -101,7 +101,7 @@ func BenchmarkDevice(b *testing.B) {
 				for i := range ts {
 					d2.receiveTrain(&scratch, &ts[i])
 				}
-				d2.deliver(&scratch)
+				d2.acceptAll(&scratch)
 			}
 			packet := make([]byte, size)
 			packet[0], packet[2], packet[3] = 0x45, byte(size>>8), byte(size)

@@ -5,45 +5,58 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 )
 
-// The way in of a train, on the goroutine of its receiver:
+// The inbound path of what one Receive call returns, on the goroutine of its receiver:
 //
-//	Receive ─▶ datagrams, by type ─▶ runs of one session ─▶ open, in place ─▶ inspect: length, source
-//	                │                                                             │
-//	                ▼                                                             ▼
-//	       handshake messages: the slow path          sink ◀─ deliver ◀─ accept: replay, confirm, roam, timers
+//	Receive ─▶ datagrams, by type ─▶ runs, by session ─▶ open, in place ─▶ inspect: length, source
+//	                │                                                          │
+//	                ▼                                                          ▼
+//	       handshake messages: the slow path       sink ◀─ deliver ◀─ accept: replay, confirm, roam, timers
 //
-// A peer's mutex is held in accept alone, once a run.
+// A peer's mutex is held in accept alone, once per run.
 
-// An inbound is one receiver's scratch memory.
+// An inbound is the scratch memory of one receiver.
 type inbound struct {
 	table   routes
 	now     int64
-	opened  []opened
+	opened  []opened // data messages, in the order of arrival
+	bytes   int      // of them
+	runs    []inboundRun
+	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
 	packets [][]byte // accepted, and not yet delivered
-
-	// The run that is being opened.
-	data []byte
-	size int
-	k    *keypair
-	fork *fork // nil: no run was large enough yet
-	part int   // messages in each of its parts
+	fork    *fork    // nil: so far nothing was large enough
+	part    int      // messages in each part of the fork
 }
 
-// An opened is a data message that proved authentic.
+// An inboundRun is the data messages of one session among those that one call of Receive returned, in their order.
+type inboundRun struct {
+	session
+	index       uint32
+	place       int16 // in places
+	first, last int16 // messages, linked by opened.next
+}
+
+// An opened is a data message, before and after it proved authentic.
 type opened struct {
-	packet  []byte // without padding; empty for a keepalive
-	size    int    // of the message
-	counter uint64
-	reason  DropReason // why packet is not to be delivered, if ok is false
-	ok      bool       // until inspect: authentic
+	train         *Train // that it arrived in
+	message       []byte // the whole message; its memory is the socket's
+	packet        []byte // without padding; empty for a keepalive
+	k             *keypair
+	counter       uint64
+	next          int16      // the run's next message; none: it is the last
+	reason        DropReason // why packet is not to be delivered, if ok is false
+	authentic, ok bool
 }
 
 const (
-	deliverAt       = 128 // packets that go to the sink in one call, about
+	// A receiver opens at most so many messages and about so many bytes before it delivers them: enough to meet each of
+	// some hundred peers several times, and no more than a core's second-level cache holds.
+	inboundMessages = 1024
+	inboundBytes    = 128 << 10
+	inboundPlaces   = 2 * inboundMessages
+
 	receiveErrorMin = time.Millisecond
 	receiveErrorMax = time.Second
 )
@@ -88,43 +101,57 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		in.now, in.table = d.now(), d.allowed.routes()
 		for i := range trains {
 			d.receiveTrain(&in, &trains[i])
-			if len(in.packets) >= deliverAt {
-				d.deliver(&in)
-			}
 		}
-		d.deliver(&in)
-		in.table = routes{} // while nothing comes, it would keep an old table alive
+		d.acceptAll(&in)
+		in.table = routes{} // while nothing arrives, it would keep an old table alive
 	}
 }
 
-// receiveTrain takes the datagrams of t in order, data messages of one session together.
+// receiveTrain sorts the datagrams of t: data messages into runs, handshake messages onto the slow path.
 func (d *Device) receiveTrain(in *inbound, t *Train) {
-	size := t.Size
-	if size <= 0 {
-		size = len(t.Data)
-	}
-	if len(t.Data) == 0 {
-		d.drops.add(DropUnknownMessage, 1) // an empty datagram is one too
-	}
-	for at := 0; at < len(t.Data); {
-		end := min(at+size, len(t.Data))
-		m := t.Data[at:end:end]
+	for m := range t.Datagrams() {
 		if len(m) < messageOverhead || binary.LittleEndian.Uint32(m) != typeData {
 			d.receiveOther(m, t)
-			at = end
 			continue
 		}
-		index := binary.LittleEndian.Uint32(m[4:])
-		from := at
-		for at = end; at < len(t.Data); at = end {
-			end = min(at+size, len(t.Data))
-			m = t.Data[at:end]
-			if len(m) < messageOverhead || binary.LittleEndian.Uint32(m) != typeData || binary.LittleEndian.Uint32(m[4:]) != index {
-				break
-			}
+		if len(in.opened) == inboundMessages || len(in.runs) == inboundMessages || in.bytes >= inboundBytes {
+			d.acceptAll(in)
 		}
-		d.receiveRun(in, t.Data[from:at:at], size, index, &t.Endpoint, t.TOS)
+		run := d.runOf(in, binary.LittleEndian.Uint32(m[4:]))
+		if run.k == nil {
+			d.drops.add(DropUnknownIndex, 1)
+			continue
+		}
+		if run.k.age(in.now) >= rejectAfterTime {
+			d.drops.add(DropExpiredKey, 1)
+			continue
+		}
+		i := int16(len(in.opened))
+		in.opened = append(in.opened, opened{train: t, message: m, k: run.k, next: none})
+		in.bytes += len(m)
+		if run.first == none {
+			run.first = i
+		} else {
+			in.opened[run.last].next = i
+		}
+		run.last = i
 	}
+}
+
+// runOf finds the run of the session with that index, or begins it.
+func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
+	if in.places == nil {
+		in.places = make([]int16, inboundPlaces)
+	}
+	place := index % inboundPlaces // indices are random
+	for ; in.places[place] != 0; place = (place + 1) % inboundPlaces {
+		if run := &in.runs[in.places[place]-1]; run.index == index {
+			return run
+		}
+	}
+	in.runs = append(in.runs, inboundRun{session: d.sessions.find(index), index: index, place: int16(place), first: none})
+	in.places[place] = int16(len(in.runs))
+	return &in.runs[len(in.runs)-1]
 }
 
 // receiveOther takes a datagram that is no data message.
@@ -143,38 +170,38 @@ func (d *Device) receiveOther(m []byte, t *Train) {
 	}
 }
 
-// receiveRun takes data messages of one session: back to back, of the given size but for the last.
-func (d *Device) receiveRun(in *inbound, data []byte, size int, index uint32, from *Endpoint, tos uint8) {
-	n := (len(data) + size - 1) / size
-	s := d.sessions.find(index)
-	if s.k == nil {
-		d.drops.add(DropUnknownIndex, n)
+// acceptAll opens the collected messages, gives each run to its peer, and delivers the packets.
+func (d *Device) acceptAll(in *inbound) {
+	if len(in.runs) == 0 {
 		return
 	}
-	if s.k.age(in.now) >= rejectAfterTime {
-		d.drops.add(DropExpiredKey, n)
-		return
+	in.open()
+	for i := range in.runs {
+		run := &in.runs[i]
+		in.places[run.place] = 0
+		if run.first != none {
+			in.inspect(run)
+			d.accept(in, run)
+		}
 	}
-	in.data, in.size, in.k = data, size, s.k
-	in.open(n)
-	in.inspect(s.p)
-	d.accept(in, s, from, tos, n-len(in.opened))
-	in.data, in.k = nil, nil
+	d.deliver(in)
+	clear(in.runs)
+	clear(in.opened) // the memory is the socket's
+	in.runs, in.opened, in.bytes = in.runs[:0], in.opened[:0], 0
 }
 
-// open opens the n messages of a run in place, with the help of idle cores, and keeps the authentic ones in in.opened.
-func (in *inbound) open(n int) {
-	in.opened = slices.Grow(in.opened[:0], n)[:n]
-	if n := parts(n, len(in.data)); n < 2 {
+// open opens the messages in place, with the help of idle cores.
+func (in *inbound) open() {
+	n := parts(len(in.opened), in.bytes)
+	if n < 2 {
 		in.openSome(0, len(in.opened))
-	} else {
-		if in.fork == nil {
-			in.fork = newFork(in.openPart)
-		}
-		in.part = (len(in.opened) + n - 1) / n
-		in.fork.run(n)
+		return
 	}
-	in.opened = slices.DeleteFunc(in.opened, func(o opened) bool { return !o.ok })
+	if in.fork == nil {
+		in.fork = newFork(in.openPart)
+	}
+	in.part = (len(in.opened) + n - 1) / n
+	in.fork.run(n)
 }
 
 func (in *inbound) openPart(i int) {
@@ -184,22 +211,20 @@ func (in *inbound) openPart(i int) {
 // openSome opens messages from to end-1.
 func (in *inbound) openSome(from, end int) {
 	for i := from; i < end; i++ {
-		at := i * in.size
-		m := in.data[at:min(at+in.size, len(in.data))]
-		m = m[:len(m):len(m)]
 		o := &in.opened[i]
-		*o = opened{size: len(m), counter: binary.LittleEndian.Uint64(m[8:])}
-		o.packet, o.ok = in.k.open(m)
+		o.counter = binary.LittleEndian.Uint64(o.message[8:])
+		o.packet, o.authentic = o.k.open(o.message)
+		o.ok = o.authentic
 	}
 }
 
-// inspect checks the packets inside the opened messages, before the peer is locked.
-func (in *inbound) inspect(p *peer) {
+// inspect checks the packets inside the messages of a run, before its peer is locked.
+func (in *inbound) inspect(run *inboundRun) {
 	var last netip.Addr
 	allowed := false
-	for i := range in.opened {
+	for i := run.first; i != none; i = in.opened[i].next {
 		o := &in.opened[i]
-		if len(o.packet) == 0 {
+		if !o.authentic || len(o.packet) == 0 {
 			continue
 		}
 		packet, src, ok := unpad(o.packet)
@@ -208,54 +233,53 @@ func (in *inbound) inspect(p *peer) {
 			continue
 		}
 		if src != last {
-			last, allowed = src, in.table.peer(src) == p
+			last, allowed = src, in.table.peer(src) == run.p
 		}
 		o.packet, o.ok, o.reason = packet, allowed, DropSourceNotAllowed
 	}
 }
 
-// accept gives the opened messages to their peer, and keeps the packets that are to be delivered.
-func (d *Device) accept(in *inbound, s session, from *Endpoint, tos uint8, forged int) {
-	p, k := s.p, s.k
-	first := len(in.packets)
-	authentic, data := false, false
+// accept gives the messages of a run to their peer, and keeps the packets that are to be delivered. The peer moves to
+// where the last authentic one came from.
+func (d *Device) accept(in *inbound, run *inboundRun) {
+	p, k := run.p, run.k
+	var from *Endpoint // of the last authentic message; nil: there is none
+	data := false
 	var out outbox
 	p.mu.Lock()
-	d.drop(p, DropForged, forged)
-	if p.removed || !p.holds(k) {
-		d.drop(p, DropExpiredKey, len(in.opened))
-		clear(in.opened)
-		in.opened = in.opened[:0]
-	}
-	for i := range in.opened {
-		o := &in.opened[i]
-		if !k.window.accept(o.counter) {
+	stands := !p.removed && p.holds(k)
+	for i := run.first; i != none; i = in.opened[i].next {
+		switch o := &in.opened[i]; {
+		case !o.authentic:
+			d.drop(p, DropForged, 1)
+		case !stands:
+			d.drop(p, DropExpiredKey, 1)
+		case !k.window.accept(o.counter):
 			d.drop(p, DropReplayed, 1)
-			continue
-		}
-		authentic = true
-		data = data || o.size > messageOverhead
-		if !o.ok {
-			d.drop(p, o.reason, 1)
-			continue
-		}
-		p.received.Bytes += uint64(o.size)
-		if o.size > messageOverhead {
-			p.received.Packets++
-			in.packets = append(in.packets, o.packet)
+		default:
+			from = &o.train.Endpoint
+			data = data || len(o.message) > messageOverhead
+			d.take(in, p, o)
 		}
 	}
-	if authentic {
+	if from != nil {
 		p.receive(k, from, data, in.now, &out)
 	}
 	d.release(p, &out)
-	clear(in.opened) // the memory is the socket's
+}
 
-	if tos&ecnMask != ecnNotECT {
-		for _, packet := range in.packets[first:] {
-			if decapsulateECN(tos, packet) {
-				d.ecnMismatches.Add(1)
-			}
+// take keeps an authentic message's packet for delivery, and counts it. p.mu is held.
+func (d *Device) take(in *inbound, p *peer, o *opened) {
+	if !o.ok {
+		d.drop(p, o.reason, 1)
+		return
+	}
+	p.received.Bytes += uint64(len(o.message))
+	if len(o.message) > messageOverhead {
+		p.received.Packets++
+		in.packets = append(in.packets, o.packet)
+		if tos := o.train.TOS; tos&ecnMask != ecnNotECT && decapsulateECN(tos, o.packet) {
+			d.ecnMismatches.Add(1)
 		}
 	}
 }

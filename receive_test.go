@@ -1,9 +1,12 @@
 package wireguard
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 	"weak"
@@ -167,4 +170,85 @@ func TestStatusFromInsideSink(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestReceiveAlternatingPeers: messages of two peers that alternate, within a train and across the trains of one call,
+// reach the sink in one call, in order per peer, and each peer is visited once: it counts, and moves to the place that
+// its last authentic message came from.
+func TestReceiveAlternatingPeers(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), a.config(), b.config())
+	e.connect(t, a)
+	e.connect(t, b)
+	var calls, got = 0, map[netip.Addr][]uint32{}
+	e.tunnel.write = func(pkts [][]byte) int {
+		calls++
+		for _, p := range pkts {
+			src := netip.AddrFrom4([4]byte(p[12:]))
+			got[src] = append(got[src], binary.BigEndian.Uint32(p[ipv4Header:]))
+		}
+		return len(pkts)
+	}
+	from := func(r *remote, n int) []byte {
+		p := packet4(100, r.addr, here)
+		binary.BigEndian.PutUint32(p[ipv4Header:], uint32(n))
+		return r.data(p)
+	}
+	heard := func(r *remote) uint32 { p := e.peer(r); p.mu.Lock(); defer p.mu.Unlock(); return p.heard }
+	heardA, heardB := heard(a), heard(b)
+
+	relayed := a.train(slices.Concat(from(a, 0), from(b, 0), from(a, 1), from(b, 1))) // as a relay sends them
+	relayed.Size = len(relayed.Data) / 4
+	moved := a.train(from(a, 2))
+	moved.Endpoint.AddrPort = netip.MustParseAddrPort("192.0.2.77:7")
+	forged := b.train(from(b, 2))
+	forged.Endpoint.AddrPort = netip.MustParseAddrPort("192.0.2.78:8")
+	forged.Data[20] ^= 1
+	before := e.drops.load()
+	e.line.receive(relayed, moved, forged)
+
+	for _, r := range []*remote{a, b} {
+		want := []uint32{0, 1, 2}
+		if r == b {
+			want = want[:2]
+		}
+		if !slices.Equal(got[r.addr], want) {
+			t.Errorf("packets %v of %v arrived, want %v", got[r.addr], r.addr, want)
+		}
+	}
+	if calls != 1 {
+		t.Errorf("the sink was called %d times", calls)
+	}
+	if heard(a) != heardA+1 || heard(b) != heardB+1 {
+		t.Errorf("the peers were visited %d and %d times, want once each", heard(a)-heardA, heard(b)-heardB)
+	}
+	e.wantDrops(t, before, DropForged, 1, "one message is not authentic")
+	if !e.peer(a).endpoint.SamePlace(&moved.Endpoint) || !e.peer(b).endpoint.SamePlace(&relayed.Endpoint) {
+		t.Errorf("the peers are at %v and %v", e.peer(a).endpoint, e.peer(b).endpoint)
+	}
+}
+
+// TestReceiveManySessions: more sessions and messages in one call than are opened at a time.
+func TestReceiveManySessions(t *testing.T) {
+	a := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), a.config())
+	e.connect(t, a)
+	n := 0
+	e.tunnel.write = func(pkts [][]byte) int { n += len(pkts); return len(pkts) }
+	var ts []Train
+	var unknown uint64
+	for i := range 3 * inboundMessages {
+		m := a.data(packet4(100, a.addr, here))
+		if i%3 != 0 {
+			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // all in one place of the hash table
+			unknown++
+		}
+		ts = append(ts, a.train(m))
+	}
+	before := e.drops.load()
+	e.line.receive(ts...)
+	if n != len(ts)-int(unknown) {
+		t.Errorf("%d packets of %d arrived", n, len(ts)-int(unknown))
+	}
+	e.wantDrops(t, before, DropUnknownIndex, unknown, "the others name no session")
 }
