@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// curveFamily are the points of the throughput over the size of packets. They take minutes, so they are measured where
-// they are asked for: by -only curve, or for a picture.
+// curveFamily are the points of the throughput over the size of packets. They take minutes, so they are measured only
+// on demand or for a picture.
 const curveFamily = "curve"
 
 var curveSizes = []int{64, 128, 256, 512, 1024, 1420, 2048, 4096, 9000, 16000, 32000, 65000}

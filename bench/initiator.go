@@ -25,7 +25,8 @@ type initiator struct {
 	receiver    uint32
 	counter     uint64
 	sealer      cipher.AEAD
-	packet      []byte // what it sends, padded
+	packet      []byte // what it sends, padded; nil: a keepalive
+	heard       uint64 // the counter after the highest one received
 	nonce       []byte
 }
 

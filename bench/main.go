@@ -15,11 +15,14 @@ import (
 
 const defaultRounds = 7
 
-// measures is the table, in its order. The curve comes on demand.
+// measures is the table, in its order.
 func measures() []measure {
-	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures(),
+	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), hubMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures(),
 		tunMeasures())
 }
+
+// onDemand are the names that -only alone measures.
+func onDemand() []measure { return slices.Concat(curveMeasures(), sendersMeasures()) }
 
 func main() {
 	if os.Getenv(generatorEnv) != "" {
@@ -68,7 +71,10 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
 	}
 	all := measures()
-	if *plotFile != "" || strings.HasPrefix(*only, curveFamily) {
+	switch {
+	case *only != "":
+		all = append(all, onDemand()...)
+	case *plotFile != "":
 		all = append(all, curveMeasures()...)
 	}
 	ms, err := pick(all, *only)

@@ -28,6 +28,7 @@ const (
 	manyStep    = 128 // packets that the hub reports at a time, and that the generator sends at a time
 	manyTrain   = 64  // of them in one train
 	manyWindow  = window / manyStep
+	theEnd      = -1 // in place of a number of steps: standard input is closed
 )
 
 func manyMeasures() []measure {
@@ -39,6 +40,8 @@ type crowd struct {
 	Hub  wireguard.PublicKey
 	Port uint16
 	Keys [][32]byte // private ones
+
+	Relay bool // the hub sends each peer's packets on to another peer, and the generator counts those that come back
 }
 
 // runMany measures one hub, alone in its process, that receives packets of 200 bytes from 1,000 peers in turn. The
@@ -64,16 +67,13 @@ func runMany(st *stage) (sample, error) {
 		c.Keys = append(c.Keys, k)
 	}
 	var stalls atomic.Int64
-	ended, err := gather(st, c, in, &stalls)
+	to, ended, err := gather(st, c, byteCounter{&stalls})
 	if err != nil {
 		return sample{}, err
 	}
-	for in.received.Load() == 0 {
-		select {
-		case err := <-ended:
-			return sample{}, fmt.Errorf("the generator: %w", err)
-		case <-time.After(time.Millisecond):
-		}
+	in.report.Store(&report{to: to, step: manyStep})
+	if err := awaitFirst(&in.received, ended); err != nil {
+		return sample{}, err
 	}
 	s, err := count(&in.received, st.Warm, st.Span)
 	if err != nil {
@@ -86,34 +86,32 @@ func runMany(st *stage) (sample, error) {
 	}, st.calls()...)}, nil
 }
 
-// gather starts the generator and reports to it what flow has received. Its end comes through the channel, and how often it
-// gave packets up through stalls.
-func gather(st *stage, c crowd, f *flow, stalls *atomic.Int64) (ended <-chan error, err error) {
+// gather starts the generator. in is its standard input; what it prints goes to out. ended yields why it ended.
+func gather(st *stage, c crowd, out io.Writer) (in io.Writer, ended <-chan error, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	text, err := json.Marshal(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), generatorEnv+"=1")
 	var trouble bytes.Buffer
 	cmd.Stderr = &trouble
-	cmd.Stdout = byteCounter{stalls}
-	in, err := cmd.StdinPipe()
+	cmd.Stdout = out
+	in, err = cmd.StdinPipe()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	st.atCut(func() { cmd.Process.Kill() })
 	if _, err := in.Write(append(text, '\n')); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	f.report.Store(&report{to: in, step: manyStep})
 	done := make(chan error, 1)
 	go func() {
 		if err := cmd.Wait(); err != nil {
@@ -122,7 +120,19 @@ func gather(st *stage, c crowd, f *flow, stalls *atomic.Int64) (ended <-chan err
 		}
 		done <- errors.New("it ended")
 	}()
-	return done, nil
+	return in, done, nil
+}
+
+// awaitFirst waits until n is more than zero, or until the generator ended.
+func awaitFirst(n *atomic.Int64, ended <-chan error) error {
+	for n.Load() == 0 {
+		select {
+		case err := <-ended:
+			return fmt.Errorf("the generator: %w", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // A byteCounter counts what is written to it.
@@ -147,7 +157,8 @@ func (r *report) received(n int64) {
 	}
 }
 
-// generate plays the peers until its standard input is closed. It writes a byte to out whenever it gives packets up.
+// generate plays the peers until its standard input is closed. It writes a byte to out whenever it gives packets up, and what
+// returns writes.
 func generate(in io.Reader, out io.Writer) error {
 	var c crowd
 	d := json.NewDecoder(in)
@@ -156,7 +167,7 @@ func generate(in io.Reader, out io.Writer) error {
 	}
 	steps := make(chan int, 1<<16)
 	go func() {
-		defer close(steps)
+		defer func() { steps <- theEnd }()
 		b := make([]byte, 256)
 		r := io.MultiReader(d.Buffered(), in)
 		for first := true; ; first = false {
@@ -173,6 +184,10 @@ func generate(in io.Reader, out io.Writer) error {
 		}
 	}()
 	sockets := make([]*nest, min(manySockets, len(c.Keys)))
+	var back *returns
+	if c.Relay {
+		back = &returns{nests: len(sockets), steps: steps, out: out}
+	}
 	for i := range sockets {
 		n, err := newNest(c.Port)
 		if err != nil {
@@ -180,18 +195,25 @@ func generate(in io.Reader, out io.Writer) error {
 		}
 		sockets[i] = n
 	}
-	packet := newFlow(200, addrA, addrB)
 	for i, k := range c.Keys {
-		p := &initiator{index: uint32(i) + 1, remote: c.Hub, private: k}
 		n := sockets[i%len(sockets)]
-		if err := n.shake(p); err != nil {
-			return fmt.Errorf("peer %d: %w", i, err)
-		}
-		packet.address(inner(i), addrB)
-		p.packet = append(bytes.Clone(packet.template), make([]byte, manySize-len(packet.template))...)
-		n.peers = append(n.peers, p)
+		n.peers = append(n.peers, &initiator{index: uint32(i) + 1, remote: c.Hub, private: k})
 	}
-	return flood(sockets, steps, out)
+	shaken := make(chan error, len(sockets))
+	for _, n := range sockets {
+		go n.receive(back)
+		go func() { shaken <- n.shakeAll(len(c.Keys), c.Relay) }()
+	}
+	for range sockets {
+		if err := <-shaken; err != nil {
+			return err
+		}
+	}
+	patience := 20 * time.Millisecond
+	if c.Relay { // nothing is lost as a rule, and a hub that is only slow must not get more than the window
+		patience = time.Second / 2
+	}
+	return flood(sockets, steps, out, patience)
 }
 
 // A nest is peers behind one address, as of a translator or a relay. Its datagrams leave as trains, so that the generator
@@ -215,20 +237,51 @@ func newNest(port uint16) (*nest, error) {
 		data := make([]byte, manyTrain*(manySize+32))
 		n.trains = append(n.trains, wireguard.Train{Data: data, Size: manySize + 32, Endpoint: n.hub})
 	}
-	go func() {
-		for r := s.Receivers()[0]; ; {
-			ts, err := r.Receive()
-			if err != nil {
-				return
-			}
-			for _, t := range ts {
-				if len(t.Data) == responseSize {
-					n.responses <- bytes.Clone(t.Data)
+	return n, nil
+}
+
+// receive takes what the hub sends to the nest, until its socket is closed. back counts the packets, where the hub relays.
+func (n *nest) receive(back *returns) {
+	for r := n.Receivers()[0]; ; {
+		ts, err := r.Receive()
+		if err != nil {
+			return
+		}
+		for i := range ts {
+			for m := range ts[i].Datagrams() {
+				if len(m) == responseSize {
+					n.responses <- bytes.Clone(m)
 				}
 			}
 		}
-	}()
-	return n, nil
+		if back != nil {
+			back.take(n, ts)
+		}
+	}
+}
+
+// shakeAll makes the handshakes of all peers of the nest, of so many in all, and the packet of each: to addrB, or to the peer on
+// the other side of the crowd where the hub relays. A keepalive then confirms the session, so that the hub may use it too.
+func (n *nest) shakeAll(crowd int, relay bool) error {
+	packet := newFlow(200, addrA, addrB)
+	for _, p := range n.peers {
+		if err := n.shake(p); err != nil {
+			return fmt.Errorf("peer %d: %w", p.index, err)
+		}
+		keepalive := make([]byte, 32)
+		p.seal(keepalive)
+		t := []wireguard.Train{{Data: keepalive, Size: len(keepalive), Endpoint: n.hub}}
+		if n.Send(t); t[0].Err != nil {
+			return t[0].Err
+		}
+		i, to := int(p.index)-1, addrB
+		if relay {
+			to = inner((i + crowd/2) % crowd)
+		}
+		packet.address(inner(i), to)
+		p.packet = append(bytes.Clone(packet.template), make([]byte, manySize-len(packet.template))...)
+	}
+	return nil
 }
 
 var errNoResponse = errors.New("no response to five initiations")
@@ -277,23 +330,23 @@ func (n *nest) send() error {
 	return nil
 }
 
-// flood lets the nests send in turn, as the window lets them. If nothing is reported for a while, what is in flight
+// flood lets the nests send in turn, as the window lets them. If nothing is reported for the time of patience, what is in flight
 // counts as lost.
-func flood(nests []*nest, steps <-chan int, out io.Writer) error {
+func flood(nests []*nest, steps <-chan int, out io.Writer, patience time.Duration) error {
 	stall := time.NewTimer(time.Hour)
 	flying := 0
 	for round := 0; ; round++ {
 		for flying >= manyWindow {
-			stall.Reset(20 * time.Millisecond)
+			stall.Reset(patience)
 			select {
-			case n, ok := <-steps:
-				if !ok {
+			case n := <-steps:
+				if n == theEnd {
 					return nil
 				}
 				flying = max(0, flying-n)
 			case <-stall.C:
 				flying = 0
-				out.Write([]byte{1})
+				out.Write([]byte{reportStall})
 			}
 		}
 		if err := nests[round%len(nests)].send(); err != nil {

@@ -26,6 +26,9 @@ type measure struct {
 	// alike says that run does not touch a library: one sample a round serves for both.
 	alike bool
 
+	// alone says that run measures this library alone, since the other one has nothing like it.
+	alone bool
+
 	// bound takes a sample of what limits every library, for the line below the row. Nil: none.
 	bound     func(*stage) (sample, error)
 	boundName string
@@ -36,6 +39,9 @@ type measure struct {
 	// rounds is the most rounds that fit the minute that each name may take. Zero: as many as asked for.
 	rounds int
 }
+
+// single says that one side serves for both.
+func (m *measure) single() bool { return m.alike || m.alone }
 
 // better is the word of the JSON output.
 func (m *measure) better() string {
@@ -155,6 +161,7 @@ type nodeConfig struct {
 	key    wireguard.PrivateKey
 	plain  *plain // its packets
 	end    *end   // its datagrams; nil: loopback sockets
+	relay  bool   // it sends what arrives back out, and plain is not used
 	byHand bool   // its clock moves in wipe alone, where the library lets one do that
 }
 

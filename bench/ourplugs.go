@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"sync"
 
 	"github.com/seed-86b749af/wireguard"
 )
@@ -38,6 +39,34 @@ func (t *ourTunnel) WritePackets(pkts [][]byte) (int, error) {
 
 func (t *ourTunnel) MTU() int     { return t.plain.mtu }
 func (t *ourTunnel) Close() error { t.plain.close(); return nil }
+
+// An ourRelay sends each packet that arrives to the peer that its destination belongs to, on the goroutine that brought it.
+type ourRelay struct {
+	dev     *wireguard.Device
+	batches sync.Pool
+}
+
+func (t *ourRelay) Attach(d *wireguard.Device) { t.dev = d }
+func (t *ourRelay) MTU() int                   { return mtu }
+func (t *ourRelay) Close() error               { return nil }
+
+func (t *ourRelay) WritePackets(pkts [][]byte) (int, error) {
+	b, _ := t.batches.Get().(*wireguard.Batch)
+	if b == nil {
+		b = t.dev.NewBatch()
+	}
+	defer t.batches.Put(b)
+	for i, p := range pkts {
+		if b.Append(p) {
+			continue
+		}
+		if err := t.dev.Send(b); err != nil {
+			return i, err
+		}
+		b.Append(p)
+	}
+	return len(pkts), t.dev.Send(b)
+}
 
 // An ourBind is an end of a wire as a device of this library wants it.
 type ourBind struct{ end *end }

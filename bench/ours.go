@@ -25,6 +25,9 @@ func (ours) used(st *stage) int { return st.Peers }
 func (ours) node(st *stage, c nodeConfig) (node, error) {
 	n := &ourNode{}
 	config := wireguard.Config{PrivateKey: c.key, Tunnel: &ourTunnel{plain: c.plain}}
+	if c.relay {
+		config.Tunnel = &ourRelay{}
+	}
 	if c.byHand {
 		n.clock = &handClock{start: time.Now()}
 		config.Clock = n.clock

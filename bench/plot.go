@@ -52,7 +52,7 @@ func plot(rows []row) string {
 	var shown []row
 	least, most := 0.5, 2.0
 	for _, r := range rows {
-		if !r.alike && r.sizeOf() == 0 {
+		if !r.single() && r.sizeOf() == 0 {
 			shown = append(shown, r)
 			least, most = min(least, max(r.ratio, plotFloor)), max(most, min(r.ratio, 1/plotFloor))
 		}

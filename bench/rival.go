@@ -33,7 +33,11 @@ func (rival) node(st *stage, c nodeConfig) (node, error) {
 	} else {
 		bind = conn.NewStdNetBind()
 	}
-	return newRivalNode(st, c.key, &rivalTun{plain: c.plain, events: make(chan tun.Event, 1)}, bind)
+	var t tun.Device = &rivalTun{plain: c.plain, events: make(chan tun.Event, 1)}
+	if c.relay {
+		t = newRivalRelay()
+	}
+	return newRivalNode(st, c.key, t, bind)
 }
 
 func (rival) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, network, error) {

@@ -50,6 +50,71 @@ func (t *rivalTun) Name() (string, error)    { return "bench", nil }
 func (t *rivalTun) Events() <-chan tun.Event { return t.events }
 func (t *rivalTun) BatchSize() int           { return conn.IdealBatchSize }
 
+// A rivalRelay hands each packet that is written to it to whoever reads next. A channel joins the two, as in wireguard-go's own
+// tun/netstack.
+type rivalRelay struct {
+	packets chan *[]byte
+	free    sync.Pool
+	down    chan struct{}
+	events  chan tun.Event
+	once    sync.Once
+}
+
+func newRivalRelay() *rivalRelay {
+	return &rivalRelay{
+		packets: make(chan *[]byte, 4*window),
+		free:    sync.Pool{New: func() any { return new([]byte) }},
+		down:    make(chan struct{}),
+		events:  make(chan tun.Event, 1),
+	}
+}
+
+func (t *rivalRelay) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
+	var p *[]byte
+	select {
+	case p = <-t.packets:
+	case <-t.down:
+		return 0, os.ErrClosed
+	}
+	for {
+		sizes[n] = copy(bufs[n][offset:], *p)
+		n++
+		t.free.Put(p)
+		if n == len(bufs) {
+			return n, nil
+		}
+		select {
+		case p = <-t.packets:
+		default:
+			return n, nil
+		}
+	}
+}
+
+func (t *rivalRelay) Write(bufs [][]byte, offset int) (int, error) {
+	for i, b := range bufs {
+		p := t.free.Get().(*[]byte)
+		*p = append((*p)[:0], b[offset:]...)
+		select {
+		case t.packets <- p:
+		default:
+			return i, nil
+		}
+	}
+	return len(bufs), nil
+}
+
+func (t *rivalRelay) Close() error {
+	t.once.Do(func() { close(t.down); close(t.events) })
+	return nil
+}
+
+func (t *rivalRelay) File() *os.File           { return nil }
+func (t *rivalRelay) MTU() (int, error)        { return mtu, nil }
+func (t *rivalRelay) Name() (string, error)    { return "bench", nil }
+func (t *rivalRelay) Events() <-chan tun.Event { return t.events }
+func (t *rivalRelay) BatchSize() int           { return conn.IdealBatchSize }
+
 // A rivalBind is an end of a wire as wireguard-go's device wants it.
 type rivalBind struct {
 	end    *end

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"time"
 )
@@ -46,7 +47,7 @@ func answer(text string, out *os.File) error {
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		return err
 	}
-	ms, err := pick(append(measures(), curveMeasures()...), o.Name)
+	ms, err := pick(slices.Concat(measures(), onDemand()), o.Name)
 	if err != nil {
 		return err
 	}
@@ -196,7 +197,7 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	ctx, cancel := context.WithTimeout(ctx, perSample*time.Duration(r.rounds))
 	defer cancel()
 	sides := []string{sideOurs, sideTheirs}
-	if m.alike {
+	if m.single() {
 		sides = sides[:1]
 	}
 	if m.bound != nil {
@@ -225,7 +226,7 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 			samples[side] = append(samples[side], t.sample)
 		}
 	}
-	if m.alike {
+	if m.single() {
 		samples[sideTheirs] = samples[sideOurs]
 	}
 	return newRow(m, samples[sideOurs], samples[sideTheirs], samples[sideBound]), nil

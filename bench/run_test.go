@@ -131,9 +131,9 @@ func TestProcessOfItsOwn(t *testing.T) {
 func TestMeasures(t *testing.T) {
 	var shop workshop
 	defer shop.close()
-	for _, m := range measures() {
+	for _, m := range append(measures(), sendersMeasures()...) {
 		sides := []string{sideOurs, sideTheirs}
-		if m.alike {
+		if m.single() {
 			sides = sides[:1]
 		}
 		if m.bound != nil && strings.HasPrefix(m.name, "netstack/") {

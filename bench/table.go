@@ -45,15 +45,19 @@ func printHead(w io.Writer) {
 // printRow writes the row and, below it, what explains it.
 func printRow(w io.Writer, r row) {
 	paren := func(low, high float64) string { return "(" + spread(low, high) + ")" }
-	if r.alike {
-		fmt.Fprintf(w, rowFormat, r.name, r.unit, figure(r.ours.median), paren(r.ours.low, r.ours.high), "the same", "", "", "")
+	if r.single() {
+		other := "the same"
+		if r.alone {
+			other = "-"
+		}
+		fmt.Fprintf(w, rowFormat, r.name, r.unit, figure(r.ours.median), paren(r.ours.low, r.ours.high), other, "", "", "")
 	} else {
 		fmt.Fprintf(w, rowFormat, r.name, r.unit,
 			figure(r.ours.median), paren(r.ours.low, r.ours.high), figure(r.theirs.median), paren(r.theirs.low, r.theirs.high),
 			figure(r.ratio), paren(r.low, r.high)+"  "+r.better())
 	}
 	printAsides(w, "ours", r.ours.aside)
-	if !r.alike {
+	if !r.single() {
 		printAsides(w, "wireguard-go", r.theirs.aside)
 	}
 	if r.ours.n == r.rounds {

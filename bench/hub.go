@@ -1,0 +1,130 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+func hubMeasures() []measure {
+	one := func(n, rounds int) measure {
+		run := func(st *stage) (sample, error) { return runHub(st, n) }
+		return measure{name: fmt.Sprintf("hub/%d", n), unit: "packets/s", run: run, rounds: rounds}
+	}
+	return []measure{one(100, 0), one(10000, 3)}
+}
+
+// What the generator reports of the packets that came back, one byte each.
+const (
+	reportStep = iota // so many more, returnStep
+	reportStall
+	reportLate // a counter was not higher than the one before it in its session
+)
+
+const returnStep = 4 * manyStep
+
+// returns counts what a hub sent on to the peers of a crowd, and reports it.
+type returns struct {
+	nests    int // peer i is in nest i modulo nests
+	received atomic.Int64
+	steps    chan<- int
+	out      io.Writer
+}
+
+// take counts what one call brought for the peers of a nest. It is called by one goroutine for each nest.
+func (r *returns) take(n *nest, ts []wireguard.Train) {
+	packets := int64(0)
+	for i := range ts {
+		for m := range ts[i].Datagrams() {
+			if m[0] != 4 || len(m) <= 32 {
+				continue
+			}
+			packets++
+			k := (int(binary.LittleEndian.Uint32(m[4:])) - 1) / r.nests
+			if k >= len(n.peers) {
+				continue
+			}
+			p, counter := n.peers[k], binary.LittleEndian.Uint64(m[8:])
+			if counter < p.heard {
+				r.out.Write([]byte{reportLate})
+			}
+			p.heard = counter + 1
+		}
+	}
+	now := r.received.Add(packets)
+	if n := now/manyStep - (now-packets)/manyStep; n > 0 {
+		r.steps <- int(n)
+	}
+	for n := now/returnStep - (now-packets)/returnStep; n > 0; n-- {
+		r.out.Write([]byte{reportStep})
+	}
+}
+
+// A reportReader counts what is written to it.
+type reportReader struct{ packets, stalls, late atomic.Int64 }
+
+func (r *reportReader) Write(b []byte) (int, error) {
+	for _, what := range b {
+		switch what {
+		case reportStep:
+			r.packets.Add(returnStep)
+		case reportStall:
+			r.stalls.Add(1)
+		case reportLate:
+			r.late.Add(1)
+		}
+	}
+	return len(b), nil
+}
+
+// runHub measures a hub, alone in its process, that forwards packets of 200 bytes between n peers, which take turns. The
+// tunnel of the hub is code of this program. The generator has at most 1,024 packets in flight, and counts those that come back.
+func runHub(st *stage, n int) (sample, error) {
+	key := wireguard.NewPrivateKey()
+	hub, err := st.lib.node(st, nodeConfig{key: key, relay: true})
+	if err != nil {
+		return sample{}, err
+	}
+	peers, keys := identities(min(n, st.Peers))
+	c := crowd{Hub: key.Public(), Port: hub.port(), Relay: true}
+	for i := range peers {
+		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer is heard from
+		c.Keys = append(c.Keys, keys[i])
+	}
+	if err := hub.plan(peers...)(); err != nil {
+		return sample{}, err
+	}
+	var back reportReader
+	_, ended, err := gather(st, c, &back)
+	if err != nil {
+		return sample{}, err
+	}
+	if err := awaitFirst(&back.packets, ended); err != nil {
+		return sample{}, err
+	}
+	time.Sleep(st.Warm)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	s, err := count(&back.packets, 0, st.Span)
+	if err != nil {
+		return sample{}, err
+	}
+	runtime.ReadMemStats(&after)
+	// The process itself makes some allocations in that time, whatever the number of packets.
+	allocations := aside{Name: "allocations", Unit: "a packet", Value: max(0, float64(after.Mallocs-before.Mallocs)-500) / s.n}
+	if _, ok := st.lib.(ours); ok {
+		allocations.Wrong = allocations.Value > 0.005
+	}
+	return sample{s.n / s.took.Seconds(), append([]aside{
+		{Name: "processor time of the hub a packet", Unit: "µs", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
+		allocations,
+		{Name: "stalls for what was lost", Value: float64(back.stalls.Load())},
+		mustBeZero("out of order", back.late.Load()),
+	}, st.calls()...)}, nil
+}
