@@ -82,7 +82,7 @@ func (s *station) Close() error                  { s.once.Do(func() { close(s.cl
 // Send copies each train to where it goes.
 func (s *station) Send(ts []Train) {
 	for i := range ts {
-		to := s.post[ts[i].Endpoint.AddrPort]
+		to := s.post[ts[i].Endpoint.Addr]
 		mail := <-to.spare
 		mail[0] = Train{
 			Data: append(mail[0].Data[:0], ts[i].Data...), Size: ts[i].Size, Endpoint: EndpointOf(s.addr), TOS: ts[i].TOS,

@@ -93,7 +93,9 @@ func (t *Train) Datagrams() iter.Seq[[]byte] {
 // An Endpoint is where a peer is to be reached. It is a comparable value and can be a map key. The zero value is no
 // endpoint.
 type Endpoint struct {
-	netip.AddrPort // where the peer is; never an IPv4-mapped IPv6 address
+	// Addr is the peer's address and port. It is never an IPv4-mapped IPv6 address. The zero value means that the peer
+	// has no address.
+	Addr netip.AddrPort
 
 	// Source is the local address that the peer last reached, and from which it is answered. The zero value leaves
 	// the choice to the system. Interface is the index of the interface with it; zero pins none.
@@ -105,8 +107,8 @@ type Endpoint struct {
 	Link Link
 }
 
-// A Link is a Bind's own handle for a connection that is no address. Its dynamic type must be comparable: two
-// endpoints with an equal AddrPort and equal Links are the same place.
+// A Link is a Bind's own handle for a connection that has no address. Its dynamic type must be comparable: two
+// endpoints with an equal Addr and equal Links are the same place.
 type Link interface {
 	// Key tells apart sources for the purposes of cookies and rate limits: hostile senders that the Bind cannot
 	// tell apart should have the same key.
@@ -115,30 +117,42 @@ type Link interface {
 	String() string
 }
 
-// EndpointOf is the endpoint at an address, with an IPv4-mapped IPv6 address turned into the IPv4 one.
+// EndpointOf returns the endpoint at address a. It turns an IPv4-mapped IPv6 address into the IPv4 address.
 func EndpointOf(a netip.AddrPort) Endpoint {
-	return Endpoint{AddrPort: netip.AddrPortFrom(a.Addr().Unmap(), a.Port())}
+	return Endpoint{Addr: netip.AddrPortFrom(a.Addr().Unmap(), a.Port())}
+}
+
+// ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
+func ParseEndpoint(s string) (e Endpoint, err error) {
+	if err = e.UnmarshalText([]byte(s)); err == nil && e.IsZero() {
+		err = errEndpointText(s)
+	}
+	return e, err
+}
+
+func errEndpointText(s string) error {
+	return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
 }
 
 // IsValid reports whether e is an endpoint: an address or a Link.
 func (e Endpoint) IsValid() bool { return !e.IsZero() }
 
 // IsZero reports whether e is no endpoint.
-func (e Endpoint) IsZero() bool { return !e.AddrPort.IsValid() && e.Link == nil }
+func (e Endpoint) IsZero() bool { return !e.Addr.IsValid() && e.Link == nil }
 
 // forgetSource leaves the choice of the local address to the system again.
 func (e *Endpoint) forgetSource() { e.Source, e.Interface = netip.Addr{}, 0 }
 
-// SamePlace reports whether e and f name the same remote place, whatever the local address it is reached from.
-func (e *Endpoint) SamePlace(f *Endpoint) bool { return e.AddrPort == f.AddrPort && e.Link == f.Link }
+// SamePlace reports whether e and f name the same remote place. It does not compare Source and Interface.
+func (e Endpoint) SamePlace(f Endpoint) bool { return e.Addr == f.Addr && e.Link == f.Link }
 
 // String is the address and port, or the name of the Link; "none" for the zero Endpoint.
 func (e Endpoint) String() string {
 	switch {
 	case e.Link != nil:
 		return e.Link.String()
-	case e.AddrPort.IsValid():
-		return e.AddrPort.String()
+	case e.Addr.IsValid():
+		return e.Addr.String()
 	}
 	return "none"
 }
@@ -148,7 +162,7 @@ func (e Endpoint) MarshalText() ([]byte, error) {
 	if e.Link != nil {
 		return nil, errors.New("wireguard: an endpoint with a Link has no text form")
 	}
-	return e.AddrPort.MarshalText()
+	return e.Addr.MarshalText()
 }
 
 // UnmarshalText parses "192.0.2.1:51820" or "[fe80::1%eth0]:51820". Names are not resolved: a program does that
@@ -161,7 +175,7 @@ func (e *Endpoint) UnmarshalText(text []byte) error {
 	}
 	a, err := netip.ParseAddrPort(s)
 	if err != nil {
-		return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
+		return errEndpointText(s)
 	}
 	if a.Port() == 0 {
 		return fmt.Errorf("wireguard: endpoint %q: port 0 cannot be reached", s)

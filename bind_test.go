@@ -63,6 +63,9 @@ func TestEndpointText(t *testing.T) {
 		if e.Source.IsValid() || e.Interface != 0 {
 			t.Errorf("%q leaves a source", c.text)
 		}
+		if p, err := ParseEndpoint(c.text); (err != nil) != e.IsZero() || p != e {
+			t.Errorf("ParseEndpoint(%q) = %v, %v, want %v and an error if the text is empty", c.text, p, err, e)
+		}
 	}
 	for _, text := range []string{
 		"192.0.2.1", "192.0.2.1:", ":51820", "192.0.2.1:0", "[2001:db8::1]:0", "2001:db8::1:51820", "example.org:51820",
@@ -72,6 +75,9 @@ func TestEndpointText(t *testing.T) {
 		err := e.UnmarshalText([]byte(text))
 		if err == nil || !strings.HasPrefix(err.Error(), "wireguard: endpoint \""+text+"\": ") {
 			t.Errorf("%q: %v", text, err)
+		}
+		if e, err := ParseEndpoint(text); err == nil || !e.IsZero() {
+			t.Errorf("ParseEndpoint(%q) = %v, %v", text, e, err)
 		}
 		if e.String() != "198.51.100.1:1" {
 			t.Errorf("%q is refused, and changes the endpoint to %v", text, e)
@@ -125,7 +131,7 @@ func TestEndpointValue(t *testing.T) {
 		{port, false, "another port"},
 		{linked, false, "another Link"},
 	} {
-		if a.SamePlace(&c.b) != c.same || c.b.SamePlace(&a) != c.same {
+		if a.SamePlace(c.b) != c.same || c.b.SamePlace(a) != c.same {
 			t.Errorf("%v is the same place as %v: %v, want %v: %s", a, c.b, !c.same, c.same, c.why)
 		}
 	}

@@ -203,12 +203,12 @@ func checkPeers(changes []PeerChange, self PublicKey) error {
 		if k := c.PersistentKeepalive; k != nil && (*k < 0 || *k > 65535*time.Second || *k%time.Second != 0) {
 			wrong("persistent keepalive %v: want whole seconds from 1 to 65535, or 0 for off", *k)
 		}
-		if e := c.Endpoint; e != nil && e.Link == nil && e.AddrPort != (netip.AddrPort{}) {
+		if e := c.Endpoint; e != nil && e.Link == nil && e.Addr != (netip.AddrPort{}) {
 			switch {
-			case !e.AddrPort.IsValid() || e.Port() == 0:
-				wrong("endpoint %v: want an address and a port other than 0", e.AddrPort)
-			case e.Addr().IsUnspecified() || e.Addr().IsMulticast():
-				wrong("endpoint %v: want the address of one host", e.AddrPort)
+			case !e.Addr.IsValid() || e.Addr.Port() == 0:
+				wrong("endpoint %v: want an address and a port other than 0", e.Addr)
+			case e.Addr.Addr().IsUnspecified() || e.Addr.Addr().IsMulticast():
+				wrong("endpoint %v: want the address of one host", e.Addr)
 			}
 		}
 		for _, p := range slices.Concat(c.AllowedIPs, c.RemoveAllowedIPs) {

@@ -44,7 +44,7 @@ func TestConfigAllErrorsAtOnce(t *testing.T) {
 			{PublicKey: k(15), PersistentKeepalive: 65536 * time.Second, Endpoint: endpoint("0.0.0.0:5")},
 			{PublicKey: k(16), Endpoint: endpoint("224.0.0.1:5"), AllowedIPs: []netip.Prefix{{}}},
 			{PublicKey: k(17), Endpoint: endpoint("[ff02::1]:5"), AllowedIPs: []netip.Prefix{prefix("::ffff:10.0.0.0/104")}},
-			{PublicKey: k(18), Endpoint: Endpoint{AddrPort: netip.AddrPortFrom(netip.Addr{}, 5)}, AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("10.0.0.1"), 33)}},
+			{PublicKey: k(18), Endpoint: Endpoint{Addr: netip.AddrPortFrom(netip.Addr{}, 5)}, AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("10.0.0.1"), 33)}},
 			{PublicKey: k(10)},
 			{PublicKey: k(19), Endpoint: Endpoint{Link: testLink{"relay", 1}}},
 		},

@@ -257,7 +257,7 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit) (due *peer, keepali
 	wasSilent := p.persistent == 0 || p.endpoint.IsZero()
 	if c.Endpoint != nil {
 		p.endpoint = *c.Endpoint
-		p.endpoint.AddrPort = EndpointOf(c.Endpoint.AddrPort).AddrPort
+		p.endpoint.Addr = EndpointOf(c.Endpoint.Addr).Addr
 		if p.endpoint.IsZero() {
 			d.waiters.end(p, errNoEndpoint)
 		}

@@ -115,7 +115,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 		if _, ok := h.Peer(newcomer); !ok {
 			w.Fatal("there is no newcomer")
 		}
-		if s := h.status(b); s.PersistentKeepalive != time.Minute || s.Endpoint.AddrPort != c.at().AddrPort || s.PresharedKey.IsZero() ||
+		if s := h.status(b); s.PersistentKeepalive != time.Minute || s.Endpoint.Addr != c.at().Addr || s.PresharedKey.IsZero() ||
 			!slices.Equal(s.AllowedIPs, c.prefixes()) || s.Timestamp != (wireguard.Timestamp{0xff}) {
 			w.Fatalf("peer %+v", s)
 		}
@@ -337,7 +337,7 @@ func TestListenPortChange(t *testing.T) {
 		a.send(b, "2")
 		wantPort(3000, "the new port")
 		b.wantArrived("on the same session", "1", "2")
-		b.wantEndpoint(a, netip.AddrPortFrom(a.at().Addr(), 3000), "b follows")
+		b.wantEndpoint(a, netip.AddrPortFrom(a.at().Addr.Addr(), 3000), "b follows")
 		b.send(a, "back")
 		a.wantArrived("b follows", "back")
 		w.want("a data, b data", "no handshake")

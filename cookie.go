@@ -157,8 +157,8 @@ func (e *Endpoint) appendSource(b []byte) []byte {
 		key := e.Link.Key()
 		return append(b, key[:]...)
 	}
-	b = append(b, e.Addr().AsSlice()...)
-	return binary.BigEndian.AppendUint16(b, e.Port())
+	b = append(b, e.Addr.Addr().AsSlice()...)
+	return binary.BigEndian.AppendUint16(b, e.Addr.Port())
 }
 
 // A source is what a rate limit holds for: an IPv4 address, the /64 of an IPv6 address, or the key of a Link.
@@ -168,7 +168,7 @@ type source struct {
 }
 
 func sourceOf(e *Endpoint) (s source) {
-	switch a := e.Addr(); {
+	switch a := e.Addr.Addr(); {
 	case e.Link != nil:
 		s.kind, s.key = 'l', e.Link.Key()
 	case a.Is4():

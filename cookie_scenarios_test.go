@@ -118,7 +118,7 @@ func TestMAC2BoundToAddressAndPort(t *testing.T) {
 		w.lose("a initiation", 1)
 		w.advance(6 * time.Second)
 		w.want("a initiation", "with mac2, and lost")
-		good, home := w.last("a initiation"), a.at().AddrPort
+		good, home := w.last("a initiation"), a.at().Addr
 		for _, from := range []netip.AddrPort{
 			netip.AddrPortFrom(home.Addr(), home.Port()+1),
 			netip.AddrPortFrom(elsewhere, home.Port()),
@@ -295,7 +295,7 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 		c.send(b, "from c")
 		flood := func(n int) {
 			for range n {
-				if err := w.net.Inject(stranger, b.at().AddrPort, old.data); err != nil {
+				if err := w.net.Inject(stranger, b.at().Addr, old.data); err != nil {
 					w.Fatal(err)
 				}
 			}

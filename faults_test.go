@@ -95,7 +95,7 @@ func TestFaultPeersOfBothFamilies(t *testing.T) {
 			for _, n := range []*node{four, six, six, four} {
 				n.send(h, "up")
 				h.arrived()
-				h.wantEndpoint(n, n.at().AddrPort, "its own address, of its own family")
+				h.wantEndpoint(n, n.at().Addr, "its own address, of its own family")
 				h.send(n, "down")
 				n.wantArrived("to that address", "down")
 			}
@@ -151,7 +151,7 @@ func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
 		h.send(c, "over IPv6")
 		c.send(h, "back")
 		for _, n := range []*node{b, c, d} {
-			if s := h.status(n).Endpoint; !s.Source.IsValid() || s.Addr().Is6() != (n == c) {
+			if s := h.status(n).Endpoint; !s.Source.IsValid() || s.Addr.Addr().Is6() != (n == c) {
 				w.Fatalf("endpoint %+v of %s: want a source to begin with, and IPv6 for c alone", s, n.name)
 			}
 		}
@@ -195,7 +195,7 @@ func TestFaultNilLogger(t *testing.T) {
 			b.send(a, "y")
 			for _, kind := range []string{"a initiation", "b response", "b data"} {
 				m := w.last(kind)
-				m.dst = a.at().AddrPort
+				m.dst = a.at().Addr
 				w.replay(m, stranger)
 				m.data = append(bytes.Clone(m.data), 1)
 				w.replay(m, stranger)

@@ -368,7 +368,7 @@ func FuzzMACs(f *testing.F) {
 		var c cookieChecker
 		var jar cookieJar
 		m := append(bytes.Clone(body), make([]byte, 32)...)
-		from := EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port)).AddrPort
+		from := EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port)).Addr
 		source := func(port uint16) []byte {
 			e := EndpointOf(netip.AddrPortFrom(from.Addr(), port))
 			return e.appendSource(nil)

@@ -96,7 +96,7 @@ func TestLowOrderInitiator(t *testing.T) {
 						w.Fatal(err)
 					}
 				}
-				if err := w.net.Inject(stranger, b.at().AddrPort, wireguard.InitiationFrom(point, b.pub(), time.Now())); err != nil {
+				if err := w.net.Inject(stranger, b.at().Addr, wireguard.InitiationFrom(point, b.pub(), time.Now())); err != nil {
 					w.Fatal(err)
 				}
 				n++
@@ -187,7 +187,7 @@ func TestDatagramsOfAnySize(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		good := w.last("a keepalive")
-		home, n := b.at().AddrPort, uint64(0)
+		home, n := b.at().Addr, uint64(0)
 		for _, size := range []int{
 			1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 91, 92, 93, 147, 148, 149, 1279, 1500, 1501, 2047, 2048, 2049,
 			4096, 9000, 16384, 32768, 65000, 65506, 65507,
@@ -215,7 +215,7 @@ func TestDatagramsOfAnySize(t *testing.T) {
 		large := string(make([]byte, 65507-32-15-28))
 		a.send(b, large, "small")
 		b.wantArrived("what just fits arrives", large, "small")
-		if e := b.status(a).Endpoint.AddrPort; e != a.at().AddrPort {
+		if e := b.status(a).Endpoint.Addr; e != a.at().Addr {
 			w.Fatalf("b has a at %v", e)
 		}
 	})

@@ -425,7 +425,7 @@ func TestInteropRoaming(t *testing.T) {
 	theirs2 := freePort(t)
 	x.set("listen_port=%d", theirs2)
 	x.send(theirs, 0, 100)
-	x.want("we follow wireguard-go", func() bool { return x.status().Endpoint.Port() == theirs2 })
+	x.want("we follow wireguard-go", func() bool { return x.status().Endpoint.Addr.Port() == theirs2 })
 	x.send(ours, 1, 100)
 	if s := x.status(); s.LastHandshake.IsZero() || !s.Session {
 		t.Errorf("the session did not survive: %+v", s)

@@ -192,7 +192,7 @@ func TestDownAndUpAgain(t *testing.T) {
 		}
 		s := a.status(b)
 		if s.Sent != before.Sent || s.Received != before.Received || s.Timestamp != before.Timestamp ||
-			s.LastHandshake.IsZero() || s.Endpoint.AddrPort != before.Endpoint.AddrPort || len(s.AllowedIPs) != 2 {
+			s.LastHandshake.IsZero() || s.Endpoint.Addr != before.Endpoint.Addr || len(s.AllowedIPs) != 2 {
 			w.Fatalf("before %+v\nafter %+v", before, s)
 		}
 		if s.Session || s.NextReason != "" {
@@ -540,7 +540,7 @@ func TestWake(t *testing.T) {
 			w.Fatal(err)
 		}
 		w.want("a keepalive", "the peer hears of the new address")
-		b.wantEndpoint(a, a.at().AddrPort, "and follows")
+		b.wantEndpoint(a, a.at().Addr, "and follows")
 		busy := errors.New("no network")
 		mood.set(func() { mood.fail = busy })
 		if err := a.Wake(); !errors.Is(err, busy) {

@@ -149,7 +149,7 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 		w.replay(old, stranger)
 		close(gate)
 		w.want("server response, client data", "the recording is ignored")
-		server.wantEndpoint(client, client.at().AddrPort, "and moves nothing")
+		server.wantEndpoint(client, client.at().Addr, "and moves nothing")
 	})
 }
 

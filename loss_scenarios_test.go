@@ -283,7 +283,7 @@ func (h *hop) Send(ts []wireguard.Train) {
 				t.Err = syscall.EMSGSIZE // it does not fit an IP packet
 				continue
 			}
-			p := pipe.UDPPacket(netip.AddrPortFrom(h.self, h.Port()), t.Endpoint.AddrPort, datagram)
+			p := pipe.UDPPacket(netip.AddrPortFrom(h.self, h.Port()), t.Endpoint.Addr, datagram)
 			if !b.Append(p) {
 				h.over.Send(b)
 				b.Append(p)
@@ -448,7 +448,7 @@ func (b *switchedBind) Listen(port uint16) (wireguard.Socket, error) {
 
 func (s switchedSocket) Send(ts []wireguard.Train) {
 	for i := range ts {
-		if ts[i].Endpoint.Addr().As4()[0] == 10 {
+		if ts[i].Endpoint.Addr.Addr().As4()[0] == 10 {
 			s.hop.Send(ts[i : i+1])
 		} else {
 			s.Socket.Send(ts[i : i+1])

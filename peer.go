@@ -230,7 +230,7 @@ func (p *peer) endHandshake(out *outbox) {
 // moveTo is called with the endpoint that an authentic packet came from, and not a replayed one: "the peer's endpoint
 // is that of the last authentic packet" (whitepaper, section 2.1).
 func (p *peer) moveTo(from Endpoint, out *outbox) {
-	if !p.endpoint.SamePlace(&from) {
+	if !p.endpoint.SamePlace(from) {
 		out.event(EventEndpointMoved, from)
 	}
 	p.endpoint = from

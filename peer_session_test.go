@@ -150,7 +150,7 @@ func TestEndpointMoves(t *testing.T) {
 	elsewhere := EndpointOf(netip.MustParseAddrPort("[2001:db8::7]:7"))
 	sticky := coreEndpoint
 	sticky.Source, sticky.Interface = netip.MustParseAddr("192.0.2.99"), 3
-	otherPort := EndpointOf(netip.AddrPortFrom(coreEndpoint.Addr(), 1))
+	otherPort := EndpointOf(netip.AddrPortFrom(coreEndpoint.Addr.Addr(), 1))
 	for _, c := range []struct {
 		name string
 		from Endpoint

@@ -200,9 +200,9 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 	relayed := a.train(slices.Concat(from(a, 0), from(b, 0), from(a, 1), from(b, 1))) // as a relay sends them
 	relayed.Size = len(relayed.Data) / 4
 	moved := a.train(from(a, 2))
-	moved.Endpoint.AddrPort = netip.MustParseAddrPort("192.0.2.77:7")
+	moved.Endpoint.Addr = netip.MustParseAddrPort("192.0.2.77:7")
 	forged := b.train(from(b, 2))
-	forged.Endpoint.AddrPort = netip.MustParseAddrPort("192.0.2.78:8")
+	forged.Endpoint.Addr = netip.MustParseAddrPort("192.0.2.78:8")
 	forged.Data[20] ^= 1
 	before := e.drops.load()
 	e.line.receive(relayed, moved, forged)
@@ -223,7 +223,7 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 		t.Errorf("the peers were visited %d and %d times, want once each", heard(a)-heardA, heard(b)-heardB)
 	}
 	e.wantDrops(t, before, DropForged, 1, "one message is not authentic")
-	if !e.peer(a).endpoint.SamePlace(&moved.Endpoint) || !e.peer(b).endpoint.SamePlace(&relayed.Endpoint) {
+	if !e.peer(a).endpoint.SamePlace(moved.Endpoint) || !e.peer(b).endpoint.SamePlace(relayed.Endpoint) {
 		t.Errorf("the peers are at %v and %v", e.peer(a).endpoint, e.peer(b).endpoint)
 	}
 }

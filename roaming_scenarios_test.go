@@ -25,7 +25,7 @@ func (n *node) move(to netip.Addr) {
 
 func (n *node) wantEndpoint(o *node, at netip.AddrPort, why string) {
 	n.w.Helper()
-	if got := n.status(o).Endpoint.AddrPort; got != at {
+	if got := n.status(o).Endpoint.Addr; got != at {
 		n.w.Fatalf("at %v: %s has %s at %v, want %v: %s", n.w.now(), n.name, o.name, got, at, why)
 	}
 }
@@ -49,7 +49,7 @@ func TestRoaming(t *testing.T) {
 				b.wantArrived("authentic, wherever it came from", "here I am")
 				b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
 				e := b.wantEvents("told", wireguard.EventEndpointMoved)[0]
-				if e.Peer != a.pub() || e.Endpoint.Addr() != elsewhere {
+				if e.Peer != a.pub() || e.Endpoint.Addr.Addr() != elsewhere {
 					w.Fatalf("event %+v", e)
 				}
 				b.send(a, "found you")
@@ -83,7 +83,7 @@ func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 		a.send(b, "x")
 		w.advance(time.Millisecond)
 		w.want("a initiation, b response", "the response is under way")
-		if w.last("b response").src != b.at().AddrPort {
+		if w.last("b response").src != b.at().Addr {
 			w.Fatal("answered from another place")
 		}
 		w.net.Cut(nil, nil)
@@ -100,7 +100,7 @@ func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 func TestBothRoamAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
-		home := b.at().Addr()
+		home := b.at().Addr.Addr()
 		a.move(elsewhere)
 		b.move(elsewhere2)
 		a.send(b, "lost")
@@ -143,7 +143,7 @@ func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 // Row 6: "moves only on an authenticated, non-replayed packet". An attacker who copies or changes packets moves nobody.
 func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
-		home := a.at().AddrPort
+		home := a.at().Addr
 		w.connect(a, b)
 		a.send(b, "x")
 		b.wantArrived("once", "x")
@@ -170,7 +170,7 @@ func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 
 		w.replay(response, stranger)
 		a.wantDrops(wireguard.DropSuperseded, 1, "replayed response")
-		a.wantEndpoint(b, b.at().AddrPort, "replayed response")
+		a.wantEndpoint(b, b.at().Addr, "replayed response")
 		b.wantArrived("nothing of this is delivered")
 	})
 }
@@ -201,7 +201,7 @@ func TestCookieReplyMovesNothing(t *testing.T) {
 		w.want("a initiation, b cookie reply", "under load")
 		w.replay(w.last("b cookie reply"), stranger)
 		a.wantDrops(wireguard.DropBadCookie, 0, "it is authentic")
-		a.wantEndpoint(b, b.at().AddrPort, "but moves nothing")
+		a.wantEndpoint(b, b.at().Addr, "but moves nothing")
 		w.wantJittered(5*time.Second, "a initiation, b response, a data", "and the cookie in it is good")
 	})
 }
@@ -219,7 +219,7 @@ func TestNATExpiry(t *testing.T) {
 		b.knows(a, func(c *wireguard.PeerConfig) { c.Endpoint = wireguard.Endpoint{} })
 		w.connect(a, b)
 		first := b.status(a).Endpoint
-		if first.Addr() != elsewhere {
+		if first.Addr.Addr() != elsewhere {
 			w.Fatalf("a is seen at %v, want the NAT", first)
 		}
 		w.advance(31 * time.Second)
@@ -228,7 +228,7 @@ func TestNATExpiry(t *testing.T) {
 		a.send(b, "out")
 		b.wantArrived("out", "out")
 		second := b.status(a).Endpoint
-		if second.Addr() != elsewhere || second.Port() == first.Port() {
+		if second.Addr.Addr() != elsewhere || second.Addr.Port() == first.Addr.Port() {
 			w.Fatalf("a is seen at %v, was at %v: want another port", second, first)
 		}
 		b.send(a, "in")
@@ -238,7 +238,7 @@ func TestNATExpiry(t *testing.T) {
 		w.advance(10 * time.Minute)
 		b.send(a, "still open")
 		a.wantArrived("persistent keepalives hold it open", "still open")
-		if got := b.status(a).Endpoint; got.AddrPort != second.AddrPort {
+		if got := b.status(a).Endpoint; got.Addr != second.Addr {
 			w.Fatalf("a is seen at %v, was at %v", got, second)
 		}
 	})
@@ -270,7 +270,7 @@ func TestNATRebind(t *testing.T) {
 func TestStickySource(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		second := netip.MustParseAddr("198.51.100.7")
-		if err := b.end.SetAddrs(b.at().Addr(), second); err != nil {
+		if err := b.end.SetAddrs(b.at().Addr.Addr(), second); err != nil {
 			w.Fatal(err)
 		}
 		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(netip.AddrPortFrom(second, b.port)))})
@@ -342,7 +342,7 @@ func TestRoamingBetweenFamilies(t *testing.T) {
 		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(v6))})
 		a.send(b, "over IPv6")
 		b.wantArrived("the session does not care", "over IPv6")
-		if e := b.status(a).Endpoint; !e.Addr().Is6() {
+		if e := b.status(a).Endpoint; !e.Addr.Addr().Is6() {
 			w.Fatalf("b has a at %v", e)
 		}
 		b.send(a, "back")
@@ -398,12 +398,12 @@ func lostUntilTold(w *world, a, b *node) {
 // somebody tells b again.
 func TestLateDataMovesEndpointBack(t *testing.T) {
 	behindNAT(t, func(w *world, a, b *node) {
-		old := a.at().AddrPort
+		old := a.at().Addr
 		w.hold("a data", 1)
 		a.send(b, "late")
 		a.changePort(2013)
 		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
-		b.wantEndpoint(a, a.at().AddrPort, "b was told")
+		b.wantEndpoint(a, a.at().Addr, "b was told")
 		w.release()
 		b.wantArrived("it is authentic", "late")
 		b.wantEndpoint(a, old, "it was sent from there")
@@ -414,7 +414,7 @@ func TestLateDataMovesEndpointBack(t *testing.T) {
 // A late response to b's newest initiation does the same; no counter tells that it is old (Linux: wg_receive_handshake_packet).
 func TestLateResponseMovesEndpointBack(t *testing.T) {
 	behindNAT(t, func(w *world, a, b *node) {
-		old := a.at().AddrPort
+		old := a.at().Addr
 		w.advance(121 * time.Second)
 		w.script()
 		w.hold("a response", 1)

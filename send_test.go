@@ -296,7 +296,7 @@ func TestSendFailures(t *testing.T) {
 	e.peer(a).endpoint = gone
 	e.line.send = func(ts []Train) {
 		for i := range ts {
-			if ts[i].Endpoint.SamePlace(&a.from) {
+			if ts[i].Endpoint.SamePlace(a.from) {
 				ts[i].Err = errors.New("no buffer space")
 				ts[i].Endpoint.Source = netip.Addr{}
 			}

@@ -75,7 +75,7 @@ func (s *sim) reconcile(n, o *simNode) {
 func (s *sim) introduce(n, o *simNode, r *rand.Rand) {
 	knows := func(n, o *simNode) bool {
 		st, ok := n.Peer(s.key(o.i, o.gen).Public())
-		return ok && o != s.natted && st.Endpoint.AddrPort == o.at().AddrPort
+		return ok && o != s.natted && st.Endpoint.Addr == o.at().Addr
 	}
 	if knows(n, o) || knows(o, n) {
 		return

@@ -146,7 +146,7 @@ func (s *sim) replayOld(n, o *simNode, r *rand.Rand) {
 	s.mu.Unlock()
 	for range min(len(samples), 1+r.IntN(10)) {
 		m := pick(r, samples...)
-		s.must(s.net.Inject(pick(r, m.src, m.src, stranger), pick(r, m.dst, m.dst, n.at().AddrPort), m.data))
+		s.must(s.net.Inject(pick(r, m.src, m.src, stranger), pick(r, m.dst, m.dst, n.at().Addr), m.data))
 	}
 }
 

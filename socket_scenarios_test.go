@@ -106,7 +106,7 @@ func TestSendTrouble(t *testing.T) {
 			a.send(b, big)
 		}
 		e := a.wantEvents("ten in one instant are told once", wireguard.EventBindTrouble)[0]
-		if !errors.Is(e.Err, syscall.EMSGSIZE) || e.Peer != b.pub() || e.Endpoint.AddrPort != b.at().AddrPort {
+		if !errors.Is(e.Err, syscall.EMSGSIZE) || e.Peer != b.pub() || e.Endpoint.Addr != b.at().Addr {
 			w.Fatalf("event %+v, want the peer, where it is, and why", e)
 		}
 		w.advance(time.Second - 1)

@@ -45,8 +45,8 @@ func (b *lineWriter) peer(p *wireguard.PeerStatus) {
 	b.key("public_key", p.PublicKey)
 	b.key("preshared_key", p.PresharedKey) // zero: none
 	b.line("protocol_version", "1")
-	if p.Endpoint.AddrPort.IsValid() { // a Link alone has no form that wg(8) could read
-		b.line("endpoint", p.Endpoint.AddrPort.String())
+	if p.Endpoint.Addr.IsValid() { // a Link alone has no form that wg(8) could read
+		b.line("endpoint", p.Endpoint.Addr.String())
 	}
 	seconds, nanoseconds := wallParts(p.LastHandshake)
 	b.number("last_handshake_time_sec", seconds)

@@ -60,7 +60,7 @@ func TestSetKeepsSession(t *testing.T) {
 		t.Fatal("a request that was refused ended the session")
 	}
 
-	set(t, d, "replace_peers=true\n"+block+fmt.Sprintf("endpoint=%v\n", before.Endpoint.AddrPort)+block+"allowed_ip=10.0.0.2/32\n")
+	set(t, d, "replace_peers=true\n"+block+fmt.Sprintf("endpoint=%v\n", before.Endpoint.Addr)+block+"allowed_ip=10.0.0.2/32\n")
 	after, ok := d.Peer(peer)
 	if !ok || after.Session || !after.LastHandshake.IsZero() || after.Received.Bytes != 0 || after.Sent.Bytes != 0 {
 		t.Fatalf("a replaced peer is %+v", after)

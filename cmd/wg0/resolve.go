@@ -33,7 +33,7 @@ func resolveAgain(ctx context.Context, d *wireguard.Device, r conf.Resolution, e
 		}
 		named.Addr, _ = r.Lookup(ctx, named.Host)
 		a, ok := named.AddrPort()
-		if !ok || a == e.Endpoint.AddrPort {
+		if !ok || a == e.Endpoint.Addr {
 			continue
 		}
 		to := wireguard.EndpointOf(a)

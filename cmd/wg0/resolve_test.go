@@ -70,10 +70,10 @@ func TestResolveAgain(t *testing.T) {
 		time.Sleep(time.Minute)
 		resolver.a.Store(&moved)
 		time.Sleep(3 * time.Minute)
-		if p, _ := d.Peer(peerKey.Public()); !p.Session || p.Endpoint.Addr() != moved {
+		if p, _ := d.Peer(peerKey.Public()); !p.Session || p.Endpoint.Addr.Addr() != moved {
 			t.Errorf("no session at the new address: endpoint %v, session %v", p.Endpoint, p.Session)
 		}
-		if p, _ := d.Peer(other); p.Endpoint.Addr() != old {
+		if p, _ := d.Peer(other); p.Endpoint.Addr.Addr() != old {
 			t.Errorf("a peer without a name was moved to %v", p.Endpoint)
 		}
 		cancel()

@@ -257,7 +257,7 @@ func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
 	const overhead, usual = 80, 1500
 	mtu := 0
 	for p := range d.Peers() {
-		if a := p.Endpoint.Addr(); a.IsValid() {
+		if a := p.Endpoint.Addr.Addr(); a.IsValid() {
 			mtu = max(mtu, t.pathMTU(ctx, "get", a.WithZone("").String()))
 		}
 	}

@@ -29,7 +29,7 @@ func (s socket) Send(trains []wireguard.Train) {
 	for i := range trains {
 		for datagram := range trains[i].Datagrams() {
 			log.Printf("%v -> %v: %v of %d bytes", s.LocalAddr(), trains[i].Endpoint, pipe.TypeOf(datagram), len(datagram))
-			_, trains[i].Err = s.WriteToUDPAddrPort(datagram, trains[i].Endpoint.AddrPort)
+			_, trains[i].Err = s.WriteToUDPAddrPort(datagram, trains[i].Endpoint.Addr)
 		}
 	}
 }

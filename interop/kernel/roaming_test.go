@@ -26,14 +26,14 @@ func TestRoaming(t *testing.T) {
 	// The user network gives another port of the guest's another one outside.
 	p.sh("wg set wg0 listen-port %d", guestPort+1)
 	p.pinged(0)
-	moved := p.status().Endpoint.AddrPort
+	moved := p.status().Endpoint.Addr
 	if moved == p.kernelAt() {
 		t.Errorf("we still send to %v", moved)
 	}
 	p.ping(1)
 	p.sh("wg set wg0 listen-port %d", guestPort)
 	p.pinged(0)
-	if back := p.status().Endpoint.AddrPort; back == moved {
+	if back := p.status().Endpoint.Addr; back == moved {
 		t.Errorf("we still send to %v", back)
 	}
 	p.ping(1)

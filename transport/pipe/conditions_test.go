@@ -237,8 +237,8 @@ func TestEachPathHasItsRate(t *testing.T) {
 func TestMTU(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	fits4, fits6 := strings.Repeat("x", 1400-28), strings.Repeat("x", 1400-48)
-	v6 := wireguard.EndpointOf(b.Endpoint(1000).AddrPort)
-	v6.AddrPort = addrPort(b.Addrs()[1], 1000)
+	v6 := wireguard.EndpointOf(b.Endpoint(1000).Addr)
+	v6.Addr = addrPort(b.Addrs()[1], 1000)
 	n.SetConditions(Conditions{MTU: 1400})
 	a.send(b, fits4, fits4+"x")
 	b.want("28 bytes of headers on IPv4", fits4)

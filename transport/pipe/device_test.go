@@ -127,7 +127,7 @@ func TestDeviceRoamsBehindNAT(t *testing.T) {
 		a.say(b, "six")
 		b.say(a, "seven")
 		a.wantHeard(t, "b followed to the new address", "seven")
-		if p, _ := b.device.Peer(a.key.Public()); p.Endpoint.AddrPort != a.Endpoint(51820).AddrPort {
+		if p, _ := b.device.Peer(a.key.Public()); p.Endpoint.Addr != a.Endpoint(51820).Addr {
 			t.Errorf("b sees %v, want %v", p.Endpoint, a.Endpoint(51820))
 		}
 		n.wantBalance(t)

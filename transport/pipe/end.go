@@ -175,7 +175,7 @@ func (s *socket) Send(ts []wireguard.Train) {
 
 func (s *socket) send(t *wireguard.Train) error {
 	switch {
-	case t.Endpoint.Link != nil || !t.Endpoint.AddrPort.IsValid() || t.Endpoint.Port() == 0:
+	case t.Endpoint.Link != nil || !t.Endpoint.Addr.IsValid() || t.Endpoint.Addr.Port() == 0:
 		return errPlace
 	case len(t.Data) == 0 || t.Size < 1:
 		return errTrain
@@ -189,7 +189,7 @@ func (s *socket) send(t *wireguard.Train) error {
 		return n.sendEach(s, t)
 	}
 	from, err := s.source(&t.Endpoint)
-	to := n.sockets[place{at: t.Endpoint.AddrPort}]
+	to := n.sockets[place{at: t.Endpoint.Addr}]
 	n.mu.RUnlock()
 	if err != nil {
 		return err
@@ -206,7 +206,7 @@ func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 	if e.Source.IsValid() && !slices.Contains(s.end.addrs, e.Source) {
 		e.Source = netip.Addr{}
 	}
-	v4 := e.Addr().Is4()
+	v4 := e.Addr.Addr().Is4()
 	if e.Source.IsValid() && e.Source.Is4() == v4 {
 		return netip.AddrPortFrom(e.Source, s.port), nil
 	}
@@ -231,7 +231,7 @@ func (n *Network) sendWhole(s, to *socket, t *wireguard.Train, from netip.AddrPo
 	arriving := wireguard.Train{
 		Data:     t.Data,
 		Size:     t.Size,
-		Endpoint: wireguard.Endpoint{AddrPort: from, Source: t.Endpoint.Addr()},
+		Endpoint: wireguard.Endpoint{Addr: from, Source: t.Endpoint.Addr.Addr()},
 		TOS:      t.TOS,
 	}
 	var waiting *socket

@@ -101,13 +101,13 @@ func TestSourceAddress(t *testing.T) {
 			if slow {
 				remove = n.Tap(func(Packet) {})
 			}
-			to := wireguard.Endpoint{AddrPort: addrPort(b.Addrs()[tc.to], 1000), Source: tc.source}
+			to := wireguard.Endpoint{Addr: addrPort(b.Addrs()[tc.to], 1000), Source: tc.source}
 			ts := []wireguard.Train{{Data: []byte("x"), Size: 1, Endpoint: to}}
 			a.s.Send(ts)
 			if ts[0].Err != nil || ts[0].Endpoint.Source != tc.leaves {
 				t.Errorf("%s: %v, Source is left as %v, want %v", tc.name, ts[0].Err, ts[0].Endpoint.Source, tc.leaves)
 			}
-			if got := b.from(); got.Addr() != tc.want {
+			if got := b.from(); got.Addr.Addr() != tc.want {
 				t.Errorf("%s: from %v, want %v", tc.name, got, tc.want)
 			}
 			remove()
@@ -185,12 +185,12 @@ func TestRoaming(t *testing.T) {
 		b.trySend(old, "old")
 		a.want("nobody is at the old address")
 		a.send(b, "hello")
-		if from := b.from(); from != a.Endpoint(1000) || from.Addr() != moved {
+		if from := b.from(); from != a.Endpoint(1000) || from.Addr.Addr() != moved {
 			t.Errorf("from %v, want %v", from, moved)
 		}
 		b.send(a, "new")
 		a.want("the socket is still open", "new")
-		if err := a.SetAddrs(moved, old.Addr()); err != nil {
+		if err := a.SetAddrs(moved, old.Addr.Addr()); err != nil {
 			t.Errorf("one more address: %v", err)
 		}
 		b.trySend(old, "back")

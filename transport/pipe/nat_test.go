@@ -36,7 +36,7 @@ func (h *host) from() wireguard.Endpoint {
 	if err != nil || len(ts) != 1 || ts[0].Len() != 1 {
 		h.t.Fatalf("got %v, %v; want one datagram", ts, err)
 	}
-	return wireguard.EndpointOf(ts[0].Endpoint.AddrPort)
+	return wireguard.EndpointOf(ts[0].Endpoint.Addr)
 }
 
 func TestNATMapsAndFilters(t *testing.T) {
@@ -44,14 +44,14 @@ func TestNATMapsAndFilters(t *testing.T) {
 		n, nat, a, b, c := behindNAT(t, NATConfig{})
 		a.send(b, "out")
 		outside := b.from()
-		if outside.Addr() != gateway {
+		if outside.Addr.Addr() != gateway {
 			t.Errorf("from %v, want an address of the NAT", outside)
 		}
 		b.trySend(outside, "answer")
 		a.want("the mapping lets the answer in", "answer")
 		c.trySend(outside, "stranger")
 		a.want("nothing went to c, so c does not get in")
-		b.trySend(wireguard.EndpointOf(addrPort(gateway, outside.Port()+1)), "wrong port")
+		b.trySend(wireguard.EndpointOf(addrPort(gateway, outside.Addr.Port()+1)), "wrong port")
 		a.want("no mapping has that port")
 		b.trySend(wireguard.EndpointOf(addrPort(private, 1000)), "inside address")
 		a.want("an address behind a NAT means nothing outside")
@@ -135,7 +135,7 @@ func TestNATRebind(t *testing.T) {
 		a.want("mappings are forgotten")
 		a.send(b, "x")
 		after := b.from()
-		if after == before || after.Addr() != gateway {
+		if after == before || after.Addr.Addr() != gateway {
 			t.Errorf("from %v and then %v, want another port of one address", before, after)
 		}
 
@@ -150,7 +150,7 @@ func TestNATRebind(t *testing.T) {
 		a.want("the old address is nobody's")
 		n.wantFate(t, FateNoSocket, 1, "not even the NAT's")
 		a.send(b, "x")
-		if got := b.from(); got.Addr() != moved {
+		if got := b.from(); got.Addr.Addr() != moved {
 			t.Errorf("from %v, want %v", got, moved)
 		}
 	})
@@ -201,7 +201,7 @@ func TestMoveBehindNAT(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send(b, "x")
-	if from := b.from(); from.Addr() != gateway {
+	if from := b.from(); from.Addr.Addr() != gateway {
 		t.Errorf("from %v, want the NAT's address", from)
 	}
 	public := netip.MustParseAddr("192.0.2.7")
@@ -209,7 +209,7 @@ func TestMoveBehindNAT(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send(b, "x")
-	if from := b.from(); from.Addr() != public {
+	if from := b.from(); from.Addr.Addr() != public {
 		t.Errorf("from %v, want %v", from, public)
 	}
 	if NewNetwork(Config{}).NewEnd().MoveBehind(nat, private) == nil {

@@ -118,7 +118,7 @@ func TestTrainArrivesWhole(t *testing.T) {
 	if len(got) != 1 || !bytes.Equal(got[0].Data, data[:95]) || got[0].Size != 10 || got[0].TOS != 0x88 {
 		t.Errorf("got %+v", got)
 	}
-	want := wireguard.Endpoint{AddrPort: a.Endpoint(1000).AddrPort, Source: b.Addrs()[0]}
+	want := wireguard.Endpoint{Addr: a.Endpoint(1000).Addr, Source: b.Addrs()[0]}
 	if got[0].Endpoint != want {
 		t.Errorf("endpoint %+v, want %+v", got[0].Endpoint, want)
 	}

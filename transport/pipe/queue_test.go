@@ -142,7 +142,7 @@ func TestTrainsKeepTheirDatagrams(t *testing.T) {
 				w := want[0]
 				want = want[1:]
 				if got := string(d[:min(tr.Size, len(d))]); got != w.data || tr.TOS != w.tos ||
-					tr.Endpoint.AddrPort != w.from.Endpoint(1000).AddrPort {
+					tr.Endpoint.Addr != w.from.Endpoint(1000).Addr {
 					t.Fatalf("%d to go: got %d bytes from %v, want %d", len(want), len(got), tr.Endpoint, len(w.data))
 				}
 			}
@@ -206,7 +206,7 @@ func TestMemoryIsNotShared(t *testing.T) {
 
 func hasOnly(d []byte, hosts []*host, who wireguard.Endpoint) bool {
 	for s, h := range hosts {
-		if h.Endpoint(1000).AddrPort == who.AddrPort {
+		if h.Endpoint(1000).Addr == who.Addr {
 			return bytes.Count(d, []byte{byte(s)}) == len(d)
 		}
 	}

@@ -102,7 +102,7 @@ func TestTapSeesEachFateOnce(t *testing.T) {
 		synctest.Wait()
 		n.SetConditions(Conditions{})
 		a.trySend(b.Endpoint(7), "three")
-		n.Inject(a.Endpoint(1000).AddrPort, b.Endpoint(1000).AddrPort, []byte("four"))
+		n.Inject(a.Endpoint(1000).Addr, b.Endpoint(1000).Addr, []byte("four"))
 		remove()
 		remove()
 		a.send(b, "five")
@@ -316,16 +316,16 @@ func TestInject(t *testing.T) {
 	n.SetConditions(Conditions{Loss: 1})
 	n.Cut(nil, nil)
 	n.Filter(func(*Packet) Verdict { t.Error("a filter was asked"); return Drop })
-	from, to := netip.MustParseAddrPort("198.51.100.1:1"), b.Endpoint(1000).AddrPort
+	from, to := netip.MustParseAddrPort("198.51.100.1:1"), b.Endpoint(1000).Addr
 	data := []byte("forged")
 	if err := n.Inject(from, to, data); err != nil {
 		t.Fatal(err)
 	}
 	clear(data)
-	n.Inject(a.Endpoint(1000).AddrPort, to, []byte("replayed"))
+	n.Inject(a.Endpoint(1000).Addr, to, []byte("replayed"))
 	ts, err := b.rx.Receive()
-	if err != nil || len(ts) != 2 || ts[0].Endpoint.AddrPort != from || string(ts[0].Data) != "forged" ||
-		ts[1].Endpoint.AddrPort != a.Endpoint(1000).AddrPort {
+	if err != nil || len(ts) != 2 || ts[0].Endpoint.Addr != from || string(ts[0].Data) != "forged" ||
+		ts[1].Endpoint.Addr != a.Endpoint(1000).Addr {
 		t.Errorf("got %+v, %v", ts, err)
 	}
 	if s := n.Stats(); s.Injected != 2 || s.Sent.Total() != 0 {
@@ -390,7 +390,7 @@ func TestPcap(t *testing.T) {
 			le.Uint32(record[12:]) != 33 {
 			t.Errorf("record %x", record[:16])
 		}
-		want := UDPPacket(a.Endpoint(1000).AddrPort, b.Endpoint(1000).AddrPort, []byte("hello"))
+		want := UDPPacket(a.Endpoint(1000).Addr, b.Endpoint(1000).Addr, []byte("hello"))
 		if !bytes.Equal(record[16:16+33], want) {
 			t.Errorf("packet %x, want %x", record[16:16+33], want)
 		}

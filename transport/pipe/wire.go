@@ -89,7 +89,7 @@ func (n *Network) sendEach(s *socket, t *wireguard.Train) error {
 			continue
 		}
 		f := n.newFlight(one)
-		f.From, f.To, f.TOS, f.Sender, f.Sent = from, t.Endpoint.AddrPort, t.TOS, s.end, now
+		f.From, f.To, f.TOS, f.Sender, f.Sent = from, t.Endpoint.Addr, t.TOS, s.end, now
 		if !n.translate(f, s.end.behind, now) {
 			f.stage = stageBlocked
 		} else if n.refuses(f) {
@@ -254,7 +254,7 @@ func (n *Network) deliver(f *flight, to *socket, at netip.AddrPort) {
 	t := wireguard.Train{
 		Data:     f.Data,
 		Size:     len(f.Data),
-		Endpoint: wireguard.Endpoint{AddrPort: f.From, Source: at.Addr()},
+		Endpoint: wireguard.Endpoint{Addr: f.From, Source: at.Addr()},
 		TOS:      f.TOS,
 	}
 	put, open := to.queue.put(&t, nil)

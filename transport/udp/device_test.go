@@ -65,8 +65,8 @@ func TestDevices(t *testing.T) {
 			}
 			exchange(tunB, tunA, addrB, addrA, 20) // a learns where b is now
 			exchange(tunA, tunB, addrA, addrB, 20)
-			if s, _ := a.Peer(keyB.Public()); s.Endpoint.Port() != port {
-				t.Errorf("a reaches b on port %d, want %d", s.Endpoint.Port(), port)
+			if s, _ := a.Peer(keyB.Public()); s.Endpoint.Addr.Port() != port {
+				t.Errorf("a reaches b on port %d, want %d", s.Endpoint.Addr.Port(), port)
 			}
 		})
 	}

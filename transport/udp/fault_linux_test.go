@@ -95,7 +95,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 				t.Error("another destination gets single datagrams as well")
 			}
 			// A path that recovers gets its trains back.
-			p.plain.until[to.Addr()] = time.Now()
+			p.plain.until[to.Addr.Addr()] = time.Now()
 			refuse(p, func(*mmsghdr) syscall.Errno { return 0 })
 			before = x.Stats().SendCalls
 			x.send(ts[3])
@@ -123,8 +123,8 @@ func TestRefusedTrainKeepsItsSource(t *testing.T) {
 	ts := []wireguard.Train{trainOf(1, 3000, 1000, to)}
 	x.send(ts...)
 	wantTrain(t, y.receive(ipv4, 3), ts[0])
-	if ts[0].Endpoint.Source != to.Source || !p.plain.has(to.Addr()) {
-		t.Errorf("source %v, plain %v; want the source kept and the trains stopped", ts[0].Endpoint.Source, p.plain.has(to.Addr()))
+	if ts[0].Endpoint.Source != to.Source || !p.plain.has(to.Addr.Addr()) {
+		t.Errorf("source %v, plain %v; want the source kept and the trains stopped", ts[0].Endpoint.Source, p.plain.has(to.Addr.Addr()))
 	}
 }
 

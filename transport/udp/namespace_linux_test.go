@@ -127,7 +127,7 @@ func TestAddressTakenAway(t *testing.T) {
 			t.Fatalf("%s: received at %v, want %v", v.name, back.Source, second)
 		}
 		// The client's end of it is on the address that goes as well, so it moves to 127.0.0.1.
-		back.AddrPort = client.at(ipv4).AddrPort
+		back.Addr = client.at(ipv4).Addr
 		changeAddress(t, remove, second)
 		ts := []wireguard.Train{trainOf(2, 3000, 1000, back)}
 		server.send(ts...)

@@ -90,7 +90,7 @@ func (p *portable) send(ts []wireguard.Train) {
 	oob := controlBuffers.Get().(*controlBuffer)
 	for i := range ts {
 		t := &ts[i]
-		if familyOf(t.Endpoint.Addr()) == p.family {
+		if familyOf(t.Endpoint.Addr.Addr()) == p.family {
 			p.sendTrain(t, oob)
 		}
 	}
@@ -98,7 +98,7 @@ func (p *portable) send(ts []wireguard.Train) {
 }
 
 func (p *portable) sendTrain(t *wireguard.Train, oob *controlBuffer) {
-	to := netip.AddrPortFrom(t.Endpoint.Addr().Unmap(), t.Endpoint.Port())
+	to := netip.AddrPortFrom(t.Endpoint.Addr.Addr().Unmap(), t.Endpoint.Addr.Port())
 	control := p.controlFor(t, oob)
 	size := t.Size
 	if size <= 0 {

@@ -130,7 +130,7 @@ func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 		c.size = n
 	}
 	*t = wireguard.Train{Data: r.mem[i][:n:n], Size: min(c.size, n), TOS: c.tos}
-	t.Endpoint.AddrPort = from
+	t.Endpoint.Addr = from
 	t.Endpoint.Source, t.Endpoint.Interface = c.source()
 	return true
 }

@@ -118,7 +118,7 @@ func (r *routes) concerns(t *wireguard.Train) bool {
 // check lets go of the source of e if the route from it, for packets of the socket, now leads by another interface, or by none
 // since the source is gone. Both ends of e are IPv4 addresses.
 func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
-	p := pair{e.Addr().As4(), e.Source.As4(), e.Port()}
+	p := pair{e.Addr.Addr().As4(), e.Source.As4(), e.Addr.Port()}
 	changes := r.changes.Load()
 	if last := r.last.Load(); last != nil && *last == (seen{p, changes}) {
 		return

@@ -93,7 +93,7 @@ func (p *linuxPath) send(ts []wireguard.Train) {
 	f := p.newFlight()
 	for i := range ts {
 		t := &ts[i]
-		if familyOf(t.Endpoint.Addr()) == p.family {
+		if familyOf(t.Endpoint.Addr.Addr()) == p.family {
 			if p.routes.concerns(t) {
 				p.routes.check(&t.Endpoint, p.raw)
 			}
@@ -105,7 +105,7 @@ func (p *linuxPath) send(ts []wireguard.Train) {
 
 // perMessage is how many of t's datagrams one message may carry.
 func (p *linuxPath) perMessage(t *wireguard.Train) int {
-	if t.Size <= 0 || len(t.Data) <= t.Size || !p.gso || p.plain.has(t.Endpoint.Addr()) {
+	if t.Size <= 0 || len(t.Data) <= t.Size || !p.gso || p.plain.has(t.Endpoint.Addr.Addr()) {
 		return 1
 	}
 	return max(1, min(maxSegments, maxPayload[p.family]/t.Size))
@@ -143,7 +143,7 @@ func (f *flight) add(t *wireguard.Train, data []byte) {
 func (f *flight) address(i int) {
 	m, h := &f.messages[i], &f.hdrs[i].hdr
 	e := &m.train.Endpoint
-	h.Namelen = f.path.putName(&f.names[i], e.AddrPort)
+	h.Namelen = f.path.putName(&f.names[i], e.Addr)
 
 	b := f.oobs[i].bytes()
 	n := putControl(b, f.path.family, e, m.train.TOS)
@@ -236,7 +236,7 @@ func (f *flight) fault(errno syscall.Errno) {
 		// The error can be that of a datagram sent earlier, which the system had kept for us; it can come from an
 		// interface that was replaced by one of another index, or from a source that has been cleared meanwhile.
 		m.tried = true
-		if e.Addr().Zone() != "" {
+		if e.Addr.Addr().Zone() != "" {
 			f.path.zones.forget()
 		}
 		f.address(f.at)
@@ -267,7 +267,7 @@ func (f *flight) single(m *message) {
 	}
 	g.land()
 	if t.Err == before.Err && t.Endpoint == before.Endpoint {
-		p.plain.add(t.Endpoint.Addr(), time.Now())
+		p.plain.add(t.Endpoint.Addr.Addr(), time.Now())
 	}
 }
 

@@ -31,12 +31,12 @@ func TestAnswerComesFromTheAddressReached(t *testing.T) {
 			t.Fatalf("%s: received at %v of interface %d, want %v, pinned to none", v.name, back.Source, back.Interface, second)
 		}
 		server.send(trainOf(2, 2100, 1000, back))
-		if from := client.receive(ipv4, 3)[0].from; !from.SamePlace(&to) {
+		if from := client.receive(ipv4, 3)[0].from; !from.SamePlace(to) {
 			t.Errorf("%s: the answer comes from %v, want %v", v.name, from, to)
 		}
 		back.Source = netip.Addr{}
 		server.send(trainOf(3, 10, 10, back))
-		if from := client.receive(ipv4, 1)[0].from; from.Addr() != loopback(ipv4) {
+		if from := client.receive(ipv4, 1)[0].from; from.Addr.Addr() != loopback(ipv4) {
 			t.Errorf("%s: without source the answer comes from %v, want the system's choice", v.name, from)
 		}
 	}
@@ -291,14 +291,14 @@ func TestZones(t *testing.T) {
 		for range 2 { // the second time the interface is known
 			x.send(trainOf(1, 10, 10, to))
 			back := y.receive(ipv6, 1)[0].from
-			if back.Addr() != local {
-				t.Fatalf("%s: came from %v, want %v", v.name, back.Addr(), local)
+			if back.Addr.Addr() != local {
+				t.Fatalf("%s: came from %v, want %v", v.name, back.Addr.Addr(), local)
 			}
 			if v.control() && back.Source != local.WithZone("") {
 				t.Errorf("%s: received at %v, want %v", v.name, back.Source, local.WithZone(""))
 			}
 			y.send(trainOf(2, 10, 10, back))
-			if from := x.receive(ipv6, 1)[0].from; !from.SamePlace(&to) {
+			if from := x.receive(ipv6, 1)[0].from; !from.SamePlace(to) {
 				t.Errorf("%s: the answer comes from %v, want %v", v.name, from, to)
 			}
 		}

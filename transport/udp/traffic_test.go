@@ -42,7 +42,7 @@ func TestTrainsArriveWhole(t *testing.T) {
 			if wantTrain(t, got, sent); t.Failed() {
 				t.Fatal(s.name)
 			}
-			if from := x.at(f); !got[0].from.SamePlace(&from) {
+			if from := x.at(f); !got[0].from.SamePlace(from) {
 				t.Fatalf("came from %v, want %v", got[0].from, from)
 			}
 		}
@@ -163,7 +163,7 @@ var tooLong = map[bool]error{true: errAny, false: syscall.EMSGSIZE}[runtime.GOOS
 
 func other(f family) netip.AddrPort { return netip.AddrPortFrom(loopback(1-f), 9) }
 
-func addrPort0(e wireguard.Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr(), 0) }
+func addrPort0(e wireguard.Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr.Addr(), 0) }
 
 func TestTypeOfService(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
@@ -188,10 +188,10 @@ func TestTypeOfService(t *testing.T) {
 func TestMappedAddressGoesOutByIPv4(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.pair(t, ipv4)
-		to := wireguard.Endpoint{AddrPort: netip.MustParseAddrPort("[::ffff:127.0.0.1]:9")}
-		to.AddrPort = netip.AddrPortFrom(to.Addr(), y.Port())
+		to := wireguard.Endpoint{Addr: netip.MustParseAddrPort("[::ffff:127.0.0.1]:9")}
+		to.Addr = netip.AddrPortFrom(to.Addr.Addr(), y.Port())
 		x.send(trainOf(1, 2000, 1000, to))
-		if got := y.receive(ipv4, 2); !got[0].from.Addr().Is4() {
+		if got := y.receive(ipv4, 2); !got[0].from.Addr.Addr().Is4() {
 			t.Errorf("%s: came from %v, want an IPv4 address", v.name, got[0].from)
 		}
 	}

@@ -210,7 +210,7 @@ func (s *Socket) Send(ts []wireguard.Train) {
 	var used [families]bool
 	for i := range ts {
 		t := &ts[i]
-		switch f := familyOf(t.Endpoint.Addr()); {
+		switch f := familyOf(t.Endpoint.Addr.Addr()); {
 		case f == noFamily:
 			t.Err = errNoAddress
 		case s.paths[f] == nil:

@@ -40,8 +40,8 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 		}
 		for f := range families {
 			x.send(trainOf(int(f), 100, 100, y.at(f)))
-			if got := y.receive(f, 1); got[0].from.Port() != x.Port() {
-				t.Errorf("%s: %v came from port %d, want %d", v.name, f, got[0].from.Port(), x.Port())
+			if got := y.receive(f, 1); got[0].from.Addr.Port() != x.Port() {
+				t.Errorf("%s: %v came from port %d, want %d", v.name, f, got[0].from.Addr.Port(), x.Port())
 			}
 		}
 	}

@@ -123,7 +123,7 @@ func TestRoutesSurviveErrors(t *testing.T) {
 			ts = []wireguard.Train{six, four, six}
 		}
 		for i := range ts {
-			ts[i].Endpoint.Source = ts[i].Endpoint.Addr()
+			ts[i].Endpoint.Source = ts[i].Endpoint.Addr.Addr()
 		}
 		x.send(ts...)
 		y.receive(ipv4, 3)
@@ -131,7 +131,7 @@ func TestRoutesSurviveErrors(t *testing.T) {
 			y.receive(ipv6, 6)
 		}
 		for i := range ts {
-			if e := &ts[i].Endpoint; e.Source.IsValid() != e.Addr().Is6() {
+			if e := &ts[i].Endpoint; e.Source.IsValid() != e.Addr.Addr().Is6() {
 				t.Errorf("netlink said %v: the source of train %d, to %v, is now %v", err, i, e, e.Source)
 			}
 		}

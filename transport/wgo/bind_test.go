@@ -78,7 +78,7 @@ func TestBindJoinsWhatItReceives(t *testing.T) {
 	wantTrain(t, in, "dddd", 4)
 	f.in <- fakeDatagrams{data: [][]byte{{}}} // nothing to hand on
 	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same place
-	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr().Is4In6() {
+	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr.Addr().Is4In6() {
 		t.Errorf("%v is not %v", b.Endpoint, a.Endpoint)
 	}
 	f.in <- fakeDatagrams{} // an error
@@ -185,14 +185,14 @@ func TestBindLinks(t *testing.T) {
 	f.deliver("nodekey:1", "b")
 	f.deliver("nodekey:2", "c")
 	a, b, c := wantTrain(t, in, "a", 1).Endpoint, wantTrain(t, in, "b", 1).Endpoint, wantTrain(t, in, "c", 1).Endpoint
-	if a != b || a == c || !a.SamePlace(&b) || a.Link.Key() == c.Link.Key() || a.Link.Key() != b.Link.Key() {
+	if a != b || a == c || !a.SamePlace(b) || a.Link.Key() == c.Link.Key() || a.Link.Key() != b.Link.Key() {
 		t.Errorf("endpoints %v, %v and %v", a, b, c)
 	}
 	configured, err := ParseEndpoint(f, "nodekey:1")
 	if err != nil || configured != a || configured.String() != "nodekey:1" {
 		t.Errorf("ParseEndpoint = %v, %v, want %v", configured, err, a)
 	}
-	if e, err := ParseEndpoint(f, "[fe80::1%eth0]:5"); err != nil || e.AddrPort != netip.MustParseAddrPort("[fe80::1%eth0]:5") {
+	if e, err := ParseEndpoint(f, "[fe80::1%eth0]:5"); err != nil || e.Addr != netip.MustParseAddrPort("[fe80::1%eth0]:5") {
 		t.Errorf("ParseEndpoint of an address = %v, %v", e, err)
 	}
 	if _, err := ParseEndpoint(f, ""); err == nil {

@@ -88,14 +88,11 @@ func (c *connBind) BatchSize() int { return conn.IdealBatchSize }
 
 // ParseEndpoint parses an address and port.
 func (c *connBind) ParseEndpoint(s string) (conn.Endpoint, error) {
-	e := new(endpoint)
-	if err := e.UnmarshalText([]byte(s)); err != nil {
+	e, err := wireguard.ParseEndpoint(s)
+	if err != nil {
 		return nil, err
 	}
-	if e.IsZero() {
-		return nil, errors.New("wgo: the endpoint is empty")
-	}
-	return e, nil
+	return &endpoint{Endpoint: e}, nil
 }
 
 // An endpoint is an Endpoint as a conn.Endpoint. It never changes but for forgetting its source: wireguard-go calls
@@ -127,7 +124,7 @@ func (e *endpoint) DstIP() netip.Addr {
 	if e.Link != nil {
 		return netip.AddrFrom16(e.Link.Key())
 	}
-	return e.Addr()
+	return e.Addr.Addr()
 }
 
 // DstToBytes is what cookies are bound to.
@@ -136,7 +133,7 @@ func (e *endpoint) DstToBytes() []byte {
 		key := e.Link.Key()
 		return key[:]
 	}
-	b, _ := e.AddrPort.MarshalBinary() // never fails
+	b, _ := e.Addr.MarshalBinary() // never fails
 	return b
 }
 

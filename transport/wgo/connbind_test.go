@@ -277,7 +277,7 @@ func TestConnBindSource(t *testing.T) {
 	c.Send([][]byte{{1}}, e)
 	b.fail = nil
 	wantSource(e, false, "the socket found it gone")
-	if ip, raw := e.DstIP(), e.DstToBytes(); ip != from.Addr() || !bytes.Equal(raw, []byte{10, 0, 0, 1, 1, 0}) {
+	if ip, raw := e.DstIP(), e.DstToBytes(); ip != from.Addr.Addr() || !bytes.Equal(raw, []byte{10, 0, 0, 1, 1, 0}) {
 		t.Errorf("DstIP %v, DstToBytes %v", ip, raw)
 	}
 	from = wireguard.Endpoint{Link: link{"nodekey:1"}}

@@ -3,7 +3,6 @@ package wgo
 import (
 	"crypto/sha256"
 	"fmt"
-	"net/netip"
 	"sync"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -22,8 +21,8 @@ func (l link) Key() [16]byte {
 func (l link) String() string { return l.name }
 
 // ParseEndpoint makes an Endpoint of text that b understands, for the configuration of a peer that is reached through
-// Bind(b). It is needed where b has endpoints that are no address and port; for those that are, as with StdNetBind,
-// Endpoint.UnmarshalText and EndpointOf do as well.
+// Bind(b). It is needed where b has endpoints other than an address and port. For an address and port, as with
+// StdNetBind, wireguard.ParseEndpoint and EndpointOf suffice.
 func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	ep, err := b.ParseEndpoint(s)
 	if err != nil {
@@ -39,11 +38,10 @@ func endpointOf(ep conn.Endpoint) wireguard.Endpoint {
 		e = wireguard.EndpointOf(std.AddrPort)
 	} else {
 		name := ep.DstToString()
-		a, err := netip.ParseAddrPort(name)
-		if err != nil || a.Port() == 0 {
+		var err error
+		if e, err = wireguard.ParseEndpoint(name); err != nil {
 			return wireguard.Endpoint{Link: link{name}}
 		}
-		e = wireguard.EndpointOf(a)
 	}
 	if src := ep.SrcIP().Unmap(); src.IsValid() && !src.IsUnspecified() {
 		e.Source = src
@@ -104,7 +102,7 @@ func (r *routes) find(e *wireguard.Endpoint) (conn.Endpoint, error) {
 	if ep, ok := r.lookup(e); ok {
 		return ep, nil
 	}
-	plain := wireguard.Endpoint{AddrPort: e.AddrPort, Link: e.Link}
+	plain := wireguard.Endpoint{Addr: e.Addr, Link: e.Link}
 	if ep, ok := r.lookup(&plain); ok {
 		return ep, nil
 	}

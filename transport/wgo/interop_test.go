@@ -84,7 +84,7 @@ func ours(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) 
 		Bind:       Bind(conn.NewStdNetBind()),
 		Peers: []wireguard.PeerConfig{{
 			PublicKey:  peer.key.Public(),
-			Endpoint:   wireguard.Endpoint{AddrPort: to},
+			Endpoint:   wireguard.Endpoint{Addr: to},
 			AllowedIPs: []netip.Prefix{netip.PrefixFrom(peer.addr, peer.addr.BitLen())},
 		}},
 	})
