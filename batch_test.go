@@ -55,12 +55,6 @@ func TestPadLikeKernel(t *testing.T) {
 	}
 }
 
-// A failer is a test or a rapid test.
-type failer interface {
-	Helper()
-	Fatalf(format string, args ...any)
-}
-
 // checkLayout fails unless the messages of b lie back to back, with room round each packet, and hold packets.
 func checkLayout(t failer, b *Batch, packets [][]byte) {
 	t.Helper()

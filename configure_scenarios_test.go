@@ -16,39 +16,6 @@ import (
 
 // Configure on devices that run, with sessions that stand and packets that flow.
 
-func prefixesOf(ss ...string) (ps []netip.Prefix) {
-	for _, s := range ss {
-		ps = append(ps, netip.MustParsePrefix(s))
-	}
-	return ps
-}
-
-func ipPacket(src, dst netip.AddrPort, payload string) []byte {
-	return pipe.UDPPacket(src, dst, []byte(payload))
-}
-
-// wantWorks asserts that a packet each way gets through, on the sessions that stand.
-func wantWorks(w *world, a, b *node, why string) {
-	w.Helper()
-	w.script()
-	a.send(b, why)
-	b.send(a, why)
-	w.want(fmt.Sprintf("%s data, %s data", a.name, b.name), why)
-	b.wantArrived(why, why)
-	a.wantArrived(why, why)
-}
-
-// hub is a device with sessions with b, c and d.
-func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
-	h, b, c, d = w.node("hub", alter...), w.node("b"), w.node("c"), w.node("d")
-	for _, n := range []*node{b, c, d} {
-		h.knows(n)
-		n.knows(h)
-		w.connect(h, n)
-	}
-	return h, b, c, d
-}
-
 // A change is carried out as a whole or not at all: with one mistake anywhere in it, or a socket that cannot be had,
 // nothing is changed, and the error tells all the mistakes.
 func TestConfigureAllOrNothing(t *testing.T) {

@@ -13,9 +13,6 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// mac2 is the last field of a handshake message.
-func mac2(m message) []byte { return m.data[len(m.data)-16:] }
-
 func (w *world) wantMAC2(kind string, set bool, why string) {
 	w.Helper()
 	if got := !bytes.Equal(mac2(w.last(kind)), make([]byte, 16)); got != set {

@@ -231,15 +231,6 @@ func TestCookieKeepsMAC1OfLastMessage(t *testing.T) {
 	}
 }
 
-// A testLink is a Link of a Bind of its own.
-type testLink struct {
-	name string
-	key  byte
-}
-
-func (l testLink) Key() [16]byte  { return [16]byte{15: l.key} }
-func (l testLink) String() string { return l.name }
-
 func TestSources(t *testing.T) {
 	at := func(s string) *Endpoint { e := EndpointOf(netip.MustParseAddrPort(s)); return &e }
 	link := func(name string, key byte) *Endpoint { return &Endpoint{Link: testLink{name, key}} }

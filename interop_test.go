@@ -13,14 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"github.com/seed-86b749af/wireguard/transport/udp"
 	"golang.org/x/crypto/blake2s"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun/tuntest"
-
-	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/transport/pipe"
-	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
 // Interoperability with wireguard-go over UDP sockets on loopback. All goes through a relay, which counts what passes
@@ -122,18 +121,6 @@ type interop struct {
 	ourKey    wireguard.PrivateKey
 	theirKey  wireguard.PrivateKey
 	theirPort uint16
-}
-
-var (
-	ourAddrs   = [2]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
-	theirAddrs = [2]netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
-)
-
-func prefixes(addrs [2]netip.Addr) (ps []netip.Prefix) {
-	for _, a := range addrs {
-		ps = append(ps, netip.PrefixFrom(a, a.BitLen()))
-	}
-	return ps
 }
 
 func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *interop {

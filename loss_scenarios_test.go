@@ -15,42 +15,6 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// numbered are the payloads "0", "1", … from one number up to another.
-func numbered(from, to int) (s []string) {
-	for i := from; i < to; i++ {
-		s = append(s, strconv.Itoa(i))
-	}
-	return s
-}
-
-// traffic sends a packet each way every gap, and returns what arrived at b and at a.
-func traffic(w *world, a, b *node, n int, gap time.Duration) (atB, atA []string) {
-	for i := range n {
-		a.send(b, strconv.Itoa(i))
-		b.send(a, strconv.Itoa(i))
-		w.advance(gap)
-		atB, atA = append(atB, b.arrived()...), append(atA, a.arrived()...)
-	}
-	w.advance(time.Second)
-	return append(atB, b.arrived()...), append(atA, a.arrived()...)
-}
-
-// wantOnceInOrder asserts that no payload arrived twice, and each in its turn, and that at least some did.
-func wantOnceInOrder(w *world, got []string, atLeast int) {
-	w.Helper()
-	last := -1
-	for _, s := range got {
-		i, err := strconv.Atoi(s)
-		if err != nil || i <= last {
-			w.Fatalf("%q arrived after %d", s, last)
-		}
-		last = i
-	}
-	if len(got) < atLeast {
-		w.Fatalf("%d packets arrived, want %d at least", len(got), atLeast)
-	}
-}
-
 // Loss costs the packets that are lost, and nothing else: sessions are renewed on time, in spite of it. Each message carries
 // its own counter, so that none depends on the one before (section 5.4.6), and a lost handshake message is sent again after
 // REKEY_TIMEOUT (section 6.4).

@@ -1,9 +1,7 @@
 package wireguard_test
 
 import (
-	"math/rand/v2"
 	"runtime"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,22 +11,6 @@ import (
 // Handshake messages are computed with nothing locked. What changes meanwhile counts: a message is committed and sent only
 // if all that it was computed on still holds. The device's randomness, which is asked for amid the computation, is where
 // the tests come in.
-
-// meanwhile lets happen something amid the first handshake message that n makes from now on. n is not up yet.
-func (n *node) meanwhile(something func()) {
-	var mu sync.Mutex
-	random, calls := rand.NewChaCha8([32]byte{5}), 0
-	wireguard.SetRandom(n.Device, func(b []byte) {
-		mu.Lock()
-		random.Read(b)
-		calls++
-		first := calls == 1
-		mu.Unlock()
-		if first {
-			something()
-		}
-	})
-}
 
 // playMeanwhile plays with devices a, the initiator, and b. who says amid whose message something happens.
 func playMeanwhile(t *testing.T, who string, something func(w *world, a, b *node), play func(w *world, a, b *node)) {

@@ -9,27 +9,6 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-var (
-	elsewhere  = netip.MustParseAddr("203.0.113.9")
-	elsewhere2 = netip.MustParseAddr("203.0.113.10")
-	stranger   = netip.MustParseAddrPort("203.0.113.66:666")
-)
-
-// move gives n another address on the wire. The old one reaches nobody any more.
-func (n *node) move(to netip.Addr) {
-	n.w.Helper()
-	if err := n.end.SetAddrs(to); err != nil {
-		n.w.Fatal(err)
-	}
-}
-
-func (n *node) wantEndpoint(o *node, at netip.AddrPort, why string) {
-	n.w.Helper()
-	if got := n.status(o).Endpoint.Addr; got != at {
-		n.w.Fatalf("at %v: %s has %s at %v, want %v: %s", n.w.now(), n.name, o.name, got, at, why)
-	}
-}
-
 // "the peer's endpoint is … the outer source IP address of the most recent correctly-authenticated packet received"
 // (2.1): the one that moves sends, and is followed.
 func TestRoaming(t *testing.T) {
@@ -364,13 +343,6 @@ func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
 		w.connect(b, a)
 		play(w, a, b)
 	})
-}
-
-// changePort gives n another port.
-func (n *node) changePort(to uint16) {
-	n.w.Helper()
-	n.configure(wireguard.Change{ListenPort: &to})
-	n.port = to
 }
 
 // lostUntilTold asserts that packets each way are lost for half a minute, and that they arrive after b is told where a is.

@@ -24,7 +24,7 @@ import (
 // The simulation: whole devices in virtual time, and a schedule of what happens to them and to the wire between them, made
 // of one seed:
 //
-//	seed ─▶ schedule ─▶ steps (simulation_steps_test.go) ─▶ devices on a pipe.Network ─▶ judge (simulation_check_test.go)
+//	seed ─▶ schedule ─▶ steps (simulation_steps_test.go) ─▶ devices on a pipe.Network ─▶ judge (kit_judge_test.go)
 //
 // Schedules are of episodes. In each, steps do harm, and the last one undoes it all and asserts that every tunnel heals.
 var (

@@ -187,3 +187,30 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 		}
 	})
 }
+
+// Fault of a peer project: a receiver that stops for ever after one odd socket error. It goes on, tells of it, and does
+// not spin.
+func TestReceiverSurvivesErrors(t *testing.T) {
+	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
+		w.connect(a, b)
+		a.wantEvents("before", wireguard.EventHandshake)
+		odd := errors.New("recvmsg: network is down")
+		mood.set(func() {
+			for range 12 {
+				mood.moods = append(mood.moods, odd)
+			}
+		})
+		b.send(a, "one") // the Receive under way still brings it
+		a.wantArrived("before the trouble", "one")
+		w.advance(10 * time.Second)
+		es := a.wantEvents("told once a second at most", wireguard.EventBindTrouble, wireguard.EventBindTrouble, wireguard.EventBindTrouble)
+		if !errors.Is(es[0].Err, odd) {
+			w.Fatalf("event %+v", es[0])
+		}
+		b.send(a, "two")
+		a.wantArrived("it goes on", "two")
+		mood.set(func() { mood.moods = []error{odd, odd, odd} })
+		b.send(a, "three")
+		a.Close() // amid the wait
+	})
+}

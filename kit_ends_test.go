@@ -469,3 +469,19 @@ func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64,
 		}
 	}
 }
+
+// A failer is a test or a rapid test.
+type failer interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// A testLink is a Link of a Bind of its own.
+type testLink struct {
+	name string
+	key  byte
+}
+
+func (l testLink) Key() [16]byte { return [16]byte{15: l.key} }
+
+func (l testLink) String() string { return l.name }

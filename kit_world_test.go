@@ -23,7 +23,7 @@ import (
 //	10.0.0.3, fd00::3  c ── 198.18.0.3:1003 ─┘
 //
 // Every device in a scenario has a Bind and a Tunnel that scribble over what they lend it as soon as they may; see
-// scribble_test.go.
+// kit_scribble_test.go.
 
 // A world is a wire and the devices on it.
 type world struct {
@@ -37,18 +37,6 @@ type world struct {
 	past []message // put on the wire before that
 	rule func(m *message) pipe.Verdict
 }
-
-// A message is a datagram that a device put on the wire, whatever became of it.
-type message struct {
-	at       time.Duration // since the start of the world
-	from     *node
-	src, dst netip.AddrPort // src as seen outside of a NAT
-	kind     pipe.MessageType
-	tos      uint8
-	data     []byte
-}
-
-func (m *message) String() string { return m.from.name + " " + m.kind.String() }
 
 // A node is a device in a world.
 type node struct {
@@ -345,145 +333,6 @@ func (w *world) suspend(d time.Duration, nodes ...*node) {
 	w.settle()
 }
 
-// record is the filter that sees all that devices send.
-func (w *world) record(p *pipe.Packet) pipe.Verdict {
-	m := message{
-		at: w.now(), src: p.From, dst: p.To, kind: p.Type, tos: p.TOS, data: append([]byte(nil), p.Data...),
-	}
-	for _, n := range w.nodes {
-		if n.end == p.Sender {
-			m.from = n
-		}
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.log = append(w.log, m)
-	if w.rule != nil {
-		return w.rule(&m)
-	}
-	return pipe.Pass
-}
-
-// script takes what devices put on the wire since it was last called, in order: "a initiation, b response, a data x3".
-func (w *world) script() string {
-	w.settle()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var parts []string
-	last, n := "", 0
-	flush := func() {
-		switch {
-		case n == 1:
-			parts = append(parts, last)
-		case n > 1:
-			parts = append(parts, fmt.Sprintf("%s x%d", last, n))
-		}
-	}
-	for i := range w.log {
-		if s := w.log[i].String(); s != last {
-			flush()
-			last, n = s, 0
-		}
-		n++
-	}
-	flush()
-	w.past, w.log = append(w.past, w.log...), nil
-	return strings.Join(parts, ", ")
-}
-
-// want asserts all that was put on the wire since the last want.
-func (w *world) want(script, why string) {
-	w.Helper()
-	if got := w.script(); got != script {
-		w.Fatalf("at %v: on the wire: %q, want %q: %s", w.now(), got, script, why)
-	}
-}
-
-// wantIdle asserts that nothing is put on the wire for d.
-func (w *world) wantIdle(d time.Duration, why string) {
-	w.Helper()
-	w.advance(d)
-	w.want("", why)
-}
-
-// wantAt asserts that nothing is put on the wire until d has passed, and script right then.
-func (w *world) wantAt(d time.Duration, script, why string) {
-	w.Helper()
-	w.wantIdle(d-1, "before: "+why)
-	w.advance(1)
-	w.want(script, why)
-}
-
-// jitter is the most that is added to REKEY_TIMEOUT.
-const jitter = time.Second / 3
-
-// wantJittered is wantAt with jitter: nothing before d, and script not later than d and the jitter.
-func (w *world) wantJittered(d time.Duration, script, why string) {
-	w.Helper()
-	w.wantIdle(d-1, "before: "+why)
-	w.advance(jitter + 1)
-	w.want(script, why)
-}
-
-// last is the newest message of a kind, "a initiation", that was put on the wire.
-func (w *world) last(kind string) message {
-	w.Helper()
-	w.settle()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	all := append(w.past, w.log...)
-	for i := len(all) - 1; i >= 0; i-- {
-		if all[i].String() == kind {
-			return all[i]
-		}
-	}
-	w.Fatalf("at %v: no %s was sent", w.now(), kind)
-	return message{}
-}
-
-// replay injects a message once more, from its source or another one.
-func (w *world) replay(m message, from ...netip.AddrPort) {
-	w.Helper()
-	src := m.src
-	if len(from) > 0 {
-		src = from[0]
-	}
-	if err := w.net.Inject(src, m.dst, m.data); err != nil {
-		w.Fatal(err)
-	}
-	w.settle()
-}
-
-// judge lets rule decide on each message, until the next call; nil lets all pass.
-func (w *world) judge(rule func(m *message) pipe.Verdict) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rule = rule
-}
-
-// lose drops the next n messages of a kind.
-func (w *world) lose(kind string, n int) { w.meet(pipe.Drop, kind, n) }
-
-// hold keeps the next n messages of a kind back until release.
-func (w *world) hold(kind string, n int) { w.meet(pipe.Hold, kind, n) }
-
-func (w *world) meet(v pipe.Verdict, kind string, n int) {
-	w.judge(func(m *message) pipe.Verdict {
-		if n > 0 && m.String() == kind {
-			n--
-			return v
-		}
-		return pipe.Pass
-	})
-}
-
-// release lets go what was held.
-func (w *world) release() {
-	w.judge(nil)
-	w.net.Release()
-	w.settle()
-}
-
 // connect makes a session, with n as its initiator, and takes the handshake off the log.
 func (w *world) connect(n, o *node) {
 	w.Helper()
@@ -515,3 +364,92 @@ func (n *node) restart() {
 }
 
 func contains(err error, text string) bool { return err != nil && strings.Contains(err.Error(), text) }
+
+func prefixesOf(ss ...string) (ps []netip.Prefix) {
+	for _, s := range ss {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
+}
+
+func ipPacket(src, dst netip.AddrPort, payload string) []byte {
+	return pipe.UDPPacket(src, dst, []byte(payload))
+}
+
+// wantWorks asserts that a packet each way gets through, on the sessions that stand.
+func wantWorks(w *world, a, b *node, why string) {
+	w.Helper()
+	w.script()
+	a.send(b, why)
+	b.send(a, why)
+	w.want(fmt.Sprintf("%s data, %s data", a.name, b.name), why)
+	b.wantArrived(why, why)
+	a.wantArrived(why, why)
+}
+
+// hub is a device with sessions with b, c and d.
+func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
+	h, b, c, d = w.node("hub", alter...), w.node("b"), w.node("c"), w.node("d")
+	for _, n := range []*node{b, c, d} {
+		h.knows(n)
+		n.knows(h)
+		w.connect(h, n)
+	}
+	return h, b, c, d
+}
+
+// meanwhile lets happen something amid the first handshake message that n makes from now on. n is not up yet.
+func (n *node) meanwhile(something func()) {
+	var mu sync.Mutex
+	random, calls := rand.NewChaCha8([32]byte{5}), 0
+	wireguard.SetRandom(n.Device, func(b []byte) {
+		mu.Lock()
+		random.Read(b)
+		calls++
+		first := calls == 1
+		mu.Unlock()
+		if first {
+			something()
+		}
+	})
+}
+
+var (
+	elsewhere  = netip.MustParseAddr("203.0.113.9")
+	elsewhere2 = netip.MustParseAddr("203.0.113.10")
+	stranger   = netip.MustParseAddrPort("203.0.113.66:666")
+)
+
+// move gives n another address on the wire. The old one reaches nobody any more.
+func (n *node) move(to netip.Addr) {
+	n.w.Helper()
+	if err := n.end.SetAddrs(to); err != nil {
+		n.w.Fatal(err)
+	}
+}
+
+func (n *node) wantEndpoint(o *node, at netip.AddrPort, why string) {
+	n.w.Helper()
+	if got := n.status(o).Endpoint.Addr; got != at {
+		n.w.Fatalf("at %v: %s has %s at %v, want %v: %s", n.w.now(), n.name, o.name, got, at, why)
+	}
+}
+
+// changePort gives n another port.
+func (n *node) changePort(to uint16) {
+	n.w.Helper()
+	n.configure(wireguard.Change{ListenPort: &to})
+	n.port = to
+}
+
+var (
+	ourAddrs   = [2]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+	theirAddrs = [2]netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
+)
+
+func prefixes(addrs [2]netip.Addr) (ps []netip.Prefix) {
+	for _, a := range addrs {
+		ps = append(ps, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return ps
+}

@@ -1,0 +1,70 @@
+package wireguard_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// NextDeadline and NextReason tell what a peer will do next.
+func TestStatusOfDeadlines(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		want := func(n, o *node, in time.Duration, reason string) {
+			w.Helper()
+			w.settle()
+			if s := n.status(o); s.NextReason != reason || s.NextDeadline < in || s.NextDeadline > in+2*jitter {
+				w.Fatalf("%s: next %q in %v, want %q in %v", n.name, s.NextReason, s.NextDeadline, reason, in)
+			}
+		}
+		want(a, b, 0, "")
+		w.net.Cut(nil, nil)
+		a.send(b, "x")
+		want(a, b, 5*time.Second, "retransmit the initiation")
+		if s := a.status(b); !s.Initiating || s.Attempts != 1 || s.Staged != 1 || s.Session {
+			w.Fatalf("status %+v", s)
+		}
+		w.net.Mend(nil, nil)
+		w.advance(5*time.Second + jitter)
+		want(b, a, 10*time.Second-jitter, "send a keepalive")
+		want(a, b, 15*time.Second-jitter, "make a new session: data went unanswered")
+		w.advance(10 * time.Second)
+		at := 180*time.Second - a.status(b).SessionAge
+		want(a, b, at, "the session expires")
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
+		want(a, b, 25*time.Second, "send a persistent keepalive")
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(time.Duration(0))})
+		w.advance(at)
+		want(a, b, 360*time.Second, "wipe the session")
+		if s := a.status(b); s.Session || s.SessionAge != 0 || s.Initiating {
+			w.Fatalf("status %+v", s)
+		}
+	})
+}
+
+// The time of the last handshake is that of the wall clock at that moment, whatever the clock does
+// later: programs compare it to see whether there was a new handshake.
+func TestLastHandshakeIsFixed(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.advance(1500 * time.Millisecond)
+		a.send(b, "one")
+		w.settle()
+		at := a.clock.Wall()
+		for _, then := range []struct {
+			why string
+			do  func()
+		}{
+			{"at once", func() {}},
+			{"later", func() { w.advance(10 * time.Second) }},
+			{"when the clock was set", func() { a.clock.stepWall(-time.Hour); b.clock.stepWall(time.Hour) }},
+			{"down", func() { a.Down() }},
+		} {
+			then.do()
+			for _, s := range []wireguard.PeerStatus{a.status(b), b.status(a)} {
+				if !s.LastHandshake.Equal(at) {
+					t.Errorf("%s: the last handshake was at %v, want %v", then.why, s.LastHandshake, at)
+				}
+			}
+		}
+	})
+}
