@@ -1,9 +1,9 @@
 // Package conf reads and writes the configuration files of wg(8) and wg-quick(8).
 //
-// [ReadFile] and [Parse] give a [File] of typed values; a program changes these and takes [File.Text], which is the text that was read
-// but for the values that changed: comments, order, spelling and keys that this package does not know stay. A File becomes a
-// [wireguard.Config] for a new device, or a [wireguard.Change] for a running one. Names of endpoints are resolved
-// by [File.Resolve], when the program says so.
+// [ReadFile] and [Parse] return a [File] of typed values. [File.Config] makes a [wireguard.Config] of it for a new device, and
+// [File.Change] a [wireguard.Change] for a running one. [File.Resolve] resolves the names of endpoints first; nothing else
+// does. A program that changes values writes the file with [File.Text]: comments, order, spelling and keys that this package
+// does not know stay as they were.
 //
 //	f, err := conf.ReadFile("office.conf")
 //	...
@@ -17,14 +17,14 @@
 //
 // # The format
 //
-// Keys and section names are the same in any case, and white space round them and in them does not count. A # begins a
-// comment, and nothing else does: a ; belongs to the value. Address, DNS, AllowedIPs and the four hooks add up where they are
-// repeated; of any other key, the last line counts. The values of the hooks are a line each, exactly as written.
+// Keys and names of sections may be in upper or lower case, and white space in them or around them does not count. Only #
+// begins a comment; a ; belongs to the value. Repeated lines of Address, DNS, AllowedIPs and the four hooks add up. Of any
+// other key, the last line counts. The value of a hook is its line, exactly as written.
 //
 // # Secrets
 //
-// A File holds private and preshared keys. It does not print them: its only way out is Text. No error repeats a key, nor
-// a text that could be one or a part of one, such as a line that lost its beginning: the line's number stands for it.
+// A File holds private and preshared keys, and prints none of them. Only Text returns them. No error repeats a key, or a
+// text that could be a key or a part of one, such as a line that lost its beginning. It gives the number of the line instead.
 package conf
 
 import (
@@ -44,11 +44,11 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// A File is a configuration: one [Interface] and any number of [Peer] sections. The zero value is an empty one. A File
-// is for one goroutine at a time.
+// A File is a configuration: one [Interface] and any number of [Peer] sections. The zero value is an empty file. A File is
+// for one goroutine at a time. A copy shares its slices.
 type File struct {
-	Interface Interface
-	Peers     []Peer // in the order of the file
+	Interface Interface // the [Interface] section
+	Peers     []Peer    // the [Peer] sections, in the order of the file
 
 	sections []*section // as read, in order; the first is what stands above all sections
 	first    place      // of the first section
@@ -68,48 +68,48 @@ func (f *File) at(p place) *section {
 	return f.sections[p-f.first]
 }
 
-// An Interface is the [Interface] section. The zero value of a field means that the file does not set it. Of its keys,
-// wg(8) knows PrivateKey, ListenPort and FwMark; wg-quick(8) knows the others.
+// An Interface is the [Interface] section. The zero value of a field means that the file does not set it. wg(8) knows the
+// keys PrivateKey, ListenPort and FwMark, and wg-quick(8) knows the others.
 //
 // A copy of an Interface belongs to the same place in the file.
 type Interface struct {
-	PrivateKey wireguard.PrivateKey
-	ListenPort uint16
-	FwMark     uint32
+	PrivateKey wireguard.PrivateKey // the identity of the device
+	ListenPort uint16               // the UDP port; 0 lets the Bind choose
+	FwMark     uint32               // the mark of what the sockets send; 0 means none
 
-	Addresses  []netip.Prefix // key Address; an address without a length is a prefix of one address
-	DNS        []netip.Addr   // key DNS, what is an address of it
-	Search     []string       // key DNS, what is no address: domains to search
-	MTU        int            // in bytes; 0: to be found out
-	Table      string         // "": as auto; TableAuto, TableOff, or a routing table's number or name
-	PreUp      []string       // hooks, in order, for a shell; see ExpandHook
-	PostUp     []string       // likewise
-	PreDown    []string       // likewise
-	PostDown   []string       // likewise
+	Addresses  []netip.Prefix // key Address; an address without a length is a prefix of one address; see File.Addrs
+	DNS        []netip.Addr   // key DNS: its name servers
+	Search     []string       // key DNS: its domains to search
+	MTU        int            // in bytes; 0 leaves the choice to the program
+	Table      string         // TableAuto, TableOff, or a routing table's number or name; empty means TableAuto
+	PreUp      []string       // hooks for a shell before the interface goes up, in order; see ExpandHook
+	PostUp     []string       // hooks after it went up
+	PreDown    []string       // hooks before it goes down
+	PostDown   []string       // hooks after it went down
 	SaveConfig bool           // whether wg-quick down writes the file anew
 
 	from place
 }
 
-// Values of Interface.Table with a meaning of their own: routes go where wg-quick(8) puts them, or are left alone.
+// Values of Interface.Table that are not a table.
 const (
-	TableAuto = "auto"
-	TableOff  = "off"
+	TableAuto = "auto" // routes go where wg-quick(8) puts them
+	TableOff  = "off"  // no routes are added
 )
 
 // A Peer is a [Peer] section. The zero value of a field means that the file does not set it.
 //
-// A copy of a Peer belongs to the same place in the file. Where two Peers of one File do, the first has it, and the
-// other is written as a new section.
+// A copy of a Peer belongs to the same place in the file. Of two Peers of one File that belong to one place, the first takes it,
+// and Text writes the other as a new section.
 type Peer struct {
-	PublicKey           wireguard.PublicKey    // names the peer
-	PresharedKey        wireguard.PresharedKey // zero: none
-	Endpoint            Endpoint               // where the peer is at first; zero: it comes by itself
-	PersistentKeepalive time.Duration          // whole seconds
+	PublicKey           wireguard.PublicKey    // the peer's identity
+	PresharedKey        wireguard.PresharedKey // zero means none
+	Endpoint            Endpoint               // where the peer is at first; zero means that the peer makes contact
+	PersistentKeepalive time.Duration          // in whole seconds; 0 means off
 
-	// AllowedIPs are the peer's, as written: bits beyond the length are kept. Those of the file with a - in front
-	// are RemoveAllowedIPs. Any + or - makes the list Incremental: a difference, with wg addconf and syncconf, to what the
-	// peer has, and not the whole of it.
+	// AllowedIPs are the peer's prefixes as written, with the bits beyond their lengths. RemoveAllowedIPs are those that
+	// the file has with a - before them. Any + or - makes the list Incremental: for wg addconf and syncconf it is then a
+	// difference to the prefixes that the peer has, and not all of them.
 	AllowedIPs       []netip.Prefix
 	RemoveAllowedIPs []netip.Prefix
 	Incremental      bool
@@ -117,14 +117,14 @@ type Peer struct {
 	from place
 }
 
-// An Error is one thing that is wrong with a file.
+// An Error is one thing that is wrong with a file. It is a value that nobody changes.
 type Error struct {
-	Line int    // from 1; 0: no single one, as for a peer that the program added
-	Key  string // as the format's documentation spells it, or an unknown one as written; a section's name in brackets; or empty
+	Line int    // from 1; 0 if no line is to blame, as for a peer that the program added
+	Key  string // as the format's documentation spells it, an unknown key as written, a section's name in brackets, or empty
 	Err  error  // what is wrong, and what to write instead
 }
 
-// Error is "line 7: AllowedIPs: ..." in one line.
+// Error returns one line such as "line 7: AllowedIPs: ...".
 func (e *Error) Error() string {
 	var b strings.Builder
 	if e.Line != 0 {
@@ -136,7 +136,7 @@ func (e *Error) Error() string {
 	return b.String() + e.Err.Error()
 }
 
-// Unwrap is Err.
+// Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
 // Errors returns the Errors that err joins or wraps, in their order. It returns nil for an error that holds none.
@@ -169,8 +169,8 @@ type line struct {
 	key  string // in lower case; empty: a comment, or nothing
 }
 
-// Parse reads a file. The error joins everything that is wrong, each an [Error] with its line; the file is nil then.
-// Unknown keys and sections are no errors here, see [File.Unknown], nor is what only [File.Validate] can tell.
+// Parse parses the text of a file. If anything is wrong, the file is nil, and the error joins one [Error] with its line for
+// each thing. Unknown keys and sections are not errors here, see [File.Unknown]. [File.Validate] checks the file as a whole.
 func Parse(text []byte) (*File, error) {
 	p := parser{file: new(File), section: new(section)}
 	p.file.sections = []*section{p.section}
@@ -184,7 +184,7 @@ func Parse(text []byte) (*File, error) {
 	return p.file, nil
 }
 
-// ReadFile is [Parse] of the file with that name. An error about what the file says begins with its name.
+// ReadFile parses the file with that name. An error of [Parse] begins with the name.
 func ReadFile(name string) (*File, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -375,8 +375,8 @@ func secretive(s string) bool {
 	})
 }
 
-// Unknown is an Error for each key and each section that is neither wg(8)'s nor wg-quick(8)'s. They are kept by Text. A
-// program that takes a file for itself alone should refuse them: they are most often a misspelt key.
+// Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) knows. Text keeps them. A program
+// should refuse them unless the file is another program's too, since most are misspelt.
 func (f *File) Unknown() (es []*Error) {
 	for _, s := range f.sections[min(1, len(f.sections)):] {
 		n := s.line
@@ -402,19 +402,19 @@ func cut(content string) (key, value string, ok bool) {
 	return squeeze(key), strings.Trim(value, space), ok
 }
 
-// String tells the size of the file, and none of its secrets.
+// String returns how many peers the file has, and no secret.
 func (f *File) String() string { return fmt.Sprintf("(configuration of %d peers)", len(f.Peers)) }
 
-// Format prints String for every verb: the text of the file has keys.
+// Format prints String for every verb, so that none prints a key.
 func (f *File) Format(s fmt.State, _ rune) { io.WriteString(s, f.String()) }
 
-// LogValue is String.
+// LogValue returns String.
 func (f *File) LogValue() slog.Value { return slog.StringValue(f.String()) }
 
-// ExpandHook is a hook with %i replaced by the interface's name, as wg-quick(8) passes it to a shell.
+// ExpandHook returns a hook with %i replaced by the interface's name, as wg-quick(8) passes it to a shell.
 func ExpandHook(hook, iface string) string { return strings.ReplaceAll(hook, "%i", iface) }
 
-// Strip is f without what only wg-quick(8) knows: what `wg-quick strip` prints, fit for `wg setconf`. The error is Text's.
+// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It fails as Text does.
 func (f *File) Strip() (*File, error) {
 	if err := f.writable(); err != nil {
 		return nil, err

@@ -11,8 +11,9 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// Validate returns what is wrong with f as a whole, joined, each an [Error]: peers without a key or with another's or the
-// interface's own, addresses that the interface has already, and values that cannot be written. Unknown keys are none of it, see [File.Unknown].
+// Validate checks f as a whole. Its error joins an [Error] for each peer without a key, with another peer's key or with the
+// interface's own, for each address that the interface has twice, and for each value that cannot be written. It does not look
+// for unknown keys; see [File.Unknown].
 func (f *File) Validate() error {
 	errs := append([]error{f.writable()}, f.addressesTwice()...)
 	own := f.Interface.PrivateKey.Public()
@@ -133,8 +134,8 @@ func (f *File) Addrs() (as []netip.Addr) {
 	return as
 }
 
-// Config is f for a new device, but for its Tunnel and Bind. Names of endpoints must have been resolved. An Incremental
-// peer has the prefixes that are added.
+// Config returns f as the configuration of a new device, without a Tunnel and a Bind. Names of endpoints must have been
+// resolved. An Incremental peer gets the prefixes that are added. The result shares slices with f.
 func (f *File) Config() (wireguard.Config, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Config{}, err
@@ -159,10 +160,10 @@ func (p *Peer) config() wireguard.PeerConfig {
 	return c
 }
 
-// Change is the difference that makes a device what f says, as `wg syncconf` does: peers that f does not name go, and the
-// others keep their sessions, and the endpoint that they were heard from where f gives none. Their preshared key and keepalive
-// go where f gives none (older versions of wg syncconf leave those). A listen port
-// that f does not give stays what it is. Names of endpoints must have been resolved.
+// Change returns the change that makes a device what f says, as `wg syncconf` does. It removes peers that f does not name. The
+// others keep their sessions, and keep the endpoint that they were heard from if f gives none. They lose a preshared key
+// and a keepalive that f does not give (older versions of wg syncconf keep these). The device keeps its listen port if f
+// gives none. Names of endpoints must have been resolved. The result shares slices with f.
 func (f *File) Change() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err
@@ -186,8 +187,8 @@ func (p *Peer) change() wireguard.PeerChange {
 	return c
 }
 
-// Addition is the difference that adds f to a device, as `wg addconf` does: what f does not name stays as it is. A
-// key of the file with a value of nothing, such as off, is named. Names of endpoints must have been resolved.
+// Addition returns the change that adds f to a device, as `wg addconf` does. What the file does not set stays as it is. A key
+// with an empty value, such as off, is set. Names of endpoints must have been resolved. The result shares slices with f.
 func (f *File) Addition() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err

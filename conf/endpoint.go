@@ -11,12 +11,13 @@ import (
 	"time"
 )
 
-// An Endpoint is where a peer is to be reached: an address or a name, and a port. The zero value is none.
+// An Endpoint is where a peer is reached: an address or a name, and a port. It is a comparable value. The zero value means
+// that there is none.
 type Endpoint struct {
 	Host string // an address without brackets, or a name
 	Port uint16 // 0 only in the zero Endpoint
 
-	// Addr is what Host was resolved to, by File.Resolve or by the program. It is not written.
+	// Addr is the address of a Host that is a name. File.Resolve sets it, or the program does. Text does not write it.
 	Addr netip.Addr
 }
 
@@ -57,10 +58,10 @@ func newEndpoint(host string, port uint16, written string) (Endpoint, error) {
 	return Endpoint{Host: host, Port: port}, nil
 }
 
-// IsZero reports whether e is no endpoint.
+// IsZero reports whether e is the zero Endpoint.
 func (e Endpoint) IsZero() bool { return e == Endpoint{} }
 
-// AddrPort is the address of e and its port. It is not ok where e is a name that was not resolved, or no endpoint.
+// AddrPort returns the address and the port of e. It is not ok if e is zero, or a name that was not resolved.
 func (e Endpoint) AddrPort() (a netip.AddrPort, ok bool) {
 	addr, err := netip.ParseAddr(e.Host)
 	if err != nil {
@@ -69,7 +70,7 @@ func (e Endpoint) AddrPort() (a netip.AddrPort, ok bool) {
 	return netip.AddrPortFrom(addr.Unmap(), e.Port), addr.IsValid() && e.Port != 0
 }
 
-// String is host:port, with brackets round an IPv6 address: what stands in a file.
+// String returns host:port as a file has it, with brackets around an IPv6 address. It is empty for the zero Endpoint.
 func (e Endpoint) String() string {
 	if e.IsZero() {
 		return ""
@@ -77,24 +78,25 @@ func (e Endpoint) String() string {
 	return net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port)))
 }
 
-// A Resolver finds the addresses of a name; the best one is the first. A *net.Resolver is one.
+// A Resolver finds the addresses of a name, with the best one first. A *net.Resolver is a Resolver.
 type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// A Resolution says how names are resolved. The zero value does it as wg(8) does.
+// A Resolution says how to resolve names. The zero value does it as wg(8) does. It may be copied, and is safe for
+// concurrent use if its Resolver and Waiting are.
 type Resolution struct {
-	// Resolver is asked. Nil: net.DefaultResolver.
+	// Resolver is the resolver to ask. Nil means net.DefaultResolver.
 	Resolver Resolver
 
-	// Network is "ip4" or "ip6" where one family alone will do. Empty: "ip", both.
+	// Network limits the answers to one family: "ip4" or "ip6". Empty means "ip", which is both.
 	Network string
 
-	// Retries is how often a name is asked for again after an error that may pass, such as no answer. That a name does
-	// not exist is final. Zero: 15; negative: never. The context ends it too.
+	// Retries is how often to ask again after an error that may pass, such as no answer. That a name does not exist is
+	// final. Zero means 15, and a negative number means never.
 	Retries int
 
-	// Waiting is told before each wait of a retry. Nil: nobody is.
+	// Waiting is called before the wait of each retry. Nil means no call.
 	Waiting func(host string, err error, wait time.Duration)
 }
 
@@ -104,8 +106,8 @@ const (
 	longestWait    = 20 * time.Second
 )
 
-// Lookup finds the address of a name, or returns an address as such. Between two tries it waits a second at first, then a
-// fifth longer each time, up to 20 s.
+// Lookup returns the best address of a name. An address as host needs no resolver. The wait before a retry is 1 s at first and
+// then grows by a fifth each time, up to 20 s. Lookup fails when ctx ends.
 func (r Resolution) Lookup(ctx context.Context, host string) (netip.Addr, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return a.Unmap(), nil
@@ -165,8 +167,8 @@ func mayPass(err error) bool {
 	return false
 }
 
-// Resolve sets the Addr of each peer's endpoint that is a name. The error joins those that could not be resolved, each
-// an [Error] with its line; the others are resolved even so. A name that several peers share is asked for once.
+// Resolve sets the Addr of each peer's endpoint that is a name. The error joins an [Error] with its line for each name that
+// could not be resolved. The other names are resolved nevertheless. Resolve asks once for a name that several peers share.
 func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	type answer struct {
 		addr netip.Addr

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Text is the file, with its keys. What the program did not change stands as it was read; what it changed is edited in
-// its place; new keys stand behind their section's last, and new peers at the end. A value that cannot be written is an
-// error; nothing else that is wrong with f is.
+// Text returns the file, with its secret keys. What the program did not change stays as it was read, and what it changed is
+// edited in its place. New keys follow their section's last one, and new peers follow the last section. It fails if a
+// value cannot be written, and does not check anything else.
 func (f *File) Text() ([]byte, error) {
 	if err := f.writable(); err != nil {
 		return nil, err

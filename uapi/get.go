@@ -11,9 +11,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Get writes what d is, keys included: the answer to a get request, without the errno and the empty line that end it.
-// The peers come in the order of their public keys. A device that is changed meanwhile may be shown with some of its
-// peers as before and some as after; behind a Server that happens with changes from outside the Server alone.
+// Get writes the answer to a get request, secret keys included, without the errno and the empty line at its end. The peers are
+// in the order of their public keys. If d is changed meanwhile, the answer may show some peers as before and some as
+// after. Requests to one Server exclude each other, so there only changes from elsewhere have this effect.
 func Get(w io.Writer, d *wireguard.Device) error {
 	b := lineWriter{w: bufio.NewWriter(w)}
 	s := d.Status()

@@ -20,14 +20,15 @@ var socketDirectory = "/var/run/wireguard"
 
 func socketPath(name string) string { return filepath.Join(socketDirectory, name+".sock") }
 
-// Listen makes the control socket of an interface, where wg(8) finds it: /var/run/wireguard/NAME.sock, for its owner
-// alone. A socket that nobody answers is replaced; one that is answered is an error that wraps syscall.EADDRINUSE. On
-// Windows it is wg.exe's named pipe. Close removes the file.
+// Listen makes the control socket of an interface where wg(8) finds it: /var/run/wireguard/NAME.sock, for its owner
+// alone. It replaces a socket that nobody answers. If another process answers, the error wraps syscall.EADDRINUSE. On
+// Windows the socket is wg.exe's named pipe. Closing the listener removes the file.
 //
-// The result has the method File of net.UnixListener, for a child process that goes on with it by ListenFile. Its Accept fails with an error that wraps os.ErrNotExist once the file was removed or replaced.
+// The listener has the method File of net.UnixListener, for a child process that takes over by ListenFile. Its Accept fails
+// with an error that wraps os.ErrNotExist after the file was removed or replaced.
 //
-// (golang.zx2c4.com/wireguard/ipc serves Windows here. Its sockets change the umask of the whole process for a moment,
-// leave a goroutine behind where they are closed while nobody accepts, and remove a successor's file.)
+// On Windows this is golang.zx2c4.com/wireguard/ipc. Elsewhere it is not, since that changes the umask of the whole process
+// for a moment, leaves a goroutine behind if it is closed while nobody accepts, and removes a successor's file.
 func Listen(name string) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -46,9 +47,9 @@ func Listen(name string) (net.Listener, error) {
 	return watched(l, path)
 }
 
-// ListenFile is Listen on a socket that another process made and this one inherited, as WG_UAPI_FD names one. It must be
-// bound to the path that Listen would use, and closed to all but its owner. f stays the caller's and may be closed.
-// Windows has no such thing: the error wraps errors.ErrUnsupported.
+// ListenFile is Listen on a socket that another process made and this one inherited, as WG_UAPI_FD names one. The socket must be
+// bound to the path that Listen would use, and closed to all but its owner. The caller keeps f and may close it. On
+// Windows the error wraps errors.ErrUnsupported.
 func ListenFile(name string, f *os.File) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err

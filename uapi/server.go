@@ -18,30 +18,28 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Server answers requests about one device. Device must be set; the other fields' zero values mean their defaults.
-// It must not be copied, and its fields not be changed, after the first Serve. Its methods may be called from any
-// goroutine.
+// A Server answers requests about one device. Device must be set; the zero value of any other field means its default.
+// It must not be copied after the first Serve, and its fields must not be changed. Its methods are safe for concurrent use.
 type Server struct {
-	Device *wireguard.Device
+	Device *wireguard.Device // the device that requests read and change
 
-	// Bind is the Device's, for a daemon: a device that is down has no socket, so that a port which is taken would be
-	// seen only when it goes up, and by nobody. With Bind, a set request that names a port while the device is down is
-	// refused if the port cannot be opened; what is opened for that is closed at once. Nil: not tried.
+	// Bind is the Bind of Device. A device that is down has no socket, so a set request could name a port that is taken,
+	// which would not be noticed until the device goes up. With Bind, the server opens such a port and closes it at once,
+	// and refuses the request if that fails. Nil means that the server does not try.
 	Bind wireguard.Bind
 
-	// Logger is told of requests (Debug) and of those that are refused, and why (Warn); never of a key but a public
-	// one. Nil: silent.
+	// Logger gets requests at Debug, and refused ones with the reason at Warn. No secret key is logged. Nil means silence.
 	Logger *slog.Logger
 
-	// MaxConns limits the connections. One more ends the one that has been idle longest, or is closed itself where
-	// all are in the middle of a request. Zero: 64.
+	// MaxConns is the largest number of connections. A new connection beyond it ends the one that has been idle longest,
+	// or is closed itself if all are in the middle of a request. Zero means 64.
 	MaxConns int
 
-	// MaxRequest limits the bytes of set requests that are being read, over all connections. Zero: 64 MiB. What is
-	// made of them takes a few times that.
+	// MaxRequest is the largest number of bytes of set requests that are being read at a time, over all connections.
+	// Parsed, they take several times as much memory. Zero means 64 MiB.
 	MaxRequest int
 
-	// Timeout is how long a connection may be idle, and how long a request and its answer may take. Zero: 2 minutes.
+	// Timeout is how long a connection may be idle, and how long a request with its answer may take. Zero means 2 minutes.
 	Timeout time.Duration
 
 	inUse atomic.Int64 // bytes of set requests being read
@@ -73,9 +71,9 @@ func orDefault[T int | time.Duration](v, d T) T {
 	return v
 }
 
-// Serve answers the connections that l accepts, until l ends, and closes l. It returns nil after Close, of the Server or
-// of l. When the socket's file was removed, or replaced by another process, the error says so and wraps
-// os.ErrNotExist: a daemon exits then, as users of wg-quick expect. Connections that are open go on until Close.
+// Serve answers the connections that l accepts until l fails, and closes l. It returns nil after Close of the Server or of l.
+// After the socket's file was removed or replaced, the error wraps os.ErrNotExist; a daemon should then exit, as users of
+// wg-quick expect. Open connections go on until Close.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
 	if !s.add(l) {
@@ -108,7 +106,7 @@ func isPassing(err error) bool {
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
-// Close closes the listeners and all connections, and waits until the requests under way are over.
+// Close closes the listeners and all connections, and waits for the requests under way. Closing again does nothing.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true

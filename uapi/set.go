@@ -14,12 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Set reads the lines of one set request, up to an empty line or the end of r, and carries them out as a whole or not at
-// all. The line "set=1" is not part of them, and they may have 64 MiB. An error is an *Error; it leaves the rest of the request unread. Of a
-// *bufio.Reader with the default size or more nothing is read beyond the empty line; of any other reader more may be.
+// Set reads the lines of one set request, after the line "set=1" and up to an empty line or the end of r, and carries them out
+// as a whole or not at all. A request may have 64 MiB. The error is an [*Error], and leaves the rest of the request unread.
+// From a *bufio.Reader of the default size or more, Set reads nothing beyond the empty line. From other readers it may.
 //
-// A peer with the device's own public key is ignored, and replace_peers ends the sessions of all peers, those that the
-// request names again included, as the kernel does.
+// As in the kernel, a peer with the device's own public key is ignored, and replace_peers ends the sessions of all peers,
+// also of those that the request names again.
 func Set(r io.Reader, d *wireguard.Device) error {
 	var inUse atomic.Int64
 	lines := lineReader{r: bufio.NewReaderSize(r, readBuffer), inUse: &inUse, limit: maxRequest}

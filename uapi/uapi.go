@@ -1,5 +1,5 @@
-// Package uapi is wg(8)'s cross-platform control protocol: with it the real wg and programs of wgctrl configure a
-// wireguard.Device as they configure the kernel's interfaces.
+// Package uapi serves wg(8)'s cross-platform control protocol, so that wg itself and programs that use wgctrl configure a
+// [wireguard.Device] as they configure the kernel's interfaces.
 //
 //	l, err := uapi.Listen("wg0") // /var/run/wireguard/wg0.sock, or the named pipe of Windows
 //	...
@@ -11,14 +11,18 @@
 //	Listen ─▶ Server.Serve ─▶ a goroutine a connection ─┬▶ set=1: set.go, the lines into one wireguard.Change ─▶ Device.Configure
 //	                                                    └▶ get=1: get.go, Device.Status and Device.Peers into lines
 //
-// A request is carried out as a whole or not at all: one wrong line, a port that is taken or a connection that ends in
-// the middle leave everything as it was. A refused request leaves its connection usable. An error names the line and
-// what is wanted there; it never repeats a value, which may be a key.
+// A request is carried out as a whole or not at all. A wrong line, a port that is taken, or a connection that ends in the
+// middle leaves everything as it was. The connection of a refused request stays usable. An error gives the number of the line
+// and says what is wanted there. It never repeats a value, which may be a key.
 //
-// The protocol is that of https://www.wireguard.com/xplatform/. Where its text leaves room, this package does what
-// wireguard-go does, but for the following: errors undo the whole request; a request without its closing empty line is
-// not carried out by the Server; an unknown operation is answered before the connection is closed; endpoints that cannot
-// be reached (port 0, a group, the unspecified address) and IPv4 prefixes written as mapped IPv6 ones are refused.
+// The protocol is described at https://www.wireguard.com/xplatform/. Where that text leaves room, this package does what
+// wireguard-go does, with these exceptions:
+//
+//   - An error undoes the whole request.
+//   - Server does not carry out a request without its closing empty line.
+//   - Server answers an unknown operation before it closes the connection.
+//   - Endpoints that cannot be reached (port 0, a group, the unspecified address) are refused, and so are IPv4 prefixes that
+//     are written as mapped IPv6 ones.
 package uapi
 
 import (
@@ -29,17 +33,17 @@ import (
 	"syscall"
 )
 
-// An Error is why a request was refused. It wraps what went wrong.
+// An Error says why a request was refused. It is a value that nobody changes.
 type Error struct {
-	// Errno is the number that the answer carries, but positive: on Windows that of Linux, elsewhere the system's own.
+	// Errno is the number that the answer carries, as a positive number. It is the system's own, and Linux's on Windows.
 	Errno int
 	Err   error // what went wrong
 }
 
-// Error is one line, without any value of the request.
+// Error returns one line, which holds no value of the request.
 func (e *Error) Error() string { return fmt.Sprintf("uapi: errno %d: %v", e.Errno, e.Err) }
 
-// Unwrap is what went wrong.
+// Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
 // errnoOf is the number for what Device.Configure returned. taken says that a port was asked for: a Bind whose error

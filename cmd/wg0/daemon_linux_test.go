@@ -128,7 +128,7 @@ func TestWait(t *testing.T) {
 		{name: "a socket that was removed", accepted: fmt.Errorf("accept: %w", os.ErrNotExist)},
 		{name: "a socket that failed", accepted: broken, want: broken},
 	} {
-		d := &daemon{log: slog.New(slog.DiscardHandler), tun: new(tun.Device), served: make(chan error, 1)}
+		d := &daemon{log: slog.New(slog.DiscardHandler), tun: new(tun.Interface), served: make(chan error, 1)}
 		var tunnel wireguard.Tunnel = pipe.NewTunnel(0)
 		if c.device != nil {
 			tunnel = brokenTunnel{c.device}

@@ -162,7 +162,7 @@ func signals(hasFile bool) (stops, hups chan os.Signal) {
 type daemon struct {
 	name     string
 	log      *slog.Logger
-	tun      *tun.Device
+	tun      *tun.Interface
 	device   *wireguard.Device
 	server   *uapi.Server
 	served   chan error // gets what Serve returned

@@ -380,7 +380,7 @@ func TestDatagramFlood(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	if d := a.Drops(); d != (Drops{}) {
+	if d := a.Stats(); d != (Stats{}) {
 		t.Errorf("%+v", d)
 	}
 }

@@ -85,7 +85,7 @@ func TestBulk(t *testing.T) {
 	}
 	wg.Wait()
 	for _, n := range []*Net{a, b} {
-		if d := n.Drops(); d != (Drops{}) {
+		if d := n.Stats(); d != (Stats{}) {
 			t.Errorf("dropped: %+v", d)
 		}
 	}

@@ -256,7 +256,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 	for range 10 {
 		_, _ = n.WritePackets([][]byte{syn}) // to a port where nobody listens: a reset
 	}
-	if n.Drops().Full < 10 {
+	if n.Stats().Full < 10 {
 		t.Error("a reset found room")
 	}
 	ours, _, _ := tcpPacket(rand.New(rand.NewSource(1)), false, 0, 0)
@@ -269,7 +269,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 	for range 2 * maxErrors {
 		_, _ = n.WritePackets([][]byte{hostUnreachable(ours)})
 	}
-	if n.Drops().Errors == 0 {
+	if n.Stats().Errors == 0 {
 		t.Error("no error was dropped, although the first one cannot be delivered")
 	}
 	close(g.leave)
@@ -308,7 +308,7 @@ func TestDetached(t *testing.T) {
 	if _, err := c.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(b4, 1)); err == nil {
 		t.Error("a datagram was sent without a device")
 	}
-	if d := n.Drops(); d.Detached != 1 {
+	if d := n.Stats(); d.Detached != 1 {
 		t.Errorf("%+v", d)
 	}
 }

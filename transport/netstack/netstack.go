@@ -222,24 +222,25 @@ func (n *Net) Attach(d *wireguard.Device) { n.link.attach(d) }
 // MTU is the largest packet, in bytes.
 func (n *Net) MTU() int { return n.mtu }
 
-// Stack is gVisor's own stack, for what a Net does not offer: forwarders, raw endpoints, options, statistics. Its only
-// interface is NICID. Endpoints made there are closed with n.
+// Stack returns gVisor's own stack, for what a Net does not offer: raw endpoints, options, statistics. Its only interface is
+// NICID. Close closes the endpoints that were made there. gVisor promises no compatibility between its versions, and neither
+// does this module for what comes from Stack and NICID.
 func (n *Net) Stack() *stack.Stack { return n.stack }
 
-// Drops counts packets that a Net dropped instead of carrying them, since New. Zero value: none. What gVisor itself
-// drops is counted in its Stack().Stats().
-type Drops struct {
-	Detached  uint64 // to send: no device is attached
-	Full      uint64 // to send: the queue was full, and the packet of a kind that cannot wait
-	Malformed uint64 // received: not a whole IP, TCP or UDP packet, or one with an IPv4 loopback address
-	Checksum  uint64 // received: wrong checksum of IPv4, TCP or UDP
-	Errors    uint64 // received: an ICMP error, or what may hide one, while too many others waited
+// Stats counts what a Net did since New: so far, the packets that it dropped. It is a comparable value. gVisor counts its own
+// drops in Stack().Stats().
+type Stats struct {
+	Detached  uint64 // packets to send, dropped because no device was attached
+	Full      uint64 // packets to send, dropped because the queue was full and their sender cannot wait
+	Malformed uint64 // packets received and dropped: not a whole IP, TCP or UDP packet, or with an IPv4 loopback address
+	Checksum  uint64 // packets received and dropped because of the checksum of IPv4, TCP or UDP
+	Errors    uint64 // ICMP errors, and packets that may hide one, received and dropped because too many others waited
 }
 
-// Drops is the present count.
-func (n *Net) Drops() Drops {
+// Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
+func (n *Net) Stats() Stats {
 	d := &n.link.drops
-	return Drops{
+	return Stats{
 		Detached: d.detached.Load(), Full: d.full.Load(), Malformed: d.malformed.Load(),
 		Checksum: d.checksum.Load(), Errors: d.errors.Load(),
 	}

@@ -102,7 +102,7 @@ func TestClose(t *testing.T) {
 // TestMalformed delivers what no sane sender sends. Everything must be counted, nothing answered, and nothing panic.
 func TestMalformed(t *testing.T) {
 	n, in := receiver(t)
-	var want Drops
+	var want Stats
 	malformed := func(p []byte) {
 		t.Helper()
 		if want.Malformed++; len(p) >= 20 && p[0]>>4 == 4 {
@@ -110,7 +110,7 @@ func TestMalformed(t *testing.T) {
 			binary.BigEndian.PutUint16(p[10:], slowSum(p[:min(len(p), int(p[0]&15)*4)]))
 		}
 		_, _ = n.WritePackets([][]byte{p})
-		if got := n.Drops(); got != want || len(in.delivered) != 0 {
+		if got := n.Stats(); got != want || len(in.delivered) != 0 {
 			t.Fatalf("%x: %+v, %d delivered, want %+v", p, got, len(in.delivered), want)
 		}
 	}
@@ -161,7 +161,7 @@ func TestMalformed(t *testing.T) {
 		t.Helper()
 		want.Checksum++
 		_, _ = n.WritePackets([][]byte{p})
-		if got := n.Drops(); got != want || len(in.delivered) != 0 {
+		if got := n.Stats(); got != want || len(in.delivered) != 0 {
 			t.Fatalf("%x: %+v, %d delivered, want %+v", p, got, len(in.delivered), want)
 		}
 	}

@@ -155,11 +155,11 @@ func (f Fates) Total() (n uint64) {
 //
 //	Sent.Total() + Duplicated + Injected == Fates.Total() + UnderWay
 type Stats struct {
-	Sent       Counts // by sockets
+	Sent       Counts // datagrams that sockets sent
 	Duplicated uint64 // copies that Conditions.Duplicate made
-	Injected   uint64 // by Inject
-	Fates      Fates
-	UnderWay   int // those without a fate yet: under way, or held by a filter
+	Injected   uint64 // datagrams that Inject made
+	Fates      Fates  // datagrams by what became of them
+	UnderWay   int    // datagrams that have no fate yet: under way, or held by a Filter
 }
 
 // Stats returns what the network counted until now.

@@ -141,7 +141,7 @@ func TestDeviceSleeps(t *testing.T) {
 		ss := twoStations(t, n.NewEnd(), n.NewEnd(), clock)
 		a, b := ss[0], ss[1]
 		a.say(b, "one")
-		clock.Sleep(time.Hour)
+		clock.Suspend(time.Hour)
 		a.say(b, "two")
 		b.wantHeard(t, "a new handshake after an hour of sleep", "one", "two")
 		if got := a.Sent().Initiations; got != 2 {
@@ -184,8 +184,8 @@ func TestClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, start := NewClock(), time.Now()
 		time.Sleep(time.Second)
-		c.Sleep(time.Hour)
-		c.Set(-time.Minute)
+		c.Suspend(time.Hour)
+		c.Step(-time.Minute)
 		if got := c.Now(); got != time.Hour+time.Second {
 			t.Errorf("Now is %v, want an hour and a second", got)
 		}

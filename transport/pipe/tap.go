@@ -9,34 +9,42 @@ import (
 	"time"
 )
 
-// A Packet is a datagram as someone at the wire sees it: addresses are those outside of a NAT. It is a value to copy,
-// but Data is borrowed.
+// A Packet is a datagram as an observer on the wire sees it: its addresses are those outside of a NAT. A Packet may be
+// copied, but Data is borrowed.
 type Packet struct {
 	From, To netip.AddrPort // source and destination
-	Data     []byte         // without UDP and IP headers; valid until the Tap or Filter that got it returns
-	Type     MessageType    // by its looks
+	Data     []byte         // without UDP and IP headers; valid until the Tap or Filter returns
+	Type     MessageType    // what TypeOf(Data) says
 	TOS      uint8          // IPv4 type of service or IPv6 traffic class: DSCP and ECN
 
-	Sender   *End // nil: Inject made it
-	Receiver *End // where it was delivered; nil: nowhere
+	Sender   *End // the end that sent it; nil for a datagram from Inject
+	Receiver *End // the end that it was delivered to; nil for any other Fate and for a Filter
 
 	Sent time.Time // when it was put on the wire
-	Time time.Time // when its fate was met; of a Filter, zero
-	Fate Fate      // of a Tap
+	Time time.Time // when Fate was decided; zero for a Filter
+	Fate Fate      // what became of it; meaningless for a Filter
 
-	// Delay is time under way in addition to that of the path. A Filter may set it.
+	// Delay is how long the datagram is under way in addition to the delay of its path. A Filter may set it.
 	Delay time.Duration
 }
 
-// A Verdict is what a Filter does with a datagram.
+// A Verdict says what a Filter does with a datagram.
 type Verdict uint8
 
 // The verdicts of a Filter.
 const (
-	Pass Verdict = iota // it goes on, as the Filter left it
-	Drop                // it is gone
-	Hold                // it waits for Network.Release
+	Pass Verdict = iota // the datagram goes on as the Filter left it
+	Drop                // the datagram is dropped
+	Hold                // the datagram waits for Network.Release
 )
+
+// String returns the verdict in lower-case letters.
+func (v Verdict) String() string {
+	if names := [...]string{"pass", "drop", "hold"}; int(v) < len(names) {
+		return names[v]
+	}
+	return fmt.Sprintf("Verdict(%d)", uint8(v))
+}
 
 type filter struct{ judge func(p *Packet) Verdict }
 type tap struct{ see func(p Packet) }

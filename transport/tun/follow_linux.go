@@ -46,7 +46,7 @@ func (p *place) close() {
 
 // locate makes a place in the namespace of the interface. While the descriptor does not tell which one that is, it is
 // taken to be the caller's.
-func (d *Device) locate() (p place, err error) {
+func (d *Interface) locate() (p place, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if ns := d.namespace(); ns != nil && !isCurrent(ns) {
@@ -76,7 +76,7 @@ func (d *Device) locate() (p place, err error) {
 }
 
 // namespace is that of the interface, or nil if it cannot be told.
-func (d *Device) namespace() *os.File {
+func (d *Interface) namespace() *os.File {
 	ns := -1
 	var err error
 	if e := d.queues[0].raw.Control(func(fd uintptr) { ns, err = unix.IoctlRetInt(int(fd), unix.TUNGETDEVNETNS) }); e != nil || err != nil {
@@ -171,7 +171,7 @@ func (p *place) setMTU(name string, mtu int) error {
 }
 
 // interfaceName is what the interface is called, wherever it is. ErrDeleted says that there is none any more.
-func (d *Device) interfaceName() (name string, err error) {
+func (d *Interface) interfaceName() (name string, err error) {
 	e := d.queues[0].raw.Control(func(fd uintptr) { name, _, err = ask(int(fd)) })
 	switch {
 	case e != nil:
@@ -183,7 +183,7 @@ func (d *Device) interfaceName() (name string, err error) {
 }
 
 // look asks for the state of the interface. unix.ENODEV says that it is in another place.
-func (d *Device) look(p *place) (s State, err error) {
+func (d *Interface) look(p *place) (s State, err error) {
 	if s.Name, err = d.interfaceName(); err != nil {
 		return s, err
 	}
@@ -203,7 +203,7 @@ func (d *Device) look(p *place) (s State, err error) {
 }
 
 // followStates publishes each state until the interface is gone or closed.
-func (d *Device) followStates() {
+func (d *Interface) followStates() {
 	defer d.follow.Done()
 	for d.ending() == nil {
 		now, err := d.look(&d.place)
@@ -233,14 +233,14 @@ func (d *Device) followStates() {
 }
 
 // last is what was known of the interface before.
-func (d *Device) last() (up bool, mtu int) {
+func (d *Interface) last() (up bool, mtu int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.current.Up, d.current.MTU
 }
 
 // move makes the place anew, and reports whether that was possible.
-func (d *Device) move() bool {
+func (d *Interface) move() bool {
 	p, err := d.locate()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -254,7 +254,7 @@ func (d *Device) move() bool {
 }
 
 // withoutNetlink goes on by polling.
-func (d *Device) withoutNetlink() {
+func (d *Interface) withoutNetlink() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.place.netlink.Close()
@@ -262,7 +262,7 @@ func (d *Device) withoutNetlink() {
 }
 
 // leave closes the place, which ends the follower's wait.
-func (d *Device) leave() {
+func (d *Interface) leave() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.place.close()

@@ -89,9 +89,9 @@ func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 }
 
 // open opens an interface inside. It is closed with the test.
-func (n *namespace) open(t testing.TB, c Config) *Device {
+func (n *namespace) open(t testing.TB, c Config) *Interface {
 	t.Helper()
-	var d *Device
+	var d *Interface
 	n.do(t, func() {
 		var err error
 		if d, err = Open(c); err != nil {
@@ -111,7 +111,7 @@ func (n *namespace) open(t testing.TB, c Config) *Device {
 
 // up gives d, which is inside, its addresses and brings it up. There is no IPv6 but where one is given, so that nothing
 // is sent that no test asked for.
-func (n *namespace) up(t testing.TB, d *Device, addresses ...string) {
+func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	t.Helper()
 	name := d.Name()
 	n.ip(t, "link set lo up")
@@ -142,8 +142,8 @@ func eventually(t testing.TB, what string, f func() bool) {
 
 // join carries packets from one interface to the other, both ways, until they are closed. tap sees each batch, if it is
 // not nil.
-func join(t testing.TB, a, b *Device, tap func(from wireguard.PacketSource, b *wireguard.Batch)) {
-	carry := func(from, to *Device, s wireguard.PacketSource) {
+func join(t testing.TB, a, b *Interface, tap func(from wireguard.PacketSource, b *wireguard.Batch)) {
+	carry := func(from, to *Interface, s wireguard.PacketSource) {
 		b := new(wireguard.Batch)
 		var pkts [][]byte
 		for {
@@ -167,7 +167,7 @@ func join(t testing.TB, a, b *Device, tap func(from wireguard.PacketSource, b *w
 	}
 	done := make(chan struct{})
 	n := 0
-	start := func(from, to *Device) {
+	start := func(from, to *Interface) {
 		for _, s := range from.Queues() {
 			n++
 			go func() {
@@ -192,7 +192,7 @@ func join(t testing.TB, a, b *Device, tap func(from wireguard.PacketSource, b *w
 //	x: 10.9.0.1, fd09::1  wg0 ══ join ══ wg0  y: 10.9.0.2, fd09::2
 type link struct {
 	x, y *namespace
-	a, b *Device
+	a, b *Interface
 }
 
 func newLink(t testing.TB, c Config) link {

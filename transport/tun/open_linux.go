@@ -38,7 +38,7 @@ type system struct {
 }
 
 // open makes d the interface that c tells of.
-func (d *Device) open(c *Config) (err error) {
+func (d *Interface) open(c *Config) (err error) {
 	defer func() {
 		if err != nil {
 			d.end(nil)
@@ -75,7 +75,7 @@ func (d *Device) open(c *Config) (err error) {
 }
 
 // attach opens the queues.
-func (d *Device) attach(c *Config) (name string, err error) {
+func (d *Interface) attach(c *Config) (name string, err error) {
 	var fds []int
 	if c.File != nil {
 		fd, err := duplicate(c.File)
@@ -211,7 +211,7 @@ func ask(fd int) (name string, flags uint16, err error) {
 }
 
 // configure finds out what is in front of each packet, and sets the offloads.
-func (d *Device) configure(fd int, flags uint16, noOffload bool) error {
+func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
 	// Whether it has IFF_NO_PI cannot be told: its bit says something else here (IFF_NOFILTER).
 	if flags&unix.IFF_TUN == 0 {
 		return errors.New("the interface of the descriptor carries Ethernet frames; open it with IFF_TUN and IFF_NO_PI")
@@ -257,7 +257,7 @@ func closeAll(fds []int) {
 	}
 }
 
-func (d *Device) sources() []wireguard.PacketSource {
+func (d *Interface) sources() []wireguard.PacketSource {
 	s := make([]wireguard.PacketSource, len(d.queues))
 	for i, q := range d.queues {
 		s[i] = q
@@ -266,7 +266,7 @@ func (d *Device) sources() []wireguard.PacketSource {
 }
 
 // close is called after end, which the follower waits for.
-func (d *Device) close() error {
+func (d *Interface) close() error {
 	d.closing.Do(func() {
 		for _, q := range d.queues {
 			if err := q.file.Close(); err != nil && d.closed == nil {

@@ -23,7 +23,7 @@ type system struct {
 }
 
 // open makes d the interface that c tells of.
-func (d *Device) open(c *Config) (err error) {
+func (d *Interface) open(c *Config) (err error) {
 	mtu := c.MTU
 	if mtu == 0 && c.File == nil {
 		mtu = defaultMTU
@@ -63,7 +63,7 @@ type eventless struct{ tun.Device }
 func (eventless) Events() <-chan tun.Event { return nil }
 
 // look asks for what may have changed in the state.
-func (d *Device) look(s State) State {
+func (d *Interface) look(s State) State {
 	if name, err := d.dev.Name(); err == nil {
 		s.Name = name
 	}
@@ -74,7 +74,7 @@ func (d *Device) look(s State) State {
 }
 
 // takeEvents publishes what the events say.
-func (d *Device) takeEvents() {
+func (d *Interface) takeEvents() {
 	for e := range d.dev.Events() {
 		d.mu.Lock()
 		s := d.current
@@ -89,10 +89,10 @@ func (d *Device) takeEvents() {
 	}
 }
 
-func (d *Device) sources() []wireguard.PacketSource { return []wireguard.PacketSource{queue{d}} }
+func (d *Interface) sources() []wireguard.PacketSource { return []wireguard.PacketSource{queue{d}} }
 
 // A queue is the one queue of an interface.
-type queue struct{ d *Device }
+type queue struct{ d *Interface }
 
 // ReadPackets reads the interface and counts. It fails with ErrDeleted once the interface is gone.
 func (q queue) ReadPackets(b *wireguard.Batch) error {
@@ -111,7 +111,7 @@ func (q queue) ReadPackets(b *wireguard.Batch) error {
 	return d.ending()
 }
 
-func (d *Device) write(pkts [][]byte) (int, error) {
+func (d *Interface) write(pkts [][]byte) (int, error) {
 	bytes := 0
 	for _, p := range pkts {
 		bytes += len(p)
@@ -126,7 +126,7 @@ func (d *Device) write(pkts [][]byte) (int, error) {
 	return n, err
 }
 
-func (d *Device) close() error {
+func (d *Interface) close() error {
 	d.closing.Do(func() {
 		if d.tunnel != nil {
 			d.closed = d.tunnel.Close()

@@ -20,7 +20,7 @@ import (
 
 // A queue is one descriptor of the interface. One goroutine at a time reads it.
 type queue struct {
-	d    *Device
+	d    *Interface
 	n    int
 	file *os.File
 	raw  syscall.RawConn
@@ -39,7 +39,7 @@ type readMemory [virtioSize + 40 + 65535]byte
 
 var readMemories = sync.Pool{New: func() any { return new(readMemory) }}
 
-func newQueue(d *Device, n int, f *os.File) *queue {
+func newQueue(d *Interface, n int, f *os.File) *queue {
 	q := &queue{d: d, n: n, file: f}
 	q.try = q.tryRead
 	return q

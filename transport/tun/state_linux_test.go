@@ -18,7 +18,7 @@ import (
 )
 
 // wantState waits until States tells of s, whatever it tells of before.
-func wantState(t *testing.T, d *Device, s State, why string) {
+func wantState(t *testing.T, d *Interface, s State, why string) {
 	t.Helper()
 	limit := time.After(10 * time.Second)
 	for now := (State{}); ; {
@@ -40,7 +40,7 @@ func wantState(t *testing.T, d *Device, s State, why string) {
 }
 
 // wantEnd waits until the states end.
-func wantEnd(t *testing.T, d *Device, err error) {
+func wantEnd(t *testing.T, d *Interface, err error) {
 	t.Helper()
 	select {
 	case <-d.Done():
@@ -180,12 +180,12 @@ func TestClose(t *testing.T) {
 	before, goroutines := descriptors(t), runtime.NumGoroutine()
 	for _, x := range []struct {
 		state string
-		do    func(d *Device)
+		do    func(d *Interface)
 	}{
-		{"down", func(*Device) {}},
-		{"up", func(*Device) { n.ip(t, "link set wg0 up") }},
-		{"deleted", func(*Device) { n.ip(t, "link delete wg0") }},
-		{"moved", func(*Device) { n.ip(t, "link set wg0 netns /proc/self/fd/3", other) }},
+		{"down", func(*Interface) {}},
+		{"up", func(*Interface) { n.ip(t, "link set wg0 up") }},
+		{"deleted", func(*Interface) { n.ip(t, "link delete wg0") }},
+		{"moved", func(*Interface) { n.ip(t, "link set wg0 netns /proc/self/fd/3", other) }},
 	} {
 		d := n.open(t, Config{Name: "wg0", Queues: 2})
 		read := make(chan error)
@@ -309,7 +309,7 @@ func inherit(t *testing.T, n *namespace, flags uint16) *os.File {
 }
 
 // ping sends a datagram into the interface and reads it there.
-func ping(t *testing.T, n *namespace, d *Device, to string) {
+func ping(t *testing.T, n *namespace, d *Interface, to string) {
 	t.Helper()
 	n.do(t, func() {
 		c, err := net.Dial("udp", net.JoinHostPort(to, "9"))

@@ -191,7 +191,7 @@ func TestCounters(t *testing.T) {
 			type counters struct{ Packets, Bytes, Errors, Dropped uint64 }
 			for _, x := range []struct {
 				n *namespace
-				d *Device
+				d *Interface
 			}{{l.x, l.a}, {l.y, l.b}} {
 				kernel := func() (tx, rx counters) {
 					var out []struct {
@@ -386,7 +386,7 @@ func TestIdle(t *testing.T) {
 	const devices = 8
 	before, goroutines := heap(), runtime.NumGoroutine()
 	read := make(chan error)
-	ds := make([]*Device, devices)
+	ds := make([]*Interface, devices)
 	for i := range ds {
 		ds[i] = n.open(t, Config{Name: fmt.Sprintf("wg%d", i)})
 		n.up(t, ds[i], fmt.Sprintf("10.9.%d.1/24", i))

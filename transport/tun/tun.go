@@ -1,27 +1,28 @@
-// Package tun is the system's TUN interface as the packet side of a device: what "wg0" is to a daemon.
+// Package tun opens the system's TUN interface, which is the packet side of a device as "wg0" is of a daemon.
 //
-//	device, err := tun.Open(tun.Config{Name: "wg0"})
-//	d, err := wireguard.New(wireguard.Config{Tunnel: device, ...})
-//	for s := range device.States() { // the interface goes up and down, and the tunnel with it
+//	wg0, err := tun.Open(tun.Config{Name: "wg0"})
+//	d, err := wireguard.New(wireguard.Config{Tunnel: wg0, ...})
+//	for s := range wg0.States() { // the tunnel follows the interface up and down
 //		if s.Up { err = d.Up() } else { d.Down() }
 //	}
 //
-// On Linux it is an implementation of its own: packets of up to 64 KiB cross the system call in both directions (TCP
-// and UDP segmentation offload), are cut straight into the batch that they are sealed in, and leave by one writev from the
-// memory that they were opened in. Reading goes through Go's poller, and an interface where nothing happens holds no
-// packet memory. On macOS, FreeBSD, OpenBSD and Windows it is golang.zx2c4.com/wireguard/tun behind the same
-// functions. Elsewhere Open fails.
+// On Linux this package talks to the system by itself. Packets of up to 64 KiB cross the system call in both directions
+// (TCP and UDP segmentation offload). They are cut straight into the batch that the device seals in place, and one writev
+// takes them from the memory that the device opened them in. Reading uses Go's poller, and an idle interface holds no
+// packet memory. On macOS, FreeBSD, OpenBSD and Windows the same functions use golang.zx2c4.com/wireguard/tun. On other
+// systems Open fails.
 //
 // # Addresses and routes
 //
-// Open makes the interface and sets its MTU, no more. Who configures it brings it up: "ip address add", "ip link set
-// wg0 up". Packets that arrive through the tunnel while it is down are dropped and counted.
+// Open makes the interface and sets its MTU, and nothing else. Another program, or this one, gives it addresses and
+// brings it up: "ip address add", "ip link set wg0 up". While the interface is down, packets that arrive through the
+// tunnel are dropped and counted.
 //
 // # What the system counts
 //
-// On Linux, "ip -s link" counts what crosses the system call: a large packet that the kernel hands over, or that was
-// merged from many, is one packet of all its bytes, with its headers once. Stats counts both ways, so the two can be
-// compared.
+// On Linux, "ip -s link" counts what crosses the system call. A large packet that the kernel hands over, or that was
+// merged from many, counts as one packet with all its bytes and with its headers once. Stats counts both ways, so that
+// the two can be compared.
 package tun
 
 import (
@@ -35,26 +36,27 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Config says which interface to open. The zero value makes a new one whose name the system chooses.
+// A Config says which interface to open. The zero value makes a new interface whose name the system chooses.
 type Config struct {
-	// Name of the interface. On Linux it may hold %d, for the first number that is free; an interface that exists is
-	// used if it is a TUN that no program holds ("ip tuntap add"). On macOS it is "utun", and the system chooses, or
-	// "utun" and a number. "": "wg%d", or what the system has in its place.
+	// Name is the name of the interface. On Linux it may hold %d, which stands for the first free number, and Open takes
+	// over an interface that exists if it is a TUN that no program holds ("ip tuntap add"). On macOS it is "utun", for
+	// which the system chooses a number, or "utun" and a number. Empty means "wg%d", or the system's equivalent.
 	Name string
 
-	// File is a descriptor of an interface that another program opened, on Linux with IFF_TUN and IFF_NO_PI, with or
-	// without IFF_VNET_HDR; Name is ignored then. A successful Open takes it over: it is closed, after the descriptor has
-	// been duplicated. Not on Windows.
+	// File is a descriptor of an interface that another program opened, on Linux with IFF_TUN and IFF_NO_PI, and with or
+	// without IFF_VNET_HDR. Open then ignores Name. If Open succeeds, it has duplicated the descriptor and closed File.
+	// Windows has no such descriptors. Nil means an interface by its name.
 	File *os.File
 
-	// MTU in bytes. 0: 1420 for an interface that is opened by its name, and what it has for an inherited one.
+	// MTU is the interface's, in bytes. Zero means 1420 for an interface that Open opens by its name, and the MTU that
+	// it has for an inherited one.
 	MTU int
 
-	// Queues is the number of queues, each of which is a source of its own to a device. 0 or 1: one. More: on
-	// Linux, by IFF_MULTI_QUEUE; flow and queue stay paired, so that no flow is reordered. Elsewhere one is all.
+	// Queues is the number of queues. A device reads each of them as a source of its own. Zero means 1. More than 1 needs
+	// Linux (IFF_MULTI_QUEUE). Each flow stays on one queue, so that no flow is reordered.
 	Queues int
 
-	// NoOffload makes each packet cross the system call by itself, with its checksums done by the system.
+	// NoOffload makes each packet cross the system call by itself, with its checksums computed by the system.
 	NoOffload bool
 }
 
@@ -75,37 +77,37 @@ func (c *Config) check() error {
 	return nil
 }
 
-// A State is what the system says of an interface.
+// A State is what the system says about an interface. It is a comparable value.
 type State struct {
-	Up   bool   // by its administrator
+	Up   bool   // whether the interface is administratively up
 	MTU  int    // in bytes
-	Name string // now: an interface can be renamed
+	Name string // the present name, since an interface can be renamed
 }
 
-// ErrDeleted is why a Device ends whose interface was deleted.
+// ErrDeleted is returned by [Interface.Err] after the interface was deleted. Device.Err wraps it.
 var ErrDeleted = errors.New("tun: the interface was deleted")
 
 // errClosed is what all calls return after Close.
 var errClosed = fmt.Errorf("tun: the interface is closed: %w", net.ErrClosed)
 
-// A Device is an open TUN interface. It is made by Open, must not be copied, and is safe for concurrent use, but that
+// An Interface is an open TUN interface. Open makes it. It must not be copied. It is safe for concurrent use, except that
 // each queue has one reader.
-type Device struct {
+type Interface struct {
 	status
 	system
 }
 
 var (
-	_ wireguard.Tunnel = (*Device)(nil)
-	_ wireguard.Queues = (*Device)(nil)
+	_ wireguard.Tunnel = (*Interface)(nil)
+	_ wireguard.Queues = (*Interface)(nil)
 )
 
-// Open opens an interface, or makes it. An error says what to do about it.
-func Open(c Config) (*Device, error) {
+// Open opens an interface, or makes one. Its errors say what to do.
+func Open(c Config) (*Interface, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	d := new(Device)
+	d := new(Interface)
 	d.status.init()
 	if err := d.open(&c); err != nil {
 		return nil, err
@@ -113,62 +115,62 @@ func Open(c Config) (*Device, error) {
 	return d, nil
 }
 
-// WritePackets hands packets to the system and returns how many it took. What it does not take at once is dropped and
-// counted: all packets while the interface is down.
-func (d *Device) WritePackets(pkts [][]byte) (int, error) { return d.write(pkts) }
+// WritePackets hands packets to the system and returns how many it took. Packets that the system does not take at once
+// are dropped and counted. So are all packets while the interface is down.
+func (d *Interface) WritePackets(pkts [][]byte) (int, error) { return d.write(pkts) }
 
-// Queues are the queues of the interface, one or more, each for one reader.
-func (d *Device) Queues() []wireguard.PacketSource { return d.sources() }
+// Queues returns the queues of the interface, one or more. Each is for one reader.
+func (d *Interface) Queues() []wireguard.PacketSource { return d.sources() }
 
-// Name is what the interface is called now.
-func (d *Device) Name() string {
+// Name returns the present name of the interface.
+func (d *Interface) Name() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.current.Name
 }
 
-// MTU is that of the interface now, in bytes.
-func (d *Device) MTU() int { return int(d.mtu.Load()) }
+// MTU returns the present MTU of the interface, in bytes.
+func (d *Interface) MTU() int { return int(d.mtu.Load()) }
 
-// States tells the state of the interface: at first the one that Open found, and then each that follows. Only the latest
-// waits for a slow reader. There is one channel, which is closed when the interface is gone, or by Close.
-func (d *Device) States() <-chan State { return d.states }
+// States returns a channel of the interface's states, which begins with the state that Open found. A slow reader gets the
+// latest state only. All calls return the same channel. It is closed when the interface is deleted, and by Close.
+func (d *Interface) States() <-chan State { return d.states }
 
-// Done is closed when the interface is gone, or by Close.
-func (d *Device) Done() <-chan struct{} { return d.done }
+// Done returns a channel that is closed when the interface is deleted, and by Close.
+func (d *Interface) Done() <-chan struct{} { return d.done }
 
-// Err is why Done was closed: ErrDeleted, or nil if it was by Close or has not been.
-func (d *Device) Err() error {
+// Err returns why Done was closed: an error that wraps ErrDeleted, or nil after Close. Before that it returns nil.
+func (d *Interface) Err() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.err
 }
 
-// Close closes the interface, which goes away with it unless it is persistent or another program has it open too.
+// Close closes the interface. The system then deletes it, unless it is persistent or another program has it open too.
 // Reading a queue then fails with an error that wraps net.ErrClosed. Only the first call can fail.
-func (d *Device) Close() error {
+func (d *Interface) Close() error {
 	d.end(nil)
 	return d.close()
 }
 
-// Stats is what a Device did since Open. Calls count system calls that moved a packet, as the system counts packets
-// itself; packets are those of the tunnel, after cutting and before merging. On systems other than Linux the calls
-// are not known, and are 0.
+// Stats counts what an Interface did since Open. It is a comparable value. ReadCalls and WriteCalls are what the system
+// counts as packets; they are 0 on systems other than Linux. All other counts are of the tunnel's packets, after cutting
+// and before merging.
 type Stats struct {
-	ReadCalls   uint64 // that got a packet
-	ReadPackets uint64 // from the system
-	ReadBytes   uint64 // of packets, each with its headers
+	ReadCalls   uint64 // system calls that read a packet
+	ReadPackets uint64 // packets read from the system
+	ReadBytes   uint64 // bytes of these packets, each with its headers
 
-	WriteCalls     uint64 // that put a packet
-	WrittenPackets uint64 // to the system
-	WrittenBytes   uint64 // of packets, each with its headers
-	Merged         uint64 // of WrittenPackets, those that left together with others
+	WriteCalls     uint64 // system calls that wrote a packet
+	WrittenPackets uint64 // packets written to the system
+	WrittenBytes   uint64 // bytes of these packets, each with its headers
+	Merged         uint64 // packets among WrittenPackets that one call wrote together with others
 
-	Malformed uint64 // packets read that make no sense, dropped
+	Malformed uint64 // packets read and dropped because their headers are wrong
 	Full      uint64 // packets dropped because the system had no room
 	Down      uint64 // packets dropped because the interface was down
 	Invalid   uint64 // packets dropped because the system refused them
-	Refused   uint64 // merged packets that the system refused, and that went out one by one
+	Refused   uint64 // packets that the system refused together and took one by one
 }
 
 // A traffic counts.
@@ -178,8 +180,8 @@ type traffic struct {
 	merged, malformed, full, down, invalid, refused atomic.Uint64
 }
 
-// Stats returns the counters, each exact but not all of one instant. It may be called after Close.
-func (d *Device) Stats() Stats {
+// Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
+func (d *Interface) Stats() Stats {
 	t := &d.traffic
 	return Stats{
 		ReadCalls: t.readCalls.Load(), ReadPackets: t.readPackets.Load(), ReadBytes: t.readBytes.Load(),

@@ -36,7 +36,7 @@ const (
 // A writer is the scratch memory of one call of WritePackets.
 type writer struct {
 	segment.Coalescer
-	d *Device
+	d *Interface
 
 	head [virtioSize + segment.MaxHeaders]byte // in front of the payload of a merged packet
 	iovs []unix.Iovec
@@ -58,7 +58,7 @@ var writers = sync.Pool{New: func() any {
 // zeroHeader is the virtio header of a packet by itself: nothing is known of its sums.
 var zeroHeader [virtioSize]byte
 
-func (d *Device) write(pkts [][]byte) (int, error) {
+func (d *Interface) write(pkts [][]byte) (int, error) {
 	w := writers.Get().(*writer)
 	w.d = d
 	for _, p := range pkts {

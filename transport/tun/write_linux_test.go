@@ -44,14 +44,14 @@ func (k *fakeKernel) writev(_ uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 }
 
 // dry is a device that writes to a kernel of the test's.
-func dry(t testing.TB) (*Device, *fakeKernel) {
+func dry(t testing.TB) (*Interface, *fakeKernel) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
-	d, k := new(Device), new(fakeKernel)
+	d, k := new(Interface), new(fakeKernel)
 	d.status.init()
 	d.header, d.writev = virtioSize, k.writev
 	q := newQueue(d, 0, w)
