@@ -13,48 +13,53 @@ import (
 // are serialised by the device's configuration lock and publish a new table.
 //
 // The zero value is empty.
-type allowedIPs struct {
-	table atomic.Pointer[bart.Table[*peer]]
+type allowedIPs[P owner] struct {
+	table atomic.Pointer[bart.Table[P]]
+}
+
+// An owner is a peer as the table sees it: a pointer to something with a list of its own prefixes.
+type owner interface {
+	comparable
+	prefixes() *[]netip.Prefix
 }
 
 // A routes is one state of the table, for the length of a batch. The zero value has no routes.
-type routes struct{ t *bart.Table[*peer] }
+type routes[P owner] struct{ t *bart.Table[P] }
 
-func (a *allowedIPs) routes() routes { return routes{a.table.Load()} }
+func (a *allowedIPs[P]) routes() routes[P] { return routes[P]{a.table.Load()} }
 
-// peer is who addr belongs to, or nil.
-func (r routes) peer(addr netip.Addr) *peer {
-	if r.t == nil {
-		return nil
+// peer is the peer that addr belongs to, or nil.
+func (r routes[P]) peer(addr netip.Addr) (p P) {
+	if r.t != nil {
+		p, _ = r.t.Lookup(addr)
 	}
-	p, _ := r.t.Lookup(addr)
 	return p
 }
 
 // A routesEdit is a change to the table that readers see as a whole, once it is published. Each peer's own list of
 // prefixes is kept in step.
-type routesEdit struct {
-	a     *allowedIPs
-	t     *bart.Table[*peer]
-	owned bool               // t is a copy that nobody reads yet, and may be changed in place
-	lost  map[*peer]struct{} // peers that lost prefixes, whose lists are put right by publish
+type routesEdit[P owner] struct {
+	a     *allowedIPs[P]
+	t     *bart.Table[P]
+	owned bool           // t is a copy that nobody reads yet, and may be changed in place
+	lost  map[P]struct{} // peers that lost prefixes, whose lists are put right by publish
 }
 
 // edit begins a change of about n prefixes. Many are cheaper in place in a copy of the whole table, few by copying the
 // paths to them alone: a copy costs about a fiftieth of a path for each prefix that the table holds.
-func (a *allowedIPs) edit(n int) routesEdit {
+func (a *allowedIPs[P]) edit(n int) routesEdit[P] {
 	t := a.table.Load()
 	switch {
 	case t == nil:
-		return routesEdit{a: a, t: new(bart.Table[*peer]), owned: true}
+		return routesEdit[P]{a: a, t: new(bart.Table[P]), owned: true}
 	case n > t.Size()/50:
-		return routesEdit{a: a, t: t.Clone(), owned: true}
+		return routesEdit[P]{a: a, t: t.Clone(), owned: true}
 	}
-	return routesEdit{a: a, t: t}
+	return routesEdit[P]{a: a, t: t}
 }
 
 // insert gives prefix to p, and takes it from the peer that has it.
-func (e *routesEdit) insert(prefix netip.Prefix, p *peer) {
+func (e *routesEdit[P]) insert(prefix netip.Prefix, p P) {
 	prefix = prefix.Masked()
 	if owner, ok := e.t.Get(prefix); ok {
 		if owner == p {
@@ -62,7 +67,8 @@ func (e *routesEdit) insert(prefix netip.Prefix, p *peer) {
 		}
 		e.loses(owner)
 	}
-	p.allowed = append(p.allowed, prefix)
+	own := p.prefixes()
+	*own = append(*own, prefix)
 	if e.owned {
 		e.t.Insert(prefix, p)
 	} else {
@@ -71,37 +77,38 @@ func (e *routesEdit) insert(prefix netip.Prefix, p *peer) {
 }
 
 // loses leaves p's list to publish.
-func (e *routesEdit) loses(p *peer) {
+func (e *routesEdit[P]) loses(p P) {
 	if e.lost == nil {
-		e.lost = make(map[*peer]struct{})
+		e.lost = make(map[P]struct{})
 	}
 	e.lost[p] = struct{}{}
 }
 
 // remove takes prefix from p, if it is p's. Of a large change each search in p's list would be too many.
-func (e *routesEdit) remove(prefix netip.Prefix, p *peer) {
+func (e *routesEdit[P]) remove(prefix netip.Prefix, p P) {
 	prefix = prefix.Masked()
 	if owner, ok := e.t.Get(prefix); ok && owner == p {
 		e.delete(prefix)
 		if e.owned {
 			e.loses(p)
-		} else if i := slices.Index(p.allowed, prefix); i >= 0 {
-			p.allowed = slices.Delete(p.allowed, i, i+1)
+		} else if i := slices.Index(*p.prefixes(), prefix); i >= 0 {
+			*p.prefixes() = slices.Delete(*p.prefixes(), i, i+1)
 		}
 	}
 }
 
 // removeAll takes all its prefixes from p.
-func (e *routesEdit) removeAll(p *peer) {
-	for _, prefix := range p.allowed {
+func (e *routesEdit[P]) removeAll(p P) {
+	own := p.prefixes()
+	for _, prefix := range *own {
 		if owner, ok := e.t.Get(prefix); ok && owner == p {
 			e.delete(prefix)
 		}
 	}
-	p.allowed = nil
+	*own = nil
 }
 
-func (e *routesEdit) delete(prefix netip.Prefix) {
+func (e *routesEdit[P]) delete(prefix netip.Prefix) {
 	if e.owned {
 		e.t.Delete(prefix)
 	} else {
@@ -110,11 +117,12 @@ func (e *routesEdit) delete(prefix netip.Prefix) {
 }
 
 // publish lets readers see the change.
-func (e *routesEdit) publish() {
+func (e *routesEdit[P]) publish() {
 	for p := range e.lost {
 		// A prefix that went and came back is in the list twice.
-		slices.SortFunc(p.allowed, netip.Prefix.Compare)
-		p.allowed = slices.DeleteFunc(slices.Compact(p.allowed), func(prefix netip.Prefix) bool {
+		own := p.prefixes()
+		slices.SortFunc(*own, netip.Prefix.Compare)
+		*own = slices.DeleteFunc(slices.Compact(*own), func(prefix netip.Prefix) bool {
 			owner, _ := e.t.Get(prefix)
 			return owner != p
 		})

@@ -50,9 +50,9 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 // compares every lookup, every peer's own list, and a state that a reader still holds.
 func TestAllowedIPsModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var a allowedIPs
+		var a allowedIPs[*peer]
 		model := make(routesModel)
-		peers := []*peer{{key: PublicKey{1}}, {key: PublicKey{2}}, {key: PublicKey{3}}}
+		peers := []*peer{newPeer(PublicKey{1}), newPeer(PublicKey{2}), newPeer(PublicKey{3})}
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
 			before, modelBefore := a.routes(), model.clone()
 			edit := a.edit(rapid.SampledFrom([]int{0, 1 << 20}).Draw(t, "persistent or clone"))
@@ -107,7 +107,7 @@ func drawKnown(t *rapid.T, model routesModel) netip.Prefix {
 	return rapid.SampledFrom(known).Draw(t, "known prefix")
 }
 
-func checkRoutes(t *rapid.T, r routes, model routesModel) {
+func checkRoutes(t *rapid.T, r routes[*peer], model routesModel) {
 	for range 20 {
 		addr := drawAddr(t, "address")
 		if got, want := r.peer(addr), model.peer(addr); got != want {
@@ -145,11 +145,11 @@ func name(p *peer) string {
 
 // TestAllowedIPsTable has the cases that programs got wrong: nested prefixes of two peers, and the last writer.
 func TestAllowedIPsTable(t *testing.T) {
-	a, b, c := &peer{key: PublicKey{1}}, &peer{key: PublicKey{2}}, &peer{key: PublicKey{3}}
+	a, b, c := newPeer(PublicKey{1}), newPeer(PublicKey{2}), newPeer(PublicKey{3})
 	prefix := netip.MustParsePrefix
 	for _, n := range []int{0, 1 << 20} {
-		*a, *b, *c = peer{key: a.key}, peer{key: b.key}, peer{key: c.key}
-		var table allowedIPs
+		a.allowed, b.allowed, c.allowed = nil, nil, nil
+		var table allowedIPs[*peer]
 		if table.routes().peer(netip.MustParseAddr("10.0.0.1")) != nil {
 			t.Fatal("the zero value routes")
 		}
@@ -196,12 +196,12 @@ func TestAllowedIPsTable(t *testing.T) {
 // TestAllowedIPsReaders looks up while prefixes move between two peers: a reader finds one or the other, never none,
 // and within one state of the table the same owner for all that moves together.
 func TestAllowedIPsReaders(t *testing.T) {
-	a, b := &peer{key: PublicKey{1}}, &peer{key: PublicKey{2}}
+	a, b := newPeer(PublicKey{1}), newPeer(PublicKey{2})
 	var prefixes []netip.Prefix
 	for i := range 100 {
 		prefixes = append(prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24))
 	}
-	var table allowedIPs
+	var table allowedIPs[*peer]
 	give := func(p *peer, n int) {
 		edit := table.edit(n)
 		for _, prefix := range prefixes {
@@ -236,7 +236,7 @@ func TestAllowedIPsReaders(t *testing.T) {
 }
 
 func TestAllowedIPsLookupAllocatesNothing(t *testing.T) {
-	var table allowedIPs
+	var table allowedIPs[*peer]
 	edit := table.edit(1)
 	edit.insert(netip.MustParsePrefix("10.0.0.0/8"), new(peer))
 	edit.insert(netip.MustParsePrefix("2001:db8::/32"), new(peer))

@@ -106,14 +106,6 @@ func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueF
 	return old, d.changePeers(c.Peers, c.ReplacePeers), nil
 }
 
-// publicKey is the zero key where there is no identity.
-func (id *identity) publicKey() PublicKey {
-	if id == nil {
-		return PublicKey{}
-	}
-	return id.public
-}
-
 // changeSocket sets port and mark. This is the part that can fail.
 func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	port, mark := d.port, d.mark
@@ -220,7 +212,7 @@ func (d *Device) editSize(changes []PeerChange, replace bool) (n int) {
 }
 
 // changePeer carries out one change. It returns the peer if something is to be sent to it.
-func (d *Device) changePeer(c *PeerChange, edit *routesEdit) (due *peer, keepalive bool) {
+func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, keepalive bool) {
 	p := d.peers.find(c.PublicKey)
 	if c.Remove {
 		if p != nil {
@@ -279,14 +271,14 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit) (due *peer, keepali
 func (d *Device) addPeer(key PublicKey) *peer {
 	var seed [4]byte
 	d.random(seed[:])
-	p := &peer{key: key}
+	p := newPeer(key)
 	p.timers.seed = binary.LittleEndian.Uint32(seed[:])
 	d.peers.put(p)
 	return p
 }
 
 // removePeer ends a peer. Who has a pointer to it finds it removed.
-func (d *Device) removePeer(p *peer, edit *routesEdit) {
+func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
 	edit.removeAll(p)
 	d.peers.remove(p)
 	var out outbox

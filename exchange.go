@@ -3,6 +3,7 @@ package wireguard
 import (
 	"encoding/binary"
 	"errors"
+	"time"
 )
 
 // The steps of a handshake, each on a worker of the slow path. All have one shape: take what is needed from the peer
@@ -64,6 +65,14 @@ func (d *Device) sendInitiation(p *peer) {
 	to := p.endpoint
 	d.release(p, &out)
 	d.sendHandshake(r, p, m[:], to)
+}
+
+// timestampOf is the label of a wall time, rounded down to 2^24 ns: finer would tell more of the sender's clock than 50
+// initiations a second need.
+func timestampOf(wall time.Time) (t Timestamp) {
+	binary.BigEndian.PutUint64(t[:], 1<<62+10+uint64(wall.Unix()))
+	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
+	return t
 }
 
 // staticSecret is the secret of the two static keys. No message has a part in it, so it is kept whatever becomes of the one

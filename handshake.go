@@ -3,9 +3,7 @@ package wireguard
 import (
 	"encoding/binary"
 	"errors"
-	"time"
 
-	"github.com/cloudflare/circl/dh/x25519"
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -53,33 +51,6 @@ var (
 	errForged   = errors.New("wireguard: message is not authentic")
 	errLowOrder = errors.New("wireguard: Diffie-Hellman result is zero")
 )
-
-// An identity is a device's private key and what follows from it. It never changes; a new key makes a new one.
-type identity struct {
-	private   PrivateKey
-	public    PublicKey
-	mac1Key   [32]byte // of messages to this device
-	cookieKey [32]byte // of cookie replies from this device
-}
-
-func newIdentity(private PrivateKey) *identity {
-	if private.IsZero() {
-		return nil
-	}
-	id := &identity{private: private.clamped(), public: private.Public()}
-	id.mac1Key, id.cookieKey = mac1Key(id.public), cookieKey(id.public)
-	return id
-}
-
-// A secret is the result of a Diffie-Hellman function. "An all-zero result ends the handshake" (Noise, section 12.1).
-type secret [32]byte
-
-func (k *PrivateKey) shared(public *PublicKey) (s secret, err error) {
-	if !x25519.Shared((*x25519.Key)(&s), (*x25519.Key)(k), (*x25519.Key)(public)) {
-		return secret{}, errLowOrder
-	}
-	return s, nil
-}
 
 // A handshake is the state of an exchange that is under way, after the initiation was sent or received.
 type handshake struct {
@@ -362,18 +333,10 @@ type Timestamp [12]byte
 // After reports whether t is later than u.
 func (t Timestamp) After(u Timestamp) bool { return string(t[:]) > string(u[:]) }
 
-// timestampOf is the label of a wall time, rounded down to 2^24 ns: finer would tell more of the sender's clock than 50
-// initiations a second need.
-func timestampOf(wall time.Time) (t Timestamp) {
-	binary.BigEndian.PutUint64(t[:], 1<<62+10+uint64(wall.Unix()))
-	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
-	return t
-}
-
 // next is the least label that is greater than t. It is sent where the wall clock did not advance.
 func (t Timestamp) next() Timestamp {
 	sec, nsec := binary.BigEndian.Uint64(t[:]), binary.BigEndian.Uint32(t[8:])+1
-	if nsec >= uint32(time.Second) {
+	if nsec >= uint32(second) {
 		sec, nsec = sec+1, 0
 	}
 	binary.BigEndian.PutUint64(t[:], sec)

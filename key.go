@@ -1,28 +1,12 @@
 package wireguard
 
 import (
-	"bytes"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
-
-	"github.com/cloudflare/circl/dh/x25519"
 )
-
-// A PrivateKey is a Curve25519 private key. It prints as "(private key)" everywhere; its text form, base64 as wg(8)
-// writes it, comes from Text alone. (Package fmt cannot be kept from printing the bytes of a key in an unexported field
-// of a struct that it prints.) The zero value is no key.
-type PrivateKey [32]byte
-
-// A PublicKey is a Curve25519 public key: the name of a device or a peer. It prints as base64.
-type PublicKey [32]byte
-
-// A PresharedKey is a symmetric key that two peers share beside their key pairs. It prints as "(preshared key)"
-// everywhere. The zero value means that there is none.
-type PresharedKey [32]byte
 
 // NewPrivateKey makes a private key from the system's randomness.
 func NewPrivateKey() PrivateKey {
@@ -37,39 +21,6 @@ func NewPresharedKey() PresharedKey {
 	rand.Read(k[:])
 	return k
 }
-
-// clamped is k in the form in which the curve uses it (RFC 7748, section 5), as wg(8) stores it. Zero stays zero.
-func (k PrivateKey) clamped() PrivateKey {
-	if k.IsZero() {
-		return k
-	}
-	k[0] &= 248
-	k[31] = k[31]&127 | 64
-	return k
-}
-
-// Public is the public key of k. The zero key has the zero public key.
-func (k PrivateKey) Public() PublicKey {
-	if k.IsZero() {
-		return PublicKey{}
-	}
-	secret, public := x25519.Key(k), x25519.Key{}
-	x25519.KeyGen(&public, &secret)
-	clear(secret[:])
-	return PublicKey(public)
-}
-
-// IsZero reports whether k is no key, in constant time.
-func (k PrivateKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make([]byte, 32)) == 1 }
-
-// IsZero reports whether k is no key.
-func (k PublicKey) IsZero() bool { return k == PublicKey{} }
-
-// after orders public keys, for where one of two ends has to give way.
-func (k PublicKey) after(l PublicKey) bool { return bytes.Compare(k[:], l[:]) > 0 }
-
-// IsZero reports whether k is no key, in constant time.
-func (k PresharedKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make([]byte, 32)) == 1 }
 
 // String hides the key.
 func (PrivateKey) String() string { return "(private key)" }

@@ -8,7 +8,7 @@ import (
 
 // A core is a peer without a device, the time, and the outbox of the last step.
 type core struct {
-	*peer
+	*peerState
 	t   *testing.T
 	now int64
 	out outbox
@@ -22,7 +22,7 @@ const coreT0 = 10000 * second
 var coreEndpoint = EndpointOf(netip.MustParseAddrPort("192.0.2.1:51820"))
 
 func newCore(t *testing.T) *core {
-	c := &core{peer: &peer{key: PublicKey{1}, endpoint: coreEndpoint}, t: t, now: coreT0, wall: epoch}
+	c := &core{peerState: &peerState{key: PublicKey{1}, endpoint: coreEndpoint}, t: t, now: coreT0, wall: epoch}
 	c.timers.seed = 77
 	return c
 }
@@ -63,7 +63,7 @@ func (c *core) responder() *keypair {
 
 // receives is an authentic message on k.
 func (c *core) receives(k *keypair, data bool) {
-	c.peer.receive(k, &coreEndpoint, data, c.now, c.step())
+	c.peerState.receive(k, &coreEndpoint, data, c.now, c.step())
 }
 
 // sends is a message on the current session.

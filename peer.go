@@ -1,37 +1,21 @@
 package wireguard
 
-import (
-	"net/netip"
-	"sync"
-)
-
-// A peer is everything a device knows of one other end. What it has while idle is small; the rest hangs on pointers
-// that are nil while unused and go when the session is wiped.
+// A peerState is what the protocol keeps with one other end. While idle it is small; the rest hangs on pointers that are
+// nil while unused and are dropped when the session is wiped.
 //
 // The methods of this file and of timers.go are the protocol's decisions. They take no lock, read no clock and send
-// nothing: the caller holds mu, tells the time, and carries out what they leave in the outbox.
-type peer struct {
+// nothing: the caller holds the peer's mutex, passes the time, and carries out what they leave in the outbox.
+type peerState struct {
 	key PublicKey // never changes
 
-	mu sync.Mutex // guards all below but for what names another lock; taken by the shell alone
-
 	psk        PresharedKey
-	persistent uint16 // seconds between persistent keepalives; 0: off
+	persistent uint16 // seconds between persistent keepalives; 0 means off
 	lookedUp   bool   // came from Config.Lookup
-	removed    bool   // no longer in the device: whoever still has the pointer drops what it has
+	removed    bool   // no longer in the device: a goroutine that still has the pointer drops what it has
 	initiating bool   // an initiation is asked for and not made yet
-	flushing   bool   // the slow path is to send what is staged
-	inSlow     bool   // in the slow path's queue of peers, or about to be
 
 	endpoint Endpoint
 	timers   timers
-	queued   int64 // for when the device's deadlines know of this peer; 0: they do not
-
-	// turn is whose the outbound direction is at the moment: nil, or the lane of batches that are being sealed and sent with
-	// mu released. It alone assigns counters. Who finds it taken leaves its packets in staged.
-	turn     *lane
-	under    int32      // runs of the lane's batches that are under way
-	turnFree *sync.Cond // tells sources that wait for it; nil: none ever did
 	staged   stagedQueue
 
 	keypairs
@@ -45,17 +29,10 @@ type peer struct {
 	lastInitiation int64     // when one was accepted
 	lastSent       int64     // when an initiation or a response was sent
 	lastHandshake  int64     // when a session was confirmed
-	handshakeWall  int64     // the same by the wall clock, ns since 1970; set by the shell
 	heard          uint32    // authentic packets received; it wraps
 	unstaged       uint32    // packets that left staged, for whatever reason; it wraps
 
-	received, sent Traffic
-	drops          *Drops // nil: none yet
-
-	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
-
-	nextSlow *peer // in the slow path's queue of peers; guarded by that
-	deadline int   // place in the device's deadlines, from 1; guarded by them
+	drops *Drops // nil: none yet
 }
 
 // An outbox collects what is to be done once the peer's mutex is released.
@@ -87,7 +64,7 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 }
 
 // dropStaged gives up the staged packets.
-func (p *peer) dropStaged(out *outbox) {
+func (p *peerState) dropStaged(out *outbox) {
 	if p.staged.n > 0 {
 		p.drop(DropNoSession, p.staged.n)
 		p.unstaged += uint32(p.staged.n)
@@ -96,12 +73,12 @@ func (p *peer) dropStaged(out *outbox) {
 }
 
 // popStaged takes the oldest staged packet.
-func (p *peer) popStaged() *stagedPacket {
+func (p *peerState) popStaged() *stagedPacket {
 	p.unstaged++
 	return p.staged.pop()
 }
 
-func (p *peer) drop(r DropReason, n int) {
+func (p *peerState) drop(r DropReason, n int) {
 	if p.drops == nil {
 		p.drops = new(Drops)
 	}
@@ -113,7 +90,7 @@ func (p *peer) drop(r DropReason, n int) {
 //
 // None is sent "within 5 s of the last one", nor of a response: then it is put off for that long, since something
 // waits for it.
-func (p *peer) initiate(now int64, retry bool, out *outbox) {
+func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0
 	}
@@ -131,17 +108,19 @@ func (p *peer) initiate(now int64, retry bool, out *outbox) {
 }
 
 // putOff sees to it that an initiation is made once it is 5 s after the last message.
-func (p *peer) putOff(now int64) {
+func (p *peerState) putOff(now int64) {
 	if !p.timers.pending(timerRetransmit) {
 		p.timers.set(timerRetransmit, p.lastSent+rekeyTimeout+p.timers.jitter(now))
 	}
 }
 
-func (p *peer) sentLately(now int64) bool { return p.lastSent != 0 && now-p.lastSent < rekeyTimeout }
+func (p *peerState) sentLately(now int64) bool {
+	return p.lastSent != 0 && now-p.lastSent < rekeyTimeout
+}
 
 // beginInitiation is called when an initiation that was asked for is about to be made. It returns the timestamp to
 // send, or false if none is to be made any more.
-func (p *peer) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
+func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
 	p.initiating = false
 	if p.removed || p.endpoint.IsZero() {
 		return ts, false
@@ -159,7 +138,7 @@ func (p *peer) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool
 }
 
 // commitInitiation makes h the exchange under way and signs its message m.
-func (p *peer) commitInitiation(h *handshake, m []byte, now int64, out *outbox) {
+func (p *peerState) commitInitiation(h *handshake, m []byte, now int64, out *outbox) {
 	p.endHandshake(out)
 	p.handshake = h
 	p.cookie.sign(m, p.key, now)
@@ -168,7 +147,7 @@ func (p *peer) commitInitiation(h *handshake, m []byte, now int64, out *outbox) 
 }
 
 // acceptInitiation makes h, an authentic initiation with timestamp ts, the exchange under way, or says why not.
-func (p *peer) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now int64, out *outbox) (r DropReason, ok bool) {
+func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now int64, out *outbox) (r DropReason, ok bool) {
 	if !ts.After(p.lastTimestamp) {
 		return DropOldTimestamp, false
 	}
@@ -190,7 +169,7 @@ func (p *peer) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now i
 }
 
 // commitResponse ends the exchange h, as responder, and signs its message m.
-func (p *peer) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
+func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil
 	dropped := p.addResponded(k)
@@ -204,7 +183,7 @@ func (p *peer) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
 
 // commitSession ends the exchange under way, as initiator: the response to it came from an endpoint. The staged packets
 // are sent on the new session at once or, "if it has none, an empty packet", which confirms the session to the responder.
-func (p *peer) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
+func (p *peerState) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil // its index goes on as the keypair's
 	dropped := p.addInitiated(k)
@@ -217,7 +196,7 @@ func (p *peer) commitSession(k *keypair, from Endpoint, now int64, out *outbox) 
 }
 
 // endHandshake forgets the exchange under way.
-func (p *peer) endHandshake(out *outbox) {
+func (p *peerState) endHandshake(out *outbox) {
 	if h := p.handshake; h != nil {
 		if h.initiator {
 			out.free(h.local)
@@ -229,7 +208,7 @@ func (p *peer) endHandshake(out *outbox) {
 
 // moveTo is called with the endpoint that an authentic packet came from, and not a replayed one: "the peer's endpoint
 // is that of the last authentic packet" (whitepaper, section 2.1).
-func (p *peer) moveTo(from Endpoint, out *outbox) {
+func (p *peerState) moveTo(from Endpoint, out *outbox) {
 	if !p.endpoint.SamePlace(from) {
 		out.event(EventEndpointMoved, from)
 	}
@@ -238,7 +217,7 @@ func (p *peer) moveTo(from Endpoint, out *outbox) {
 
 // receive is called when packets were authenticated with k, and before they are delivered. A packet whose counter is
 // a replay is not authentic: the caller leaves it out. data says that one of them is more than a keepalive.
-func (p *peer) receive(k *keypair, from *Endpoint, data bool, now int64, out *outbox) {
+func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, out *outbox) {
 	if p.endpoint != *from {
 		p.moveTo(*from, out)
 	}
@@ -261,7 +240,7 @@ func (p *peer) receive(k *keypair, from *Endpoint, data bool, now int64, out *ou
 
 // sending is called before n messages are numbered, and reports whether the current session can carry them. If not, a
 // new one is asked for.
-func (p *peer) sending(n int, now int64, out *outbox) bool {
+func (p *peerState) sending(n int, now int64, out *outbox) bool {
 	if !p.current.sendable(now, n) {
 		p.initiate(now, false, out)
 		return false
@@ -271,7 +250,7 @@ func (p *peer) sending(n int, now int64, out *outbox) bool {
 }
 
 // flushOrInitiate is called when a packet was staged behind others.
-func (p *peer) flushOrInitiate(now int64, out *outbox) {
+func (p *peerState) flushOrInitiate(now int64, out *outbox) {
 	if p.current.sendable(now, 1) {
 		out.flush = true
 	} else {
@@ -281,7 +260,7 @@ func (p *peer) flushOrInitiate(now int64, out *outbox) {
 
 // sentOn is called after messages were sent; data says that one of them was more than a keepalive, and left. heard is
 // what p.heard was when the send began: an answer may be quicker than the report that its question left.
-func (p *peer) sentOn(data bool, heard uint32, now int64, out *outbox) {
+func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	if data && p.heard == heard {
 		p.dataSent(now)
 	}
@@ -293,7 +272,7 @@ func (p *peer) sentOn(data bool, heard uint32, now int64, out *outbox) {
 
 // wake is called when the machine slept or its network changed: a session in its life shows the peer where this
 // device is now, and is renewed if it is due; a dead one is where something is to be kept alive.
-func (p *peer) wake(now int64, out *outbox) {
+func (p *peerState) wake(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	switch c := p.current; {
 	case c.sendable(now, 1):
@@ -307,7 +286,7 @@ func (p *peer) wake(now int64, out *outbox) {
 }
 
 // wipe forgets all keys: "after 540 s without a new one, ephemeral keys are zeroed".
-func (p *peer) wipe(out *outbox) {
+func (p *peerState) wipe(out *outbox) {
 	p.endHandshake(out)
 	out.freeKeypairs(p.current, p.previous, p.next)
 	p.keypairs = keypairs{}
@@ -317,7 +296,7 @@ func (p *peer) wipe(out *outbox) {
 }
 
 // stop is called when the device goes down and when the peer is removed: nothing waits, nothing is kept.
-func (p *peer) stop(out *outbox) {
+func (p *peerState) stop(out *outbox) {
 	p.dropStaged(out) // before the peer's own counts go; the device's are the caller's to keep, by out.dropped
 	p.wipe(out)
 	p.timers = timers{seed: p.timers.seed}
@@ -326,7 +305,7 @@ func (p *peer) stop(out *outbox) {
 
 // forgetSecrets is called once the peer is removed: what is left of it may stay in memory for as long as anyone has a
 // pointer to it.
-func (p *peer) forgetSecrets() {
+func (p *peerState) forgetSecrets() {
 	p.psk = PresharedKey{}
 	p.static, p.staticOf = secret{}, nil
 	p.cookie = cookieJar{}
@@ -335,7 +314,7 @@ func (p *peer) forgetSecrets() {
 // retire is called when the device has another identity, or none: sessions receive to the end of their lives and send no
 // more, and a handshake is immediate. What was made with the new identity already stays, and so does the 5 s limit then:
 // an identity is the device's before all peers are told.
-func (p *peer) retire(id *identity, out *outbox) {
+func (p *peerState) retire(id *identity, out *outbox) {
 	isNew := func(of *identity) bool { return of == id && id != nil }
 	made := false
 	if h := p.handshake; h != nil && isNew(h.id) {

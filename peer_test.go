@@ -214,7 +214,7 @@ func TestCommitInitiationReplacesHandshake(t *testing.T) {
 
 func TestCommitSignsMessages(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
-	p := &peer{key: x.responder.public, endpoint: coreEndpoint}
+	p := &peerState{key: x.responder.public, endpoint: coreEndpoint}
 	m := make([]byte, initiationSize)
 	p.commitInitiation(&handshake{initiator: true}, m, coreT0, new(outbox))
 	if !(&cookieChecker{}).validMAC1(m, x.responder) {

@@ -19,7 +19,7 @@ import (
 
 // An inbound is the scratch memory of one receiver.
 type inbound struct {
-	table   routes
+	table   routes[*peer]
 	now     int64
 	opened  []opened // data messages, in the order of arrival
 	bytes   int      // of them
@@ -103,7 +103,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 			d.receiveTrain(&in, &trains[i])
 		}
 		d.acceptAll(&in)
-		in.table = routes{} // while nothing arrives, it would keep an old table alive
+		in.table = routes[*peer]{} // while nothing arrives, it would keep an old table alive
 	}
 }
 

@@ -178,7 +178,7 @@ func TestUnreachableRate(t *testing.T) {
 // visited again. Forgotten then, it would count as queued for ever, and never initiate again either.
 func TestFlushAmidVisit(t *testing.T) {
 	d := newSlowDevice()
-	p := &peer{endpoint: coreEndpoint}
+	p := &peer{peerState: peerState{endpoint: coreEndpoint}}
 	var out outbox
 	p.mu.Lock()
 	p.initiate(d.now(), false, &out)

@@ -1,10 +1,8 @@
 package wireguard
 
-import "time"
-
 // Time in the core is an int64 of nanoseconds from an arbitrary start that counts time asleep; 0 is "never" or
 // "none". Limits are inclusive: a key is too old when its age is the limit.
-const second = int64(time.Second)
+const second int64 = 1e9
 
 // Constants of the protocol (whitepaper, section 6.1; Linux, messages.h).
 const (
@@ -80,14 +78,14 @@ func (t *timers) jitter(now int64) int64 {
 // The hooks: each says when it is to be called.
 
 // dataSent: after a data packet, not a keepalive, was sent, unless something authentic came since the send began.
-func (p *peer) dataSent(now int64) {
+func (p *peerState) dataSent(now int64) {
 	if !p.timers.pending(timerUnanswered) {
 		p.timers.set(timerUnanswered, now+unansweredTimeout+p.timers.jitter(now))
 	}
 }
 
 // dataReceived: after an authentic data packet, not a keepalive, was received.
-func (p *peer) dataReceived(now int64) {
+func (p *peerState) dataReceived(now int64) {
 	if !p.timers.pending(timerKeepalive) {
 		p.timers.set(timerKeepalive, now+keepaliveTimeout)
 	} else {
@@ -96,7 +94,7 @@ func (p *peer) dataReceived(now int64) {
 }
 
 // authenticSent: before any packet that authenticates this device is sent: data, keepalive or handshake.
-func (p *peer) authenticSent(now int64) {
+func (p *peerState) authenticSent(now int64) {
 	p.timers.cancel(timerKeepalive)
 	if p.timers.again {
 		p.timers.again = false
@@ -106,7 +104,7 @@ func (p *peer) authenticSent(now int64) {
 }
 
 // authenticReceived: after any authentic packet was received: data, keepalive or handshake.
-func (p *peer) authenticReceived(now int64) {
+func (p *peerState) authenticReceived(now int64) {
 	p.heard++
 	p.timers.cancel(timerUnanswered)
 	p.timers.unanswered = 0
@@ -114,14 +112,14 @@ func (p *peer) authenticReceived(now int64) {
 }
 
 // traversed: when any authentic packet goes either way.
-func (p *peer) traversed(now int64) {
+func (p *peerState) traversed(now int64) {
 	if p.persistent != 0 {
 		p.timers.set(timerPersistent, now+int64(p.persistent)*second)
 	}
 }
 
 // initiated: before an initiation is sent.
-func (p *peer) initiated(now int64) {
+func (p *peerState) initiated(now int64) {
 	p.lastSent = now
 	p.timers.attempts++
 	p.timers.unanswered++
@@ -129,7 +127,7 @@ func (p *peer) initiated(now int64) {
 }
 
 // sessionDerived: when a new keypair is made, in either role.
-func (p *peer) sessionDerived(now int64) {
+func (p *peerState) sessionDerived(now int64) {
 	p.timers.set(timerWipe, now+wipeAfterTime)
 	if p.lookedUp && p.current == nil {
 		// A recorded initiation gets this far; only an initiator with the key confirms.
@@ -138,7 +136,7 @@ func (p *peer) sessionDerived(now int64) {
 }
 
 // sessionConfirmed: when a new keypair becomes the current one.
-func (p *peer) sessionConfirmed(now int64, out *outbox) {
+func (p *peerState) sessionConfirmed(now int64, out *outbox) {
 	p.timers.cancel(timerRetransmit)
 	p.timers.attempts = 0
 	p.timers.lastMinute = false
@@ -149,7 +147,7 @@ func (p *peer) sessionConfirmed(now int64, out *outbox) {
 }
 
 // expire carries out what is due.
-func (p *peer) expire(now int64, out *outbox) {
+func (p *peerState) expire(now int64, out *outbox) {
 	t := &p.timers
 	if t.due(timerExpiry, now) {
 		t.cancel(timerExpiry)
@@ -182,7 +180,7 @@ func (p *peer) expire(now int64, out *outbox) {
 }
 
 // retransmit is timerRetransmit: "the initiation is retried after Rekey-Timeout plus jitter" until 20 were sent.
-func (p *peer) retransmit(now int64, out *outbox) {
+func (p *peerState) retransmit(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	if p.timers.unanswered >= maxAttempts || p.timers.attempts >= maxAttempts {
 		// Under traffic the tries go on, since packets begin the series anew; whoever watches is told all the same.

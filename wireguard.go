@@ -25,7 +25,8 @@
 // help with the ciphers, by idle.go and fork.go. Handshake messages take the slow path: slow.go, exchange.go,
 // handshake.go, cookie.go. Time comes by clock.go (internal/boottime) from deadlines.go to timers.go. Configuration is config.go and configure.go.
 // Beside them: inner.go reads the packets inside, unreachable.go answers them, sessions.go finds sessions, lookup.go peers;
-// waiters.go waits for a session; key.go, tunnel.go, bind.go, batch.go, events.go and stats.go are types of the API.
+// waiters.go waits for a session; peers.go, identity.go, key.go, endpoint.go, drops.go, eventkind.go, tunnel.go, bind.go,
+// batch.go, events.go and stats.go are types.
 //
 //	out:   PacketSource or Device.Send ─▶ route ─▶ the peer's turn, counters ─▶ seal in place ─▶ Socket
 //	in:    Receiver ─▶ session by index ─▶ open in place ─▶ replay, confirm, roam ─▶ source check ─▶ PacketSink
@@ -33,7 +34,8 @@
 //	slow:  handshake messages ─▶ bounded queue ─▶ workers: X25519 happens here alone ─▶ Socket
 //
 // The files peer.go, timers.go, handshake.go, keypair.go, cookie.go, allowedips.go and replay.go are the protocol: they
-// decide, and neither lock nor wait nor read a clock. The others own the goroutines, the locks and the clock.
+// decide, and neither lock nor wait nor read a clock. They build without the rest, together with the types that they need
+// (.ci/core). The other files own the goroutines, the locks and the clock.
 //
 // References to sections are to the whitepaper, https://www.wireguard.com/papers/wireguard.pdf.
 package wireguard
@@ -95,7 +97,7 @@ type Device struct {
 	closing  atomic.Bool
 
 	peers    peerTable
-	allowed  allowedIPs
+	allowed  allowedIPs[*peer]
 	sessions sessionTable
 
 	cookieMu sync.Mutex // guards cookies; taken last but for the deadlines'

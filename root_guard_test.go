@@ -1,0 +1,83 @@
+package wireguard
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// rootFiles are the files of this package, for all systems and without tests.
+func rootFiles(t *testing.T) (fset *token.FileSet, files map[string]*ast.File) {
+	t.Helper()
+	names, err := filepath.Glob("*.go")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no files: %v", err)
+	}
+	fset, files = token.NewFileSet(), make(map[string]*ast.File)
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		if files[name], err = parser.ParseFile(fset, name, nil, parser.ParseComments|parser.SkipObjectResolution); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fset, files
+}
+
+// TestRootDependsOnLittle: no dependency of the root package on gVisor, on wireguard-go, or on the public packages beside it.
+func TestRootDependsOnLittle(t *testing.T) {
+	allowed := []string{"github.com/cloudflare/circl/dh/x25519", "github.com/gaissmai/bart", "golang.org/x/crypto/", "golang.org/x/sys/",
+		"github.com/seed-86b749af/wireguard/internal/"}
+	_, files := rootFiles(t)
+	for name, f := range files {
+		for _, i := range f.Imports {
+			path, _ := strconv.Unquote(i.Path.Value)
+			if strings.Contains(path, ".") && !slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(path, a) }) {
+				t.Errorf("%s imports %s", name, path)
+			}
+			if path == "unsafe" {
+				t.Errorf("%s imports unsafe", name)
+			}
+		}
+	}
+}
+
+// TestRootIsSmall: files of at most 500 lines, at most ten `go` statements, no finalizer and no linkname.
+func TestRootIsSmall(t *testing.T) {
+	_, files := rootFiles(t)
+	goroutines := 0
+	for name, f := range files {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lines := strings.Count(string(src), "\n"); lines > 500 {
+			t.Errorf("%s has %d lines", name, lines)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.GoStmt:
+				goroutines++
+			case *ast.SelectorExpr:
+				if n.Sel.Name == "SetFinalizer" || n.Sel.Name == "AddCleanup" {
+					t.Errorf("%s uses a finalizer", name)
+				}
+			case *ast.Comment:
+				if strings.HasPrefix(n.Text, "//go:linkname") {
+					t.Errorf("%s uses linkname", name)
+				}
+			}
+			return true
+		})
+	}
+	if goroutines > 10 {
+		t.Errorf("goroutines start at %d places", goroutines)
+	}
+}
