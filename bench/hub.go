@@ -117,12 +117,12 @@ func runHub(st *stage, n int) (sample, error) {
 	}
 	runtime.ReadMemStats(&after)
 	// The process itself makes some allocations in that time, whatever the number of packets.
-	allocations := aside{Name: "allocations", Unit: "a packet", Value: max(0, float64(after.Mallocs-before.Mallocs)-500) / s.n}
+	allocations := aside{Name: "allocations", Unit: "per packet", Value: max(0, float64(after.Mallocs-before.Mallocs)-500) / s.n}
 	if _, ok := st.lib.(ours); ok {
 		allocations.Wrong = allocations.Value > 0.005
 	}
 	return sample{s.n / s.took.Seconds(), append([]aside{
-		{Name: "processor time of the hub a packet", Unit: "µs", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
+		{Name: "processor time of the hub", Unit: "µs/packet", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
 		allocations,
 		{Name: "stalls for what was lost", Value: float64(back.stalls.Load())},
 		mustBeZero("out of order", back.late.Load()),

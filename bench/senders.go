@@ -91,7 +91,7 @@ func runSenders(st *stage, n, size int) (sample, error) {
 	return sample{s.n / s.took.Seconds(), append([]aside{
 		{Name: "cpu", Unit: "µs/packet", Value: s.cpu.Seconds() * 1e6 / s.n},
 		{Name: "offered", Unit: "packets/s", Value: o / s.took.Seconds()},
-		{Name: "allocations", Unit: "a packet", Value: float64(after.Mallocs-before.Mallocs) / o},
+		{Name: "allocations", Unit: "per packet", Value: float64(after.Mallocs-before.Mallocs) / o},
 		mustBeZero("out of order", tunnels[1].late.Load()),
 	}, st.calls()...)}, nil
 }
