@@ -159,8 +159,15 @@ func TestPeerChangeOfConfig(t *testing.T) {
 		AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")}, Timestamp: Timestamp{5},
 	}
 	e := newEnd(t, testKey(1), full)
+	if e.PrivateKey() != testKey(1) || e.PrivateKey().Public() != e.Status().PublicKey {
+		t.Error("the device has another private key")
+	}
+	if _, ok := e.PresharedKey(PublicKey{1}); ok {
+		t.Error("a peer that does not exist has a preshared key")
+	}
 	s, _ := e.Peer(a.id.public)
-	if s.PresharedKey != full.PresharedKey || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 25*time.Second ||
+	psk, ok := e.PresharedKey(a.id.public)
+	if !ok || psk != full.PresharedKey || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 25*time.Second ||
 		len(s.AllowedIPs) != 1 || s.AllowedIPs[0] != netip.MustParsePrefix("10.0.0.0/24") || s.Timestamp != full.Timestamp {
 		t.Errorf("the peer is %+v", s)
 	}
@@ -168,7 +175,8 @@ func TestPeerChangeOfConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ = e.Peer(a.id.public)
-	if !s.PresharedKey.IsZero() || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 0 || len(s.AllowedIPs) != 0 {
+	psk, ok = e.PresharedKey(a.id.public)
+	if !ok || !psk.IsZero() || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 0 || len(s.AllowedIPs) != 0 {
 		t.Errorf("what a PeerConfig leaves out stays, or where the peer was heard is forgotten: %+v", s)
 	}
 	if s.Timestamp != full.Timestamp {

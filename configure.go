@@ -313,6 +313,26 @@ func (d *Device) Route(a netip.Addr) (key PublicKey, ok bool) {
 	return PublicKey{}, false
 }
 
+// PrivateKey returns the device's private key, or the zero key if it has none. Status does not hold it.
+func (d *Device) PrivateKey() PrivateKey {
+	if id := d.identity.Load(); id != nil {
+		return id.private
+	}
+	return PrivateKey{}
+}
+
+// PresharedKey returns the preshared key of a peer, zero meaning none, and whether the peer exists. PeerStatus does not
+// hold it.
+func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
+	p := d.peers.find(peer)
+	if p == nil {
+		return psk, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.psk, !p.removed
+}
+
 // Status is what the device is at this moment.
 func (d *Device) Status() Status {
 	d.mu.Lock()
@@ -323,7 +343,7 @@ func (d *Device) Status() Status {
 		UnderLoad: d.slow.loaded(d.now()),
 	}
 	if id := d.identity.Load(); id != nil {
-		s.PrivateKey, s.PublicKey = id.private, id.public
+		s.PublicKey = id.public
 	}
 	if r := d.running.Load(); r != nil {
 		s.Up, s.ListenPort = true, r.socket.Load().port
@@ -361,7 +381,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 		return s, false
 	}
 	s = PeerStatus{
-		PublicKey: p.key, PresharedKey: p.psk, Endpoint: p.endpoint, AllowedIPs: allowed,
+		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: allowed,
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, LookedUp: p.lookedUp,
 		Timestamp: p.lastTimestamp, Received: p.received, Sent: p.sent, Staged: p.staged.n,
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),

@@ -82,7 +82,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 		if _, ok := h.Peer(newcomer); !ok {
 			w.Fatal("there is no newcomer")
 		}
-		if s := h.status(b); s.PersistentKeepalive != time.Minute || s.Endpoint.Addr != c.at().Addr || s.PresharedKey.IsZero() ||
+		if s := h.status(b); s.PersistentKeepalive != time.Minute || s.Endpoint.Addr != c.at().Addr || h.psk(b) != (wireguard.PresharedKey{1}) ||
 			!slices.Equal(s.AllowedIPs, c.prefixes()) || s.Timestamp != (wireguard.Timestamp{0xff}) {
 			w.Fatalf("peer %+v", s)
 		}
@@ -94,7 +94,8 @@ func snapshot(n *node) string {
 	s := fmt.Sprintf("%+v", n.Status())
 	for p := range n.Peers() {
 		p.NextDeadline = 0
-		s += fmt.Sprintf("\n%+v %v", p, p.PresharedKey.IsZero())
+		psk, _ := n.PresharedKey(p.PublicKey)
+		s += fmt.Sprintf("\n%+v %v", p, psk.IsZero())
 	}
 	return s
 }
@@ -170,10 +171,10 @@ func TestUpdateOneField(t *testing.T) {
 				a.update(b, change)
 				after := a.status(b)
 				w.script() // the keepalive of a changed interval
-				want := before
+				want, wantPSK := before, wireguard.PresharedKey{}
 				switch {
 				case change.PresharedKey != nil:
-					want.PresharedKey = *change.PresharedKey
+					wantPSK = *change.PresharedKey
 				case change.PersistentKeepalive != nil:
 					want.PersistentKeepalive = *change.PersistentKeepalive
 					want.Sent.Bytes += 32
@@ -187,7 +188,7 @@ func TestUpdateOneField(t *testing.T) {
 					want.AllowedIPs = slices.Concat(before.AllowedIPs, change.AllowedIPs)
 				}
 				after.NextDeadline, want.NextDeadline, after.NextReason, want.NextReason = 0, 0, "", ""
-				if fmt.Sprintf("%+v", after) != fmt.Sprintf("%+v", want) || after.PresharedKey != want.PresharedKey {
+				if fmt.Sprintf("%+v", after) != fmt.Sprintf("%+v", want) || a.psk(b) != wantPSK {
 					w.Fatalf("peer\n%+v, want\n%+v", after, want)
 				}
 				wantWorks(w, a, b, "on the same session")

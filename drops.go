@@ -56,7 +56,7 @@ func (r DropReason) String() string {
 type Drops [dropReasons]uint64
 
 // Total is the sum over all reasons.
-func (d *Drops) Total() (n uint64) {
+func (d Drops) Total() (n uint64) {
 	for _, v := range d {
 		n += v
 	}

@@ -219,6 +219,16 @@ func (n *node) update(o *node, c wireguard.PeerChange) {
 	n.configure(wireguard.Change{Peers: []wireguard.PeerChange{c}})
 }
 
+// psk is the preshared key that n has with o.
+func (n *node) psk(o *node) wireguard.PresharedKey {
+	n.w.Helper()
+	k, ok := n.PresharedKey(o.pub())
+	if !ok {
+		n.w.Fatalf("%s does not know %s", n.name, o.name)
+	}
+	return k
+}
+
 // status is what n knows of o.
 func (n *node) status(o *node) wireguard.PeerStatus {
 	n.w.Helper()

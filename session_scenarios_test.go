@@ -267,8 +267,8 @@ func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 		if a.end.Sent() != before {
 			w.Fatalf("%q: the key is taken away again", w.script())
 		}
-		if s := a.Status(); !s.PublicKey.IsZero() || !s.PrivateKey.IsZero() {
-			w.Fatal("Status shows a key that was taken away")
+		if !a.Status().PublicKey.IsZero() || !a.PrivateKey().IsZero() {
+			w.Fatal("the device shows a key that was taken away")
 		}
 	})
 }

@@ -28,7 +28,6 @@ type Traffic struct {
 // A Status is what a device is at one moment.
 type Status struct {
 	PublicKey    PublicKey  // zero: no private key is set
-	PrivateKey   PrivateKey // zero likewise
 	ListenPort   uint16     // the port in use, or the configured one while the device is down; zero there: the Bind chooses
 	FirewallMark uint32     // as configured; zero: none
 	Up           bool       // whether Up was called, and not Down or Close since
@@ -46,7 +45,6 @@ type Status struct {
 // A PeerStatus is what a peer is at one moment: its configuration and how it fares.
 type PeerStatus struct {
 	PublicKey           PublicKey      // never zero
-	PresharedKey        PresharedKey   // zero: none
 	Endpoint            Endpoint       // as last heard from; zero: unknown
 	AllowedIPs          []netip.Prefix // what is routed to the peer, and what it may send from
 	PersistentKeepalive time.Duration  // zero: off

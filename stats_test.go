@@ -48,12 +48,16 @@ func TestEventNames(t *testing.T) {
 	}
 }
 
-// TestStatusIsPlain: a status is a value; nothing in it leads back into the device but by what is copied.
+// TestStatusIsPlain: a status is a value. Nothing in it leads back into the device, except what is copied, and it holds no
+// secrets.
 func TestStatusIsPlain(t *testing.T) {
 	for _, v := range []any{Status{}, PeerStatus{}, Event{}} {
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {
 			if k := f.Type.Kind(); k == reflect.Pointer || k == reflect.Map || k == reflect.Chan || k == reflect.Func {
 				t.Errorf("%T.%s is a %v", v, f.Name, k)
+			}
+			if f.Type == reflect.TypeFor[PrivateKey]() || f.Type == reflect.TypeFor[PresharedKey]() {
+				t.Errorf("%T.%s is a secret", v, f.Name)
 			}
 		}
 	}

@@ -131,12 +131,13 @@ func TestSetconfAndShowconf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := d.Status(); s.PrivateKey != c.PrivateKey || s.ListenPort != c.ListenPort || s.FirewallMark != c.FirewallMark {
+	if s := d.Status(); d.PrivateKey() != c.PrivateKey || s.ListenPort != c.ListenPort || s.FirewallMark != c.FirewallMark {
 		t.Errorf("the device is %+v", s)
 	}
 	for _, want := range c.Peers {
 		got, ok := d.Peer(want.PublicKey)
-		if !ok || got.PresharedKey != want.PresharedKey || got.Endpoint != want.Endpoint || got.PersistentKeepalive != want.PersistentKeepalive ||
+		psk, _ := d.PresharedKey(want.PublicKey)
+		if !ok || psk != want.PresharedKey || got.Endpoint != want.Endpoint || got.PersistentKeepalive != want.PersistentKeepalive ||
 			len(got.AllowedIPs) != len(want.AllowedIPs) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}

@@ -17,8 +17,8 @@ import (
 func Get(w io.Writer, d *wireguard.Device) error {
 	b := lineWriter{w: bufio.NewWriter(w)}
 	s := d.Status()
-	if !s.PrivateKey.IsZero() {
-		b.key("private_key", s.PrivateKey)
+	if key := d.PrivateKey(); !key.IsZero() {
+		b.key("private_key", key)
 	}
 	if s.ListenPort != 0 {
 		b.number("listen_port", uint64(s.ListenPort))
@@ -27,7 +27,8 @@ func Get(w io.Writer, d *wireguard.Device) error {
 		b.number("fwmark", uint64(s.FirewallMark))
 	}
 	for p := range d.Peers() {
-		b.peer(&p)
+		psk, _ := d.PresharedKey(p.PublicKey)
+		b.peer(&p, psk)
 	}
 	if err := b.w.Flush(); err != nil {
 		return &Error{errnoIO, fmt.Errorf("write the answer: %w", err)}
@@ -41,9 +42,9 @@ type lineWriter struct {
 	scratch []byte // the line being made
 }
 
-func (b *lineWriter) peer(p *wireguard.PeerStatus) {
+func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
 	b.key("public_key", p.PublicKey)
-	b.key("preshared_key", p.PresharedKey) // zero: none
+	b.key("preshared_key", psk) // zero: none
 	b.line("protocol_version", "1")
 	if p.Endpoint.Addr.IsValid() { // a Link alone has no form that wg(8) could read
 		b.line("endpoint", p.Endpoint.Addr.String())

@@ -46,7 +46,7 @@ func TestSetKeepsSession(t *testing.T) {
 		block + "persistent_keepalive_interval=25\n" + block + "update_only=true\npersistent_keepalive_interval=0\n",
 		block + "preshared_key=" + hexKey(0) + "\n",
 		"public_key=" + hexKey(1) + "\n" + block + "public_key=" + hexKey(1) + "\nremove=true\n",
-		"private_key=" + hexOf(d.Status().PrivateKey) + "\n", // the same one is no change
+		"private_key=" + hexOf(d.PrivateKey()) + "\n", // the same one is no change
 	} {
 		set(t, d, request)
 		if after, _ := d.Peer(peer); !after.Session || !after.LastHandshake.Equal(before.LastHandshake) || after.Received.Bytes < before.Received.Bytes {

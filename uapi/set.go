@@ -181,10 +181,11 @@ var peerKeys = map[string]func(c *wireguard.PeerChange, b *block, value []byte) 
 		return parseKey((*[32]byte)(c.PresharedKey), value)
 	},
 	"endpoint": func(c *wireguard.PeerChange, _ *block, value []byte) error {
-		e, err := wireguard.ParseEndpoint(string(value))
-		if err != nil || e.Addr.Addr().IsUnspecified() || e.Addr.Addr().IsMulticast() {
+		a, err := netip.ParseAddrPort(string(value)) // ParseEndpoint accepts more than the protocol has
+		if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
 			return errEndpoint
 		}
+		e := wireguard.EndpointOf(a)
 		c.Endpoint = &e
 		return nil
 	},

@@ -86,6 +86,7 @@ var badPeerLines = []string{
 	"preshared_key=", "preshared_key=" + secret + "00", "preshared_key=z" + secret[1:],
 	"endpoint=", "endpoint=192.0.2.1", "endpoint=192.0.2.1:0", "endpoint=192.0.2.1:65536", "endpoint=example.com:1",
 	"endpoint=2001:db8::1:1", "endpoint=0.0.0.0:1", "endpoint=[::]:1", "endpoint=224.0.0.1:1", "endpoint=" + secret,
+	"endpoint= 192.0.2.1:1", "endpoint=192.0.2.1:1 ", "endpoint=192.0.2.1:1 from 192.0.2.2",
 	"persistent_keepalive_interval=", "persistent_keepalive_interval=-1", "persistent_keepalive_interval=65536",
 	"persistent_keepalive_interval=off", "persistent_keepalive_interval=" + secret,
 	"remove=", "remove=false", "update_only=false", "update_only=" + secret, "replace_allowed_ips=false",
@@ -281,33 +282,42 @@ func TestSetOrder(t *testing.T) {
 func TestSetUpdates(t *testing.T) {
 	d := newDown(t)
 	set(t, d, before)
-	want, _ := d.Peer(public(1))
+	type peer struct {
+		wireguard.PeerStatus
+		PresharedKey wireguard.PresharedKey
+	}
+	get := func() (p peer) {
+		p.PeerStatus, _ = d.Peer(public(1))
+		p.PresharedKey, _ = d.PresharedKey(public(1))
+		return p
+	}
+	want := get()
 	for _, c := range []struct {
 		line  string
-		alter func(s *wireguard.PeerStatus)
+		alter func(s *peer)
 	}{
-		{"update_only=true", func(s *wireguard.PeerStatus) {}},
-		{"protocol_version=1", func(s *wireguard.PeerStatus) {}},
-		{"preshared_key=" + hexKey(7), func(s *wireguard.PeerStatus) { s.PresharedKey = wireguard.PresharedKey(public(7)) }},
-		{"preshared_key=" + hexKey(0), func(s *wireguard.PeerStatus) { s.PresharedKey = wireguard.PresharedKey{} }},
-		{"endpoint=[fe80::1%lo]:51820", func(s *wireguard.PeerStatus) {
+		{"update_only=true", func(s *peer) {}},
+		{"protocol_version=1", func(s *peer) {}},
+		{"preshared_key=" + hexKey(7), func(s *peer) { s.PresharedKey = wireguard.PresharedKey(public(7)) }},
+		{"preshared_key=" + hexKey(0), func(s *peer) { s.PresharedKey = wireguard.PresharedKey{} }},
+		{"endpoint=[fe80::1%lo]:51820", func(s *peer) {
 			s.Endpoint = wireguard.EndpointOf(netip.MustParseAddrPort("[fe80::1%lo]:51820"))
 		}},
-		{"endpoint=[::ffff:192.0.2.9]:5", func(s *wireguard.PeerStatus) {
+		{"endpoint=[::ffff:192.0.2.9]:5", func(s *peer) {
 			s.Endpoint = wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.9:5"))
 		}},
-		{"persistent_keepalive_interval=65535", func(s *wireguard.PeerStatus) { s.PersistentKeepalive = 65535 * time.Second }},
-		{"persistent_keepalive_interval=0", func(s *wireguard.PeerStatus) { s.PersistentKeepalive = 0 }},
-		{"allowed_ip=10.1.0.0/16", func(s *wireguard.PeerStatus) {
+		{"persistent_keepalive_interval=65535", func(s *peer) { s.PersistentKeepalive = 65535 * time.Second }},
+		{"persistent_keepalive_interval=0", func(s *peer) { s.PersistentKeepalive = 0 }},
+		{"allowed_ip=10.1.0.0/16", func(s *peer) {
 			s.AllowedIPs = append(s.AllowedIPs, netip.MustParsePrefix("10.1.0.0/16"))
 		}},
-		{"replace_allowed_ips=true\nallowed_ip=::/0", func(s *wireguard.PeerStatus) {
+		{"replace_allowed_ips=true\nallowed_ip=::/0", func(s *peer) {
 			s.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("::/0")}
 		}},
 	} {
 		set(t, d, "public_key="+hexKey(1)+"\n"+c.line+"\n")
 		c.alter(&want)
-		if got, _ := d.Peer(public(1)); !reflect.DeepEqual(got, want) {
+		if got := get(); !reflect.DeepEqual(got, want) {
 			t.Fatalf("%s makes the peer\n%+v\nwant\n%+v", c.line, got, want)
 		}
 	}
@@ -351,7 +361,7 @@ func TestSetOwnKey(t *testing.T) {
 		t.Error("the device has another key")
 	}
 	set(t, d, "private_key="+hexKey(0)+"\n")
-	if !d.Status().PrivateKey.IsZero() {
+	if !d.PrivateKey().IsZero() {
 		t.Error("a key of zeros leaves the device its identity")
 	}
 	peers(public(2), key.Public())

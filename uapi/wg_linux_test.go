@@ -185,8 +185,8 @@ func TestWGConf(t *testing.T) {
 
 	shown := w.wg("showconf", w.name)
 	w.wg("setconf", w.name, w.file("[Interface]\n"))
-	if s := w.d.Status(); s.Peers != 0 || !s.PrivateKey.IsZero() || s.FirewallMark != 0 {
-		t.Errorf("an empty file leaves %d peers, a key: %v, mark %d", s.Peers, !s.PrivateKey.IsZero(), s.FirewallMark)
+	if s := w.d.Status(); s.Peers != 0 || !w.d.PrivateKey().IsZero() || s.FirewallMark != 0 {
+		t.Errorf("an empty file leaves %d peers, a key: %v, mark %d", s.Peers, !w.d.PrivateKey().IsZero(), s.FirewallMark)
 	}
 	w.wg("setconf", w.name, w.file(shown))
 	w.want(shown, "showconf", w.name)
