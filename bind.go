@@ -1,11 +1,7 @@
 package wireguard
 
 import (
-	"errors"
-	"fmt"
 	"iter"
-	"net/netip"
-	"strings"
 )
 
 // A Bind makes the sockets that a device sends and receives its datagrams with.
@@ -88,43 +84,4 @@ func (t *Train) Datagrams() iter.Seq[[]byte] {
 		}
 		yield(rest[:len(rest):len(rest)])
 	}
-}
-
-// ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
-func ParseEndpoint(s string) (e Endpoint, err error) {
-	if err = e.UnmarshalText([]byte(s)); err == nil && e.IsZero() {
-		err = errEndpointText(s)
-	}
-	return e, err
-}
-
-func errEndpointText(s string) error {
-	return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
-}
-
-// MarshalText is the inverse of UnmarshalText. An endpoint with a Link has no text form and fails.
-func (e Endpoint) MarshalText() ([]byte, error) {
-	if e.Link != nil {
-		return nil, errors.New("wireguard: an endpoint with a Link has no text form")
-	}
-	return e.Addr.MarshalText()
-}
-
-// UnmarshalText parses "192.0.2.1:51820" or "[fe80::1%eth0]:51820". Names are not resolved: a program does that
-// with the resolver of its choice. Empty text gives the zero Endpoint. Port 0 is refused.
-func (e *Endpoint) UnmarshalText(text []byte) error {
-	s := strings.TrimSpace(string(text))
-	if s == "" {
-		*e = Endpoint{}
-		return nil
-	}
-	a, err := netip.ParseAddrPort(s)
-	if err != nil {
-		return errEndpointText(s)
-	}
-	if a.Port() == 0 {
-		return fmt.Errorf("wireguard: endpoint %q: port 0 cannot be reached", s)
-	}
-	*e = EndpointOf(a)
-	return nil
 }

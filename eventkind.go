@@ -11,23 +11,17 @@ const (
 	EventHandshakeFailed                      // 20 initiations went unanswered; Peer, Endpoint. While packets come, tries go on
 	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint. Once a second at most, each
 	EventPeerForgotten                        // a peer that Lookup supplied has gone; Peer, Timestamp
+	eventKinds
 )
+
+var eventNames = [eventKinds]string{
+	"unknown event", "handshake completed", "session expired", "endpoint moved", "handshake failed", "bind trouble", "peer forgotten",
+}
 
 // String names the kind in lower-case words.
 func (k EventKind) String() string {
-	switch k {
-	case EventHandshake:
-		return "handshake completed"
-	case EventSessionExpired:
-		return "session expired"
-	case EventEndpointMoved:
-		return "endpoint moved"
-	case EventHandshakeFailed:
-		return "handshake failed"
-	case EventBindTrouble:
-		return "bind trouble"
-	case EventPeerForgotten:
-		return "peer forgotten"
+	if k >= eventKinds {
+		k = 0
 	}
-	return "unknown event"
+	return eventNames[k]
 }

@@ -3,7 +3,6 @@ package wireguard
 import (
 	"encoding/binary"
 	"errors"
-	"time"
 )
 
 // The steps of a handshake, each on a worker of the slow path. All have one shape: take what is needed from the peer
@@ -12,7 +11,7 @@ import (
 
 // sendInitiation makes an initiation to p and sends it.
 func (d *Device) sendInitiation(p *peer) {
-	wall := timestampOf(d.clock.Wall())
+	wall := TimestampOf(d.clock.Wall())
 	var out outbox
 
 	p.mu.Lock()
@@ -65,14 +64,6 @@ func (d *Device) sendInitiation(p *peer) {
 	to := p.endpoint
 	d.release(p, &out)
 	d.sendHandshake(r, p, m[:], to)
-}
-
-// timestampOf is the label of a wall time, rounded down to 2^24 ns: finer would tell more of the sender's clock than 50
-// initiations a second need.
-func timestampOf(wall time.Time) (t Timestamp) {
-	binary.BigEndian.PutUint64(t[:], 1<<62+10+uint64(wall.Unix()))
-	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
-	return t
 }
 
 // staticSecret is the secret of the two static keys. No message has a part in it, so it is kept whatever becomes of the one

@@ -64,7 +64,7 @@ func Waiters(d *Device) (n int) {
 // InitiationFrom is an initiation to a device from the holder of a public key that nobody can have the private key of: one
 // of low order, with which the static secret is all zero.
 func InitiationFrom(static, to PublicKey, now time.Time) []byte {
-	_, m, err := createInitiation(&identity{public: static}, &to, &secret{}, NewPrivateKey().clamped(), timestampOf(now), 7)
+	_, m, err := createInitiation(&identity{public: static}, &to, &secret{}, NewPrivateKey().clamped(), TimestampOf(now), 7)
 	if err != nil {
 		panic(err)
 	}

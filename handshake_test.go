@@ -3,7 +3,6 @@ package wireguard
 import (
 	"bytes"
 	stdhmac "crypto/hmac"
-	"encoding/binary"
 	"hash"
 	"testing"
 	"time"
@@ -338,7 +337,7 @@ func TestTimestampLabels(t *testing.T) {
 		{0, 1 << 24, "400000000000000a01000000"},
 		{0, 999_999_999, "400000000000000a3b000000"},
 	} {
-		ts := timestampOf(time.Unix(c.unix, c.nanos))
+		ts := TimestampOf(time.Unix(c.unix, c.nanos))
 		wantHex(t, time.Unix(c.unix, c.nanos).UTC().String(), ts[:], c.want)
 	}
 }
@@ -352,7 +351,7 @@ func TestTimestampOrder(t *testing.T) {
 		if rapid.Bool().Draw(t, "near") {
 			b = a.Add(time.Duration(rapid.Int64Range(0, 1<<26).Draw(t, "by")))
 		}
-		ta, tb := timestampOf(a), timestampOf(b)
+		ta, tb := TimestampOf(a), TimestampOf(b)
 		if d := b.Sub(a); a.Before(b) && ta.After(tb) {
 			t.Fatal("a later time has an earlier label")
 		} else if d >= 1<<24 && d < time.Second && a.Unix() == b.Unix() && !tb.After(ta) {
@@ -361,15 +360,10 @@ func TestTimestampOrder(t *testing.T) {
 		if ta.After(ta) || ta.After(tb) && tb.After(ta) || !ta.After(Timestamp{}) {
 			t.Fatal("After is no order")
 		}
-		if back := wallOf(ta); a.Sub(back) < 0 || a.Sub(back) >= 1<<24 {
+		if back := ta.Time(); a.Sub(back) < 0 || a.Sub(back) >= 1<<24 {
 			t.Fatalf("the label is %v before its time", a.Sub(back))
 		}
 	})
-}
-
-// wallOf is the time of a label.
-func wallOf(t Timestamp) time.Time {
-	return time.Unix(int64(binary.BigEndian.Uint64(t[:])-1<<62-10), int64(binary.BigEndian.Uint32(t[8:])))
 }
 
 func TestTimestampNext(t *testing.T) {

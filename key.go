@@ -56,20 +56,6 @@ func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(k.String()) 
 // LogValue hides the key from log/slog.
 func (k PresharedKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
 
-// MarshalJSON hides the key: a secret does not belong into a dump of a struct. Use Text to store it.
-func (k PrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"` + k.String() + `"`), nil }
-
-// MarshalJSON hides the key: a secret does not belong into a dump of a struct. Use Text to store it.
-func (k PresharedKey) MarshalJSON() ([]byte, error) { return []byte(`"` + k.String() + `"`), nil }
-
-var errMarshalSecret = errors.New("wireguard: a secret key is not marshalled by itself: store what its method Text returns")
-
-// MarshalText fails: an encoder that goes through a struct should not come upon a secret. Use Text to store it.
-func (k PrivateKey) MarshalText() ([]byte, error) { return nil, errMarshalSecret }
-
-// MarshalText fails: an encoder that goes through a struct should not come upon a secret. Use Text to store it.
-func (k PresharedKey) MarshalText() ([]byte, error) { return nil, errMarshalSecret }
-
 // Text is the secret itself, in base64 as wg(8) writes it.
 func (k PrivateKey) Text() string { return base64.StdEncoding.EncodeToString(k[:]) }
 

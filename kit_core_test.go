@@ -81,7 +81,7 @@ func (c *core) initiates() Timestamp {
 	if !c.out.initiate {
 		c.t.Fatal("no initiation is asked for")
 	}
-	ts, ok := c.beginInitiation(c.now, timestampOf(c.wall.Add(time.Duration(c.now))))
+	ts, ok := c.beginInitiation(c.now, TimestampOf(c.wall.Add(time.Duration(c.now))))
 	if !ok {
 		c.t.Fatal("the initiation is not made")
 	}

@@ -330,7 +330,7 @@ func (r *remote) train(m []byte) Train { return Train{Data: m, Size: len(m), End
 
 // initiation makes a new initiation.
 func (r *remote) initiation() []byte {
-	if r.ts = r.ts.next(); r.ts.After(timestampOf(epoch.Add(1e6 * time.Hour))) {
+	if r.ts = r.ts.next(); r.ts.After(TimestampOf(epoch.Add(1e6 * time.Hour))) {
 		panic("too many initiations")
 	}
 	r.local++

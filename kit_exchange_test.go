@@ -41,7 +41,7 @@ type exchange struct {
 func newExchange(t testing.TB, psk PresharedKey) *exchange {
 	x := &exchange{
 		initiator: newIdentity(testKey(1)), responder: newIdentity(testKey(2)), ei: testKey(3), er: testKey(4),
-		ts: timestampOf(epoch), psk: psk,
+		ts: TimestampOf(epoch), psk: psk,
 	}
 	var err error
 	if x.static, err = x.initiator.private.shared(&x.responder.public); err != nil {

@@ -162,8 +162,8 @@ func TestBeginInitiation(t *testing.T) {
 		p := newCore(t)
 		p.initiating = true
 		c.set(p)
-		ts, ok := p.beginInitiation(p.now, timestampOf(epoch))
-		if ok != c.want || ok && ts != timestampOf(epoch) {
+		ts, ok := p.beginInitiation(p.now, TimestampOf(epoch))
+		if ok != c.want || ok && ts != TimestampOf(epoch) {
 			t.Errorf("%s: made %v with %x, want %v", c.name, ok, ts, c.want)
 		}
 		if p.initiating {
@@ -188,7 +188,7 @@ func TestOwnTimestampsGrow(t *testing.T) {
 		if !ts.After(last) {
 			t.Fatalf("after a step of the wall clock of %v: %x does not come after %x", step, ts, last)
 		}
-		if wall := timestampOf(c.wall.Add(time.Duration(c.now))); wall.After(last) && ts != wall {
+		if wall := TimestampOf(c.wall.Add(time.Duration(c.now))); wall.After(last) && ts != wall {
 			t.Errorf("after a step of the wall clock of %v: %x, want the wall clock's %x", step, ts, wall)
 		}
 		last = ts

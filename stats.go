@@ -27,11 +27,11 @@ type Traffic struct {
 
 // A Status is what a device is at one moment.
 type Status struct {
-	PublicKey    PublicKey  // zero: no private key is set
-	ListenPort   uint16     // the port in use, or the configured one while the device is down; zero there: the Bind chooses
-	FirewallMark uint32     // as configured; zero: none
-	Up           bool       // whether Up was called, and not Down or Close since
-	Peers        int        // how many there are, looked-up ones among them
+	PublicKey    PublicKey // zero: no private key is set
+	ListenPort   uint16    // the port in use, or the configured one while the device is down; zero there: the Bind chooses
+	FirewallMark uint32    // as configured; zero: none
+	Up           bool      // whether Up was called, and not Down or Close since
+	Peers        int       // how many there are, looked-up ones among them
 
 	// Drops counts what was dropped since New, by reason, including what each peer's own counts hold.
 	Drops Drops

@@ -338,7 +338,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestNothingPrintsKeys: neither fmt nor JSON brings a key out of a File.
+// TestNothingPrintsKeys: fmt does not print the keys of a File, and encoding/json refuses them.
 func TestNothingPrintsKeys(t *testing.T) {
 	f := parse(t, full)
 	var out strings.Builder
@@ -347,11 +347,9 @@ func TestNothingPrintsKeys(t *testing.T) {
 		fmt.Fprintf(&out, verb+"\n", f.Interface)
 		fmt.Fprintf(&out, verb+"\n", f.Peers)
 	}
-	j, err := json.Marshal(f)
-	if err != nil {
-		t.Fatal(err)
+	if j, err := json.Marshal(f); err == nil {
+		t.Errorf("a file is written as JSON, where keys have no form: %s", j)
 	}
-	out.Write(j)
 	private, psk := must(wireguard.ParsePrivateKey(privateText)), must(wireguard.ParsePresharedKey(pskText))
 	for _, secret := range []string{privateText, pskText, fmt.Sprintf("%x", private[:]), fmt.Sprintf("%x", psk[:])} {
 		if strings.Contains(out.String(), secret[:20]) {

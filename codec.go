@@ -1,0 +1,267 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Each encoded form of a value in this package keeps the whole value, or encoding or decoding fails.
+
+// ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
+func ParseEndpoint(s string) (e Endpoint, err error) {
+	if err = e.UnmarshalText([]byte(s)); err == nil && e.IsZero() {
+		err = errEndpointText(s)
+	}
+	return e, err
+}
+
+func errEndpointText(s string) error {
+	return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
+}
+
+// MarshalText returns all of e in the form that UnmarshalText parses. It fails if e has a Link, or an Addr without a
+// port. The zero Endpoint is empty text.
+func (e Endpoint) MarshalText() ([]byte, error) {
+	if e == (Endpoint{}) {
+		return []byte{}, nil
+	}
+	text := e.Addr.String()
+	if e.Source.IsValid() {
+		text += " from " + e.Source.String()
+	}
+	if e.Interface != 0 {
+		text += " ifindex " + strconv.Itoa(int(e.Interface))
+	}
+	if back, err := ParseEndpoint(text); err != nil || back != e {
+		return nil, fmt.Errorf("wireguard: endpoint %v has no text form: want an address with a port, and no Link", e)
+	}
+	return []byte(text), nil
+}
+
+// UnmarshalText parses "192.0.2.1:51820" or "[fe80::1%eth0]:51820". Source and Interface may follow, in this order:
+// "192.0.2.1:51820 from 192.0.2.7 ifindex 2". Empty text is the zero Endpoint. UnmarshalText refuses port 0 and names:
+// resolve a name first.
+func (e *Endpoint) UnmarshalText(text []byte) error {
+	s := strings.TrimSpace(string(text))
+	if s == "" {
+		*e = Endpoint{}
+		return nil
+	}
+	rest, index, pinned := strings.Cut(s, " ifindex ")
+	remote, source, sourced := strings.Cut(rest, " from ")
+	a, err := netip.ParseAddrPort(remote)
+	parsed := EndpointOf(a)
+	if err == nil && sourced {
+		parsed.Source, err = netip.ParseAddr(source)
+	}
+	if err == nil && pinned {
+		var n uint64
+		n, err = strconv.ParseUint(index, 10, 32)
+		parsed.Interface = uint32(n)
+	}
+	switch {
+	case err != nil:
+		return errEndpointText(s)
+	case a.Port() == 0:
+		return fmt.Errorf("wireguard: endpoint %q: port 0 cannot be reached; want a port from 1 to 65535", s)
+	}
+	*e = parsed
+	return nil
+}
+
+// Format prints k in base64, or its bytes for the verbs of bytes, such as %x.
+func (k PublicKey) Format(f fmt.State, verb rune) {
+	formatBytes(f, verb, "wireguard.PublicKey", k[:], k.String())
+}
+
+// Format prints t as String returns it, or its bytes for the verbs of bytes, such as %x.
+func (t Timestamp) Format(f fmt.State, verb rune) {
+	formatBytes(f, verb, "wireguard.Timestamp", t[:], t.String())
+}
+
+func formatBytes(f fmt.State, verb rune, name string, b []byte, text string) {
+	format := fmt.FormatString(f, verb)
+	switch {
+	case verb == 'v' && f.Flag('#'):
+		fmt.Fprint(f, name, strings.TrimPrefix(fmt.Sprintf("%#v", b), "[]byte"))
+	case strings.ContainsRune("vsq", verb):
+		fmt.Fprintf(f, format, text)
+	default:
+		fmt.Fprintf(f, format, b)
+	}
+}
+
+var errEncodeSecret = errors.New("wireguard: a secret key is not encoded by itself: store what its method Text returns")
+
+// MarshalText fails, and so do encoders that call it, such as encoding/json. Store what Text returns.
+func (k PrivateKey) MarshalText() ([]byte, error) { return nil, errEncodeSecret }
+
+// MarshalText fails, and so do encoders that call it, such as encoding/json. Store what Text returns.
+func (k PresharedKey) MarshalText() ([]byte, error) { return nil, errEncodeSecret }
+
+// MarshalBinary fails, and so do encoders that call it, such as encoding/gob. Store what Text returns.
+func (k PrivateKey) MarshalBinary() ([]byte, error) { return nil, errEncodeSecret }
+
+// MarshalBinary fails, and so do encoders that call it, such as encoding/gob. Store what Text returns.
+func (k PresharedKey) MarshalBinary() ([]byte, error) { return nil, errEncodeSecret }
+
+// UnmarshalBinary sets k to the 32 bytes b.
+func (k *PrivateKey) UnmarshalBinary(b []byte) error {
+	return unmarshalBytes((*[32]byte)(k), b, "private key")
+}
+
+// UnmarshalBinary sets k to the 32 bytes b.
+func (k *PresharedKey) UnmarshalBinary(b []byte) error {
+	return unmarshalBytes((*[32]byte)(k), b, "preshared key")
+}
+
+func unmarshalBytes(k *[32]byte, b []byte, what string) error {
+	if len(b) != len(k) {
+		return fmt.Errorf("wireguard: %s: want 32 bytes, not %d", what, len(b))
+	}
+	*k = [32]byte(b)
+	return nil
+}
+
+// taiEpoch is the label of 1970-01-01 00:00:00 UTC, in seconds. WireGuard adds no leap seconds since.
+const taiEpoch = 1<<62 + 10
+
+// TimestampOf returns the label of a wall time, rounded down to 2^24 ns (17 ms), as initiations carry it. A finer label
+// would tell more of the sender's clock than 50 initiations a second need.
+func TimestampOf(wall time.Time) (t Timestamp) {
+	binary.BigEndian.PutUint64(t[:], taiEpoch+uint64(wall.Unix()))
+	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
+	return t
+}
+
+// String returns t in the external form of TAI64N: "@" and 24 hexadecimal digits.
+func (t Timestamp) String() string { return "@" + hex.EncodeToString(t[:]) }
+
+// Time returns the wall time of t, or the zero Time if t is zero.
+func (t Timestamp) Time() time.Time {
+	if t == (Timestamp{}) {
+		return time.Time{}
+	}
+	return time.Unix(int64(binary.BigEndian.Uint64(t[:])-taiEpoch), int64(binary.BigEndian.Uint32(t[8:])))
+}
+
+// MarshalText returns what String returns.
+func (t Timestamp) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText parses "@" and 24 hexadecimal digits.
+func (t *Timestamp) UnmarshalText(text []byte) error {
+	digits, ok := strings.CutPrefix(string(text), "@")
+	b, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(b) != len(t) {
+		return fmt.Errorf("wireguard: timestamp %q: want @ and 24 hexadecimal digits", text)
+	}
+	*t = Timestamp(b)
+	return nil
+}
+
+// MarshalText returns what String returns. It fails if k is not a known kind.
+func (k EventKind) MarshalText() ([]byte, error) { return marshalName("event kind", eventNames[:], k) }
+
+// UnmarshalText parses what String returns.
+func (k *EventKind) UnmarshalText(text []byte) error {
+	return unmarshalName("event kind", eventNames[:], k, text)
+}
+
+// MarshalText returns what String returns. It fails if r is not a known reason.
+func (r DropReason) MarshalText() ([]byte, error) { return marshalName("drop reason", dropNames[:], r) }
+
+// UnmarshalText parses what String returns.
+func (r *DropReason) UnmarshalText(text []byte) error {
+	return unmarshalName("drop reason", dropNames[:], r, text)
+}
+
+func marshalName[T ~uint8](what string, names []string, v T) ([]byte, error) {
+	if int(v) >= len(names) {
+		return nil, fmt.Errorf("wireguard: %s %d is not known", what, v)
+	}
+	return []byte(names[v]), nil
+}
+
+func unmarshalName[T ~uint8](what string, names []string, v *T, text []byte) error {
+	i := slices.Index(names, string(text))
+	if i < 0 {
+		return fmt.Errorf("wireguard: %s %q is not known", what, text)
+	}
+	*v = T(i)
+	return nil
+}
+
+// MarshalJSON returns an object of the counts other than 0, by the name of their reason.
+func (d Drops) MarshalJSON() ([]byte, error) {
+	counts := make(map[DropReason]uint64)
+	for r, n := range d {
+		if n != 0 {
+			counts[DropReason(r)] = n
+		}
+	}
+	return json.Marshal(counts)
+}
+
+// UnmarshalJSON parses what MarshalJSON returns.
+func (d *Drops) UnmarshalJSON(b []byte) error {
+	var counts map[DropReason]uint64
+	if err := json.Unmarshal(b, &counts); err != nil {
+		return err
+	}
+	*d = Drops{}
+	for r, n := range counts {
+		d[r] = n
+	}
+	return nil
+}
+
+// GobEncode encodes c as JSON: encoding/gob by itself would encode a pointer to a zero value, which sets a field to
+// zero, as nil, which keeps it.
+func (c Change) GobEncode() ([]byte, error) { return json.Marshal(c) }
+
+// GobDecode decodes what GobEncode returns.
+func (c *Change) GobDecode(b []byte) error { return json.Unmarshal(b, c) }
+
+// GobEncode encodes c as JSON, as [Change.GobEncode] does.
+func (c PeerChange) GobEncode() ([]byte, error) { return json.Marshal(c) }
+
+// GobDecode decodes what GobEncode returns.
+func (c *PeerChange) GobDecode(b []byte) error { return json.Unmarshal(b, c) }
+
+// MarshalJSON returns an object of the fields of e. It keeps the text of Err alone.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type fields Event
+	var text *string
+	if e.Err != nil {
+		text = new(e.Err.Error())
+	}
+	return json.Marshal(struct {
+		fields
+		Err *string
+	}{fields(e), text})
+}
+
+// UnmarshalJSON parses what MarshalJSON returns. Err is a new error with the same text.
+func (e *Event) UnmarshalJSON(b []byte) error {
+	type fields Event
+	v := struct {
+		*fields
+		Err *string
+	}{fields: (*fields)(e)}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	e.Err = nil
+	if v.Err != nil {
+		e.Err = errors.New(*v.Err)
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/gob"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A codec encodes a value and decodes what it encoded into the value that into points to.
+type codec struct {
+	encode func(v any) ([]byte, error)
+	decode func(b []byte, into any) error
+}
+
+var errNoForm = errors.New("the type has no such form")
+
+// codecs are the forms that programs give to values. codec_jsonv2_test.go adds encoding/json/v2 where it is built.
+var codecs = map[string]codec{
+	"text": {
+		func(v any) ([]byte, error) {
+			if m, ok := v.(encoding.TextMarshaler); ok {
+				return m.MarshalText()
+			}
+			return nil, errNoForm
+		},
+		func(b []byte, into any) error { return into.(encoding.TextUnmarshaler).UnmarshalText(b) },
+	},
+	"binary": {
+		func(v any) ([]byte, error) {
+			if m, ok := v.(encoding.BinaryMarshaler); ok {
+				return m.MarshalBinary()
+			}
+			return nil, errNoForm
+		},
+		func(b []byte, into any) error { return into.(encoding.BinaryUnmarshaler).UnmarshalBinary(b) },
+	},
+	"json": {json.Marshal, json.Unmarshal},
+	"gob": {
+		func(v any) ([]byte, error) {
+			var b bytes.Buffer
+			err := gob.NewEncoder(&b).Encode(v)
+			return b.Bytes(), err
+		},
+		func(b []byte, into any) error { return gob.NewDecoder(bytes.NewReader(b)).Decode(into) },
+	},
+}
+
+// kept are the forms that must keep a value; any other form may fail instead.
+const (
+	kText  = "text json gob jsonv2"
+	kPlain = "json gob jsonv2"
+	kNone  = ""
+)
+
+var (
+	testPublic = PublicKey(bytes.Repeat([]byte{0xfb}, 32))
+	testWall   = time.Date(2030, 1, 2, 3, 4, 5, 6, time.UTC)
+	testLabel  = TimestampOf(testWall)
+	testSticky = Endpoint{
+		Addr:   netip.MustParseAddrPort("[2001:db8::1%eth 0]:51820"),
+		Source: netip.MustParseAddr("fe80::7%eth0"), Interface: 1<<32 - 1,
+	}
+	testPeerConfig = PeerConfig{
+		PublicKey: testPublic, Endpoint: testSticky, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
+		PersistentKeepalive: 25 * time.Second, Timestamp: testLabel,
+	}
+)
+
+// codecValues are values of every exported type. Each key begins with the name of its type.
+var codecValues = map[string]struct {
+	v    any
+	kept string
+}{
+	"PrivateKey":                   {PrivateKey(testSecretKey), kNone},
+	"PrivateKey zero":              {PrivateKey{}, kNone},
+	"PresharedKey":                 {PresharedKey(testSecretPSK), kNone},
+	"PresharedKey zero":            {PresharedKey{}, kNone},
+	"PublicKey":                    {testPublic, kText},
+	"PublicKey zero":               {PublicKey{}, kText},
+	"Endpoint":                     {EndpointOf(netip.MustParseAddrPort("192.0.2.1:51820")), kText},
+	"Endpoint zero":                {Endpoint{}, kText},
+	"Endpoint with a source":       {testSticky, kText},
+	"Endpoint with a source alone": {Endpoint{Source: netip.MustParseAddr("192.0.2.7")}, "gob"},
+	"Endpoint with an interface":   {Endpoint{Addr: netip.MustParseAddrPort("192.0.2.1:1"), Interface: 2}, kText},
+	"Endpoint without a port":      {Endpoint{Addr: netip.MustParseAddrPort("192.0.2.1:0")}, "gob"},
+	"Endpoint mapped":              {Endpoint{Addr: netip.MustParseAddrPort("[::ffff:192.0.2.1]:5")}, "gob"},
+	"Endpoint with a Link":         {Endpoint{Link: testLink{"relay", 7}}, kNone},
+	"Endpoint with both":           {Endpoint{Addr: netip.MustParseAddrPort("192.0.2.1:1"), Link: testLink{"relay", 7}}, kNone},
+	"Endpoint with a hostile zone": {Endpoint{Addr: netip.MustParseAddrPort("[fe80::1%a from b]:1")}, "gob"},
+	"Timestamp":                    {testLabel, kText},
+	"Timestamp zero":               {Timestamp{}, kText},
+	"EventKind":                    {EventPeerForgotten, kText},
+	"EventKind zero":               {EventKind(0), kText},
+	"EventKind unknown":            {EventKind(200), "gob"},
+	"DropReason":                   {DropLookupFull, kText},
+	"DropReason unknown":           {dropReasons, "gob"},
+	"Drops":                        {Drops{DropDown: 1, DropReplayed: 1<<64 - 1}, kPlain},
+	"Drops zero":                   {Drops{}, kPlain},
+	"Traffic":                      {Traffic{1<<64 - 1, 2}, kPlain},
+	"Event":                        {Event{Kind: EventPeerForgotten, Time: testWall, Peer: testPublic, Endpoint: testSticky, Timestamp: testLabel, Missed: 3}, kPlain},
+	"Event zero":                   {Event{}, kPlain},
+	"Event with an error":          {Event{Kind: EventBindTrouble, Err: errors.New("no buffer space")}, "json jsonv2"},
+	"Train":                        {Train{Data: []byte{1, 2, 3}, Size: 2, Endpoint: testSticky, TOS: 3}, kPlain},
+	"Train with an error":          {Train{Data: []byte{1}, Err: errors.New("no buffer space")}, kNone},
+	"Status":                       {Status{PublicKey: testPublic, ListenPort: 1, Up: true, Drops: Drops{DropForged: 2}, UnderLoad: true}, kPlain},
+	"PeerStatus": {PeerStatus{
+		PublicKey: testPublic, Endpoint: testSticky, AllowedIPs: testPeerConfig.AllowedIPs, Timestamp: testLabel, LastHandshake: testWall,
+		PersistentKeepalive: time.Second, Sent: Traffic{3, 4}, Drops: Drops{DropForged: 2}, SessionAge: time.Minute, NextReason: "rekey",
+	}, "json gob"}, // encoding/json/v2 refuses a Duration
+	"PeerConfig":               {testPeerConfig, "gob"},
+	"PeerConfig with a secret": {PeerConfig{PublicKey: testPublic, PresharedKey: PresharedKey(testSecretPSK)}, kNone},
+	"PeerChange": {PeerChange{
+		PublicKey: testPublic, UpdateOnly: true, Endpoint: &testSticky, Timestamp: &testLabel, AllowedIPs: testPeerConfig.AllowedIPs,
+		RemoveAllowedIPs: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}, PersistentKeepalive: new(time.Second),
+	}, "json gob"},
+	"PeerChange to zero": {PeerChange{
+		PublicKey: testPublic, Endpoint: new(Endpoint), PersistentKeepalive: new(time.Duration), Timestamp: new(Timestamp),
+	}, "json gob"},
+	"PeerChange with a secret":    {PeerChange{PresharedKey: (*PresharedKey)(&testSecretPSK)}, kNone},
+	"PeerChange without a secret": {PeerChange{PresharedKey: new(PresharedKey)}, kNone},
+	"Change":                      {Change{ListenPort: new(uint16(0)), FirewallMark: new(uint32(7)), Peers: []PeerChange{{PublicKey: testPublic, PersistentKeepalive: new(time.Duration)}}}, "json gob"},
+	"Change with a secret":        {Change{PrivateKey: (*PrivateKey)(&testSecretKey)}, kNone},
+	"Change without a secret":     {Change{PrivateKey: new(PrivateKey)}, kNone},
+	"Config":                      {Config{PrivateKey: PrivateKey(testSecretKey)}, kNone},
+	"Config zero":                 {Config{}, kNone},
+}
+
+// notValues are the exported types that stand for something that runs. Nobody stores one: they have no exported fields.
+var notValues = []string{"Device", "Batch"}
+
+// TestCodecs: each form of each value keeps the value, or fails. None leaves out or redacts anything.
+func TestCodecs(t *testing.T) {
+	for name, c := range codecValues {
+		for form, codec := range codecs {
+			mustKeep := strings.Contains(" "+c.kept+" ", " "+form+" ")
+			b, err := codec.encode(c.v)
+			into := reflect.New(reflect.TypeOf(c.v))
+			if err == nil {
+				err = codec.decode(b, into.Interface())
+			}
+			got := into.Elem().Interface()
+			switch {
+			case err != nil && mustKeep:
+				t.Errorf("%s as %s: %v", name, form, err)
+			case err == nil && !same(got, c.v):
+				t.Errorf("%s as %s: %+v came back as %+v, from %q", name, form, c.v, got, b)
+			case err == nil && leaks(string(b)) != "":
+				t.Errorf("%s as %s shows a secret: %q", name, form, b)
+			}
+		}
+	}
+}
+
+// same compares errors by their text and all else deeply; an empty list is as good as none.
+func same(a, b any) bool {
+	if x, ok := a.(Event); ok && x.Err != nil {
+		y := b.(Event)
+		ok = y.Err != nil && x.Err.Error() == y.Err.Error()
+		x.Err, y.Err = nil, nil
+		return ok && x == y
+	}
+	if reflect.DeepEqual(a, b) {
+		return true
+	}
+	x, _ := json.Marshal(a)
+	y, _ := json.Marshal(b)
+	null := func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("null"), []byte("[]")) }
+	return len(x) > 0 && bytes.Equal(null(x), null(y))
+}
+
+// TestCodecsKnowEveryType: a new exported type does not escape the table.
+func TestCodecsKnowEveryType(t *testing.T) {
+	known := make(map[string]bool)
+	for name, c := range codecValues {
+		known[reflect.TypeOf(c.v).Name()] = true
+		if word, _, _ := strings.Cut(name, " "); word != reflect.TypeOf(c.v).Name() {
+			t.Errorf("%q is a %T", name, c.v)
+		}
+	}
+	for _, name := range notValues {
+		known[name] = true
+	}
+	pkgs, err := parser.ParseDir(token.NewFileSet(), ".", func(i fs.FileInfo) bool { return !strings.HasSuffix(i.Name(), "_test.go") }, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	ast.Inspect(pkgs["wireguard"], func(n ast.Node) bool {
+		spec, ok := n.(*ast.TypeSpec)
+		if _, isFunc := n.(*ast.FuncDecl); !ok || !spec.Name.IsExported() {
+			return !isFunc
+		}
+		switch spec.Type.(type) {
+		case *ast.InterfaceType, *ast.FuncType:
+		default:
+			if seen++; !known[spec.Name.Name] {
+				t.Errorf("codecValues has no %s", spec.Name.Name)
+			}
+		}
+		return true
+	})
+	if seen != len(known) {
+		t.Errorf("the package has %d types, the table knows %d", seen, len(known))
+	}
+}
+
+// TestSecretsAreNotEncoded: the error says what to store instead, also where the key is deep inside something else.
+func TestSecretsAreNotEncoded(t *testing.T) {
+	private, preshared := PrivateKey(testSecretKey), PresharedKey(testSecretPSK)
+	for name, v := range map[string]any{
+		"private": private, "preshared": preshared, "pointer": &private, "map": map[string]PresharedKey{"k": preshared},
+		"key of a map": map[PrivateKey]int{private: 1}, "list": []PrivateKey{private},
+		"struct": struct{ K any }{private}, "peer": PeerConfig{PresharedKey: preshared}, "change": Change{PrivateKey: &private},
+	} {
+		for form, codec := range codecs {
+			b, err := codec.encode(v)
+			if err == nil {
+				t.Errorf("%s as %s: %q", name, form, b)
+			}
+			if form == "json" && (err == nil || !strings.Contains(err.Error(), "store what its method Text returns")) {
+				t.Errorf("%s as %s: %v", name, form, err)
+			}
+		}
+	}
+	var k PrivateKey
+	if err := k.UnmarshalBinary(private[:]); err != nil || k != private {
+		t.Errorf("32 bytes are not read as a key: %v", err)
+	}
+	if err := k.UnmarshalBinary(private[:31]); err == nil || k != private {
+		t.Errorf("31 bytes are read as a key: %v", err)
+	}
+}
+
+func TestDropsJSON(t *testing.T) {
+	b, err := json.Marshal(Drops{DropReplayed: 3, DropNoRoute: 1})
+	if want := `{"no route":1,"replayed":3}`; err != nil || string(b) != want {
+		t.Errorf("%s, %v, want %s", b, err, want)
+	}
+	for _, text := range []string{`{"nonsense":1}`, `{"replayed":-1}`, `[1]`} {
+		d := Drops{DropForged: 1}
+		if err := json.Unmarshal([]byte(text), &d); err == nil || d != (Drops{DropForged: 1}) {
+			t.Errorf("%s is read as %v: %v", text, d, err)
+		}
+	}
+}
+
+func TestNamesRefused(t *testing.T) {
+	for _, text := range []string{"", "Replayed", "replayed ", "unknown", "nonsense"} {
+		r, k := DropForged, EventHandshake
+		if err := r.UnmarshalText([]byte(text)); err == nil || r != DropForged || !strings.Contains(err.Error(), fmt.Sprintf("%q", text)) {
+			t.Errorf("%q is the reason %v: %v", text, r, err)
+		}
+		if err := k.UnmarshalText([]byte(text)); err == nil || k != EventHandshake {
+			t.Errorf("%q is the kind %v: %v", text, k, err)
+		}
+	}
+}
+
+func TestTimestampText(t *testing.T) {
+	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	label := TimestampOf(at)
+	const text = "@4000000070dd552f00000000"
+	if label.String() != text || fmt.Sprint(label) != text || fmt.Sprintf("%x", label) != text[1:] {
+		t.Errorf("the label of %v is %v, want %s", at, label, text)
+	}
+	if !label.Time().Equal(at) || !(Timestamp{}).Time().IsZero() {
+		t.Errorf("%v is the time %v, and the zero label %v", label, label.Time(), Timestamp{}.Time())
+	}
+	for _, text := range []string{"", "@", text[1:], text + "0", text[:24], "@" + strings.Repeat("g", 24), " " + text, strings.Repeat("@", 25)} {
+		got := label
+		if err := got.UnmarshalText([]byte(text)); err == nil || got != label {
+			t.Errorf("%q is read as %v: %v", text, got, err)
+		}
+	}
+}
+
+// TestPublicKeyFormat: %x prints the key's bytes, and not those of its text.
+func TestPublicKeyFormat(t *testing.T) {
+	k := PublicKey{1, 0xab}
+	zeros := strings.Repeat("00", 30)
+	for _, c := range []struct{ format, want string }{
+		{"%v", k.String()}, {"%s", k.String()}, {"%+v", k.String()}, {"%q", `"` + k.String() + `"`}, {"%.4s", k.String()[:4]},
+		{"%x", "01ab" + zeros}, {"%X", "01AB" + zeros}, {"%#x", "0x01ab" + zeros}, {"% x", "01 ab" + strings.Repeat(" 00", 30)},
+		{"%d", fmt.Sprint([32]byte(k))}, {"%#v", "wireguard.PublicKey{0x1, 0xab" + strings.Repeat(", 0x0", 30) + "}"},
+		{"%46s", "  " + k.String()},
+	} {
+		if got := fmt.Sprintf(c.format, k); got != c.want {
+			t.Errorf("%s prints %s, want %s", c.format, got, c.want)
+		}
+	}
+}
