@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Whole devices, each on its own goroutines, in lockstep: of all goroutines one runs, and the next when it is done.
@@ -252,7 +254,7 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 		}
 		message(memory[i][n*size:n*size+messageOverhead], rs[of(n)], nil)
 		trains = append(trains, Train{
-			Data: memory[i][:n*size+messageOverhead], Size: size, Endpoint: rs[0].from, TOS: uint8(i) & ecnMask,
+			Data: memory[i][:n*size+messageOverhead], Size: size, Endpoint: rs[0].from, TOS: uint8(i) & packet.ECNMask,
 		})
 	}
 	batch := func() {

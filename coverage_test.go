@@ -79,7 +79,7 @@ var scenarios = []covered{
 var decisions = []covered{
 	{"1 full queue: drop and count, never block", "TestFloodPutsUnderLoad TestFullSinkDrops TestHandshakeQueueIsBounded"},
 	{"2 no peer or no endpoint: ICMP to the inner sender, no handshake work", "TestUnreachableEndToEnd TestUnreachableExceptionsEndToEnd TestUnreachableIsRateLimited TestPersistentKeepaliveThenEndpoint netstack.TestDeviceUnreachable"},
-	{"3 ECN both ways, DSCP of handshakes", "TestECNBothWays TestDSCPStaysInside TestHandshakeTOS TestSendECN TestStagedKeepsECN TestDecapsulateECN"},
+	{"3 ECN both ways, DSCP of handshakes", "TestECNBothWays TestDSCPStaysInside TestHandshakeTOS TestSendECN TestStagedKeepsECN packet.TestDecapsulateECN"},
 	{"4 DF clear", "udp.TestSmallMTU udp.TestSocketOptions"},
 	{"5 cookies: address and port, once, no roaming", "TestMAC2BoundToAddressAndPort TestCookieReplyWithWrongMAC1Ignored TestCookieReplyMovesNothing"},
 	{"6 endpoint moves on authentic packets alone", "TestRoaming TestRoamingByKeepaliveAndHandshake TestEndpointUnchangedByForgedAndReplayed TestLateDataMovesEndpointBack TestLateResponseMovesEndpointBack"},
@@ -94,7 +94,7 @@ var decisions = []covered{
 	{"15 private key change", "TestPrivateKeyChange TestPrivateKeyChangeReceivesUntil180s TestOwnKeyIsNoPeer"},
 	{"16 preshared key change", "TestPresharedKeyChange TestPresharedKeyChangeAmidHandshake TestUpdateOneField"},
 	{"17 allowed IPs: longest prefix, last writer, both ways", "TestNestedPrefixesOfTwoPeers TestAllowedIPsMoveWhilePacketsFlow TestAllowedIPsMoveUnderSenders TestAllowedIPsModel"},
-	{"18 inner length", "TestInnerLength TestUnpad"},
+	{"18 inner length", "TestInnerLength packet.TestUnpad"},
 	{"19 reserved bytes are zero", "TestReservedBytes"},
 	{"20 sticky source", "TestStickySource TestStickySourceForgotten udp.TestAnswerComesFromTheAddressReached udp.TestGoneSourceIsForgotten udp.TestAddressTakenAway"},
 	{"21 zones, mapped addresses", "TestEndpointText udp.TestZones udp.TestMappedAddressGoesOutByIPv4"},

@@ -35,7 +35,7 @@ var faults = []covered{
 	{"second of several changes lost", "TestFaultChangesInARow uapi.TestServerPipelined uapi.TestSetReadsNoFurther"},
 	{"error in the middle of a peer leaving a half-made peer", "TestConfigureAllOrNothing TestConfigureRefusesAsAWhole uapi.TestSetRefuses uapi.TestServerCut"},
 	{"UDP GSO failing for ever with EMSGSIZE on a small path MTU", "udp.TestRefusedTrainGoesOutSingly udp.TestSmallMTU TestPathMTUShrinks"},
-	{"IPv6 length wrap delivering a truncated packet", "TestInnerLength TestUnpad"},
+	{"IPv6 length wrap delivering a truncated packet", "TestInnerLength packet.TestUnpad"},
 	{"limiter keyed by /128", "TestRateLimitIsPer64"},
 	{"use after close of the limiter", "TestLimiterOutlivesClose"},
 	{"ping replies lost that came before the read", "netstack.TestPing"},

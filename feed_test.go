@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Sources that bring much, and the goroutines that share the work.
@@ -57,7 +59,7 @@ func (tp *tape) take(ts []Train) {
 				tp.t.Errorf("counter %d where %d is due", counter, tp.last)
 			}
 			tp.last++
-			p, _, ok := unpad(tp.r.open(tp.t, append([]byte(nil), m...)))
+			p, _, ok := packet.Unpad(tp.r.open(tp.t, append([]byte(nil), m...)))
 			if !ok {
 				tp.t.Error("no packet")
 				continue

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Fuzz targets of what comes from a socket: a live device in the state that takes a message of a type, a valid message of
@@ -173,8 +175,8 @@ func FuzzResponse(f *testing.F) {
 			t.Fatal(err)
 		}
 		e.clock.at.Add(second / 20)
-		packet := packet4(100, here, r.addr)
-		e.send(t, packet)
+		waits := packet4(100, here, r.addr)
+		e.send(t, waits)
 		valid := r.response(t, e.line.next(t, "an initiation").b)
 		e.settle(t)
 		m := (&forgery{at, patch, grow}).of(valid)
@@ -203,7 +205,7 @@ func FuzzResponse(f *testing.F) {
 			t.Fatalf("%d messages follow a response, want the packet that waited, to the index of the response", len(sent))
 		}
 		binary.LittleEndian.PutUint32(sent[0].b[4:], r.local)
-		if got, _, _ := unpad(r.open(t, sent[0].b)); !bytes.Equal(got, packet) {
+		if got, _, _ := packet.Unpad(r.open(t, sent[0].b)); !bytes.Equal(got, waits) {
 			t.Fatal("the packet that waited is another")
 		}
 		if dropped, sent = e.hostile(t, r.train(bytes.Clone(m))); dropped != 1 || len(sent) != 0 {
@@ -306,14 +308,14 @@ func FuzzData(f *testing.F) {
 		}
 		reason, want := dropReasons, []byte(nil)
 		if len(inner) > 0 {
-			switch packet, src, ok := unpad(bytes.Clone(inner)); {
+			switch p, src, ok := packet.Unpad(bytes.Clone(inner)); {
 			case !ok:
 				reason = DropInnerMalformed
 			case src != r.addr:
 				reason = DropSourceNotAllowed
 			default:
-				decapsulateECN(tos, packet)
-				want = packet
+				packet.DecapsulateECN(tos, p)
+				want = p
 			}
 		}
 		give(valid, reason, want, "an authentic message")

@@ -125,26 +125,6 @@ func TestIdlePeersAfterUse(t *testing.T) {
 	e.wantLight(t, n, goroutines, heap)
 }
 
-// FuzzInner goes through all that reads a packet from inside the tunnel.
-func FuzzInner(f *testing.F) {
-	f.Add([]byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, uint8(3))
-	f.Add(append([]byte{0x60, 0, 0, 0, 0, 0, 44, 64}, make([]byte, 40)...), uint8(1))
-	f.Fuzz(func(t *testing.T, packet []byte, tos uint8) {
-		destination(packet)
-		if reply := unreachable(packet); reply != nil {
-			if _, _, ok := unpad(reply); !ok {
-				t.Fatalf("the ICMP error %x is no IP packet", reply)
-			}
-		}
-		if inner, _, ok := unpad(packet); ok {
-			if len(inner) > len(packet) {
-				t.Fatal("longer than it was")
-			}
-			decapsulateECN(tos, inner)
-		}
-	})
-}
-
 // FuzzText parses keys and endpoints: what is accepted has one text form.
 func FuzzText(f *testing.F) {
 	f.Add("192.0.2.1:51820")

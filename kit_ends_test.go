@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // The ends of a device in these tests are in the test's hands:
@@ -410,38 +412,22 @@ func (e *end) connect(t testing.TB, r *remote) {
 	e.line.receive(r.train(r.data(nil)))
 }
 
-// packet4 is an IPv4 packet of n bytes from src to dst.
+// packet4 is an IP packet of n bytes from src to dst, and packet6 is the same: their names say which family is meant.
 func packet4(n int, src, dst netip.Addr) []byte {
 	p := make([]byte, n)
-	p[0], p[8], p[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(p[2:], uint16(n))
-	s, d := src.As4(), dst.As4()
-	copy(p[12:], s[:])
-	copy(p[16:], d[:])
-	binary.BigEndian.PutUint16(p[10:], ^sum16(0, p[:ipv4Header]))
-	for i := ipv4Header; i < n; i++ {
+	for i := packet.PutIP(p, n, src, dst, packet.UDP, 0); i < n; i++ {
 		p[i] = byte(i)
 	}
 	return p
 }
 
-// packet6 is an IPv6 packet of n bytes from src to dst.
-func packet6(n int, src, dst netip.Addr) []byte {
-	p := make([]byte, n)
-	p[0], p[6], p[7] = 0x60, 17, 64
-	binary.BigEndian.PutUint16(p[4:], uint16(n-ipv6Header))
-	s, d := src.As16(), dst.As16()
-	copy(p[8:], s[:])
-	copy(p[24:], d[:])
-	for i := ipv6Header; i < n; i++ {
-		p[i] = byte(i)
-	}
-	return p
-}
+func packet6(n int, src, dst netip.Addr) []byte { return packet4(n, src, dst) }
 
 var (
 	here  = netip.MustParseAddr("10.255.0.1") // an address inside the tunnel that the device's side has
 	here6 = netip.MustParseAddr("fd00::1")
+
+	nowhere = netip.MustParseAddr("203.0.113.9") // no peer has it
 )
 
 // wantPanic fails if f does not panic.

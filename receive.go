@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // The inbound path of what one Receive call returns, on the goroutine of its receiver:
@@ -227,7 +229,7 @@ func (in *inbound) inspect(run *inboundRun) {
 		if !o.authentic || len(o.packet) == 0 {
 			continue
 		}
-		packet, src, ok := unpad(o.packet)
+		pkt, src, ok := packet.Unpad(o.packet)
 		if !ok {
 			o.ok, o.reason = false, DropInnerMalformed
 			continue
@@ -235,7 +237,7 @@ func (in *inbound) inspect(run *inboundRun) {
 		if src != last {
 			last, allowed = src, in.table.peer(src) == run.p
 		}
-		o.packet, o.ok, o.reason = packet, allowed, DropSourceNotAllowed
+		o.packet, o.ok, o.reason = pkt, allowed, DropSourceNotAllowed
 	}
 }
 
@@ -278,7 +280,7 @@ func (d *Device) take(in *inbound, p *peer, o *opened) {
 	if len(o.message) > messageOverhead {
 		p.received.Packets++
 		in.packets = append(in.packets, o.packet)
-		if tos := o.train.TOS; tos&ecnMask != ecnNotECT && decapsulateECN(tos, o.packet) {
+		if tos := o.train.TOS; tos&packet.ECNMask != 0 && packet.DecapsulateECN(tos, o.packet) {
 			d.ecnMismatches.Add(1)
 		}
 	}

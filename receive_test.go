@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 	"weak"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // atSink is an end with a receiver that is in the sink, on its first socket, and a Configure that waits for it.
@@ -185,13 +187,13 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 		calls++
 		for _, p := range pkts {
 			src := netip.AddrFrom4([4]byte(p[12:]))
-			got[src] = append(got[src], binary.BigEndian.Uint32(p[ipv4Header:]))
+			got[src] = append(got[src], binary.BigEndian.Uint32(p[packet.IP4Header:]))
 		}
 		return len(pkts)
 	}
 	from := func(r *remote, n int) []byte {
 		p := packet4(100, r.addr, here)
-		binary.BigEndian.PutUint32(p[ipv4Header:], uint32(n))
+		binary.BigEndian.PutUint32(p[packet.IP4Header:], uint32(n))
 		return r.data(p)
 	}
 	heard := func(r *remote) uint32 { p := e.peer(r); p.mu.Lock(); defer p.mu.Unlock(); return p.heard }

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // The way out of a batch, on the goroutine that has it:
@@ -150,8 +152,8 @@ func (d *Device) route(b *Batch, now int64) {
 	var last netip.Addr
 	var p *peer
 	for i := range b.msgs {
-		packet := b.Packet(i)
-		dst, ecn, ok := destination(packet)
+		pkt := b.Packet(i)
+		dst, ecn, ok := packet.Destination(pkt)
 		if !ok {
 			d.drops.add(DropMalformed, 1)
 			continue
@@ -161,12 +163,12 @@ func (d *Device) route(b *Batch, now int64) {
 		}
 		if p == nil {
 			d.drops.add(DropNoRoute, 1)
-			d.slow.unreachable(d, packet, now)
+			d.slow.unreachable(d, pkt, now)
 			continue
 		}
-		b.msgs[i].tos = outerTOS(ecn)
+		b.msgs[i].tos = packet.OuterTOS(ecn)
 		run := b.addToRun(p, i)
-		if _, ok := carriedSession(packet); ok {
+		if _, ok := packet.CarriedSession(pkt); ok {
 			run.carries = true
 		}
 	}
@@ -178,7 +180,7 @@ func (d *Device) route(b *Batch, now int64) {
 func (d *Device) dropLoops(b *Batch, run *run) {
 	before := int16(none)
 	for i := run.first; i != none; i = b.msgs[i].next {
-		index, ok := carriedSession(b.Packet(int(i)))
+		index, ok := packet.CarriedSession(b.Packet(int(i)))
 		if !ok || !run.p.sends(index) {
 			before = i
 			continue

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // A packed is a train in a table: how many messages, of what size, with what TOS, and the size of the last one.
@@ -167,7 +169,7 @@ func TestTally(t *testing.T) {
 // numbered is a packet to r that carries a number.
 func (r *remote) numbered(n int) []byte {
 	p := packet4(100, here, r.addr)
-	binary.BigEndian.PutUint32(p[ipv4Header:], uint32(n))
+	binary.BigEndian.PutUint32(p[packet.IP4Header:], uint32(n))
 	return p
 }
 
@@ -185,7 +187,7 @@ func TestStageBounds(t *testing.T) {
 	}
 	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
 	for i := 2; i < 130; i++ {
-		p, _, ok := unpad(r.open(t, e.line.next(t, "what was staged").b))
+		p, _, ok := packet.Unpad(r.open(t, e.line.next(t, "what was staged").b))
 		if !ok || !bytes.Equal(p, r.numbered(i)) {
 			t.Fatalf("packet %d is another, or out of order", i)
 		}
@@ -275,7 +277,7 @@ func TestSendTwoPeersInTurn(t *testing.T) {
 		if d.to == b.from {
 			r = b
 		}
-		if p, _, ok := unpad(r.open(t, d.b)); !ok || !bytes.Equal(p, r.numbered(next[r])) {
+		if p, _, ok := packet.Unpad(r.open(t, d.b)); !ok || !bytes.Equal(p, r.numbered(next[r])) {
 			t.Errorf("packet %d to %v is another", next[r], d.to)
 		}
 		next[r]++

@@ -3,6 +3,8 @@ package wireguard
 import (
 	"runtime"
 	"sync"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // The slow path: what needs X25519, or must not happen on the goroutine that it comes from. It has a bounded queue for
@@ -102,7 +104,7 @@ func (s *slowPath) peer(d *Device, p *peer) {
 
 // unreachable queues a packet whose sender is to be told that it goes nowhere. ICMP errors are as few as a router's:
 // a hundred a second, twenty at once.
-func (s *slowPath) unreachable(d *Device, packet []byte, now int64) {
+func (s *slowPath) unreachable(d *Device, p []byte, now int64) {
 	const cost, burst = second / 100, 20 * (second / 100)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,7 +114,7 @@ func (s *slowPath) unreachable(d *Device, packet []byte, now int64) {
 	if s.closed || b.tokens < cost || len(s.unreachables) >= maxUnreachables {
 		return
 	}
-	reply := unreachable(packet)
+	reply := packet.Unreachable(p)
 	if reply == nil {
 		return
 	}

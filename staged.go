@@ -1,6 +1,10 @@
 package wireguard
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
 
 // What waits for a session, or for the turn: copies of packets, with their peer. The queue is in peer.go.
 
@@ -70,13 +74,13 @@ func newStagedPacket(packet []byte) *stagedPacket {
 func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
 
 // appendStaged copies a staged packet into b. An empty one makes a keepalive.
-func (b *Batch) appendStaged(packet []byte) bool {
-	if len(packet) > 0 {
-		_, ecn, _ := destination(packet)
-		if !b.Append(packet) {
+func (b *Batch) appendStaged(p []byte) bool {
+	if len(p) > 0 {
+		_, ecn, _ := packet.Destination(p)
+		if !b.Append(p) {
 			return false
 		}
-		b.msgs[len(b.msgs)-1].tos = outerTOS(ecn)
+		b.msgs[len(b.msgs)-1].tos = packet.OuterTOS(ecn)
 		return true
 	}
 	if b.Next(1) == nil {

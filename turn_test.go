@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Who may send to a peer at the moment, and what the others do.
@@ -37,7 +39,7 @@ func TestTurn(t *testing.T) {
 	}
 	e.send(t, r.numbered(0), r.numbered(1))
 	for i := 1; i < 4; i++ { // packet 0 was taken above
-		p, _, ok := unpad(r.open(t, e.line.next(t, "all are sent").b))
+		p, _, ok := packet.Unpad(r.open(t, e.line.next(t, "all are sent").b))
 		if !ok || !bytes.Equal(p, r.numbered(i)) {
 			t.Errorf("packet %d is another, or out of order", i)
 		}

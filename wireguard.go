@@ -24,7 +24,7 @@
 // and staged.go where it waits. On its way in it meets receive.go, keypair.go, replay.go, peer.go and allowedips.go. Idle cores
 // help with the ciphers, by idle.go and fork.go. Handshake messages take the slow path: slow.go, exchange.go,
 // handshake.go, cookie.go. Time comes by clock.go (internal/boottime) from deadlines.go to timers.go. Configuration is config.go and configure.go.
-// Beside them: inner.go reads the packets inside, unreachable.go answers them, sessions.go finds sessions, lookup.go peers;
+// Beside them: internal/packet reads the packets inside and answers them, sessions.go finds sessions, lookup.go peers;
 // waiters.go waits for a session; peers.go, identity.go, key.go, endpoint.go, drops.go, eventkind.go, tunnel.go, bind.go,
 // batch.go, events.go and stats.go are types.
 //

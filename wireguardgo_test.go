@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/replay"
 	"pgregory.net/rapid"
@@ -30,7 +31,7 @@ func TestWireGuardGo(t *testing.T) {
 					e.tun.Outbound <- back
 					e.line.in <- r.response(t, from(t, e.line.out, "an initiation"))
 					sealed := r.open(t, from(t, e.line.out, "the packet that waited"))
-					if p, _, ok := unpad(sealed); !ok || !bytes.Equal(p, back) {
+					if p, _, ok := packet.Unpad(sealed); !ok || !bytes.Equal(p, back) {
 						t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
 					}
 				}
@@ -39,7 +40,7 @@ func TestWireGuardGo(t *testing.T) {
 					t.Errorf("wireguard-go delivered\n%x, want\n%x", p, there)
 				}
 				e.tun.Outbound <- back
-				if p, _, ok := unpad(r.open(t, from(t, e.line.out, "its packet"))); !ok || !bytes.Equal(p, back) {
+				if p, _, ok := packet.Unpad(r.open(t, from(t, e.line.out, "its packet"))); !ok || !bytes.Equal(p, back) {
 					t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
 				}
 			})

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // seqAt is where a packet carries its number: behind an IPv4 and a UDP header.
@@ -51,19 +53,7 @@ func newFlow(size int, from, to netip.Addr) *flow {
 func (f *flow) address(from, to netip.Addr) {
 	p := f.template
 	clear(p)
-	src, dst := from.As4(), to.As4()
-	p[0], p[8], p[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
-	copy(p[12:], src[:])
-	copy(p[16:], dst[:])
-	sum := uint32(0)
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
+	packet.PutIP(p, len(p), from, to, packet.UDP, 0)
 	binary.BigEndian.PutUint16(p[20:], 5001)
 	binary.BigEndian.PutUint16(p[22:], 5001)
 	binary.BigEndian.PutUint16(p[24:], uint16(len(p)-20))

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
@@ -69,7 +70,7 @@ func setTOS(p []byte, tos uint8) {
 	}
 	p[1] = tos
 	binary.BigEndian.PutUint16(p[10:], 0)
-	binary.BigEndian.PutUint16(p[10:], ^checksum(0, p[:20]))
+	binary.BigEndian.PutUint16(p[10:], ^packet.Sum(p[:20], 0))
 }
 
 // tosOf is the type of service or traffic class of a packet.
@@ -78,20 +79,6 @@ func tosOf(p []byte) uint8 {
 		return p[0]<<4 | p[1]>>4
 	}
 	return p[1]
-}
-
-// checksum is the Internet checksum's sum (RFC 1071) of b, begun with s, not yet complemented.
-func checksum(s uint32, b []byte) uint16 {
-	for ; len(b) > 1; b = b[2:] {
-		s += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		s += uint32(b[0]) << 8
-	}
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	return uint16(s)
 }
 
 // A fragment is a UDP packet, or a part of one.

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
@@ -28,12 +29,10 @@ func echoRequest(src, dst netip.Addr, size int, tos uint8, sequence uint16) []by
 	}
 	if src.Is6() {
 		m[0], p[6] = 128, protoICMPv6
-		pseudo := binary.BigEndian.AppendUint32(append([]byte{}, p[8:40]...), uint32(len(m)))
-		pseudo = append(pseudo, 0, 0, 0, protoICMPv6)
-		binary.BigEndian.PutUint16(m[2:], ^checksum(uint32(checksum(0, pseudo)), m))
+		binary.BigEndian.PutUint16(m[2:], ^packet.TransportSum(p, header))
 	} else {
 		m[0], p[9] = 8, protoICMP
-		binary.BigEndian.PutUint16(m[2:], ^checksum(0, m))
+		binary.BigEndian.PutUint16(m[2:], ^packet.Sum(m, 0))
 	}
 	setTOS(p, tos)
 	return p
@@ -45,7 +44,7 @@ func (p *pair) unasked() []byte {
 	b := echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence())
 	m := b[20:]
 	m[0], m[2], m[3] = 0, 0, 0
-	binary.BigEndian.PutUint16(m[2:], ^checksum(0, m))
+	binary.BigEndian.PutUint16(m[2:], ^packet.Sum(m, 0))
 	return b
 }
 

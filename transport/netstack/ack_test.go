@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -93,7 +93,7 @@ func testAck(t *testing.T) {
 
 	begin()
 	l.write(t, s.say(10, 0))
-	l.write(t, s.with(0, 0, tcpACK|segment.FIN, 8))
+	l.write(t, s.with(0, 0, tcpACK|packet.FIN, 8))
 	want("a FIN takes it along", 10)
 
 	begin()

@@ -1,27 +1,26 @@
 package netstack
 
 import (
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 )
 
 // A coalescer joins consecutive TCP segments of one connection to one large packet, within one call of WritePackets. The
 // packets are borrowed until Flush. It is the sink of its own runs.
 type coalescer struct {
-	segment.Coalescer
+	packet.Coalescer
 	link *link
 }
 
 // segment takes the TCP packet p, whose IP header, checked, is l3 bytes long.
 func (c *coalescer) segment(p []byte, l3 int) {
 	l := c.link
-	_, l4, ok := segment.TCPHeaders(p)
+	_, l4, ok := packet.TCPHeaders(p)
 	if !ok {
 		l.drops.malformed.Add(1)
 		return
 	}
-	tcp := p[l3:]
-	if segment.Sum(tcp, segment.Add(segment.PseudoSum(p[:l3]), uint16(len(tcp)))) != 0xffff {
+	if packet.TransportSum(p, l3) != 0xffff {
 		l.drops.checksum.Add(1)
 		return
 	}
@@ -32,7 +31,7 @@ func (c *coalescer) segment(p []byte, l3 int) {
 func (c *coalescer) Single(p []byte, l4 int) { c.link.deliver(networkOf(p), p, l4, true) }
 
 // Merged delivers a run.
-func (c *coalescer) Merged(r *segment.Run) {
+func (c *coalescer) Merged(r *packet.Run) {
 	network := networkOf(r.Packets[0])
 	if !c.link.forwards(network) {
 		c.link.hand(network, merge(r), true)
@@ -45,8 +44,8 @@ func (c *coalescer) Merged(r *segment.Run) {
 
 // merge copies a run to one packet. Its TCP checksum stays that of the first segment: it has been checked, segment by
 // segment, and nobody looks at it again.
-func merge(r *segment.Run) (b buffer.Buffer) {
-	var headers [segment.MaxHeaders]byte
+func merge(r *packet.Run) (b buffer.Buffer) {
+	var headers [packet.MaxHeaders]byte
 	appendHeaders(&b, headers[:r.Headers(headers[:])])
 	left := r.Total - r.L4
 	v := buffer.NewView(min(left, viewSize))

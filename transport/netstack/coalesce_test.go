@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
@@ -140,7 +140,7 @@ func (s *script) next() (p []byte, flow int) {
 			p[3]++ // flow label
 		}
 	case 16:
-		p[l3+13] |= segment.PSH
+		p[l3+13] |= packet.PSH
 	case 17:
 		if p[0]>>4 == 4 {
 			p[7]++ // a fragment
@@ -178,7 +178,7 @@ func intact(p []byte) (whole, tcp bool) {
 	switch {
 	case p[0]>>4 == 4:
 		l3 = int(p[0]&15) * 4
-		if l3 < 20 || l3 > len(p) || int(binary.BigEndian.Uint16(p[2:])) != len(p) || slowSum(p[:l3]) != 0 {
+		if l3 < 20 || l3 > len(p) || int(binary.BigEndian.Uint16(p[2:])) != len(p) || checksum(p[:l3]) != 0 {
 			return false, false
 		}
 		if p[6]&^0x40 != 0 || p[7] != 0 {
@@ -197,7 +197,7 @@ func intact(p []byte) (whole, tcp bool) {
 		return false, true
 	}
 	l4 := l3 + int(p[l3+12]>>4)*4
-	return l4 >= l3+20 && l4 <= len(p) && slowSum(slowPseudo(p, l3, 6), p[l3:]) == 0, true
+	return l4 >= l3+20 && l4 <= len(p) && checksum(slowPseudo(p, l3, 6), p[l3:]) == 0, true
 }
 
 // mergeable reports whether the packets ps, intact ones of one connection, may be delivered as one.
@@ -219,16 +219,16 @@ func mergeable(ps [][]byte) bool {
 			clear(h[4:6])
 		}
 		clear(h[l3+4 : l3+8])
-		h[l3+13] &^= segment.PSH
+		h[l3+13] &^= packet.PSH
 		clear(h[l3+16 : l3+18])
 		return h
 	}
 	total := len(ps[0])
 	for i, p := range ps {
 		switch {
-		case len(p) <= l4, p[l3+13]&^segment.PSH != tcpACK:
+		case len(p) <= l4, p[l3+13]&^packet.PSH != tcpACK:
 			return false
-		case i < len(ps)-1 && (p[l3+13]&segment.PSH != 0 || len(p) != len(ps[0])):
+		case i < len(ps)-1 && (p[l3+13]&packet.PSH != 0 || len(p) != len(ps[0])):
 			return false
 		case len(p) > len(ps[0]):
 			return false
@@ -256,12 +256,12 @@ func merged(ps [][]byte) []byte {
 	m := bytes.Clone(ps[0])
 	for _, p := range ps[1:] {
 		m = append(m, p[l4:]...)
-		m[l3+13] |= p[l3+13] & segment.PSH
+		m[l3+13] |= p[l3+13] & packet.PSH
 	}
 	if m[0]>>4 == 4 {
 		binary.BigEndian.PutUint16(m[2:], uint16(len(m)))
 		m[10], m[11] = 0, 0
-		binary.BigEndian.PutUint16(m[10:], slowSum(m[:l3]))
+		binary.BigEndian.PutUint16(m[10:], checksum(m[:l3]))
 	} else {
 		binary.BigEndian.PutUint16(m[4:], uint16(len(m)-40))
 	}
@@ -384,14 +384,14 @@ func TestCoalesce(t *testing.T) {
 
 		var mixed [][]byte
 		for i := range 10 {
-			for flow := range segment.MaxRuns {
+			for flow := range packet.MaxRuns {
 				mixed = append(mixed, stream(v6, flow, 10, 100)[i])
 			}
 		}
-		deliver("as many flows, taking turns, as there are runs", mixed, segment.MaxRuns)
+		deliver("as many flows, taking turns, as there are runs", mixed, packet.MaxRuns)
 
 		l3 := len(one[0]) - 1340 - 32
-		one[20][l3+13] |= segment.PSH
+		one[20][l3+13] |= packet.PSH
 		mendSums(one[20], l3)
 		deliver("PSH in the middle", one, 2)
 		ack := bytes.Clone(one[30][:l3+32])

@@ -289,7 +289,7 @@ func fragments(p []byte, n int) [][]byte {
 	for _, f := range [][]byte{first, second} {
 		binary.BigEndian.PutUint16(f[2:], uint16(len(f)))
 		f[10], f[11] = 0, 0
-		binary.BigEndian.PutUint16(f[10:], slowSum(f[:20]))
+		binary.BigEndian.PutUint16(f[10:], checksum(f[:20]))
 	}
 	return [][]byte{first, second}
 }

@@ -107,7 +107,7 @@ func TestMalformed(t *testing.T) {
 		t.Helper()
 		if want.Malformed++; len(p) >= 20 && p[0]>>4 == 4 {
 			p[10], p[11] = 0, 0
-			binary.BigEndian.PutUint16(p[10:], slowSum(p[:min(len(p), int(p[0]&15)*4)]))
+			binary.BigEndian.PutUint16(p[10:], checksum(p[:min(len(p), int(p[0]&15)*4)]))
 		}
 		_, _ = n.WritePackets([][]byte{p})
 		if got := n.Stats(); got != want || len(in.delivered) != 0 {
@@ -171,7 +171,7 @@ func TestMalformed(t *testing.T) {
 	bad(udp6) // no checksum, which IPv6 does not allow
 	udp = ip4(protoUDP, 8)
 	udp[25], udp[27] = 8, 1
-	binary.BigEndian.PutUint16(udp[10:], slowSum(udp[:20]))
+	binary.BigEndian.PutUint16(udp[10:], checksum(udp[:20]))
 	bad(udp)
 	icmp := ip6(protoICMP6, 8)
 	icmp[40] = 1

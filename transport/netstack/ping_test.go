@@ -11,8 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -101,7 +100,7 @@ func unreachable(p []byte, code4, code6 byte) []byte {
 		h.SetChecksum(^h.CalculateChecksum())
 		e = append(e, p...)
 		e[20], e[21] = byte(header.ICMPv4DstUnreachable), code4
-		binary.BigEndian.PutUint16(e[22:], ^checksum.Checksum(e[20:], 0))
+		binary.BigEndian.PutUint16(e[22:], ^packet.Sum(e[20:], 0))
 		return e
 	}
 	e := make([]byte, 48, 48+len(p))
@@ -111,8 +110,7 @@ func unreachable(p []byte, code4, code6 byte) []byte {
 	})
 	e = append(e, p...)
 	e[40], e[41] = byte(header.ICMPv6DstUnreachable), code6
-	sum := checksum.Combine(segment.PseudoSum(e[:40]), uint16(len(e)-40))
-	binary.BigEndian.PutUint16(e[42:], ^checksum.Checksum(e[40:], sum))
+	binary.BigEndian.PutUint16(e[42:], ^packet.TransportSum(e, 40))
 	return e
 }
 

@@ -5,7 +5,7 @@ import (
 	"net"
 	"sync"
 
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -59,7 +59,7 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		l.drops.malformed.Add(1)
 		return
 	}
-	if segment.Sum(p[:l3], 0) != 0xffff {
+	if packet.Sum(p[:l3], 0) != 0xffff {
 		l.drops.checksum.Add(1)
 		return
 	}
@@ -83,7 +83,7 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		l.datagram(p, l3)
 	case protoICMP4:
 		if len(p) > l3 && isICMP4Error(p[l3]) {
-			l.icmpError(p, segment.Sum(p[l3:], 0))
+			l.icmpError(p, packet.Sum(p[l3:], 0))
 			return
 		}
 		l.deliver(ipv4.ProtocolNumber, p, l3, false)
@@ -105,7 +105,7 @@ func (l *link) receive6(c *coalescer, p []byte) {
 		l.datagram(p, l3)
 	case protoICMP6:
 		if len(p) > l3 && isICMP6Error(p[l3]) {
-			l.icmpError(p, segment.Sum(p[l3:], segment.Add(segment.PseudoSum(p[:l3]), uint16(len(p)-l3))))
+			l.icmpError(p, packet.TransportSum(p, l3))
 			return
 		}
 		l.deliver(ipv6.ProtocolNumber, p, l3, false)
@@ -151,7 +151,7 @@ func (l *link) datagram(p []byte, l3 int) {
 	// RFC 768: "An all zero transmitted checksum value means that the transmitter generated no checksum". RFC 8200,
 	// section 8.1, forbids it.
 	if sent := binary.BigEndian.Uint16(udp[udpChecksum:]); sent != 0 || !is4 {
-		if sent == 0 || segment.Sum(udp[:n], segment.Add(segment.PseudoSum(p[:l3]), uint16(n))) != 0xffff {
+		if sent == 0 || packet.TransportSum(p[:l3+n], l3) != 0xffff {
 			l.drops.checksum.Add(1)
 			return
 		}

@@ -2,7 +2,7 @@ package netstack
 
 import (
 	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -10,12 +10,12 @@ import (
 
 // Offsets of fields, from the start of their header.
 const (
-	ip4Length, ip4Fragment, ip4Protocol, ip4Addresses = segment.IP4Length, segment.IP4Fragment, segment.IP4Protocol, segment.IP4Addresses
-	ip6Length, ip6Next, ip6Addresses                  = segment.IP6Length, segment.IP6Next, segment.IP6Addresses
+	ip4Length, ip4Fragment, ip4Protocol, ip4Addresses = packet.IP4Length, packet.IP4Fragment, packet.IP4Protocol, packet.IP4Addresses
+	ip6Length, ip6Next, ip6Addresses                  = packet.IP6Length, packet.IP6Next, packet.IP6Addresses
 
-	tcpAck, tcpFlags = segment.TCPAck, segment.TCPFlags
+	tcpAck, tcpFlags = packet.TCPAck, packet.TCPFlags
 
-	udpLength, udpChecksum = segment.UDPLength, segment.UDPChecksum
+	udpLength, udpChecksum = packet.UDPLength, packet.UDPChecksum
 )
 
 const (
@@ -24,7 +24,7 @@ const (
 	protoUDP   = uint8(header.UDPProtocolNumber)
 	protoICMP6 = uint8(header.ICMPv6ProtocolNumber)
 
-	tcpACK = segment.ACK
+	tcpACK = packet.ACK
 )
 
 // An exit carries packets from gVisor's memory to a device. It belongs to whoever has the link's turn. Each byte is
@@ -34,7 +34,7 @@ type exit struct {
 	batch *wireguard.Batch
 	drops *drops
 
-	template segment.Template // scratch
+	template packet.Template // scratch
 }
 
 // put appends p to the batch, in as many segments as it takes, and sends the batch whenever it is full.
@@ -49,11 +49,11 @@ func (x *exit) put(p *stack.PacketBuffer) {
 		}
 		return
 	}
-	var headers [segment.MaxHeaders]byte
+	var headers [packet.MaxHeaders]byte
 	h := headers[:min(size, len(headers))]
 	c.read(h)
-	l3, l4, ok := segment.TCPHeaders(h)
-	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, segment.PseudoSum(h[:l3])) {
+	l3, l4, ok := packet.TCPHeaders(h)
+	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, packet.PseudoSum(h, 0)) {
 		x.drops.malformed.Add(1) // cannot be: gVisor asks this of its own TCP only
 		return
 	}
@@ -74,7 +74,7 @@ func (x *exit) split(payload *cursor, n, mss int) {
 			return
 		}
 		payload.read(room[l4:])
-		x.template.Put(room, i, at, last, segment.Sum(room[l4:], 0))
+		x.template.Put(room, i, at, last, packet.Sum(room[l4:], 0))
 		x.batch.Commit(len(room))
 		if last {
 			return

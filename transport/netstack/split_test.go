@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -31,19 +32,8 @@ func (c *collector) Send(b *wireguard.Batch) error {
 	return nil
 }
 
-// slowSum is the checksum of b, by the letter of RFC 1071: pairs of bytes, one after the other.
-func slowSum(bs ...[]byte) uint16 {
-	b := bytes.Join(bs, nil)
-	if len(b)%2 == 1 {
-		b = append(b, 0)
-	}
-	sum := 0
-	for ; len(b) > 0; b = b[2:] {
-		sum += int(b[0])<<8 | int(b[1])
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
-}
+// checksum is that of the pieces of bs together: 0 if they hold the right one.
+func checksum(bs ...[]byte) uint16 { return ^packet.Sum(bytes.Join(bs, nil), 0) }
 
 // slowPseudo is the pseudo-header of p's transport, whose header begins at l3.
 func slowPseudo(p []byte, l3 int, proto byte) []byte {
@@ -59,11 +49,11 @@ func slowPseudo(p []byte, l3 int, proto byte) []byte {
 func mendSums(p []byte, l3 int) {
 	if p[0]>>4 == 4 {
 		p[10], p[11] = 0, 0
-		binary.BigEndian.PutUint16(p[10:], slowSum(p[:l3]))
+		binary.BigEndian.PutUint16(p[10:], checksum(p[:l3]))
 	}
 	tcp := p[l3:]
 	tcp[16], tcp[17] = 0, 0
-	binary.BigEndian.PutUint16(tcp[16:], slowSum(slowPseudo(p, l3, 6), tcp))
+	binary.BigEndian.PutUint16(tcp[16:], checksum(slowPseudo(p, l3, 6), tcp))
 }
 
 // slowSplit is what a network card makes of the TCP packet p.

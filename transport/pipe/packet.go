@@ -3,11 +3,8 @@ package pipe
 import (
 	"encoding/binary"
 	"net/netip"
-)
 
-const (
-	protocolUDP = 17
-	hopLimit    = 64
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // UDPPacket is a whole IP packet with a UDP datagram in it, IPv4 or IPv6 as its addresses are, with right checksums: what a
@@ -33,47 +30,14 @@ func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 //	UDP    sport:2 dport:2 | length:2 sum:2
 func putHeaders(h []byte, src, dst netip.AddrPort, tos uint8, payload []byte) {
 	clear(h)
-	udp := h[len(h)-8:]
-	length := 8 + len(payload)
-	if dst.Addr().Is4() {
-		from, to := src.Addr().As4(), dst.Addr().As4()
-		h[0], h[1], h[8], h[9] = 0x45, tos, hopLimit, protocolUDP
-		binary.BigEndian.PutUint16(h[2:], uint16(20+length))
-		copy(h[12:], from[:])
-		copy(h[16:], to[:])
-		binary.BigEndian.PutUint16(h[10:], ^fold(sum(0, h[:20])))
-	} else {
-		from, to := src.Addr().As16(), dst.Addr().As16()
-		h[0], h[1], h[6], h[7] = 0x60|tos>>4, tos<<4, protocolUDP, hopLimit
-		binary.BigEndian.PutUint16(h[4:], uint16(length))
-		copy(h[8:], from[:])
-		copy(h[24:], to[:])
-	}
+	l3 := packet.PutIP(h, len(h)+len(payload), src.Addr(), dst.Addr(), packet.UDP, tos)
+	udp, length := h[l3:], len(h)-l3+len(payload)
 	binary.BigEndian.PutUint16(udp, src.Port())
 	binary.BigEndian.PutUint16(udp[2:], dst.Port())
-	binary.BigEndian.PutUint16(udp[4:], uint16(length))
-	pseudo := sum(uint32(length)+protocolUDP, src.Addr().AsSlice())
-	check := ^fold(sum(sum(sum(pseudo, dst.Addr().AsSlice()), udp), payload))
-	if check == 0 {
-		check = 0xffff // zero would say that there is no checksum (RFC 768)
+	binary.BigEndian.PutUint16(udp[packet.UDPLength:], uint16(length))
+	sum := ^packet.Sum(payload, packet.Sum(udp, packet.PseudoSum(h, length)))
+	if sum == 0 {
+		sum = 0xffff // zero would say that there is no checksum (RFC 768)
 	}
-	binary.BigEndian.PutUint16(udp[6:], check)
-}
-
-// sum adds up 16-bit words, as the Internet checksum does (RFC 1071); an odd last byte counts as one with a zero behind.
-func sum(s uint32, b []byte) uint32 {
-	for ; len(b) >= 2; b = b[2:] {
-		s += uint32(b[0])<<8 | uint32(b[1])
-	}
-	if len(b) == 1 {
-		s += uint32(b[0]) << 8
-	}
-	return s
-}
-
-func fold(s uint32) uint16 {
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	return uint16(s)
+	binary.BigEndian.PutUint16(udp[packet.UDPChecksum:], sum)
 }

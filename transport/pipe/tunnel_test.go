@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 func TestTunnelBurstIsOneBatch(t *testing.T) {
@@ -231,11 +232,10 @@ func TestUDPPacket(t *testing.T) {
 			if !bytes.Equal(udp[8:], payload) || int(udp[4])<<8|int(udp[5]) != n+8 {
 				t.Fatalf("%v, %d bytes: %x", src, n, p)
 			}
-			pseudo := sum(protocolUDP+uint32(len(udp)), append(src.Addr().AsSlice(), dst.Addr().AsSlice()...))
-			if fold(sum(pseudo, udp)) != 0xffff {
+			if packet.TransportSum(p, len(p)-len(udp)) != 0xffff {
 				t.Fatalf("%v, %d bytes: wrong UDP checksum", src, n)
 			}
-			if src.Addr().Is4() && (fold(sum(0, p[:20])) != 0xffff || int(p[2])<<8|int(p[3]) != len(p)) {
+			if src.Addr().Is4() && (packet.Sum(p[:20], 0) != 0xffff || int(p[2])<<8|int(p[3]) != len(p)) {
 				t.Fatalf("%d bytes: wrong IPv4 header %x", n, p[:20])
 			}
 			if src.Addr().Is6() && int(p[4])<<8|int(p[5]) != len(udp) {

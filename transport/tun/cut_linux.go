@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 
 	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // A cutter puts one packet of the kernel's into batches, whole or in segments. Its zero value has none. Each byte is
@@ -14,7 +14,7 @@ import (
 type cutter struct {
 	packet []byte // nil: none; borrowed until all of it is in a batch
 	h      virtio
-	t      segment.Template
+	t      packet.Template
 	i, at  int // the next segment, and where its payload begins
 }
 
@@ -37,7 +37,7 @@ func (c *cutter) begin(h virtio, p []byte) bool {
 // beginLarge reads the headers of a packet that is to be cut.
 func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	udp := h.gso == gsoUDP
-	proto := uint8(segment.TCP)
+	proto := uint8(packet.TCP)
 	switch version := p[0] >> 4; h.gso {
 	case gsoTCP4:
 		if version != 4 {
@@ -48,7 +48,7 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 			return false
 		}
 	case gsoUDP:
-		proto = segment.UDP
+		proto = packet.UDP
 		if version != 4 && version != 6 {
 			return false
 		}
@@ -59,17 +59,17 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	if h.flags&needsSum != 0 {
 		l3, ok = int(h.start), startsRight(p, int(h.start))
 	}
-	l4 := l3 + segment.UDPHeader
+	l4 := l3 + packet.UDPHeader
 	if ok && !udp {
-		l4, ok = segment.TCPEnd(p, l3)
+		l4, ok = packet.TCPEnd(p, l3)
 	}
 	if !ok || h.size == 0 || len(p) < l4 || l4+min(int(h.size), len(p)-l4) > 65535 { // no batch has room for such a segment
 		return false
 	}
-	pseudo := segment.PseudoSum(p[:l3])
+	pseudo := packet.PseudoSum(p, 0)
 	if at := l3 + int(h.offset); h.flags&needsSum != 0 && at+2 <= l4 {
 		// It holds the pseudo-header's sum, of the length of the whole.
-		pseudo = segment.Add(binary.BigEndian.Uint16(p[at:]), ^uint16(len(p)-l3))
+		pseudo = packet.Add(binary.BigEndian.Uint16(p[at:]), ^uint16(len(p)-l3))
 	}
 	return c.t.Set(p[:l4], l3, udp, pseudo)
 }
@@ -78,18 +78,18 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 	if p[0]>>4 == 4 {
 		l3 = int(p[0]&15) * 4
-		return l3, l3 >= segment.IP4Header && len(p) >= l3 && p[segment.IP4Protocol] == proto
+		return l3, l3 >= packet.IP4Header && len(p) >= l3 && p[packet.IP4Protocol] == proto
 	}
-	return segment.IP6Header, len(p) >= segment.IP6Header && p[segment.IP6Next] == proto
+	return packet.IP6Header, len(p) >= packet.IP6Header && p[packet.IP6Next] == proto
 }
 
 // startsRight reports whether the transport header of p can begin at l3, as the kernel says: it knows that also behind
 // extension headers.
 func startsRight(p []byte, l3 int) bool {
 	if p[0]>>4 == 4 {
-		return l3 == int(p[0]&15)*4 && l3 >= segment.IP4Header
+		return l3 == int(p[0]&15)*4 && l3 >= packet.IP4Header
 	}
-	return l3 >= segment.IP6Header
+	return l3 >= packet.IP6Header
 }
 
 // into puts what is left of the packet into b, and reports whether all of it fitted.
@@ -106,7 +106,7 @@ func (c *cutter) into(b *wireguard.Batch) (done bool) {
 		}
 		last := c.at+size == len(payload)
 		copy(room[l4:], payload[c.at:c.at+size])
-		c.t.Put(room, c.i, c.at, last, segment.Sum(room[l4:], 0))
+		c.t.Put(room, c.i, c.at, last, packet.Sum(room[l4:], 0))
 		b.Commit(len(room))
 		if last {
 			c.packet = nil
@@ -124,7 +124,7 @@ func (c *cutter) whole(b *wireguard.Batch) (done bool) {
 	}
 	copy(room, c.packet)
 	if c.h.flags&needsSum != 0 {
-		sum := ^segment.Sum(room[c.h.start:], 0)
+		sum := ^packet.Sum(room[c.h.start:], 0)
 		if sum == 0 {
 			sum = 0xffff // to UDP, 0 says that there is none; to others both are the same
 		}

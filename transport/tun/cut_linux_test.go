@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // cutAll is what a cutter makes of a packet, over as many batches as it takes, the first of which holds so many others.
@@ -125,10 +125,10 @@ func FuzzCutHostile(f *testing.F) {
 // one for ever.
 func TestCutRefusesHugeSegments(t *testing.T) {
 	const most = 65535
-	for _, total := range []int{most, most + 1, most + segment.IP6Header} {
+	for _, total := range []int{most, most + 1, most + packet.IP6Header} {
 		p := make([]byte, total)
-		p[0], p[segment.IP6Next], p[segment.IP6Header+segment.TCPOffset] = 6<<4, segment.TCP, 5<<4
-		out, ok := cutAll(t, virtio{flags: needsSum, gso: gsoTCP6, size: most, start: segment.IP6Header, offset: segment.TCPChecksum}, p, 0)
+		p[0], p[packet.IP6Next], p[packet.IP6Header+packet.TCPOffset] = 6<<4, packet.TCP, 5<<4
+		out, ok := cutAll(t, virtio{flags: needsSum, gso: gsoTCP6, size: most, start: packet.IP6Header, offset: packet.TCPChecksum}, p, 0)
 		if ok != (total <= most) || ok && len(out[0]) != total {
 			t.Errorf("%d bytes in one segment: taken is %v", total, ok)
 		}

@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"sync/atomic"
 
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Flows pair each flow with one queue, in both directions. The kernel sends a flow out by the queue that its last packet
@@ -41,25 +41,25 @@ func (f *flows) queue(p []byte, queues int) int {
 
 // flowHash is the same for both directions of a flow: its addresses, and the ports of TCP and UDP.
 func flowHash(p []byte) uint32 {
-	if len(p) < segment.IP4Header {
+	if len(p) < packet.IP4Header {
 		return 0
 	}
 	var x uint64
-	l3, proto := int(p[0]&15)*4, p[segment.IP4Protocol]
+	l3, proto := int(p[0]&15)*4, p[packet.IP4Protocol]
 	switch {
 	case p[0]>>4 == 4:
-		a := p[segment.IP4Addresses:]
+		a := p[packet.IP4Addresses:]
 		x = uint64(binary.BigEndian.Uint32(a)) + uint64(binary.BigEndian.Uint32(a[4:]))
-		if binary.BigEndian.Uint16(p[segment.IP4Fragment:])&0x3fff != 0 {
+		if binary.BigEndian.Uint16(p[packet.IP4Fragment:])&0x3fff != 0 {
 			l3 = len(p) // its parts are one flow
 		}
-	case len(p) >= segment.IP6Header:
-		a := p[segment.IP6Addresses:]
+	case len(p) >= packet.IP6Header:
+		a := p[packet.IP6Addresses:]
 		x = binary.BigEndian.Uint64(a) + binary.BigEndian.Uint64(a[16:])
 		x = mix(x) + binary.BigEndian.Uint64(a[8:]) + binary.BigEndian.Uint64(a[24:])
-		l3, proto = segment.IP6Header, p[segment.IP6Next]
+		l3, proto = packet.IP6Header, p[packet.IP6Next]
 	}
-	if (proto == segment.TCP || proto == segment.UDP) && len(p) >= l3+4 {
+	if (proto == packet.TCP || proto == packet.UDP) && len(p) >= l3+4 {
 		x = mix(x) + uint64(binary.BigEndian.Uint16(p[l3:])) + uint64(binary.BigEndian.Uint16(p[l3+2:]))
 	}
 	return uint32(mix(x+uint64(proto)) >> 32)

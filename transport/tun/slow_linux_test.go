@@ -6,23 +6,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// Slow references: what RFC 1071 and a network card do, by the letter.
+// A slow reference: what a network card does, by the letter.
 
-// slowSum is the checksum of the pieces of b together, pairs of bytes one after the other.
-func slowSum(bs ...[]byte) uint16 {
-	b := bytes.Join(bs, nil)
-	if len(b)%2 == 1 {
-		b = append(b, 0)
-	}
-	sum := 0
-	for ; len(b) > 0; b = b[2:] {
-		sum += int(b[0])<<8 | int(b[1])
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
-}
+// checksum is that of the pieces of bs together: 0 if they hold the right one.
+func checksum(bs ...[]byte) uint16 { return ^packet.Sum(bytes.Join(bs, nil), 0) }
 
 // A shape tells the parts of a packet.
 type shape struct {
@@ -60,7 +51,7 @@ func (s shape) mend(p []byte) {
 	if p[0]>>4 == 4 {
 		binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 		p[10], p[11] = 0, 0
-		binary.BigEndian.PutUint16(p[10:], slowSum(p[:s.l3]))
+		binary.BigEndian.PutUint16(p[10:], checksum(p[:s.l3]))
 	} else {
 		binary.BigEndian.PutUint16(p[4:], uint16(len(p)-40))
 	}
@@ -68,7 +59,7 @@ func (s shape) mend(p []byte) {
 		binary.BigEndian.PutUint16(p[s.l3+4:], uint16(len(p)-s.l3))
 	}
 	binary.BigEndian.PutUint16(p[s.sumAt():], 0)
-	sum := slowSum(s.pseudo(p), p[s.l3:])
+	sum := checksum(s.pseudo(p), p[s.l3:])
 	if s.udp && sum == 0 {
 		sum = 0xffff
 	}
@@ -78,7 +69,7 @@ func (s shape) mend(p []byte) {
 // partial writes the sum of the pseudo-header in place of the checksum, as a kernel does that leaves the rest to the
 // hardware.
 func (s shape) partial(p []byte) {
-	binary.BigEndian.PutUint16(p[s.sumAt():], ^slowSum(s.pseudo(p)))
+	binary.BigEndian.PutUint16(p[s.sumAt():], ^checksum(s.pseudo(p)))
 }
 
 // split is what a network card makes of p.

@@ -329,7 +329,7 @@ func ping(t *testing.T, n *namespace, d *Interface, to string) {
 		for i := range b.Len() {
 			if p := b.Packet(i); p[0] == 0x45 && p[9] == 17 {
 				s := shape{l3: 20, l4: 28, udp: true}
-				if string(p[28:]) != "hello, hello" || slowSum(s.pseudo(p), p[20:]) != 0 {
+				if string(p[28:]) != "hello, hello" || checksum(s.pseudo(p), p[20:]) != 0 {
 					t.Fatalf("read %x", p)
 				}
 				b.Reset()

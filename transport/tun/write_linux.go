@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"unsafe"
 
-	"github.com/seed-86b749af/wireguard/transport/internal/segment"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,10 +35,10 @@ const (
 
 // A writer is the scratch memory of one call of WritePackets.
 type writer struct {
-	segment.Coalescer
+	packet.Coalescer
 	d *Interface
 
-	head [virtioSize + segment.MaxHeaders]byte // in front of the payload of a merged packet
+	head [virtioSize + packet.MaxHeaders]byte // in front of the payload of a merged packet
 	iovs []unix.Iovec
 
 	// The outcome of the last system call, and of all of the call.
@@ -93,32 +93,32 @@ func (w *writer) packet(p []byte) {
 
 // transport finds the headers of a packet that is whole and of TCP or UDP.
 func transport(p []byte) (l3, l4, kind int, ok bool) {
-	if len(p) < segment.IP4Header {
+	if len(p) < packet.IP4Header {
 		return 0, 0, 0, false
 	}
 	var proto uint8
 	switch p[0] >> 4 {
 	case 4:
 		const fragment = 0x3fff // the offset, and that more follow
-		l3, proto = int(p[0]&15)*4, p[segment.IP4Protocol]
-		if l3 < segment.IP4Header || int(binary.BigEndian.Uint16(p[segment.IP4Length:])) != len(p) ||
-			binary.BigEndian.Uint16(p[segment.IP4Fragment:])&fragment != 0 {
+		l3, proto = int(p[0]&15)*4, p[packet.IP4Protocol]
+		if l3 < packet.IP4Header || int(binary.BigEndian.Uint16(p[packet.IP4Length:])) != len(p) ||
+			binary.BigEndian.Uint16(p[packet.IP4Fragment:])&fragment != 0 {
 			return 0, 0, 0, false
 		}
 	case 6:
-		l3, proto, kind = segment.IP6Header, p[segment.IP6Next], tcp6
-		if len(p) < l3 || int(binary.BigEndian.Uint16(p[segment.IP6Length:]))+l3 != len(p) {
+		l3, proto, kind = packet.IP6Header, p[packet.IP6Next], tcp6
+		if len(p) < l3 || int(binary.BigEndian.Uint16(p[packet.IP6Length:]))+l3 != len(p) {
 			return 0, 0, 0, false
 		}
 	default:
 		return 0, 0, 0, false
 	}
 	switch proto {
-	case segment.TCP:
-		l4, ok = segment.TCPEnd(p, l3)
+	case packet.TCP:
+		l4, ok = packet.TCPEnd(p, l3)
 		return l3, l4, kind, ok
-	case segment.UDP:
-		l4 = l3 + segment.UDPHeader
+	case packet.UDP:
+		l4 = l3 + packet.UDPHeader
 		return l3, l4, kind + udp4, l4 <= len(p)
 	}
 	return 0, 0, 0, false
@@ -140,7 +140,7 @@ func (w *writer) Single(p []byte, _ int) {
 
 // Merged writes a run of packets as one. The headers of the whole are written beside it, so that the packets stay what
 // they are for a kernel that wants them one by one.
-func (w *writer) Merged(r *segment.Run) {
+func (w *writer) Merged(r *packet.Run) {
 	kind := tcp4
 	h := virtio{flags: needsSum, gso: gsoTCP4, headers: uint16(r.L4), size: uint16(r.Size), start: uint16(r.L3), offset: uint16(r.ChecksumAt())}
 	if r.Packets[0][0]>>4 == 6 {
@@ -184,7 +184,7 @@ func (w *writer) Merged(r *segment.Run) {
 	}
 }
 
-func (w *writer) oneByOne(r *segment.Run) {
+func (w *writer) oneByOne(r *packet.Run) {
 	for _, p := range r.Packets {
 		w.Single(p, r.L4)
 	}

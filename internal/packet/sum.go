@@ -1,4 +1,4 @@
-package segment
+package packet
 
 import (
 	"encoding/binary"
@@ -67,3 +67,16 @@ func Add(x, y uint16) uint16 {
 	s := uint32(x) + uint32(y)
 	return uint16(s + s>>16)
 }
+
+// PseudoSum is the sum of the pseudo-header for the transport header and payload, of n bytes, behind the IP header ip. The
+// transport protocol is the one that ip names.
+func PseudoSum(ip []byte, n int) uint16 {
+	if ip[0]>>4 == 4 {
+		return Sum(ip[IP4Addresses:IP4Header], Add(uint16(ip[IP4Protocol]), uint16(n)))
+	}
+	return Sum(ip[IP6Addresses:IP6Header], Add(uint16(ip[IP6Next]), uint16(n)))
+}
+
+// TransportSum is the sum of what follows the IP header of p, which is l3 bytes long, and of its pseudo-header: 0xffff if
+// the checksum in it is right.
+func TransportSum(p []byte, l3 int) uint16 { return Sum(p[l3:], PseudoSum(p, len(p)-l3)) }

@@ -1,4 +1,4 @@
-package segment
+package packet
 
 import (
 	"bytes"
@@ -158,8 +158,7 @@ func (r *Run) sumsRight(p []byte) bool {
 }
 
 func sumsRight(p []byte, l3 int) bool {
-	return (p[0]>>4 == 6 || Sum(p[:l3], 0) == 0xffff) &&
-		Sum(p[l3:], Add(PseudoSum(p[:l3]), uint16(len(p)-l3))) == 0xffff
+	return (p[0]>>4 == 6 || Sum(p[:l3], 0) == 0xffff) && TransportSum(p, l3) == 0xffff
 }
 
 // add merges p and reports whether the run is complete: PSH or a shorter segment ends it, and so does its length.
@@ -226,5 +225,5 @@ func (r *Run) ChecksumAt() int {
 // Partial puts into h, the headers of the merged packet, the checksum of one that is not yet summed: that of the
 // pseudo-header, not complemented.
 func (r *Run) Partial(h []byte) {
-	binary.BigEndian.PutUint16(h[r.L3+r.ChecksumAt():], Add(PseudoSum(h[:r.L3]), uint16(r.Total-r.L3)))
+	binary.BigEndian.PutUint16(h[r.L3+r.ChecksumAt():], PseudoSum(h, r.Total-r.L3))
 }

@@ -1,4 +1,4 @@
-package wireguard
+package packet
 
 import (
 	"bytes"
@@ -8,37 +8,17 @@ import (
 )
 
 var (
+	here     = netip.MustParseAddr("10.255.0.1")
+	here6    = netip.MustParseAddr("fd00::1")
 	nowhere  = netip.MustParseAddr("203.0.113.9")
 	nowhere6 = netip.MustParseAddr("2001:db8::9")
 )
 
-// internetChecksumOK reports whether b, with what was summed before, sums up to all ones.
-func internetChecksumOK(before uint64, b []byte) bool {
-	sum := before
-	for i, v := range b {
-		if i%2 == 0 {
-			sum += uint64(v) << 8
-		} else {
-			sum += uint64(v)
-		}
-	}
-	return sum != 0 && sum%0xffff == 0
-}
-
-func pseudoHeader(src, dst []byte, length int, protocol byte) (sum uint64) {
-	for _, b := range [][]byte{src, dst, {byte(length >> 8), byte(length), 0, protocol}} {
-		for i := 0; i < len(b); i += 2 {
-			sum += uint64(b[i])<<8 | uint64(b[i+1])
-		}
-	}
-	return sum
-}
-
 func TestUnreachableIPv4(t *testing.T) {
 	for _, n := range []int{20, 21, 28, 100, 547, 548, 549, 1420, 65535} {
-		p := packet4(n, here, nowhere)
+		p := packetOf(n, here, nowhere)
 		padded := append(bytes.Clone(p), 1, 2, 3)
-		r := unreachable(padded[:min(len(padded), 65535)])
+		r := Unreachable(padded[:min(len(padded), 65535)])
 		quoted := min(n, 576-20-8)
 		if len(r) != 28+quoted {
 			t.Fatalf("about a packet of %d bytes: %d bytes, want %d", n, len(r), 28+quoted)
@@ -55,10 +35,10 @@ func TestUnreachableIPv4(t *testing.T) {
 		if !bytes.Equal(r[28:], p[:quoted]) {
 			t.Error("it quotes something else")
 		}
-		if !internetChecksumOK(0, r[:20]) || !internetChecksumOK(0, r[20:]) {
+		if slowSum(r[:20]) != 0 || slowSum(r[20:]) != 0 {
 			t.Errorf("about a packet of %d bytes: checksums are wrong", n)
 		}
-		if q, src, ok := unpad(r); !ok || len(q) != len(r) || src != nowhere {
+		if q, src, ok := Unpad(r); !ok || len(q) != len(r) || src != nowhere {
 			t.Error("it is no packet itself")
 		}
 	}
@@ -66,8 +46,8 @@ func TestUnreachableIPv4(t *testing.T) {
 
 func TestUnreachableIPv6(t *testing.T) {
 	for _, n := range []int{40, 41, 100, 1231, 1232, 1233, 1420, 65535} {
-		p := packet6(n, here6, nowhere6)
-		r := unreachable(p)
+		p := packetOf(n, here6, nowhere6)
+		r := Unreachable(p)
 		quoted := min(n, 1280-40-8)
 		if len(r) != 48+quoted {
 			t.Fatalf("about a packet of %d bytes: %d bytes, want %d", n, len(r), 48+quoted)
@@ -84,7 +64,7 @@ func TestUnreachableIPv6(t *testing.T) {
 		if !bytes.Equal(r[48:], p[:quoted]) {
 			t.Error("it quotes something else")
 		}
-		if !internetChecksumOK(pseudoHeader(r[8:24], r[24:40], len(r)-40, 58), r[40:]) {
+		if slowSum(r[8:40], []byte{byte((len(r) - 40) >> 8), byte(len(r) - 40), 0, 58}, r[40:]) != 0 {
 			t.Errorf("about a packet of %d bytes: the checksum is wrong", n)
 		}
 	}
@@ -103,14 +83,14 @@ func TestUnreachableAddresses(t *testing.T) {
 		a := netip.MustParseAddr(c.addr)
 		var to, from []byte
 		if a.Is4() {
-			to, from = packet4(100, here, a), packet4(100, a, nowhere)
+			to, from = packetOf(100, here, a), packetOf(100, a, nowhere)
 		} else {
-			to, from = packet6(100, here6, a), packet6(100, a, nowhere6)
+			to, from = packetOf(100, here6, a), packetOf(100, a, nowhere6)
 		}
-		if got := unreachable(to) != nil; got != c.host {
+		if got := Unreachable(to) != nil; got != c.host {
 			t.Errorf("to %s: answered %v, want %v", a, got, c.host)
 		}
-		if got := unreachable(from) != nil; got != c.host {
+		if got := Unreachable(from) != nil; got != c.host {
 			t.Errorf("from %s: answered %v, want %v", a, got, c.host)
 		}
 	}
@@ -119,12 +99,12 @@ func TestUnreachableAddresses(t *testing.T) {
 // TestUnreachableExceptionsIPv4: RFC 1122, section 3.2.2.
 func TestUnreachableExceptionsIPv4(t *testing.T) {
 	fragment := func(flags uint16) []byte {
-		p := packet4(100, here, nowhere)
+		p := packetOf(100, here, nowhere)
 		binary.BigEndian.PutUint16(p[6:], flags)
 		return p
 	}
 	icmp := func(kind byte, header int) []byte {
-		p := packet4(100, here, nowhere)
+		p := packetOf(100, here, nowhere)
 		p[0], p[9] = 0x40|byte(header/4), 1
 		p[header] = kind
 		return p
@@ -139,21 +119,21 @@ func TestUnreachableExceptionsIPv4(t *testing.T) {
 		{"later fragment", fragment(1), false},
 		{"last fragment", fragment(0x1fff), false},
 		{"later fragment, more to come", fragment(1<<13 | 185), false},
-		{"header of less than 20 bytes", version(4, append([]byte{0x44}, packet4(100, here, nowhere)[1:]...)), false},
+		{"header of less than 20 bytes", version(4, append([]byte{0x44}, packetOf(100, here, nowhere)[1:]...)), false},
 		{"header longer than the packet", append([]byte{0x46}, ipv4(20, 20)[1:]...), false},
-		{"header with options", append([]byte{0x4f}, packet4(100, here, nowhere)[1:]...), true},
+		{"header with options", append([]byte{0x4f}, packetOf(100, here, nowhere)[1:]...), true},
 		{"ICMP without a type", icmpOf(ipv4(20, 20)), false},
 		{"no IP", []byte("hello"), false},
-		{"cut", packet4(100, here, nowhere)[:99], false},
+		{"cut", packetOf(100, here, nowhere)[:99], false},
 	} {
-		if got := unreachable(c.p) != nil; got != c.want {
+		if got := Unreachable(c.p) != nil; got != c.want {
 			t.Errorf("%s: answered %v, want %v", c.name, got, c.want)
 		}
 	}
 	queries := map[int]bool{0: true, 8: true, 13: true, 14: true, 15: true, 16: true, 17: true, 18: true}
 	for kind := range 256 {
 		for _, header := range []int{20, 24, 60} {
-			if got := unreachable(icmp(byte(kind), header)) != nil; got != queries[kind] {
+			if got := Unreachable(icmp(byte(kind), header)) != nil; got != queries[kind] {
 				t.Errorf("ICMP type %d: answered %v, want %v: no errors about errors", kind, got, queries[kind])
 			}
 		}
@@ -180,7 +160,7 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 	later := header{44, []byte{0, 0, 0, 8, 9, 9, 9, 9}}  // offset 8
 	lastest := header{44, []byte{0, 0, 0xff, 0xf8, 9, 9, 9, 9}}
 	chain := func(last byte, rest []byte, hs ...header) []byte {
-		p := packet6(40, here6, nowhere6)
+		p := packetOf(40, here6, nowhere6)
 		next := 6 // where the type of the next header goes
 		for _, h := range hs {
 			p[next] = h.kind
@@ -218,14 +198,14 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 		{"fragment header cut", chain(44, []byte{17, 0, 0, 0, 0, 0, 0}), false},
 		{"nothing more", chain(59, nil), true},
 		{"too many headers to tell", chain(17, udp, options, options, options, options, options, options, options, options), false},
-		{"cut", packet6(100, here6, nowhere6)[:99], false},
+		{"cut", packetOf(100, here6, nowhere6)[:99], false},
 	} {
-		if got := unreachable(c.p) != nil; got != c.want {
+		if got := Unreachable(c.p) != nil; got != c.want {
 			t.Errorf("%s: answered %v, want %v", c.name, got, c.want)
 		}
 	}
 	for kind := range 256 {
-		if got := unreachable(chain(58, []byte{byte(kind), 0, 0, 0})) != nil; got != (kind >= 128) {
+		if got := Unreachable(chain(58, []byte{byte(kind), 0, 0, 0})) != nil; got != (kind >= 128) {
 			t.Errorf("ICMPv6 type %d: answered %v: below 128 are the errors", kind, got)
 		}
 	}
@@ -233,9 +213,9 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 
 // TestUnreachableLeavesPacket: the packet is in a batch that its caller still has.
 func TestUnreachableLeavesPacket(t *testing.T) {
-	p := packet4(1420, here, nowhere)
+	p := packetOf(1420, here, nowhere)
 	before := bytes.Clone(p)
-	r := unreachable(p)
+	r := Unreachable(p)
 	if !bytes.Equal(p, before) {
 		t.Error("the packet was changed")
 	}

@@ -1,4 +1,4 @@
-package segment
+package packet
 
 import "encoding/binary"
 

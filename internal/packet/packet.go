@@ -1,0 +1,154 @@
+// Package packet reads, writes, cuts and joins the IP packets inside a tunnel, and answers them with ICMP errors. It holds
+// the module's one Internet checksum. Its functions neither lock, wait, read a clock nor do I/O.
+package packet
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// Offsets of fields, from the start of their header.
+const (
+	IP4Length, IP4ID, IP4Fragment, IP4TTL, IP4Protocol, IP4Checksum, IP4Addresses = 2, 4, 6, 8, 9, 10, 12
+	IP6Length, IP6Next, IP6HopLimit, IP6Addresses                                 = 4, 6, 7, 8
+
+	TCPSeq, TCPAck, TCPOffset, TCPFlags, TCPWindow, TCPChecksum, TCPUrgent = 4, 8, 12, 13, 14, 16, 18
+
+	UDPLength, UDPChecksum = 4, 6
+)
+
+// Lengths of headers, in bytes: without options, and of the longest IP and TCP header together.
+const (
+	IP4Header, IP6Header, TCPHeader, UDPHeader = 20, 40, 20, 8
+
+	MaxHeaders = 60 + 60
+)
+
+// Protocol numbers, flags of TCP, and the bits of IPv4's fragment offset.
+const (
+	ICMP, TCP, UDP, ip6Fragment, ICMP6 = 1, 6, 17, 44, 58
+
+	FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
+
+	fragmentOffset = 0x1fff
+)
+
+// Destination is the address that the IP packet p is for, and its ECN bits. ok is false if p is not an IP packet or is
+// shorter than its header.
+func Destination(p []byte) (dst netip.Addr, ecn uint8, ok bool) {
+	switch {
+	case len(p) >= IP4Header && p[0]>>4 == 4:
+		return netip.AddrFrom4([4]byte(p[16:20])), p[1] & ECNMask, true
+	case len(p) >= IP6Header && p[0]>>4 == 6:
+		return netip.AddrFrom16([16]byte(p[24:40])), p[1] >> 4 & ECNMask, true
+	}
+	return dst, 0, false
+}
+
+// Unpad cuts p, the content of a data message, to the length that the IP header gives, and returns the packet's source
+// address. ok is false if p is not an IP packet or is shorter than that length.
+func Unpad(p []byte) (packet []byte, src netip.Addr, ok bool) {
+	switch {
+	case len(p) >= IP4Header && p[0]>>4 == 4:
+		n := int(binary.BigEndian.Uint16(p[IP4Length:]))
+		if n < IP4Header || n > len(p) {
+			return nil, src, false
+		}
+		return p[:n:n], netip.AddrFrom4([4]byte(p[12:16])), true
+	case len(p) >= IP6Header && p[0]>>4 == 6:
+		n := IP6Header + int(binary.BigEndian.Uint16(p[IP6Length:]))
+		if n > len(p) {
+			return nil, src, false
+		}
+		return p[:n:n], netip.AddrFrom16([16]byte(p[8:24])), true
+	}
+	return nil, src, false
+}
+
+// CarriedSession is the receiver's index in the WireGuard data message that the IP packet p, or its first fragment, carries
+// over UDP. ok is false for any other packet.
+func CarriedSession(p []byte) (index uint32, ok bool) {
+	const data, dataHeader = 4, 16
+	l4 := 0
+	switch {
+	case len(p) >= IP4Header && p[0]>>4 == 4:
+		if p[IP4Protocol] != UDP || binary.BigEndian.Uint16(p[IP4Fragment:])&fragmentOffset != 0 {
+			return 0, false
+		}
+		l4 = int(p[0]&15) * 4
+	case len(p) >= IP6Header+8 && p[0]>>4 == 6:
+		next := p[IP6Next]
+		if l4 = IP6Header; next == ip6Fragment && binary.BigEndian.Uint16(p[l4+2:])>>3 == 0 {
+			next, l4 = p[l4], l4+8
+		}
+		if next != UDP {
+			return 0, false
+		}
+	default:
+		return 0, false
+	}
+	if len(p) < l4+UDPHeader+dataHeader {
+		return 0, false
+	}
+	m := p[l4+UDPHeader:]
+	return binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint32(m) == data
+}
+
+// TCPHeaders finds where the IP header ends and where the TCP header behind it. ok is false unless b holds both whole,
+// with nothing between them.
+func TCPHeaders(b []byte) (l3, l4 int, ok bool) {
+	if len(b) < IP4Header {
+		return 0, 0, false
+	}
+	var proto uint8
+	switch b[0] >> 4 {
+	case 4:
+		l3, proto = int(b[0]&15)*4, b[IP4Protocol]
+	case 6:
+		l3, proto = IP6Header, b[IP6Next]
+	}
+	if l3 < IP4Header || proto != TCP {
+		return 0, 0, false
+	}
+	l4, ok = TCPEnd(b, l3)
+	return l3, l4, ok
+}
+
+// TCPEnd finds where the TCP header ends that begins at l3. ok is false unless b holds it whole.
+func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
+	if len(b) < l3+TCPHeader {
+		return 0, false
+	}
+	l4 = l3 + int(b[l3+TCPOffset]>>4)*4
+	return l4, l4 >= l3+TCPHeader && l4 <= len(b)
+}
+
+// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, which is zero there, and returns
+// the header's length. src and dst are of one family, and the hop limit is 64.
+func PutIP(b []byte, n int, src, dst netip.Addr, proto, tos uint8) (l3 int) {
+	const hops = 64
+	if dst.Is4() {
+		from, to := src.As4(), dst.As4()
+		b[0], b[1], b[IP4TTL], b[IP4Protocol] = 0x45, tos, hops, proto
+		copy(b[12:], from[:])
+		copy(b[16:], to[:])
+		setLength(b, n)
+		binary.BigEndian.PutUint16(b[IP4Checksum:], ^Sum(b[:IP4Header], 0))
+		return IP4Header
+	}
+	from, to := src.As16(), dst.As16()
+	b[0], b[1], b[IP6Next], b[IP6HopLimit] = 0x60|tos>>4, tos<<4, proto, hops
+	copy(b[8:], from[:])
+	copy(b[24:], to[:])
+	setLength(b, n)
+	return IP6Header
+}
+
+// setLength writes the length of a packet of n bytes into its IP header.
+func setLength(ip []byte, n int) {
+	if ip[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(ip[IP4Length:], uint16(n))
+	} else {
+		binary.BigEndian.PutUint16(ip[IP6Length:], uint16(n-IP6Header))
+	}
+}
