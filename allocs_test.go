@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"slices"
@@ -103,6 +104,40 @@ func (s *station) Receive() ([]Train, error) {
 	}
 }
 
+// A framer is a station that puts a header in front of each datagram: its length, after zeros.
+type framer struct {
+	*station
+	t    *testing.T
+	head int
+}
+
+func (f framer) Headroom() int                 { return f.head }
+func (f framer) Listen(uint16) (Socket, error) { return f, nil }
+func (f framer) Receivers() []Receiver         { return []Receiver{f} }
+
+func (f framer) Send(ts []Train) {
+	for i := range ts {
+		for m := range ts[i].Frames() {
+			clear(m[:f.head])
+			binary.BigEndian.PutUint16(m[f.head-2:], uint16(len(m)-f.head))
+		}
+	}
+	f.station.Send(ts)
+}
+
+func (f framer) Receive() ([]Train, error) {
+	ts, err := f.station.Receive()
+	for i := range ts {
+		for m := range ts[i].Frames() {
+			if n := int(binary.BigEndian.Uint16(m[f.head-2:])); n != len(m)-f.head {
+				f.t.Errorf("the header of a datagram of %d bytes says %d", len(m)-f.head, n)
+			}
+		}
+		ts[i].Headroom = f.head
+	}
+	return ts, err
+}
+
 // A star is a hub and devices round it.
 type star struct {
 	hub   *stepper
@@ -111,11 +146,18 @@ type star struct {
 	count int
 }
 
-func newStar(t *testing.T, n int) *star {
+// newStar makes a star of n devices, whose Binds want so many bytes of headroom.
+func newStar(t *testing.T, n, headroom int) *star {
 	post := map[netip.AddrPort]*station{}
+	bind := func(s *station) Bind {
+		if headroom > 0 {
+			return framer{s, t, headroom}
+		}
+		return s
+	}
 	s := &star{done: make(chan int)}
 	s.hub = newStepper(s.done)
-	hub := Config{PrivateKey: testKey(1), Tunnel: s.hub, Bind: newStation(post, 1)}
+	hub := Config{PrivateKey: testKey(1), Tunnel: s.hub, Bind: bind(newStation(post, 1))}
 	var devices []*Device
 	for i := range n {
 		at, tunnel := newStation(post, i+2), newStepper(s.done)
@@ -123,7 +165,7 @@ func newStar(t *testing.T, n int) *star {
 		hub.Peers = append(hub.Peers, PeerConfig{
 			PublicKey: testKey(i + 2).Public(), Endpoint: EndpointOf(at.addr), AllowedIPs: []netip.Prefix{netip.PrefixFrom(starAddr(i), 32)},
 		})
-		devices = append(devices, newStill(t, Config{PrivateKey: testKey(i + 2), Tunnel: tunnel, Bind: at, Peers: []PeerConfig{{
+		devices = append(devices, newStill(t, Config{PrivateKey: testKey(i + 2), Tunnel: tunnel, Bind: bind(at), Peers: []PeerConfig{{
 			PublicKey: testKey(1).Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(here, 32)},
 		}}}))
 	}
@@ -187,16 +229,19 @@ func TestNoAllocationsThroughDevices(t *testing.T) {
 		ends  int
 		sizes []int // of the packets of a batch, in turn
 		n     int   // packets a batch
+		head  int   // bytes of headroom
 	}{
-		{"one packet", 1, []int{1420}, 1},
-		{"a train", 1, []int{1420}, 64},
-		{"two trains of small packets", 1, []int{64}, 128},
-		{"unequal sizes", 1, []int{64, 1420, 200, 40}, 64},
-		{"many peers, packets in turn", 8, []int{200}, 64},
-		{"many peers, unequal sizes", 8, []int{1420, 100, 700}, 32},
+		{"one packet", 1, []int{1420}, 1, 0},
+		{"a train", 1, []int{1420}, 64, 0},
+		{"two trains of small packets", 1, []int{64}, 128, 0},
+		{"unequal sizes", 1, []int{64, 1420, 200, 40}, 64, 0},
+		{"many peers, packets in turn", 8, []int{200}, 64, 0},
+		{"many peers, unequal sizes", 8, []int{1420, 100, 700}, 32, 0},
+		{"headroom, a train", 1, []int{1420}, 40, 64},
+		{"headroom, many peers, unequal sizes", 8, []int{1420, 100, 700}, 32, 10},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := newStar(t, test.ends)
+			s := newStar(t, test.ends, test.head)
 			for i := range test.n {
 				to := i % test.ends
 				size := test.sizes[i%len(test.sizes)]

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"errors"
 	"sync"
 )
 
@@ -15,8 +16,9 @@ const (
 )
 
 // A Batch is memory for a run of IP packets that will be sealed where they stand: each has 16 bytes of room in front
-// of it, for the header of its message, and room for padding and the tag behind it, and the messages lie back to back,
-// so that a run of them to one endpoint is a Train. It holds at most 128 packets and about 128 KiB.
+// of it, for the header of its message, and room for padding and the tag behind it. The messages lie back to back, each
+// behind the Bind's headroom, so that a run of them to one endpoint is a Train. A Batch holds at most 128 packets and about
+// 128 KiB.
 //
 // A Batch is made by Device.NewBatch and filled with Next and Commit, which copy nothing, or with Append. It belongs to
 // one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an
@@ -26,6 +28,7 @@ type Batch struct {
 	end  int       // where the next message begins
 	room int       // what Next handed out last
 	mtu  int       // padding is clamped to it; 0: not clamped
+	head int       // bytes in front of each message, for the Bind's header
 	msgs []message // in the order of their memory
 
 	// Scratch of Device.Send, kept here so that sending allocates nothing.
@@ -34,8 +37,8 @@ type Batch struct {
 
 // A message is a packet's place in its batch, and the place of its message once it is sealed.
 //
-//	at                   at+16                 at+16+n       at+16+padded    at+32+padded
-//	| header (16 bytes)  | packet (n bytes)    | zeros       | tag (16)      |
+//	           at                   at+16                 at+16+n       at+16+padded    at+32+padded
+//	| headroom | header (16 bytes)  | packet (n bytes)    | zeros       | tag (16)      |
 type message struct {
 	at, n, padded int32
 	to            int32 // where the message is sealed to, in its run's memory
@@ -63,14 +66,14 @@ func (b *Batch) Packet(i int) []byte {
 // then the batch is to be sent first. An empty batch has room for any IP packet. Until Commit, calling Next again
 // hands out the same room.
 func (b *Batch) Next(n int) []byte {
-	if n <= 0 || n > maxPacket || len(b.msgs) == batchPackets || b.end+messageOverhead+n+maxPadding > slabSize {
+	if n <= 0 || n > maxPacket || len(b.msgs) == batchPackets || b.end+b.head+messageOverhead+n+maxPadding > slabSize {
 		return nil
 	}
 	if b.slab == nil {
 		b.slab = slabs.Get().(*slab)
 	}
 	b.room = n
-	at := b.end + messageHeader
+	at := b.end + b.head + messageHeader
 	return b.slab[at : at+n : at+n]
 }
 
@@ -83,9 +86,30 @@ func (b *Batch) Commit(n int) {
 	if b.room = 0; n == 0 {
 		return
 	}
-	m := message{at: int32(b.end), n: int32(n), padded: int32(pad(n, b.mtu)), run: none}
+	b.place(n)
+}
+
+// place appends a message with a packet of n bytes, or an empty one.
+func (b *Batch) place(n int) {
+	m := message{at: int32(b.end + b.head), n: int32(n), padded: int32(pad(n, b.mtu)), run: none}
 	b.msgs = append(b.msgs, m)
-	b.end += m.size()
+	b.end = int(m.at) + m.size()
+}
+
+// lay prepares an empty batch for the device's tunnel and Bind.
+func (d *Device) lay(b *Batch) { b.mtu, b.head = d.tunnel.MTU(), d.headroom }
+
+// sendForeign sends copies of the packets of b, whose layout is another device's, and makes b one of this device.
+func (d *Device) sendForeign(b *Batch) (err error) {
+	own := d.NewBatch()
+	for i := range b.Len() {
+		for !own.Append(b.Packet(i)) {
+			err = d.Send(own)
+		}
+	}
+	err = errors.Join(err, d.Send(own))
+	d.empty(b)
+	return err
 }
 
 // Append copies p into the batch and reports whether it fitted.
@@ -145,7 +169,7 @@ func (b *Batch) addToRun(p *peer, i int) *run {
 	if run.n > 0 {
 		before := &b.msgs[run.last]
 		before.next = int16(i)
-		run.apart = run.apart || before.at+int32(before.size()) != m.at
+		run.apart = run.apart || before.at+int32(before.size()+b.head) != m.at
 	}
 	m.run, m.next = int16(at), none
 	run.last = int16(i)
@@ -168,8 +192,8 @@ func (b *Batch) layOut() {
 			m.nth, m.to = nth, m.at
 			nth++
 			if run.apart {
-				m.to = end
-				end += int32(m.size())
+				m.to = end + int32(b.head)
+				end = m.to + int32(m.size())
 			}
 		}
 	}
@@ -217,8 +241,8 @@ const (
 	maxTrainMessages = 64
 )
 
-// pack makes trains of the sealed messages. A train's messages lie next to each other, and are of the same size but
-// for the last one, which may be smaller.
+// pack makes trains of the sealed messages. A train's messages lie next to each other, each behind its headroom, and are of
+// the same size but for the last one, which may be smaller.
 func (b *Batch) pack() {
 	s := &b.out
 	for i := range s.runs {
@@ -228,14 +252,14 @@ func (b *Batch) pack() {
 		}
 		for j := run.first; j != none; {
 			head := &b.msgs[j]
-			size, at, n := head.size(), int(head.to), 1
-			end := at + size
+			size, at, n := head.size(), int(head.to)-b.head, 1
+			end := int(head.to) + size
 			for j = head.next; j != none && n < maxTrainMessages; {
 				m := &b.msgs[j]
-				if m.size() > size || m.tos != head.tos || end+m.size()-at > maxTrainBytes {
+				if m.size() > size || m.tos != head.tos || end+b.head+m.size()-at > maxTrainBytes {
 					break
 				}
-				end += m.size()
+				end += b.head + m.size()
 				n++
 				j = m.next
 				if m.size() < size {
@@ -243,7 +267,7 @@ func (b *Batch) pack() {
 				}
 			}
 			s.trains = append(s.trains, Train{
-				Data: b.memory(run)[at:end:end], Size: size, Endpoint: run.endpoint, TOS: head.tos,
+				Data: b.memory(run)[at:end:end], Size: b.head + size, Headroom: b.head, Endpoint: run.endpoint, TOS: head.tos,
 			})
 			s.trainOf = append(s.trainOf, i)
 		}
@@ -262,10 +286,10 @@ func (b *Batch) tally() {
 				run.err = t.Err
 			}
 		} else {
-			if t.Size > messageOverhead {
+			if t.Size-b.head > messageOverhead {
 				run.packets += uint64(n)
 			}
-			run.bytes += uint64(len(t.Data))
+			run.bytes += uint64(len(t.Data) - n*b.head)
 		}
 		if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
 			run.sourceGone = true

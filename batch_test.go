@@ -63,8 +63,8 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 	}
 	end := 0
 	for i, m := range b.msgs {
-		if int(m.at) != end {
-			t.Fatalf("message %d begins at %d, want %d: messages lie back to back", i, m.at, end)
+		if end += b.head; int(m.at) != end {
+			t.Fatalf("message %d begins at %d, want %d: messages lie back to back, each behind its headroom", i, m.at, end)
 		}
 		if want := pad(len(packets[i]), b.mtu); int(m.padded) != want || m.size() != want+32 {
 			t.Fatalf("message %d is padded to %d, want %d", i, m.padded, want)
@@ -85,14 +85,17 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 
 func TestBatchModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := Batch{mtu: rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu")}
+		b := Batch{
+			mtu:  rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu"),
+			head: rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom"),
+		}
 		defer b.Reset()
 		var packets [][]byte
 		size := rapid.OneOf(rapid.IntRange(1, 100), rapid.IntRange(1400, 1440), rapid.IntRange(1, maxPacket))
 		for i := range rapid.IntRange(1, 200).Draw(t, "steps") {
 			n := size.Draw(t, "size")
 			packet := bytes.Repeat([]byte{byte(i)}, n)
-			fits := len(packets) < 128 && b.end+32+n+15 <= slabSize
+			fits := len(packets) < 128 && b.end+b.head+32+n+15 <= slabSize
 			switch rapid.IntRange(0, 9).Draw(t, "step") {
 			case 0: // take room, and give it back
 				room := b.Next(n)

@@ -1,7 +1,10 @@
 package wireguard
 
 import (
+	"bytes"
+	"iter"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,6 +44,34 @@ func TestTrainDatagrams(t *testing.T) {
 			for range train.Datagrams() {
 				break // is no panic
 			}
+		}
+	}
+}
+
+// TestTrainHeadroom: the frames joined are the train, and a datagram is its frame without the headroom.
+func TestTrainHeadroom(t *testing.T) {
+	for _, c := range []struct {
+		data             string
+		size, headroom   int
+		frames, messages string
+	}{
+		{"--abc--def--g", 5, 2, "--abc --def --g", "abc def g"},
+		{"--abc--def", 5, 2, "--abc --def", "abc def"},
+		{"--abc--", 5, 2, "--abc --", "abc "},
+		{"--abc-", 5, 2, "--abc -", "abc "},
+		{"--abc", 0, 2, "--abc", "abc"},
+		{"abcde", 2, 0, "ab cd e", "ab cd e"},
+	} {
+		train := Train{Data: []byte(c.data), Size: c.size, Headroom: c.headroom}
+		join := func(seq iter.Seq[[]byte]) string {
+			all := slices.Collect(seq)
+			if len(all) != train.Len() {
+				t.Errorf("%q: %d parts, want %d", c.data, len(all), train.Len())
+			}
+			return string(bytes.Join(all, []byte(" ")))
+		}
+		if f, m := join(train.Frames()), join(train.Datagrams()); f != c.frames || m != c.messages {
+			t.Errorf("%q: frames %q, datagrams %q; want %q and %q", c.data, f, m, c.frames, c.messages)
 		}
 	}
 }

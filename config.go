@@ -153,8 +153,18 @@ func (c *Config) maxLookedUp() int {
 	return c.MaxLookedUp
 }
 
-// check returns everything that is wrong with c, or nil.
-func (c *Config) check() error {
+const maxHeadroom = 64
+
+// headroomOf returns the bytes that b wants in front of each datagram.
+func headroomOf(b Bind) int {
+	if f, ok := b.(Framer); ok {
+		return f.Headroom()
+	}
+	return 0
+}
+
+// check returns everything that is wrong with c, whose Bind wants headroom, or nil.
+func (c *Config) check(headroom int) error {
 	var errs []error
 	if c.Tunnel == nil {
 		errs = append(errs, errors.New("wireguard: Config.Tunnel is nil: set a packet side, as transport/netstack or transport/tun make them"))
@@ -163,6 +173,9 @@ func (c *Config) check() error {
 	}
 	if c.Bind == nil {
 		errs = append(errs, errors.New("wireguard: Config.Bind is nil: set a datagram side, as transport/udp makes it"))
+	}
+	if headroom < 0 || headroom > maxHeadroom {
+		errs = append(errs, fmt.Errorf("wireguard: Config.Bind: a %T wants %d bytes of headroom: want 0 to %d", c.Bind, headroom, maxHeadroom))
 	}
 	if c.StagedBytes < 0 {
 		errs = append(errs, fmt.Errorf("wireguard: Config.StagedBytes is %d: want 0 for the default, or more", c.StagedBytes))

@@ -88,17 +88,25 @@ func (d *Device) staticSecret(p *peer, id *identity) (s secret, err error) {
 
 // sendHandshake sends a handshake message of p's.
 func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
-	ts := [1]Train{{Data: m, Size: len(m), Endpoint: to, TOS: handshakeTOS}}
-	d.transmit(r, ts[:])
-	d.sendTrouble(p, &to, ts[0].Err)
+	t := d.transmitAlone(r, m, to)
+	d.sendTrouble(p, &to, t.Err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ts[0].Err == nil {
+	if t.Err == nil {
 		p.sent.Bytes += uint64(len(m))
 	}
-	if to.Source.IsValid() && !ts[0].Endpoint.Source.IsValid() && p.endpoint == to {
+	if to.Source.IsValid() && !t.Endpoint.Source.IsValid() && p.endpoint == to {
 		p.endpoint.forgetSource()
 	}
+}
+
+// transmitAlone sends a message that is no data message, and returns its train with the outcome.
+func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
+	b := make([]byte, d.headroom+len(m))
+	copy(b[d.headroom:], m)
+	ts := [1]Train{{Data: b, Size: len(b), Headroom: d.headroom, Endpoint: to, TOS: handshakeTOS}}
+	d.transmit(r, ts[:])
+	return ts[0]
 }
 
 // handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
@@ -153,7 +161,7 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	}
 	if reason == DropCookieRequired && !ok {
 		d.cookieReplies.Add(1)
-		d.transmit(r, []Train{{Data: reply[:], Size: len(reply), Endpoint: m.from, TOS: handshakeTOS}})
+		d.transmitAlone(r, reply[:], m.from)
 	}
 	return ok
 }

@@ -46,7 +46,7 @@ func (d *Device) newFeed(s PacketSource) *feed {
 func (d *Device) carry(f *feed) {
 	defer d.wg.Done()
 	b := batches.Get().(*Batch)
-	b.mtu = d.tunnel.MTU()
+	d.lay(b)
 	for held := f.take(); held; {
 		err := f.ReadPackets(b)
 		b.out.lane = &f.lane

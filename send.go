@@ -83,7 +83,11 @@ func (p *peer) endTurn() {
 }
 
 // NewBatch makes an empty batch for Send.
-func (d *Device) NewBatch() *Batch { return &Batch{mtu: d.tunnel.MTU()} }
+func (d *Device) NewBatch() *Batch {
+	b := new(Batch)
+	d.lay(b)
+	return b
+}
 
 // Send routes the packets of b, seals and sends them, and empties b, whatever happens. A packet without a session
 // waits for one; a packet that cannot be sent is dropped and counted, and its inner sender told by ICMP where that
@@ -92,6 +96,9 @@ func (d *Device) NewBatch() *Batch { return &Batch{mtu: d.tunnel.MTU()} }
 // Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
 // closed; the latter wraps net.ErrClosed.
 func (d *Device) Send(b *Batch) error {
+	if b.head != d.headroom {
+		return d.sendForeign(b)
+	}
 	b.out.lane = &b.out.own
 	if err := d.begin(b); err != nil {
 		return err
@@ -143,7 +150,7 @@ func (d *Device) finish(b *Batch) {
 func (d *Device) empty(b *Batch) {
 	b.out.reset()
 	b.Reset()
-	b.mtu = d.tunnel.MTU()
+	d.lay(b)
 }
 
 // route makes a run of b's packets to each peer. A packet without a peer is dropped.
@@ -330,7 +337,7 @@ func (d *Device) flush(p *peer, keepalive bool) {
 		return
 	}
 	b := batches.Get().(*Batch)
-	b.mtu = d.tunnel.MTU()
+	d.lay(b)
 	b.out.lane = &b.out.own
 	more := true
 	for range maxFlush {

@@ -22,12 +22,12 @@ type packed struct {
 	tos           uint8
 }
 
-// packSizes packs messages of the given sizes as one run, and says what came out.
-func packSizes(t failer, sizes []int, tos []uint8) (got []packed) {
-	b, to := &Batch{}, new(peer)
+// packSizes packs messages of the given sizes as one run, each behind so many bytes of headroom, and says what came out.
+func packSizes(t failer, headroom int, sizes []int, tos []uint8) (got []packed) {
+	b, to := &Batch{head: headroom}, new(peer)
 	defer b.Reset()
 	for i, size := range sizes {
-		if !b.Append(make([]byte, size-messageOverhead)) {
+		if !b.Append(make([]byte, size-headroom-messageOverhead)) {
 			t.Fatalf("message %d does not fit", i)
 		}
 		b.msgs[i].tos = tos[i%len(tos)]
@@ -42,7 +42,7 @@ func packSizes(t failer, sizes []int, tos []uint8) (got []packed) {
 		if &train.Data[0] != &b.slab[at] || cap(train.Data) != len(train.Data) {
 			t.Fatalf("train %d is not where the one before ends", i)
 		}
-		if train.Endpoint != coreEndpoint || b.out.trainOf[i] != 0 || train.Err != nil {
+		if train.Endpoint != coreEndpoint || train.Headroom != headroom || b.out.trainOf[i] != 0 || train.Err != nil {
 			t.Fatalf("train %d is %+v", i, train)
 		}
 		at += len(train.Data)
@@ -78,17 +78,21 @@ func TestPack(t *testing.T) {
 		{"larger than any datagram", []int{65552, 65552}, none, []packed{{1, 65552, 65552, 0}, {1, 65552, 65552, 0}}},
 		{"TOS changes", repeat(4, 96), []uint8{0, 0, 2, 0}, []packed{{2, 96, 96, 0}, {1, 96, 96, 2}, {1, 96, 96, 0}}},
 	} {
-		if got := packSizes(t, c.sizes, c.tos); !slices.Equal(got, c.want) {
+		if got := packSizes(t, 0, c.sizes, c.tos); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
 		}
+	}
+	if got, want := packSizes(t, 16, repeat(45, 1456), none), []packed{{44, 1456, 1456, 0}, {1, 1456, 1456, 0}}; !slices.Equal(got, want) {
+		t.Errorf("65,507 bytes with headroom: got %v, want %v", got, want)
 	}
 }
 
 // TestPackProperties: what holds of all trains, and that none could have taken the message after it.
 func TestPackProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
+		headroom := rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom")
 		sizes := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) int {
-			return rapid.SampledFrom([]int{48, 64, 96, 1440, 1456, 9040, 32784}).Draw(t, "size")
+			return headroom + rapid.SampledFrom([]int{48, 64, 96, 1440, 1456, 9040, 32784}).Draw(t, "size")
 		}), 1, 128).Draw(t, "sizes")
 		sum := 0
 		for i, size := range sizes {
@@ -100,7 +104,7 @@ func TestPackProperties(t *testing.T) {
 		}
 		tos := rapid.SliceOfN(rapid.SampledFrom([]uint8{0, 0, 0, 2}), 1, 128).Draw(t, "TOS")
 		i := 0
-		for _, p := range packSizes(t, sizes, tos) {
+		for _, p := range packSizes(t, headroom, sizes, tos) {
 			bytes := (p.n-1)*p.size + p.last
 			if p.n > 64 || p.n > 1 && bytes > 65507 || p.last > p.size {
 				t.Fatalf("a train of %d messages and %d bytes, %+v", p.n, bytes, p)
@@ -146,13 +150,13 @@ func TestPackLeavesOutUnclaimed(t *testing.T) {
 func TestTally(t *testing.T) {
 	sticky := coreEndpoint
 	sticky.Source = netip.MustParseAddr("192.0.2.99")
-	b := &Batch{}
+	b := &Batch{head: 10}
 	b.out.runs = []run{{endpoint: sticky}, {endpoint: coreEndpoint}}
 	b.out.trains = []Train{
-		{Data: make([]byte, 3*96), Size: 96, Endpoint: sticky},
-		{Data: make([]byte, 2*96-16), Size: 96, Endpoint: coreEndpoint, Err: net.ErrClosed}, // and the source was gone
-		{Data: make([]byte, 32), Size: 32, Endpoint: sticky},                                // a keepalive
-		{Data: make([]byte, 96), Size: 96, Endpoint: coreEndpoint},
+		{Data: make([]byte, 3*106), Size: 106, Headroom: 10, Endpoint: sticky},
+		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed}, // and the source was gone
+		{Data: make([]byte, 42), Size: 42, Endpoint: sticky},                                                // a keepalive; the Bind may change Headroom
+		{Data: make([]byte, 106), Size: 106, Headroom: 10, Endpoint: coreEndpoint},
 	}
 	b.out.trainOf = []int{0, 0, 0, 1}
 	b.tally()

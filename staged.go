@@ -87,7 +87,6 @@ func (b *Batch) appendStaged(p []byte) bool {
 		return false
 	}
 	b.room = 0
-	b.msgs = append(b.msgs, message{at: int32(b.end), run: none})
-	b.end += messageOverhead
+	b.place(0)
 	return true
 }

@@ -85,6 +85,7 @@ type Device struct {
 	lookup         func(context.Context, PublicKey) (PeerConfig, error)
 	maxLookedUp    int
 	maxStagedBytes int64
+	headroom       int // of the bind
 
 	// mu is the configuration lock: it is taken first of all, by what changes the configuration, and never while a
 	// packet is under way.
@@ -143,12 +144,13 @@ type openSocket struct {
 // New checks c, as a whole, and makes a device of it. It starts nothing: that is for Up. An error tells everything that
 // is wrong.
 func New(c Config) (*Device, error) {
-	if err := c.check(); err != nil {
+	headroom := headroomOf(c.Bind)
+	if err := c.check(headroom); err != nil {
 		return nil, err
 	}
 	d := &Device{
 		tunnel: c.Tunnel, bind: c.Bind, log: c.Logger, clock: c.Clock, lookup: c.Lookup,
-		maxLookedUp: c.maxLookedUp(), maxStagedBytes: int64(c.stagedBytes()),
+		maxLookedUp: c.maxLookedUp(), maxStagedBytes: int64(c.stagedBytes()), headroom: headroom,
 		port: c.ListenPort, mark: c.FirewallMark,
 		random: func(b []byte) { rand.Read(b) },
 		done:   make(chan struct{}),

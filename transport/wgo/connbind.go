@@ -22,20 +22,25 @@ const (
 
 // ConnBind makes a datagram side of this library serve wireguard-go's device. Runs of datagrams of equal size, as
 // wireguard-go sends them, are copied into trains, so that b can send each with one system call; received ones are
-// copied out of theirs. Nothing is allocated a packet; each new source address makes an endpoint.
+// copied out of theirs. Nothing is allocated a packet; each new source address makes an endpoint. A b that is a
+// wireguard.Framer has all its datagrams copied, since wireguard-go leaves no room in front of them.
 //
 // SetMark does nothing where the sockets of b have no such method. An endpoint with a Link is known once it was heard
 // from; ParseEndpoint takes an address and port alone. A datagram's type of service is 0.
 func ConnBind(b wireguard.Bind) conn.Bind {
 	c := &connBind{inner: b}
+	if f, ok := b.(wireguard.Framer); ok {
+		c.headroom = f.Headroom()
+	}
 	c.sends.New = func() any { return new(outgoing) }
 	return c
 }
 
 // A connBind is a wireguard.Bind as a conn.Bind.
 type connBind struct {
-	inner wireguard.Bind
-	sends sync.Pool // of *outgoing
+	inner    wireguard.Bind
+	headroom int       // of inner
+	sends    sync.Pool // of *outgoing
 
 	mu     sync.Mutex // held by Open and Close
 	socket atomic.Pointer[wireguard.Socket]
@@ -175,8 +180,8 @@ func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n in
 			if size <= 0 {
 				size = len(t.Data) // one datagram, as Train.Len has it
 			}
-			if size > 0 && size <= len(bufs[n]) {
-				sizes[n], eps[n] = copy(bufs[n], t.Data[:size]), in.endpoint(&t.Endpoint)
+			if m := t.Data[min(t.Headroom, size):size]; len(m) > 0 && len(m) <= len(bufs[n]) {
+				sizes[n], eps[n] = copy(bufs[n], m), in.endpoint(&t.Endpoint)
 				n++
 			}
 			if t.Data = t.Data[size:]; len(t.Data) == 0 {
@@ -231,7 +236,7 @@ func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	}
 	o := c.sends.Get().(*outgoing)
 	defer c.sends.Put(o)
-	o.assemble(bufs, e.to())
+	o.assemble(bufs, c.headroom, e.to())
 	(*s).Send(o.trains)
 	var err error
 	for i := range o.trains {
@@ -248,37 +253,37 @@ func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 }
 
 // assemble makes trains to one endpoint of bufs, in order: each as long as the datagrams are equal in size but for the
-// last, shorter one. A datagram on its own stays where it is.
-func (o *outgoing) assemble(bufs [][]byte, to wireguard.Endpoint) {
+// last, shorter one. A datagram on its own stays where it is, unless it needs headroom.
+func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) {
 	o.data, o.trains = o.data[:0], o.trains[:0]
 	for len(bufs) > 0 {
-		n, bytes := trainLen(bufs)
-		t := wireguard.Train{Data: bufs[0], Size: len(bufs[0]), Endpoint: to}
-		if n > 1 {
+		n, bytes := trainLen(bufs, headroom)
+		t := wireguard.Train{Data: bufs[0], Size: headroom + len(bufs[0]), Headroom: headroom, Endpoint: to}
+		if n > 1 || headroom > 0 {
 			if cap(o.data)-len(o.data) < bytes {
 				o.data = make([]byte, 0, max(bytes, 2*cap(o.data))) // trains made before keep theirs
 			}
 			at := len(o.data)
 			for _, b := range bufs[:n] {
-				o.data = append(o.data, b...)
+				o.data = append(o.data[:len(o.data)+headroom], b...)
 			}
 			t.Data = o.data[at:len(o.data):len(o.data)]
 		}
-		if bufs = bufs[n:]; bytes > 0 {
+		if bufs = bufs[n:]; bytes > n*headroom {
 			o.trains = append(o.trains, t)
 		}
 	}
 }
 
-// trainLen is how many of bufs, from the first on, make one train, and their bytes.
-func trainLen(bufs [][]byte) (n, bytes int) {
+// trainLen is how many of bufs, from the first on, make one train, and their bytes with headroom.
+func trainLen(bufs [][]byte, headroom int) (n, bytes int) {
 	size := len(bufs[0])
 	for n < len(bufs) && n < trainDatagrams {
 		b := len(bufs[n])
-		if n > 0 && (b > size || b == 0 || bytes+b > trainBytes) {
+		if n > 0 && (b > size || b == 0 || bytes+headroom+b > trainBytes) {
 			break
 		}
-		n, bytes = n+1, bytes+b
+		n, bytes = n+1, bytes+headroom+b
 		if b < size {
 			break
 		}

@@ -243,6 +243,45 @@ func TestConnBindSends(t *testing.T) {
 	}
 }
 
+// A framedStub is a stubBind that puts a header in front of each datagram.
+type framedStub struct{ *stubBind }
+
+func (framedStub) Headroom() int { return 3 }
+
+// TestConnBindHeadroom: a Framer finds room for its header, and what it marks as a header is not received.
+func TestConnBindHeadroom(t *testing.T) {
+	b := &stubBind{in: make(chan []wireguard.Train, 1)}
+	c, receive := openConnBind(t, framedStub{b})
+	var sent []string
+	b.fail = func(t *wireguard.Train) {
+		for f := range t.Frames() {
+			copy(f[:t.Headroom], "hhh")
+			sent = append(sent, string(f))
+		}
+		sent = append(sent, "|")
+	}
+	e, err := c.ParseEndpoint("10.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Send([][]byte{[]byte("aa"), []byte("bb"), []byte("c"), []byte("dd"), {}}, e); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(sent, " "); got != "hhhaa hhhbb hhhc | hhhdd |" {
+		t.Errorf("sent %q", got)
+	}
+	b.in <- []wireguard.Train{{Data: []byte("hhhaaaahhhbbbbhhhc"), Size: 7, Headroom: 3}, {Data: []byte("hhhdd"), Headroom: 3}, {Data: []byte("hh"), Size: 7, Headroom: 3}}
+	bufs, sizes, eps := [][]byte{make([]byte, 4), make([]byte, 4), make([]byte, 4), make([]byte, 4)}, make([]int, 4), make([]conn.Endpoint, 4)
+	n, err := receive(bufs, sizes, eps)
+	var got []string
+	for i := range n {
+		got = append(got, string(bufs[i][:sizes[i]]))
+	}
+	if s := strings.Join(got, " "); err != nil || s != "aaaa bbbb c dd" {
+		t.Errorf("received %q, %v", s, err)
+	}
+}
+
 // The source is kept until it is cleared, by wireguard-go or by the socket, and comes back with the next datagram.
 func TestConnBindSource(t *testing.T) {
 	b := &stubBind{in: make(chan []wireguard.Train, 1)}
