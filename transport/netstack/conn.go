@@ -41,8 +41,8 @@ func newTCPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue) *TCPConn {
 	return c
 }
 
-// Read reads what has arrived, as far as it fits b, and waits if nothing has. It fails with io.EOF when the other end
-// has closed, or CloseRead was called.
+// Read waits for data, and reads as much of what has arrived as fits into b. It fails with io.EOF after the other end has
+// closed, or after CloseRead.
 func (c *TCPConn) Read(b []byte) (int, error) {
 	n, err := c.read(b)
 	return n, c.wrap("read", err)
@@ -84,7 +84,7 @@ func (c *TCPConn) read(b []byte) (int, error) {
 	}
 }
 
-// Write hands b to the connection and waits while its buffer is full.
+// Write hands b to the connection, and waits while its buffer is full.
 func (c *TCPConn) Write(b []byte) (int, error) {
 	n, err := c.write(b)
 	return n, c.wrap("write", err)
@@ -116,7 +116,7 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// Close closes the connection; what was written is still delivered. Closing again fails with net.ErrClosed.
+// Close closes the connection. Data that was written is still delivered. Closing again fails with net.ErrClosed.
 func (c *TCPConn) Close() error {
 	if !c.close() {
 		return c.wrap("close", net.ErrClosed)
@@ -124,10 +124,10 @@ func (c *TCPConn) Close() error {
 	return nil
 }
 
-// CloseRead shuts down the reading side: Read fails with io.EOF.
+// CloseRead shuts down the reading side: Read then fails with io.EOF.
 func (c *TCPConn) CloseRead() error { return c.shutdown(tcpip.ShutdownRead) }
 
-// CloseWrite shuts down the writing side: the other end reads io.EOF after all that was written.
+// CloseWrite shuts down the writing side: the other end reads io.EOF after all data that was written.
 func (c *TCPConn) CloseWrite() error { return c.shutdown(tcpip.ShutdownWrite) }
 
 func (c *TCPConn) shutdown(flags tcpip.ShutdownFlags) error {
@@ -140,33 +140,35 @@ func (c *TCPConn) shutdown(flags tcpip.ShutdownFlags) error {
 	return nil
 }
 
-// LocalAddr is a *net.TCPAddr, which the caller must not change.
+// LocalAddr returns a *net.TCPAddr, which the caller must not change.
 func (c *TCPConn) LocalAddr() net.Addr { return c.local }
 
-// RemoteAddr is a *net.TCPAddr, which the caller must not change.
+// RemoteAddr returns a *net.TCPAddr, which the caller must not change.
 func (c *TCPConn) RemoteAddr() net.Addr { return c.remote }
 
-// SetDeadline is SetReadDeadline and SetWriteDeadline at once.
+// SetDeadline calls SetReadDeadline and SetWriteDeadline.
 func (c *TCPConn) SetDeadline(t time.Time) error {
 	return c.wrap("set", c.setDeadlines(t, &c.reads, &c.writes))
 }
 
-// SetReadDeadline sets when Read gives up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+// SetReadDeadline sets when Read fails with os.ErrDeadlineExceeded, including a Read that waits now. The zero time means
+// never.
 func (c *TCPConn) SetReadDeadline(t time.Time) error {
 	return c.wrap("set", c.setDeadlines(t, &c.reads))
 }
 
-// SetWriteDeadline sets when Write gives up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+// SetWriteDeadline sets when Write fails with os.ErrDeadlineExceeded, including a Write that waits now. The zero time
+// means never.
 func (c *TCPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", c.setDeadlines(t, &c.writes))
 }
 
-// SetNoDelay says whether small writes are sent at once (the default) or gathered while data is in flight.
+// SetNoDelay says whether small writes are sent at once, which is the default, or gathered while data is in flight.
 func (c *TCPConn) SetNoDelay(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetDelayOption(!on) })
 }
 
-// SetKeepAlive says whether an idle connection is probed. It is off by default.
+// SetKeepAlive says whether an idle connection is probed. The default is not to.
 func (c *TCPConn) SetKeepAlive(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetKeepAlive(on) })
 }
@@ -182,13 +184,13 @@ func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
 	return nil
 }
 
-// SetLinger sets what Close does with data that was not acknowledged yet: 0 discards it and resets the connection,
-// any other number delivers it in the background.
+// SetLinger says what Close does with data that is not acknowledged yet: 0 discards it and resets the connection, and any
+// other number delivers it in the background.
 func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }
 
-// SetReadBuffer sets the size of the receive buffer, in bytes, and ends its adjustment to the path.
+// SetReadBuffer sets the size of the receive buffer, in bytes. The size no longer adapts to the path then.
 func (c *TCPConn) SetReadBuffer(bytes int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetReceiveBufferSize(int64(bytes), true) })
 }
@@ -206,8 +208,8 @@ func (c *TCPConn) option(set func(*tcpip.SocketOptions)) error {
 	return nil
 }
 
-// WriteTo writes what arrives to w until the end, as io.Copy does, but holds its buffer only while there is something
-// to copy: a relay of idle connections costs nothing.
+// WriteTo copies what arrives to w until the end, as io.Copy does. It holds a buffer only while there is data to copy, so
+// that a relay of idle connections costs no memory.
 func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
 	for {
 		if err := c.waitReadable(); err != nil {

@@ -19,15 +19,16 @@ const (
 	leastTry = 2 * time.Second
 )
 
-// Dial is DialContext without a limit but gVisor's own, which is about two minutes for TCP.
+// Dial is DialContext without a context. For TCP it gives up after about two minutes, which is gVisor's limit.
 func (n *Net) Dial(network, address string) (net.Conn, error) {
 	return n.DialContext(context.Background(), network, address)
 }
 
-// DialContext connects to an address through the tunnel: network is "tcp", "udp", or one of them with a 4 or 6 behind,
-// address is "host:port". A name is resolved by the tunnel's name servers; its addresses of both families are raced
-// with a head start for the better one, and within a family tried one after another. The end of ctx has no effect
-// on the connection once it is made. Fits http.Transport.
+// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6, and
+// address is "host:port". The tunnel's name servers resolve a name. The addresses of its two families race, with a head
+// start for the better one, and the addresses of a family are tried one after another. Once the connection is made, the
+// end of ctx has no effect on it. The connection is a *[TCPConn] or a *[UDPConn]. An http.Transport takes DialContext as
+// it is.
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
@@ -61,8 +62,8 @@ func (n *Net) DialTCP(ctx context.Context, local, remote netip.AddrPort) (*TCPCo
 	return c, nil
 }
 
-// DialUDP makes a connection that sends to remote and receives from it alone. A valid local is the address to send from;
-// its port may be 0.
+// DialUDP returns a connection that sends to remote and receives from it alone. A valid local is the address to send
+// from; its port may be 0.
 func (n *Net) DialUDP(local, remote netip.AddrPort) (*UDPConn, error) {
 	var c *UDPConn
 	err := error(&net.AddrError{Err: "missing remote address"})

@@ -27,9 +27,9 @@ type TCPListener struct {
 // backlog is how many connections wait to be accepted, as Linux has it.
 const backlog = 4096
 
-// Listen announces on an address: network is "tcp", "tcp4" or "tcp6", address is "host:port". An empty host, or an
-// unspecified one, is all addresses of the Net; port 0 is one that is free. The host must be an IP address: names
-// are not resolved.
+// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". An empty or
+// unspecified host means all addresses of the Net, and port 0 a free one. The host must be an IP address, since names are
+// not resolved. The listener is a *[TCPListener].
 func (n *Net) Listen(network, address string) (net.Listener, error) {
 	local, err := n.parseLocal(network, address)
 	if err == nil {
@@ -46,7 +46,7 @@ func (n *Net) Listen(network, address string) (net.Listener, error) {
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: tcpAddr(local), Err: err}
 }
 
-// ListenTCP is Listen on an address. The zero AddrPort is all addresses and a free port.
+// ListenTCP is Listen for an address. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenTCP(local netip.AddrPort) (*TCPListener, error) {
 	l, err := n.listenTCP("tcp", local)
 	if err != nil {
@@ -77,7 +77,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort) (*TCPListener, err
 	})
 }
 
-// Accept waits for a connection, which is a *TCPConn.
+// Accept waits for a connection and returns it as a *[TCPConn].
 func (l *TCPListener) Accept() (net.Conn, error) {
 	c, err := l.AcceptTCP()
 	if err != nil {
@@ -125,10 +125,11 @@ func (l *TCPListener) Close() error {
 	return nil
 }
 
-// Addr is the address listened on, a *net.TCPAddr, which the caller must not change.
+// Addr returns the address listened on, a *net.TCPAddr, which the caller must not change.
 func (l *TCPListener) Addr() net.Addr { return l.addr }
 
-// SetDeadline sets when Accept gives up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+// SetDeadline sets when Accept fails with os.ErrDeadlineExceeded, including one that waits now. The zero time means
+// never.
 func (l *TCPListener) SetDeadline(t time.Time) error {
 	if err := l.setDeadlines(t, &l.reads); err != nil {
 		return l.wrap("set", err)
@@ -140,7 +141,8 @@ func (l *TCPListener) wrap(op string, err error) error {
 	return &net.OpError{Op: op, Net: l.network, Addr: l.addr, Err: err}
 }
 
-// ListenPacket announces on an address for datagrams: network is "udp", "udp4" or "udp6", address as for Listen.
+// ListenPacket listens for UDP datagrams. network is "udp", "udp4" or "udp6", and address is as for Listen. The
+// connection is a *[UDPConn].
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	local, err := n.parseLocal(network, address)
 	if err == nil {
@@ -157,7 +159,7 @@ func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
 }
 
-// ListenUDP is ListenPacket on an address. The zero AddrPort is all addresses and a free port.
+// ListenUDP is ListenPacket for an address. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenUDP(local netip.AddrPort) (*UDPConn, error) {
 	c, err := n.openUDP("udp", local, netip.AddrPort{})
 	if err != nil {

@@ -31,21 +31,21 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// NICID is the number of a Net's interface in its stack, for those who use [Net.Stack].
+// NICID is the number of a Net's only interface in its [Net.Stack].
 const NICID tcpip.NICID = 1
 
-// A Config says what a Net is. Addresses must be set; the zero value of every other field means its default. New copies
+// A Config says what a Net is. Addresses must be set; the zero value of any other field means its default. New copies
 // what it needs.
 type Config struct {
-	// Addresses are the Net's own, IPv4, IPv6 or both. Everything else is reached through the tunnel.
+	// Addresses are the Net's own addresses: IPv4, IPv6 or both. All other addresses are reached through the tunnel.
 	Addresses []netip.Addr
 
-	// DNS are the name servers, which are asked through the tunnel, in order of preference. None: names do not
+	// DNS are the name servers, in order of preference. They are asked through the tunnel. Without any, names do not
 	// resolve.
 	DNS []netip.Addr
 
-	// MTU is the largest packet, in bytes: 576 to 65535, and at least 1280 with an IPv6 address. Zero: 1420, which
-	// fits WireGuard's overhead into 1500 whatever the outer family is.
+	// MTU is the size of the largest packet, in bytes: 576 to 65535, and at least 1280 with an IPv6 address. Zero means 1420,
+	// which leaves room for WireGuard's overhead in a packet of 1500 bytes over IPv4 and IPv6.
 	MTU int
 }
 
@@ -101,11 +101,11 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// A Net is a network stack of its own, and the Tunnel of the wireguard.Device that joins it to others. Make it with New.
-// It is safe for concurrent use and must not be copied.
+// A Net is a network stack inside the program, and the [wireguard.Tunnel] of the device that joins it to others. New
+// makes it. It is safe for concurrent use and must not be copied.
 //
-// A Net pushes: it is not read, but calls Device.Send from the goroutine that writes to a connection, or from one
-// of gVisor's. Until a device is attached, and while that device is down, packets are dropped.
+// A Net is a [wireguard.Attacher]: the device does not read it. It calls Device.Send from the goroutine that writes to a
+// connection, or from one of gVisor's. It drops packets while no device is attached, and while its device is down.
 type Net struct {
 	stack    *stack.Stack
 	link     *link
@@ -121,8 +121,8 @@ type Net struct {
 	once sync.Once
 }
 
-// New makes a Net, or returns everything that is wrong with c. It starts as many goroutines as GOMAXPROCS, gVisor's for
-// TCP; Close ends them.
+// New makes a Net. If c is wrong, the error tells everything that is. New starts GOMAXPROCS goroutines, which are
+// gVisor's for TCP; Close ends them.
 func New(c Config) (*Net, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -216,10 +216,10 @@ func protocolOf(a netip.Addr) tcpip.NetworkProtocolNumber {
 	return ipv6.ProtocolNumber
 }
 
-// Attach joins n to d. wireguard.New calls it.
+// Attach joins n to d. Only wireguard.New calls it.
 func (n *Net) Attach(d *wireguard.Device) { n.link.attach(d) }
 
-// MTU is the largest packet, in bytes.
+// MTU returns the size of the largest packet, in bytes.
 func (n *Net) MTU() int { return n.mtu }
 
 // Stack returns gVisor's own stack, for what a Net does not offer: raw endpoints, options, statistics. Its only interface is
@@ -246,8 +246,8 @@ func (n *Net) Stats() Stats {
 	}
 }
 
-// Close resets all connections, unblocks everything that waits, with an error that wraps net.ErrClosed, and ends all
-// goroutines. Closing again does nothing. The device calls it in its own Close.
+// Close resets all connections and ends all goroutines. Whatever waits then fails with an error that wraps net.ErrClosed.
+// Closing again does nothing. Device.Close calls it.
 func (n *Net) Close() error {
 	n.once.Do(func() {
 		n.life.Lock()

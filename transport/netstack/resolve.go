@@ -31,9 +31,9 @@ func (r *resolver) init(n *Net, servers []netip.Addr) {
 	r.r = net.Resolver{PreferGo: true, Dial: r.dial}
 }
 
-// Resolver resolves names by asking Config.DNS through the tunnel: addresses, TXT, SRV, MX and whatever else package
-// net knows, with TCP for answers that are too long for a datagram. Like all of package net's it looks at the system's
-// hosts file first, and tries the system's search list on names that do not end in a dot.
+// Resolver returns a resolver that asks Config.DNS through the tunnel: for addresses, TXT, SRV, MX and all else that
+// package net knows, with TCP for answers that are too long for a datagram. Like every resolver of package net it looks
+// at the system's hosts file first, and tries the system's search list for names that do not end in a dot.
 func (n *Net) Resolver() *net.Resolver { return &n.resolver.r }
 
 // dial connects to the current name server in place of the one that the system's configuration names.

@@ -12,8 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included: it has
-// a fixed remote address if it was dialed. It is safe for concurrent use and must not be copied.
+// A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included. A dialed
+// one has a fixed remote address. It is safe for concurrent use and must not be copied.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
@@ -41,13 +41,13 @@ func newUDPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkP
 	return c
 }
 
-// Read reads one datagram. What does not fit b is lost.
+// Read reads one datagram. The part that does not fit into b is lost.
 func (c *UDPConn) Read(b []byte) (int, error) {
 	n, _, err := c.read(b)
 	return n, c.wrap("read", nil, err)
 }
 
-// ReadFrom reads one datagram and tells where it came from, as a *net.UDPAddr. What does not fit b is lost.
+// ReadFrom reads one datagram and returns its source as a *net.UDPAddr. The part that does not fit into b is lost.
 func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	n, from, err := c.read(b)
 	if err != nil {
@@ -193,10 +193,10 @@ func (c *UDPConn) Close() error {
 	return nil
 }
 
-// LocalAddr is a *net.UDPAddr, which the caller must not change.
+// LocalAddr returns a *net.UDPAddr, which the caller must not change.
 func (c *UDPConn) LocalAddr() net.Addr { return c.local }
 
-// RemoteAddr is a *net.UDPAddr, which the caller must not change, or nil if c was not dialed.
+// RemoteAddr returns a *net.UDPAddr, which the caller must not change, or nil if c was not dialed.
 func (c *UDPConn) RemoteAddr() net.Addr {
 	if c.remote == nil {
 		return nil
@@ -204,22 +204,24 @@ func (c *UDPConn) RemoteAddr() net.Addr {
 	return c.remote
 }
 
-// SetDeadline is SetReadDeadline and SetWriteDeadline at once.
+// SetDeadline calls SetReadDeadline and SetWriteDeadline.
 func (c *UDPConn) SetDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.reads, &c.writes))
 }
 
-// SetReadDeadline sets when reads give up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+// SetReadDeadline sets when reads fail with os.ErrDeadlineExceeded, including one that waits now. The zero time means
+// never.
 func (c *UDPConn) SetReadDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.reads))
 }
 
-// SetWriteDeadline sets when writes give up with os.ErrDeadlineExceeded, also one that waits now. The zero time: never.
+// SetWriteDeadline sets when writes fail with os.ErrDeadlineExceeded, including one that waits now. The zero time means
+// never.
 func (c *UDPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.writes))
 }
 
-// SetReadBuffer sets how many bytes of datagrams wait to be read before further ones are lost.
+// SetReadBuffer sets how many bytes of datagrams may wait to be read. Datagrams beyond that are lost.
 func (c *UDPConn) SetReadBuffer(bytes int) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)
@@ -228,7 +230,7 @@ func (c *UDPConn) SetReadBuffer(bytes int) error {
 	return nil
 }
 
-// SetWriteBuffer sets how many bytes may be on their way to the device at once.
+// SetWriteBuffer sets how many bytes may be on their way to the device at a time.
 func (c *UDPConn) SetWriteBuffer(bytes int) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)

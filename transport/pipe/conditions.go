@@ -8,14 +8,14 @@ import (
 
 // Conditions are what a path does to datagrams. The zero value does nothing: what is sent arrives at once. Each path,
 // from one end to another, is a line of its own in each direction. Probabilities go from 0 to 1. Sizes are those of the
-// IP packet: 28 bytes more than the datagram holds on IPv4, 48 on IPv6.
+// IP packet: the datagram's and 28 bytes on IPv4, or 48 on IPv6.
 //
-// They are applied in this order: cuts, MTU, Loss, CE, Duplicate, Rate, then the delays.
+// They apply in this order: cuts, MTU, Loss, CE, Duplicate, Rate, and then the delays.
 type Conditions struct {
-	// MTU is the size of the largest packet that passes; larger ones are dropped silently. Zero: no limit.
+	// MTU is the size of the largest packet that passes. Larger ones are dropped silently. Zero means no limit.
 	MTU int
-	// RefuseTooBig makes Send fail with an error that wraps syscall.EMSGSIZE instead, as a socket does that may
-	// not fragment and knows the MTU. Datagrams of the same train that fit are sent.
+	// RefuseTooBig makes Send fail with an error that wraps syscall.EMSGSIZE instead, as a socket does that may not fragment
+	// and knows the MTU. Datagrams of the same train that fit are sent.
 	RefuseTooBig bool
 
 	// Loss is the probability that a datagram is dropped.
@@ -24,18 +24,18 @@ type Conditions struct {
 	// CE is the probability that an ECN-capable datagram is marked as having met congestion.
 	CE float64
 
-	// Duplicate is the probability that a datagram is sent twice. The copies are delayed each by itself.
+	// Duplicate is the probability that a datagram is sent twice. Each copy has a delay of its own.
 	Duplicate float64
 
-	// Rate is how many bytes pass a second. Up to Queue bytes wait for their turn; what comes on top is dropped.
-	// Zero: Rate without a limit, Queue of 64 KiB.
+	// Rate is how many bytes pass per second. Zero means no limit. Up to Queue bytes wait for that, and datagrams beyond
+	// them are dropped. Zero means 64 KiB.
 	Rate, Queue int
 
-	// Delay is the time under way, Jitter the most that is added to it at random: what gets less of it overtakes.
+	// Delay is the time under way. Jitter is the most that is added to it at random, so that datagrams overtake each other.
 	Delay, Jitter time.Duration
 
-	// Reorder is the probability that a datagram is held back for ReorderBy, so that later ones overtake it.
-	// Zero: ReorderBy of 10 ms.
+	// Reorder is the probability that a datagram is held back for ReorderBy, so that later ones overtake it. A ReorderBy
+	// of zero means 10 ms.
 	Reorder   float64
 	ReorderBy time.Duration
 }
@@ -57,8 +57,8 @@ type path struct {
 	rest int64     // what rounding busy down to nanoseconds left out, in nanoseconds times Rate
 }
 
-// SetConditions sets the conditions of every path that SetPath did not name. What is under way already arrives as it
-// would have.
+// SetConditions sets the conditions of every path that SetPath did not set. Datagrams under way arrive as they would
+// have.
 func (n *Network) SetConditions(c Conditions) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -67,7 +67,7 @@ func (n *Network) SetConditions(c Conditions) {
 	n.settle()
 }
 
-// SetPath sets the conditions of the path from one end to another, in this direction alone. A NAT between them is no
+// SetPath sets the conditions of the path from one end to another, in this direction only. A NAT between them is not an
 // end.
 func (n *Network) SetPath(from, to *End, c Conditions) {
 	n.mu.Lock()
@@ -85,8 +85,8 @@ func (n *Network) ResetPath(from, to *End) {
 	n.settle()
 }
 
-// Cut cuts the wire between two ends, both ways, until Mend. Nil stands for every end: Cut(a, nil) isolates a, and
-// Cut(nil, nil) cuts everything. What is under way is lost if the cut still is there when it would arrive.
+// Cut cuts the wire between two ends in both directions, until Mend. Nil stands for every end: Cut(a, nil) isolates a,
+// and Cut(nil, nil) cuts everything. A datagram that is under way is lost if the cut still exists when it would arrive.
 func (n *Network) Cut(a, b *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -94,7 +94,7 @@ func (n *Network) Cut(a, b *End) {
 	n.settle()
 }
 
-// CutOneWay cuts the wire from one end to another, in this direction alone. Nil stands for every end.
+// CutOneWay cuts the wire from one end to another, in this direction only. Nil stands for every end.
 func (n *Network) CutOneWay(from, to *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -102,8 +102,7 @@ func (n *Network) CutOneWay(from, to *End) {
 	n.settle()
 }
 
-// Mend undoes every cut that was made with these two ends, in either direction. Mend(nil, nil) undoes all cuts there
-// are.
+// Mend undoes every cut that was made with these two ends, in either direction. Mend(nil, nil) undoes all cuts.
 func (n *Network) Mend(a, b *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -5,23 +5,23 @@ import (
 	"sync/atomic"
 )
 
-// A MessageType is what a datagram looks like to someone who has no keys.
+// A MessageType is what a datagram looks like to an observer without keys.
 type MessageType uint8
 
 // The message types of WireGuard, by type field and length.
 const (
-	TypeOther MessageType = iota // no WireGuard message
-	TypeInitiation
-	TypeResponse
-	TypeCookieReply
-	TypeData
-	TypeKeepalive // data of 32 bytes: an empty packet
+	TypeOther       MessageType = iota // not a WireGuard message
+	TypeInitiation                     // the first message of a handshake
+	TypeResponse                       // the second message of a handshake
+	TypeCookieReply                    // asks a sender to prove its address
+	TypeData                           // a packet of the tunnel
+	TypeKeepalive                      // data of 32 bytes: an empty packet
 	types
 )
 
 var typeNames = [types]string{"other", "initiation", "response", "cookie reply", "data", "keepalive"}
 
-// String names the type in lower-case words.
+// String returns the type in lower-case words.
 func (t MessageType) String() string {
 	if t < types {
 		return typeNames[t]
@@ -29,7 +29,7 @@ func (t MessageType) String() string {
 	return "unknown"
 }
 
-// TypeOf tells the type of a datagram. Data is borrowed.
+// TypeOf returns the type of a datagram. It keeps no reference to data.
 func TypeOf(data []byte) MessageType {
 	if len(data) < 32 {
 		return TypeOther
@@ -49,13 +49,13 @@ func TypeOf(data []byte) MessageType {
 	return TypeOther
 }
 
-// Counts are datagrams by message type, and their bytes without UDP and IP headers.
+// Counts are numbers of datagrams by message type, and their bytes without UDP and IP headers. It is a comparable value.
 type Counts struct {
 	Initiations, Responses, CookieReplies, Data, Keepalives, Other uint64 // datagrams of each type
 	Bytes                                                          uint64 // of all of them
 }
 
-// Total is the number of datagrams.
+// Total returns the number of datagrams.
 func (c Counts) Total() uint64 {
 	return c.Initiations + c.Responses + c.CookieReplies + c.Data + c.Keepalives + c.Other
 }
@@ -111,20 +111,20 @@ func (cs *counters) load() (c Counts) {
 	return c
 }
 
-// A Fate is what became of a datagram.
+// A Fate says what became of a datagram.
 type Fate uint8
 
 // What becomes of datagrams.
 const (
-	FateDelivered Fate = iota // is in the queue of the socket it was sent to
+	FateDelivered Fate = iota // it is in the queue of the socket that it was sent to
 	FateFiltered              // a Filter dropped it
-	FateLost                  // Conditions.Loss
-	FateCut                   // the path is cut, or was when it would have arrived
-	FateTooBig                // larger than Conditions.MTU
-	FateOverflow              // too many bytes wait for Conditions.Rate, or too many datagrams are under way
-	FateBlocked               // its NAT has no mapping for it, and cannot make one
-	FateNoSocket              // no socket is open where it went
-	FateQueueFull             // the receiving socket's queue is full
+	FateLost                  // Conditions.Loss dropped it
+	FateCut                   // the path was cut when it was sent or when it would have arrived
+	FateTooBig                // it was larger than Conditions.MTU
+	FateOverflow              // too many bytes waited for Conditions.Rate, or too many datagrams were under way
+	FateBlocked               // its NAT had no mapping for it, and could not make one
+	FateNoSocket              // no socket was open where it was sent
+	FateQueueFull             // the receiving socket's queue was full
 	fates
 )
 
@@ -132,7 +132,7 @@ var fateNames = [fates]string{
 	"delivered", "filtered", "lost", "cut", "too big", "overflow", "blocked", "no socket", "queue full",
 }
 
-// String is the fate in lower-case words.
+// String returns the fate in lower-case words.
 func (f Fate) String() string {
 	if f < fates {
 		return fateNames[f]
@@ -140,10 +140,10 @@ func (f Fate) String() string {
 	return "unknown"
 }
 
-// Fates counts datagrams by what became of them: f[FateLost].
+// Fates are numbers of datagrams by what became of them, as in f[FateLost]. It is a comparable value.
 type Fates [fates]uint64
 
-// Total is the sum over all fates.
+// Total returns the sum over all fates.
 func (f Fates) Total() (n uint64) {
 	for _, v := range f {
 		n += v
@@ -151,7 +151,7 @@ func (f Fates) Total() (n uint64) {
 	return n
 }
 
-// Stats are what a network counted. Nothing is lost unseen: while nobody is sending,
+// Stats counts what a network did. It is a comparable value. No datagram is lost uncounted: while nobody is sending,
 //
 //	Sent.Total() + Duplicated + Injected == Fates.Total() + UnderWay
 type Stats struct {
@@ -178,5 +178,5 @@ func (n *Network) Stats() Stats {
 	return s
 }
 
-// Sent counts what all sockets put on the wire, whatever became of it.
+// Sent counts the datagrams that all sockets sent, whatever became of them.
 func (n *Network) Sent() Counts { return n.sent.load() }

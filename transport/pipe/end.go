@@ -28,8 +28,8 @@ var (
 	errTrain    = errors.New("pipe: want a train with data and a Size of at least 1")
 )
 
-// An End is one machine on the wire, or one program on it: a wireguard.Bind that any number of sockets can be made
-// of. Network.NewEnd and NAT.NewEnd make it. It must not be copied; all methods are safe for concurrent use.
+// An End is a machine on the wire, or a program on it. It is a [wireguard.Bind], and makes any number of sockets.
+// Network.NewEnd and NAT.NewEnd make it. It must not be copied. All methods are safe for concurrent use.
 type End struct {
 	network        *Network
 	sent, received counters
@@ -41,14 +41,15 @@ type End struct {
 	nextPort uint16
 }
 
-// Addrs are the addresses of the end now.
+// Addrs returns the present addresses of the end.
 func (e *End) Addrs() []netip.Addr {
 	e.network.mu.RLock()
 	defer e.network.mu.RUnlock()
 	return slices.Clone(e.addrs)
 }
 
-// Endpoint is where a socket of the end at port is reached: at the first of its addresses, and not through a NAT.
+// Endpoint returns the endpoint of a socket of the end at port: the first of the end's addresses, which is not one
+// outside of a NAT.
 func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	e.network.mu.RLock()
 	defer e.network.mu.RUnlock()
@@ -58,16 +59,18 @@ func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(e.addrs[0], port))
 }
 
-// SetAddrs moves the end to other addresses, as a machine that roams. Its sockets stay open and send from the new
-// addresses; what is sent to the old ones reaches it no more, not even what is under way. No address at all makes it
-// deaf and dumb. If a port is taken at a new address, or an address is not that of a host, nothing changes.
+// SetAddrs gives the end other addresses, as to a machine that roams. Its sockets stay open and send from the new
+// addresses. Datagrams to the old addresses no longer reach it, not even those under way. Without any address it neither
+// sends nor receives. If a port is taken at a new address, or an address is not a host's, SetAddrs fails and changes
+// nothing.
 func (e *End) SetAddrs(addrs ...netip.Addr) error {
 	e.network.mu.Lock()
 	defer e.network.mu.Unlock()
 	return e.network.place(e, e.behind, addrs)
 }
 
-// MoveBehind moves the end behind a NAT, or out of one if nat is nil, and gives it other addresses; see SetAddrs.
+// MoveBehind moves the end behind a NAT, or to the open network if nat is nil, and gives it other addresses; see
+// SetAddrs.
 func (e *End) MoveBehind(nat *NAT, addrs ...netip.Addr) error {
 	if nat != nil && nat.network != e.network {
 		return errors.New("pipe: the NAT is of another network")
@@ -77,14 +80,15 @@ func (e *End) MoveBehind(nat *NAT, addrs ...netip.Addr) error {
 	return e.network.place(e, nat, addrs)
 }
 
-// Sent counts what the sockets of the end put on the wire, whatever became of it.
+// Sent counts the datagrams that sockets of the end sent, whatever became of them.
 func (e *End) Sent() Counts { return e.sent.load() }
 
-// Received counts what was delivered to sockets of the end. It is counted just after the receiver can see it.
+// Received counts the datagrams that sockets of the end received. A datagram is counted just after the receiver can see
+// it.
 func (e *End) Received() Counts { return e.received.load() }
 
-// Listen opens a socket on port, at every address of the end; port 0 chooses one that is free at all of them. It fails
-// with an error that wraps syscall.EADDRINUSE if the port is taken at one.
+// Listen opens a socket on port, at every address of the end. Port 0 means a port that is free at all of them. If the
+// port is taken at one address, the error wraps syscall.EADDRINUSE.
 func (e *End) Listen(port uint16) (wireguard.Socket, error) {
 	n := e.network
 	n.mu.Lock()

@@ -15,22 +15,24 @@ const (
 	natPort     = 20000 // the first one of a lease; there are more above it than there can be leases
 )
 
-// A NATConfig says what a new NAT is. The zero value of each field but Addrs means its default.
+// A NATConfig says what a new NAT is. Addrs must be set; the zero value of any other field means its default.
 type NATConfig struct {
-	// Addrs are the addresses outside: one IPv4, one IPv6, or both. A family without one does not pass.
+	// Addrs are the addresses outside: one IPv4 address, one IPv6 address, or both. Datagrams of a family without an
+	// address do not pass.
 	Addrs []netip.Addr
 
-	// Idle is how long a mapping lives without a datagram in either direction. Zero: 30 s. Negative: for ever.
+	// Idle is how long a mapping lives without a datagram in either direction. Zero means 30 s. A negative value means for
+	// ever.
 	Idle time.Duration
 
-	// Symmetric gives a socket inside another port for each destination. Otherwise it has the same port for all.
+	// Symmetric gives a socket inside a different port for each destination. Otherwise it has one port for all.
 	Symmetric bool
 }
 
-// A NAT hides the ends behind it: what they send comes from an address of the NAT, at a port that belongs to a mapping,
-// and only who was sent something through a mapping can answer through it. Ends behind one NAT reach each other directly;
-// their addresses mean nothing elsewhere, and may be in use there too. Network.NewNAT makes it. It must not be copied; all
-// methods are safe for concurrent use.
+// A NAT hides the ends behind it. Their datagrams come from an address of the NAT, at a port that belongs to a mapping,
+// and only a place that was sent something through a mapping can answer through it. Ends behind one NAT reach each other
+// directly. Their addresses mean nothing elsewhere, and may be in use there too. Network.NewNAT makes it. It must not be
+// copied. All methods are safe for concurrent use.
 type NAT struct {
 	network *Network
 	config  NATConfig // Addrs change with Rebind
@@ -61,7 +63,7 @@ type lease struct {
 
 func (m *mapping) use(now time.Time) { m.last, m.lease.last = now, now }
 
-// NewNAT adds a NAT without ends behind it. It panics if an address is not that of a host, or is in use.
+// NewNAT adds a NAT without ends behind it. It panics if an address is not a host's, or is in use.
 func (n *Network) NewNAT(c NATConfig) *NAT {
 	nat := &NAT{network: n, config: c, port: natPort - 1}
 	nat.forget()
@@ -84,7 +86,8 @@ func (nat *NAT) NewEnd(addrs ...netip.Addr) *End {
 }
 
 // Rebind forgets all mappings, as a NAT does that restarts: nothing gets in until something got out, and what gets out
-// comes from another port. With addresses, the NAT has these from then on; if one of them is in use, nothing changes.
+// comes from another port. If addresses are given, the NAT has these from then on. If one of them is in use, Rebind fails
+// and changes nothing.
 func (nat *NAT) Rebind(addrs ...netip.Addr) error {
 	nat.network.mu.Lock()
 	defer nat.network.mu.Unlock()
@@ -102,7 +105,7 @@ func (nat *NAT) forget() {
 	nat.leases, nat.ports = make(map[flow]*lease), make(map[uint16]*lease)
 }
 
-// Mappings is the number of mappings that are alive.
+// Mappings returns how many mappings are alive.
 func (nat *NAT) Mappings() int {
 	nat.network.mu.Lock()
 	defer nat.network.mu.Unlock()

@@ -7,9 +7,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// UDPPacket is a whole IP packet with a UDP datagram in it, IPv4 or IPv6 as its addresses are, with right checksums: what a
-// test sends through a Tunnel. Src and dst must be of one family, and payload at most 65507 bytes; it panics otherwise.
-// Payload is copied.
+// UDPPacket returns an IP packet with a UDP datagram in it, IPv4 or IPv6 as its addresses are, with right checksums: what
+// a test sends through a Tunnel. It panics unless src and dst are of one family and payload has at most 65507 bytes. It
+// copies payload.
 func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	if src.Addr().Is4() != dst.Addr().Is4() || !src.IsValid() || !dst.IsValid() {
 		panic("pipe: UDPPacket: want two addresses of one family")

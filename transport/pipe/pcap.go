@@ -11,9 +11,9 @@ const (
 	linktypeRaw = 101        // LINKTYPE_RAW: begins with the IP header
 )
 
-// WritePcap is a Tap that writes what it sees to w as a capture file, which Wireshark opens: each datagram with IP and
-// UDP headers, at the time when it met its fate. A capture cannot tell fates apart; to leave some out, call it from a
-// Tap of one's own. It writes the file's header at once. After an error of w it writes nothing more.
+// WritePcap returns a Tap that writes what it sees to w as a capture file, which Wireshark opens: each datagram with IP
+// and UDP headers, at the time when its fate was decided. A capture cannot tell fates apart; to leave some out, call the
+// Tap from another one. WritePcap writes the file's header at once. After an error of w the Tap writes nothing more.
 func WritePcap(w io.Writer) func(p Packet) {
 	file := make([]byte, 24)
 	binary.LittleEndian.PutUint32(file, pcapMagic)

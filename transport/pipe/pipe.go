@@ -1,6 +1,6 @@
-// Package pipe is a wire in memory, for tests and examples: any number of ends, each of them a wireguard.Bind, and
-// between them delay, loss, reordering, duplication, a rate, an MTU, NATs and cuts. A test can watch, count, change and
-// forge what passes.
+// Package pipe is a wire in memory, for tests and examples. Any number of ends, each of them a [wireguard.Bind], exchange
+// datagrams over it, with delay, loss, reordering, duplication, a rate, an MTU, NATs and cuts. A test can watch, count,
+// change and forge datagrams.
 //
 //	n := pipe.NewNetwork(pipe.Config{Seed: 1})
 //	a, b := n.NewEnd(), n.NewEnd()            // Config.Bind of two devices
@@ -8,18 +8,18 @@
 //	...
 //	if b.Sent().Responses != 1 { ... }
 //
-// All randomness comes from one seed, so the same order of sends meets the same fate. All time is that of package time,
-// and whatever waits does so durably, so a wire runs in virtual time inside a bubble of testing/synctest; make it there.
+// All randomness is drawn from one seed, so that the same order of sends has the same fate. All time is that of package
+// time, and all waits are durable, so that a wire that was made inside a bubble of testing/synctest runs in virtual time.
 //
-// A datagram goes this way:
+// A datagram takes this path:
 //
 //	Socket.Send ─▶ source address ─▶ NAT ─▶ filters ─▶ conditions ─▶ under way ─▶ NAT ─▶ queue ─▶ Receiver.Receive
 //	   end.go         end.go        nat.go   tap.go   conditions.go    wire.go    nat.go  queue.go      queue.go
 //
-// While a network has no conditions, filters, taps and NATs, whole trains go from Send straight into the queue of
-// the receiving socket, with one copy, no goroutine, no timer and no allocation.
+// While a network has no conditions, filters, taps and NATs, whole trains go from Send straight into the queue of the
+// receiving socket, with one copy and without a goroutine, a timer or an allocation.
 //
-// A [Tunnel] is the other side of a device for a test: it puts packets in and takes out what arrived.
+// A [Tunnel] is the other side of a device in a test: it sends packets into the device and receives those that arrived.
 package pipe
 
 import (
@@ -34,18 +34,18 @@ import (
 
 // A Config says what a new network is. The zero value of each field means its default.
 type Config struct {
-	// Seed is where all randomness comes from. Zero is a seed like any other.
+	// Seed is what all randomness is drawn from. Zero is a seed like any other.
 	Seed uint64
 
-	// Queue is how many bytes wait at each socket for its receiver; what comes when it is full is dropped and
-	// counted. It is rounded up to a multiple of 64 KiB, and each 64 KiB hold at most 128 trains.
-	// Zero: 2 MiB, or 256 KiB with Lossless.
+	// Queue is how many bytes wait at each socket for its receiver. Datagrams that find it full are dropped and counted.
+	// It is rounded up to a multiple of 64 KiB, each of which holds at most 128 trains. Zero means 2 MiB, or 256 KiB
+	// with Lossless.
 	Queue int
 
-	// Lossless makes Send wait while the receiver's queue is full, instead of dropping. It breaks the rule that
-	// a Bind never waits, for the sake of benchmarks that count what a pipeline of two devices carries: two devices
-	// that send to each other may wait for each other. Closing either socket ends the wait. It is void while
-	// conditions, filters, taps or NATs are in place: then a full queue drops.
+	// Lossless makes Send wait while the receiver's queue is full, instead of dropping. It breaks the rule that a Bind never
+	// waits, for benchmarks that count what a pipeline of two devices carries. Two devices that send to each other may wait
+	// for each other. Closing either socket ends the wait. Lossless has no effect while there are conditions, filters, taps
+	// or NATs: then a full queue drops.
 	Lossless bool
 }
 
@@ -66,9 +66,8 @@ func (c *Config) chunks() int {
 	return (size + chunkSize - 1) / chunkSize
 }
 
-// A Network is a wire between any number of ends. Make it with NewNetwork. It must not be copied; all methods are safe
-// for concurrent use, also from inside filters and taps. It has no goroutine of its own, and needs no closing once the
-// sockets are closed: a timer that is still pending finds nobody to deliver to.
+// A Network is a wire between any number of ends. NewNetwork makes it. It must not be copied. All methods are safe for
+// concurrent use, also from filters and taps. It has no goroutine, and needs no closing once its sockets are closed.
 type Network struct {
 	lossless bool
 	limit    int // chunks a socket's queue
@@ -126,9 +125,9 @@ func NewNetwork(c Config) *Network {
 	}
 }
 
-// NewEnd adds an end with the given addresses, IPv4 or IPv6 or both. Without any, the network chooses one of each kind
-// that no other end has. Several ends may have one address, as several programs on one machine do; then their ports
-// must differ. NewEnd panics if an address is not that of a host, or is a NAT's.
+// NewEnd adds an end with the given addresses: IPv4, IPv6 or both. Without any, the network chooses one of each kind that
+// no other end has. Several ends may share an address, as several programs on one machine do; then their ports must
+// differ. NewEnd panics if an address is not a host's, or is a NAT's.
 func (n *Network) NewEnd(addrs ...netip.Addr) *End {
 	return n.newEnd(nil, addrs)
 }

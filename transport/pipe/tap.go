@@ -49,14 +49,14 @@ func (v Verdict) String() string {
 type filter struct{ judge func(p *Packet) Verdict }
 type tap struct{ see func(p Packet) }
 
-// Filter has judge decide on each datagram that a socket sends, before the conditions of its path apply. It may change
-// the bytes of p.Data, make p.Data shorter or another slice, and set p.TOS and p.Delay; other changes have no effect. An
-// empty p.Data drops the datagram. Several filters judge in the order they were added, and one that does not pass it ends
-// the matter.
+// Filter calls judge for each datagram that a socket sends, before the conditions of its path apply. judge may change the
+// bytes of p.Data, make p.Data shorter or another slice, and set p.TOS and p.Delay; other changes have no effect. An
+// empty p.Data drops the datagram. Several filters judge in the order in which they were added, until one does not pass
+// the datagram.
 //
-// Filters and taps are called one at a time, in the order of what happens, on goroutines of senders and timers, and must
-// not wait. They may use the network: what they send or inject moves on after they returned. Remove, which may be called
-// again, undoes Filter; a call may still be going on when it returns.
+// Filters and taps are called one at a time, in the order of events, on goroutines of senders and timers, and must not
+// wait. They may use the network: what they send or inject moves on after they return. remove undoes Filter, and may be
+// called again; a call of judge may still be going on when it returns.
 func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
 	f := &filter{judge}
 	n.mu.Lock()
@@ -71,9 +71,9 @@ func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
 	}
 }
 
-// Tap has see told of each datagram, once, when it meets its fate: those that are lost as well as those that are
-// delivered, duplicates and injected ones too. What is sent while 64 MiB are under way overflows, and no Tap is told. See
-// Filter for how it is called and for remove.
+// Tap calls see for each datagram once, when its fate is decided: for lost ones as well as for delivered ones, and for
+// duplicates and injected ones. Datagrams that are sent while 64 MiB are under way overflow, and no Tap sees them. See
+// Filter for how see is called, and for remove.
 func (n *Network) Tap(see func(p Packet)) (remove func()) {
 	t := &tap{see}
 	n.mu.Lock()
@@ -116,7 +116,7 @@ func (n *Network) filter(f *flight) {
 	n.pass(f)
 }
 
-// Release lets go what filters held, in the order in which it was sent. Later filters are not asked.
+// Release sends on what filters held, in the order in which it was sent. Later filters do not see it.
 func (n *Network) Release() {
 	n.mu.Lock()
 	n.inbox = append(n.inbox, n.held...)
@@ -125,8 +125,8 @@ func (n *Network) Release() {
 	n.run()
 }
 
-// Inject puts a forged or replayed datagram on the wire, right in front of its destination: filters, conditions and cuts
-// do not apply, but a NAT there does. Data is copied.
+// Inject puts a forged or replayed datagram on the wire, right in front of its destination. Filters, conditions and cuts
+// do not apply, but a NAT there does. It copies data.
 func (n *Network) Inject(from, to netip.AddrPort, data []byte) error {
 	switch {
 	case !from.IsValid() || !to.IsValid():

@@ -18,9 +18,9 @@ const (
 	spareBuffer   = 2 << 10 // bytes
 )
 
-// A Tunnel is the plaintext side of a device in the hands of a test: what Send puts in, the device reads, seals and sends;
-// what the device received and opened, Receive takes out. NewTunnel makes it. It must not be copied; all methods are
-// safe for concurrent use. It holds up to 1024 packets and 4 MiB each way.
+// A Tunnel is the packet side of a device in the hands of a test. The device reads, seals and sends the packets that Send
+// queues, and Receive returns the packets that the device received and opened. NewTunnel makes it. It must not be copied.
+// All methods are safe for concurrent use. It holds up to 1024 packets and 4 MiB in each direction.
 type Tunnel struct {
 	mu      sync.Mutex // guards all below
 	changed sync.Cond  // anything that someone may wait for
@@ -62,7 +62,7 @@ func (q *packets) drop(n int) {
 	q.all = slices.Delete(q.all, 0, n)
 }
 
-// NewTunnel makes a tunnel that carries packets of up to mtu bytes; 0 means 1420.
+// NewTunnel makes a tunnel that carries packets of up to mtu bytes. 0 means 1420.
 func NewTunnel(mtu int) *Tunnel {
 	if mtu <= 0 {
 		mtu = 1420
@@ -72,7 +72,7 @@ func NewTunnel(mtu int) *Tunnel {
 	return t
 }
 
-// MTU is the largest packet the tunnel says it carries. It does not refuse larger ones.
+// MTU returns the size of the largest packet, in bytes. The tunnel does not refuse larger ones.
 func (t *Tunnel) MTU() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,10 +86,10 @@ func (t *Tunnel) SetMTU(mtu int) {
 	t.mtu = mtu
 }
 
-// Send queues IP packets for the device, in order and without others between them, so that a burst of up to 128 that
-// the device finds waiting makes one batch. It waits while they do not fit; a burst that never fits at once waits
-// until the queue is empty. The packets are copied. It fails when ctx ends, when the tunnel closes, or with a packet that
-// no IP header could describe: of no or of more than 65535 bytes. Then it queued none.
+// Send queues IP packets for the device, in order and without others between them. The device reads a burst of up to 128
+// waiting packets as one batch. Send waits until the packets fit; a burst that can never fit waits until the queue is
+// empty. It copies the packets. It fails when ctx ends, when the tunnel closes, or if a packet is empty or larger than
+// 65535 bytes. Then it has queued none.
 func (t *Tunnel) Send(ctx context.Context, ps ...[]byte) error {
 	if !areIP(ps) {
 		return errPacketSize
@@ -107,7 +107,7 @@ func (t *Tunnel) Send(ctx context.Context, ps ...[]byte) error {
 	return nil
 }
 
-// TrySend is Send that does not wait: it reports whether the packets were queued.
+// TrySend is Send without waiting. It reports whether the packets were queued.
 func (t *Tunnel) TrySend(ps ...[]byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,8 +143,8 @@ func (t *Tunnel) queue(ps [][]byte) {
 	t.changed.Broadcast()
 }
 
-// Receive waits for the next packet that the device delivered. The packet is the caller's. After Close it still returns
-// those that came before.
+// Receive waits for the next packet that the device delivered. The packet belongs to the caller. After Close it still
+// returns the packets that were delivered before.
 func (t *Tunnel) Receive(ctx context.Context) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -154,7 +154,7 @@ func (t *Tunnel) Receive(ctx context.Context) ([]byte, error) {
 	return t.first(), nil
 }
 
-// TryReceive is Receive that does not wait: nil says that there is no packet.
+// TryReceive is Receive without waiting. It returns nil if there is no packet.
 func (t *Tunnel) TryReceive() []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -171,14 +171,14 @@ func (t *Tunnel) first() []byte {
 	return p
 }
 
-// Queued is how many packets the device has not read yet, and how many it delivered that nobody received yet.
+// Queued returns how many packets the device has not read yet, and how many delivered ones nobody has received yet.
 func (t *Tunnel) Queued() (toRead, delivered int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.in.all), len(t.out.all)
 }
 
-// Dropped is how many packets of the device found the queue full, or the tunnel closed.
+// Dropped returns how many packets of the device found the queue full, or the tunnel closed.
 func (t *Tunnel) Dropped() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -209,7 +209,7 @@ func (t *Tunnel) wait(ctx context.Context, ready func() bool) error {
 	return nil
 }
 
-// ReadPackets is for the device.
+// ReadPackets is called by the device.
 func (t *Tunnel) ReadPackets(b *wireguard.Batch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -229,7 +229,7 @@ func (t *Tunnel) ReadPackets(b *wireguard.Batch) error {
 	return nil
 }
 
-// WritePackets is for the device.
+// WritePackets is called by the device.
 func (t *Tunnel) WritePackets(pkts [][]byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -247,7 +247,7 @@ func (t *Tunnel) WritePackets(pkts [][]byte) (int, error) {
 	return n, nil
 }
 
-// Close ends what waits. What the device has not read yet is gone.
+// Close ends all waits. Packets that the device has not read are lost.
 func (t *Tunnel) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

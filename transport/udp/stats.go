@@ -2,22 +2,22 @@ package udp
 
 import "sync/atomic"
 
-// Stats is what a Socket did since it was opened. Calls count system calls that moved something; datagrams are
-// counted one by one, however many of them crossed in a call.
+// Stats counts what a Socket did since it was opened. It is a comparable value. ReceiveCalls and SendCalls are system
+// calls that moved a datagram. Each datagram counts as one, however many of them one call moved.
 type Stats struct {
-	ReceiveCalls      uint64 // that got a datagram
-	ReceivedDatagrams uint64 // each of a train by itself
-	ReceivedBytes     uint64 // of UDP payload
+	ReceiveCalls      uint64 // system calls that returned a datagram
+	ReceivedDatagrams uint64 // datagrams received
+	ReceivedBytes     uint64 // bytes of their UDP payload
 
-	SendCalls     uint64 // that took a datagram
-	SentDatagrams uint64 // each of a train by itself
-	SentBytes     uint64 // of UDP payload
+	SendCalls     uint64 // system calls that took a datagram
+	SentDatagrams uint64 // datagrams sent
+	SentBytes     uint64 // bytes of their UDP payload
 
-	// Dropped counts datagrams, or trains of them, that arrived empty or damaged: truncated, from another family,
-	// without the control messages that say where a train's datagrams end.
+	// Dropped counts datagrams, or trains of them, that arrived empty, truncated, from another family, or without the
+	// control message that says where the datagrams of a train end.
 	Dropped uint64
 
-	// Refused counts trains that the system did not take in one call, and that went out datagram by datagram.
+	// Refused counts trains that the system refused in one call, and that were sent datagram by datagram.
 	Refused uint64
 }
 
@@ -32,7 +32,7 @@ func (t *traffic) add(datagrams, bytes int) {
 	t.bytes.Add(uint64(bytes))
 }
 
-// Stats returns the counters, each exact but not all of one instant. It may be called after Close.
+// Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
 func (s *Socket) Stats() Stats {
 	var st Stats
 	for _, p := range s.paths {

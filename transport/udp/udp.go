@@ -183,17 +183,17 @@ type conn struct {
 
 func (c *conn) socket() *conn { return c }
 
-// A Socket is an open Bind: one UDP socket a family, on one port. It is made by Bind.Listen, must not be copied, and is
-// safe for concurrent use.
+// A Socket is the [wireguard.Socket] of a Bind: one UDP socket per family, on one port. Bind.Listen makes it. It must not
+// be copied. It is safe for concurrent use.
 type Socket struct {
 	port  uint16
 	paths [families]path // nil where the host lacks the family
 }
 
-// Port is the local port, the same in both families.
+// Port returns the local port, which both families share.
 func (s *Socket) Port() uint16 { return s.port }
 
-// Receivers are the ways in, one a family.
+// Receivers returns one receiver per family.
 func (s *Socket) Receivers() []wireguard.Receiver {
 	var rs []wireguard.Receiver
 	for _, p := range s.paths {
@@ -204,8 +204,9 @@ func (s *Socket) Receivers() []wireguard.Receiver {
 	return rs
 }
 
-// Send sends each train, and reports in its Err why it or a part of it was not sent: see [wireguard.Socket]. It waits
-// only when the socket's own buffer is full, which the system empties without this program's help; Close ends that.
+// Send sends each train, and sets its Err if the train or a part of it was not sent; see [wireguard.Socket]. It waits
+// only while the buffer of a socket is full. The system empties that without this program's help, and Close ends the
+// wait.
 func (s *Socket) Send(ts []wireguard.Train) {
 	var used [families]bool
 	for i := range ts {
@@ -226,8 +227,8 @@ func (s *Socket) Send(ts []wireguard.Train) {
 	}
 }
 
-// SetMark marks all that is sent from now on: SO_MARK on Linux (it needs CAP_NET_ADMIN), SO_USER_COOKIE on FreeBSD,
-// SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any other mark is an error.
+// SetMark marks all datagrams from now on: with SO_MARK on Linux (which needs CAP_NET_ADMIN), SO_USER_COOKIE on FreeBSD,
+// and SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any mark but zero is an error.
 func (s *Socket) SetMark(mark uint32) error {
 	for _, p := range s.paths {
 		if p == nil {
@@ -244,7 +245,7 @@ func (s *Socket) SetMark(mark uint32) error {
 	return nil
 }
 
-// Close closes the sockets and unblocks receivers and senders. Closing again does nothing.
+// Close closes the sockets, and ends the waits of receivers and senders. Closing again does nothing.
 func (s *Socket) Close() error {
 	for _, p := range s.paths {
 		if p != nil {

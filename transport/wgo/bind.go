@@ -10,19 +10,18 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Bind makes a conn.Bind of wireguard-go serve as the datagram side of one device of this library. b belongs to it: the
+// Bind makes a conn.Bind of wireguard-go serve as the datagram side of one device of this library. b belongs to it. The
 // caller may still call methods that are not in conn.Bind, such as those of conn.PeekLookAtSocketFd.
 //
-// b is open once or not at all, where a wireguard.Bind has several sockets for as long as a change of port takes. So
-// b is opened for the newest of them, on the same port too if need be, and closed under the others before. The others
-// receive nothing meanwhile, and what is sent through them goes out through b as it is. When the newest is closed, or
-// could not be opened, b is opened again for the one before, on its port and with its mark, and that goes on as if
-// nothing had been; what arrived in between is lost. Should even that fail, its receivers report it, and try again each
-// time they are called.
+// b is either open or closed, but a wireguard.Bind has several sockets while its device changes the port. So Bind opens b
+// for the newest socket, on the same port if need be, and closes b for the older ones first. Those receive nothing
+// meanwhile, and what they send leaves through b as it is. When the newest socket is closed or could not be opened, Bind
+// opens b again for the one before, on its port and with its mark, and that socket goes on; what arrived in between is
+// lost. If that fails too, the socket's receivers report it, and try again each time they are called.
 //
-// Endpoints of b that are an IP address and port become an AddrPort, with the local address to answer from where b has
-// it. All others become a Link; see [ParseEndpoint]. b is given at most its batch size of datagrams at a time. Where one
-// of several such runs says that the source is gone, the whole train is sent again, and datagrams can go out twice.
+// Endpoints of b that are an IP address and port become an Addr, with the local address to answer from if b has it. All
+// other endpoints become a Link; see [ParseEndpoint]. b gets at most its batch size of datagrams at a time. If one of
+// several such runs says that the source is gone, the whole train is sent again, so that datagrams can leave twice.
 func Bind(b conn.Bind) wireguard.Bind {
 	_, std := b.(*conn.StdNetBind)
 	w := &bind{inner: b, batch: max(b.BatchSize(), 1), inPlace: std, routes: routes{bind: b}}

@@ -20,13 +20,13 @@ const (
 	interned = 256 // endpoints a receiver remembers
 )
 
-// ConnBind makes a datagram side of this library serve wireguard-go's device. Runs of datagrams of equal size, as
-// wireguard-go sends them, are copied into trains, so that b can send each with one system call; received ones are
-// copied out of theirs. Nothing is allocated a packet; each new source address makes an endpoint. A b that is a
-// wireguard.Framer has all its datagrams copied, since wireguard-go leaves no room in front of them.
+// ConnBind makes a datagram side of this library serve wireguard-go's device. It copies runs of datagrams of equal size,
+// as wireguard-go sends them, into trains, so that b can send each run with one system call. It copies received datagrams
+// out of their trains. It allocates nothing per packet, and one endpoint per new source address. It copies all datagrams for a
+// b that is a wireguard.Framer, since wireguard-go leaves no room in front of them.
 //
-// SetMark does nothing where the sockets of b have no such method. An endpoint with a Link is known once it was heard
-// from; ParseEndpoint takes an address and port alone. A datagram's type of service is 0.
+// SetMark does nothing if the sockets of b are no wireguard.Marker. An endpoint with a Link is known after it was heard
+// from; ParseEndpoint takes an address and port only. The type of service of all datagrams is 0.
 func ConnBind(b wireguard.Bind) conn.Bind {
 	c := &connBind{inner: b}
 	if f, ok := b.(wireguard.Framer); ok {

@@ -20,9 +20,9 @@ func (l link) Key() [16]byte {
 
 func (l link) String() string { return l.name }
 
-// ParseEndpoint makes an Endpoint of text that b understands, for the configuration of a peer that is reached through
-// Bind(b). It is needed where b has endpoints other than an address and port. For an address and port, as with
-// StdNetBind, wireguard.ParseEndpoint and EndpointOf suffice.
+// ParseEndpoint parses an endpoint in the form that b understands, for the configuration of a peer that is reached
+// through Bind(b). A b with endpoints other than an address and port needs it. For an address and port, as with
+// StdNetBind, [wireguard.ParseEndpoint] and [wireguard.EndpointOf] suffice.
 func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	ep, err := b.ParseEndpoint(s)
 	if err != nil {

@@ -18,10 +18,11 @@ import (
 var errGone = fmt.Errorf("wgo: the tunnel is closed: %w", os.ErrClosed)
 
 // TUNDevice makes a packet side of this library serve wireguard-go's device. The tun.Device owns t from then on and
-// closes it in Close, which may be called again. It begins with an EventUp, as tun/netstack does, upon which wireguard-go's
-// device goes up; an MTU of t that has changed is noticed at the next Read or Write and told by an event.
+// closes it in Close, which may be called again. It begins with an EventUp, as tun/netstack does, after which
+// wireguard-go's device goes up. The next Read or Write notices a new MTU of t and sends an event.
 //
-// Each packet read is copied once, each packet written goes to t as it is. Nothing is allocated a packet.
+// TUNDevice copies each packet that it reads once, and passes packets to write to t as they are. It allocates nothing per
+// packet.
 //
 // TUNDevice refuses a wireguard.Attacher, which pushes its packets into a device of this library, and a tunnel with any
 // number of queues but one, since wireguard-go reads one.

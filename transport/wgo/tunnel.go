@@ -27,16 +27,16 @@ const (
 var errClosed = fmt.Errorf("wgo: the tunnel is closed: %w", net.ErrClosed)
 
 // Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel owns dev
-// from then on and closes it in Close. It is a wireguard.PacketSource. Its events are taken; a change of MTU is followed,
-// up and down are ignored.
+// from then on and closes it in Close. It is a [wireguard.PacketSource]. It takes dev's events, follows a change of MTU,
+// and ignores up and down.
 //
-// Reading copies each packet into the batch and writing copies it into a buffer as dev wants it; neither allocates.
-// No goroutine runs before the first ReadPackets.
+// Reading copies each packet into the batch, and writing copies it into a buffer of the kind that dev wants. Neither
+// allocates. No goroutine runs before the first ReadPackets.
 func Tunnel(dev tun.Device) wireguard.Tunnel { return TunnelWithEvents(dev, nil) }
 
-// TunnelWithEvents is Tunnel with a function that is called for each event of dev, on a goroutine of its own that reads
-// nothing else meanwhile. A program that wants its device to follow the interface calls Up and Down from there, as
-// wireguard-go does. nil is allowed.
+// TunnelWithEvents is Tunnel with a function that is called for each event of dev, one at a time, on a goroutine that
+// serves nothing else. A program whose device follows the interface calls Up and Down from there, as wireguard-go does. A
+// nil function is not called.
 func TunnelWithEvents(dev tun.Device, onEvent func(tun.Event)) wireguard.Tunnel {
 	t := &tunnel{dev: dev, onEvent: onEvent, reading: make(chan struct{}, 1), closed: make(chan struct{})}
 	batch := max(dev.BatchSize(), 1)
