@@ -272,9 +272,9 @@ var closingStates = []struct {
 		c.untilDone(func() { b.Append(p); c.Send(b) })
 		c.sends(c.other, ourAddrs[0])
 		c.untilDone(func() { c.tun.TryReceive(); c.Status() })
-		events, _ := c.Subscribe(1)
+		events := c.Subscribe()
 		c.busy.Go(func() {
-			for range events { // until it is closed
+			for range events.Events(context.Background()) { // until it is closed
 			}
 		})
 		c.moving()
@@ -365,12 +365,11 @@ func (c *closing) wantClosed() {
 	if err := errors.Join(c.Down(), c.Wake(), c.Close(), c.Err()); err != nil {
 		c.Errorf("Down, Wake, Close or Err after Close: %v", err)
 	}
-	if events, cancel := c.Subscribe(1); events != nil {
-		for range events {
-			c.Error("an event after Close")
-		}
-		cancel()
+	events := c.Subscribe()
+	if e, err := events.Next(context.Background()); !errors.Is(err, net.ErrClosed) {
+		c.Errorf("Next after Close: %+v, %v, want net.ErrClosed", e, err)
 	}
+	events.Close()
 	if c.Status().Up {
 		c.Error("up after Close")
 	}

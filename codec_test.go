@@ -109,7 +109,7 @@ var codecValues = map[string]struct {
 	"Drops":                        {Drops{DropDown: 1, DropReplayed: 1<<64 - 1}, kPlain},
 	"Drops zero":                   {Drops{}, kPlain},
 	"Traffic":                      {Traffic{1<<64 - 1, 2}, kPlain},
-	"Event":                        {Event{Kind: EventPeerForgotten, Time: testWall, Peer: testPublic, Endpoint: testSticky, Timestamp: testLabel, Missed: 3}, kPlain},
+	"Event":                        {Event{Kind: EventPeerForgotten, Time: testWall, Peer: testPublic, Endpoint: testSticky, Timestamp: testLabel, SentTimestamp: testLabel, Attempt: 2, Merged: 4, Missed: 3}, kPlain},
 	"Event zero":                   {Event{}, kPlain},
 	"Event with an error":          {Event{Kind: EventBindTrouble, Err: errors.New("no buffer space")}, "json jsonv2"},
 	"Train":                        {Train{Data: []byte{1, 2, 3}, Size: 2, Endpoint: testSticky, TOS: 3}, kPlain},
@@ -138,7 +138,7 @@ var codecValues = map[string]struct {
 }
 
 // notValues are the exported types that stand for something that runs. Nobody stores one: they have no exported fields.
-var notValues = []string{"Device", "Batch"}
+var notValues = []string{"Device", "Batch", "Subscription"}
 
 // TestCodecs: each form of each value keeps the value, or fails. None leaves out or redacts anything.
 func TestCodecs(t *testing.T) {

@@ -3,19 +3,21 @@ package wireguard
 // An EventKind says what an Event tells of.
 type EventKind uint8
 
-// What a device tells its subscribers of.
+// The events of a device. Each comment names the fields that are set besides Kind and Time.
 const (
-	EventHandshake       EventKind = iota + 1 // a session stands; Peer, Endpoint
+	EventHandshake       EventKind = iota + 1 // a session was confirmed; Peer, Endpoint, Timestamp, SentTimestamp
 	EventSessionExpired                       // the session got too old and no new one replaced it; Peer
 	EventEndpointMoved                        // the peer was heard from another place, or for the first time; Peer, Endpoint (the new one)
-	EventHandshakeFailed                      // 20 initiations went unanswered; Peer, Endpoint. While packets come, tries go on
-	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint. Once a second at most, each
-	EventPeerForgotten                        // a peer that Lookup supplied has gone; Peer, Timestamp
+	EventAttemptFailed                        // an initiation went unanswered for 5 s; Peer, Endpoint, Attempt
+	EventHandshakeFailed                      // 20 initiations went unanswered; Peer, Endpoint. While packets arrive, attempts go on
+	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint
+	EventPeerForgotten                        // a peer that Lookup supplied was removed; Peer, Timestamp, SentTimestamp
 	eventKinds
 )
 
 var eventNames = [eventKinds]string{
-	"unknown event", "handshake completed", "session expired", "endpoint moved", "handshake failed", "bind trouble", "peer forgotten",
+	"unknown event", "handshake completed", "session expired", "endpoint moved", "attempt failed", "handshake failed",
+	"bind trouble", "peer forgotten",
 }
 
 // String names the kind in lower-case words.

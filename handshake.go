@@ -333,6 +333,14 @@ type Timestamp [12]byte
 // After reports whether t is later than u.
 func (t Timestamp) After(u Timestamp) bool { return string(t[:]) > string(u[:]) }
 
+// latest returns the later one of t and u.
+func (t Timestamp) latest(u Timestamp) Timestamp {
+	if u.After(t) {
+		return u
+	}
+	return t
+}
+
 // next is the least label that is greater than t. It is sent where the wall clock did not advance.
 func (t Timestamp) next() Timestamp {
 	sec, nsec := binary.BigEndian.Uint64(t[:]), binary.BigEndian.Uint32(t[8:])+1

@@ -49,7 +49,7 @@ type node struct {
 	clock       *clock
 	addr, addr6 netip.Addr // inside the tunnel
 	port        uint16
-	events      <-chan wireguard.Event
+	events      <-chan wireguard.Event // of all kinds but EventAttemptFailed, each as it happened
 }
 
 // A clock is virtual time. It stands still, and so does who asks for the time, while its machine is suspended.
@@ -172,8 +172,23 @@ func (n *node) boot(random *rand.ChaCha8, alter ...func(c *wireguard.Config)) {
 		defer mu.Unlock()
 		random.Read(b)
 	})
-	n.events, _ = d.Subscribe(64)
+	n.events = n.watch(wireguard.EventHandshake, wireguard.EventSessionExpired, wireguard.EventEndpointMoved,
+		wireguard.EventHandshakeFailed, wireguard.EventBindTrouble, wireguard.EventPeerForgotten)
 	n.w.Cleanup(func() { d.Close() })
+}
+
+// watch reads events of these kinds until the device is closed.
+func (n *node) watch(kinds ...wireguard.EventKind) <-chan wireguard.Event {
+	sub, events := n.Subscribe(kinds...), make(chan wireguard.Event, 128)
+	go func() {
+		for e := range sub.Events(context.Background()) {
+			select {
+			case events <- e:
+			default: // the test does not read them
+			}
+		}
+	}()
+	return events
 }
 
 func (n *node) pub() wireguard.PublicKey { return n.key.Public() }

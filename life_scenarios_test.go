@@ -243,47 +243,6 @@ func TestCloseUnderLoad(t *testing.T) {
 	})
 }
 
-// A subscriber that does not read delays nobody, and is told how many events it missed.
-func TestSlowSubscriber(t *testing.T) {
-	scenario(t, func(w *world, a, b *node) {
-		slow, cancel := a.Subscribe(2)
-		for range 5 {
-			w.connectAgain(a, b)
-			w.advance(time.Second)
-		}
-		a.wantEvents("the quick one has them all", wireguard.EventHandshake, wireguard.EventHandshake,
-			wireguard.EventHandshake, wireguard.EventHandshake, wireguard.EventHandshake)
-		if first, second := <-slow, <-slow; first.Missed != 0 || second.Missed != 0 {
-			w.Fatal("the first two were in time")
-		}
-		w.connectAgain(a, b)
-		if e := <-slow; e.Missed != 3 || e.Kind != wireguard.EventHandshake || e.Peer != b.pub() {
-			w.Fatalf("event %+v, want one that says that 3 were missed", e)
-		}
-		w.advance(time.Second)
-		w.connectAgain(a, b)
-		if e := <-slow; e.Missed != 0 {
-			w.Fatalf("event %+v: told once", e)
-		}
-		cancel()
-		cancel()
-		if _, ok := <-slow; ok {
-			w.Fatal("the channel is open after cancel")
-		}
-		open, cancel := a.Subscribe(0)
-		a.Close()
-		if _, ok := <-open; ok {
-			w.Fatal("the channel is open after Close")
-		}
-		cancel()
-		late, cancel := a.Subscribe(1)
-		defer cancel()
-		if _, ok := <-late; ok {
-			w.Fatal("a subscription to a closed device is open")
-		}
-	})
-}
-
 // Events say what they say they do, and nothing else.
 func TestEventFields(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
@@ -296,7 +255,7 @@ func TestEventFields(t *testing.T) {
 		w.advance(120 * time.Second)
 		es := a.wantEvents("one of each", wireguard.EventHandshake, wireguard.EventSessionExpired, wireguard.EventHandshakeFailed)
 		for i, want := range []wireguard.Event{
-			{Kind: wireguard.EventHandshake, Time: wall, Endpoint: b.at()},
+			{Kind: wireguard.EventHandshake, Time: wall, Endpoint: b.at(), SentTimestamp: b.status(a).Timestamp},
 			{Kind: wireguard.EventSessionExpired, Time: wall.Add(180 * time.Second)},
 			{Kind: wireguard.EventHandshakeFailed, Time: es[2].Time, Endpoint: b.at()},
 		} {

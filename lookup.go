@@ -147,7 +147,7 @@ func (d *Device) forget(p *peer) {
 	d.removePeer(p, &edit)
 	edit.publish()
 	p.mu.Lock()
-	timestamp := p.lastTimestamp // the last one: nothing is accepted once the peer is removed
-	p.mu.Unlock()
-	d.subscribers.publish(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key, Timestamp: timestamp})
+	defer p.mu.Unlock()
+	d.subscriptions.publish(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key,
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp}) // the last ones: the peer is removed
 }

@@ -230,8 +230,8 @@ func TestLookedUpPeerForgotten(t *testing.T) {
 			w.Fatal("its prefixes still route")
 		}
 		e := server.wantEvents("told", wireguard.EventPeerForgotten)[0]
-		if e.Peer != client.pub() || e.Timestamp != newest {
-			w.Fatalf("event %+v, want the newest timestamp %x", e, newest)
+		if e.Peer != client.pub() || e.Timestamp != newest || e.SentTimestamp != (wireguard.Timestamp{}) {
+			w.Fatalf("event %+v, want the newest timestamp %x, and none sent", e, newest)
 		}
 		if e.Endpoint.IsValid() {
 			w.Fatalf("event %+v: fields that its kind does not name are zero", e)

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 // A peer is one other end: what the protocol keeps with it, and what the device needs to call the protocol from many
@@ -25,6 +26,8 @@ type peer struct {
 	turnFree *sync.Cond // wakes sources that wait for the turn; nil: none ever did
 
 	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
+
+	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
 
 	nextSlow *peer // in the slow path's queue of peers; guarded by that
 	deadline int   // place in the device's deadlines, from 1; guarded by them

@@ -93,7 +93,10 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 				return
 			}
 			// No error but that one is final: a network that is down comes back.
-			if d.trouble(err); !s.sleep(wait) {
+			if d.onceASecond(&d.troubled) {
+				d.trouble(err)
+			}
+			if !s.sleep(wait) {
 				return
 			}
 			wait = min(2*wait, receiveErrorMax)

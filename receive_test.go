@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -68,22 +69,23 @@ func TestReceiversOfReplacedSocket(t *testing.T) {
 // mends it. One that the device closed is none.
 func TestSocketClosedByItself(t *testing.T) {
 	e := up(t, testKey(1))
-	events, cancel := e.Subscribe(8)
-	defer cancel()
+	events := e.Subscribe()
+	defer events.Close()
 	e.Wake()
 	e.Down()
 	e.Up()
-	if len(events) != 0 {
-		t.Fatalf("event %+v of sockets that the device closed", <-events)
+	if n := events.count[EventBindTrouble]; n != 0 {
+		t.Fatalf("%d events of sockets that the device closed", n)
 	}
 	e.line.socket.Close()
-	select {
-	case ev := <-events:
-		if ev.Kind != EventBindTrouble || !errors.Is(ev.Err, net.ErrClosed) {
-			t.Fatalf("event %+v", ev)
-		}
-	case <-time.After(patience):
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ev, err := events.Next(ctx)
+	if err != nil {
 		t.Fatal("a device that hears nothing any more says nothing")
+	}
+	if ev.Kind != EventBindTrouble || !errors.Is(ev.Err, net.ErrClosed) {
+		t.Fatalf("event %+v", ev)
 	}
 	if err := e.Wake(); err != nil {
 		t.Fatal(err)

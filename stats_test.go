@@ -36,14 +36,14 @@ func TestDropsTotal(t *testing.T) {
 
 func TestEventNames(t *testing.T) {
 	seen := make(map[string]bool)
-	for k := EventHandshake; k <= EventPeerForgotten; k++ {
+	for k := EventHandshake; k < eventKinds; k++ {
 		if s := k.String(); s == "unknown event" || seen[s] {
 			t.Errorf("event %d is called %q", k, s)
 		} else {
 			seen[s] = true
 		}
 	}
-	if EventKind(0).String() != "unknown event" || (EventPeerForgotten+1).String() != "unknown event" {
+	if EventKind(0).String() != "unknown event" || eventKinds.String() != "unknown event" {
 		t.Error("what is no event has a name")
 	}
 }
@@ -61,50 +61,4 @@ func TestStatusIsPlain(t *testing.T) {
 			}
 		}
 	}
-}
-
-func TestSubscribers(t *testing.T) {
-	var d Device
-	fast, cancelFast := d.Subscribe(10)
-	slow, cancelSlow := d.Subscribe(0)
-	for k := range EventKind(4) {
-		d.subscribers.publish(Event{Kind: k + 1})
-	}
-	for k := range EventKind(4) {
-		if e := <-fast; e.Kind != k+1 || e.Missed != 0 {
-			t.Errorf("event %d is %+v", k, e)
-		}
-	}
-	if e := <-slow; e.Kind != 1 || e.Missed != 0 {
-		t.Errorf("the first event is %+v", e)
-	}
-	d.subscribers.publish(Event{Kind: 5})
-	if e := <-slow; e.Kind != 5 || e.Missed != 3 {
-		t.Errorf("after three that were missed, the event is %+v", e)
-	}
-	d.subscribers.publish(Event{Kind: 6})
-	if e := <-slow; e.Missed != 0 {
-		t.Error("events missed are told twice")
-	}
-	cancelSlow()
-	cancelSlow()
-	if _, ok := <-slow; ok {
-		t.Error("a channel is open after cancel")
-	}
-	d.subscribers.publish(Event{Kind: 7})
-	d.subscribers.close()
-	d.subscribers.close()
-	cancelFast()
-	kinds := []EventKind{}
-	for e := range fast {
-		kinds = append(kinds, e.Kind)
-	}
-	if !reflect.DeepEqual(kinds, []EventKind{5, 6, 7}) {
-		t.Errorf("what was told before the close is %v", kinds)
-	}
-	late, cancel := d.Subscribe(1)
-	if _, ok := <-late; ok {
-		t.Error("a closed device tells something")
-	}
-	cancel()
 }

@@ -46,6 +46,8 @@ type timers struct {
 	seed        uint32 // of the jitter
 	attempts    uint8  // initiations sent in this series; more packets begin a new one
 	unanswered  uint8  // initiations sent since anything was heard of the peer
+	tries       uint32 // initiations sent since a session was last confirmed
+	awaiting    bool   // the last of them may still be answered
 	needAnother bool   // data came while timerKeepalive was pending: once more after it
 	again       bool   // that keepalive is being sent: set timerKeepalive once it is
 	lastMinute  bool   // a new session was asked for on receipt, in this session
@@ -123,6 +125,8 @@ func (p *peerState) initiated(now int64) {
 	p.lastSent = now
 	p.timers.attempts++
 	p.timers.unanswered++
+	p.timers.tries++
+	p.timers.awaiting = true
 	p.timers.set(timerRetransmit, now+rekeyTimeout+p.timers.jitter(now))
 }
 
@@ -138,7 +142,7 @@ func (p *peerState) sessionDerived(now int64) {
 // sessionConfirmed: when a new keypair becomes the current one.
 func (p *peerState) sessionConfirmed(now int64, out *outbox) {
 	p.timers.cancel(timerRetransmit)
-	p.timers.attempts = 0
+	p.timers.attempts, p.timers.tries, p.timers.awaiting = 0, 0, false
 	p.timers.lastMinute = false
 	p.timers.set(timerExpiry, p.current.created+rejectAfterTime)
 	p.timers.set(timerWipe, max(p.timers.at[timerWipe], p.current.created+wipeAfterTime))
@@ -182,6 +186,10 @@ func (p *peerState) expire(now int64, out *outbox) {
 // retransmit is timerRetransmit: "the initiation is retried after Rekey-Timeout plus jitter" until 20 were sent.
 func (p *peerState) retransmit(now int64, out *outbox) {
 	p.endpoint.forgetSource()
+	if p.timers.awaiting { // else the initiation was put off
+		p.timers.awaiting = false
+		out.event(EventAttemptFailed, p.endpoint)
+	}
 	if p.timers.unanswered >= maxAttempts || p.timers.attempts >= maxAttempts {
 		// Under traffic the tries go on, since packets begin the series anew; whoever watches is told all the same.
 		p.timers.unanswered = 0

@@ -26,7 +26,7 @@
 // handshake.go, cookie.go. Time comes by clock.go (internal/boottime) from deadlines.go to timers.go. Configuration is config.go and configure.go.
 // Beside them: internal/packet reads the packets inside and answers them, sessions.go finds sessions, lookup.go peers;
 // waiters.go waits for a session; peers.go, identity.go, key.go, endpoint.go, drops.go, eventkind.go, tunnel.go, bind.go,
-// batch.go, events.go and stats.go are types.
+// batch.go, events.go, subscription.go and stats.go are types.
 //
 //	out:   PacketSource or Device.Send ─▶ route ─▶ the peer's turn, counters ─▶ seal in place ─▶ Socket
 //	in:    Receiver ─▶ session by index ─▶ open in place ─▶ replay, confirm, roam ─▶ source check ─▶ PacketSink
@@ -104,18 +104,17 @@ type Device struct {
 	cookieMu sync.Mutex // guards cookies; taken last but for the deadlines'
 	cookies  cookieChecker
 
-	slow        slowPath
-	deadlines   deadlines
-	lookups     lookups
-	waiters     waiters
-	subscribers subscribers
+	slow          slowPath
+	deadlines     deadlines
+	lookups       lookups
+	waiters       waiters
+	subscriptions subscriptions
 
 	drops         dropCounters
 	ecnMismatches atomic.Uint64
 	cookieReplies atomic.Uint64
 	stagedBytes   atomic.Int64
-	troubled      atomic.Int64 // when trouble with receiving or opening was told of last
-	sendTroubled  atomic.Int64 // and with sending
+	troubled      atomic.Int64 // when trouble with receiving was last reported
 
 	wg        sync.WaitGroup // receivers, sources, workers, the time's goroutine
 	closeOnce sync.Once
@@ -333,7 +332,7 @@ func (d *Device) end(why error) {
 		d.slow.close()
 		d.waiters.close()
 		d.wg.Wait()
-		d.subscribers.close()
+		d.subscriptions.close()
 		d.err = why
 		close(d.done)
 	})
@@ -431,7 +430,7 @@ func (d *Device) release(p *peer, out *outbox) {
 	if !p.removed {
 		d.schedule(p)
 	}
-	d.noteHandshake(p, out)
+	d.publish(p, out.events)
 	visit := out.initiate && p.enterSlow()
 	p.mu.Unlock()
 	d.sessions.free(out.freed...)
@@ -462,7 +461,8 @@ func (d *Device) drop(p *peer, r DropReason, n int) {
 	d.drops.add(r, n)
 }
 
-// tell publishes what happened to p.
+// tell ends the waits that an event of p ends, and logs it. Unlike publish it is called without p.mu: the log is the
+// program's code.
 func (d *Device) tell(p *peer, e outEvent) {
 	switch e.kind {
 	case EventHandshake:
@@ -470,8 +470,9 @@ func (d *Device) tell(p *peer, e outEvent) {
 	case EventHandshakeFailed:
 		d.waiters.end(p, errNoAnswer)
 	}
-	d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
-	d.subscribers.publish(Event{Kind: e.kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: e.endpoint})
+	if d.log != nil { // or the arguments would be allocated for nothing
+		d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
+	}
 }
 
 func (d *Device) debug(msg string, args ...any) { d.logAt(slog.LevelDebug, msg, args) }

@@ -12,21 +12,9 @@ import (
 // new one. endpoint is what the configuration says of a peer, zero where it says nothing. It returns when ctx or the
 // device ends.
 func resolveAgain(ctx context.Context, d *wireguard.Device, r conf.Resolution, endpoint func(wireguard.PublicKey) conf.Endpoint, log *slog.Logger) {
-	events, cancel := d.Subscribe(64)
-	defer cancel()
-	for {
-		var e wireguard.Event
-		var ok bool
-		select {
-		case e, ok = <-events:
-		case <-ctx.Done():
-		}
-		if !ok {
-			return
-		}
-		if e.Kind != wireguard.EventHandshakeFailed {
-			continue
-		}
+	failures := d.Subscribe(wireguard.EventHandshakeFailed)
+	defer failures.Close()
+	for e := range failures.Events(ctx) {
 		named := endpoint(e.Peer)
 		if named.IsZero() {
 			continue

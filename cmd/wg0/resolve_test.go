@@ -53,8 +53,7 @@ func TestResolveAgain(t *testing.T) {
 		resolver.a.Store(&old)
 		ended := make(chan struct{})
 		var asked atomic.Int32 // about the file's peers, which are many
-		failed, stop := d.Subscribe(1024)
-		defer stop()
+		failed := d.Subscribe(wireguard.EventHandshakeFailed)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			defer close(ended)
@@ -78,12 +77,10 @@ func TestResolveAgain(t *testing.T) {
 		}
 		cancel()
 		<-ended
-		stop()
+		d.Close()
 		failures := int32(0)
-		for e := range failed {
-			if e.Kind == wireguard.EventHandshakeFailed {
-				failures++
-			}
+		for e := range failed.Events(t.Context()) {
+			failures += 1 + int32(e.Merged)
 		}
 		if n := asked.Load(); n != failures {
 			t.Errorf("the file was searched %d times for %d handshakes that failed", n, failures)

@@ -1,0 +1,213 @@
+package wireguard_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// wantAttempts asserts which attempts to reach o failed since it was last asked, each once its 5 s were over. The first one
+// was sent at first.
+func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.Duration, numbers ...int) {
+	n.w.Helper()
+	n.w.settle()
+	sent := n.clock.Wall().Add(first - n.w.now())
+	for _, number := range numbers {
+		if len(failed) == 0 {
+			n.w.Fatalf("at %v: nothing says that attempt %d failed", n.w.now(), number)
+		}
+		e := <-failed
+		after := e.Time.Sub(sent)
+		if e.Attempt != number || e.Peer != o.pub() || e.Endpoint != o.at() || after < 5*time.Second || after > 5*time.Second+jitter {
+			n.w.Fatalf("%v after the initiation: event %+v, want attempt %d", after, e, number)
+		}
+		sent = e.Time // of the next one
+	}
+	if len(failed) != 0 {
+		n.w.Fatalf("at %v: event %+v, want no more", n.w.now(), <-failed)
+	}
+}
+
+// counting are the numbers from one to another.
+func counting(from, to int) (numbers []int) {
+	for i := from; i <= to; i++ {
+		numbers = append(numbers, i)
+	}
+	return numbers
+}
+
+// Each initiation that goes unanswered is an event, from the first one on, which comes after 5 s and not after 104. Its
+// number begins anew with each session.
+func TestEachAttemptIsAnEvent(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		failed := a.watch(wireguard.EventAttemptFailed)
+		w.net.Cut(a.end, b.end)
+		a.send(b, "one")
+		w.advance(5*time.Second - 1)
+		a.wantAttempts(failed, b, 0)
+		w.advance(jitter + 1)
+		a.wantAttempts(failed, b, 0, 1)
+		w.advance(100*time.Second + 19*jitter)
+		if len(failed) != 19 {
+			w.Fatalf("%d more attempts failed, want 19", len(failed))
+		}
+		last := 2
+		for len(failed) > 0 {
+			if e := <-failed; e.Attempt != last {
+				w.Fatalf("attempt %d, want %d", e.Attempt, last)
+			}
+			last++
+		}
+		a.wantEvents("the last of them ends the series", wireguard.EventHandshakeFailed)
+
+		w.advance(time.Hour)
+		at := w.now()
+		a.send(b, "two")
+		w.advance(4 * time.Second)
+		w.net.Mend(a.end, b.end)
+		w.advance(2 * time.Second)
+		a.wantSession(b, true, "attempt 22 was answered")
+		a.wantAttempts(failed, b, at, 21)
+
+		w.advance(200 * time.Second) // b's keepalive arrives, and the session expires
+		w.net.Cut(a.end, b.end)
+		at = w.now()
+		a.send(b, "three")
+		w.advance(11 * time.Second)
+		a.wantAttempts(failed, b, at, 1, 2)
+	})
+}
+
+// Under traffic each packet begins the series anew. The attempts are counted all the same.
+func TestAttemptsUnderTraffic(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		failed := a.watch(wireguard.EventAttemptFailed)
+		w.net.Cut(a.end, b.end)
+		for range 300 {
+			a.send(b, "again")
+			w.advance(time.Second)
+		}
+		n := a.end.Sent().Initiations
+		w.advance(5*time.Second + jitter) // the last of them
+		a.wantAttempts(failed, b, 0, counting(1, int(n))...)
+		a.wantEvents("each 20", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
+	})
+}
+
+// An attempt fails once, and only if it was made: not one that was answered, nor one that is put off because a response was
+// just sent. Where initiations cross, the one fails whose end has to try again.
+func TestWhichAttemptsFail(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		failedA, failedB := a.watch(wireguard.EventAttemptFailed), b.watch(wireguard.EventAttemptFailed)
+		w.connect(a, b)
+		w.advance(10 * time.Minute)
+		a.wantAttempts(failedA, b, 0)
+
+		w.lose("a keepalive", 1)
+		b.restart()
+		w.hold("a data", 1) // what would confirm the session
+		a.send(b, "to the one that restarted")
+		w.advance(time.Second)
+		b.send(a, "put off")
+		w.advance(5*time.Second + jitter)
+		b.wantAttempts(failedB, a, 0)
+
+		w.advance(10 * time.Minute)
+		at := w.now()
+		w.script()
+		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+		a.send(b, "x")
+		b.send(a, "y")
+		w.want("a initiation, b initiation", "they cross")
+		w.advance(15 * time.Second)
+		a.wantSession(b, true, "healed")
+		if len(failedA)+len(failedB) != 1 {
+			w.Fatalf("%d attempts of a failed and %d of b, want one in all", len(failedA), len(failedB))
+		}
+		for n, failed := range map[*node]<-chan wireguard.Event{a: failedA, b: failedB} {
+			if o := map[*node]*node{a: b, b: a}[n]; len(failed) > 0 {
+				n.wantAttempts(failed, o, at+2*time.Millisecond, 1)
+			}
+		}
+	})
+}
+
+// A subscription that nobody reads delays nothing, and keeps the newest event of each kind until it is closed; what is
+// unread when the device is closed can still be read.
+func TestSlowSubscriber(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		slow, closed := a.Subscribe(wireguard.EventHandshake, wireguard.EventEndpointMoved), a.Subscribe()
+		for range 5 {
+			w.connectAgain(a, b)
+			w.advance(time.Second)
+		}
+		a.wantEvents("a quick reader has them all", wireguard.EventHandshake, wireguard.EventHandshake,
+			wireguard.EventHandshake, wireguard.EventHandshake, wireguard.EventHandshake)
+		sent := b.status(a).Timestamp
+		b.move(elsewhere)
+		b.send(a, "from elsewhere")
+		closed.Close()
+		a.Close()
+		want := []wireguard.Event{
+			{Kind: wireguard.EventHandshake, Merged: 4, SentTimestamp: sent},
+			{Kind: wireguard.EventEndpointMoved, Endpoint: b.at()},
+		}
+		for e := range slow.Events(context.Background()) {
+			if len(want) == 0 {
+				w.Fatalf("event %+v, want no more", e)
+			}
+			if e.Kind != want[0].Kind || e.Merged != want[0].Merged || e.SentTimestamp != want[0].SentTimestamp || e.Missed != 0 ||
+				e.Kind == wireguard.EventEndpointMoved && e.Endpoint.Addr != b.at().Addr {
+				w.Fatalf("event %+v, want %+v", e, want[0])
+			}
+			want = want[1:]
+		}
+		if len(want) != 0 {
+			w.Fatalf("%+v is missing", want)
+		}
+		if e, err := closed.Next(context.Background()); !errors.Is(err, net.ErrClosed) {
+			w.Fatalf("event %+v, %v of a subscription that was closed", e, err)
+		}
+	})
+}
+
+// The trouble with sending to one peer does not hide that with another, nor that with the device's socket.
+func TestTroublePerPeer(t *testing.T) {
+	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
+		c := w.node("c")
+		a.knows(c)
+		c.knows(a)
+		w.connect(a, b)
+		w.connect(a, c)
+		a.wantEvents("before", wireguard.EventHandshake, wireguard.EventHandshake)
+		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
+		big := string(make([]byte, 500))
+		for range 10 {
+			a.send(b, big)
+			a.send(c, big)
+		}
+		es := a.wantEvents("once each", wireguard.EventBindTrouble, wireguard.EventBindTrouble)
+		for i, o := range []*node{b, c} {
+			if e := es[i]; e.Peer != o.pub() || !errors.Is(e.Err, syscall.EMSGSIZE) {
+				w.Fatalf("event %+v, want the trouble with sending to %s", e, o.name)
+			}
+		}
+		odd, busy := errors.New("recvmsg: network is down"), errors.New("no network")
+		mood.set(func() { mood.moods = []error{odd} })
+		b.send(a, "x") // the Receive under way still brings it
+		if e := a.wantEvents("the socket's", wireguard.EventBindTrouble)[0]; e.Peer != (wireguard.PublicKey{}) || !errors.Is(e.Err, odd) {
+			w.Fatalf("event %+v, want the device's trouble with receiving", e)
+		}
+		mood.set(func() { mood.fail = busy })
+		a.Wake()
+		if e := a.wantEvents("in the same second", wireguard.EventBindTrouble)[0]; !errors.Is(e.Err, busy) {
+			w.Fatalf("event %+v, want that Wake could not open the socket", e)
+		}
+	})
+}

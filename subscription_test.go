@@ -1,0 +1,514 @@
+package wireguard
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// unreadEvents reads what is unread now.
+func unreadEvents(t testing.TB, s *Subscription) (all []Event) {
+	t.Helper()
+	for {
+		e, err := s.take()
+		if err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+		if e.Kind == 0 {
+			return all
+		}
+		all = append(all, e)
+	}
+}
+
+// eventTexts are events as "kind peer attempt".
+func eventTexts(events []Event) (all []string) {
+	for _, e := range events {
+		all = append(all, fmt.Sprintf("%v %d %d", e.Kind, e.Peer[0], e.Attempt))
+	}
+	return all
+}
+
+// TestMergedEvents: of each kind the newest event is kept, with the greatest timestamps and the number of those that it
+// replaced.
+func TestMergedEvents(t *testing.T) {
+	place := func(port uint16) Endpoint {
+		return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), port))
+	}
+	old, new := TimestampOf(epoch), TimestampOf(epoch.Add(time.Hour))
+	for _, test := range []struct {
+		name                 string
+		first, second, third Event
+		want                 Event
+	}{
+		{"handshakes",
+			Event{Kind: EventHandshake, Endpoint: place(1), Timestamp: old, SentTimestamp: new},
+			Event{Kind: EventHandshake, Endpoint: place(2), Timestamp: new, SentTimestamp: new},
+			Event{Kind: EventHandshake, Endpoint: place(3), Timestamp: new, SentTimestamp: new},
+			Event{Kind: EventHandshake, Endpoint: place(3), Timestamp: new, SentTimestamp: new, Merged: 2}},
+		{"moves", Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(2)},
+			Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(1), Merged: 2}},
+		{"attempts", Event{Kind: EventAttemptFailed, Attempt: 7}, Event{Kind: EventAttemptFailed, Attempt: 8},
+			Event{Kind: EventAttemptFailed, Attempt: 1}, // after a handshake: its event says so
+			Event{Kind: EventAttemptFailed, Attempt: 1, Merged: 2}},
+		{"trouble", Event{Kind: EventBindTrouble, Err: net.ErrClosed}, Event{Kind: EventBindTrouble, Err: net.ErrClosed},
+			Event{Kind: EventBindTrouble, Err: net.ErrWriteToConnected},
+			Event{Kind: EventBindTrouble, Err: net.ErrWriteToConnected, Merged: 2}},
+		{"a recording brought the peer back, and it was forgotten again",
+			Event{Kind: EventPeerForgotten, Timestamp: new, SentTimestamp: new},
+			Event{Kind: EventPeerForgotten, Timestamp: old}, Event{Kind: EventPeerForgotten, SentTimestamp: old},
+			Event{Kind: EventPeerForgotten, Timestamp: new, SentTimestamp: new, Merged: 2}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var d Device
+			s := d.Subscribe()
+			for i, e := range []Event{test.first, test.second, test.third} {
+				e.Time = epoch.Add(time.Duration(i))
+				d.subscriptions.publish(e)
+			}
+			test.want.Time = epoch.Add(2)
+			if got := unreadEvents(t, s); len(got) != 1 || got[0] != test.want {
+				t.Errorf("events\n%+v, want\n%+v", got, test.want)
+			}
+			d.subscriptions.publish(test.first)
+			if got := unreadEvents(t, s); len(got) != 1 || got[0] != test.first {
+				t.Errorf("events %+v: one that was read is merged with the next", got)
+			}
+		})
+	}
+}
+
+// TestEventOrder: a peer's events are read in the order in which they last happened, and peers take turns.
+func TestEventOrder(t *testing.T) {
+	var d Device
+	s := d.Subscribe()
+	attempts := make(map[byte]int)
+	publish := func(peer byte, kinds ...EventKind) {
+		for _, k := range kinds {
+			attempts[peer]++
+			d.subscriptions.publish(Event{Kind: k, Peer: PublicKey{peer}, Attempt: attempts[peer]})
+		}
+	}
+	want := func(why string, texts ...string) {
+		t.Helper()
+		var got []Event
+		for range texts {
+			e, _ := s.take()
+			got = append(got, e)
+		}
+		if !slices.Equal(eventTexts(got), texts) {
+			t.Errorf("%s: %q, want %q", why, eventTexts(got), texts)
+		}
+	}
+	publish(1, EventHandshake, EventSessionExpired, EventHandshake)
+	publish(2, EventHandshake)
+	publish(1, EventEndpointMoved)
+	publish(3, EventHandshake)
+	want("the session of 1 stands", "session expired 1 2", "handshake completed 1 3")
+	publish(1, EventSessionExpired, EventEndpointMoved)
+	publish(2, EventSessionExpired)
+	want("the turn of 1 ends with what was known when it began", "endpoint moved 1 4")
+	want("of 2", "handshake completed 2 1", "session expired 2 2")
+	publish(2, EventHandshake)
+	want("then of 3, of 1 and again of 2", "handshake completed 3 1", "session expired 1 5", "endpoint moved 1 6", "handshake completed 2 3")
+	if left := unreadEvents(t, s); left != nil {
+		t.Errorf("%+v is left", left)
+	}
+}
+
+// TestNoPeerIsStarved: a reader that reads one event whenever each of three peers had two more still sees each kind of each
+// peer again and again.
+func TestNoPeerIsStarved(t *testing.T) {
+	var d Device
+	s := d.Subscribe()
+	seen := make(map[string]int)
+	for range 600 {
+		for peer := range byte(3) {
+			d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: PublicKey{peer}})
+			d.subscriptions.publish(Event{Kind: EventHandshake, Peer: PublicKey{peer}})
+		}
+		e, _ := s.take()
+		seen[eventTexts([]Event{e})[0]]++
+	}
+	if len(seen) != 6 {
+		t.Errorf("events read: %v, want all of 6", seen)
+	}
+	for e, n := range seen {
+		if n < 99 || n > 101 {
+			t.Errorf("%q was read %d times of 600, want a sixth", e, n)
+		}
+	}
+}
+
+func peerNumber(i int) (k PublicKey) {
+	binary.BigEndian.PutUint32(k[:], uint32(i))
+	return k
+}
+
+// TestFullKind: when events of one kind are unread for as many peers as there is room for, those of further peers are lost
+// and counted; other kinds, other subscriptions and the peers that have a place lose nothing.
+func TestFullKind(t *testing.T) {
+	var d Device
+	s, other := d.Subscribe(EventEndpointMoved, EventPeerForgotten), d.Subscribe(EventPeerForgotten)
+	for range 2 {
+		for i := range maxUnread + 5 {
+			d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
+		}
+	}
+	for i := range maxUnread {
+		d.subscriptions.publish(Event{Kind: EventPeerForgotten, Peer: peerNumber(maxUnread + i)})
+		d.subscriptions.publish(Event{Kind: EventHandshake, Peer: peerNumber(i)}) // nobody asked
+	}
+	if n := len(unreadEvents(t, other)); n != maxUnread {
+		t.Errorf("%d of %d events", n, maxUnread)
+	}
+	moved, forgotten := 0, 0
+	for i, e := range unreadEvents(t, s) {
+		if missed := 10; (e.Missed == missed) != (i == 0) || i > 0 && e.Missed != 0 {
+			t.Fatalf("event %d says that %d were missed", i, e.Missed)
+		}
+		switch e.Kind {
+		case EventEndpointMoved:
+			if moved++; e.Merged != 1 {
+				t.Fatalf("event %+v stands for one more", e)
+			}
+		case EventPeerForgotten:
+			forgotten++
+		}
+	}
+	if moved != maxUnread || forgotten != maxUnread {
+		t.Errorf("%d moves and %d forgotten peers, want %d each", moved, forgotten, maxUnread)
+	}
+	d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: peerNumber(maxUnread + 6)})
+	if got := unreadEvents(t, s); len(got) != 1 || got[0].Missed != 0 {
+		t.Errorf("events %+v: a kind that was read has room", got)
+	}
+}
+
+// TestUnreadMemory: unread events take about 400 bytes each, and nothing once they are read or dropped.
+func TestUnreadMemory(t *testing.T) {
+	for _, end := range []string{"read", "closed"} {
+		var d Device
+		before := heapAndStack()
+		s := d.Subscribe()
+		for i := range maxUnread {
+			d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
+		}
+		if each := (heapAndStack() - before) / maxUnread; each > 500 && !raceEnabled {
+			t.Errorf("an unread event takes %d bytes", each)
+		} else {
+			t.Logf("an unread event takes %d bytes", each)
+		}
+		if end == "read" {
+			unreadEvents(t, s)
+		} else {
+			s.Close()
+		}
+		if left := heapAndStack() - before; left > 256<<10 {
+			t.Errorf("%s: %d bytes are left", end, left)
+		}
+		runtime.KeepAlive(&d)
+		runtime.KeepAlive(s)
+	}
+}
+
+// TestPublishAllocatesNothing where nobody asked for the event, and where it replaces one.
+func TestPublishAllocatesNothing(t *testing.T) {
+	var d Device
+	e := Event{Kind: EventEndpointMoved, Peer: PublicKey{1}}
+	publish := func() { d.subscriptions.publish(e) }
+	if n := testing.AllocsPerRun(100, publish); n != 0 {
+		t.Errorf("%v allocations without a subscription", n)
+	}
+	d.Subscribe(EventHandshake)
+	if n := testing.AllocsPerRun(100, publish); n != 0 {
+		t.Errorf("%v allocations without a subscription to the kind", n)
+	}
+	d.Subscribe()
+	if n := testing.AllocsPerRun(100, publish); n != 0 {
+		t.Errorf("%v allocations where the last event is unread", n)
+	}
+}
+
+// TestNextEnds: Next and the loop over Events end with their context, whether or not something is unread.
+func TestNextEnds(t *testing.T) {
+	var d Device
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	event := Event{Kind: EventHandshake, Peer: PublicKey{1}}
+	s := d.Subscribe()
+	d.subscriptions.publish(event)
+	if e, err := s.Next(over); err != context.Canceled {
+		t.Errorf("with a context that has ended: %+v, %v", e, err)
+	}
+	for range s.Events(over) {
+		t.Error("a loop goes on after its context")
+	}
+	if e, err := s.Next(t.Context()); err != nil || e != event {
+		t.Errorf("the event is %+v, %v", e, err)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if e, err := s.Next(soon); err != context.DeadlineExceeded {
+		t.Errorf("no event: %+v, %v", e, err)
+	}
+	for i := range 3 {
+		d.subscriptions.publish(Event{Kind: EventHandshake, Peer: peerNumber(i)})
+	}
+	soon, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	n := 0
+	for range s.Events(soon) {
+		n++
+		break
+	}
+	for range s.Events(soon) {
+		n++
+	}
+	if n != 3 {
+		t.Errorf("two loops read %d events, want 3", n)
+	}
+}
+
+// TestSubscriptionClose: Close drops what is unread; Device.Close leaves it to be read.
+func TestSubscriptionClose(t *testing.T) {
+	var d Device
+	event := Event{Kind: EventHandshake, Peer: PublicKey{1}}
+	closed, kept := d.Subscribe(), d.Subscribe()
+	for range 3 {
+		d.subscriptions.publish(event)
+		event.Peer[1]++
+	}
+	if e, err := closed.Next(t.Context()); err != nil || e.Peer != (PublicKey{1}) {
+		t.Errorf("the first event is %+v, %v", e, err)
+	}
+	for range 2 {
+		closed.Close()
+		if e, err := closed.Next(t.Context()); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after Close: %+v, %v", e, err)
+		}
+	}
+	d.subscriptions.close()
+	d.subscriptions.close()
+	d.subscriptions.publish(event)
+	n := 0
+	for e := range kept.Events(t.Context()) {
+		if e.Peer != (PublicKey{1, byte(n)}) {
+			t.Errorf("event %d is %+v", n, e)
+		}
+		if n++; n == 2 {
+			break
+		}
+	}
+	for range kept.Events(t.Context()) {
+		n++
+	}
+	if n != 3 {
+		t.Errorf("%d events were left when the device was closed, want 3", n)
+	}
+	for _, s := range []*Subscription{kept, d.Subscribe()} {
+		if e, err := s.Next(t.Context()); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after the device's Close: %+v, %v", e, err)
+		}
+		s.Close()
+	}
+}
+
+// TestSubscriptionsConcurrently: publishers, readers that share a subscription, some of which give up at times, and readers
+// that close theirs. Each event is delivered, merged or counted as missed, in order per peer for a reader that is alone; no
+// reader waits while something is unread, and Close ends all.
+func TestSubscriptionsConcurrently(t *testing.T) {
+	const publishers, perPublisher = 4, 5000
+	var d Device
+	var sharers, owners, publishing sync.WaitGroup
+	var got [3]atomic.Int64
+	shared, alone := d.Subscribe(), d.Subscribe(EventHandshake)
+	for i := range 3 {
+		sharers.Go(func() {
+			for {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i)*50*time.Microsecond+time.Microsecond)
+				e, err := shared.Next(ctx)
+				cancel()
+				if errors.Is(err, net.ErrClosed) {
+					return
+				}
+				if err == nil {
+					got[0].Add(int64(1 + e.Merged + e.Missed))
+				}
+			}
+		})
+	}
+	owners.Go(func() {
+		last := make(map[PublicKey]int)
+		for e := range alone.Events(context.Background()) {
+			if e.Attempt <= last[e.Peer] {
+				t.Errorf("event %d of %x came after %d", e.Attempt, e.Peer[:2], last[e.Peer])
+			}
+			last[e.Peer] = e.Attempt
+			got[1].Add(int64(1 + e.Merged + e.Missed))
+		}
+	})
+	for range 2 {
+		owners.Go(func() {
+			for range 200 {
+				s := d.Subscribe()
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					for range s.Events(context.Background()) {
+						got[2].Add(1)
+					}
+				}()
+				runtime.Gosched()
+				go s.Close()
+				s.Close()
+				<-ended
+			}
+		})
+	}
+	for i := range publishers {
+		publishing.Go(func() {
+			r := rand.New(rand.NewPCG(1, uint64(i)))
+			for n := range perPublisher {
+				d.subscriptions.publish(Event{Kind: EventHandshake, Peer: PublicKey{byte(i), byte(r.IntN(4))}, Attempt: n + 1})
+				if n%64 == 0 {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	publishing.Wait()
+	for i := range 2 {
+		eventually(t, "a reader waits although there is something to read", func() bool {
+			return got[i].Load() == publishers*perPublisher
+		})
+	}
+	d.subscriptions.close()
+	sharers.Wait()
+	owners.Wait()
+}
+
+// TestEachReaderWakes: as many events as readers that wait, published at once.
+func TestEachReaderWakes(t *testing.T) {
+	var d Device
+	s := d.Subscribe()
+	for range 200 {
+		var readers sync.WaitGroup
+		for range 8 {
+			readers.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				defer cancel()
+				if _, err := s.Next(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		runtime.Gosched()
+		for i := range 8 {
+			d.subscriptions.publish(Event{Kind: EventHandshake, Peer: peerNumber(i)})
+		}
+		readers.Wait()
+	}
+}
+
+// TestNewestEventWins: whatever order several receivers hear a peer in, the newest event says where the peer is.
+func TestNewestEventWins(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	s, p := e.Subscribe(EventEndpointMoved), e.peer(r)
+	for round := range 200 {
+		var receivers sync.WaitGroup
+		for i := range 4 {
+			receivers.Go(func() {
+				for j := range 10 {
+					var out outbox
+					from := EndpointOf(netip.AddrPortFrom(r.from.Addr.Addr(), uint16(2000+100*i+j)))
+					p.mu.Lock()
+					p.moveTo(from, &out)
+					e.release(p, &out)
+				}
+			})
+		}
+		receivers.Wait()
+		if got := unreadEvents(t, s); len(got) != 1 || got[0].Merged != 39 || got[0].Endpoint != p.endpoint {
+			t.Fatalf("round %d: events %+v, but the peer is at %v", round, got, p.endpoint)
+		}
+	}
+}
+
+// TestFlappingPeer: an authenticated peer sends each of 100,000 keepalives from another port, and nobody reads. The events
+// of another peer, and the one with the timestamp that protects a forgotten peer from a recording, are all there.
+func TestFlappingPeer(t *testing.T) {
+	flaps := 100_000
+	if raceEnabled || testing.Short() {
+		flaps = 10_000
+	}
+	public := testKey(1).Public()
+	flapping, quiet, guest := newRemote(1, public), newRemote(2, public), newRemote(3, public)
+	e := newEnd(t, testKey(1), flapping.config(), quiet.config())
+	e.lookup = func(_ context.Context, k PublicKey) (PeerConfig, error) {
+		c := guest.config()
+		if c.PublicKey != k {
+			return c, errors.New("not a guest")
+		}
+		return c, nil
+	}
+	e.maxLookedUp = 1
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	all, forgotten := e.Subscribe(), e.Subscribe(EventPeerForgotten)
+	e.connect(t, flapping)
+	flap := func(n int) {
+		for i := range n {
+			tr := flapping.train(flapping.data(nil))
+			tr.Endpoint = EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), uint16(2000+i%50000)))
+			e.line.receive(tr)
+		}
+	}
+	flap(flaps / 2)
+	e.connect(t, guest)
+	e.connect(t, quiet)
+	flap(flaps / 2)
+	for range 4 {
+		e.advance(t, 180*time.Second)
+	}
+	for name, s := range map[string]*Subscription{"all kinds": all, "one kind": forgotten} {
+		got := unreadEvents(t, s)
+		if i := slices.IndexFunc(got, func(e Event) bool { return e.Kind == EventPeerForgotten }); i < 0 ||
+			got[i].Peer != guest.id.public || got[i].Timestamp != guest.ts {
+			t.Errorf("%s: the event of the forgotten peer is not among %q", name, eventTexts(got))
+		}
+		if s == forgotten {
+			continue
+		}
+		moves, handshakes := 0, 0
+		for _, ev := range got {
+			switch {
+			case ev.Missed != 0:
+				t.Errorf("event %+v tells of missed ones", ev)
+			case ev.Kind == EventEndpointMoved && ev.Peer == flapping.id.public:
+				if moves += 1 + ev.Merged; ev.Endpoint != e.peer(flapping).endpoint {
+					t.Errorf("event %+v, but the peer is at %v", ev, e.peer(flapping).endpoint)
+				}
+			case ev.Kind == EventHandshake && ev.Peer == quiet.id.public:
+				if handshakes++; ev.Timestamp != quiet.ts || ev.Endpoint != quiet.from {
+					t.Errorf("event %+v of the quiet peer", ev)
+				}
+			}
+		}
+		if moves != flaps || handshakes != 1 {
+			t.Errorf("%d moves of the flapping peer, want %d; %d handshakes of the quiet one, want 1", moves, flaps, handshakes)
+		}
+	}
+}
