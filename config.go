@@ -50,6 +50,10 @@ type Config struct {
 	// Besides, a peer holds at most 128 that wait for a handshake, and 1024 for the turn.
 	StagedBytes int
 
+	// IndexPrefix is how every session index of the device begins, so that a program can tell apart devices that share
+	// one socket. The zero value is no prefix. With 16 bits, 49,152 sessions and handshakes can be under way.
+	IndexPrefix IndexPrefix
+
 	// Logger is told of handshakes (Debug), of the device's life (Info) and of trouble with sockets (Warn). What
 	// a packet or a stranger does is never above Debug. Nil: silent.
 	Logger *slog.Logger
@@ -153,7 +157,10 @@ func (c *Config) maxLookedUp() int {
 	return c.MaxLookedUp
 }
 
-const maxHeadroom = 64
+const (
+	maxHeadroom  = 64
+	maxIndexBits = 16
+)
 
 // headroomOf returns the bytes that b wants in front of each datagram.
 func headroomOf(b Bind) int {
@@ -176,6 +183,9 @@ func (c *Config) check(headroom int) error {
 	}
 	if headroom < 0 || headroom > maxHeadroom {
 		errs = append(errs, fmt.Errorf("wireguard: Config.Bind: a %T wants %d bytes of headroom: want 0 to %d", c.Bind, headroom, maxHeadroom))
+	}
+	if x := c.IndexPrefix; x.Bits < 0 || x.Bits > maxIndexBits || x.Value>>x.Bits != 0 {
+		errs = append(errs, fmt.Errorf("wireguard: Config.IndexPrefix is %d in %d bits: want 0 to %d bits, and a value that fits into them", x.Value, x.Bits, maxIndexBits))
 	}
 	if c.StagedBytes < 0 {
 		errs = append(errs, fmt.Errorf("wireguard: Config.StagedBytes is %d: want 0 for the default, or more", c.StagedBytes))

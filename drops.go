@@ -34,6 +34,7 @@ const (
 	DropLowOrder                           // handshake message: a Diffie-Hellman result of zero
 	DropBadCookie                          // cookie reply: not to the last message sent, or not authentic
 	DropLookupFull                         // initiation of a stranger: too many lookups wait, or peers came from them
+	DropIndexFull                          // handshake message to send: nearly all indices with Config.IndexPrefix are taken
 	dropReasons
 )
 
@@ -41,7 +42,7 @@ var dropNames = [dropReasons]string{
 	"down", "malformed", "no route", "no endpoint", "staged overflow", "staged bytes", "no session", "send failed", "loop",
 	"unknown message", "unknown index", "expired key", "forged", "replayed", "inner malformed", "source not allowed",
 	"sink full", "queue full", "bad mac", "cookie required", "rate limited", "no identity", "unknown peer",
-	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full",
+	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full", "index full",
 }
 
 // String is the reason in lower-case words, fit for a label of a metric.

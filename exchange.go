@@ -31,7 +31,10 @@ func (d *Device) sendInitiation(p *peer) {
 	static, err := d.staticSecret(p, id)
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])
-	local := d.sessions.reserve(p, d.random)
+	local, full := d.sessions.reserve(p, d.random)
+	if err == nil {
+		err = full
+	}
 	var h *handshake // until it is the peer's
 	var m [initiationSize]byte
 	defer func() {
@@ -52,10 +55,11 @@ func (d *Device) sendInitiation(p *peer) {
 		return
 	}
 	if err != nil {
-		// The peer's public key is of low order: no message can be made. The series of tries ends as any other.
+		// No message can be made: the peer's public key is of low order, or no index is free. The series of tries ends as
+		// any other.
 		out.free(local)
 		p.initiated(now)
-		d.drop(p, DropLowOrder, 1)
+		d.drop(p, reasonOf(err), 1)
 		d.release(p, &out)
 		return
 	}
@@ -252,8 +256,12 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity) (h *handshake
 func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r *running) {
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])
-	local := d.sessions.reserve(p, d.random)
-	m, keys, err := step.createResponse(&p.key, psk, ephemeral.clamped(), local)
+	local, err := d.sessions.reserve(p, d.random)
+	var m [responseSize]byte
+	var keys sessionKeys
+	if err == nil {
+		m, keys, err = step.createResponse(&p.key, psk, ephemeral.clamped(), local)
+	}
 	defer func() {
 		step.wipe()
 		clear(ephemeral[:])
@@ -338,6 +346,8 @@ func reasonOf(err error) DropReason {
 	switch err {
 	case errLowOrder:
 		return DropLowOrder
+	case errIndexFull:
+		return DropIndexFull
 	case errSuperseded:
 		return DropSuperseded
 	case errUnknownPeer:

@@ -205,9 +205,16 @@ type end struct {
 // newEnd makes a device that is not up, and closes it after the test.
 func newEnd(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 	t.Helper()
+	return newEndOf(t, Config{PrivateKey: key, Peers: peers})
+}
+
+// newEndOf is newEnd with a configuration, but for what the test has in its hands.
+func newEndOf(t testing.TB, c Config) *end {
+	t.Helper()
 	e := &end{clock: new(handClock), line: newLine(), tunnel: newDrain()}
+	c.Tunnel, c.Bind, c.Clock = e.tunnel, e.line, e.clock
 	var err error
-	e.Device, err = New(Config{PrivateKey: key, Tunnel: e.tunnel, Bind: e.line, Clock: e.clock, Peers: peers})
+	e.Device, err = New(c)
 	if err != nil {
 		t.Fatal(err)
 	}

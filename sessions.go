@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"encoding/binary"
+	"errors"
 	"sync"
 )
 
@@ -11,11 +12,28 @@ type session struct {
 	k *keypair // nil while the handshake is under way
 }
 
-// A sessionTable finds sessions by their local index. The zero value is ready.
+// A sessionTable finds sessions by their local index. The zero value is ready, and has no prefix.
 type sessionTable struct {
+	prefix IndexPrefix
+
 	mu sync.RWMutex // guards m; taken after a peer's
 	m  map[uint32]session
 }
+
+// An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number
+// by which messages to the device name their receiver. It is little-endian in the message: at byte 8 of a handshake response,
+// and at byte 4 of a cookie reply and of a data message (whitepaper, section 5.4). A program that gives each device on
+// one socket a prefix of its own passes such a message to the device whose Value is index >> (32 - Bits).
+type IndexPrefix struct {
+	Value uint16 // less than 1 << Bits
+	Bits  int    // from 0 to 16
+}
+
+// number returns the index with this prefix that ends as n begins.
+func (x IndexPrefix) number(n uint32) uint32 { return uint32(x.Value)<<(32-x.Bits) | n>>x.Bits }
+
+// errIndexFull says that too few indices are free to find one at random.
+var errIndexFull = errors.New("wireguard: nearly all session indices are taken")
 
 func (t *sessionTable) find(index uint32) session {
 	t.mu.RLock()
@@ -23,20 +41,24 @@ func (t *sessionTable) find(index uint32) session {
 	return t.m[index]
 }
 
-// reserve takes a free index, at random, for a handshake with p.
-func (t *sessionTable) reserve(p *peer, random func([]byte)) uint32 {
+// reserve takes a free index, at random, for a handshake with p. After an error the index is nobody's, and freeing it does
+// nothing.
+func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err error) {
 	var b [4]byte
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.m == nil {
 		t.m = make(map[uint32]session)
 	}
+	if all := uint64(1) << (32 - t.prefix.Bits); uint64(len(t.m)) >= all/4*3 {
+		return IndexPrefix{^t.prefix.Value, t.prefix.Bits}.number(0), errIndexFull
+	}
 	for {
 		random(b[:])
-		index := binary.LittleEndian.Uint32(b[:])
+		index = t.prefix.number(binary.LittleEndian.Uint32(b[:]))
 		if _, taken := t.m[index]; !taken {
 			t.m[index] = session{p: p}
-			return index
+			return index, nil
 		}
 	}
 }

@@ -374,6 +374,7 @@ var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropNoIdentity:       nil,
 	wireguard.DropLowOrder:         nil,
 	wireguard.DropLookupFull:       nil,
+	wireguard.DropIndexFull:        nil,
 	wireguard.DropForged:           {"preshared"},
 	wireguard.DropReplayed:         {"weather", "path", "replay"},
 	wireguard.DropBadMAC:           {"rekey", "replay"},

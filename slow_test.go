@@ -254,13 +254,20 @@ func TestSessionTable(t *testing.T) {
 		draws = draws[1:]
 	}
 	a, b := new(peer), new(peer)
-	if got := s.reserve(a, random); got != 7 {
+	reserve := func(p *peer) uint32 {
+		index, err := s.reserve(p, random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return index
+	}
+	if got := reserve(a); got != 7 {
 		t.Errorf("index %d, want 7", got)
 	}
-	if got := s.reserve(b, random); got != 0 {
+	if got := reserve(b); got != 0 {
 		t.Errorf("index %d, want 0: 7 is taken", got)
 	}
-	if got := s.reserve(b, random); got != 1<<31 {
+	if got := reserve(b); got != 1<<31 {
 		t.Errorf("index %d, want 2^31", got)
 	}
 	k := new(keypair)

@@ -157,6 +157,7 @@ func New(c Config) (*Device, error) {
 	if d.clock == nil {
 		d.clock = boottime.Clock{}
 	}
+	d.sessions.prefix = c.IndexPrefix
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
 	changes := make([]PeerChange, len(c.Peers))

@@ -1,0 +1,97 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// TestIndexPrefix: whatever is drawn, an index begins with the prefix. A table that is three quarters full refuses, and
+// what it returns frees nothing.
+func TestIndexPrefix(t *testing.T) {
+	seed := rand.NewChaCha8([32]byte{1})
+	random := func(b []byte) { seed.Read(b) }
+	for _, x := range []IndexPrefix{{}, {0, 1}, {1, 1}, {5, 3}, {0x7fff, 15}, {0, 16}, {0xffff, 16}, {0xabcd, 16}} {
+		s := sessionTable{prefix: x}
+		seen := uint32(0)
+		for range 100 {
+			index, err := s.reserve(new(peer), random)
+			if err != nil || index>>(32-x.Bits) != uint32(x.Value) {
+				t.Fatalf("prefix %+v: index %#x, %v", x, index, err)
+			}
+			seen |= index ^ uint32(x.Value)<<(32-x.Bits)
+		}
+		if want := ^uint32(0) >> x.Bits; seen != want {
+			t.Errorf("prefix %+v: the random bits are %#x, want %#x", x, seen, want)
+		}
+	}
+	s := sessionTable{prefix: IndexPrefix{0xabcd, 16}}
+	var last uint32
+	for range 3 << 14 {
+		index, err := s.reserve(new(peer), random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = index
+	}
+	index, err := s.reserve(new(peer), random)
+	if err != errIndexFull || index>>16 == 0xabcd {
+		t.Errorf("a full table reserves %#x, %v", index, err)
+	}
+	if s.free(index); len(s.m) != 3<<14 {
+		t.Error("what a full table returned frees an index")
+	}
+	s.free(last)
+	if _, err := s.reserve(new(peer), random); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIndexPrefixOnWire: initiations, responses and what peers answer to them name indices with the prefix.
+func TestIndexPrefixOnWire(t *testing.T) {
+	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{r.config(), other.config()}, IndexPrefix: IndexPrefix{0xabcd, 16}})
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	want := func(b []byte, at int) {
+		t.Helper()
+		if index := binary.LittleEndian.Uint32(b[at:]); index>>16 != 0xabcd {
+			t.Errorf("message of type %d has the sender's index %#x", b[0], index)
+		}
+	}
+	e.send(t, r.numbered(1))
+	m := e.line.next(t, "an initiation").b
+	want(m, 4)
+	answer := r.response(t, m)
+	want(answer, 8)
+	e.line.receive(r.train(answer))
+	e.line.next(t, "what was staged")
+	e.advance(t, 6*time.Second)
+	e.line.receive(r.train(r.initiation()))
+	want(e.line.next(t, "a response").b, 4)
+
+	// Nearly all indices are taken: what needs one is dropped, and nobody waits.
+	random := rand.NewChaCha8([32]byte{1})
+	for err := error(nil); err == nil; {
+		_, err = e.sessions.reserve(new(peer), func(b []byte) { random.Read(b) })
+	}
+	before := e.drops.load()
+	e.advance(t, 6*time.Second)
+	e.line.receive(r.train(r.initiation()))
+	e.settle(t)
+	e.line.nothing(t, "there is no index for a response")
+	e.wantDrops(t, before, DropIndexFull, 1, "a response")
+	e.send(t, other.numbered(1))
+	e.settle(t)
+	e.line.nothing(t, "there is no index for an initiation")
+	e.wantDrops(t, before, DropIndexFull, 2, "an initiation")
+}
+
+func TestIndexPrefixBounds(t *testing.T) {
+	for _, x := range []IndexPrefix{{0, -1}, {0, 17}, {1, 0}, {4, 2}} {
+		_, err := New(Config{Tunnel: newDrain(), Bind: newLine(), IndexPrefix: x})
+		wantErrors(t, err, []string{"Config.IndexPrefix is ", "want 0 to 16 bits"})
+	}
+}
