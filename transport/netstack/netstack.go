@@ -1,16 +1,16 @@
-// Package netstack is a network stack inside the program: TCP, UDP and ICMP by gVisor, with a wireguard.Device as its
-// only way out. It needs no privileges and no interface of the system's.
+// Package netstack is a network stack inside the program: gVisor's TCP, UDP and ICMP, whose packets leave through a
+// [wireguard.Device]. It needs neither privileges nor an interface of the system.
 //
 //	n, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 //	d, err := wireguard.New(wireguard.Config{Tunnel: n, Bind: ..., ...})
 //	err = d.Up()
 //	c, err := n.Dial("tcp", "10.0.0.1:80")
 //
-// A [Net] has the shape of package net, so its DialContext serves an http.Transport and its Listen an http.Server.
+// A [Net] has the shape of package net. An http.Transport takes its DialContext, and an http.Server a listener of its Listen.
 //
-// The way of a packet out: conn.go or udp.go, gVisor, link.go (whose turn it is), split.go (into the device's batch). The
-// way in: receive.go (checks), coalesce.go (joins segments), gVisor, conn.go. dial.go, listen.go and resolve.go are
-// what package net has above connections.
+// An outbound packet passes conn.go or udp.go, gVisor, link.go (whose turn it is) and split.go (into the device's batch). An
+// inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. Above connections, dial.go,
+// listen.go and resolve.go do what package net does.
 package netstack
 
 import (

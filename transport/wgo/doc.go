@@ -6,19 +6,19 @@
 //	TUNDevice(wireguard.Tunnel)  our packet side under their device.Device
 //	ConnBind(wireguard.Bind)     our datagram side under their device.Device
 //
-// So a program can move from one to the other a side at a time.
+// A program can move from one library to the other one side at a time.
 //
 // # What it costs
 //
-// Each adapter copies a packet once, but for sending by Bind over a StdNetBind, which copies nothing. On this side of
-// the line nothing is allocated a packet. On theirs: StdNetBind allocates an endpoint for each datagram received (42
-// allocations for 40 datagrams, none for sending them), tun/netstack some buffers for each packet. A conn.Bind whose
-// endpoints are of a type of its own names each by a string, which is made anew for each datagram. The buffers that
-// their interfaces ask for, 64 KiB for each packet of a batch, make 8 MiB of heap for a batch of 128; little of it is
-// ever touched, and so resident.
+// Each adapter copies a packet once. Sending by Bind over a StdNetBind copies nothing. The adapters allocate nothing per
+// packet, but wireguard-go's side of them does: StdNetBind allocates an endpoint for each datagram that it receives (42
+// allocations for 40 datagrams, and none for sending them), and tun/netstack some buffers for each packet. A conn.Bind with
+// endpoints of its own type names each by a string, which is made anew for each datagram. The interfaces ask for buffers of
+// 64 KiB for each packet of a batch, which is 8 MiB of heap for a batch of 128. Most of it is never touched, and so not
+// resident.
 //
-// Offloads do not cross: a tun.Device hands over single packets, and a conn.Bind has no type of service, so that
-// ECN and the mark on handshakes stay behind.
+// Offloads do not cross: a tun.Device hands over single packets. A conn.Bind has no type of service, so ECN and the mark on
+// handshakes are lost.
 //
 // # Rules of tun.Device that its documentation leaves out
 //
