@@ -1,5 +1,4 @@
-// Package wgo lets this library and golang.zx2c4.com/wireguard (wireguard-go) use each other's packet and datagram
-// sides, in both directions:
+// Package wgo lets this library and golang.zx2c4.com/wireguard (wireguard-go) use each other's packet and datagram sides:
 //
 //	Tunnel(tun.Device)           their packet side under our Device: tun/netstack, a TUN of theirs, your own
 //	Bind(conn.Bind)              their datagram side under our Device: StdNetBind, WinRingBind, your own
