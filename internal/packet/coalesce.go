@@ -196,8 +196,8 @@ func (c *Coalescer) end(s Sink, i int) {
 	c.runs[c.n] = Run{Packets: spare}
 }
 
-// Headers writes the headers of the merged packet to h, and returns how long they are. The transport's checksum is left
-// to who segments it again: TCP's is that of the first packet, see Partial.
+// Headers writes the headers of the merged packet to h, and returns how long they are. The transport's checksum stays that
+// of the first packet.
 func (r *Run) Headers(h []byte) int {
 	h = h[:copy(h, r.head[:r.L4])]
 	setLength(h, r.Total)
@@ -212,18 +212,4 @@ func (r *Run) Headers(h []byte) int {
 		h[r.L3+TCPFlags] |= PSH
 	}
 	return len(h)
-}
-
-// ChecksumAt is the offset of the checksum in the transport header.
-func (r *Run) ChecksumAt() int {
-	if r.UDP {
-		return UDPChecksum
-	}
-	return TCPChecksum
-}
-
-// Partial puts into h, the headers of the merged packet, the checksum of one that is not yet summed: that of the
-// pseudo-header, not complemented.
-func (r *Run) Partial(h []byte) {
-	binary.BigEndian.PutUint16(h[r.L3+r.ChecksumAt():], PseudoSum(h, r.Total-r.L3))
 }

@@ -94,26 +94,6 @@ func CarriedSession(p []byte) (index uint32, ok bool) {
 	return binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint32(m) == data
 }
 
-// TCPHeaders finds where the IP header ends and where the TCP header behind it. ok is false unless b holds both whole,
-// with nothing between them.
-func TCPHeaders(b []byte) (l3, l4 int, ok bool) {
-	if len(b) < IP4Header {
-		return 0, 0, false
-	}
-	var proto uint8
-	switch b[0] >> 4 {
-	case 4:
-		l3, proto = int(b[0]&15)*4, b[IP4Protocol]
-	case 6:
-		l3, proto = IP6Header, b[IP6Next]
-	}
-	if l3 < IP4Header || proto != TCP {
-		return 0, 0, false
-	}
-	l4, ok = TCPEnd(b, l3)
-	return l3, l4, ok
-}
-
 // TCPEnd finds where the TCP header ends that begins at l3. ok is false unless b holds it whole.
 func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
 	if len(b) < l3+TCPHeader {

@@ -249,11 +249,19 @@ func FuzzSegments(f *testing.F) {
 		f.Add(p, uint16(1))
 	}
 	f.Fuzz(func(t *testing.T, p []byte, size uint16) {
-		l3, l4, ok := TCPHeaders(p)
+		p, _, ok := Unpad(p)
 		if !ok {
 			return
 		}
-		if l3 < IP4Header || l4 < l3+TCPHeader || l4 > len(p) {
+		l3, proto := IP6Header, p[IP6Next]
+		if p[0]>>4 == 4 {
+			l3, proto = max(IP4Header, int(p[0]&15)*4), p[IP4Protocol]
+		}
+		l4, ok := TCPEnd(p, l3)
+		if !ok || proto != TCP {
+			return
+		}
+		if l4 < l3+TCPHeader || l4 > len(p) {
 			t.Fatalf("%d bytes have headers of %d and %d", len(p), l3, l4)
 		}
 		payload := p[l4:]

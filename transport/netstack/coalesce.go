@@ -15,7 +15,7 @@ type coalescer struct {
 // segment takes the TCP packet p, whose IP header, checked, is l3 bytes long.
 func (c *coalescer) segment(p []byte, l3 int) {
 	l := c.link
-	_, l4, ok := packet.TCPHeaders(p)
+	l4, ok := packet.TCPEnd(p, l3)
 	if !ok {
 		l.drops.malformed.Add(1)
 		return

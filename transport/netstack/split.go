@@ -52,7 +52,7 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	var headers [packet.MaxHeaders]byte
 	h := headers[:min(size, len(headers))]
 	c.read(h)
-	l3, l4, ok := packet.TCPHeaders(h)
+	l3, l4, ok := tcpHeaders(h)
 	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, packet.PseudoSum(h, 0)) {
 		x.drops.malformed.Add(1) // cannot be: gVisor asks this of its own TCP only
 		return
@@ -60,6 +60,26 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	c = newCursor(p)
 	c.skip(l4)
 	x.split(&c, size-l4, int(gso.MSS))
+}
+
+// tcpHeaders finds where the IP header ends and where the TCP header behind it. ok is false unless b holds both whole, with
+// nothing between them.
+func tcpHeaders(b []byte) (l3, l4 int, ok bool) {
+	if len(b) < packet.IP4Header {
+		return 0, 0, false
+	}
+	var proto uint8
+	switch b[0] >> 4 {
+	case 4:
+		l3, proto = int(b[0]&15)*4, b[ip4Protocol]
+	case 6:
+		l3, proto = packet.IP6Header, b[ip6Next]
+	}
+	if l3 < packet.IP4Header || proto != protoTCP {
+		return 0, 0, false
+	}
+	l4, ok = packet.TCPEnd(b, l3)
+	return l3, l4, ok
 }
 
 // split cuts n bytes of payload into segments of mss bytes, each with its own headers. n may be 0, for a segment without

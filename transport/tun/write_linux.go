@@ -142,12 +142,12 @@ func (w *writer) Single(p []byte, _ int) {
 // they are for a kernel that wants them one by one.
 func (w *writer) Merged(r *packet.Run) {
 	kind := tcp4
-	h := virtio{flags: needsSum, gso: gsoTCP4, headers: uint16(r.L4), size: uint16(r.Size), start: uint16(r.L3), offset: uint16(r.ChecksumAt())}
+	h := virtio{flags: needsSum, gso: gsoTCP4, headers: uint16(r.L4), size: uint16(r.Size), start: uint16(r.L3), offset: packet.TCPChecksum}
 	if r.Packets[0][0]>>4 == 6 {
 		kind, h.gso = tcp6, gsoTCP6
 	}
 	if r.UDP {
-		kind, h.gso = kind+udp4, gsoUDP
+		kind, h.gso, h.offset = kind+udp4, gsoUDP, packet.UDPChecksum
 	}
 	known := &w.d.merges[kind]
 	if known.Load() == mergeRefused {
@@ -156,7 +156,9 @@ func (w *writer) Merged(r *packet.Run) {
 	}
 	h.put(w.head[:])
 	n := r.Headers(w.head[virtioSize:])
-	r.Partial(w.head[virtioSize : virtioSize+n])
+	// The kernel completes the checksum, which is the sum of the pseudo-header until then.
+	head := w.head[virtioSize : virtioSize+n]
+	binary.BigEndian.PutUint16(head[r.L3+int(h.offset):], packet.PseudoSum(head, r.Total-r.L3))
 	w.iovs = w.iovs[:0]
 	w.add(w.head[:virtioSize+n])
 	for _, p := range r.Packets {
