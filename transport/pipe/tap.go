@@ -58,32 +58,26 @@ type tap struct{ see func(p Packet) }
 // wait. They may use the network: what they send or inject moves on after they return. remove undoes Filter, and may be
 // called again; a call of judge may still be going on when it returns.
 func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
-	f := &filter{judge}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.filters = append(slices.Clip(n.filters), f)
-	n.settle()
-	return func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.filters = slices.DeleteFunc(slices.Clone(n.filters), func(g *filter) bool { return f == g })
-		n.settle()
-	}
+	return add(n, &n.filters, &filter{judge})
 }
 
 // Tap calls see for each datagram once, when its fate is decided: for lost ones as well as for delivered ones, and for
 // duplicates and injected ones. Datagrams that are sent while 64 MiB are under way overflow, and no Tap sees them. See
 // Filter for how see is called, and for remove.
 func (n *Network) Tap(see func(p Packet)) (remove func()) {
-	t := &tap{see}
+	return add(n, &n.taps, &tap{see})
+}
+
+// add appends v to a list of n's that is read without the lock, and so is never changed in place. remove takes v out.
+func add[T comparable](n *Network, list *[]T, v T) (remove func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.taps = append(slices.Clip(n.taps), t)
+	*list = append(slices.Clip(*list), v)
 	n.settle()
 	return func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.taps = slices.DeleteFunc(slices.Clone(n.taps), func(u *tap) bool { return t == u })
+		*list = slices.DeleteFunc(slices.Clone(*list), func(u T) bool { return u == v })
 		n.settle()
 	}
 }

@@ -1,35 +1,12 @@
 package udp
 
-import (
-	"encoding/binary"
-	"net/netip"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 const (
 	recvSource4   = unix.IP_PKTINFO
 	recvTOS4      = unix.IP_TOS
 	sendTOS4Size  = 4
 	recvTrainSize = unix.UDP_GRO
+
+	pktinfoSource = 4 // of the address to answer from in a struct in_pktinfo that was received
 )
-
-// source4 reads a struct in_pktinfo: the interface, the address to answer from, the address in the header.
-func source4(data []byte) (netip.Addr, uint32) {
-	if len(data) < unix.SizeofInet4Pktinfo {
-		return netip.Addr{}, 0
-	}
-	return answerable(netip.AddrFrom4([4]byte(data[4:]))), binary.NativeEndian.Uint32(data)
-}
-
-// putSource4 writes one, of an address that may be invalid and an interface that may be 0, and returns its length. The
-// field of the header's address is for receiving only.
-func putSource4(b []byte, src netip.Addr, ifindex uint32) int {
-	data := putMessage(b, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
-	binary.NativeEndian.PutUint32(data, ifindex)
-	if src.Is4() {
-		a := src.As4()
-		copy(data[4:], a[:])
-	}
-	return unix.CmsgSpace(unix.SizeofInet4Pktinfo)
-}

@@ -189,15 +189,21 @@ func (p *linuxPath) adapt(bytes int) {
 // That it cannot wait is why it is a raw call: for another one the runtime gets ready to run without this thread, and where
 // the process was idle wakes a thread to watch over that, before the call. A packet alone would pay for it.
 func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
+	return messages(unix.SYS_RECVMSG, unix.SYS_RECVMMSG, fd, m)
+}
+
+// messages makes the system call one for a single message, and the call many for several. It returns how many messages
+// passed; the error is the first one's.
+func messages(one, many, fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	for {
 		n := uintptr(1)
 		var errno syscall.Errno
 		if len(m) == 1 {
 			var size uintptr
-			size, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m[0].hdr)), unix.MSG_DONTWAIT)
+			size, _, errno = unix.RawSyscall(one, fd, uintptr(unsafe.Pointer(&m[0].hdr)), unix.MSG_DONTWAIT)
 			m[0].n = uint32(size)
 		} else {
-			n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
+			n, _, errno = unix.RawSyscall6(many, fd, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
 		}
 		switch errno {
 		case 0:

@@ -277,23 +277,7 @@ func isTrainRefused(errno syscall.Errno) bool {
 	return errno == unix.EMSGSIZE || errno == unix.EIO || errno == unix.EINVAL
 }
 
-// sendmmsg sends what it can of m without waiting, and returns how many messages that was; the error is the first one's.
-// It is a raw call as recvmmsg is.
+// sendmmsg sends what it can of m without waiting. It is a raw call as recvmmsg is.
 func sendmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
-	for {
-		n := uintptr(1)
-		var errno syscall.Errno
-		if len(m) == 1 {
-			_, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&m[0].hdr)), unix.MSG_DONTWAIT)
-		} else {
-			n, _, errno = unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
-		}
-		switch errno {
-		case 0:
-			return int(n), 0
-		case unix.EINTR:
-			continue
-		}
-		return 0, errno
-	}
+	return messages(unix.SYS_SENDMSG, unix.SYS_SENDMMSG, fd, m)
 }

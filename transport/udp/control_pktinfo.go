@@ -1,0 +1,31 @@
+//go:build linux || darwin
+
+package udp
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// source4 reads a struct in_pktinfo: the interface, the address to answer from, the address in the header. On Darwin the
+// second field is empty.
+func source4(data []byte) (netip.Addr, uint32) {
+	if len(data) < unix.SizeofInet4Pktinfo {
+		return netip.Addr{}, 0
+	}
+	return answerable(netip.AddrFrom4([4]byte(data[pktinfoSource:]))), binary.NativeEndian.Uint32(data)
+}
+
+// putSource4 writes one, of an address that may be invalid and an interface that may be 0, and returns its length. The
+// field of the header's address is for receiving only.
+func putSource4(b []byte, src netip.Addr, ifindex uint32) int {
+	data := putMessage(b, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
+	binary.NativeEndian.PutUint32(data, ifindex)
+	if src.Is4() {
+		a := src.As4()
+		copy(data[4:], a[:])
+	}
+	return unix.CmsgSpace(unix.SizeofInet4Pktinfo)
+}
