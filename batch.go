@@ -3,6 +3,7 @@ package wireguard
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -15,24 +16,44 @@ const (
 	maxPacket = 65535 // bytes of the largest IP packet
 )
 
-// A Batch is memory for a run of IP packets that will be sealed where they stand: each has 16 bytes of room in front
-// of it, for the header of its message, and room for padding and the tag behind it. The messages lie back to back, each
-// behind the Bind's headroom, so that a run of them to one endpoint is a Train. A Batch holds at most 128 packets and about
+// A Batch is memory for IP packets that will be sealed where they stand: each packet has 16 bytes of room in front of
+// it, for the header of its message, and room for padding and the tag behind it. The messages lie back to back, each
+// behind the Bind's headroom, so that those to one endpoint are a Train. A Batch holds at most 128 packets and about
 // 128 KiB.
 //
 // A Batch is made by Device.NewBatch and filled with Next and Commit, which copy nothing, or with Append. It belongs to
 // one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an
 // empty batch whose padding knows no MTU, as tests of a PacketSource use it.
 type Batch struct {
-	slab *slab
-	end  int       // where the next message begins
-	room int       // what Next handed out last
-	mtu  int       // padding is clamped to it; 0: not clamped
-	head int       // bytes in front of each message, for the Bind's header
-	msgs []message // in the order of their memory
+	*load           // nil: the batch is empty
+	room        int // what Next handed out last
+	mtu         int // padding is clamped to it; 0: not clamped
+	forHeadroom int // bytes in front of each message, for the Bind's header
+}
 
-	// Scratch of Device.Send, kept here so that sending allocates nothing.
-	out sending
+// A load is the contents of a batch on their path to the socket. Device.Send takes it out of its Batch, since runs may
+// wait in their peers' queues for longer than Send takes.
+type load struct {
+	slab     *slab
+	end      int       // where the next message begins, headroom first
+	headroom int       // bytes in front of each message, for the Bind's header
+	msgs     []message // in the order of their memory
+
+	runs   []run
+	second *slab // where runs that stand apart are sealed; nil: none does
+
+	r    *running // of the device, when the load was routed
+	now  int64
+	feed *feed        // the source that it was read from; nil: it came from a sender
+	full bool         // a peer's queue had no room for a run
+	refs atomic.Int32 // the goroutine that has the load, and each of its runs that waits in a queue
+
+	fork *fork // of seal; nil: so far no load in this memory was large enough
+	part int   // messages in each part of the fork
+
+	// Scratch of lead.
+	lot, more []*run // runs to be sent now, and after those
+	trains    []Train
 }
 
 // A message is a packet's place in its batch, and the place of its message once it is sealed.
@@ -53,28 +74,43 @@ const none = -1
 func (m message) size() int { return int(m.padded) + messageOverhead }
 
 // Len is the number of packets in the batch.
-func (b *Batch) Len() int { return len(b.msgs) }
+func (b *Batch) Len() int {
+	if b.load == nil {
+		return 0
+	}
+	return len(b.msgs)
+}
 
 // Packet is the i-th packet, in place. It may be changed, within its length, until the batch is sent or reset.
-func (b *Batch) Packet(i int) []byte {
-	m := b.msgs[i]
+func (b *Batch) Packet(i int) []byte { return b.packet(i) }
+
+func (l *load) packet(i int) []byte {
+	m := &l.msgs[i]
 	at := int(m.at) + messageHeader
-	return b.slab[at : at+int(m.n) : at+int(m.n)]
+	return l.slab[at : at+int(m.n) : at+int(m.n)]
 }
 
 // Next hands out room for a packet of up to n bytes, for the caller to write to, or nil if that does not fit any more:
 // then the batch is to be sent first. An empty batch has room for any IP packet. Until Commit, calling Next again
 // hands out the same room.
 func (b *Batch) Next(n int) []byte {
-	if n <= 0 || n > maxPacket || len(b.msgs) == batchPackets || b.end+b.head+messageOverhead+n+maxPadding > slabSize {
+	if n <= 0 || n > maxPacket {
 		return nil
 	}
-	if b.slab == nil {
-		b.slab = slabs.Get().(*slab)
+	if b.load == nil {
+		b.load = newLoad(b.forHeadroom)
+	}
+	if !b.fits(n) {
+		return nil
 	}
 	b.room = n
-	at := b.end + b.head + messageHeader
+	at := b.end + b.headroom + messageHeader
 	return b.slab[at : at+n : at+n]
+}
+
+// fits reports whether l has room for a packet of n bytes.
+func (l *load) fits(n int) bool {
+	return len(l.msgs) < batchPackets && l.end+l.headroom+messageOverhead+n+maxPadding <= slabSize
 }
 
 // Commit makes a packet of the first n bytes of the room that Next handed out last. n larger than that room panics;
@@ -86,18 +122,19 @@ func (b *Batch) Commit(n int) {
 	if b.room = 0; n == 0 {
 		return
 	}
-	b.place(n)
+	b.place(n, pad(n, b.mtu))
 }
 
 // place appends a message with a packet of n bytes, or an empty one.
-func (b *Batch) place(n int) {
-	m := message{at: int32(b.end + b.head), n: int32(n), padded: int32(pad(n, b.mtu)), run: none}
-	b.msgs = append(b.msgs, m)
-	b.end = int(m.at) + m.size()
+func (l *load) place(n, padded int) *message {
+	l.msgs = append(l.msgs, message{at: int32(l.end + l.headroom), n: int32(n), padded: int32(padded), run: none})
+	m := &l.msgs[len(l.msgs)-1]
+	l.end = int(m.at) + m.size()
+	return m
 }
 
-// lay prepares an empty batch for the device's tunnel and Bind.
-func (d *Device) lay(b *Batch) { b.mtu, b.head = d.tunnel.MTU(), d.headroom }
+// layFor prepares an empty batch for the device's tunnel and Bind.
+func (b *Batch) layFor(d *Device) { b.mtu, b.forHeadroom = d.tunnel.MTU(), d.headroom }
 
 // sendForeign sends copies of the packets of b, whose layout is another device's, and makes b one of this device.
 func (d *Device) sendForeign(b *Batch) (err error) {
@@ -108,7 +145,8 @@ func (d *Device) sendForeign(b *Batch) (err error) {
 		}
 	}
 	err = errors.Join(err, d.Send(own))
-	d.empty(b)
+	b.Reset()
+	b.layFor(d)
 	return err
 }
 
@@ -124,52 +162,97 @@ func (b *Batch) Append(p []byte) bool {
 
 // Reset empties the batch and gives its memory back.
 func (b *Batch) Reset() {
-	if b.slab != nil {
-		slabs.Put(b.slab)
-		b.slab = nil
+	if l := b.takeLoad(); l != nil {
+		l.release()
 	}
-	b.end, b.room, b.msgs = 0, 0, b.msgs[:0]
 }
 
-// A run is all packets of one batch to one peer, in their order. Where they stand back to back in the batch, they are
-// sealed in place. Where others' packets stand between them, they are sealed into a second slab, so that the messages
-// lie back to back there and leave as one train.
+// takeLoad empties the batch: its packets, if it has any, are the caller's, who releases them.
+func (b *Batch) takeLoad() *load {
+	l := b.load
+	b.load, b.room = nil, 0
+	return l
+}
+
+// loads are those that hold no packets.
+var loads = sync.Pool{New: func() any { return new(load) }}
+
+// newLoad is an empty load. The caller releases it.
+func newLoad(headroom int) *load {
+	l := loads.Get().(*load)
+	l.headroom = headroom
+	l.slab = slabs.Get().(*slab)
+	l.refs.Store(1)
+	return l
+}
+
+// release gives up one reference. The last one gives the memory back.
+func (l *load) release() {
+	if l.refs.Add(-1) != 0 {
+		return
+	}
+	if l.feed != nil {
+		l.feed.sent()
+	}
+	clear(l.runs)
+	l.runs, l.msgs, l.end = l.runs[:0], l.msgs[:0], 0
+	l.r, l.feed, l.full = nil, nil, false
+	slabs.Put(l.slab)
+	if l.second != nil {
+		slabs.Put(l.second)
+	}
+	l.slab, l.second = nil, nil
+	loads.Put(l)
+}
+
+// A run is all packets of one load to one peer, in their order. Where they stand back to back, they are sealed in
+// place. Where others' packets stand between them, they are sealed into a second slab, so that the messages lie back to
+// back there and leave as one train.
 type run struct {
 	p           *peer
-	first, last int16 // messages of the batch, linked by message.next
+	first, last int16 // messages of the load, linked by message.next
 	n           int   // how many
 	size        int   // bytes of the messages
-	apart       bool  // the messages do not stand back to back in the batch
+	apart       bool  // the messages do not stand back to back in the slab
 	carries     bool  // a packet looks like a data message; see dropLoops
 
-	k        *keypair // nil: not claimed, there is nothing to send
+	k        *keypair // nil: the run is not numbered, there is nothing to send
 	counter  uint64   // of the first message
 	endpoint Endpoint
-	heard    uint32 // the peer's, when the send began
+	heard    uint32 // the peer's, when the run was numbered
+	trains   int    // how many
+	leads    bool   // the goroutine that has the load sends the run, which is in no queue
 
-	// The outcome.
-	packets, bytes uint64 // keepalives are no packets
-	failed         int
-	err            error // why; the first one
+	// A run that waits for others of its peer. The peer's mutex guards these fields.
+	load     *load
+	next     *run // behind it in the peer's queue
+	queued   bool
+	sealed   bool // ready to be sent
+	collects bool // others append small runs; the goroutine that leads seals it
+
+	// What became of it.
+	packets, bytes uint64 // packets without keepalives
+	failed         int    // packets
+	err            error  // the first one
 	sourceGone     bool
 }
 
 // addToRun appends message i to the run of p's, and returns that run.
-func (b *Batch) addToRun(p *peer, i int) *run {
-	out, m := &b.out, &b.msgs[i]
-	at := len(out.runs) - 1
-	for at >= 0 && out.runs[at].p != p { // the run of the packet before, in most cases
+func (l *load) addToRun(p *peer, i int) *run {
+	m := &l.msgs[i]
+	at := len(l.runs) - 1
+	for at >= 0 && l.runs[at].p != p { // the run of the packet before, in most cases
 		at--
 	}
 	if at < 0 {
-		at = len(out.runs)
-		out.runs = append(out.runs, run{p: p, first: int16(i)})
+		at = len(l.runs)
+		l.runs = append(l.runs, run{p: p, first: int16(i), load: l})
 	}
-	run := &out.runs[at]
+	run := &l.runs[at]
 	if run.n > 0 {
-		before := &b.msgs[run.last]
+		before := &l.msgs[run.last]
 		before.next = int16(i)
-		run.apart = run.apart || before.at+int32(before.size()+b.head) != m.at
+		run.apart = run.apart || before.at+int32(before.size()+l.headroom) != m.at
 	}
 	m.run, m.next = int16(at), none
 	run.last = int16(i)
@@ -178,60 +261,77 @@ func (b *Batch) addToRun(p *peer, i int) *run {
 	return run
 }
 
-// layOut gives each claimed message its place in its run, and the place where it is sealed.
-func (b *Batch) layOut() {
-	end := int32(0) // of what goes into the second slab
-	for i := range b.out.runs {
-		run := &b.out.runs[i]
+// layOut gives each numbered message its place in its run, and the place where it is sealed.
+func (l *load) layOut() {
+	end := 0 // of the second slab
+	for i := range l.runs {
+		run := &l.runs[i]
 		if run.k == nil {
 			continue
 		}
 		nth := int16(0)
-		for j := run.first; j != none; j = b.msgs[j].next {
-			m := &b.msgs[j]
+		for j := run.first; j != none; j = l.msgs[j].next {
+			m := &l.msgs[j]
 			m.nth, m.to = nth, m.at
 			nth++
 			if run.apart {
-				m.to = end + int32(b.head)
-				end = m.to + int32(m.size())
+				m.to = int32(end + l.headroom)
+				end = int(m.to) + m.size()
 			}
 		}
 	}
 	if end > 0 {
-		b.out.second = slabs.Get().(*slab)
+		l.second = slabs.Get().(*slab)
 	}
 }
 
-// memory is where the messages of a run are sealed to.
-func (b *Batch) memory(run *run) *slab {
+// memory is where the messages of a run are sealed.
+func (l *load) memory(run *run) *slab {
 	if run.apart {
-		return b.out.second
+		return l.second
 	}
-	return b.slab
+	return l.slab
 }
 
-// isMuch reports whether what is to be sealed of b is worth an idle core's help.
-func (b *Batch) isMuch() bool {
+// isMuch reports whether what is to be sealed is worth an idle core's help.
+func (l *load) isMuch() bool {
 	cost := 0
-	for i := range b.out.runs {
-		if run := &b.out.runs[i]; run.k != nil {
+	for i := range l.runs {
+		if run := &l.runs[i]; run.k != nil {
 			cost += sealCost(run.n, run.size)
 		}
 	}
 	return cost >= shareCost
 }
 
+// seal makes messages of the numbered packets. Idle cores help to seal many packets of a sender; they help a source
+// with its next batch instead.
+func (l *load) seal() {
+	n := parts(len(l.msgs), l.end)
+	if l.feed != nil || n < 2 {
+		l.sealSome(0, len(l.msgs))
+		return
+	}
+	if l.fork == nil {
+		l.fork = newFork(l.sealPart)
+	}
+	l.part = (len(l.msgs) + n - 1) / n
+	l.fork.run(n)
+}
+
+func (l *load) sealPart(i int) { l.sealSome(i*l.part, (i+1)*l.part) }
+
 // sealSome seals messages from to end-1, as far as there are.
-func (b *Batch) sealSome(from, end int) {
-	for i := from; i < min(end, len(b.msgs)); i++ {
-		m := &b.msgs[i]
-		if m.run == none || b.out.runs[m.run].k == nil {
+func (l *load) sealSome(from, end int) {
+	for i := from; i < min(end, len(l.msgs)); i++ {
+		m := &l.msgs[i]
+		if m.run == none || l.runs[m.run].k == nil {
 			continue
 		}
-		run := &b.out.runs[m.run]
-		padded := b.slab[int(m.at)+messageHeader:][:m.padded]
+		run := &l.runs[m.run]
+		padded := l.slab[int(m.at)+messageHeader:][:m.padded]
 		clear(padded[m.n:])
-		run.k.sealTo(b.memory(run)[m.to:][:m.size()], padded, run.counter+uint64(m.nth))
+		run.k.sealTo(l.memory(run)[m.to:][:m.size()], padded, run.counter+uint64(m.nth))
 	}
 }
 
@@ -241,59 +341,50 @@ const (
 	maxTrainMessages = 64
 )
 
-// pack makes trains of the sealed messages. A train's messages lie next to each other, each behind its headroom, and are of
-// the same size but for the last one, which may be smaller.
-func (b *Batch) pack() {
-	s := &b.out
-	for i := range s.runs {
-		run := &s.runs[i]
-		if run.k == nil {
-			continue
-		}
-		for j := run.first; j != none; {
-			head := &b.msgs[j]
-			size, at, n := head.size(), int(head.to)-b.head, 1
-			end := int(head.to) + size
-			for j = head.next; j != none && n < maxTrainMessages; {
-				m := &b.msgs[j]
-				if m.size() > size || m.tos != head.tos || end+b.head+m.size()-at > maxTrainBytes {
-					break
-				}
-				end += b.head + m.size()
-				n++
-				j = m.next
-				if m.size() < size {
-					break
-				}
+// pack appends the trains of a sealed run. A train's messages lie next to each other, each behind its
+// headroom, and are of the same size but for the last one, which may be smaller.
+func (r *run) pack(trains []Train) []Train {
+	l, before := r.load, len(trains)
+	for j := r.first; j != none; {
+		head := &l.msgs[j]
+		size, at, n := head.size(), int(head.to)-l.headroom, 1
+		end := int(head.to) + size
+		for j = head.next; j != none && n < maxTrainMessages; {
+			m := &l.msgs[j]
+			if m.size() > size || m.tos != head.tos || end+l.headroom+m.size()-at > maxTrainBytes {
+				break
 			}
-			s.trains = append(s.trains, Train{
-				Data: b.memory(run)[at:end:end], Size: b.head + size, Headroom: b.head, Endpoint: run.endpoint, TOS: head.tos,
-			})
-			s.trainOf = append(s.trainOf, i)
+			end += l.headroom + m.size()
+			n++
+			j = m.next
+			if m.size() < size {
+				break
+			}
 		}
+		trains = append(trains, Train{
+			Data: l.memory(r)[at:end:end], Size: l.headroom + size, Headroom: l.headroom, Endpoint: r.endpoint, TOS: head.tos,
+		})
 	}
+	r.trains = len(trains) - before
+	return trains
 }
 
-// tally adds up for each run what became of its trains.
-func (b *Batch) tally() {
-	for i := range b.out.trains {
-		t := &b.out.trains[i]
-		run := &b.out.runs[b.out.trainOf[i]]
-		n := t.Len()
-		if t.Err != nil {
-			run.failed += n
-			if run.err == nil {
-				run.err = t.Err
-			}
-		} else {
-			if t.Size-b.head > messageOverhead {
-				run.packets += uint64(n)
-			}
-			run.bytes += uint64(len(t.Data) - n*b.head)
+// tally adds what became of one of the run's trains.
+func (run *run) tally(t *Train) {
+	n := t.Len()
+	if t.Err != nil {
+		run.failed += n
+		if run.err == nil {
+			run.err = t.Err
 		}
-		if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
-			run.sourceGone = true
+	} else {
+		if t.Size-run.load.headroom > messageOverhead {
+			run.packets += uint64(n)
 		}
+		run.bytes += uint64(len(t.Data) - n*run.load.headroom)
+	}
+	if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
+		run.sourceGone = true
 	}
 }
 

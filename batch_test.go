@@ -61,9 +61,12 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 	if b.Len() != len(packets) {
 		t.Fatalf("the batch holds %d packets, want %d", b.Len(), len(packets))
 	}
+	if b.load == nil {
+		return
+	}
 	end := 0
 	for i, m := range b.msgs {
-		if end += b.head; int(m.at) != end {
+		if end += b.forHeadroom; int(m.at) != end {
 			t.Fatalf("message %d begins at %d, want %d: messages lie back to back, each behind its headroom", i, m.at, end)
 		}
 		if want := pad(len(packets[i]), b.mtu); int(m.padded) != want || m.size() != want+32 {
@@ -83,11 +86,19 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 	}
 }
 
+// used is where the next message begins.
+func used(b *Batch) int {
+	if b.load == nil {
+		return 0
+	}
+	return b.end
+}
+
 func TestBatchModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := Batch{
-			mtu:  rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu"),
-			head: rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom"),
+			mtu:         rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu"),
+			forHeadroom: rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom"),
 		}
 		defer b.Reset()
 		var packets [][]byte
@@ -95,12 +106,12 @@ func TestBatchModel(t *testing.T) {
 		for i := range rapid.IntRange(1, 200).Draw(t, "steps") {
 			n := size.Draw(t, "size")
 			packet := bytes.Repeat([]byte{byte(i)}, n)
-			fits := len(packets) < 128 && b.end+b.head+32+n+15 <= slabSize
+			fits := len(packets) < 128 && used(&b)+b.forHeadroom+32+n+15 <= slabSize
 			switch rapid.IntRange(0, 9).Draw(t, "step") {
 			case 0: // take room, and give it back
 				room := b.Next(n)
 				if (room != nil) != fits {
-					t.Fatalf("Next(%d) with %d packets, %d bytes used: %v", n, len(packets), b.end, room != nil)
+					t.Fatalf("Next(%d) with %d packets, %d bytes used: %v", n, len(packets), used(&b), room != nil)
 				}
 				if room != nil {
 					b.Commit(0)
@@ -127,7 +138,7 @@ func TestBatchModel(t *testing.T) {
 				}
 			default:
 				if b.Append(packet) != fits {
-					t.Fatalf("Append of %d bytes with %d packets, %d bytes used: %v", n, len(packets), b.end, !fits)
+					t.Fatalf("Append of %d bytes with %d packets, %d bytes used: %v", n, len(packets), used(&b), !fits)
 				}
 				if fits {
 					packets = append(packets, packet)
@@ -187,7 +198,7 @@ func TestBatchMisuse(t *testing.T) {
 	if b.Append(nil) || b.Append(make([]byte, maxPacket+1)) || b.Len() != 0 {
 		t.Error("what is no packet is appended")
 	}
-	if b.slab != nil {
+	if b.load != nil {
 		t.Error("an empty batch holds memory")
 	}
 	wantPanic(t, "nothing was handed out", func() { b.Commit(1) })
@@ -202,7 +213,7 @@ func TestBatchMisuse(t *testing.T) {
 	b.Next(10)
 	b.Reset()
 	wantPanic(t, "Reset took the room back", func() { b.Commit(1) })
-	if b.Commit(0); b.slab != nil || b.Len() != 0 {
+	if b.Commit(0); b.load != nil || b.Len() != 0 {
 		t.Error("Reset leaves something")
 	}
 }
@@ -218,7 +229,7 @@ func TestSendEmptiesBatch(t *testing.T) {
 		b.Append(packet4(100, here, here))
 		b.Next(100)
 		err := e.Send(b)
-		if !errors.Is(err, want) || b.Len() != 0 || b.slab != nil || b.room != 0 || b.mtu != 1280 || len(b.out.runs) != 0 {
+		if !errors.Is(err, want) || b.Len() != 0 || b.load != nil || b.room != 0 || b.mtu != 1280 {
 			t.Errorf("%s: Send returns %v and leaves %d packets", why, err, b.Len())
 		}
 		reason := DropDown

@@ -46,8 +46,8 @@ type Config struct {
 	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero: 65536.
 	MaxLookedUp int
 
-	// StagedBytes limits the memory of packets that wait for a handshake or for their turn, over all peers. Zero: 16 MiB.
-	// Besides, a peer holds at most 128 that wait for a handshake, and 1024 for the turn.
+	// StagedBytes limits the memory of packets that wait for a handshake, over all peers. Zero: 16 MiB. Besides, at most
+	// 128 packets per peer wait.
 	StagedBytes int
 
 	// IndexPrefix is how every session index of the device begins, so that a program can tell apart devices that share

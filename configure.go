@@ -285,6 +285,7 @@ func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
 	p.mu.Lock()
 	p.removed = true
 	p.stop(&out)
+	d.dropQueue(p, DropNoSession)
 	p.forgetSecrets()
 	d.forgetDeadline(p)
 	lookedUp := p.lookedUp

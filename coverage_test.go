@@ -58,7 +58,7 @@ var scenarios = []covered{
 	{"first private key on a device that is up", "TestFirstPrivateKeyOnUpDevice"},
 	{"preshared key mismatch gives no session", "TestPresharedKeyMismatch TestPresharedKeySession"},
 	{"peer removed with packets in flight", "TestPeerRemovedWithPacketsInFlight TestPeerRemovedAmidSend"},
-	{"staged packets delivered in order after the handshake, none overtaken", "TestStagedInOrder TestTurn"},
+	{"staged packets delivered in order after the handshake, none overtaken", "TestStagedInOrder TestQueue"},
 	{"staging overflow drops the oldest", "TestStagingOverflow TestStagedBytesBound TestStageBounds"},
 	{"a suspend of 1 s, 100 s, 200 s, 1 h in each role", "TestSuspend TestSuspendBoth TestSuspendAmidHandshakeInitiator TestSuspendAmidHandshakeResponder TestSuspendKeptAlive TestSuspendWhilePeerSends TestWakeRings"},
 	{"clock set back", "TestClockSetBack TestClockStepLeavesTimersAlone TestCalendarsApart TestRestartWithClockSetBack"},
@@ -71,7 +71,7 @@ var scenarios = []covered{
 	{"receive path with several peers in one batch", "TestSeveralPeersInOneBatch"},
 	{"two devices of one process", "TestInitiatorConfirmsAtOnce netstack.TestBulk"}, // as in all scenarios
 	{"device as its own hop, tunnel in tunnel", "TestTunnelInTunnel TestEndpointInsideOwnTunnel TestEndpointMovesInsideOwnTunnel"},
-	{"two senders to one peer keep order", "TestTwoSendersKeepOrder TestTwoSendersKeepOrderOnSlowSocket TestTurn"},
+	{"two senders to one peer keep order", "TestTwoSendersKeepOrder TestTwoSendersKeepOrderOnSlowSocket TestQueue"},
 	{"everything at once", "TestStorm"},
 	{"configuration of a device that runs", "TestFirewallMarkChange TestConfigureAllOrNothing TestReplacePeersKeepsSessions TestRemoveAndAddInOneChange TestUpdateOneField"},
 }

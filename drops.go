@@ -9,8 +9,9 @@ const (
 	DropMalformed                          // packet to send: neither IPv4 nor IPv6, or shorter than its header
 	DropNoRoute                            // packet: no peer is allowed its destination
 	DropNoEndpoint                         // packet: its peer has not been heard of and has no endpoint
-	DropStagedOverflow                     // packet: too many newer ones of its peer wait: 128 for a session, 1024 for their turn
+	DropStagedOverflow                     // packet: 128 newer ones of its peer wait for a session
 	DropStagedBytes                        // packet: the device's memory for waiting packets is used up
+	DropSendQueueFull                      // packet: too many of its peer wait for the socket
 	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone
 	DropSendFailed                         // packet: the bind could not send it
 	DropLoop                               // packet: a message to its peer that came back, for the way there leads through the tunnel
@@ -39,7 +40,7 @@ const (
 )
 
 var dropNames = [dropReasons]string{
-	"down", "malformed", "no route", "no endpoint", "staged overflow", "staged bytes", "no session", "send failed", "loop",
+	"down", "malformed", "no route", "no endpoint", "staged overflow", "staged bytes", "send queue full", "no session", "send failed", "loop",
 	"unknown message", "unknown index", "expired key", "forged", "replayed", "inner malformed", "source not allowed",
 	"sink full", "queue full", "bad mac", "cookie required", "rate limited", "no identity", "unknown peer",
 	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full", "index full",

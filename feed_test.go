@@ -33,8 +33,8 @@ func (w *well) ReadPackets(b *Batch) error {
 	if w.ended.Load() {
 		w.t.Error("it is read after its end")
 	}
-	if b.Len() != 0 || b.mtu != 1420 || b.out.fork != nil {
-		w.t.Errorf("a batch with %d packets, MTU %d, forked: %t", b.Len(), b.mtu, b.out.fork != nil)
+	if b.Len() != 0 || b.mtu != 1420 {
+		w.t.Errorf("a batch with %d packets, MTU %d", b.Len(), b.mtu)
 	}
 	err := w.fill(b)
 	w.ended.Store(err != nil)
@@ -134,7 +134,9 @@ func TestFeedSharesInOrder(t *testing.T) {
 					if first {
 						first = false
 						comes(t, "nobody reads on", func() bool { return len(read) >= 2 })
-						comes(t, "nobody waits for his turn", func() bool { return fed.Load().waiting.Load() == 1 })
+						if batches > 1 {
+							comes(t, "nobody seals the next", func() bool { return waiting(e.peer(r)) > 0 })
+						}
 						if e.running.Load() == nil {
 							t.Error("the device ends before what was read is sent")
 						}
@@ -157,7 +159,7 @@ func TestFeedSharesInOrder(t *testing.T) {
 				})
 				eventually(t, "it does not end", w.ended.Load)
 				if end == io.EOF {
-					eventually(t, "not all is sent", func() bool { return f.done.Load() == uint32(batches) })
+					eventually(t, "not all is sent", func() bool { return f.underWay.Load() == 0 })
 					e.Close()
 				} else {
 					<-e.Done()
@@ -165,36 +167,31 @@ func TestFeedSharesInOrder(t *testing.T) {
 				if tp.of(1) != n {
 					t.Errorf("%d packets of %d were sent", tp.of(1), n)
 				}
-				if f.waiting.Load() != 0 || f.done.Load() != uint32(batches) || f.next.Load() != uint32(batches) {
-					t.Errorf("%d wait, %d of %d batches were sent, want %d", f.waiting.Load(), f.done.Load(), f.next.Load(), batches)
+				if f.waiting.Load() != 0 || f.underWay.Load() != 0 {
+					t.Errorf("%d wait, %d batches are under way", f.waiting.Load(), f.underWay.Load())
 				}
 			})
 		}
 	}
 }
 
-// TestFeedEndsAfterItsTurn: packets that came with an error, and wait for another's turn, are sent before the device ends.
-func TestFeedEndsAfterItsTurn(t *testing.T) {
+// TestFeedEndsAfterItsPackets: packets that came with an error, and are behind another sender's, are sent before the
+// device ends.
+func TestFeedEndsAfterItsPackets(t *testing.T) {
 	e, r, tp := feeding(t, 2)
-	p, other := e.peer(r), new(lane)
-	p.mu.Lock()
-	p.turn, p.under = other, 1
-	p.mu.Unlock()
+	leave := e.occupy(t, r, tp.take, tp.take)
 	failed := errors.New("failed")
 	e.feed(t, func(f *feed, b *Batch) error {
 		b.Append(packetOf(1, 0, 100, r))
 		return failed
 	})
-	eventually(t, "it does not wait", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.turnFree != nil })
+	eventually(t, "its packet does not wait", func() bool { return waiting(e.peer(r)) == 1 })
 	select {
 	case <-e.Done():
-		t.Fatal("the device ended while a packet waits for the turn")
-	default:
+		t.Fatal("the device ended while a packet waits to be sent")
+	case <-time.After(5 * time.Millisecond):
 	}
-	p.mu.Lock()
-	p.under = 0
-	p.endTurn()
-	p.mu.Unlock()
+	leave()
 	if <-e.Done(); !errors.Is(e.Err(), failed) || tp.of(1) != 1 {
 		t.Errorf("%v, and %d packets were sent", e.Err(), tp.of(1))
 	}
@@ -229,9 +226,6 @@ func TestFeedsAndSenders(t *testing.T) {
 		all = append(all, f)
 		wg.Go(func() {
 			for range bursts {
-				if rand.IntN(2) == 0 {
-					f.vain.Store(0) // go on asking
-				}
 				size := 1 + rand.Uint32N(400)
 				more <- size
 				sent[i] += size
@@ -261,10 +255,10 @@ func TestFeedsAndSenders(t *testing.T) {
 		eventually(t, "not all are sent", func() bool { return tp.of(uint32(i)) == n })
 	}
 	p := e.peer(r)
-	eventually(t, "somebody keeps the turn, or leaves packets behind", func() bool {
+	eventually(t, "a goroutine leads for ever, or leaves packets behind", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return p.turn == nil && p.under == 0 && p.staged.n == 0
+		return !p.queue.led && p.queue.head == nil && p.staged.n == 0
 	})
 	drops := e.Status().Drops
 	if n := drops.Total(); n != 0 {
@@ -316,38 +310,46 @@ func TestFeedAlone(t *testing.T) {
 	}
 }
 
-// TestFeedIsHeldBack: a source that left packets with who has a peer's turn is not read on until they are sent, however much
-// else came with them.
+// TestFeedIsHeldBack: a source whose packets are behind another sender's is read on for a few batches, and then not until
+// they are sent, however much else came with them. Nothing is dropped.
 func TestFeedIsHeldBack(t *testing.T) {
-	e, r, _ := feeding(t, 2)
+	e, r, tp := feeding(t, 2)
 	busy := newRemote(2, testKey(1).Public())
 	if err := e.AddPeer(busy.config()); err != nil {
 		t.Fatal(err)
 	}
-	e.line.send = func([]Train) {}
-	p := e.peer(busy)
-	p.mu.Lock()
-	p.turn, p.under = new(lane), 1
-	p.mu.Unlock()
+	e.line.send = nil
+	e.connect(t, busy)
+	before := e.drops.load()
+	leave := e.occupy(t, r, tp.take, func(ts []Train) {
+		for i := range ts {
+			if ts[i].Endpoint.SamePlace(r.from) {
+				tp.take(ts[i : i+1])
+			}
+		}
+	})
+	const batches = 50
 	var reads atomic.Int32
+	n := uint32(0)
 	_, w := e.feed(t, func(f *feed, b *Batch) error {
-		if reads.Add(1) == 2 {
+		if reads.Add(1) > batches {
 			return io.EOF
 		}
-		b.Append(packetOf(1, 0, 100, busy))
-		for b.Append(packetOf(1, 0, 1400, r)) {
+		b.Append(packetOf(1, n, 100, r))
+		n++
+		for b.Append(packetOf(1, 0, 1400, busy)) {
 		}
 		return nil
 	})
-	eventually(t, "it does not wait", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.turnFree != nil })
-	if reads.Load() != 1 {
-		t.Error("it is read on")
+	eventually(t, "it is not read on", func() bool { return reads.Load() > 2 })
+	time.Sleep(20 * time.Millisecond)
+	if reads.Load() > 4 {
+		t.Errorf("it was read %d times while nothing was sent", reads.Load())
 	}
-	p.mu.Lock()
-	p.under = 0
-	p.endTurn()
-	p.mu.Unlock()
+	leave()
 	eventually(t, "it is not read on", w.ended.Load)
+	eventually(t, "not all was sent", func() bool { return tp.of(1) == batches })
+	e.wantDrops(t, before, 0, 0, "a source is held back instead")
 }
 
 // TestFeedAsksInVain: a source that pauses after each batch, however large, soon asks nobody any more but once in a while.
@@ -357,7 +359,7 @@ func TestFeedAsksInVain(t *testing.T) {
 	const batches = 4 * lookAgain
 	n := 0
 	f, w := e.feed(t, func(f *feed, b *Batch) error {
-		for deadline := time.Now().Add(patience); f.done.Load() != f.next.Load() && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); f.underWay.Load() != 0 && time.Now().Before(deadline); {
 			runtime.Gosched() // it brings the next only once the last one is sent
 		}
 		if n++; n > batches {
@@ -373,53 +375,6 @@ func TestFeedAsksInVain(t *testing.T) {
 	}
 	if f.vain.Load() < inVain {
 		t.Errorf("it asks on, %d times in vain", f.vain.Load())
-	}
-}
-
-// TestFeedsTurn: a source's batch goes on beside its last one. If others left packets meanwhile, those go first: the batch
-// waits until the last one is done. If its own run has the turn, it is held back like another's.
-func TestFeedsTurn(t *testing.T) {
-	e, r, tp := feeding(t, 2)
-	f, p := e.newFeed(e.tunnel), e.peer(r)
-	p.turn, p.under = &f.lane, 1
-	f.next.Store(1)
-	number := uint32(0)
-	begin := func() *Batch {
-		b := e.NewBatch()
-		b.out.lane = &f.lane
-		b.Append(packetOf(1, number, 100, r))
-		number++
-		if err := e.begin(b); err != nil {
-			t.Error(err)
-		}
-		return b
-	}
-	b1 := begin()
-	if !b1.out.follows || b1.out.contended != nil || b1.out.runs[0].k == nil || p.under != 2 {
-		t.Fatalf("it follows: %t; it may not claim: %t; %d runs", b1.out.follows, b1.out.runs[0].k == nil, p.under)
-	}
-	e.send(t, packetOf(2, 0, 100, r))
-	if p.staged.n != 1 {
-		t.Fatalf("%d packets wait", p.staged.n)
-	}
-	begun := make(chan *Batch)
-	go func() { begun <- begin() }()
-	eventually(t, "it does not wait for the last batch", func() bool { return f.waiting.Load() == 1 })
-	p.mu.Lock()
-	p.under-- // the first, of which this test has only the turn
-	p.mu.Unlock()
-	f.advance()
-	b1.seal()
-	b1.pack()
-	e.finish(b1)
-	b2 := <-begun
-	if b2.out.contended != nil || b2.out.runs[0].k == nil || tp.of(2) != 1 {
-		t.Fatalf("it has no turn: %t; %d of the other's packets went first", b2.out.runs[0].k == nil, tp.of(2))
-	}
-	e.send(t, packetOf(2, 1, 100, r))
-	e.claim(b2, &run{p: p, n: 1}, b2.out.r, 0) // another run of the same batch
-	if b2.out.contended != p || p.staged.n != 2 || p.under != 1 {
-		t.Errorf("held back: %t; %d packets wait; %d runs", b2.out.contended == p, p.staged.n, p.under)
 	}
 }
 

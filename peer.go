@@ -30,7 +30,6 @@ type peerState struct {
 	lastSent       int64     // when an initiation or a response was sent
 	lastHandshake  int64     // when a session was confirmed
 	heard          uint32    // authentic packets received; it wraps
-	unstaged       uint32    // packets that left staged, for whatever reason; it wraps
 
 	drops *Drops // nil: none yet
 }
@@ -67,15 +66,8 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 func (p *peerState) dropStaged(out *outbox) {
 	if p.staged.n > 0 {
 		p.drop(DropNoSession, p.staged.n)
-		p.unstaged += uint32(p.staged.n)
 		out.dropped, p.staged = p.staged, stagedQueue{}
 	}
-}
-
-// popStaged takes the oldest staged packet.
-func (p *peerState) popStaged() *stagedPacket {
-	p.unstaged++
-	return p.staged.pop()
 }
 
 func (p *peerState) drop(r DropReason, n int) {
@@ -339,7 +331,7 @@ func (p *peerState) retire(id *identity, out *outbox) {
 	}
 }
 
-// A stagedPacket is a copy of a packet that waits for its peer's session or turn. An empty one is a keepalive.
+// A stagedPacket is a copy of a packet that waits for its peer's session. An empty one is a keepalive.
 type stagedPacket struct {
 	next *stagedPacket
 	b    []byte
@@ -351,10 +343,7 @@ type stagedQueue struct {
 	n          int
 }
 
-const (
-	maxStaged     = 128  // packets a peer, that wait for a session
-	maxStagedTurn = 1024 // that wait for the turn
-)
+const maxStaged = 128 // packets per peer
 
 func (q *stagedQueue) push(s *stagedPacket) {
 	if q.tail == nil {

@@ -15,15 +15,11 @@ type peer struct {
 	received, sent Traffic
 	handshakeWall  int64 // wall time of lastHandshake, in ns since 1970
 
-	flushing bool  // the slow path is to send what is staged
-	inSlow   bool  // in the slow path's queue of peers, or about to be
-	queued   int64 // the time for which the device's deadlines know this peer; 0 means that they do not
+	inSlow bool  // in the slow path's queue of peers, or about to be
+	queued int64 // the time for which the device's deadlines know this peer; 0 means that they do not
 
-	// turn is whose the outbound direction is at the moment: nil, or the lane of batches that are being sealed and sent with
-	// mu released. It alone assigns counters. A goroutine that finds it taken leaves its packets in staged.
-	turn     *lane
-	under    int32      // runs of the lane's batches that are under way
-	turnFree *sync.Cond // wakes sources that wait for the turn; nil: none ever did
+	queue  sendQueue // numbered runs that are not sent yet
+	handed bool      // the slow path is to send from the head of queue
 
 	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
 

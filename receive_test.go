@@ -138,21 +138,6 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the table before the last change is kept", func() bool { runtime.GC(); return old.Value() == nil })
-
-	p, b := e.peer(r), e.NewBatch()
-	p.mu.Lock()
-	p.turn = new(lane)
-	p.mu.Unlock()
-	b.Append(packet4(100, here, r.addr))
-	e.Device.Send(b)
-	if b.out.contended != p {
-		t.Fatal("the turn is another's, and the batch does not know")
-	}
-	b.Append(packet4(100, here, here)) // to nobody
-	e.Device.Send(b)
-	if b.out.contended != nil {
-		t.Error("the batch keeps a peer that it has nothing to do with any more")
-	}
 }
 
 // TestStatusFromInsideSink: what a sink may ask, it may ask also while the device ends.

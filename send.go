@@ -4,88 +4,135 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The way out of a batch, on the goroutine that has it:
+// The outbound path of a load, on the goroutine that has it:
 //
-//	carry or Send ─▶ route, by peer ─▶ claim: the peer's turn, counters ─▶ seal ─▶ pack into trains ─▶ transmit
-//	                            │ no session, or the turn is another's                                     │
-//	                            ▼                                                                          ▼
-//	                          stage ─▶ flush, when the turn is free and a session stands ◀────────────── account
+//	carry or Send ─▶ route, by peer ─▶ claim: counters, the peer's queue ─▶ seal ─▶ lead: pack into trains, send, in order
+//	                                     │ no session                          ▲
+//	                                     ▼                                     │
+//	                                   stage ─▶ flush, once there is a session ╯
 //
-// A peer's mutex is held in claim and account alone, once per batch each.
+// A run gets its counters and its place in its peer's order under the peer's mutex, in claim. Nothing else fixes the
+// order. Sealing needs no lock: several goroutines that send to one peer seal at the same time. One goroutine at a time
+// leads a peer: it sends its own run, and then those that were sealed meanwhile, from the head of the peer's queue on. A
+// goroutine that sealed a run behind others leaves it to the leader. If the head is sealed and nobody leads, the
+// goroutine that sealed it does.
 
-// A sending is what is known of a batch that is under way.
-type sending struct {
-	runs    []run
-	second  *slab // where runs that stand apart are sealed; nil: none does
-	trains  []Train
-	trainOf []int // the run of each train
-
-	lane    *lane
-	own     lane   // the lane of a batch that comes from no source
-	number  uint32 // in its lane
-	follows bool   // a batch of its lane that is not done yet
-
-	r         *running
-	now       int64
-	contended *peer // whose turn was another's
-
-	fork *fork // of seal; nil: no batch was large enough yet
-	part int   // messages in each of its parts
+// A sendQueue is the runs of one peer that have their counters and are behind others. The peer's mutex guards it.
+type sendQueue struct {
+	head, tail *run
+	n          int32 // runs
+	led        bool  // a goroutine, or the slow path, sends from the head on
 }
 
-// reset drops all references and keeps the memory.
-func (s *sending) reset() {
-	clear(s.runs)
-	clear(s.trains)
-	s.r = nil
-	s.runs, s.trains, s.trainOf = s.runs[:0], s.trains[:0], s.trainOf[:0]
-	if s.second != nil {
-		slabs.Put(s.second)
-		s.second = nil
+const (
+	// maxQueued is how many runs may wait in one peer's queue when a sender adds to it: at most so many slabs of 129 KiB,
+	// each with up to 128 packets. A source is held back instead; see feed.
+	maxQueued    = 16
+	maxCollected = 4 << 10 // bytes of a sender's run that is copied to others behind which it has to wait
+	maxRounds    = 16      // of one goroutine that leads, before the slow path takes over
+)
+
+// number takes counters for a run of l from the peer's current session, and gives the run its place in the order. If
+// nothing is ahead, the caller's goroutine leads the peer from here on. p.mu is held.
+func (p *peer) number(l *load, run *run) {
+	q := &p.queue
+	behind := q.led || q.head != nil
+	if behind && l.feed == nil && run.size <= maxCollected {
+		p.collect(l, run)
+		return
+	}
+	run.k, run.endpoint, run.heard = p.current, p.endpoint, p.heard
+	run.counter = run.k.number(run.n)
+	if run.leads = !behind; behind {
+		q.push(run)
+		l.refs.Add(1)
+	} else {
+		q.led = true
+	}
+}
+
+// collect copies a small run that is behind others to the end of the queue. The goroutine that leads seals it with others
+// of its kind, and sends them as a train: that costs less than a slab and a datagram for each. p.mu is held.
+func (p *peer) collect(l *load, small *run) {
+	r := p.queue.tail
+	if p.queue.head == nil || !r.collects || r.k != p.current || r.endpoint != p.endpoint ||
+		!r.load.takes(small) {
+		c := newLoad(l.headroom)
+		c.r = l.r
+		c.runs = append(c.runs, run{p: p, load: c, k: p.current, endpoint: p.endpoint, counter: p.current.counter, collects: true, sealed: true})
+		r = &c.runs[0]
+		p.queue.push(r)
+	}
+	r.heard = p.heard
+	p.current.number(small.n)
+	for i := small.first; i != none; i = l.msgs[i].next {
+		m := l.msgs[i]
+		copied := r.load.place(int(m.n), int(m.padded))
+		copied.tos = m.tos
+		r.load.addToRun(p, len(r.load.msgs)-1)
+		copy(r.load.packet(len(r.load.msgs)-1), l.packet(int(i)))
+	}
+}
+
+// takes reports whether a run fits behind the messages of l.
+func (l *load) takes(r *run) bool {
+	return len(l.msgs)+r.n <= batchPackets && l.end+r.size+r.n*l.headroom <= slabSize
+}
+
+// isFull reports whether a sender's run may not wait.
+func (q *sendQueue) isFull(r *run) bool {
+	return q.n >= maxQueued && !(q.tail.collects && r.size <= maxCollected && q.tail.load.takes(r))
+}
+
+func (q *sendQueue) push(r *run) {
+	if q.head == nil {
+		q.head = r
+	} else {
+		q.tail.next = r
+	}
+	q.tail = r
+	q.n++
+	r.queued = true
+}
+
+// pop takes the head out of the queue. The caller owns its reference to its load.
+func (q *sendQueue) pop() *run {
+	r := q.head
+	q.head, r.next, r.queued = r.next, nil, false
+	q.n--
+	return r
+}
+
+// popSealed appends to lot what can be sent: the runs from the head on that are sealed.
+func (q *sendQueue) popSealed(lot []*run) []*run {
+	for q.head != nil && q.head.sealed {
+		lot = append(lot, q.pop())
+	}
+	return lot
+}
+
+// dropQueue drops what waits in p's queue, since the device went down or the peer was removed. A goroutine that is
+// still sealing such a run finds that it is not queued any more. p.mu is held.
+func (d *Device) dropQueue(p *peer, why DropReason) {
+	for p.queue.head != nil {
+		r := p.queue.pop()
+		d.drop(p, why, r.n)
+		r.load.release()
 	}
 }
 
 var errDown = errors.New("wireguard: the device is down")
 
-// awaitTurn holds a source back while another goroutine sends what the last batch left with a peer: a source that went on
-// would only push its own packets out of the queue. It waits for what is staged now, not for what others go on staging:
-// other peers' packets may come from the same source. Nothing is held meanwhile, and who has the turn waits for nobody.
-//
-// Only who has the turn takes packets out to send them, and it always ends with endTurn: no wakeup is missed.
-func (d *Device) awaitTurn(b *Batch) {
-	p := b.out.contended
-	if p == nil {
-		return
-	}
-	b.out.contended = nil
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	before, ahead := p.unstaged, uint32(p.staged.n)
-	for p.turn != nil && p.unstaged-before < ahead {
-		if p.turnFree == nil {
-			p.turnFree = sync.NewCond(&p.mu)
-		}
-		p.turnFree.Wait()
-	}
-}
-
-// endTurn gives p's turn back. p.mu is held.
-func (p *peer) endTurn() {
-	p.turn = nil
-	if p.turnFree != nil {
-		p.turnFree.Broadcast()
-	}
-}
-
 // NewBatch makes an empty batch for Send.
 func (d *Device) NewBatch() *Batch {
 	b := new(Batch)
-	d.lay(b)
+	b.layFor(d)
 	return b
 }
 
@@ -96,70 +143,90 @@ func (d *Device) NewBatch() *Batch {
 // Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
 // closed; the latter wraps net.ErrClosed.
 func (d *Device) Send(b *Batch) error {
-	if b.head != d.headroom {
+	if b.forHeadroom != d.headroom {
 		return d.sendForeign(b)
 	}
-	b.out.lane = &b.out.own
-	if err := d.begin(b); err != nil {
+	l := b.takeLoad()
+	b.layFor(d)
+	if l == nil {
+		l = newLoad(d.headroom)
+	}
+	defer l.release()
+	if err := d.claimAll(l); err != nil {
 		return err
 	}
-	b.seal()
-	b.pack()
-	d.finish(b)
+	l.seal()
+	d.finish(l)
+	if l.full {
+		runtime.Gosched() // a sender that loops should not keep the processor from the goroutine that leads
+	}
 	return nil
 }
 
-// begin routes the packets of b and claims counters for them, in its lane's order. Where the device is not up it drops them.
-func (d *Device) begin(b *Batch) error {
-	out := &b.out
-	out.contended = nil
-	if out.r = d.running.Load(); out.r == nil {
-		d.drops.add(DropDown, b.Len())
-		d.empty(b)
+// carry sends what f reads until f fails, or until other goroutines carry it all.
+func (d *Device) carry(f *feed) {
+	defer d.wg.Done()
+	b := batches.Get().(*Batch)
+	defer batches.Put(b)
+	for held := f.take(); held; {
+		f.await(f.most + 1)
+		b.layFor(d)
+		err := f.ReadPackets(b)
+		shared, number := false, f.reads.Add(1)
+		if l := b.takeLoad(); l != nil {
+			l.feed = f
+			f.underWay.Add(1)
+			if d.claimAll(l) == nil {
+				if shared = err == nil && l.isMuch() && f.wanted(); shared {
+					d.share(f)
+				}
+				l.seal()
+				d.finish(l)
+				if shared {
+					f.brought(f.reads.Load() != number) // whether another goroutine read meanwhile
+				}
+			}
+			l.release()
+		}
+		switch {
+		case shared:
+			held = f.take()
+		case err != nil: // and f stays taken
+			f.await(0)
+			d.sourceEnded(err)
+			return
+		}
+	}
+}
+
+// batches are those of sources. They hold no packets.
+var batches = sync.Pool{New: func() any { return new(Batch) }}
+
+// claimAll routes the packets of l and numbers them. If the device is not up, it drops them.
+func (d *Device) claimAll(l *load) error {
+	if l.r = d.running.Load(); l.r == nil {
+		d.drops.add(DropDown, len(l.msgs))
 		if d.closing.Load() {
 			return errClosed
 		}
 		return errDown
 	}
-	out.number = out.lane.next.Add(1) - 1
-	out.follows = out.lane.done.Load() != out.number
-	out.now = d.now()
-	d.route(b, out.now)
-	for i := range out.runs {
-		d.claim(b, &out.runs[i], out.r, out.now)
+	l.now = d.now()
+	d.route(l)
+	for i := range l.runs {
+		d.claim(l, &l.runs[i])
 	}
-	b.layOut()
+	l.layOut()
 	return nil
 }
 
-// finish sends the trains of b and empties it.
-func (d *Device) finish(b *Batch) {
-	out := &b.out
-	d.transmit(out.r, out.trains)
-	b.tally()
-	for i := range out.runs {
-		if run := &out.runs[i]; run.k != nil && d.account(b, run, out.r, out.now) {
-			d.flush(run.p, false)
-		}
-	}
-	out.lane.advance()
-	d.empty(b)
-}
-
-// empty makes b ready to be filled again.
-func (d *Device) empty(b *Batch) {
-	b.out.reset()
-	b.Reset()
-	d.lay(b)
-}
-
-// route makes a run of b's packets to each peer. A packet without a peer is dropped.
-func (d *Device) route(b *Batch, now int64) {
+// route makes one run of the packets of l per peer. A packet without a peer is dropped.
+func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
 	var p *peer
-	for i := range b.msgs {
-		pkt := b.Packet(i)
+	for i := range l.msgs {
+		pkt := l.packet(i)
 		dst, ecn, ok := packet.Destination(pkt)
 		if !ok {
 			d.drops.add(DropMalformed, 1)
@@ -170,11 +237,11 @@ func (d *Device) route(b *Batch, now int64) {
 		}
 		if p == nil {
 			d.drops.add(DropNoRoute, 1)
-			d.slow.unreachable(d, pkt, now)
+			d.slow.unreachable(d, pkt, l.now)
 			continue
 		}
-		b.msgs[i].tos = packet.OuterTOS(ecn)
-		run := b.addToRun(p, i)
+		l.msgs[i].tos = packet.OuterTOS(ecn)
+		run := l.addToRun(p, i)
 		if _, ok := packet.CarriedSession(pkt); ok {
 			run.carries = true
 		}
@@ -184,20 +251,20 @@ func (d *Device) route(b *Batch, now int64) {
 // dropLoops drops the packets of a run that carry a message of a session with its peer: the path to the peer leads
 // through the peer. Sealed again, such a packet would return larger, and as two once it needs fragments. The lock of the
 // run's peer is held.
-func (d *Device) dropLoops(b *Batch, run *run) {
+func (d *Device) dropLoops(l *load, run *run) {
 	before := int16(none)
-	for i := run.first; i != none; i = b.msgs[i].next {
-		index, ok := packet.CarriedSession(b.Packet(int(i)))
+	for i := run.first; i != none; i = l.msgs[i].next {
+		index, ok := packet.CarriedSession(l.packet(int(i)))
 		if !ok || !run.p.sends(index) {
 			before = i
 			continue
 		}
-		m := &b.msgs[i]
+		m := &l.msgs[i]
 		m.run = none
 		if before == none {
 			run.first = m.next
 		} else {
-			b.msgs[before].next = m.next
+			l.msgs[before].next = m.next
 		}
 		run.n--
 		run.size -= m.size()
@@ -207,73 +274,111 @@ func (d *Device) dropLoops(b *Batch, run *run) {
 	run.last = before
 }
 
-// claim takes the turn of the run's peer and counters for its messages, or stages copies of its packets.
-func (d *Device) claim(b *Batch, run *run, r *running, now int64) {
+// claim numbers the run and gives it its place in the order, or stages copies of its packets.
+func (d *Device) claim(l *load, run *run) {
 	p := run.p
 	var out outbox
 	p.mu.Lock()
-	if b.out.follows && p.turn == b.out.lane && p.staged.n != 0 {
-		// Others left packets meanwhile. Those go first, by who ends the turn; to copy this run behind them would be more work.
-		p.mu.Unlock()
-		b.out.lane.await(b.out.number)
-		b.out.follows = false
-		p.mu.Lock()
-	}
 	if run.carries {
-		d.dropLoops(b, run)
+		d.dropLoops(l, run)
 	}
 	switch {
 	case run.n == 0:
 	case p.removed:
 		d.drop(p, DropNoSession, run.n)
-	case d.running.Load() != r:
+	case d.running.Load() != l.r:
 		d.drop(p, DropDown, run.n)
 	case p.endpoint.IsZero():
 		d.drop(p, DropNoEndpoint, run.n)
-		for i := run.first; i != none; i = b.msgs[i].next {
-			d.slow.unreachable(d, b.Packet(int(i)), now)
+		for i := run.first; i != none; i = l.msgs[i].next {
+			d.slow.unreachable(d, l.packet(int(i)), l.now)
 		}
-	case p.turn != nil && (p.turn != b.out.lane || p.staged.n != 0):
-		d.stageRun(b, run, now)
-		b.out.contended = p
+	case l.feed == nil && p.queue.isFull(run):
+		l.full = true
+		d.drop(p, DropSendQueueFull, run.n)
 	case p.staged.n != 0:
-		// What waits goes first. The session is new, or there is none.
-		d.stageRun(b, run, now)
-		p.flushOrInitiate(now, &out)
-	case !p.sending(run.n, now, &out):
-		d.stageRun(b, run, now)
+		// Staged packets are sent first. The session is new, or there is none.
+		d.stageRun(l, run)
+		p.flushOrInitiate(l.now, &out)
+	case !p.sending(run.n, l.now, &out):
+		d.stageRun(l, run)
 	default:
-		p.turn = b.out.lane
-		p.under++
-		b.number(run)
+		p.number(l, run)
 	}
 	d.release(p, &out)
 }
 
-// number takes counters for a run from its peer's current session.
-func (b *Batch) number(run *run) {
+// finish hands in the sealed runs of l, and sends what this goroutine leads.
+func (d *Device) finish(l *load) {
+	for i := range l.runs {
+		run := &l.runs[i]
+		switch {
+		case run.k == nil:
+		case run.leads:
+			l.lot = append(l.lot, run)
+		default:
+			l.lot = run.handIn(l.lot)
+		}
+	}
+	d.lead(l)
+}
+
+// handIn says that a run in a queue is sealed. If it is the head and nobody leads the peer, the caller does from here on:
+// handIn appends to lot what the caller sends.
+func (run *run) handIn(lot []*run) []*run {
 	p := run.p
-	run.k, run.endpoint, run.heard = p.current, p.endpoint, p.heard
-	run.counter = run.k.number(run.n)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	run.sealed = true
+	if run.queued && !p.queue.led && p.queue.head == run {
+		p.queue.led = true
+		lot = p.queue.popSealed(lot)
+	}
+	return lot
 }
 
-// seal makes messages of the claimed packets, in place; a sender's, if they are many, with the help of idle cores. Those help
-// a source by the next batch.
-func (b *Batch) seal() {
-	n := parts(len(b.msgs), b.end)
-	if b.out.lane != &b.out.own || n < 2 {
-		b.sealSome(0, len(b.msgs))
-		return
+// lead sends the runs of l.lot, whose peers this goroutine leads, and then what was sealed behind them meanwhile.
+func (d *Device) lead(l *load) {
+	for round := 1; len(l.lot) > 0; round++ {
+		for _, run := range l.lot {
+			if run.collects {
+				run.load.layOut()
+				run.load.seal()
+			}
+		}
+		d.sendLot(l)
+		if round > 1 {
+			l.now = d.now()
+		}
+		for i, j := 0, 0; i < len(l.lot); i = j {
+			for j = i + 1; j < len(l.lot) && l.lot[j].p == l.lot[i].p; j++ {
+			}
+			d.account(l, l.lot[i:j], round == maxRounds)
+		}
+		clear(l.lot)
+		l.lot, l.more = l.more, l.lot[:0]
 	}
-	if b.out.fork == nil {
-		b.out.fork = newFork(b.sealPart)
-	}
-	b.out.part = (len(b.msgs) + n - 1) / n
-	b.out.fork.run(n)
 }
 
-func (b *Batch) sealPart(i int) {
-	b.sealSome(i*b.out.part, (i+1)*b.out.part)
+// sendLot sends the trains of l.lot in one call. A run leaves on the socket of the time when it was routed: after Down and
+// Up, the old runs go to the closed socket, which refuses them.
+func (d *Device) sendLot(l *load) {
+	for lot := l.lot; len(lot) > 0; {
+		r, n := lot[0].load.r, 0
+		for ; n < len(lot) && lot[n].load.r == r; n++ {
+			l.trains = lot[n].pack(l.trains)
+		}
+		d.transmit(r, l.trains)
+		trains := l.trains
+		for _, run := range lot[:n] {
+			for i := range trains[:run.trains] {
+				run.tally(&trains[i])
+			}
+			trains = trains[run.trains:]
+		}
+		clear(l.trains)
+		l.trains, lot = l.trains[:0], lot[n:]
+	}
 }
 
 // transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one, which
@@ -300,93 +405,89 @@ func (d *Device) transmit(r *running, trains []Train) {
 	}
 }
 
-// account tells the peer what was sent, and gives its turn back. It reports whether packets were staged meanwhile.
-func (d *Device) account(b *Batch, run *run, r *running, now int64) (staged bool) {
-	p := run.p
+// account tells a peer what was sent of its runs, and appends to l.more those that were sealed behind them meanwhile. If
+// enough is set, the slow path goes on with those: a goroutine that came to send should not be kept by others.
+func (d *Device) account(l *load, runs []*run, enough bool) {
+	p, last := runs[0].p, runs[len(runs)-1]
 	var out outbox
+	data := false
 	p.mu.Lock()
-	p.sent.Bytes += run.bytes
-	p.sent.Packets += run.packets
-	if run.failed > 0 {
+	for _, run := range runs {
+		p.sent.Bytes += run.bytes
+		p.sent.Packets += run.packets
+		data = data || run.packets > 0
 		d.drop(p, DropSendFailed, run.failed)
+		if run.sourceGone && p.endpoint == run.endpoint {
+			p.endpoint.forgetSource()
+		}
 	}
-	if run.sourceGone && p.endpoint == run.endpoint {
-		p.endpoint.forgetSource()
+	if d.running.Load() == last.load.r { // else the peer's timers were stopped, and stay so
+		p.sentOn(data, last.heard, l.now, &out)
 	}
-	if d.running.Load() == r { // else its timers were stopped, and stay so
-		p.sentOn(run.packets > 0, run.heard, now, &out)
-	}
-	if p.under--; p.under == 0 {
-		staged = p.staged.n != 0
-		p.endTurn()
+	more := len(l.more)
+	p.handed = enough && p.queue.head != nil && p.queue.head.sealed
+	if !p.handed {
+		l.more = p.queue.popSealed(l.more)
+		p.queue.led = len(l.more) > more
 	}
 	d.release(p, &out)
-	d.sendTrouble(p, &run.endpoint, run.err)
-	return staged
-}
-
-// maxFlush is how many batches flush sends, before it leaves the rest to the slow path: who came to send must not be
-// kept by others that go on staging.
-const maxFlush = 16
-
-// flush sends what is staged with p or, if keepalive is set and nothing is, an empty packet. If another goroutine has
-// the turn, that one will. Without a session, one is asked for.
-func (d *Device) flush(p *peer, keepalive bool) {
-	r := d.running.Load()
-	if r == nil {
-		return
-	}
-	b := batches.Get().(*Batch)
-	d.lay(b)
-	b.out.lane = &b.out.own
-	more := true
-	for range maxFlush {
-		if more = d.flushSome(p, keepalive, b, r); !more {
-			break
+	for _, run := range runs {
+		d.sendTrouble(p, &run.endpoint, run.err)
+		if !run.leads {
+			run.load.release()
 		}
-		keepalive = false
-	}
-	batches.Put(b)
-	if more {
-		d.slow.flush(d, p)
 	}
 }
 
-// batches are those of flush and of sources.
-var batches = sync.Pool{New: func() any { return new(Batch) }}
+// resume goes on where a goroutine stopped to lead p.
+func (d *Device) resume(p *peer) {
+	l := newLoad(d.headroom)
+	defer l.release()
+	l.now = d.now()
+	p.mu.Lock()
+	l.lot = p.queue.popSealed(l.lot)
+	p.queue.led = len(l.lot) > 0
+	p.mu.Unlock()
+	d.lead(l)
+}
 
-// flushSome sends one batch of what is staged with p, and reports whether there is more.
-func (d *Device) flushSome(p *peer, keepalive bool, b *Batch, r *running) (more bool) {
-	now := d.now()
+// flush sends what is staged with p or, if keepalive is set and nothing is, an empty packet. Without a session, one is
+// asked for. Whoever stages behind staged packets flushes too, so no goroutine is kept by others here.
+func (d *Device) flush(p *peer, keepalive bool) {
+	for more := true; more; keepalive = false {
+		l := newLoad(d.headroom)
+		if l.r = d.running.Load(); l.r == nil {
+			l.release()
+			return
+		}
+		l.now = d.now()
+		more = d.claimStaged(l, p, keepalive)
+		l.layOut()
+		l.seal()
+		d.finish(l)
+		l.release()
+	}
+}
+
+// claimStaged makes a run of what is staged with p, as much as l takes, and numbers it. It reports whether packets
+// are left.
+func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
+	b := Batch{load: l, mtu: d.tunnel.MTU(), forHeadroom: d.headroom}
 	var out outbox
 	p.mu.Lock()
-	if p.removed || p.endpoint.IsZero() || d.running.Load() != r {
-		d.release(p, &out)
-		return false
+	if !p.removed && !p.endpoint.IsZero() && d.running.Load() == l.r {
+		if keepalive && p.staged.n == 0 {
+			d.stage(p, nil)
+		}
+		if p.staged.n > 0 && p.sending(1, l.now, &out) {
+			for p.staged.n > 0 && p.current.sendable(l.now, len(l.msgs)+1) && b.appendStaged(p.staged.head.b) {
+				l.addToRun(p, len(l.msgs)-1)
+				d.unstage(p.staged.pop())
+			}
+			p.number(l, &l.runs[0])
+			more = p.staged.n > 0
+		}
 	}
-	if keepalive && p.staged.n == 0 {
-		d.stage(p, nil, maxStaged)
-	}
-	if p.staged.n == 0 || p.turn != nil || !p.sending(1, now, &out) {
-		d.release(p, &out)
-		return false
-	}
-	p.turn = b.out.lane
-	p.under++
-	for p.staged.n > 0 && p.current.sendable(now, len(b.msgs)+1) && b.appendStaged(p.staged.head.b) {
-		b.addToRun(p, len(b.msgs)-1)
-		d.unstage(p.popStaged())
-	}
-	b.number(&b.out.runs[0])
 	d.release(p, &out)
-	b.layOut()
-
-	b.sealSome(0, len(b.msgs)) // alone: it is seldom much
-	b.pack()
-	d.transmit(r, b.out.trains)
-	b.tally()
-	more = d.account(b, &b.out.runs[0], r, now)
-	b.out.reset()
-	b.Reset()
 	return more
 }

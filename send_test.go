@@ -24,32 +24,32 @@ type packed struct {
 
 // packSizes packs messages of the given sizes as one run, each behind so many bytes of headroom, and says what came out.
 func packSizes(t failer, headroom int, sizes []int, tos []uint8) (got []packed) {
-	b, to := &Batch{head: headroom}, new(peer)
-	defer b.Reset()
+	b, to := &Batch{forHeadroom: headroom}, new(peer)
 	for i, size := range sizes {
 		if !b.Append(make([]byte, size-headroom-messageOverhead)) {
 			t.Fatalf("message %d does not fit", i)
 		}
 		b.msgs[i].tos = tos[i%len(tos)]
 		r := b.addToRun(to, i)
-		r.k, r.endpoint = new(keypair), coreEndpoint
+		r.k, r.endpoint, r.leads = new(keypair), coreEndpoint, true
 	}
+	defer b.Reset()
 	b.layOut()
-	b.pack()
+	trains := b.runs[0].pack(nil)
 	at := 0
-	for i := range b.out.trains {
-		train := &b.out.trains[i]
+	for i := range trains {
+		train := &trains[i]
 		if &train.Data[0] != &b.slab[at] || cap(train.Data) != len(train.Data) {
 			t.Fatalf("train %d is not where the one before ends", i)
 		}
-		if train.Endpoint != coreEndpoint || train.Headroom != headroom || b.out.trainOf[i] != 0 || train.Err != nil {
+		if train.Endpoint != coreEndpoint || train.Headroom != headroom || train.Err != nil {
 			t.Fatalf("train %d is %+v", i, train)
 		}
 		at += len(train.Data)
 		got = append(got, packed{train.Len(), train.Size, len(train.Data) - (train.Len()-1)*train.Size, train.TOS})
 	}
-	if at != b.end {
-		t.Fatalf("%d of %d bytes are in trains", at, b.end)
+	if at != b.end || b.runs[0].trains != len(trains) {
+		t.Fatalf("%d of %d bytes are in %d trains of %d", at, b.end, len(trains), b.runs[0].trains)
 	}
 	return got
 }
@@ -129,44 +129,60 @@ func TestPackProperties(t *testing.T) {
 	})
 }
 
-func TestPackLeavesOutUnclaimed(t *testing.T) {
-	b := &Batch{}
-	peers := []*peer{new(peer), new(peer), new(peer)}
-	for i, to := range []int{0, 0, 1, 2, 2, 2} {
-		b.Append(make([]byte, 64))
-		b.addToRun(peers[to], i)
+// TestSealedBackToBack: messages of a run whose packets do not stand together are sealed one behind the other, whatever
+// is between them, and packets of runs that have no counters are left alone.
+func TestSealedBackToBack(t *testing.T) {
+	b, a, staged, c := &Batch{forHeadroom: 8}, new(peer), new(peer), new(peer)
+	for i, to := range []*peer{a, staged, c, a, c, a} {
+		b.Append(packet4(65+i, here, here))
+		b.addToRun(to, i)
 	}
-	other := EndpointOf(netip.MustParseAddrPort("192.0.2.2:2"))
-	b.out.runs[0].k, b.out.runs[0].endpoint = new(keypair), coreEndpoint
-	b.out.runs[2].k, b.out.runs[2].endpoint = new(keypair), other // run 1 is staged
+	defer b.Reset()
+	k := newKeypair(new([32]byte), new([32]byte), 1, 2, true, 0)
+	b.runs[0].k, b.runs[2].k = k, k
+	b.runs[2].counter = 100
 	b.layOut()
-	b.pack()
-	if len(b.out.trains) != 2 || b.out.trains[0].Len() != 2 || b.out.trains[1].Len() != 3 ||
-		b.out.trains[0].Endpoint != coreEndpoint || b.out.trains[1].Endpoint != other || !slices.Equal(b.out.trainOf, []int{0, 2}) {
-		t.Errorf("the trains are %+v of runs %v", b.out.trains, b.out.trainOf)
+	b.seal()
+	for i, want := range []struct {
+		sizes   []int
+		counter uint64
+	}{{[]int{65, 68, 70}, 0}, {}, {[]int{67, 69}, 100}} {
+		if want.sizes == nil {
+			continue
+		}
+		trains := b.runs[i].pack(nil)
+		var n int
+		for j := range trains {
+			for m := range trains[j].Datagrams() {
+				pkt, ok := k.open(m)
+				if got := binary.LittleEndian.Uint64(m[8:]); !ok || got != want.counter+uint64(n) || !bytes.Equal(pkt[:want.sizes[n]], packet4(want.sizes[n], here, here)) {
+					t.Errorf("run %d, message %d: authentic %t, counter %d", i, n, ok, got)
+				}
+				n++
+			}
+		}
+		if n != len(want.sizes) {
+			t.Errorf("run %d has %d messages", i, n)
+		}
+		if i == 0 && len(trains) != 1 {
+			t.Errorf("three messages of one size are %d trains", len(trains))
+		}
 	}
 }
 
 func TestTally(t *testing.T) {
 	sticky := coreEndpoint
 	sticky.Source = netip.MustParseAddr("192.0.2.99")
-	b := &Batch{head: 10}
-	b.out.runs = []run{{endpoint: sticky}, {endpoint: coreEndpoint}}
-	b.out.trains = []Train{
+	got := run{endpoint: sticky, load: &load{headroom: 10}}
+	for _, train := range []Train{
 		{Data: make([]byte, 3*106), Size: 106, Headroom: 10, Endpoint: sticky},
 		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed}, // and the source was gone
 		{Data: make([]byte, 42), Size: 42, Endpoint: sticky},                                                // a keepalive; the Bind may change Headroom
-		{Data: make([]byte, 106), Size: 106, Headroom: 10, Endpoint: coreEndpoint},
-	}
-	b.out.trainOf = []int{0, 0, 0, 1}
-	b.tally()
-	for i, want := range []run{
-		{endpoint: sticky, packets: 3, bytes: 3*96 + 32, failed: 2, err: net.ErrClosed, sourceGone: true},
-		{endpoint: coreEndpoint, packets: 1, bytes: 96},
 	} {
-		if b.out.runs[i] != want {
-			t.Errorf("run %d is %+v, want %+v", i, b.out.runs[i], want)
-		}
+		got.tally(&train)
+	}
+	if want := (run{endpoint: sticky, load: got.load, packets: 3, bytes: 3*96 + 32, failed: 2, err: net.ErrClosed, sourceGone: true}); got != want {
+		t.Errorf("the run is %+v, want %+v", got, want)
 	}
 }
 
@@ -286,8 +302,8 @@ func TestSendTwoPeersInTurn(t *testing.T) {
 		}
 		next[r]++
 	}
-	if e.peer(a).turn != nil || e.peer(b).turn != nil {
-		t.Error("a turn is not given back")
+	if e.peer(a).queue.led || e.peer(b).queue.led {
+		t.Error("a peer is still led")
 	}
 }
 

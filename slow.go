@@ -25,7 +25,7 @@ type slowPath struct {
 	mu           sync.Mutex         // guards all below; taken after a peer's
 	messages     []handshakeMessage // from read on
 	read         int
-	first, last  *peer // that want a handshake, or to be flushed; linked by nextSlow
+	first, last  *peer // that want a handshake, or somebody to lead them; linked by nextSlow
 	unreachables [][]byte
 	errorLimit   bucket // of unreachables
 	loadedAt     int64  // when the messages were too many last; 0: not lately
@@ -66,18 +66,7 @@ func (s *slowPath) enqueue(d *Device, m *handshakeMessage) {
 	s.start(d)
 }
 
-// flush queues a peer with staged packets.
-func (s *slowPath) flush(d *Device, p *peer) {
-	p.mu.Lock()
-	p.flushing = true
-	first := p.enterSlow()
-	p.mu.Unlock()
-	if first {
-		s.peer(d, p)
-	}
-}
-
-// enterSlow reports whether p, whose initiating or flushing is set, is to be queued: it is not yet. p.mu is held.
+// enterSlow reports whether p, whose initiating or handed is set, is to be queued: it is not yet. p.mu is held.
 func (p *peer) enterSlow() bool {
 	if p.inSlow {
 		return false
@@ -219,14 +208,14 @@ func (d *Device) work() {
 // visit does what p was queued for.
 func (d *Device) visit(p *peer) {
 	p.mu.Lock()
-	initiate, flush := p.initiating, p.flushing
+	initiate, handed := p.initiating, p.handed
 	// From here on p may be queued again, also while it is initiating: what was asked for since is not forgotten.
-	p.flushing, p.inSlow = false, false
+	p.handed, p.inSlow = false, false
 	p.mu.Unlock()
 	if initiate {
 		d.sendInitiation(p)
 	}
-	if flush {
-		d.flush(p, false)
+	if handed {
+		d.resume(p)
 	}
 }

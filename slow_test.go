@@ -174,12 +174,16 @@ func TestUnreachableRate(t *testing.T) {
 	}
 }
 
-// TestFlushAmidVisit: a peer whose staged packets are to be sent while a worker has just come to make its initiation is
-// visited again. Forgotten then, it would count as queued for ever, and never initiate again either.
-func TestFlushAmidVisit(t *testing.T) {
+// TestHandOverAmidVisit: a peer that is handed over while a worker has just come to make its initiation is visited again. Forgotten then, it would count as queued for ever, and never initiate again either.
+func TestHandOverAmidVisit(t *testing.T) {
 	d := newSlowDevice()
 	p := &peer{peerState: peerState{endpoint: coreEndpoint}}
 	var out outbox
+	handOver := func() {
+		p.mu.Lock()
+		p.queue.led, p.handed = true, true
+		d.release(p, new(outbox))
+	}
 	p.mu.Lock()
 	p.initiate(d.now(), false, &out)
 	d.release(p, &out)
@@ -187,19 +191,19 @@ func TestFlushAmidVisit(t *testing.T) {
 	if !d.slow.take(&j, d.now()) || j.peer != p {
 		t.Fatal("the peer is not queued for its initiation")
 	}
-	amid := &amidClock{Clock: d.clock, call: func() { d.slow.flush(d, p) }}
+	amid := &amidClock{Clock: d.clock, call: handOver}
 	d.clock = amid
 	d.visit(p) // without an identity: no initiation is made
 	if amid.call != nil {
 		t.Fatal("the visit did not come to making an initiation")
 	}
-	d.slow.flush(d, p) // and once more, while it is queued
+	handOver() // and once more, while it is queued
 	for range 2 {
 		if !d.slow.take(&j, d.now()) || j.peer != p {
-			t.Fatal("what was to be flushed is forgotten")
+			t.Fatal("what was handed over is forgotten")
 		}
 		d.visit(p)
-		if p.initiating || p.flushing || p.inSlow || d.slow.first != nil {
+		if p.initiating || p.handed || p.queue.led || p.inSlow || d.slow.first != nil {
 			t.Fatal("the visit leaves something behind")
 		}
 		p.mu.Lock()

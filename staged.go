@@ -6,24 +6,19 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// What waits for a session, or for the turn: copies of packets, with their peer. The queue is in peer.go.
+// What waits for a session: copies of packets, with their peer. The queue is in peer.go.
 
-// stageRun leaves copies of the run's packets with the peer: few where they wait for a handshake, and more where they only
-// wait for the turn.
-func (d *Device) stageRun(b *Batch, run *run, now int64) {
-	limit := maxStaged
-	if run.p.turn != nil || run.p.current.sendable(now, 1) {
-		limit = maxStagedTurn
-	}
-	for i := run.first; i != none; i = b.msgs[i].next {
-		d.stage(run.p, b.Packet(int(i)), limit)
+// stageRun leaves copies of the run's packets with the peer.
+func (d *Device) stageRun(l *load, run *run) {
+	for i := run.first; i != none; i = l.msgs[i].next {
+		d.stage(run.p, l.packet(int(i)))
 	}
 }
 
 // stage appends a copy of a packet to the peer's staged packets. The oldest ones make room.
-func (d *Device) stage(p *peer, packet []byte, limit int) {
-	for p.staged.n >= limit {
-		d.unstage(p.popStaged())
+func (d *Device) stage(p *peer, packet []byte) {
+	for p.staged.n >= maxStaged {
+		d.unstage(p.staged.pop())
 		d.drop(p, DropStagedOverflow, 1)
 	}
 	s := newStagedPacket(packet)
@@ -87,6 +82,6 @@ func (b *Batch) appendStaged(p []byte) bool {
 		return false
 	}
 	b.room = 0
-	b.place(0)
+	b.place(0, 0)
 	return true
 }

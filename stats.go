@@ -58,7 +58,7 @@ type PeerStatus struct {
 	Received, Sent Traffic // from and to the peer
 	// Drops counts the peer's drops, by reason, since its session state was last wiped.
 	Drops Drops
-	// Staged is the number of packets that wait for a handshake or for their turn, a keepalive among them.
+	// Staged is the number of packets that wait for a handshake, a keepalive among them.
 	Staged int
 
 	// Session is whether packets can be sent now without a handshake, SessionAge how old that session is.

@@ -252,6 +252,7 @@ func (d *Device) stop() *running {
 		var out outbox
 		p.mu.Lock()
 		p.stop(&out)
+		d.dropQueue(p, DropDown)
 		d.forgetDeadline(p)
 		d.release(p, &out)
 	}
@@ -426,14 +427,25 @@ func (s *openSocket) sleep(d time.Duration) bool {
 	}
 }
 
-// release ends a visit to p's core: it sees to p's next deadline, unlocks p.mu, and carries out what was left in out.
+// release ends a visit to p's core, which began with p.mu locked and left its requests in out.
 func (d *Device) release(p *peer, out *outbox) {
+	visit := d.settle(p, out)
+	p.mu.Unlock()
+	d.carryOut(p, out, visit)
+}
+
+// settle does what a visit leaves to be done under the lock: it sees to p's next deadline and publishes events in their
+// order. It reports whether p is to be queued for the slow path. p.mu is held.
+func (d *Device) settle(p *peer, out *outbox) (visit bool) {
 	if !p.removed {
 		d.schedule(p)
 	}
 	d.publish(p, out.events)
-	visit := out.initiate && p.enterSlow()
-	p.mu.Unlock()
+	return (out.initiate || p.handed) && p.enterSlow()
+}
+
+// carryOut does what the core asked for. p.mu is not held.
+func (d *Device) carryOut(p *peer, out *outbox, visit bool) {
 	d.sessions.free(out.freed...)
 	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
 		d.drops.add(DropNoSession, 1)

@@ -1,0 +1,310 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+// The queue of runs per peer: what several goroutines that send to one peer do.
+
+// waiting is the number of runs in p's queue.
+func waiting(p *peer) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for r := p.queue.head; r != nil; r = r.next {
+		n++
+	}
+	return n
+}
+
+// occupy has a goroutine send a packet to r. It leads r, and is held at the socket until leave is called. Its packet
+// goes to own, and what it and others send after that to take.
+func (e *end) occupy(t *testing.T, r *remote, own, take func(ts []Train)) (leave func()) {
+	t.Helper()
+	there, left := make(chan struct{}), make(chan struct{})
+	var once, leaveOnce sync.Once
+	e.line.send = func(ts []Train) {
+		first := false
+		once.Do(func() { first = true })
+		if first {
+			close(there)
+			<-left
+			own(ts)
+			return
+		}
+		take(ts)
+	}
+	leave = func() { leaveOnce.Do(func() { close(left) }) }
+	t.Cleanup(leave)
+	b := e.NewBatch()
+	b.Append(packetOf(99, 0, 100, r))
+	go e.Device.Send(b)
+	<-there
+	return leave
+}
+
+func ignore([]Train) {}
+
+// collect copies the datagrams of trains to sent.
+func collect(sent chan datagram) func(ts []Train) {
+	return func(ts []Train) {
+		for i := range ts {
+			for m := range ts[i].Datagrams() {
+				sent <- datagram{to: ts[i].Endpoint, b: bytes.Clone(m)}
+			}
+		}
+	}
+}
+
+// wantSent fails unless just these numbered packets to r were sent next, in this order.
+func (e *end) wantSent(t *testing.T, r *remote, why string, numbers ...int) {
+	t.Helper()
+	for _, n := range numbers {
+		if p, _, ok := packet.Unpad(r.open(t, e.line.next(t, why).b)); !ok || !bytes.Equal(p, r.numbered(n)) {
+			t.Errorf("packet %d is another, or out of order: %s", n, why)
+		}
+	}
+}
+
+// TestQueue: packets that are sent while another goroutine is at the socket are left to it. It sends them in order, in one
+// call, before it leaves.
+func TestQueue(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	sent, calls := e.line.sent, 0
+	e.line.send = func(ts []Train) {
+		collect(sent)(ts)
+		if calls++; calls == 2 && len(ts) != 1 {
+			t.Errorf("packets of one size leave in %d trains", len(ts))
+		}
+		if calls == 1 {
+			for i := 1; i < 4; i++ {
+				e.send(t, r.numbered(2*i), r.numbered(2*i+1))
+			}
+			if n := waiting(e.peer(r)); n != 1 || len(sent) != 2 {
+				t.Errorf("%d runs wait for the goroutine that leads, want a joint one; %d packets were sent, want 2", n, len(sent))
+			}
+		}
+	}
+	e.send(t, r.numbered(0), r.numbered(1))
+	if calls != 2 {
+		t.Errorf("the socket was called %d times", calls)
+	}
+	e.wantSent(t, r, "all are sent", 0, 1, 2, 3, 4, 5, 6, 7)
+	if p := e.peer(r); p.queue.led || p.queue.head != nil || p.queue.n != 0 {
+		t.Errorf("the peer is led: %t; %d runs wait", p.queue.led, p.queue.n)
+	}
+}
+
+// TestQueueSealedOutOfOrder: a run that is sealed late holds back those behind it, and nobody has to wait for it: the
+// goroutine that seals it sends them.
+func TestQueueSealedOutOfOrder(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	batchFull := 0 // packets of a batch beside the first
+	claim := func(n int) *load {
+		b := e.NewBatch()
+		b.Append(r.numbered(n))
+		for b.Append(packetOf(99, 0, 1400, r)) { // more than is collected
+		}
+		batchFull = b.Len() - 1
+		l := b.takeLoad()
+		if err := e.claimAll(l); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	seal := func(l *load) { l.seal(); e.finish(l); l.release() }
+	first, second := claim(0), claim(1)
+	e.send(t, r.numbered(2))
+	rest := func() {
+		for range batchFull {
+			r.open(t, e.line.next(t, "the rest of the batch").b)
+		}
+	}
+	seal(first)
+	e.wantSent(t, r, "it is sealed", 0)
+	rest()
+	e.line.nothing(t, "the next one is not sealed")
+	if p := e.peer(r); p.queue.led || waiting(p) != 2 {
+		t.Errorf("the peer is led: %t; %d runs wait", p.queue.led, waiting(p))
+	}
+	seal(second)
+	e.wantSent(t, r, "the goroutine that sealed the head sends all", 1)
+	rest()
+	e.wantSent(t, r, "what was behind it follows", 2)
+	e.send(t, r.numbered(3))
+	e.wantSent(t, r, "the queue is empty", 3)
+}
+
+// TestQueueBound: senders that loop while nothing is sent lose packets, which is counted, and small packets share memory.
+// Another peer still gets through, and what was taken is sent in order.
+func TestQueueBound(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), a.config(), b.config())
+	e.connect(t, a)
+	e.connect(t, b)
+	e.line.sent = make(chan datagram, 4096)
+	before := e.drops.load()
+	leave := e.occupy(t, a, ignore, collect(e.line.sent))
+	const most = maxQueued * batchPackets
+	for i := range most + 10 {
+		e.send(t, a.numbered(i))
+	}
+	e.wantDrops(t, before, DropSendQueueFull, 10, "the queue is full")
+	if n := waiting(e.peer(a)); n != maxQueued {
+		t.Errorf("%d runs keep memory, want %d", n, maxQueued)
+	}
+	e.send(t, b.numbered(7))
+	e.wantSent(t, b, "another peer gets through", 7)
+	leave()
+	for i := range most {
+		e.wantSent(t, a, "what was taken is sent", i)
+	}
+	before = e.drops.load()
+	leave = e.occupy(t, a, ignore, collect(e.line.sent))
+	full := e.NewBatch()
+	for range maxQueued + 3 {
+		for full.Append(packetOf(99, 0, 1400, a)) {
+		}
+		e.Device.Send(full)
+	}
+	if n := waiting(e.peer(a)); n != maxQueued {
+		t.Errorf("%d full batches wait, want %d", n, maxQueued)
+	}
+	leave()
+}
+
+// TestQueueHandsOver: a goroutine that came to send is not kept by others that go on sending: the slow path takes over.
+func TestQueueHandsOver(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	const packets = 3 * maxRounds
+	returned, sent, calls := make(chan struct{}), e.line.sent, 0
+	e.line.send = func(ts []Train) {
+		if calls++; calls > maxRounds {
+			<-returned
+		}
+		collect(sent)(ts)
+		if calls < packets {
+			e.send(t, r.numbered(calls))
+		}
+	}
+	e.send(t, r.numbered(0))
+	close(returned)
+	e.wantSent(t, r, "all are sent", slices.Collect(func(yield func(int) bool) {
+		for i := range packets {
+			if !yield(i) {
+				return
+			}
+		}
+	})...)
+	eventually(t, "the slow path leads for ever", func() bool {
+		p := e.peer(r)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return !p.queue.led && !p.handed
+	})
+}
+
+// TestQueueEnds: what waits when the device goes down or the peer is removed is dropped and counted, sealed or not. It
+// never leaves on a later socket, and the peer is led again afterwards.
+func TestQueueEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		end    func(e *end, r *remote)
+		reason DropReason
+	}{
+		"Down":   {func(e *end, r *remote) { e.Down() }, DropDown},
+		"remove": {func(e *end, r *remote) { e.RemovePeer(r.id.public) }, DropNoSession},
+		"Close":  {func(e *end, r *remote) { e.Close() }, DropDown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRemote(1, testKey(1).Public())
+			e := up(t, testKey(1), r.config())
+			e.connect(t, r)
+			p := e.peer(r)
+			var late []datagram
+			leave := e.occupy(t, r, ignore, func(ts []Train) {
+				for i := range ts {
+					late = append(late, datagram{b: bytes.Clone(ts[i].Data)})
+					ts[i].Err = net.ErrClosed
+				}
+			})
+			b := e.NewBatch()
+			b.Append(r.numbered(0))
+			unsealed := b.takeLoad()
+			if err := e.claimAll(unsealed); err != nil {
+				t.Fatal(err)
+			}
+			e.send(t, r.numbered(1), r.numbered(2))
+			before := e.drops.load()
+			ended := make(chan struct{})
+			go func() { c.end(e, r); close(ended) }()
+			eventually(t, "the runs still wait", func() bool { return waiting(p) == 0 })
+			e.wantDrops(t, before, c.reason, 3, "they are counted")
+			unsealed.seal()
+			e.finish(unsealed)
+			unsealed.release()
+			leave()
+			<-ended
+			eventually(t, "the peer is led", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return !p.queue.led })
+			if len(late) != 0 {
+				t.Errorf("%d datagrams were sent after all", len(late))
+			}
+			if name == "Close" {
+				return
+			}
+			e.line.send = nil
+			if err := e.Up(); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.AddPeer(r.config()); err != nil {
+				t.Fatal(err)
+			}
+			e.send(t, r.numbered(3))
+			m := e.line.next(t, "a new session is asked for")
+			if binary.LittleEndian.Uint32(m.b) != typeInitiation {
+				t.Fatalf("a message of type %d is sent", m.b[0])
+			}
+			e.line.receive(r.train(r.response(t, m.b)))
+			e.wantSent(t, r, "the peer is led again", 3)
+		})
+	}
+}
+
+// TestQueueOldGeneration: a goroutine that is at a closed socket while the device went down and up again sends nothing
+// of before on the new socket, and goes on with what was queued since.
+func TestQueueOldGeneration(t *testing.T) {
+	r := newRemote(1, testKey(1).Public())
+	e := up(t, testKey(1), r.config())
+	e.connect(t, r)
+	leave := e.occupy(t, r, ignore, collect(e.line.sent))
+	e.send(t, r.numbered(0))
+	down := make(chan struct{})
+	go func() { e.Down(); close(down) }()
+	<-down
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	e.advance(t, time.Second)
+	e.line.receive(r.train(r.initiation()))
+	r.takeResponse(t, e.line.next(t, "a response").b)
+	e.line.receive(r.train(r.data(nil)))
+	e.send(t, r.numbered(1))
+	time.Sleep(5 * time.Millisecond)
+	e.line.nothing(t, "another goroutine leads")
+	leave()
+	e.wantSent(t, r, "it goes on with what came since", 1)
+	e.settle(t)
+	e.line.nothing(t, "what was queued before Down was dropped")
+}
