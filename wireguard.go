@@ -18,24 +18,7 @@
 //	...
 //	err = device.Up()
 //
-// # Map
-//
-// A packet on its way out meets, in this order, feed.go if it comes from a source, send.go, allowedips.go, peer.go and keypair.go,
-// and staged.go where it waits. On its way in it meets receive.go, keypair.go, replay.go, peer.go and allowedips.go. Idle cores
-// help with the ciphers, by idle.go and fork.go. Handshake messages take the slow path: slow.go, exchange.go,
-// handshake.go, cookie.go. Time comes by clock.go (internal/boottime) from deadlines.go to timers.go. Configuration is config.go and configure.go.
-// Beside them: internal/packet reads the packets inside and answers them, sessions.go finds sessions, lookup.go peers;
-// waiters.go waits for a session; peers.go, identity.go, key.go, endpoint.go, drops.go, eventkind.go, tunnel.go, bind.go,
-// batch.go, events.go, subscription.go and stats.go are types.
-//
-//	out:   PacketSource or Device.Send ─▶ route ─▶ the peer's turn, counters ─▶ seal in place ─▶ Socket
-//	in:    Receiver ─▶ session by index ─▶ open in place ─▶ replay, confirm, roam ─▶ source check ─▶ PacketSink
-//	time:  the next deadline of each peer ─▶ peer.expire ─▶ the same way out
-//	slow:  handshake messages ─▶ bounded queue ─▶ workers: X25519 happens here alone ─▶ Socket
-//
-// The files peer.go, timers.go, handshake.go, keypair.go, cookie.go, allowedips.go and replay.go are the protocol: they
-// decide, and neither lock nor wait nor read a clock. They build without the rest, together with the types that they need
-// (.ci/core). The other files own the goroutines, the locks and the clock.
+// ARCHITECTURE.md follows a packet through the code, and has a map of the files.
 //
 // References to sections are to the whitepaper, https://www.wireguard.com/papers/wireguard.pdf.
 package wireguard
