@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -171,7 +172,7 @@ func TestPeerChangeOfConfig(t *testing.T) {
 		len(s.AllowedIPs) != 1 || s.AllowedIPs[0] != netip.MustParsePrefix("10.0.0.0/24") || s.Timestamp != full.Timestamp {
 		t.Errorf("the peer is %+v", s)
 	}
-	if err := e.AddPeer(PeerConfig{PublicKey: a.id.public}); err != nil {
+	if err := e.SetPeer(PeerConfig{PublicKey: a.id.public}); err != nil {
 		t.Fatal(err)
 	}
 	s, _ = e.Peer(a.id.public)
@@ -181,5 +182,46 @@ func TestPeerChangeOfConfig(t *testing.T) {
 	}
 	if s.Timestamp != full.Timestamp {
 		t.Error("the newest initiation seen is forgotten: a recorded one would be taken")
+	}
+}
+
+// A textAddr is a net.Addr that this package does not know.
+type textAddr string
+
+func (textAddr) Network() string  { return "text" }
+func (a textAddr) String() string { return string(a) }
+
+func TestPeerOf(t *testing.T) {
+	a, b := newRemote(1, PublicKey{}), newRemote(2, PublicKey{})
+	ca, cb := a.config(), b.config()
+	ca.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fe80::/64")}
+	cb.AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.1.2.3/32")}
+	e := newEnd(t, testKey(1), ca, cb)
+	v4, mapped, v6 := net.IPv4(10, 1, 2, 3).To4(), net.IPv4(10, 1, 2, 3), net.ParseIP("fe80::1")
+	for _, c := range []struct {
+		addr net.Addr
+		want PublicKey
+	}{
+		{&net.TCPAddr{IP: v4, Port: 80}, b.id.public},
+		{&net.TCPAddr{IP: mapped, Port: 80}, b.id.public},
+		{&net.UDPAddr{IP: net.IPv4(10, 1, 2, 4)}, a.id.public},
+		{&net.UDPAddr{IP: v6, Zone: "wg0", Port: 1}, a.id.public},
+		{&net.IPAddr{IP: v4}, b.id.public},
+		{&net.IPAddr{IP: v6, Zone: "wg0"}, a.id.public},
+		{net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.1.2.3:0")), b.id.public},
+		{textAddr("10.1.2.3:80"), b.id.public},
+		{textAddr("[fe80::1%wg0]:80"), a.id.public},
+		{textAddr("10.1.2.4"), a.id.public},
+		{textAddr("10.2.2.4:80"), PublicKey{}},
+		{textAddr("example.org:80"), PublicKey{}},
+		{&net.UnixAddr{Name: "/x"}, PublicKey{}},
+		{&net.TCPAddr{}, PublicKey{}},
+		{(*net.TCPAddr)(nil), PublicKey{}},
+		{(*net.IPAddr)(nil), PublicKey{}},
+		{nil, PublicKey{}},
+	} {
+		if key, ok := e.PeerOf(c.addr); key != c.want || ok != !c.want.IsZero() {
+			t.Errorf("PeerOf(%T %v) = %v, %v, want %v", c.addr, c.addr, key, ok, c.want)
+		}
 	}
 }

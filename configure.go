@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"iter"
 	"math"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -296,14 +297,30 @@ func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
 	d.waiters.end(p, errRemoved)
 }
 
-// AddPeer adds a peer, or makes one that exists what c says; the session stays. It is Configure for one peer.
-func (d *Device) AddPeer(c PeerConfig) error {
+// SetPeer gives a peer the configuration c, and adds the peer if it does not exist. The peer's session stays. SetPeer is
+// Configure for one peer.
+func (d *Device) SetPeer(c PeerConfig) error {
 	return d.Configure(Change{Peers: []PeerChange{c.Change()}})
 }
 
 // RemovePeer removes a peer with its session. Removing a peer that does not exist does nothing.
 func (d *Device) RemovePeer(key PublicKey) error {
 	return d.Configure(Change{Peers: []PeerChange{{PublicKey: key, Remove: true}}})
+}
+
+// PeerOf returns the peer that a, the RemoteAddr of a connection through the tunnel, belongs to: Route of its IP address.
+// A connection may outlive a change of the peer's AllowedIPs, so call PeerOf when the connection begins.
+func (d *Device) PeerOf(a net.Addr) (key PublicKey, ok bool) {
+	var at netip.AddrPort
+	if has, ok := a.(interface{ AddrPort() netip.AddrPort }); ok { // *net.TCPAddr, *net.UDPAddr
+		at = has.AddrPort()
+	} else if a != nil {
+		at, _ = netip.ParseAddrPort(a.String())
+		if ip, err := netip.ParseAddr(a.String()); err == nil { // *net.IPAddr
+			at = netip.AddrPortFrom(ip, 0)
+		}
+	}
+	return d.Route(at.Addr())
 }
 
 // Route is the peer that packets to an address inside the tunnel go to, and may come from.

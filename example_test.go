@@ -181,7 +181,7 @@ func ExampleTunnel() {
 	b, in := device(1, there, here.Public())
 	defer b.Close()
 
-	check(b.Down())
+	b.Down()
 	check(b.Up()) // the second socket of one Bind
 	check(a.Handshake(context.Background(), there.Public()))
 	check(a.Wake()) // and after a resume, with the session kept

@@ -283,7 +283,7 @@ func TestFeedAlone(t *testing.T) {
 			n, to := uint32(0), r
 			if c.waits {
 				to = newRemote(2, testKey(1).Public())
-				e.AddPeer(to.config())
+				e.SetPeer(to.config())
 				e.line.send = func([]Train) {}
 			}
 			f, w := e.feed(t, func(f *feed, b *Batch) error {
@@ -315,7 +315,7 @@ func TestFeedAlone(t *testing.T) {
 func TestFeedIsHeldBack(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	busy := newRemote(2, testKey(1).Public())
-	if err := e.AddPeer(busy.config()); err != nil {
+	if err := e.SetPeer(busy.config()); err != nil {
 		t.Fatal(err)
 	}
 	e.line.send = nil

@@ -92,7 +92,7 @@ func TestLowOrderInitiator(t *testing.T) {
 			for _, point := range lowOrderPoints[1:] { // zero is no public key
 				if configured {
 					reason = wireguard.DropLowOrder
-					if err := b.AddPeer(wireguard.PeerConfig{PublicKey: point}); err != nil {
+					if err := b.SetPeer(wireguard.PeerConfig{PublicKey: point}); err != nil {
 						w.Fatal(err)
 					}
 				}
@@ -118,7 +118,7 @@ func TestLowOrderPeer(t *testing.T) {
 		a := w.node("a")
 		for _, point := range lowOrderPoints[1:] {
 			address := netip.MustParseAddr("10.66.0.1")
-			err := a.AddPeer(wireguard.PeerConfig{
+			err := a.SetPeer(wireguard.PeerConfig{
 				PublicKey: point, Endpoint: wireguard.EndpointOf(stranger), AllowedIPs: []netip.Prefix{netip.PrefixFrom(address, 32)},
 			})
 			if err != nil {

@@ -212,7 +212,7 @@ func (o *node) prefixes() []netip.Prefix {
 // knows makes o a peer of n.
 func (n *node) knows(o *node, alter ...func(c *wireguard.PeerConfig)) {
 	n.w.Helper()
-	if err := n.AddPeer(o.peer(alter...)); err != nil {
+	if err := n.SetPeer(o.peer(alter...)); err != nil {
 		n.w.Fatal(err)
 	}
 	n.w.settle()

@@ -557,7 +557,7 @@ func TestOutboundDuringRemoval(t *testing.T) {
 			}
 		})
 		time.Sleep(rand.N(20 * time.Millisecond))
-		if err := r.hub.AddPeer(gone.config); err != nil {
+		if err := r.hub.SetPeer(gone.config); err != nil {
 			t.Fatal(err)
 		}
 		before := gone.delivered.Load()

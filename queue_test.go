@@ -268,7 +268,7 @@ func TestQueueEnds(t *testing.T) {
 			if err := e.Up(); err != nil {
 				t.Fatal(err)
 			}
-			if err := e.AddPeer(r.config()); err != nil {
+			if err := e.SetPeer(r.config()); err != nil {
 				t.Fatal(err)
 			}
 			e.send(t, r.numbered(3))

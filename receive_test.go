@@ -91,7 +91,7 @@ func TestSocketClosedByItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRemote(1, testKey(1).Public())
-	if err := e.AddPeer(r.config()); err != nil {
+	if err := e.SetPeer(r.config()); err != nil {
 		t.Fatal(err)
 	}
 	e.connect(t, r)
@@ -134,7 +134,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	e := up(t, testKey(1), r.config())
 	e.connect(t, r)
 	old := weak.Make(e.allowed.table.Load())
-	if err := e.AddPeer(other.config()); err != nil {
+	if err := e.SetPeer(other.config()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the table before the last change is kept", func() bool { runtime.GC(); return old.Value() == nil })

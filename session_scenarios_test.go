@@ -284,7 +284,7 @@ func TestOwnKeyIsNoPeer(t *testing.T) {
 		if _, ok := a.Route(b.addr); ok {
 			w.Fatal("its prefixes still route")
 		}
-		if err := a.AddPeer(b.peer()); err == nil {
+		if err := a.SetPeer(b.peer()); err == nil {
 			w.Fatal("the own key was accepted as a peer")
 		}
 	})

@@ -299,7 +299,7 @@ func (s *sim) learn(n, o *simNode, at wireguard.Endpoint) {
 		for _, p := range c.AllowedIPs {
 			t[p] = o.i
 		}
-	}, func() { s.must(n.AddPeer(c)) })
+	}, func() { s.must(n.SetPeer(c)) })
 }
 
 func (s *sim) forget(n, o *simNode) {

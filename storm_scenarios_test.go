@@ -68,7 +68,7 @@ func playStorm(w *world, seed uint64) {
 		},
 		func(r *rand.Rand) error { return h.Configure(wireguard.Change{FirewallMark: ptr(uint32(r.IntN(3)))}) },
 		func(r *rand.Rand) error { return h.RemovePeer(any(r).pub()) },
-		func(r *rand.Rand) error { return h.AddPeer(any(r).peer()) },
+		func(r *rand.Rand) error { return h.SetPeer(any(r).peer()) },
 		func(r *rand.Rand) error {
 			return h.Configure(wireguard.Change{ReplacePeers: true, Peers: []wireguard.PeerChange{keep(b), keep(c), keep(d)}})
 		},
@@ -88,7 +88,7 @@ func playStorm(w *world, seed uint64) {
 	each(1,
 		func(r *rand.Rand) error { return h.Up() },
 		func(r *rand.Rand) error { return h.Up() },
-		func(r *rand.Rand) error { return h.Down() },
+		func(r *rand.Rand) error { h.Down(); return nil },
 		func(r *rand.Rand) error { return h.Wake() },
 		func(r *rand.Rand) error {
 			for range h.Peers() {

@@ -52,7 +52,7 @@ import (
 //
 // From inside a call that the device makes, some methods would wait for themselves, and must not be called:
 //
-//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, AddPeer,
+//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer,
 //     RemovePeer, Status, Peer, and ranging over Peers. They take the lock of the configuration, which is held there.
 //   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, which wait for the
 //     receivers, and a receiver makes these calls; and Handshake, whose answer may be what the call keeps from coming.
@@ -210,7 +210,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 
 // Down closes the socket, drops staged packets and wipes all sessions. Configuration and counters stay, and Up brings
 // the device back. On a device that is down it does nothing.
-func (d *Device) Down() error {
+func (d *Device) Down() {
 	d.mu.Lock()
 	r := d.stop()
 	d.mu.Unlock()
@@ -218,7 +218,6 @@ func (d *Device) Down() error {
 		r.receivers.Wait()
 		d.info("down")
 	}
-	return nil
 }
 
 // stop takes the device down, and returns what it was while it was up, or nil if it was down. mu is held.

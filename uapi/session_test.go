@@ -94,7 +94,7 @@ func TestGetSession(t *testing.T) {
 // TestGetLink: an endpoint that is no address has no line, since wg(8) could not read it.
 func TestGetLink(t *testing.T) {
 	d := newDown(t)
-	if err := d.AddPeer(wireguard.PeerConfig{PublicKey: public(1), Endpoint: wireguard.Endpoint{Link: relay{}}}); err != nil {
+	if err := d.SetPeer(wireguard.PeerConfig{PublicKey: public(1), Endpoint: wireguard.Endpoint{Link: relay{}}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := get(t, d); strings.Contains(got, "endpoint") {
