@@ -11,8 +11,8 @@ import (
 //	carry ─▶ take, read, claim ─▶ seal ─▶ lead ─────────▶ take, read, claim ─▶ seal ─▶ lead ─▶ ...
 //	              share ╰─▶ carry ─▶ take, read, claim ─▶ seal ─▶ hand in ─▶ take, ...
 //
-// So a packet's bytes stay with one core. Where cores share one load, as in a fork, what one core wrote the other one
-// fetches, and back for the next load; and reading and sending stay with one of them.
+// So a packet's bytes stay with one core. If cores shared one load, as in a fork, each cache line would move to the other
+// core and back, and reading and sending would stay with one of them.
 
 // A feed is a source and what the goroutines that carry its packets share.
 type feed struct {
@@ -35,7 +35,7 @@ func (d *Device) newFeed(s PacketSource) *feed {
 	return f
 }
 
-// share gives the source to whoever takes it, and starts a goroutine to do so, unless there are enough.
+// share offers the source to other goroutines, and starts one unless there are enough.
 func (d *Device) share(f *feed) {
 	start := int(f.out.Load()) < f.most
 	if start {
@@ -48,7 +48,8 @@ func (d *Device) share(f *feed) {
 	}
 }
 
-// take takes the source once it is free. If that lasts, little comes, and the one who has it is enough.
+// take takes the source once it is free. If that takes long, the source brings little, and the goroutine that has it is
+// enough.
 func (f *feed) take() bool {
 	taken := f.linger(func() bool { return !f.taken.Load() && f.taken.CompareAndSwap(false, true) })
 	if !taken {
@@ -57,8 +58,8 @@ func (f *feed) take() bool {
 	return taken
 }
 
-// await waits until at most n loads are under way. Each waits for the socket at most, and for no single peer: so a source
-// is held back while it brings more than is sent.
+// await waits until at most n loads are under way. A load waits for the socket at most, never for a single peer. So a
+// source is held back while it brings more than is sent.
 func (f *feed) await(n int) {
 	fewEnough := func() bool { return int(f.underWay.Load()) <= n }
 	if spin(awaitLooks, fewEnough) {

@@ -2,15 +2,15 @@ package wireguard
 
 import "sync/atomic"
 
-// A fork lets idle cores do a share of one batch's AEAD. Its owner, the goroutine of the batch, cuts the work into parts;
-// whoever is free takes the next part, and the owner goes on when all are done:
+// A fork lets idle cores share the AEAD of one batch. Its owner, the goroutine that has the batch, cuts the work into
+// parts. The owner and its helpers each take the next free part, and the owner continues when all parts are done:
 //
 //	owner    ─▶ run ─▶ part 0 ─▶ part 2 ─▶ part 3 ─▶ wait for part 1 ─▶ goes on
 //	helper          ╰─▶ part 1 ───────────────────────╯
 //
 // The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
-// this one fork, one for each other core at most; one that comes too late finds no part and ends, or helps with the
-// owner's next batch. It touches nothing but the fork then, and is gone within some tenths of a millisecond, so Close does not
+// this fork, at most one for each other core. A helper that starts too late finds no part, and either ends or helps with
+// the owner's next batch. It touches nothing but the fork then and ends within tenths of a millisecond, so Close does not
 // wait for it.
 type fork struct {
 	part func(i int) // does part i; called concurrently
@@ -18,16 +18,16 @@ type fork struct {
 	over chan struct{}
 	idle
 
-	// What all write has cache lines of its own.
+	// Fields that all goroutines write have separate cache lines.
 	_       [64]byte
-	left    atomic.Int32 // parts that nobody took yet; below 1: none
+	left    atomic.Int32 // parts that no goroutine has taken yet; below 1 means none
 	_       [60]byte
 	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
 	_       [60]byte
 }
 
 const (
-	// partCost is the work of one part: little, since the owner waits for the last one of each helper.
+	// partCost is the work of one part, in bytes. It is small, because the owner waits for the last part of each helper.
 	partCost = 4 << 10
 	maxParts = 32
 
@@ -40,7 +40,7 @@ func newFork(part func(i int)) *fork {
 	return f
 }
 
-// parts is how many parts to make of n messages of so many bytes altogether; less than two: it is not worth it.
+// parts returns how many parts to make of n messages with the given bytes in total. Below two, sharing is not worth it.
 func parts(n, bytes int) int {
 	cost := sealCost(n, bytes)
 	if cost < shareCost {
@@ -64,13 +64,13 @@ func (f *fork) run(n int) {
 		go f.join()
 	}
 	own := f.take()
-	f.brought(4*(n-own) >= n) // else it was hardly worth it
+	f.brought(4*(n-own) >= n) // less was hardly worth it
 	if f.pending.Add(int32(-own-1)) != 0 {
 		f.wait()
 	}
 }
 
-// help is what a helper does.
+// help is the body of a helper.
 func (f *fork) help() {
 	defer f.out.Add(-1)
 	for more := true; more; more = f.linger(func() bool { return f.left.Load() > 0 }) {
@@ -80,8 +80,8 @@ func (f *fork) help() {
 	}
 }
 
-// take does parts until none is left, and returns how many: a quarter of what is left at a time, so that who works on the
-// same run seldom meets, and ends at about the same time all the same.
+// take does parts until none is left, and returns how many it did. It takes a quarter of what is left at a time, so that
+// goroutines seldom compete for a part and yet finish at about the same time.
 func (f *fork) take() (n int) {
 	for {
 		some := max(f.left.Load()/4, 1)
@@ -96,8 +96,8 @@ func (f *fork) take() (n int) {
 	}
 }
 
-// wait returns when the helpers are done with their last parts: within one part's time, so it looks a few times before
-// it parks.
+// wait returns when the helpers have finished their last parts. That takes at most the time of one part, so wait spins
+// before it parks.
 func (f *fork) wait() {
 	spin(waitLooks, func() bool { return len(f.over) > 0 })
 	<-f.over

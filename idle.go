@@ -5,37 +5,38 @@ import (
 	"sync/atomic"
 )
 
-// Idle cores help where there is much to encrypt: by a batch of their own from a source (feed.go), or by parts of another
-// goroutine's batch (fork.go). Asking for help costs, and brings nothing where no core is idle; and to wake a core that
-// sleeps takes about as long as to seal a batch. So who asks in vain asks no more for a while, and who helped stays a little.
+// Idle cores help where there is much to encrypt: with the next batch of the same source (feed.go), or with parts of
+// another goroutine's batch (fork.go). Asking for help costs time, and is useless while no core is idle. Waking a sleeping
+// core takes about as long as sealing a batch. So a goroutine whose request was useless stops asking for a while, and a
+// helper lingers a little before it ends.
 
 const (
-	// shareCost is the least work to share, in bytes to be sealed: enough to pay for waking a core.
+	// shareCost is the least work that is shared, in bytes to be sealed. It pays for waking a core.
 	shareCost = 16 << 10
-	// messageCost is what sealing a message costs beside its bytes, in bytes.
+	// messageCost is the fixed cost of sealing a message, in bytes of sealing.
 	messageCost = 300
 
-	inVain    = 4  // times in a row: then nobody is asked
-	lookAgain = 32 // times that one could have asked: then one does again, by the GOMAXPROCS of that time
+	inVain    = 4  // useless requests in a row, after which a goroutine stops asking
+	lookAgain = 32 // opportunities to ask, after which it asks again and reads GOMAXPROCS anew
 
-	lingerLooks = 20000 // about the time in which a batch comes and goes
-	awaitLooks  = 8000  // some part of that
-	lingerPause = 2     // helpers that do not linger after one that did so in vain
+	lingerLooks = 20000 // about the time from one batch to the next
+	awaitLooks  = 8000  // less than that
+	lingerPause = 2     // helpers that do not linger after one that lingered for nothing
 	yieldAfter  = 64    // looks
 )
 
-// sealCost is the work of n messages of so many bytes altogether.
+// sealCost is the work of n messages with the given bytes in total.
 func sealCost(n, bytes int) int { return bytes + n*messageCost }
 
-// An idle is what one who asks for the help of idle cores knows of it.
+// An idle is what a goroutine that asks idle cores for help remembers.
 type idle struct {
 	// The asker's.
 	most  int // helpers at a time, one for each other core
-	times int // that it could have asked
+	times int // opportunities to ask so far
 
-	vain  atomic.Int32 // times in a row that asking brought nothing
-	out   atomic.Int32 // helpers that were started and have not ended
-	waste atomic.Int32 // helpers that shall not linger, since the last one did so in vain
+	vain  atomic.Int32 // useless requests in a row
+	out   atomic.Int32 // helpers that have started and not ended
+	waste atomic.Int32 // helpers that are not to linger, since the last one lingered for nothing
 }
 
 // wanted reports whether to ask for help.
@@ -48,7 +49,7 @@ func (a *idle) wanted() bool {
 	return a.most > 0 && a.vain.Load() < inVain
 }
 
-// brought tells whether asking was of use.
+// brought notes whether a request was useful.
 func (a *idle) brought(much bool) {
 	if much {
 		a.vain.Store(0)
@@ -57,7 +58,7 @@ func (a *idle) brought(much bool) {
 	}
 }
 
-// linger lets a helper wait a little for ready, and reports whether that came.
+// linger lets a helper wait a little until ready, and reports whether it became ready.
 func (a *idle) linger(ready func() bool) bool {
 	if a.waste.Load() > 0 && a.waste.Add(-1) >= 0 {
 		return ready()
@@ -69,7 +70,7 @@ func (a *idle) linger(ready func() bool) bool {
 	return false
 }
 
-// spin looks so many times whether ready is true, and lets other goroutines run now and then.
+// spin calls ready up to the given number of times, until it is true, and yields now and then.
 func spin(looks int, ready func() bool) bool {
 	for i := range looks {
 		if ready() {

@@ -28,7 +28,7 @@ type inbound struct {
 	runs    []inboundRun
 	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
 	packets [][]byte // accepted, and not yet delivered
-	fork    *fork    // nil: so far nothing was large enough
+	fork    *fork    // nil until something was large enough
 	part    int      // messages in each part of the fork
 }
 
@@ -53,8 +53,8 @@ type opened struct {
 }
 
 const (
-	// A receiver opens at most so many messages and about so many bytes before it delivers them: enough to meet each of
-	// some hundred peers several times, and no more than a core's second-level cache holds.
+	// A receiver opens at most this many messages and about this many bytes before it delivers them. That is enough to
+	// find several messages from each of a hundred peers, and fits into a core's second-level cache.
 	inboundMessages = 1024
 	inboundBytes    = 128 << 10
 	inboundPlaces   = 2 * inboundMessages
@@ -63,8 +63,8 @@ const (
 	receiveErrorMax = time.Second
 )
 
-// startReceivers starts to read s, a socket of r's. Who closes s waits for its receivers alone, Down for all of r's, and
-// Close for all that the device ever had: each may come while another one still waits. d.mu is held.
+// startReceivers starts to read s, a socket of r's. The goroutine that closes s waits for the receivers of s. Down waits
+// for those of r, and Close for all that the device ever had. Each may be called while another still waits. d.mu is held.
 func (d *Device) startReceivers(r *running, s *openSocket) {
 	for _, receiver := range s.Receivers() {
 		s.receivers.Add(1)
@@ -88,11 +88,11 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				if !s.isClosed() {
-					d.trouble(err) // the socket is gone, and nobody here closed it
+					d.trouble(err) // the socket is gone, and the device did not close it
 				}
 				return
 			}
-			// No error but that one is final: a network that is down comes back.
+			// No other error is final: a network that is down returns.
 			if d.onceASecond(&d.troubled) {
 				d.trouble(err)
 			}
@@ -159,7 +159,7 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	return &in.runs[len(in.runs)-1]
 }
 
-// receiveOther takes a datagram that is no data message.
+// receiveOther takes a datagram that is not a data message.
 func (d *Device) receiveOther(m []byte, t *Train) {
 	kind := uint32(0)
 	if len(m) >= 4 {

@@ -117,8 +117,8 @@ func (q *sendQueue) popSealed(lot []*run) []*run {
 	return lot
 }
 
-// dropQueue drops what waits in p's queue, since the device went down or the peer was removed. A goroutine that is
-// still sealing such a run finds that it is not queued any more. p.mu is held.
+// dropQueue drops the runs in p's queue, because the device goes down or the peer is removed. A goroutine that still seals
+// such a run finds that the run is no longer queued. p.mu is held.
 func (d *Device) dropQueue(p *peer, why DropReason) {
 	for p.queue.head != nil {
 		r := p.queue.pop()
@@ -136,12 +136,13 @@ func (d *Device) NewBatch() *Batch {
 	return b
 }
 
-// Send routes the packets of b, seals and sends them, and empties b, whatever happens. A packet without a session
-// waits for one; a packet that cannot be sent is dropped and counted, and its inner sender told by ICMP where that
-// helps. Send never waits for a handshake or for another sender, and keeps the order of the packets to each peer.
+// Send routes the packets of b, seals and sends them, and always empties b. A packet without a session waits for one. A
+// packet that cannot be sent is dropped and counted, and its inner sender is told with ICMP where that helps. Send never
+// waits for a handshake or for another sender, and keeps the order of the packets to each peer. If another goroutine is
+// sending to the same peer, that goroutine may send the packets after Send has returned.
 //
-// Any number of goroutines may send, each with a batch of its own. The only errors are that the device is down or
-// closed; the latter wraps net.ErrClosed.
+// Any number of goroutines may send, each with its own batch. The only errors are ErrDown, and one that wraps
+// net.ErrClosed once the device is closed.
 func (d *Device) Send(b *Batch) error {
 	if b.forHeadroom != d.headroom {
 		return d.sendForeign(b)
@@ -158,7 +159,7 @@ func (d *Device) Send(b *Batch) error {
 	l.seal()
 	d.finish(l)
 	if l.full {
-		runtime.Gosched() // a sender that loops should not keep the processor from the goroutine that leads
+		runtime.Gosched() // a sender that loops should not keep the leading goroutine from running
 	}
 	return nil
 }
@@ -297,7 +298,7 @@ func (d *Device) claim(l *load, run *run) {
 		l.full = true
 		d.drop(p, DropSendQueueFull, run.n)
 	case p.staged.n != 0:
-		// Staged packets are sent first. The session is new, or there is none.
+		// Staged packets are sent first. The session is new, or does not exist yet.
 		d.stageRun(l, run)
 		p.flushOrInitiate(l.now, &out)
 	case !p.sending(run.n, l.now, &out):
@@ -323,8 +324,8 @@ func (d *Device) finish(l *load) {
 	d.lead(l)
 }
 
-// handIn says that a run in a queue is sealed. If it is the head and nobody leads the peer, the caller does from here on:
-// handIn appends to lot what the caller sends.
+// handIn marks a run in a queue as sealed. If the run is the head and no goroutine leads the peer, the caller leads it from
+// here on: handIn appends to lot the runs that the caller sends.
 func (run *run) handIn(lot []*run) []*run {
 	p := run.p
 	p.mu.Lock()
@@ -381,8 +382,8 @@ func (d *Device) sendLot(l *load) {
 	}
 }
 
-// transmit sends trains. A socket that was closed meanwhile, because the port changes, gives way to the new one, which
-// sends what the old one did not.
+// transmit sends trains. If the socket was closed meanwhile because the port changes, the new socket sends what the old
+// one did not.
 func (d *Device) transmit(r *running, trains []Train) {
 	if len(trains) == 0 {
 		return
@@ -400,7 +401,7 @@ func (d *Device) transmit(r *running, trains []Train) {
 		}
 		if to > from {
 			now.Send(trains[from:to])
-			from = to // whose error is another one, or none
+			from = to // its error is another one, or nil
 		}
 	}
 }
@@ -421,7 +422,7 @@ func (d *Device) account(l *load, runs []*run, enough bool) {
 			p.endpoint.forgetSource()
 		}
 	}
-	if d.running.Load() == last.load.r { // else the peer's timers were stopped, and stay so
+	if d.running.Load() == last.load.r { // otherwise the peer's timers were stopped, and stay stopped
 		p.sentOn(data, last.heard, l.now, &out)
 	}
 	more := len(l.more)
@@ -439,7 +440,7 @@ func (d *Device) account(l *load, runs []*run, enough bool) {
 	}
 }
 
-// resume goes on where a goroutine stopped to lead p.
+// resume continues to lead p where another goroutine stopped.
 func (d *Device) resume(p *peer) {
 	l := newLoad(d.headroom)
 	defer l.release()
@@ -451,8 +452,9 @@ func (d *Device) resume(p *peer) {
 	d.lead(l)
 }
 
-// flush sends what is staged with p or, if keepalive is set and nothing is, an empty packet. Without a session, one is
-// asked for. Whoever stages behind staged packets flushes too, so no goroutine is kept by others here.
+// flush sends the packets that are staged with p. If keepalive is set and none is staged, it sends an empty packet.
+// Without a session, it asks for one. A goroutine that stages behind staged packets flushes too, so none is kept here by
+// others.
 func (d *Device) flush(p *peer, keepalive bool) {
 	for more := true; more; keepalive = false {
 		l := newLoad(d.headroom)
@@ -469,8 +471,8 @@ func (d *Device) flush(p *peer, keepalive bool) {
 	}
 }
 
-// claimStaged makes a run of what is staged with p, as much as l takes, and numbers it. It reports whether packets
-// are left.
+// claimStaged makes a run of the packets that are staged with p, as many as l takes, and numbers it. It reports whether
+// packets are left.
 func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
 	b := Batch{load: l, mtu: d.tunnel.MTU(), forHeadroom: d.headroom}
 	var out outbox

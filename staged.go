@@ -6,7 +6,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// What waits for a session: copies of packets, with their peer. The queue is in peer.go.
+// Packets that wait for a session are copied and staged with their peer. The queue is in peer.go.
 
 // stageRun leaves copies of the run's packets with the peer.
 func (d *Device) stageRun(l *load, run *run) {
@@ -15,7 +15,7 @@ func (d *Device) stageRun(l *load, run *run) {
 	}
 }
 
-// stage appends a copy of a packet to the peer's staged packets. The oldest ones make room.
+// stage appends a copy of a packet to the peer's staged packets. If there are too many, it drops the oldest.
 func (d *Device) stage(p *peer, packet []byte) {
 	for p.staged.n >= maxStaged {
 		d.unstage(p.staged.pop())
@@ -30,7 +30,7 @@ func (d *Device) stage(p *peer, packet []byte) {
 	p.staged.push(s)
 }
 
-// unstage gives the memory of a staged packet back.
+// unstage returns the memory of a staged packet.
 func (d *Device) unstage(s *stagedPacket) {
 	d.stagedBytes.Add(-s.cost())
 	switch cap(s.b) {
@@ -41,7 +41,7 @@ func (d *Device) unstage(s *stagedPacket) {
 	}
 }
 
-// Staged packets are kept in buffers of two sizes, which are used again; larger packets have their own.
+// Staged packets are copied into pooled buffers of two sizes. Larger packets are allocated.
 const stagedSmall, stagedLarge = 256, 2048
 
 var stagedPackets = [2]sync.Pool{
@@ -65,7 +65,7 @@ func newStagedPacket(packet []byte) *stagedPacket {
 	return s
 }
 
-// cost is the memory that s takes, in bytes.
+// cost is the memory of s, in bytes.
 func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
 
 // appendStaged copies a staged packet into b. An empty one makes a keepalive.
