@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // Whole devices, each on its own goroutines, in lockstep: of all goroutines one runs, and the next when it is done.
@@ -207,20 +208,6 @@ func (s *star) round(from *stepper) {
 	s.count += len(from.packets)
 }
 
-// wantNoAllocations fails if n calls of f allocate as often as once in a hundred calls: a call is a batch, so it is none a
-// packet and none a batch either. It returns how often f was called.
-func wantNoAllocations(t *testing.T, n int, f func()) (calls int) {
-	t.Helper()
-	if raceEnabled {
-		t.Skip("the race detector allocates")
-	}
-	got, calls := allocations(n, f)
-	if got > uint64(n/100) {
-		t.Errorf("%d allocations in %d batches, want none", got, n)
-	}
-	return calls
-}
-
 // TestNoAllocationsThroughDevices: nothing is allocated a packet, from the source of one device to the sink of another,
 // both ways: for packets alone, for trains, for sizes that make no train, and for one batch to many peers.
 func TestNoAllocationsThroughDevices(t *testing.T) {
@@ -248,7 +235,7 @@ func TestNoAllocationsThroughDevices(t *testing.T) {
 				s.hub.packets = append(s.hub.packets, packet4(size, here, starAddr(to)))
 				s.ends[to].packets = append(s.ends[to].packets, packet4(size, starAddr(to), here))
 			}
-			calls := wantNoAllocations(t, 100, func() {
+			calls := testkit.NoAllocations(t, 100, func() {
 				s.round(s.hub)
 				for _, e := range s.ends {
 					s.round(e)
@@ -313,7 +300,7 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 		e.line.receive(trains...)
 	}
 	const packets = remotes*15 + 15 + 1
-	calls := wantNoAllocations(t, 100, batch)
+	calls := testkit.NoAllocations(t, 100, batch)
 	if want := calls * packets; n != want {
 		t.Errorf("%d packets were delivered, want %d", n, want)
 	}
@@ -356,7 +343,7 @@ func TestNoAllocationsBehindTheTurn(t *testing.T) {
 		e.Device.Send(inner)
 	}
 	sent = 0
-	calls := wantNoAllocations(t, 100, func() {
+	calls := testkit.NoAllocations(t, 100, func() {
 		outer.Append(packets[0])
 		e.Device.Send(outer)
 	})

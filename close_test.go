@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
@@ -152,15 +153,6 @@ func (c *closing) silent() (wireguard.Socket, wireguard.Endpoint) {
 	return s, at(s.Port())
 }
 
-func (c *closing) wait(what string, ok func() bool) {
-	c.Helper()
-	for end := time.Now().Add(closeWait); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			c.Fatalf("never happened: %s", what)
-		}
-	}
-}
-
 // redirect lets the peer's endpoint be a socket that answers nothing.
 func (c *closing) redirect() wireguard.Socket {
 	c.Helper()
@@ -223,7 +215,7 @@ var closingStates = []struct {
 		c.redirect()
 		c.repeats("Handshake", func() error { return c.Handshake(context.Background(), otherKey.Public()) })
 		c.repeats("Tunnel.Send", func() error { return c.tun.Send(context.Background(), packetTo(theirAddrs[0], 100)) })
-		c.wait("a handshake is under way and packets wait for it", func() bool {
+		testkit.Eventually(c, "a handshake is under way and packets wait for it", func() bool {
 			s, _ := c.Peer(otherKey.Public())
 			return s.Initiating && s.Staged > 0 && wireguard.Waiters(c.Device) > 0
 		})
@@ -236,7 +228,7 @@ var closingStates = []struct {
 		}
 		c.repeats("Tunnel.Send", func() error { return c.tun.Send(context.Background(), packetTo(theirAddrs[0], 1000)) })
 		c.repeats("Tunnel.Receive", func() error { _, err := c.tun.Receive(context.Background()); return err })
-		c.wait("packets both ways", func() bool {
+		testkit.Eventually(c, "packets both ways", func() bool {
 			s, _ := c.Peer(otherKey.Public())
 			return s.Received.Packets > 1000 && s.Sent.Packets > 1000
 		})
@@ -251,7 +243,7 @@ var closingStates = []struct {
 			train.Err, train.Endpoint = nil, at
 			s.Send([]wireguard.Train{train})
 		})
-		c.wait("initiations pile up", func() bool {
+		testkit.Eventually(c, "initiations pile up", func() bool {
 			drops := c.Status().Drops
 			return drops[wireguard.DropOldTimestamp]+drops[wireguard.DropCookieRequired] > 100
 		})
@@ -259,7 +251,7 @@ var closingStates = []struct {
 	{"a lookup that waits", true, func(c *closing) {
 		c.up()
 		c.otherInitiates()
-		c.wait("Lookup was called", func() bool { return lookups.Load() > 0 })
+		testkit.Eventually(c, "Lookup was called", func() bool { return lookups.Load() > 0 })
 	}},
 	{"amid Configure, Down, Up and Wake", false, func(c *closing) {
 		c.connect()
@@ -319,27 +311,12 @@ func (c *closing) recorded() []byte {
 		}
 		if m := bytes.Clone(ts[0].Data); pipe.TypeOf(m) == pipe.TypeInitiation {
 			s.Send([]wireguard.Train{{Data: m, Size: len(m), Endpoint: c.at(c.Status().ListenPort)}})
-			c.wait("the initiation is answered", func() bool {
+			testkit.Eventually(c, "the initiation is answered", func() bool {
 				s, _ := c.Peer(otherKey.Public())
 				return s.Timestamp != wireguard.Timestamp{}
 			})
 			return m
 		}
-	}
-}
-
-// soon fails, with all goroutines, unless f returns soon.
-func (c *closing) soon(what string, f func()) {
-	c.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	select {
-	case <-done:
-	case <-time.After(closeWait):
-		panic(what + " does not return") // which prints all goroutines
 	}
 }
 
@@ -402,7 +379,7 @@ func TestCloseFromEveryState(t *testing.T) {
 					c := newClosing(t, g, lookup)
 					state.enter(c)
 					c.ended.Store(true)
-					c.soon("Close", func() {
+					testkit.Returns(c, closeWait, "Close", func() {
 						var all sync.WaitGroup
 						for range closers {
 							all.Go(func() {
@@ -420,9 +397,9 @@ func TestCloseFromEveryState(t *testing.T) {
 					})
 					c.wantClosed()
 					for _, f := range c.cleanup {
-						c.soon("the other end's Close", f)
+						testkit.Returns(c, closeWait, "the other end's Close", f)
 					}
-					c.soon("what the test waits in", c.busy.Wait)
+					testkit.Returns(c, closeWait, "what the test waits in", c.busy.Wait)
 					if err := goleak.Find(ignore); err != nil {
 						t.Error(err)
 					}

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 func heapAndStack() int64 {
@@ -31,7 +33,7 @@ func TestIdleDevice(t *testing.T) {
 	if n := runtime.NumGoroutine() - goroutines; n > 8 {
 		t.Errorf("%d goroutines, want 8 at most", n)
 	}
-	if n := heapAndStack() - heap; n > 1<<20 && !raceEnabled {
+	if n := heapAndStack() - heap; n > 1<<20 && !testkit.Race {
 		t.Errorf("%d bytes, want 1 MiB at most", n)
 	}
 	d.Close()
@@ -44,7 +46,7 @@ func TestIdleDevice(t *testing.T) {
 
 // crowdSize is n, or less where a handshake takes ten times as long.
 func crowdSize(n int) int {
-	if raceEnabled || strconv.IntSize == 32 {
+	if testkit.Race || strconv.IntSize == 32 {
 		return n / 10
 	}
 	return n
@@ -84,7 +86,7 @@ func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
 	t.Helper()
 	got := (heapAndStack() - heap) / int64(n)
 	t.Logf("%d bytes a peer", got)
-	if got > 1024 && !raceEnabled {
+	if got > 1024 && !testkit.Race {
 		t.Errorf("%d bytes a peer, want 1024 at most", got)
 	}
 	eventually(t, "there are goroutines for idle peers", func() bool { return runtime.NumGoroutine() <= goroutines })

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // The ends of a device in these tests are in the test's hands:
@@ -20,7 +21,13 @@ import (
 //
 // Nothing here waits for a fixed time: the line hands trains over and returns when the device asked for the next.
 
-const patience = 30 * time.Second // after which a test that waits has failed
+// What many tests of this package use.
+const (
+	patience    = testkit.Patience
+	raceEnabled = testkit.Race
+)
+
+var eventually, wantPanic = testkit.Eventually, testkit.WantPanic
 
 // A handClock stands still until the test moves it.
 type handClock struct{ at atomic.Int64 }
@@ -260,15 +267,6 @@ func (e *end) settle(t testing.TB) {
 	})
 }
 
-func eventually(t testing.TB, why string, ok func() bool) {
-	t.Helper()
-	for start := time.Now(); !ok(); time.Sleep(50 * time.Microsecond) {
-		if time.Since(start) > patience {
-			t.Fatal(why)
-		}
-	}
-}
-
 // peer is the core of a peer.
 func (e *end) peer(r *remote) *peer { return e.peers.find(r.id.public) }
 
@@ -436,17 +434,6 @@ var (
 
 	nowhere = netip.MustParseAddr("203.0.113.9") // no peer has it
 )
-
-// wantPanic fails if f does not panic.
-func wantPanic(t testing.TB, why string, f func()) {
-	t.Helper()
-	defer func() {
-		if recover() == nil {
-			t.Errorf("no panic: %s", why)
-		}
-	}()
-	f()
-}
 
 // wantDrops fails unless exactly one counter moved since before, by n.
 func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64, why string) {

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
@@ -94,16 +93,4 @@ func newGoEnd(t *testing.T, key PrivateKey, r *remote) *goEnd {
 		t.Fatal(err)
 	}
 	return e
-}
-
-// from waits for a value of a channel.
-func from(t *testing.T, c <-chan []byte, why string) []byte {
-	t.Helper()
-	select {
-	case b := <-c:
-		return b
-	case <-time.After(patience):
-		t.Fatalf("nothing came: %s", why)
-		return nil
-	}
 }

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
-	"go.uber.org/goleak"
 )
 
 // Several goroutines send through one device to several peers at once. The tests know the device by its API alone, and see what it
@@ -69,8 +69,6 @@ type spoke struct {
 	next      [sourceMax]uint32 // the least number that may arrive next
 	delivered atomic.Uint64
 }
-
-const rushWait = 60 * time.Second // after which a test has failed
 
 // newRush makes a hub and its spokes, and takes them up. No session exists yet.
 func newRush(t *testing.T, spokes int) *rush {
@@ -258,7 +256,7 @@ func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop fu
 	return func() {
 		r.Helper()
 		close(ended)
-		r.soon("the sources do not end", wg.Wait)
+		testkit.Returns(r, testkit.Patience, "the end of the sources", wg.Wait)
 	}
 }
 
@@ -295,21 +293,10 @@ func (r *rush) pace() {
 	}
 }
 
-func (r *rush) soon(why string, f func()) {
-	r.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); f() }()
-	select {
-	case <-done:
-	case <-time.After(rushWait):
-		panic(why) // which prints all goroutines
-	}
-}
-
 func (r *rush) eventually(why string, ok func() bool) {
 	r.Helper()
 	for start := time.Now(); !ok(); time.Sleep(100 * time.Microsecond) {
-		if time.Since(start) > rushWait {
+		if time.Since(start) > testkit.Patience {
 			r.fail(why)
 		}
 	}
@@ -412,7 +399,7 @@ func TestOutboundOrder(t *testing.T) {
 					time.Sleep(time.Millisecond)
 				}
 			})
-			r.soon("the sources wait for a session", ready.Wait)
+			testkit.Returns(r, testkit.Patience, "a send without a session", ready.Wait)
 			r.eventually("not all is staged", func() bool {
 				n := 0
 				for p := range r.hub.Peers() {
@@ -438,63 +425,58 @@ func TestOutboundOrder(t *testing.T) {
 // Down, Up and Close while all sources go on: each returns, nothing of a session before Down is sent through the next socket, and
 // neither Down nor Close leaves packets, sessions or goroutines.
 func TestOutboundDuringDownAndClose(t *testing.T) {
-	ignore := goleak.IgnoreCurrent()
-	t.Run("rush", func(t *testing.T) {
-		r := newRush(t, 3)
-		r.pause = time.Millisecond
-		stop := r.run(allSources, func(source int, b *wireguard.Batch) {
-			r.pace()
-			if source == fromTunnel {
-				if !r.tun.TrySend(r.burst(source, 1+rand.IntN(100))...) {
-					time.Sleep(100 * time.Microsecond)
-				}
-			} else if r.hand(source, b, r.burst(source, 1+rand.IntN(100))...) != nil {
-				time.Sleep(time.Duration(rand.IntN(50)) * time.Microsecond)
+	testkit.NoLeaks(t)
+	r := newRush(t, 3)
+	r.pause = time.Millisecond
+	stop := r.run(allSources, func(source int, b *wireguard.Batch) {
+		r.pace()
+		if source == fromTunnel {
+			if !r.tun.TrySend(r.burst(source, 1+rand.IntN(100))...) {
+				time.Sleep(100 * time.Microsecond)
 			}
-		})
-		for i := range 9 {
-			r.wantFlow("the device is up")
-			time.Sleep(25 * time.Millisecond) // the spokes refuse initiations that follow each other within 20 ms
-			r.soon("Down does not return", func() { r.hub.Down() })
-			if i%3 == 0 { // no sender finds it up in between
-				r.wantNothingQueued("the device is down")
-				if n := wireguard.SessionIndices(r.hub); n != 0 {
-					t.Errorf("%d sessions survived Down", n)
-				}
-				time.Sleep(2 * time.Millisecond)
-				before := r.end.Sent().Total()
-				time.Sleep(5 * time.Millisecond)
-				if n := r.end.Sent().Total() - before; n != 0 {
-					t.Errorf("%d datagrams were sent while the device is down", n)
-				}
-			}
-			r.soon("Up does not return", func() {
-				if err := r.hub.Up(); err != nil {
-					t.Error(err)
-				}
-			})
+		} else if r.hand(source, b, r.burst(source, 1+rand.IntN(100))...) != nil {
+			time.Sleep(time.Duration(rand.IntN(50)) * time.Microsecond)
 		}
+	})
+	for i := range 9 {
 		r.wantFlow("the device is up")
-		r.soon("Close does not return", func() {
-			if err := r.hub.Close(); err != nil {
+		time.Sleep(25 * time.Millisecond) // the spokes refuse initiations that follow each other within 20 ms
+		testkit.Returns(r, testkit.Patience, "Down", func() { r.hub.Down() })
+		if i%3 == 0 { // no sender finds it up in between
+			r.wantNothingQueued("the device is down")
+			if n := wireguard.SessionIndices(r.hub); n != 0 {
+				t.Errorf("%d sessions survived Down", n)
+			}
+			time.Sleep(2 * time.Millisecond)
+			before := r.end.Sent().Total()
+			time.Sleep(5 * time.Millisecond)
+			if n := r.end.Sent().Total() - before; n != 0 {
+				t.Errorf("%d datagrams were sent while the device is down", n)
+			}
+		}
+		testkit.Returns(r, testkit.Patience, "Up", func() {
+			if err := r.hub.Up(); err != nil {
 				t.Error(err)
 			}
 		})
-		before := r.end.Sent().Total()
-		if err := r.hub.Send(r.hub.NewBatch()); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Send after Close: %v", err)
-		}
-		time.Sleep(5 * time.Millisecond)
-		if n := r.end.Sent().Total() - before; n != 0 {
-			t.Errorf("%d datagrams were sent after Close", n)
-		}
-		stop()
-		if b, n := wireguard.StagedBytes(r.hub), wireguard.SessionIndices(r.hub); b != 0 || n != 0 {
-			t.Errorf("%d bytes of packets and %d sessions are left", b, n)
+	}
+	r.wantFlow("the device is up")
+	testkit.Returns(r, testkit.Patience, "Close", func() {
+		if err := r.hub.Close(); err != nil {
+			t.Error(err)
 		}
 	})
-	if err := goleak.Find(ignore); err != nil {
-		t.Error(err)
+	before := r.end.Sent().Total()
+	if err := r.hub.Send(r.hub.NewBatch()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Send after Close: %v", err)
+	}
+	time.Sleep(5 * time.Millisecond)
+	if n := r.end.Sent().Total() - before; n != 0 {
+		t.Errorf("%d datagrams were sent after Close", n)
+	}
+	stop()
+	if b, n := wireguard.StagedBytes(r.hub), wireguard.SessionIndices(r.hub); b != 0 || n != 0 {
+		t.Errorf("%d bytes of packets and %d sessions are left", b, n)
 	}
 }
 
@@ -521,11 +503,11 @@ func TestOutboundStarvesNobody(t *testing.T) {
 			r.hand(0, b, r.packet(0, busy, 100), r.packet(0, other, 100))
 		}
 	})
-	r.soon("another sender is kept", calls.Wait)
+	testkit.Returns(r, testkit.Patience, "another sender", calls.Wait)
 	r.eventually("packets to another peer do not arrive", func() bool { return other.delivered.Load() == 201 })
 
 	for i := range 50 {
-		r.soon("the tunnel is not read", func() { r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 100)) })
+		testkit.Returns(r, testkit.Patience, "a send to the tunnel", func() { r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 100)) })
 		r.eventually("a packet of the tunnel does not arrive", func() bool { return other.delivered.Load() == uint64(202+i) })
 	}
 
@@ -551,7 +533,7 @@ func TestOutboundDuringRemoval(t *testing.T) {
 	})
 	r.wantFlow("all peers are known")
 	for range 10 {
-		r.soon("RemovePeer does not return", func() {
+		testkit.Returns(r, testkit.Patience, "RemovePeer", func() {
 			if err := r.hub.RemovePeer(gone.config.PublicKey); err != nil {
 				t.Error(err)
 			}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/replay"
 	"pgregory.net/rapid"
@@ -26,21 +27,21 @@ func TestWireGuardGo(t *testing.T) {
 
 				if initiator {
 					e.line.in <- r.initiation()
-					r.takeResponse(t, from(t, e.line.out, "a response"))
+					r.takeResponse(t, testkit.Next(t, e.line.out, "a response"))
 				} else {
 					e.tun.Outbound <- back
-					e.line.in <- r.response(t, from(t, e.line.out, "an initiation"))
-					sealed := r.open(t, from(t, e.line.out, "the packet that waited"))
+					e.line.in <- r.response(t, testkit.Next(t, e.line.out, "an initiation"))
+					sealed := r.open(t, testkit.Next(t, e.line.out, "the packet that waited"))
 					if p, _, ok := packet.Unpad(sealed); !ok || !bytes.Equal(p, back) {
 						t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
 					}
 				}
 				e.line.in <- r.data(there)
-				if p := from(t, e.tun.Inbound, "our packet"); !bytes.Equal(p, there) {
+				if p := testkit.Next(t, e.tun.Inbound, "our packet"); !bytes.Equal(p, there) {
 					t.Errorf("wireguard-go delivered\n%x, want\n%x", p, there)
 				}
 				e.tun.Outbound <- back
-				if p, _, ok := packet.Unpad(r.open(t, from(t, e.line.out, "its packet"))); !ok || !bytes.Equal(p, back) {
+				if p, _, ok := packet.Unpad(r.open(t, testkit.Next(t, e.line.out, "its packet"))); !ok || !bytes.Equal(p, back) {
 					t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
 				}
 			})

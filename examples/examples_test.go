@@ -20,13 +20,13 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/internal/netlab"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
 var (
-	buildFlags []string
-	programs   string // the folder with the programs
+	programs string // the folder with the programs
 )
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,11 @@ func TestMain(m *testing.M) {
 		var err error
 		if programs, err = os.MkdirTemp("", "examples"); err == nil {
 			defer os.RemoveAll(programs)
-			err = netlab.Build("..", "./...", programs+string(filepath.Separator), buildFlags...)
+			var flags []string
+			if testkit.Race {
+				flags = []string{"-race"}
+			}
+			err = netlab.Build("..", "./...", programs+string(filepath.Separator), flags...)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // inDirectory lets control sockets be made in a directory of the test's own, and returns it.
@@ -177,7 +179,7 @@ func TestRemoved(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				eventually(t, "the connection is served", func() bool { return s.idleSince(time.Time{}) == 1 })
+				testkit.Eventually(t, "the connection is served", func() bool { return s.idleSince(time.Time{}) == 1 })
 				if err := remove(l.path); err != nil {
 					t.Fatal(err)
 				}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
@@ -155,7 +156,7 @@ func TestServerMaxConns(t *testing.T) {
 		begin := time.Now()
 		c.send("get=1\n\n")
 		c.wants("errno=0\n\n")
-		eventually(t, "the connection is idle again", func() bool { return s.idleSince(begin) == 1 })
+		testkit.Eventually(t, "the connection is idle again", func() bool { return s.idleSince(begin) == 1 })
 		return c
 	}
 	first, second, third := ask(dial()), ask(dial()), ask(dial())
@@ -169,7 +170,7 @@ func TestServerMaxConns(t *testing.T) {
 	for _, c := range open {
 		c.send("set=1\n") // and no more of it yet
 	}
-	eventually(t, "no connection is idle", func() bool { return s.idleSince(time.Time{}) == 0 })
+	testkit.Eventually(t, "no connection is idle", func() bool { return s.idleSince(time.Time{}) == 0 })
 	dial().wantsEnd("every connection is in the middle of a request")
 	for _, c := range open {
 		c.send("\n")
@@ -187,15 +188,6 @@ func (s *Server) idleSince(begin time.Time) (n int) {
 		}
 	}
 	return n
-}
-
-func eventually(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not in 20 s: %s", what)
-		}
-	}
 }
 
 // TestServerTimeout: a connection is not kept for ever, whether it is silent, stops in the middle of a request or does
@@ -216,7 +208,7 @@ func TestServerTimeout(t *testing.T) {
 	}
 	deaf := dial()
 	io.WriteString(deaf, strings.Repeat("get=1\n\n", 100)) // 60 MB, more than sockets hold
-	eventually(t, "the client that does not read is dropped", func() bool {
+	testkit.Eventually(t, "the client that does not read is dropped", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return len(s.conns) == 0
@@ -229,12 +221,12 @@ func TestServerMaxRequest(t *testing.T) {
 	dial := serve(t, s)
 	slow, other := dial(), dial()
 	slow.send("set=1\n" + strings.Repeat("fwmark=7\n", 5)) // 51 bytes with the first line
-	eventually(t, "the slow request is being read", func() bool { return s.inUse.Load() == 51 })
+	testkit.Eventually(t, "the slow request is being read", func() bool { return s.inUse.Load() == 51 })
 	other.send("set=1\n" + strings.Repeat("fwmark=8\n", 5) + "\n")
 	other.wants(fmt.Sprintf("errno=-%d\n\n", errnoTooBig))
 	slow.send("\n")
 	slow.wants("errno=0\n\n")
-	eventually(t, "the memory is free again", func() bool { return s.inUse.Load() == 0 })
+	testkit.Eventually(t, "the memory is free again", func() bool { return s.inUse.Load() == 0 })
 	other.send("set=1\n" + strings.Repeat("fwmark=8\n", 5) + "\n")
 	other.wants("errno=0\n\n")
 }
@@ -248,7 +240,7 @@ func TestServerClose(t *testing.T) {
 	idle.send("get=1\n\n")
 	idle.wants("errno=0\n\n")
 	half.send("set=1\n")
-	eventually(t, "both connections are served", func() bool { return s.idleSince(time.Time{}) == 1 })
+	testkit.Eventually(t, "both connections are served", func() bool { return s.idleSince(time.Time{}) == 1 })
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() { s.Close() })
@@ -333,12 +325,12 @@ func TestServerLog(t *testing.T) {
 	dial := serve(t, s)
 	c := dial()
 	c.send("set=1\nprivate_key=" + secret + "\npublic_key=" + hexKey(1) + "\npreshared_key=" + secret + "\n\nget=1\n\n")
-	eventually(t, "both are logged", func() bool { return strings.Count(b.String(), "control request") == 2 })
+	testkit.Eventually(t, "both are logged", func() bool { return strings.Count(b.String(), "control request") == 2 })
 	if strings.Contains(b.String(), "WARN") {
 		t.Errorf("requests that were carried out are warned of:\n%s", b.String())
 	}
 	c.send("set=1\npreshared_key" + secret + "\n\nset=1\nendpoint=" + secret + "\n\n" + secret + "\n")
-	eventually(t, "all are refused", func() bool { return strings.Count(b.String(), "WARN") == 3 })
+	testkit.Eventually(t, "all are refused", func() bool { return strings.Count(b.String(), "WARN") == 3 })
 	if !strings.Contains(b.String(), "line 2: want a key, = and a value") {
 		t.Errorf("the log does not say what is wrong:\n%s", b.String())
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // newSession is a device with a session with its one peer, and that peer's key:
@@ -26,7 +27,7 @@ func newSession(t testing.TB) (d *wireguard.Device, peer wireguard.PublicKey) {
 	if err := d.Handshake(ctx, otherKey.Public()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the initiation and the keepalive are counted", func() bool {
+	testkit.Eventually(t, "the initiation and the keepalive are counted", func() bool {
 		s, _ := d.Peer(otherKey.Public())
 		return s.Sent.Bytes == 148+32
 	})

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 	"github.com/seed-86b749af/wireguard/transport/tun"
 	"github.com/seed-86b749af/wireguard/uapi"
@@ -185,7 +186,7 @@ func TestForegroundByEnvironment(t *testing.T) {
 	prefix := unique("w") + "x"
 	s.endAfter(prefix)
 	f := s.front(built(t), prefix+"%d")
-	until(t, "the name is written", func() bool { b, _ := os.ReadFile(file); return strings.HasSuffix(string(b), "\n") })
+	testkit.Eventually(t, "the name is written", func() bool { b, _ := os.ReadFile(file); return strings.HasSuffix(string(b), "\n") })
 	b, _ := os.ReadFile(file)
 	if string(b) != prefix+"0\n" {
 		t.Errorf("the name is %q", b)
@@ -383,9 +384,9 @@ func TestUpAndDown(t *testing.T) {
 	const open = "5555 5555"
 	for range 2 {
 		s.must("ip", "link", "set", iface, "up")
-		until(t, "the port is open", func() bool { return s.ports() == open })
+		testkit.Eventually(t, "the port is open", func() bool { return s.ports() == open })
 		s.must("ip", "link", "set", iface, "down")
-		until(t, "the port is closed", func() bool { return s.ports() == "" })
+		testkit.Eventually(t, "the port is closed", func() bool { return s.ports() == "" })
 	}
 	var taken *net.UDPConn
 	s.inside(func() (err error) {
@@ -396,7 +397,7 @@ func TestUpAndDown(t *testing.T) {
 	f.wantLog(t, `level=ERROR msg="the interface is up, but not the tunnel; trying again" err="listen on port 5555: udp: port 5555 is taken `+
 		`by another socket; stop that, or listen on another port, or on 0 for any: listen udp4 0.0.0.0:5555: bind: address already in use"`+"\n")
 	taken.Close()
-	until(t, "the port is open", func() bool { return s.ports() == open })
+	testkit.Eventually(t, "the port is open", func() bool { return s.ports() == open })
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)
 }
@@ -430,7 +431,7 @@ func TestControlFaults(t *testing.T) {
 			t.Errorf("%q: answered %q, %v", request, b[:n], err)
 		}
 	}
-	until(t, "three refusals in the log", func() bool { return strings.Count(f.log.String(), "control request refused") == 3 })
+	testkit.Eventually(t, "three refusals in the log", func() bool { return strings.Count(f.log.String(), "control request refused") == 3 })
 	if strings.Contains(f.log.String(), secret[1:20]) {
 		t.Errorf("a key in the log:\n%s", f.log)
 	}
@@ -448,7 +449,7 @@ func TestControlFaults(t *testing.T) {
 	for _, state := range []string{"down", "up"} {
 		s.must("ip", "link", "set", iface, state)
 		if state == "up" {
-			until(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
+			testkit.Eventually(t, "the tunnel is up", func() bool { return s.ports() != "6666" })
 		}
 		for _, args := range [][]string{{"set", iface, "listen-port", "6666"}, {"setconf", iface, config}} {
 			if out, code := s.run(append([]string{"wg"}, args...)...); code == 0 || !strings.Contains(out, "Address already in use") {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // binary is the built daemon, by one go build for all tests.
@@ -31,7 +32,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	buildDir = dir
 	path := filepath.Join(dir, "wg0")
 	args := []string{"build", "-o", path, "."}
-	if raceEnabled {
+	if testkit.Race {
 		args = slices.Insert(args, 1, "-race")
 	}
 	out, err := exec.Command("go", args...).CombinedOutput()
@@ -205,25 +206,15 @@ func (s *space) exists(iface string) bool {
 	return code == 0
 }
 
-// until waits until what becomes true.
-func until(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
-}
-
 // wantGone fails unless the interface, its socket and its daemon go.
 func (s *space) wantGone(iface string) {
 	s.Helper()
-	until(s.T, "the interface goes", func() bool { return !s.exists(iface) })
-	until(s.T, "the socket goes", func() bool {
+	testkit.Eventually(s.T, "the interface goes", func() bool { return !s.exists(iface) })
+	testkit.Eventually(s.T, "the socket goes", func() bool {
 		_, err := os.Lstat(socketPath(iface))
 		return errors.Is(err, fs.ErrNotExist)
 	})
-	until(s.T, "the daemon ends", func() bool { return len(daemonsOf(iface)) == 0 })
+	testkit.Eventually(s.T, "the daemon ends", func() bool { return len(daemonsOf(iface)) == 0 })
 }
 
 // daemonsOf are the processes of this test's binary that have the interface on their command line.
@@ -243,7 +234,7 @@ func daemonsOf(iface string) (pids []int) {
 func (s *space) daemonOf(iface string) *os.Process {
 	s.Helper()
 	var pids []int
-	until(s.T, "there is one daemon", func() bool { pids = daemonsOf(iface); return len(pids) == 1 })
+	testkit.Eventually(s.T, "there is one daemon", func() bool { pids = daemonsOf(iface); return len(pids) == 1 })
 	p, err := os.FindProcess(pids[0])
 	if err != nil {
 		s.Fatal(err)

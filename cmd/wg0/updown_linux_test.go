@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // Two hosts. The gateway's outer address is reached by the default route alone, so the laptop's datagrams need their
@@ -340,7 +342,7 @@ func TestUpAfterKill(t *testing.T) {
 	file := o.file("Address = 10.9.0.1/24")
 	s.must(built(t), "up", file)
 	s.daemonOf(o.iface).Kill()
-	until(t, "the interface goes", func() bool { return !s.exists(o.iface) })
+	testkit.Eventually(t, "the interface goes", func() bool { return !s.exists(o.iface) })
 	s.must(built(t), "up", file)
 	o.ping("10.9.0.2", "203.0.113.5")
 	s.must(built(t), "down", file)
@@ -421,7 +423,7 @@ func TestEndWhileReloading(t *testing.T) {
 	f.wantLog(t, "msg=ready")
 	s.write(filepath.Base(file), string(text), 0o600)
 	f.Process.Signal(syscall.SIGHUP)
-	until(t, "the reload adds a rule", func() bool { _, err := os.Stat(begun); return err == nil })
+	testkit.Eventually(t, "the reload adds a rule", func() bool { _, err := os.Stat(begun); return err == nil })
 	if err := os.Remove(socketPath(o.iface)); err != nil {
 		t.Fatal(err)
 	}
@@ -704,14 +706,14 @@ func TestSecondSignal(t *testing.T) {
 	f.Process.Signal(syscall.SIGTERM)
 	f.wantLog(t, "\nstuck ")
 	var pid int
-	until(t, "the hook tells its number", func() bool {
+	testkit.Eventually(t, "the hook tells its number", func() bool {
 		_, after, _ := strings.Cut(f.log.String(), "\nstuck ")
 		_, err := fmt.Sscanf(after, "%d.", &pid)
 		return err == nil
 	})
 	defer syscall.Kill(pid, syscall.SIGKILL)
 	f.Process.Signal(syscall.SIGTERM)
-	until(t, "the daemon ends", func() bool { return len(daemonsOf(o.iface)) == 0 })
+	testkit.Eventually(t, "the daemon ends", func() bool { return len(daemonsOf(o.iface)) == 0 })
 	os.Remove(socketPath(o.iface))
 }
 

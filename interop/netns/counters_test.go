@@ -4,6 +4,8 @@ package netns
 
 import (
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // Sizes of messages: UDP payload.
@@ -73,7 +75,7 @@ func TestKeepalivesAreCounted(t *testing.T) {
 	p.a.ping(innerB4, 1)
 	before, packets := p.a.status(p.b).tx, p.b.traffic()
 	p.a.peer(p.b, "persistent-keepalive 1")
-	eventually(t, "three keepalives, the first at once", func() bool { return p.a.status(p.b).tx >= before+3*dataOverhead })
+	testkit.Eventually(t, "three keepalives, the first at once", func() bool { return p.a.status(p.b).tx >= before+3*dataOverhead })
 	if got := p.a.status(p.b).tx - before; got%dataOverhead != 0 {
 		t.Errorf("a: sent %d bytes, want a multiple of %d", got, dataOverhead)
 	}

@@ -178,21 +178,6 @@ func (h *host) bound(port int) bool {
 	return bound
 }
 
-// eventually waits until ok, for as long as a busy host may need.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	within(t, 10*time.Second, what, ok)
-}
-
-func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for start := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > limit {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-	}
-}
-
 // exists is whether a file is there.
 func exists(path string) bool {
 	_, err := os.Stat(path)

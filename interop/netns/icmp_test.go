@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // A packet that no peer can take is answered with an ICMP error: to a program on the host, and to one behind it whose
@@ -65,8 +66,8 @@ func TestUnreachableIsLimited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "an error comes back", func() bool { return p.a.hits("errors") > 0 })
-	eventually(t, "no more come", func() bool {
+	testkit.Eventually(t, "an error comes back", func() bool { return p.a.hits("errors") > 0 })
+	testkit.Eventually(t, "no more come", func() bool {
 		before := p.a.hits("errors")
 		time.Sleep(50 * time.Millisecond)
 		return p.a.hits("errors") == before

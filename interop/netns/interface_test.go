@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/internal/netlab"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // A wg is a WireGuard interface of the daemon under test, and the host that it is on.
@@ -47,14 +48,14 @@ func newWGAt(h *host, port int, addresses string) *wg {
 func (w *wg) up() {
 	w.t.Helper()
 	w.run("ip link set up dev %s", w.name)
-	eventually(w.t, w.name+" is up and listens", func() bool { return w.bound(w.port) })
+	testkit.Eventually(w.t, w.name+" is up and listens", func() bool { return w.bound(w.port) })
 }
 
 // down is "ip link set down".
 func (w *wg) down() {
 	w.t.Helper()
 	w.run("ip link set down dev %s", w.name)
-	eventually(w.t, w.name+" is down and has closed its port", func() bool { return !w.bound(w.port) })
+	testkit.Eventually(w.t, w.name+" is down and has closed its port", func() bool { return !w.bound(w.port) })
 }
 
 // launch starts the daemon, which has no configuration yet. Only what the test sends goes through the interface: the

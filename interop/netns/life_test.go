@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // flow pings an address a hundred times a second until the test ends.
@@ -53,7 +55,7 @@ func TestKilledReceiver(t *testing.T) {
 	os.Remove(p.b.Socket()) // wg-quick does so, too
 	p.b.again()
 	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
-	within(t, 30*time.Second, "a makes a new session with b", func() bool { return p.a.reaches(innerB4) })
+	testkit.Within(t, 30*time.Second, "a makes a new session with b", func() bool { return p.a.reaches(innerB4) })
 	p.b.ping(innerA6, 3)
 }
 
@@ -162,7 +164,7 @@ func TestFlapping(t *testing.T) {
 		p.a.run("ip link set down dev %s", p.a.name)
 		p.a.run("ip link set up dev %s", p.a.name)
 	}
-	within(t, 20*time.Second, "the tunnel is back", func() bool { return p.a.reaches(innerB4) })
+	testkit.Within(t, 20*time.Second, "the tunnel is back", func() bool { return p.a.reaches(innerB4) })
 }
 
 // The interface is moved to a host that has no other: what goes in there comes out of the socket where the daemon was started, which
@@ -179,7 +181,7 @@ func TestMovedInterface(t *testing.T) {
 	inner.run("ip link set up dev %s mtu 9000", p.a.name)
 	p.b.run("ip link set dev %s mtu 9000", p.b.name)
 	p.meet(outerB4)
-	within(t, 20*time.Second, "the moved interface is up", func() bool { return inner.reaches(innerB4) })
+	testkit.Within(t, 20*time.Second, "the moved interface is up", func() bool { return inner.reaches(innerB4) })
 	inner.ping(innerB4, 3)
 	inner.ping(innerB6, 3, "-s", "8900", "-M", "do")
 	p.b.ping(innerA4, 3, "-s", "8900", "-M", "do")

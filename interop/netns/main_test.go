@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard/internal/netlab"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 const (
@@ -86,7 +87,11 @@ func build(dir string) (program string, err error) {
 		return filepath.Abs(*daemonFlag)
 	}
 	program = filepath.Join(dir, *daemonFlag)
-	return program, netlab.Build("../..", source, program, buildFlags...)
+	var flags []string
+	if testkit.Race {
+		flags = []string{"-race"} // the daemon is checked as the tests are
+	}
+	return program, netlab.Build("../..", source, program, flags...)
 }
 
 // program is the daemon under test. The calling test is skipped where there can be none.

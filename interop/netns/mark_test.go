@@ -2,7 +2,11 @@
 
 package netns
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
 
 // The default route through the tunnel, as wg-quick makes it: what the daemon sends carries a mark, and whatever does not is
 // routed by a table that leads into the tunnel, unless the main table knows better than its default route. When the mark goes, the daemon's own packets
@@ -51,5 +55,5 @@ func TestDefaultRouteByMark(t *testing.T) {
 		t.Errorf("the interface carried %d packets for one that was sent, want it, its message and what is due besides", n)
 	}
 	p.a.set("fwmark 51820")
-	eventually(t, "the tunnel is back with the mark", func() bool { return p.a.reaches(addr("203.0.113.1")) })
+	testkit.Eventually(t, "the tunnel is back with the mark", func() bool { return p.a.reaches(addr("203.0.113.1")) })
 }

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // setMTU sets that of both interfaces.
@@ -35,7 +37,7 @@ func TestMTU(t *testing.T) {
 			p.meet(c.outer)
 			for _, mtu := range c.mtu {
 				p.setMTU(mtu)
-				eventually(t, "both daemons have heard of the MTU", func() bool {
+				testkit.Eventually(t, "both daemons have heard of the MTU", func() bool {
 					_, err := p.a.tryPing(innerB4, time.Second/5, "-s", fmt.Sprint(mtu-28))
 					return err == nil
 				})

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // A masquerading router forgets a mapping after two seconds. With a persistent keepalive of one second b can always reach a;
@@ -34,7 +36,7 @@ func TestNAT(t *testing.T) {
 
 	p.a.peer(p.b, "persistent-keepalive off")
 	p.b.ping(innerA6, 1) // so that a owes no keepalive of its own
-	eventually(t, "the mapping is gone", func() bool { return !strings.Contains(r.mappings(), "sport=51820") })
+	testkit.Eventually(t, "the mapping is gone", func() bool { return !strings.Contains(r.mappings(), "sport=51820") })
 	p.b.noPing("the router has forgotten a", innerA4)
 	p.a.ping(innerB4, 3)
 	p.b.ping(innerA4, 3)

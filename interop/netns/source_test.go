@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // at is where the daemons listen on an address.
@@ -83,7 +85,7 @@ func TestBetterRoute(t *testing.T) {
 	p.a.ping(innerB4, 3)
 	p.b.wantEndpoint(p.a, at(addr("10.9.0.1")), "the only route is by v0")
 	a.run("ip route add 10.9.0.0/24 dev v1 src 10.9.0.3 metric 1")
-	eventually(t, fmt.Sprintf("a sends by the better route: b sees it at %s", at(addr("10.9.0.3"))), func() bool {
+	testkit.Eventually(t, fmt.Sprintf("a sends by the better route: b sees it at %s", at(addr("10.9.0.3"))), func() bool {
 		p.a.ping(innerB4, 3)
 		return p.b.status(p.a).endpoint == at(addr("10.9.0.3"))
 	})

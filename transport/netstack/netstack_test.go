@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
@@ -222,7 +223,7 @@ func TestIdleMemory(t *testing.T) {
 	}
 	each := (heap() - before) / nets
 	t.Logf("%d bytes a Net", each)
-	if each > limit && !raceEnabled {
+	if each > limit && !testkit.Race {
 		t.Errorf("a Net takes %d bytes of heap, want at most %d", each, limit)
 	}
 	if n := (runtime.NumGoroutine() - goroutines) / nets; n > runtime.GOMAXPROCS(0) {

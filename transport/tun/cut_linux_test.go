@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // cutAll is what a cutter makes of a packet, over as many batches as it takes, the first of which holds so many others.
@@ -137,7 +138,7 @@ func TestCutRefusesHugeSegments(t *testing.T) {
 
 // TestCutAllocates holds the way out to no allocation.
 func TestCutAllocates(t *testing.T) {
-	if raceEnabled {
+	if testkit.Race {
 		t.Skip("the race detector empties pools at random")
 	}
 	for _, udp := range []bool{false, true} {

@@ -11,9 +11,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,23 +121,13 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	}
 	n.ip(t, "link set "+name+" up")
 	// The kernel takes packets to an address of IPv6 a moment later, when something in the background has run.
-	eventually(t, "the addresses", func() bool {
+	testkit.Eventually(t, "the addresses", func() bool {
 		local := n.ip(t, "-6 route show table local dev "+name)
 		return !slices.ContainsFunc(addresses, func(a string) bool {
 			a, _, _ = strings.Cut(a, "/")
 			return strings.Contains(a, ":") && !strings.Contains(local, "local "+a+" ")
 		})
 	})
-}
-
-// eventually waits until f, and fails with what it is that does not come.
-func eventually(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 // join carries packets from one interface to the other, both ways, until they are closed. tap sees each batch, if it is

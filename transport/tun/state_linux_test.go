@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
@@ -102,7 +103,7 @@ func TestStatesLatest(t *testing.T) {
 	for _, mtu := range []string{"1000", "1100", "1200"} {
 		n.ip(t, "link set wg0 mtu "+mtu)
 	}
-	eventually(t, "the last MTU", func() bool { return d.MTU() == 1200 })
+	testkit.Eventually(t, "the last MTU", func() bool { return d.MTU() == 1200 })
 	if s := <-d.States(); s.MTU != 1200 {
 		t.Errorf("a late reader finds %+v", s)
 	}
@@ -116,7 +117,7 @@ func TestStatesPolled(t *testing.T) {
 	d.place.netlink.Close()
 	d.mu.Unlock()
 	n.ip(t, "link set wg0 mtu 1280")
-	eventually(t, "the MTU", func() bool { return d.MTU() == 1280 })
+	testkit.Eventually(t, "the MTU", func() bool { return d.MTU() == 1280 })
 }
 
 // TestDeleted ends a device whose interface is deleted, in whatever it does at the moment, with that as the reason.
@@ -217,12 +218,12 @@ func TestClose(t *testing.T) {
 		if _, err := d.WritePackets(train(false, true, 1, 3, 100)); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: writing after Close: %v", x.state, err)
 		}
-		eventually(t, x.state+": no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
+		testkit.Eventually(t, x.state+": no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
 		if after := descriptors(t); !slices.Equal(before, after) {
 			t.Errorf("%s: descriptors %v, before %v", x.state, after, before)
 		}
 		if x.state != "deleted" {
-			eventually(t, x.state+": the interface is gone", func() bool {
+			testkit.Eventually(t, x.state+": the interface is gone", func() bool {
 				return !strings.Contains(n.ip(t, "-o link"), "wg0") && !strings.Contains(other.ip(t, "-o link"), "wg0")
 			})
 		}

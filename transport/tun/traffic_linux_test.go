@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
@@ -139,7 +140,7 @@ func TestUSO(t *testing.T) {
 			t.Errorf("%d packets were read from the kernel, want one", n)
 		}
 		// They are counted after they arrive.
-		eventually(t, "31 packets are merged", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
+		testkit.Eventually(t, "31 packets are merged", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
 	}
 }
 
@@ -205,7 +206,7 @@ func TestCounters(t *testing.T) {
 				// The connection may still be saying goodbye, and packets are counted here after they are carried.
 				var tx, rx counters
 				var s Stats
-				eventually(t, "the same number of packets", func() bool {
+				testkit.Eventually(t, "the same number of packets", func() bool {
 					tx, rx = kernel()
 					s = x.d.Stats()
 					return tx.Packets == s.ReadCalls && rx.Packets == s.WriteCalls && (!c.NoOffload || s.ReadBytes == tx.Bytes && s.WrittenBytes == rx.Bytes)
@@ -267,7 +268,7 @@ func TestMTU(t *testing.T) {
 		for _, n := range []*namespace{l.x, l.y} {
 			n.ip(t, fmt.Sprintf("link set wg0 mtu %d", mtu))
 		}
-		eventually(t, "the MTU", func() bool { return l.a.MTU() == mtu && l.b.MTU() == mtu })
+		testkit.Eventually(t, "the MTU", func() bool { return l.a.MTU() == mtu && l.b.MTU() == mtu })
 		<-largest
 		largest <- 0
 		l.transfer(t, false, 4<<20)
@@ -345,7 +346,7 @@ func TestQueues(t *testing.T) {
 
 // TestAllocates holds both directions to no allocation a packet, from and to the kernel.
 func TestAllocates(t *testing.T) {
-	if raceEnabled {
+	if testkit.Race {
 		t.Skip("the race detector empties pools at random")
 	}
 	l := newLink(t, Config{})
@@ -402,7 +403,7 @@ func TestIdle(t *testing.T) {
 			}
 		}()
 	}
-	eventually(t, "idle devices take little", func() bool { return int64(heap()-before) < devices*16<<10 })
+	testkit.Eventually(t, "idle devices take little", func() bool { return int64(heap()-before) < devices*16<<10 })
 	if n := runtime.NumGoroutine() - goroutines; n > 2*devices { // a follower and a reader
 		t.Errorf("%d goroutines for %d devices", n, devices)
 	}

@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // A fakeKernel takes what is written in place of the real one.
@@ -516,7 +518,7 @@ func TestNoHeader(t *testing.T) {
 
 // TestWriteAllocates holds the way in to no allocation.
 func TestWriteAllocates(t *testing.T) {
-	if raceEnabled {
+	if testkit.Race {
 		t.Skip("the race detector empties pools at random")
 	}
 	d, k := dry(t)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 func TestTrainsArriveWhole(t *testing.T) {
@@ -249,7 +250,7 @@ func TestConcurrentSend(t *testing.T) {
 }
 
 func TestNothingAllocatedPerDatagram(t *testing.T) {
-	if raceEnabled {
+	if testkit.Race {
 		t.Skip("the race detector makes pools forget")
 	}
 	both(t, func(t *testing.T, v variant, f family) {

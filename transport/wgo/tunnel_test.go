@@ -14,6 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun/netstack"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // fill puts packets of n bytes with consecutive numbers into all of bufs.
@@ -269,7 +270,7 @@ func TestTunnelAllocations(t *testing.T) {
 		pkts[i] = p
 	}
 	var b wireguard.Batch
-	wantNoAllocations(t, "reading and writing", func() {
+	testkit.NoAllocations(t, 100, func() {
 		if err := tn.ReadPackets(&b); err != nil || b.Len() != 8 {
 			t.Fatal(b.Len(), err)
 		}

@@ -1,5 +1,0 @@
-//go:build race
-
-package examples
-
-func init() { buildFlags = append(buildFlags, "-race") }

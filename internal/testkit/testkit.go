@@ -1,0 +1,116 @@
+// Package testkit is code that tests of several packages share. It knows nothing of devices, so that the root package's own
+// tests can use it; package pair makes devices.
+package testkit
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// Patience is how long a test waits for what takes milliseconds on an idle machine.
+const Patience = 30 * time.Second
+
+// Eventually waits until ok returns true, and fails the test with why after Patience. It looks often at first, and every 10 ms
+// later.
+func Eventually(t testing.TB, why string, ok func() bool) {
+	t.Helper()
+	Within(t, Patience, why, ok)
+}
+
+// Within is Eventually with another limit.
+func Within(t testing.TB, limit time.Duration, why string, ok func() bool) {
+	t.Helper()
+	start := time.Now()
+	for pause := 50 * time.Microsecond; !ok(); pause = min(2*pause, 10*time.Millisecond) {
+		if time.Since(start) > limit {
+			t.Fatalf("not within %v: %s", limit, why)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// Next returns the next value of c, and fails the test with why after Patience, or if c is closed.
+func Next[T any](t testing.TB, c <-chan T, why string) (v T) {
+	t.Helper()
+	select {
+	case v, ok := <-c:
+		if !ok {
+			t.Fatalf("closed: %s", why)
+		}
+		return v
+	case <-time.After(Patience):
+		t.Fatalf("not within %v: %s", Patience, why)
+	}
+	return v
+}
+
+// Returns calls f. If f does not return within limit, Returns panics, so that the stacks of all goroutines are printed.
+func Returns(t testing.TB, limit time.Duration, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		debug.SetTraceback("all")
+		panic(fmt.Sprintf("%s does not return within %v", what, limit))
+	}
+}
+
+// WantPanic fails the test unless f panics.
+func WantPanic(t testing.TB, why string, f func()) {
+	t.Helper()
+	defer func() {
+		if recover() == nil {
+			t.Errorf("no panic: %s", why)
+		}
+	}()
+	f()
+}
+
+// NoLeaks fails the test if, when it ends and all cleanups that follow have run, there are goroutines that do not exist now.
+func NoLeaks(t testing.TB) {
+	ignore := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		if err := goleak.Find(ignore); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// NoAllocations fails the test if n calls of f allocate memory, on any goroutine, more often than once in a hundred calls. It
+// returns how often it called f. One processor runs all goroutines, without garbage collection, so that no pool loses what
+// it holds. The runtime allocates for itself now and then, so the least of five attempts counts. The race detector allocates
+// too: with it, NoAllocations calls f and asserts nothing.
+func NoAllocations(t testing.TB, n int, f func()) (calls int) {
+	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	least := uint64(math.MaxUint64)
+	for try := 0; try < 5 && least > 0; try++ {
+		for range 20 {
+			f() // fills the pools and grows the scratch memory
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range n {
+			f()
+		}
+		runtime.ReadMemStats(&after)
+		least = min(least, after.Mallocs-before.Mallocs)
+		calls += 20 + n
+	}
+	if least > uint64(n/100) && !Race {
+		t.Errorf("%d allocations in %d calls, want none", least, n)
+	}
+	return calls
+}

@@ -1,5 +1,0 @@
-//go:build !race
-
-package wireguard
-
-const raceEnabled = false
