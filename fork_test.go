@@ -14,7 +14,6 @@ func TestForkDoesEachPartOnce(t *testing.T) {
 	done := make([]int, maxParts) // not atomic: the race detector sees a part that is not ordered before run's return
 	f := newFork(func(i int) { done[i]++ })
 	for n := range 20000 {
-		f.vain.Store(0) // go on asking
 		parts := 2 + n%(maxParts-1)
 		f.run(parts)
 		for i, times := range done {
@@ -26,7 +25,7 @@ func TestForkDoesEachPartOnce(t *testing.T) {
 	}
 }
 
-// An owner that is asked to wait does so until the last part is done, however long that takes.
+// The owner waits until the last part is done, however long a helper takes.
 func TestForkWaitsForHelpers(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	var owner, helped atomic.Int32
@@ -45,55 +44,40 @@ func TestForkWaitsForHelpers(t *testing.T) {
 	}
 }
 
-// Where nobody helps, because there is one core alone, the owner stops asking.
+// Where there is one core alone, nobody is asked for help.
 func TestForkWithoutHelp(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	n := 0
+	n, before := 0, runtime.NumGoroutine()
 	f := newFork(func(int) { n++ })
-	f.run(3)
-	if n != 3 || f.most != 0 {
-		t.Fatalf("%d of 3 parts, %d helpers", n, f.most)
-	}
-	f.most = 1 // as it is with two cores, of which the other is busy
-	for range 10 * lookAgain {
+	for range 2 * lookAgain {
 		f.run(3)
-		if f.times%lookAgain == 0 {
-			f.run(3) // it looked again, and found one core
-			f.most = 1
-		}
-		if f.vain.Load() == inVain {
-			break
+		if now := runtime.NumGoroutine(); now > before {
+			t.Fatalf("%d helpers were started", now-before)
 		}
 	}
-	if f.vain.Load() != inVain {
-		t.Fatalf("the owner asks on, in vain %d times", f.vain.Load())
-	}
-	before := f.out.Load()
-	f.run(3)
-	if now := f.out.Load(); now > before {
-		t.Fatalf("%d helpers were started all the same", now-before)
+	if n != 3*2*lookAgain {
+		t.Errorf("%d parts were done, want %d", n, 3*2*lookAgain)
 	}
 }
 
-// Helpers that the scheduler lets wait do not pile up, and all end.
+// Helpers do not pile up, whether the scheduler lets them run or not, and all of them end.
 func TestForkBoundsHelpers(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	f := newFork(func(int) {})
-	f.run(3)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
 	before := runtime.NumGoroutine()
-	for range 1000 {
-		f.most = 2
-		f.vain.Store(0)
-		f.times = 1 // do not look again
+	f := newFork(func(int) {})
+	for i := range 3000 {
+		if i%lookAgain == 1 { // the fork remembers three cores, and no helper runs
+			runtime.GOMAXPROCS(1)
+		}
 		f.run(8)
-		if n := f.out.Load(); n > 2 {
-			t.Fatalf("%d helpers", n)
+		if now := runtime.NumGoroutine(); now > before+2 {
+			t.Fatalf("%d helpers", now-before)
+		}
+		if i%lookAgain == lookAgain-1 {
+			runtime.GOMAXPROCS(3)
 		}
 	}
-	if now := runtime.NumGoroutine(); now > before+2 {
-		t.Errorf("%d goroutines were left", now-before)
-	}
-	eventually(t, "the helpers do not end", func() bool { return f.out.Load() == 0 })
+	eventually(t, "the helpers do not end", func() bool { return runtime.NumGoroutine() <= before })
 }
 
 // A small batch is not worth the call.

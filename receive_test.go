@@ -138,6 +138,24 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the table before the last change is kept", func() bool { runtime.GC(); return old.Value() == nil })
+
+	b, nested := e.NewBatch(), false
+	e.line.send = func([]Train) {
+		if !nested { // while the peer is busy, b leaves its packet with it
+			nested = true
+			b.Append(packet4(100, here, r.addr))
+			e.Device.Send(b)
+		}
+	}
+	e.send(t, packet4(100, here, r.addr))
+	gone := weak.Make(e.peer(r))
+	if err := e.RemovePeer(r.id.public); err != nil {
+		t.Fatal(err)
+	}
+	b.Append(packet4(100, here, here)) // to nobody
+	e.Device.Send(b)
+	eventually(t, "the batch keeps a peer that was removed", func() bool { runtime.GC(); return gone.Value() == nil })
+	runtime.KeepAlive(b)
 }
 
 // TestStatusFromInsideSink: what a sink may ask, it may ask also while the device ends.

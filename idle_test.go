@@ -1,0 +1,64 @@
+package wireguard
+
+import (
+	"runtime"
+	"testing"
+)
+
+// A goroutine asks for help while that is of use, a few times in a row in vain, and then only once in a while. With one core it
+// never asks.
+func TestIdleWanted(t *testing.T) {
+	const rounds = 10
+	for _, c := range []struct {
+		name   string
+		cores  int
+		helped bool
+		want   int
+	}{
+		{"helped", 2, true, rounds * lookAgain},
+		{"in vain", 2, false, rounds * inVain},
+		{"one core", 1, true, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(c.cores))
+			var a idle
+			asked := 0
+			for range rounds * lookAgain {
+				if a.wanted() {
+					asked++
+					a.brought(c.helped)
+				}
+			}
+			if asked != c.want {
+				t.Errorf("asked %d times of %d, want %d", asked, rounds*lookAgain, c.want)
+			}
+		})
+	}
+	t.Run("help comes again", func(t *testing.T) {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+		var a idle
+		for i := range 3 * lookAgain {
+			if asks := a.wanted(); asks {
+				a.brought(i >= lookAgain)
+			} else if i >= lookAgain {
+				t.Fatalf("help was of use, and it is not asked for at %d", i)
+			}
+		}
+	})
+}
+
+// A helper looks for more work many times before it ends. After it did so in vain, the next helpers look once.
+func TestIdleLinger(t *testing.T) {
+	var a idle
+	looks := 0
+	never := func() bool { looks++; return false }
+	for i, want := range []int{lingerLooks, 1, 1, lingerLooks, 1} {
+		looks = 0
+		if a.linger(never) || looks != want {
+			t.Errorf("helper %d looked %d times, want %d", i, looks, want)
+		}
+	}
+	if !a.linger(func() bool { return true }) {
+		t.Error("there is work, and the helper does not see it")
+	}
+}
