@@ -239,13 +239,13 @@ func TestSendEmptiesBatch(t *testing.T) {
 		e.wantDrops(t, before, reason, 1, why)
 		e.tunnel.mtu.Store(1420)
 	}
-	send("before Up", errDown)
+	send("before Up", ErrDown)
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}
 	send("up", nil)
 	e.Down()
-	send("down", errDown)
+	send("down", ErrDown)
 	e.Close()
 	send("closed", net.ErrClosed)
 	if err := e.Send(new(Batch)); !errors.Is(err, net.ErrClosed) {

@@ -54,6 +54,11 @@ type Config struct {
 	// one socket. The zero value is no prefix. With 16 bits, 49,152 sessions and handshakes can be under way.
 	IndexPrefix IndexPrefix
 
+	// SentTimestamp is less than every timestamp that the device sends in its initiations, to any peer. A device that
+	// takes the place of another one with the same private key sets it to a time that the predecessor has not reached.
+	// Zero: the wall clock alone counts.
+	SentTimestamp Timestamp
+
 	// Logger is told of handshakes (Debug), of the device's life (Info) and of trouble with sockets (Warn). What
 	// a packet or a stranger does is never above Debug. Nil: silent.
 	Logger *slog.Logger
@@ -84,6 +89,10 @@ type PeerConfig struct {
 
 	// Timestamp is the newest initiation already seen from this peer: older and equal ones are replays. Zero: none.
 	Timestamp Timestamp
+
+	// SentTimestamp is the newest initiation timestamp that this device, or a predecessor with its private key, sent to
+	// the peer. Those sent from now on are greater. Zero: none.
+	SentTimestamp Timestamp
 }
 
 // A Change is a difference to a running device's configuration: what it does not name stays as it is, sessions
@@ -114,6 +123,7 @@ type PeerChange struct {
 	Endpoint            *Endpoint      // nil: unchanged; zero: forgotten
 	PersistentKeepalive *time.Duration // nil: unchanged; 0: off
 	Timestamp           *Timestamp     // nil: unchanged; an older one than the peer's is ignored
+	SentTimestamp       *Timestamp     // nil: unchanged; an older one than the peer's is ignored
 
 	// ReplaceAllowedIPs takes all prefixes from the peer before AllowedIPs are added.
 	ReplaceAllowedIPs bool
@@ -129,6 +139,7 @@ func (c *PeerConfig) Change() PeerChange {
 		PresharedKey:        &c.PresharedKey,
 		PersistentKeepalive: &c.PersistentKeepalive,
 		Timestamp:           &c.Timestamp,
+		SentTimestamp:       &c.SentTimestamp,
 		ReplaceAllowedIPs:   true,
 		AllowedIPs:          c.AllowedIPs,
 	}

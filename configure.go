@@ -167,7 +167,7 @@ func (d *Device) changeIdentity(id *identity) {
 		d.release(p, &out)
 	}
 	if id == nil {
-		d.waiters.endAll(errNoIdentity)
+		d.waiters.endAll(ErrNoPrivateKey)
 	}
 	d.changePeers(self, false)
 }
@@ -249,14 +249,19 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 	}
 	wasSilent := p.persistent == 0 || p.endpoint.IsZero()
 	if c.Endpoint != nil {
-		p.endpoint = *c.Endpoint
-		p.endpoint.Addr = EndpointOf(c.Endpoint.Addr).Addr
+		p.sendErr = nil
+		e := *c.Endpoint
+		e.Addr = EndpointOf(e.Addr).Addr
+		p.setEndpoint(e)
 		if p.endpoint.IsZero() {
-			d.waiters.end(p, errNoEndpoint)
+			d.waiters.end(p, ErrNoEndpoint)
 		}
 	}
 	if c.Timestamp != nil && c.Timestamp.After(p.lastTimestamp) {
 		p.lastTimestamp = *c.Timestamp
+	}
+	if c.SentTimestamp != nil && c.SentTimestamp.After(p.ownTimestamp) {
+		p.ownTimestamp = *c.SentTimestamp
 	}
 	if c.PersistentKeepalive != nil {
 		p.persistent = uint16(*c.PersistentKeepalive / time.Second)
@@ -294,7 +299,7 @@ func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
 	if lookedUp {
 		d.lookups.gone()
 	}
-	d.waiters.end(p, errRemoved)
+	d.waiters.end(p, ErrNoPeer)
 }
 
 // SetPeer gives a peer the configuration c, and adds the peer if it does not exist. The peer's session stays. SetPeer is
@@ -392,7 +397,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	d.mu.Lock()
 	allowed := slices.Clone(p.allowed)
 	d.mu.Unlock()
-	now := d.now()
+	now, wall := d.now(), d.clock.Wall()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.removed {
@@ -401,12 +406,15 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	s = PeerStatus{
 		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: allowed,
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, LookedUp: p.lookedUp,
-		Timestamp: p.lastTimestamp, Received: p.received, Sent: p.sent, Staged: p.staged.n,
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: p.staged.n,
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),
 		Session: p.current.sendable(now, 1),
 	}
 	if p.lastHandshake != 0 {
 		s.LastHandshake = time.Unix(0, p.handshakeWall)
+	}
+	if p.lastReceived != 0 {
+		s.LastReceived = wall.Add(time.Duration(p.lastReceived - now))
 	}
 	if p.drops != nil {
 		s.Drops = *p.drops

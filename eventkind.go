@@ -8,8 +8,8 @@ const (
 	EventHandshake       EventKind = iota + 1 // a session was confirmed; Peer, Endpoint, Timestamp, SentTimestamp
 	EventSessionExpired                       // the session got too old and no new one replaced it; Peer
 	EventEndpointMoved                        // the peer was heard from another place, or for the first time; Peer, Endpoint (the new one)
-	EventAttemptFailed                        // an initiation went unanswered for 5 s; Peer, Endpoint, Attempt
-	EventHandshakeFailed                      // 20 initiations went unanswered; Peer, Endpoint. While packets arrive, attempts go on
+	EventAttemptFailed                        // an initiation made no session in 5 s; Peer, Endpoint, Attempt, Err (see ErrNoAnswer)
+	EventHandshakeFailed                      // 20 initiations made no session; Peer, Endpoint, Err (of the last). While packets arrive, attempts go on
 	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint
 	EventPeerForgotten                        // a peer that Lookup supplied was removed; Peer, Timestamp, SentTimestamp
 	eventKinds

@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"sync/atomic"
 	"time"
@@ -37,7 +36,9 @@ func (d *Device) publish(p *peer, events []outEvent) {
 			p.handshakeWall = e.Time.UnixNano() // computed later, it would shift with the clock
 			e.Timestamp, e.SentTimestamp = p.lastTimestamp, p.ownTimestamp
 		case EventAttemptFailed:
-			e.Attempt = int(p.timers.tries)
+			e.Attempt, e.Err = int(p.timers.tries), p.attemptError()
+		case EventHandshakeFailed:
+			e.Err = p.attemptError()
 		}
 		d.subscriptions.publish(e)
 	}
@@ -56,7 +57,7 @@ func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
 	if err == nil || errors.Is(err, net.ErrClosed) || !d.onceASecond(&p.troubled) {
 		return
 	}
-	err = fmt.Errorf("wireguard: send to %v: %w", to, err)
+	err = &sendError{*to, err}
 	d.debug("bind trouble", "peer", p.key, "err", err)
 	d.subscriptions.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Peer: p.key, Endpoint: *to, Err: err})
 }

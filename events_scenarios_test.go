@@ -84,6 +84,41 @@ func TestEachAttemptIsAnEvent(t *testing.T) {
 	})
 }
 
+// An attempt that fails says why: nothing came, the initiation was not sent, or what came did not open.
+func TestAttemptReasons(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		failed := a.watch(wireguard.EventAttemptFailed)
+		want := func(why string, is error, text string) {
+			w.Helper()
+			w.advance(5*time.Second + jitter)
+			if len(failed) != 1 {
+				w.Fatalf("%d attempts failed, want one: %s", len(failed), why)
+			}
+			err := (<-failed).Err
+			if !contains(err, text) || is != nil && !errors.Is(err, is) || errors.Is(err, wireguard.ErrNoAnswer) != (is == wireguard.ErrNoAnswer) {
+				w.Fatalf("error %q: %s", err, why)
+			}
+		}
+		w.net.Cut(nil, nil)
+		a.send(b, "x")
+		want("silence", wireguard.ErrNoAnswer, "no answer")
+		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
+		w.advance(5*time.Second + jitter)
+		<-failed // the one before was sent
+		want("not sent", syscall.EMSGSIZE, "send to "+b.at().String())
+		w.net.SetConditions(pipe.Conditions{})
+		w.net.Mend(nil, nil)
+		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.NewPresharedKey())})
+		w.advance(5*time.Second + jitter)
+		<-failed // that one was not sent either
+		want("an answer that does not open", nil, "preshared key")
+		w.judge(func(m *message) pipe.Verdict { return pipe.Drop })
+		w.advance(5*time.Second + jitter)
+		<-failed // that one was answered
+		want("the answer to an earlier initiation does not count", wireguard.ErrNoAnswer, "no answer")
+	})
+}
+
 // Under traffic each packet begins the series anew. The attempts are counted all the same.
 func TestAttemptsUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {

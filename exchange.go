@@ -12,6 +12,9 @@ import (
 // sendInitiation makes an initiation to p and sends it.
 func (d *Device) sendInitiation(p *peer) {
 	wall := TimestampOf(d.clock.Wall())
+	if !wall.After(d.sentTimestamp) {
+		wall = d.sentTimestamp.next()
+	}
 	var out outbox
 
 	p.mu.Lock()
@@ -96,6 +99,7 @@ func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	d.sendTrouble(p, &to, t.Err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.noteSend(t.Err)
 	if t.Err == nil {
 		p.sent.Bytes += uint64(len(m))
 	}
@@ -177,10 +181,15 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 		d.drops.add(DropUnknownIndex, 1)
 		return
 	}
-	s.p.mu.Lock()
-	defer s.p.mu.Unlock()
-	if !s.p.cookie.consume(m.bytes(), s.p.key, now) {
-		d.drop(s.p, DropBadCookie, 1)
+	p := s.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	asked := p.cookie.sent
+	if !p.cookie.consume(m.bytes(), p.key, now) {
+		d.drop(p, DropBadCookie, 1)
+		if asked {
+			p.answerUnopened()
+		}
 	}
 }
 
@@ -325,6 +334,9 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 		err = errSuperseded
 	}
 	if err != nil {
+		if err == errForged {
+			p.answerUnopened()
+		}
 		d.drop(p, reasonOf(err), 1)
 		d.release(p, &out)
 		return

@@ -40,6 +40,8 @@ type keypair struct {
 
 	id      *identity // that it was made with; nil once it is retired, so that the private key is not kept
 	retired bool      // not to be sent on any more: the device has another identity
+	moved   bool      // the configuration changed the endpoint since anything was received on it
+	asked   int64     // when data was sent on it first since anything was received on it; 0: all is answered
 	counter uint64    // of the next message
 	window  window
 }

@@ -257,7 +257,7 @@ func TestEventFields(t *testing.T) {
 		for i, want := range []wireguard.Event{
 			{Kind: wireguard.EventHandshake, Time: wall, Endpoint: b.at(), SentTimestamp: b.status(a).Timestamp},
 			{Kind: wireguard.EventSessionExpired, Time: wall.Add(180 * time.Second)},
-			{Kind: wireguard.EventHandshakeFailed, Time: es[2].Time, Endpoint: b.at()},
+			{Kind: wireguard.EventHandshakeFailed, Time: es[2].Time, Endpoint: b.at(), Err: wireguard.ErrNoAnswer},
 		} {
 			got := es[i]
 			got.Endpoint.Source = want.Endpoint.Source // where it was reached is not what this is about

@@ -13,6 +13,8 @@ type peerState struct {
 	lookedUp   bool   // came from Config.Lookup
 	removed    bool   // no longer in the device: a goroutine that still has the pointer drops what it has
 	initiating bool   // an initiation is asked for and not made yet
+	renewing   bool   // it is asked for by renew
+	unopened   bool   // the last initiation got an answer that was not authentic
 
 	endpoint Endpoint
 	timers   timers
@@ -24,12 +26,15 @@ type peerState struct {
 	static         secret    // of the two static keys, once computed for staticOf
 	staticOf       *identity // whose
 	cookie         cookieJar
-	lastTimestamp  Timestamp // newest initiation accepted
-	ownTimestamp   Timestamp // newest initiation sent
-	lastInitiation int64     // when one was accepted
-	lastSent       int64     // when an initiation or a response was sent
-	lastHandshake  int64     // when a session was confirmed
-	heard          uint32    // authentic packets received; it wraps
+	lastTimestamp  Timestamp        // newest initiation accepted
+	ownTimestamp   Timestamp        // newest initiation sent
+	lastInitiation int64            // when one was accepted
+	lastSent       int64            // when an initiation or a response was sent
+	lastHandshake  int64            // when a session was confirmed
+	lastReceived   int64            // when an authentic message was received
+	recent         []sentInitiation // of the last 5 s, oldest first; older ones may still be in it
+	sessions       uint32           // sessions confirmed; it wraps
+	heard          uint32           // authentic packets received; it wraps
 
 	drops *Drops // nil: none yet
 }
@@ -40,6 +45,7 @@ type outbox struct {
 	flush     bool        // send the staged packets
 	keepalive bool        // send the staged packets, or an empty one if there are none
 	forget    bool        // remove the peer
+	revived   bool        // the current session, which seemed dead, was heard on
 	freed     []uint32    // session indices that name nothing any more
 	dropped   stagedQueue // packets that waited in vain
 	events    []outEvent
@@ -113,15 +119,17 @@ func (p *peerState) sentLately(now int64) bool {
 // beginInitiation is called when an initiation that was asked for is about to be made. It returns the timestamp to
 // send, or false if none is to be made any more.
 func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
-	p.initiating = false
+	renewing := p.renewing && p.mayRenew(now)
+	p.initiating, p.renewing = false, false
 	if p.removed || p.endpoint.IsZero() {
 		return ts, false
 	}
-	if p.sentLately(now) { // a response, since it was asked for
+	if p.sentLately(now) && !renewing { // a response, since it was asked for
 		p.putOff(now)
 		return ts, false
 	}
 	p.lastSent = now
+	p.noteInitiation(now)
 	if ts = wall; !ts.After(p.ownTimestamp) {
 		ts = p.ownTimestamp.next()
 	}
@@ -133,6 +141,10 @@ func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok
 func (p *peerState) commitInitiation(h *handshake, m []byte, now int64, out *outbox) {
 	p.endHandshake(out)
 	p.handshake = h
+	p.unopened = false
+	if n := len(p.recent); n > 0 {
+		p.recent[n-1].to = p.endpoint // which may have changed since it was begun
+	}
 	p.cookie.sign(m, p.key, now)
 	p.authenticSent(now)
 	p.initiated(now)
@@ -220,6 +232,7 @@ func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, ou
 			out.flush = true
 		}
 	}
+	p.heardOn(k, now, out)
 	if c := p.current; !p.timers.lastMinute && c != nil && c.initiator && !c.retired && c.age(now) >= rekeyOnReceive {
 		p.timers.lastMinute = true
 		p.initiate(now, false, out)
@@ -253,10 +266,13 @@ func (p *peerState) flushOrInitiate(now int64, out *outbox) {
 // sentOn is called after messages were sent; data says that one of them was more than a keepalive, and left. heard is
 // what p.heard was when the send began: an answer may be quicker than the report that its question left.
 func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
+	c := p.current
 	if data && p.heard == heard {
 		p.dataSent(now)
+		if c != nil && c.asked == 0 {
+			c.asked = now
+		}
 	}
-	c := p.current
 	if c != nil && !c.retired && (c.counter >= rekeyAfterMessages || c.initiator && c.age(now) >= rekeyAfterTime) {
 		p.initiate(now, false, out)
 	}
@@ -282,7 +298,7 @@ func (p *peerState) wipe(out *outbox) {
 	p.endHandshake(out)
 	out.freeKeypairs(p.current, p.previous, p.next)
 	p.keypairs = keypairs{}
-	p.drops = nil
+	p.drops, p.recent = nil, nil
 	p.timers.cancel(timerWipe)
 	p.timers.cancel(timerExpiry)
 }
@@ -324,7 +340,7 @@ func (p *peerState) retire(id *identity, out *outbox) {
 		}
 	}
 	if !made {
-		p.lastSent = 0
+		p.lastSent, p.recent = 0, nil
 	}
 	if !isNew(p.staticOf) {
 		p.static, p.staticOf = secret{}, nil

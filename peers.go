@@ -1,6 +1,9 @@
 package wireguard
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -14,6 +17,7 @@ type peer struct {
 	peerState
 	received, sent Traffic
 	handshakeWall  int64 // wall time of lastHandshake, in ns since 1970
+	sendErr        error // why the last message to the peer was not sent; nil: it was
 
 	inSlow bool  // in the slow path's queue of peers, or about to be
 	queued int64 // the time for which the device's deadlines know this peer; 0 means that they do not
@@ -30,6 +34,35 @@ type peer struct {
 }
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }
+
+// noteSend keeps why a message to p was not sent. A closed socket is not the network's fault. p.mu is held.
+func (p *peer) noteSend(err error) {
+	if !errors.Is(err, net.ErrClosed) {
+		p.sendErr = err
+	}
+}
+
+// attemptError says why an attempt at a session failed, or fails. p.mu is held.
+func (p *peer) attemptError() error {
+	switch {
+	case p.sendErr != nil:
+		return &sendError{p.endpoint, p.sendErr}
+	case p.unopened:
+		return errUnopened
+	}
+	return ErrNoAnswer
+}
+
+// because adds to an error what is known of the attempt that it ends.
+func (p *peer) because(err error) error {
+	p.mu.Lock()
+	cause := p.attemptError()
+	p.mu.Unlock()
+	if cause == ErrNoAnswer {
+		return err
+	}
+	return fmt.Errorf("%w; %w", err, cause)
+}
 
 // prefixes is the list that the table of allowed IPs keeps in step.
 func (p *peer) prefixes() *[]netip.Prefix { return &p.allowed }

@@ -127,8 +127,6 @@ func (d *Device) dropQueue(p *peer, why DropReason) {
 	}
 }
 
-var errDown = errors.New("wireguard: the device is down")
-
 // NewBatch makes an empty batch for Send.
 func (d *Device) NewBatch() *Batch {
 	b := new(Batch)
@@ -210,7 +208,7 @@ func (d *Device) claimAll(l *load) error {
 		if d.closing.Load() {
 			return errClosed
 		}
-		return errDown
+		return ErrDown
 	}
 	l.now = d.now()
 	d.route(l)
@@ -416,6 +414,7 @@ func (d *Device) account(l *load, runs []*run, enough bool) {
 	for _, run := range runs {
 		p.sent.Bytes += run.bytes
 		p.sent.Packets += run.packets
+		p.noteSend(run.err)
 		data = data || run.packets > 0
 		d.drop(p, DropSendFailed, run.failed)
 		if run.sourceGone && p.endpoint == run.endpoint {

@@ -52,6 +52,12 @@ type PeerStatus struct {
 
 	// Timestamp is the newest initiation accepted from the peer.
 	Timestamp Timestamp
+	// SentTimestamp is the newest timestamp sent in an initiation to the peer, or the configured one if that is greater. A
+	// successor with the same private key continues from it; see PeerConfig.SentTimestamp.
+	SentTimestamp Timestamp
+	// LastReceived is when the last authentic message from the peer was received, counted back from the wall time of this
+	// call. Zero: never.
+	LastReceived time.Time
 	// LastHandshake is the wall time when the newest session was confirmed, by the clock of that moment; zero: never.
 	LastHandshake time.Time
 

@@ -108,6 +108,7 @@ func (p *peerState) authenticSent(now int64) {
 // authenticReceived: after any authentic packet was received: data, keepalive or handshake.
 func (p *peerState) authenticReceived(now int64) {
 	p.heard++
+	p.lastReceived = now
 	p.timers.cancel(timerUnanswered)
 	p.timers.unanswered = 0
 	p.traversed(now)
@@ -132,6 +133,7 @@ func (p *peerState) initiated(now int64) {
 
 // sessionDerived: when a new keypair is made, in either role.
 func (p *peerState) sessionDerived(now int64) {
+	p.unopened = false
 	p.timers.set(timerWipe, now+wipeAfterTime)
 	if p.lookedUp && p.current == nil {
 		// A recorded initiation gets this far; only an initiator with the key confirms.
@@ -147,6 +149,7 @@ func (p *peerState) sessionConfirmed(now int64, out *outbox) {
 	p.timers.set(timerExpiry, p.current.created+rejectAfterTime)
 	p.timers.set(timerWipe, max(p.timers.at[timerWipe], p.current.created+wipeAfterTime))
 	p.lastHandshake = now
+	p.sessions++
 	out.event(EventHandshake, p.endpoint)
 }
 

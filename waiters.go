@@ -2,74 +2,94 @@ package wireguard
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
 )
 
-var (
-	errNoAnswer   = errors.New("no answer to 20 initiations; check the endpoint, the keys of both ends and what is between them")
-	errRemoved    = errors.New("the peer was removed")
-	errNoIdentity = errors.New("the device has no private key; set one first")
-	errNoEndpoint = errors.New("the peer has no endpoint; set one, or wait until the peer is heard")
-)
-
-// Handshake waits until there is a session with a peer, and makes one if there is none. It fails when ctx ends, when the
-// device heard nothing of the peer in 20 tries (about 100 s), when the peer is removed or has no endpoint, and when the
-// device has no private key or is down: each of them also where it comes while Handshake waits. After Close the error
-// wraps net.ErrClosed.
+// Handshake waits for a session with a peer on which packets can be expected to arrive: something was received on it since
+// the configuration last changed the peer's endpoint, and no data has been unanswered for 10 s. If there is none, it
+// makes one, as Renew does.
+//
+// It fails when ctx ends, with ErrNoAnswer after 20 attempts (about 100 s), and with ErrNoPeer, ErrNoEndpoint,
+// ErrNoPrivateKey or ErrDown, also where that happens while it waits. After Close the error wraps net.ErrClosed. When ctx
+// ends, and after 20 attempts, the error also wraps the Bind's error where the last message to the peer was not sent.
 func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
-	if err := d.awaitSession(ctx, key); err != nil {
-		return fmt.Errorf("wireguard: handshake with %v: %w", key, err)
+	if err := d.await(ctx, key, wish{}); err != nil {
+		return errorf("handshake with %v: %w", key, err)
 	}
 	return nil
 }
 
-func (d *Device) awaitSession(ctx context.Context, key PublicKey) error {
-	p := d.peers.find(key)
-	switch {
-	case p == nil:
-		return errors.New("no such peer; add it first")
-	case d.closing.Load():
-		return errClosed
-	case d.running.Load() == nil:
-		return errDown
-	case d.identity.Load() == nil:
-		return errNoIdentity
+// Renew makes a new session with a peer now, whatever the present one, and waits for it. An endpoint that got an
+// initiation in the last 5 s gets the next one after that time, and a peer gets at most 4 in 5 s, wherever it moves. Renew
+// fails as Handshake does.
+func (d *Device) Renew(ctx context.Context, key PublicKey) error {
+	if err := d.await(ctx, key, wish{renew: true}); err != nil {
+		return errorf("renew the session with %v: %w", key, err)
 	}
-	ended := d.waiters.add(p)
-	defer d.waiters.remove(p, ended)
+	return nil
+}
+
+// A wish is what a call of Handshake or Renew waits for.
+type wish struct {
+	renew    bool
+	asked    bool   // for an initiation
+	sessions uint32 // the peer's, at that moment
+}
+
+func (d *Device) await(ctx context.Context, key PublicKey, w wish) error {
+	p := d.peers.find(key)
+	if p == nil {
+		return ErrNoPeer
+	}
+	for {
+		ended := d.waiters.add(p) // before the look, which so misses nothing
+		stands, err := d.look(p, &w)
+		if stands || err != nil {
+			d.waiters.remove(p, ended)
+			return err
+		}
+		select {
+		case err = <-ended:
+			if err == ErrNoAnswer {
+				return p.because(err)
+			} else if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			d.waiters.remove(p, ended)
+			return p.because(ctx.Err())
+		}
+	}
+}
+
+// look reports whether p has the session that is wished for. If not, it sees to it that an initiation is made, or says why
+// none can be.
+func (d *Device) look(p *peer, w *wish) (stands bool, err error) {
 	var out outbox
 	now := d.now()
 	p.mu.Lock()
-	stands, endpoint := p.current.sendable(now, 1), !p.endpoint.IsZero()
-	// Whoever ends the waiters may have been there before this one.
-	removed, up, identity := p.removed, d.running.Load() != nil, d.identity.Load() != nil
-	if !stands && !removed && up && identity {
-		p.initiate(now, false, &out)
+	switch {
+	case d.closing.Load():
+		err = errClosed
+	case p.removed:
+		err = ErrNoPeer
+	case d.running.Load() == nil:
+		err = ErrDown
+	case p.current.live(now) && (!w.renew || w.asked && p.sessions != w.sessions):
+		stands = true
+	case d.identity.Load() == nil:
+		err = ErrNoPrivateKey
+	case p.endpoint.IsZero():
+		err = ErrNoEndpoint
+	case !w.asked:
+		w.asked, w.sessions = true, p.sessions
+		p.renew(now, &out)
+	case !p.initiating && !p.timers.pending(timerRetransmit): // the session that was made is not the one, and no other is under way
+		p.renew(now, &out)
 	}
 	d.release(p, &out)
-	switch {
-	case removed:
-		return errRemoved
-	case !up && d.closing.Load():
-		return errClosed
-	case !up:
-		return errDown
-	case stands:
-		return nil
-	case !identity:
-		return errNoIdentity
-	case !endpoint:
-		return errNoEndpoint
-	}
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return stands, err
 }
 
 // waiters are those who wait for a session. The zero value is ready.
@@ -104,7 +124,7 @@ func (w *waiters) remove(p *peer, c chan error) {
 	}
 }
 
-// end lets those go who wait for p.
+// end lets those go who wait for p; a nil error lets them look again.
 func (w *waiters) end(p *peer, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -4,21 +4,25 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// All endings of Handshake. None leaves a waiter behind.
+// All endings of Handshake and of Renew. None leaves a waiter behind.
 func TestHandshakeEndings(t *testing.T) {
+	sentinels := []error{wireguard.ErrDown, wireguard.ErrNoPeer, wireguard.ErrNoEndpoint, wireguard.ErrNoPrivateKey,
+		wireguard.ErrNoAnswer, net.ErrClosed, context.DeadlineExceeded}
 	for _, test := range []struct {
 		name string
 		// during happens while Handshake waits.
 		before, during func(w *world, a, b *node)
 		ctx            func() (context.Context, context.CancelFunc)
 		want           error // nil: success
-		text           string
 	}{
 		{name: "a session", before: func(w *world, a, b *node) { w.net.Mend(nil, nil) }},
 		{name: "answered late", during: func(w *world, a, b *node) { w.net.Mend(nil, nil); w.advance(6 * time.Second) }},
@@ -26,25 +30,29 @@ func TestHandshakeEndings(t *testing.T) {
 			w.net.Mend(nil, nil)
 			b.send(a, "x")
 		}},
-		{name: "stands already", before: func(w *world, a, b *node) { w.net.Mend(nil, nil); w.connect(a, b) }},
-		{name: "no such peer", before: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, text: "no such peer"},
+		{name: "stands already", before: func(w *world, a, b *node) {
+			w.net.Mend(nil, nil)
+			w.connect(a, b)
+			w.advance(5 * time.Second) // after which Renew may go ahead
+		}},
+		{name: "no such peer", before: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, want: wireguard.ErrNoPeer},
 		{name: "no endpoint", before: func(w *world, a, b *node) {
 			a.update(b, wireguard.PeerChange{Endpoint: &wireguard.Endpoint{}})
-		}, text: "endpoint"},
+		}, want: wireguard.ErrNoEndpoint},
 		{name: "no key", before: func(w *world, a, b *node) {
 			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
-		}, text: "private key"},
+		}, want: wireguard.ErrNoPrivateKey},
 		{name: "context", ctx: func() (context.Context, context.CancelFunc) {
 			return context.WithTimeout(context.Background(), 30*time.Second)
 		}, during: func(w *world, a, b *node) { w.advance(30 * time.Second) }, want: context.DeadlineExceeded},
-		{name: "gives up", during: func(w *world, a, b *node) { w.advance(107 * time.Second) }, text: "20 initiations"},
-		{name: "removed", during: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, text: "removed"},
+		{name: "gives up", during: func(w *world, a, b *node) { w.advance(107 * time.Second) }, want: wireguard.ErrNoAnswer},
+		{name: "removed", during: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, want: wireguard.ErrNoPeer},
 		{name: "endpoint taken away", during: func(w *world, a, b *node) {
 			a.update(b, wireguard.PeerChange{Endpoint: &wireguard.Endpoint{}})
-		}, text: "no endpoint"},
+		}, want: wireguard.ErrNoEndpoint},
 		{name: "key taken away", during: func(w *world, a, b *node) {
 			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
-		}, text: "no private key"},
+		}, want: wireguard.ErrNoPrivateKey},
 		{name: "key changed", during: func(w *world, a, b *node) {
 			w.net.Mend(nil, nil)
 			old := a.pub()
@@ -53,57 +61,140 @@ func TestHandshakeEndings(t *testing.T) {
 			a.configure(wireguard.Change{PrivateKey: &a.key})
 			w.advance(6 * time.Second)
 		}},
-		{name: "down", during: func(w *world, a, b *node) { a.Down() }, text: "down"},
+		{name: "down", during: func(w *world, a, b *node) { a.Down() }, want: wireguard.ErrDown},
 		{name: "closed", during: func(w *world, a, b *node) { a.Close() }, want: net.ErrClosed},
 		{name: "closed before", before: func(w *world, a, b *node) { a.Close() }, want: net.ErrClosed},
-		{name: "down before", before: func(w *world, a, b *node) { a.Down() }, text: "down"},
+		{name: "down before", before: func(w *world, a, b *node) { a.Down() }, want: wireguard.ErrDown},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			scenario(t, func(w *world, a, b *node) {
-				w.net.Cut(nil, nil)
-				if test.before != nil {
-					test.before(w, a, b)
-				}
-				ctx, cancel := context.Background(), func() {}
-				if test.ctx != nil {
-					c, stop := test.ctx()
-					ctx, cancel = c, stop
-				}
-				defer cancel()
-				ended := make(chan error, 2)
-				for range cap(ended) { // several may wait for one peer
-					go func() { ended <- a.Handshake(ctx, b.pub()) }()
-				}
-				w.settle()
-				if test.during != nil {
-					if len(ended) > 0 {
-						w.Fatalf("Handshake did not wait: %v", <-ended)
+		for name, wait := range map[string]func(*node, context.Context, wireguard.PublicKey) error{
+			"Handshake": func(n *node, ctx context.Context, key wireguard.PublicKey) error { return n.Handshake(ctx, key) },
+			"Renew":     func(n *node, ctx context.Context, key wireguard.PublicKey) error { return n.Renew(ctx, key) },
+		} {
+			t.Run(name+"/"+test.name, func(t *testing.T) {
+				scenario(t, func(w *world, a, b *node) {
+					w.net.Cut(nil, nil)
+					if test.before != nil {
+						test.before(w, a, b)
 					}
-					test.during(w, a, b)
-				}
-				w.settle()
-				for range cap(ended) {
-					if len(ended) == 0 {
-						w.Fatal("Handshake still waits")
+					ctx, cancel := context.Background(), func() {}
+					if test.ctx != nil {
+						c, stop := test.ctx()
+						ctx, cancel = c, stop
 					}
-					err := <-ended
-					switch {
-					case test.want == nil && test.text == "":
-						if err != nil {
+					defer cancel()
+					ended := make(chan error, 2)
+					for range cap(ended) { // several may wait for one peer
+						go func() { ended <- wait(a, ctx, b.pub()) }()
+					}
+					w.settle()
+					if test.during != nil {
+						if len(ended) > 0 {
+							w.Fatalf("Handshake did not wait: %v", <-ended)
+						}
+						test.during(w, a, b)
+					}
+					if name == "Renew" && test.want == nil {
+						w.advance(5*time.Second + jitter) // the second call's initiation is put off for that long
+					}
+					w.settle()
+					for range cap(ended) {
+						if len(ended) == 0 {
+							w.Fatal("Handshake still waits")
+						}
+						err := <-ended
+						if test.want == nil && err != nil {
 							w.Fatal(err)
 						}
-					case test.want != nil && !errors.Is(err, test.want):
-						w.Fatalf("error %v, want one that wraps %v", err, test.want)
-					case !contains(err, test.text) || !contains(err, "wireguard: handshake with "+b.pub().String()):
-						w.Fatalf("error %v, want one about %q", err, test.text)
-					case test.want == nil && errors.Is(err, net.ErrClosed):
-						w.Fatalf("error %v wraps net.ErrClosed, and the device is not closed", err)
+						for _, s := range sentinels {
+							if got := errors.Is(err, s); got != (s == test.want) {
+								w.Fatalf("error %v: is it %q: %v, want %v", err, s, got, !got)
+							}
+						}
+						if err != nil && (!contains(err, b.pub().String()) || strings.Count(err.Error(), "wireguard: ") != 1) {
+							w.Fatalf("error %q: want the peer's key and one prefix", err)
+						}
 					}
-				}
-				if n := wireguard.Waiters(a.Device); n != 0 {
-					w.Fatalf("%d waiters are left", n)
-				}
+					if n := wireguard.Waiters(a.Device); n != 0 {
+						w.Fatalf("%d waiters are left", n)
+					}
+				})
 			})
-		})
+		}
 	}
+}
+
+// Attempts that cannot even be sent say why: when the context ends, and after 20 of them.
+func TestHandshakeSaysWhySendingFails(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
+		for name, wait := range map[string]func(context.Context, wireguard.PublicKey) error{"Handshake": a.Handshake, "Renew": a.Renew} {
+			for d, want := range map[time.Duration]error{time.Second: context.DeadlineExceeded, time.Hour: wireguard.ErrNoAnswer} {
+				err := a.within(d, wait, b)
+				if !errors.Is(err, want) || !errors.Is(err, syscall.EMSGSIZE) || strings.Count(err.Error(), "wireguard: ") != 1 {
+					w.Fatalf("%s within %v: error %q, want one that wraps %q and %q, with one prefix", name, d, err, want, syscall.EMSGSIZE)
+				}
+				if !contains(err, b.at().String()) {
+					w.Fatalf("%s: error %q does not name the endpoint", name, err)
+				}
+			}
+		}
+		w.net.SetConditions(pipe.Conditions{})
+		w.net.Cut(nil, nil)
+		a.restart()
+		if err := a.within(time.Second, a.Handshake, b); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.EMSGSIZE) {
+			w.Fatalf("error %q after a message that was sent", err)
+		}
+	})
+}
+
+// Answers that do not open are told from silence.
+func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		psk := wireguard.NewPresharedKey()
+		a.update(b, wireguard.PeerChange{PresharedKey: &psk})
+		for d, want := range map[time.Duration]error{time.Second: context.DeadlineExceeded, time.Hour: wireguard.ErrNoAnswer} {
+			if err := a.within(d, a.Handshake, b); !errors.Is(err, want) || !contains(err, "preshared key") {
+				w.Fatalf("error %q, want one that wraps %q and is about the preshared key", err, want)
+			}
+			w.advance(6 * time.Second)
+		}
+		w.net.Cut(nil, nil)
+		if err := a.within(6*time.Second, a.Handshake, b); !errors.Is(err, context.DeadlineExceeded) || contains(err, "preshared key") {
+			w.Fatalf("error %q, want silence", err)
+		}
+	})
+}
+
+// LastReceived is the wall time of the last authentic message, keepalives among them.
+func TestLastReceived(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		if got := a.status(b).LastReceived; !got.IsZero() {
+			w.Fatalf("heard %v before anything came", got)
+		}
+		w.connect(a, b)
+		heard := a.clock.Wall()
+		want := func(why string) {
+			w.Helper()
+			if got := a.status(b).LastReceived; !got.Equal(heard) {
+				w.Fatalf("heard at %v, want %v: %s", got, heard, why)
+			}
+		}
+		want("the response")
+		w.advance(3 * time.Second)
+		a.send(b, "x")
+		want("what is sent does not count")
+		w.replay(w.last("b response"))
+		want("neither does a replay")
+		w.advance(10 * time.Second)
+		heard = a.clock.Wall()
+		w.want("a data, b keepalive", "the answer")
+		want("a keepalive")
+		w.advance(time.Hour)
+		want("no time passes without a message")
+		a.restart()
+		want("it outlives Down")
+		a.clock.stepWall(time.Minute)
+		heard = heard.Add(time.Minute)
+		want("it is counted back from the wall clock of now")
+	})
 }

@@ -27,7 +27,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -68,7 +67,8 @@ type Device struct {
 	lookup         func(context.Context, PublicKey) (PeerConfig, error)
 	maxLookedUp    int
 	maxStagedBytes int64
-	headroom       int // of the bind
+	headroom       int       // of the bind
+	sentTimestamp  Timestamp // floor of the timestamps that are sent
 
 	// mu is the configuration lock: it is taken first of all, by what changes the configuration, and never while a
 	// packet is under way.
@@ -133,7 +133,7 @@ func New(c Config) (*Device, error) {
 	d := &Device{
 		tunnel: c.Tunnel, bind: c.Bind, log: c.Logger, clock: c.Clock, lookup: c.Lookup,
 		maxLookedUp: c.maxLookedUp(), maxStagedBytes: int64(c.stagedBytes()), headroom: headroom,
-		port: c.ListenPort, mark: c.FirewallMark,
+		port: c.ListenPort, mark: c.FirewallMark, sentTimestamp: c.SentTimestamp,
 		random: func(b []byte) { rand.Read(b) },
 		done:   make(chan struct{}),
 	}
@@ -156,8 +156,6 @@ func New(c Config) (*Device, error) {
 
 // now is the core's time. It starts an hour after zero, which means never.
 func (d *Device) now() int64 { return int64(d.clock.Now()-d.start) + 3600*second }
-
-var errClosed = fmt.Errorf("wireguard: the device is closed: %w", net.ErrClosed)
 
 // Up opens the socket and starts the device: staged packets are sent and persistent keepalives begin. On a device that
 // is up it does nothing. The error is the Bind's, or wraps net.ErrClosed after Close.
@@ -238,7 +236,7 @@ func (d *Device) stop() *running {
 		d.forgetDeadline(p)
 		d.release(p, &out)
 	}
-	why := errDown
+	why := ErrDown
 	if d.closing.Load() {
 		why = errClosed
 	}
@@ -311,7 +309,7 @@ func (d *Device) end(why error) {
 		d.stop()
 		d.mu.Unlock() // from here on nothing is added to wg but by what is in it
 		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
-			d.closeErr = fmt.Errorf("wireguard: close the tunnel: %w", err)
+			d.closeErr = errorf("close the tunnel: %w", err)
 		}
 		d.slow.close()
 		d.waiters.close()
@@ -326,7 +324,7 @@ func (d *Device) end(why error) {
 func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
 	s, err := d.bind.Listen(port)
 	if err != nil {
-		return nil, fmt.Errorf("wireguard: listen on port %d: %w", port, err)
+		return nil, errorf("listen on port %d: %w", port, err)
 	}
 	if mark != 0 {
 		if err := setMark(s, mark); err != nil {
@@ -340,10 +338,10 @@ func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
 func setMark(s Socket, mark uint32) error {
 	m, ok := s.(Marker)
 	if !ok {
-		return fmt.Errorf("wireguard: firewall mark %#x: the bind has no marks: %w", mark, errors.ErrUnsupported)
+		return errorf("firewall mark %#x: the bind has no marks: %w", mark, errors.ErrUnsupported)
 	}
 	if err := m.SetMark(mark); err != nil {
-		return fmt.Errorf("wireguard: firewall mark %#x: %w", mark, err)
+		return errorf("firewall mark %#x: %w", mark, err)
 	}
 	return nil
 }
@@ -377,7 +375,7 @@ func (d *Device) sourceEnded(err error) {
 		return
 	}
 	d.warn("the tunnel ended", "err", err)
-	go d.end(fmt.Errorf("wireguard: the tunnel ended: %w", err))
+	go d.end(errorf("the tunnel ended: %w", err))
 }
 
 // close is called with the configuration lock held.
@@ -436,6 +434,9 @@ func (d *Device) carryOut(p *peer, out *outbox, visit bool) {
 	for _, e := range out.events {
 		d.tell(p, e)
 	}
+	if out.revived {
+		d.waiters.end(p, nil)
+	}
 	if visit {
 		d.slow.peer(d, p)
 	}
@@ -463,7 +464,7 @@ func (d *Device) tell(p *peer, e outEvent) {
 	case EventHandshake:
 		d.waiters.end(p, nil)
 	case EventHandshakeFailed:
-		d.waiters.end(p, errNoAnswer)
+		d.waiters.end(p, ErrNoAnswer)
 	}
 	if d.log != nil { // or the arguments would be allocated for nothing
 		d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)

@@ -1,0 +1,51 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+)
+
+// Errors to branch on, with errors.Is. A method of a device that was closed fails with an error that wraps net.ErrClosed.
+var (
+	// ErrDown means that the device is down, or went down meanwhile.
+	ErrDown = errors.New("wireguard: the device is down; call Up first")
+	// ErrNoPeer means that the device has no peer with the key, or that the peer was removed meanwhile.
+	ErrNoPeer = errors.New("wireguard: no such peer; add it first")
+	// ErrNoEndpoint means that it is not known where the peer is.
+	ErrNoEndpoint = errors.New("wireguard: the peer has no endpoint; set one, or wait until the peer is heard")
+	// ErrNoPrivateKey means that the device has no private key, or that its key was taken away meanwhile.
+	ErrNoPrivateKey = errors.New("wireguard: the device has no private key; set one first")
+	// ErrNoAnswer means that no session was made, after 20 initiations in Handshake and Renew and after one in an event. An
+	// event whose Err is another one says more: the initiation could not be sent, or answers arrived that did not open.
+	ErrNoAnswer = errors.New("wireguard: no answer from the peer; check its endpoint, the keys of both ends and what is between them")
+)
+
+var (
+	errClosed   = fmt.Errorf("wireguard: the device is closed: %w", net.ErrClosed)
+	errUnopened = errors.New("wireguard: answers arrived that did not open; check the public keys and the preshared key")
+)
+
+// errorf is fmt.Errorf with the prefix "wireguard: ", which errors that it wraps have no more then.
+func errorf(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &prefixed{"wireguard: " + strings.ReplaceAll(err.Error(), "wireguard: ", ""), err}
+}
+
+type prefixed struct {
+	text string
+	err  error
+}
+
+func (e *prefixed) Error() string { return e.text }
+func (e *prefixed) Unwrap() error { return e.err }
+
+// A sendError is why a message was not sent. Its text calls the program, by Link.String, and so is made without locks.
+type sendError struct {
+	to  Endpoint
+	err error
+}
+
+func (e *sendError) Error() string { return errorf("send to %v: %w", e.to, e.err).Error() }
+func (e *sendError) Unwrap() error { return e.err }

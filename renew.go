@@ -1,0 +1,81 @@
+package wireguard
+
+import "slices"
+
+// A session whose keys are good may be dead all the same: the peer restarted, or the configuration sends its packets
+// elsewhere. The functions of this file tell such a session from a live one, and replace it.
+
+// maxRecent bounds the initiations sent to a peer within 5 s.
+const maxRecent = 4
+
+// A sentInitiation says when an initiation was sent, and where to.
+type sentInitiation struct {
+	to Endpoint
+	at int64
+}
+
+// live reports whether packets that are sent on k can be expected to arrive: something was received on it since the
+// configuration last changed the endpoint, and no data on it has been unanswered for 10 s.
+func (k *keypair) live(now int64) bool {
+	return k.sendable(now, 1) && !k.moved && (k.asked == 0 || now-k.asked < keepaliveTimeout)
+}
+
+// heardOn is called when something authentic was received on k.
+func (p *peerState) heardOn(k *keypair, now int64, out *outbox) {
+	out.revived = out.revived || k == p.current && !k.live(now)
+	k.asked, k.moved = 0, false
+}
+
+// renew asks for an initiation whatever the session. An endpoint that got no initiation in the last 5 s is sent one now;
+// otherwise the next one is put off.
+func (p *peerState) renew(now int64, out *outbox) {
+	p.timers.attempts = 0
+	switch {
+	case p.endpoint.IsZero():
+	case !p.mayRenew(now):
+		p.putOff(now)
+	default:
+		p.renewing = true
+		if !p.initiating {
+			p.initiating, out.initiate = true, true
+		}
+	}
+}
+
+func (p *peerState) mayRenew(now int64) bool {
+	n := 0
+	for i := range p.recent {
+		if s := &p.recent[i]; now-s.at < rekeyTimeout {
+			if n++; s.to.SamePlace(p.endpoint) {
+				return false
+			}
+		}
+	}
+	return n < maxRecent
+}
+
+// noteInitiation is called when an initiation is about to be made.
+func (p *peerState) noteInitiation(now int64) {
+	p.recent = slices.DeleteFunc(p.recent, func(s sentInitiation) bool { return now-s.at >= rekeyTimeout })
+	p.recent = append(p.recent, sentInitiation{p.endpoint, now})
+}
+
+// setEndpoint is called with an endpoint from the configuration.
+func (p *peerState) setEndpoint(e Endpoint) {
+	if !e.SamePlace(p.endpoint) {
+		for _, k := range [...]*keypair{p.current, p.previous, p.next} {
+			if k != nil {
+				k.moved = true
+			}
+		}
+		p.unopened = false
+	}
+	p.endpoint = e
+}
+
+// answerUnopened is called when a response or a cookie reply to this device's last message was not authentic.
+func (p *peerState) answerUnopened() {
+	if p.handshake != nil && p.handshake.initiator {
+		p.unopened = true
+	}
+}

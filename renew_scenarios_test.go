@@ -1,0 +1,197 @@
+package wireguard_test
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// within is a call of Handshake or Renew that must end by itself.
+func (n *node) within(d time.Duration, wait func(context.Context, wireguard.PublicKey) error, o *node) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return wait(ctx, o.pub())
+}
+
+// moves gives o another port, of which nobody is told.
+func (o *node) moves() {
+	o.port += 100
+	o.configure(wireguard.Change{ListenPort: &o.port})
+}
+
+// A session that stands is no proof after a change of the endpoint. The new place is asked at once, although the old one
+// was sent an initiation less than 5 s ago.
+func TestHandshakeAfterEndpointChange(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		b.moves()
+		a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
+		w.wantIdle(time.Second, "a change of the endpoint alone sends nothing, as in the kernel")
+		a.wantSession(b, true, "its keys are good")
+
+		start := w.now()
+		if err := a.Handshake(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		if took := w.now() - start; took != 0 {
+			w.Fatalf("Handshake took %v", took)
+		}
+		w.want("a initiation, b response, a keepalive", "a handshake with the new place")
+		if got := w.last("a initiation").dst; got != b.at().Addr {
+			w.Fatalf("the initiation went to %v, want %v", got, b.at())
+		}
+		if err := a.Handshake(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.want("", "the new session was heard on")
+	})
+}
+
+// An endpoint that is set to what it is does not make a session doubtful.
+func TestHandshakeSameEndpoint(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.advance(6 * time.Second)
+		a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
+		if err := a.Handshake(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.want("", "the session stands")
+	})
+}
+
+// A session on which data went unanswered for 10 s is replaced; one that is younger is not.
+func TestHandshakeUnansweredData(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.advance(time.Second)
+		w.net.Cut(nil, nil)
+		a.send(b, "lost")
+		w.want("a data", "on the session")
+		w.advance(10*time.Second - 1)
+		if err := a.Handshake(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.want("", "the answer may still come")
+		w.advance(1)
+		w.net.Mend(nil, nil)
+		if err := a.Handshake(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.want("a initiation, b response, a keepalive", "10 s without an answer")
+	})
+}
+
+// A session that seemed dead and is heard on is what Handshake waits for, and not what Renew does.
+func TestHandshakeRevived(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.update(b, wireguard.PeerChange{Endpoint: &nowhere})
+		ended, renewed := make(chan error, 1), make(chan error, 1)
+		go func() { ended <- a.Handshake(w.Context(), b.pub()) }()
+		go func() { renewed <- a.Renew(w.Context(), b.pub()) }()
+		w.want("a initiation", "to where nobody is")
+		b.send(a, "alive")
+		w.want("b data", "on the session")
+		if len(ended) != 1 || len(renewed) != 0 {
+			w.Fatalf("Handshake ended: %v, Renew ended: %v; want the first alone", len(ended) == 1, len(renewed) == 1)
+		}
+		if err := <-ended; err != nil {
+			w.Fatal(err)
+		}
+		w.wantJittered(5*time.Second, "a initiation, b response, a keepalive", "the next try goes to where b was heard")
+		if err := <-renewed; err != nil {
+			w.Fatal(err)
+		}
+	})
+}
+
+// nowhere is a place where nobody is.
+var nowhere = wireguard.EndpointOf(netip.MustParseAddrPort("203.0.113.9:9"))
+
+// Renew makes a session whatever the present one. Within 5 s, the same endpoint is asked after these.
+func TestRenew(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		if err := a.Renew(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.want("a initiation, b response, a keepalive", "there was no session")
+		w.advance(5 * time.Second)
+		if err := a.Renew(context.Background(), b.pub()); err != nil {
+			w.Fatal(err)
+		}
+		w.want("a initiation, b response, a keepalive", "there was one")
+		if age := a.status(b).SessionAge; age != 0 {
+			w.Fatalf("the session is %v old", age)
+		}
+		w.advance(time.Second)
+		ended := make(chan error, 1)
+		go func() { ended <- a.Renew(context.Background(), b.pub()) }()
+		w.wantJittered(4*time.Second, "a initiation, b response, a keepalive", "5 s after the last one")
+		if err := <-ended; err != nil {
+			w.Fatal(err)
+		}
+		b.Renew(context.Background(), a.pub())
+		w.want("b initiation, a response, b keepalive", "b sent a no initiation, and its response does not count")
+	})
+}
+
+// Row 33: a successor with the same key sends timestamps above its predecessor's, whatever its clock says.
+func TestSentTimestampFloor(t *testing.T) {
+	const back = -time.Hour
+	for name, take := range map[string]func(c *wireguard.Config, b *node, ts wireguard.Timestamp){
+		"of the peer": func(c *wireguard.Config, b *node, ts wireguard.Timestamp) {
+			c.Peers[0].SentTimestamp = ts
+		},
+		"of the device": func(c *wireguard.Config, b *node, ts wireguard.Timestamp) { c.SentTimestamp = ts },
+		"none":          func(c *wireguard.Config, b *node, ts wireguard.Timestamp) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				a, b := w.node("a"), w.node("b")
+				a.knows(b)
+				b.knows(a)
+				w.connect(a, b)
+				old := a.status(b).SentTimestamp
+				if old != b.status(a).Timestamp {
+					w.Fatalf("a sent %v, and b accepted %v", old, b.status(a).Timestamp)
+				}
+				a.Close()
+				c := w.node("c", func(c *wireguard.Config) {
+					c.PrivateKey, c.Peers = a.key, []wireguard.PeerConfig{b.peer()}
+					take(c, b, old)
+				})
+				c.clock.stepWall(back)
+				for i := range 3 {
+					w.advance(6 * time.Second)
+					w.script()
+					err := c.within(time.Second, c.Renew, b)
+					if name == "none" {
+						if err == nil {
+							w.Fatal("an initiation was accepted although its timestamp was old")
+						}
+						continue
+					}
+					if err != nil {
+						w.Fatal(err)
+					}
+					now := c.status(b).SentTimestamp
+					if !now.After(old) || now != b.status(c).Timestamp {
+						w.Fatalf("renewal %d: c sent %v after %v, and b accepted %v", i, now, old, b.status(c).Timestamp)
+					}
+					old = now
+				}
+				floor := old
+				floor[0]++
+				c.update(b, wireguard.PeerChange{SentTimestamp: &floor})
+				c.update(b, wireguard.PeerChange{SentTimestamp: &old})
+				if got := c.status(b).SentTimestamp; got != floor {
+					w.Fatalf("the floor is %v, want %v: an older one is ignored", got, floor)
+				}
+			})
+		})
+	}
+}

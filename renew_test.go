@@ -1,0 +1,171 @@
+package wireguard
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func place(n byte) Endpoint {
+	return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 51820))
+}
+
+// Row 32: "For Renew the 5 s rule holds per endpoint: towards an endpoint that got no initiation from us in the last 5 s it
+// sends one at once, at most 4 per peer in 5 s."
+func TestRenewLimits(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	renew := func(want bool, why string) {
+		t.Helper()
+		c.renew(c.now, c.step())
+		c.wantInitiation(want, why)
+		if want {
+			c.initiates()
+		}
+	}
+	renew(true, "a session is no reason to wait")
+	renew(false, "this endpoint got one now")
+	for n := range byte(maxRecent - 1) {
+		c.after(second).setEndpoint(place(n))
+		renew(true, "an endpoint that got none")
+		renew(false, "the same endpoint again")
+	}
+	c.setEndpoint(place(200))
+	renew(false, "4 in 5 s are the most")
+	c.at(5*time.Second - 1)
+	renew(false, "the first of the 4 was sent less than 5 s ago")
+	c.after(1)
+	renew(true, "the first of the 4 was sent 5 s ago")
+	c.setEndpoint(place(0))
+	renew(false, "the second is in its 5 s")
+	c.after(second)
+	renew(true, "the second is past its 5 s")
+}
+
+// What is put off is made later, although a session stands.
+func TestRenewPutOff(t *testing.T) {
+	c := newCore(t)
+	c.renew(c.now, c.step())
+	c.initiates()
+	c.initiator() // the answer came
+	c.after(second).renew(c.now, c.step())
+	c.wantInitiation(false, "the endpoint got one a second ago")
+	c.wantIn(timerRetransmit, 4*second, maxJitter, "the renewal is put off")
+	c.expires()
+	c.wantInitiation(true, "the renewal")
+}
+
+// A renewal that is asked for is judged again when it is about to be made.
+func TestRenewJudgedAgain(t *testing.T) {
+	c := newCore(t)
+	c.renew(c.now, c.step())
+	c.initiates()
+	c.setEndpoint(place(1))
+	c.renew(c.now, c.step())
+	c.wantInitiation(true, "another endpoint")
+	c.setEndpoint(coreEndpoint)
+	if _, ok := c.beginInitiation(c.now, TimestampOf(c.wall)); ok {
+		t.Error("an initiation is made to an endpoint that got one now")
+	}
+	c.wantIn(timerRetransmit, 5*second, maxJitter, "it is put off")
+
+	// A worker that has begun is not joined by a second one.
+	c = newCore(t)
+	c.renew(c.now, c.step())
+	if _, ok := c.beginInitiation(c.now, TimestampOf(c.wall)); !ok {
+		t.Fatal("the initiation is not made")
+	}
+	c.renew(c.now, c.step())
+	c.wantInitiation(false, "one is being made")
+}
+
+// A response counts for the ordinary rule alone.
+func TestRenewAfterResponse(t *testing.T) {
+	c := newCore(t)
+	c.responder()
+	c.initiate(c.now, false, c.step())
+	c.wantInitiation(false, "a response was sent now")
+	c.renew(c.now, c.step())
+	c.wantInitiation(true, "the endpoint got no initiation")
+	c.initiates()
+}
+
+// The memory of where initiations went is given back with the session.
+func TestRenewMemory(t *testing.T) {
+	for name, end := range map[string]func(c *core){
+		"wiped":   func(c *core) { c.wipe(c.step()) },
+		"stopped": func(c *core) { c.stop(c.step()) },
+		"retired": func(c *core) { c.retire(nil, c.step()) },
+	} {
+		c := newCore(t)
+		c.renew(c.now, c.step())
+		c.initiates()
+		if len(c.recent) != 1 {
+			t.Fatal("nothing is remembered")
+		}
+		if end(c); c.recent != nil {
+			t.Errorf("%s: initiations are still remembered", name)
+		}
+	}
+}
+
+// Row 32: a session "on which something was received since configuration last changed the endpoint, and since data went
+// unanswered for 10 s".
+func TestLiveSession(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		play func(c *core, k *keypair)
+		live bool
+	}{
+		{"new", func(c *core, k *keypair) {}, true},
+		{"idle", func(c *core, k *keypair) { c.after(179 * second) }, true},
+		{"expired", func(c *core, k *keypair) { c.after(180 * second) }, false},
+		{"data in flight", func(c *core, k *keypair) { c.sends(true); c.after(10*second - 1) }, true},
+		{"data unanswered", func(c *core, k *keypair) { c.sends(true); c.after(10 * second) }, false},
+		{"more data does not make it young", func(c *core, k *keypair) { c.sends(true); c.after(9 * second).sends(true); c.after(second) }, false},
+		{"unanswered past the new initiation", func(c *core, k *keypair) {
+			c.sends(true)
+			c.expires()
+			c.after(second).sends(true)
+		}, false},
+		{"answered", func(c *core, k *keypair) { c.sends(true); c.after(second).receives(k, false); c.after(10 * second) }, true},
+		{"answered late", func(c *core, k *keypair) { c.sends(true); c.after(11*second).receives(k, false) }, true},
+		{"a keepalive wants no answer", func(c *core, k *keypair) { c.sends(false); c.after(10 * second) }, true},
+		{"moved", func(c *core, k *keypair) { c.setEndpoint(place(1)) }, false},
+		{"moved and heard", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.receives(k, false) }, true},
+		{"moved and heard on the one before", func(c *core, k *keypair) {
+			c.initiator()
+			c.setEndpoint(place(1))
+			c.receives(k, true)
+		}, false},
+		{"set to where it is", func(c *core, k *keypair) { c.setEndpoint(coreEndpoint) }, true},
+		{"roamed", func(c *core, k *keypair) { e := place(1); c.peerState.receive(k, &e, true, c.now, c.step()) }, true},
+		{"an initiation is not heard on it", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.responded() }, false},
+		{"a new one", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.initiator() }, true},
+	} {
+		c := newCore(t)
+		test.play(c, c.initiator())
+		if got := c.current.live(c.now); got != test.live {
+			t.Errorf("%s: live is %v, want %v", test.name, got, test.live)
+		}
+	}
+	if (*keypair)(nil).live(coreT0) {
+		t.Error("no session is live")
+	}
+}
+
+// A session that seemed dead and is heard on ends the wait for one.
+func TestRevivedSession(t *testing.T) {
+	c := newCore(t)
+	k := c.initiator()
+	if c.receives(k, true); c.out.revived {
+		t.Error("a live session is not revived")
+	}
+	c.setEndpoint(place(1))
+	if c.receives(k, false); !c.out.revived {
+		t.Error("the session was heard on after its endpoint had changed")
+	}
+	if c.receives(k, false); c.out.revived {
+		t.Error("revived twice")
+	}
+}
