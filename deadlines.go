@@ -61,7 +61,7 @@ func (d *Device) schedule(p *peer) {
 		heap.Push(&ds.peers, deadlineEntry{at, p})
 	}
 	if p.deadline == 1 {
-		ds.wake(at, d.now())
+		ds.wake(d.now())
 	}
 }
 
@@ -79,51 +79,44 @@ func (d *Device) forgetDeadline(p *peer) {
 	}
 }
 
-// sweepAt sees to it that the rate limits are swept.
+// sweepAt sees to it that the rate limits are swept at a time, or earlier if that is due already.
 func (ds *deadlines) sweepAt(at, now int64) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	if ds.sweep == 0 {
 		ds.sweep = at
-		if len(ds.peers) > 0 {
-			at = min(at, ds.peers[0].at)
-		}
-		ds.wake(at, now)
+		ds.wake(now)
 	}
 }
 
-// wake sets the alarm for at, or for the sweep if that is earlier. mu is held.
-func (ds *deadlines) wake(at, now int64) {
-	if ds.sweep != 0 {
-		at = min(at, ds.sweep)
+// wake sets the alarm for the earliest deadline. mu is held.
+func (ds *deadlines) wake(now int64) {
+	at := ds.sweep
+	if len(ds.peers) > 0 && (at == 0 || ds.peers[0].at < at) {
+		at = ds.peers[0].at
 	}
-	if ds.alarm != nil {
+	if at != 0 && ds.alarm != nil {
 		ds.alarm.Set(time.Duration(max(at-now, 0)))
 	}
 }
 
-// start begins to set an alarm.
-func (ds *deadlines) start(a boottime.Alarm, now int64) {
+// use sets the alarm, or takes it away if a is nil.
+func (ds *deadlines) use(a boottime.Alarm) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	ds.alarm = a
-	ds.wake(now, now) // something may be left from before
-}
-
-func (ds *deadlines) stop() {
-	ds.mu.Lock()
-	defer ds.mu.Unlock()
-	ds.alarm = nil
 }
 
 // ring makes the alarm ring now.
-func (ds *deadlines) ring(now int64) {
+func (ds *deadlines) ring() {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	ds.wake(now, now)
+	if ds.alarm != nil {
+		ds.alarm.Set(0)
+	}
 }
 
-// due takes out a peer whose time has come, or returns nil and sets the alarm for the next.
+// due takes out a peer whose time has come, or returns nil and sets the alarm for the next deadline.
 func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
@@ -134,15 +127,10 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 	if len(ds.peers) > 0 && ds.peers[0].at <= now {
 		return heap.Pop(&ds.peers).(deadlineEntry).p, false
 	}
-	switch {
-	case len(ds.peers) > 0:
-		ds.wake(ds.peers[0].at, now)
-	case ds.sweep != 0:
-		ds.wake(ds.sweep, now)
-		fallthrough
-	default:
+	if len(ds.peers) == 0 {
 		ds.peers = nil
 	}
+	ds.wake(now)
 	return nil, false
 }
 

@@ -24,7 +24,7 @@ func TestDeadlinesModel(t *testing.T) {
 		clock := new(handClock)
 		d := &Device{clock: clock}
 		a := &setAlarm{d: d}
-		d.deadlines.start(a, d.now())
+		d.deadlines.use(a)
 		ps := make([]*peer, 8)
 		for i := range ps {
 			ps[i] = new(peer)
@@ -104,7 +104,7 @@ func TestDeadlinesModel(t *testing.T) {
 func TestDeadlineMovesLater(t *testing.T) {
 	d := &Device{clock: new(handClock)}
 	a := &setAlarm{d: d}
-	d.deadlines.start(a, d.now())
+	d.deadlines.use(a)
 	p := new(peer)
 	p.timers.set(timerKeepalive, d.now()+100)
 	d.schedule(p)
@@ -125,7 +125,7 @@ func TestDeadlinesSweep(t *testing.T) {
 	clock := new(handClock)
 	d := &Device{clock: clock}
 	a := &setAlarm{d: d}
-	d.deadlines.start(a, d.now())
+	d.deadlines.use(a)
 	d.deadlines.sweepAt(d.now()+1000, d.now())
 	if a.at != d.now()+1000 {
 		t.Fatal("the alarm does not ring for the sweep")

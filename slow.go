@@ -12,7 +12,7 @@ import (
 //
 //	receivers: handshake messages ─────┐
 //	peers that want a handshake ───────┼─▶ work ─▶ exchange.go
-//	packets that nobody can take ──────┘        └▶ unreachable.go
+//	ICMP errors for the sink ──────────┘        └▶ Tunnel
 const (
 	maxMessages     = 4096
 	refuseMessages  = maxMessages / 2 // waiting: what came in now would wait for longer than its sender does
@@ -68,11 +68,9 @@ func (s *slowPath) enqueue(d *Device, m *handshakeMessage) {
 
 // enterSlow reports whether p, whose initiating or handed is set, is to be queued: it is not yet. p.mu is held.
 func (p *peer) enterSlow() bool {
-	if p.inSlow {
-		return false
-	}
+	queued := p.inSlow
 	p.inSlow = true
-	return true
+	return !queued
 }
 
 // peer queues a peer for which enterSlow said so.

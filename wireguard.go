@@ -186,7 +186,8 @@ func (d *Device) up() (due []dueFlush, err error) {
 	r := &running{alarm: d.newAlarm()}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
-	d.deadlines.start(r.alarm, d.now())
+	d.deadlines.use(r.alarm)
+	d.deadlines.ring() // something may be left from before
 	d.running.Store(r)
 	d.wg.Add(1)
 	go d.keepTime(r.alarm)
@@ -225,7 +226,7 @@ func (d *Device) stop() *running {
 		return nil
 	}
 	r.cancel()
-	d.deadlines.stop()
+	d.deadlines.use(nil)
 	r.alarm.Close()
 	r.socket.Load().close()
 	for _, p := range d.peers.all() {
@@ -271,7 +272,7 @@ func (d *Device) Wake() error {
 		d.trouble(err)
 	}
 	now := d.now()
-	d.deadlines.ring(now)
+	d.deadlines.ring()
 	for _, p := range d.peers.all() {
 		var out outbox
 		p.mu.Lock()
