@@ -27,7 +27,7 @@ func errnoOf(err tcpip.Error) error {
 	case *tcpip.ErrHostUnreachable:
 		return syscall.EHOSTUNREACH
 	case *tcpip.ErrHostDown:
-		return syscall.EHOSTDOWN
+		return errnoHostDown
 	case *tcpip.ErrPortInUse:
 		return syscall.EADDRINUSE
 	case *tcpip.ErrBadLocalAddress, *tcpip.ErrNoPortAvailable:

@@ -1,0 +1,6 @@
+package netstack
+
+import "syscall"
+
+// errnoHostDown is the nearest that WASI has.
+const errnoHostDown = syscall.EHOSTUNREACH
