@@ -42,16 +42,16 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestPrintError: a line an error, each with the program's name, and none for what was told before.
+// TestPrintError checks that each error is one line with the program's name, and that errReported prints nothing.
 func TestPrintError(t *testing.T) {
 	_, err := conf.Parse([]byte("[Interface]\nMTU = x\nTable = a b\nhello"))
 	var b strings.Builder
-	printError(&b, errors.Join(&fileError{"/x/a.conf", err}, errors.New("wireguard: the tunnel: tun: it is not there")))
+	printError(&b, errors.Join(&fileError{"/x/a.conf", err}, errors.New("wireguard: the tunnel: tun: it does not exist")))
 	printError(&b, errReported)
 	want := "wg0: /x/a.conf:2: MTU: \"x\": want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6\n" +
 		"wg0: /x/a.conf:3: Table: \"a b\": want auto, off, or a routing table's number or name\n" +
 		"wg0: /x/a.conf:4: neither a [section] nor a key = value; write # before a comment\n" +
-		"wg0: the tunnel: tun: it is not there\n"
+		"wg0: the tunnel: tun: it does not exist\n"
 	if b.String() != want {
 		t.Errorf("got\n%s", b.String())
 	}

@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How this program goes to the background: the process that the user started starts another one, in a session of its
-// own, which does everything and shares stderr with it until it is ready. Then that one writes a byte to a pipe, and the
-// first one exits with 0. If the pipe ends without, the other process has failed, and has said why.
+// This program moves to the background in three steps. The process that the user started (the parent) starts a child in a new
+// session. The child does all the work and shares stderr with the parent until it is ready. Then the child writes a byte to
+// a pipe, and the parent exits with 0. If the pipe closes without a byte, the child has failed and has printed the reason.
 
-// background starts c in the background, and returns when it is ready, or has failed.
+// background starts c in the background. It returns when the child is ready or has failed.
 func background(c command, in inherited) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -57,7 +57,7 @@ func background(c command, in inherited) error {
 		return fmt.Errorf("go to the background: %w; use -f", err)
 	}
 	go func() {
-		for range signals { // who waits here and gives up wants it undone
+		for range signals { // a user who interrupts the wait wants the child to undo its work
 			p.Signal(unix.SIGTERM)
 		}
 	}()
@@ -67,14 +67,14 @@ func background(c command, in inherited) error {
 	state, err := p.Wait()
 	switch {
 	case err != nil:
-		return fmt.Errorf("the process in the background has failed: %w", err)
+		return fmt.Errorf("wait for the background process: %w", err)
 	case state.ExitCode() < 0:
-		return fmt.Errorf("the process in the background has failed: %v", state)
+		return fmt.Errorf("the background process ended without a message: %v", state)
 	}
 	return errReported
 }
 
-// environ is the environment without what is meant for this process alone.
+// environ returns the environment without the variables that only this process may use.
 func environ() []string {
 	own := []string{envTUN, envUAPI, envForeground, envReady, envNotify}
 	return slices.DeleteFunc(os.Environ(), func(s string) bool {
@@ -83,7 +83,7 @@ func environ() []string {
 	})
 }
 
-// A parent is the process that waits for this one to be ready. nil: there is none.
+// A parent is the process that waits until this one is ready. A nil parent means that no process waits.
 type parent struct {
 	pipe *os.File
 }
@@ -97,7 +97,8 @@ func parentOf() (*parent, error) {
 	return &parent{f}, nil
 }
 
-// release lets the parent go, and what this process shares with it. Where the user set LOG_LEVEL, stderr stays.
+// release tells the parent to exit, and closes the files that this process shares with it. If LOG_LEVEL is set, stderr stays
+// open.
 func (p *parent) release() error {
 	if p == nil {
 		return nil

@@ -24,8 +24,8 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// TestBackground: the first process exits when wg can ask, and keeps nothing open; SIGTERM and SIGINT end the other one
-// and leave nothing behind.
+// TestBackground checks that the parent exits and closes its files when wg can query the daemon, and that SIGTERM and SIGINT stop
+// the daemon and leave nothing behind.
 func TestBackground(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		s := newSpace(t)
@@ -50,7 +50,7 @@ func TestBackground(t *testing.T) {
 	}
 }
 
-// TestLogOfBackground: with LOG_LEVEL, the log goes on after the first process has gone.
+// TestLogOfBackground checks that with LOG_LEVEL set, the daemon still logs after the parent has exited.
 func TestLogOfBackground(t *testing.T) {
 	s := newSpace(t)
 	iface := unique("w")
@@ -68,7 +68,7 @@ func TestLogOfBackground(t *testing.T) {
 	}
 }
 
-// TestEnds: the daemon ends, with success, when its interface is deleted and when its socket is removed.
+// TestEnds checks that the daemon exits with 0 when its interface is deleted and when its socket is removed.
 func TestEnds(t *testing.T) {
 	for _, how := range []string{"interface", "socket"} {
 		s := newSpace(t)
@@ -86,7 +86,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// TestFailedSocket: a control socket that accepts no more ends the daemon with a status that is not 0.
+// TestFailedSocket checks that the daemon exits with an error when its control socket stops accepting.
 func TestFailedSocket(t *testing.T) {
 	s := newSpace(t)
 	iface := unique("w")
@@ -103,10 +103,10 @@ func TestFailedSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantExit(t, exitFailed)
-	f.wantLog(t, `level=ERROR msg="the control socket has failed: `)
+	f.wantLog(t, `level=ERROR msg="the control socket of `+iface+` failed: `)
 }
 
-// A brokenTunnel has nothing but an error for its reader.
+// A brokenTunnel returns an error from each read.
 type brokenTunnel struct{ err error }
 
 func (b brokenTunnel) ReadPackets(*wireguard.Batch) error      { return b.err }
@@ -114,7 +114,7 @@ func (b brokenTunnel) WritePackets(pkts [][]byte) (int, error) { return len(pkts
 func (b brokenTunnel) MTU() int                                { return 1420 }
 func (b brokenTunnel) Close() error                            { return nil }
 
-// TestWait: the daemon's end is an error, unless a user asked for it.
+// TestWait checks that wait returns an error unless a user stopped the daemon.
 func TestWait(t *testing.T) {
 	broken := errors.New("broken")
 	for _, c := range []struct {
@@ -157,7 +157,7 @@ func TestWait(t *testing.T) {
 	}
 }
 
-// TestLogLevel: the values of wireguard-go are taken, and one that nobody knows keeps no daemon from its work.
+// TestLogLevel checks that wg0 accepts the values of wireguard-go, and that it runs with an unknown value.
 func TestLogLevel(t *testing.T) {
 	for v, want := range map[string]slog.Level{"verbose": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo, "": slog.LevelInfo,
 		"error": slog.LevelError, "silent": 100, "loud": slog.LevelInfo} {
@@ -171,14 +171,14 @@ func TestLogLevel(t *testing.T) {
 	s.endAfter(iface)
 	s.env = append(s.env, "LOG_LEVEL=loud")
 	f := s.front(built(t), "-f", iface)
-	f.wantLog(t, `level=WARN msg="LOG_LEVEL is none of verbose, debug, info, error and silent; taken for info" LOG_LEVEL=loud`)
+	f.wantLog(t, `level=WARN msg="unknown LOG_LEVEL, using info; set it to verbose, debug, info, error or silent" LOG_LEVEL=loud`)
 	f.wantLog(t, "msg=ready")
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)
 }
 
-// TestForegroundByEnvironment: WG_PROCESS_FOREGROUND=1 is -f, WG_TUN_NAME_FILE gets the name that the system chose, and
-// LOG_LEVEL=silent is silent.
+// TestForegroundByEnvironment checks that WG_PROCESS_FOREGROUND=1 has the effect of -f, that wg0 writes the name that the system
+// chose to WG_TUN_NAME_FILE, and that LOG_LEVEL=silent silences the log.
 func TestForegroundByEnvironment(t *testing.T) {
 	s := newSpace(t)
 	file := filepath.Join(s.dir, "name")
@@ -201,7 +201,7 @@ func TestForegroundByEnvironment(t *testing.T) {
 	}
 }
 
-// TestOptions: WG0_QUEUES and WG0_OFFLOAD shape the interface, and the latter the sockets.
+// TestOptions checks that WG0_QUEUES and WG0_OFFLOAD affect the interface, and that WG0_OFFLOAD affects the sockets.
 func TestOptions(t *testing.T) {
 	s := newSpace(t)
 	for _, c := range []struct {
@@ -236,7 +236,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// inside runs f on a thread in the namespace.
+// inside runs f on a thread inside the namespace.
 func (s *space) inside(f func() error) {
 	s.Helper()
 	done := make(chan error)
@@ -257,7 +257,7 @@ func (s *space) inside(f func() error) {
 	}
 }
 
-// openInside opens a TUN and a control socket as another program would, to be inherited.
+// openInside opens a TUN and a control socket for a daemon to inherit.
 func (s *space) openInside(iface string) (tun, socket *os.File) {
 	s.Helper()
 	s.inside(func() error {
@@ -285,8 +285,8 @@ func (s *space) openInside(iface string) (tun, socket *os.File) {
 	return tun, socket
 }
 
-// TestInheritedDescriptors: a TUN and a socket that another program opened are used, in the foreground and through the
-// process that goes to the background; by WG_TUN_FD and WG_UAPI_FD, and as a service manager passes them.
+// TestInheritedDescriptors checks that the daemon uses a TUN and a socket that another program opened, in the foreground and in
+// the background. They are passed with WG_TUN_FD and WG_UAPI_FD, and as a service manager passes them.
 func TestInheritedDescriptors(t *testing.T) {
 	needs(t, "wg")
 	for _, how := range []string{"environment", "service manager", "background"} {
@@ -322,7 +322,7 @@ func TestInheritedDescriptors(t *testing.T) {
 	}
 }
 
-// TestServiceManager: the manager is told of the start and of the stop.
+// TestServiceManager checks that the daemon reports its start and its stop to the service manager.
 func TestServiceManager(t *testing.T) {
 	s := newSpace(t)
 	iface := unique("w")
@@ -352,7 +352,7 @@ func TestServiceManager(t *testing.T) {
 	f.wantExit(t, 0)
 }
 
-// ports are the local ports of the UDP sockets in the namespace.
+// ports returns the local ports of the UDP sockets in the namespace.
 func (s *space) ports() string {
 	var ports []string
 	for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} {
@@ -368,8 +368,8 @@ func (s *space) ports() string {
 	return strings.Join(ports, " ")
 }
 
-// TestUpAndDown: an interface that is down has no port open; up again, it has the one it is configured with, unless
-// another program took that meanwhile: then the log says so, and the tunnel comes up when it is free.
+// TestUpAndDown checks that an interface that is down has no open port, and that it opens its configured port when it is up again.
+// If another program has taken the port, the log says so, and the tunnel comes up when the port is free.
 func TestUpAndDown(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")
@@ -394,7 +394,7 @@ func TestUpAndDown(t *testing.T) {
 		return err
 	})
 	s.must("ip", "link", "set", iface, "up")
-	f.wantLog(t, `level=ERROR msg="the interface is up, but not the tunnel; trying again" err="listen on port 5555: udp: port 5555 is taken `+
+	f.wantLog(t, `level=ERROR msg="the interface is up, but the tunnel is not; wg0 keeps trying" err="listen on port 5555: udp: port 5555 is taken `+
 		`by another socket; stop that, or listen on another port, or on 0 for any: listen udp4 0.0.0.0:5555: bind: address already in use"`+"\n")
 	taken.Close()
 	testkit.Eventually(t, "the port is open", func() bool { return s.ports() == open })
@@ -402,9 +402,9 @@ func TestUpAndDown(t *testing.T) {
 	f.wantExit(t, 0)
 }
 
-// TestControlFaults: a wrong control line changes nothing, and the log has one sentence about it, without the key that
-// stood there; wg set says what the system says of a port that is taken, whether
-// the interface is up or still down, as wg-quick has it.
+// TestControlFaults checks that an invalid control line changes nothing and causes one sentence in the log, without the key in
+// that line. It also checks that wg set reports the system's error for a port in use, whether the interface is up or
+// still down, as wg-quick has it.
 func TestControlFaults(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")

@@ -21,7 +21,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// run carries out c: here, or in the background.
+// run executes c, in this process or in the background.
 func run(c command) error {
 	if c.action == actionDown {
 		return takeDown(c.target)
@@ -51,8 +51,8 @@ func run(c command) error {
 	return serve(c, file, parent, in, o, newLogger())
 }
 
-// serve is the daemon's life. file is nil where others configure the interface. An end that nobody asked for is an error, so
-// that a service manager starts the daemon again.
+// serve runs the daemon until it stops. file is nil if other programs configure the interface. If nobody asked the daemon to
+// stop, serve returns an error, so that a service manager restarts the daemon.
 func serve(c command, file *tunnelFile, parent *parent, in inherited, o options, log *slog.Logger) error {
 	stops, hups := signals(file != nil)
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -60,7 +60,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	go func() {
 		s := <-stops
 		cancel(fmt.Errorf("stopped by a signal (%v)", s))
-		<-stops // the second one is for who has no patience
+		<-stops // on a second signal, exit at once
 		os.Exit(exitFailed)
 	}()
 
@@ -87,7 +87,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 		go file.follow(ctx, d)
 	}
 	if err := parent.release(); err != nil {
-		log.Warn("the start was not clean", "err", err)
+		log.Warn("the daemon is ready but could not detach from the process that started it", "err", err)
 	}
 	notify("READY=1")
 	log.Info("ready", "interface", d.name)
@@ -101,7 +101,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	}
 	notify("STOPPING=1")
 	stop(errStopping)
-	reloads.Wait() // what a reload adds to the host is there for cleanUp to remove
+	reloads.Wait() // cleanUp must also remove the rules that a reload adds
 	if file != nil {
 		if ctx.Err() != nil {
 			file.preDown(d)
@@ -119,9 +119,9 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	return nil
 }
 
-var errStopping = errors.New("the daemon ends")
+var errStopping = errors.New("the daemon is stopping")
 
-// reloads reads the file again for each signal, until ctx ends.
+// reloads reads the file again on each signal, until ctx ends.
 func (t *tunnelFile) reloads(ctx context.Context, d *daemon, hups <-chan os.Signal) {
 	for {
 		select {
@@ -133,20 +133,21 @@ func (t *tunnelFile) reloads(ctx context.Context, d *daemon, hups <-chan os.Sign
 		switch {
 		case ctx.Err() != nil:
 		case errors.As(err, new(*routesError)):
-			d.log.Error("the configuration was reloaded, but its routes are not complete", "err", err)
+			d.log.Error("the configuration was reloaded, but some of its routes are missing", "err", err)
 		case err != nil:
-			d.log.Error("the configuration was not reloaded, and stays as it was", "err", err)
+			d.log.Error("the configuration was not reloaded; the old one stays in use", "err", err)
 		}
 	}
 }
 
-// A routesError is why a reload ended after the device was made what the file says.
+// A routesError reports that a reload changed the device but could not add a route.
 type routesError struct{ err error }
 
 func (e *routesError) Error() string { return e.err.Error() }
 func (e *routesError) Unwrap() error { return e.err }
 
-// signals are those that stop the daemon, and those that make it read its file again, if it has one.
+// signals returns the signals that stop the daemon (stops) and those that make it read its file again (hups). Without a file,
+// SIGHUP stops the daemon.
 func signals(hasFile bool) (stops, hups chan os.Signal) {
 	stops, hups = make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(stops, unix.SIGTERM, unix.SIGINT)
@@ -158,19 +159,19 @@ func signals(hasFile bool) (stops, hups chan os.Signal) {
 	return stops, hups
 }
 
-// A daemon is an interface with its control socket. A nil one can be closed.
+// A daemon is an interface with its control socket. close accepts a nil daemon.
 type daemon struct {
 	name     string
 	log      *slog.Logger
 	tun      *tun.Interface
 	device   *wireguard.Device
 	server   *uapi.Server
-	served   chan error // gets what Serve returned
+	served   chan error // receives the error of Serve
 	listener net.Listener
-	up       bool // what followStates starts from
+	up       bool // whether the interface is up when followStates starts
 }
 
-// open makes the interface and its socket. The device is down.
+// open creates the interface and its socket. It leaves the device down.
 func open(name string, in inherited, o options, log *slog.Logger) (*daemon, error) {
 	if in.tun == nil {
 		if err := checkName(name); err != nil {
@@ -193,31 +194,31 @@ func open(name string, in inherited, o options, log *slog.Logger) (*daemon, erro
 	if path := os.Getenv("WG_TUN_NAME_FILE"); path != "" {
 		if err := os.WriteFile(path, []byte(d.name+"\n"), 0o644); err != nil {
 			d.close()
-			return nil, fmt.Errorf("WG_TUN_NAME_FILE: %w", err)
+			return nil, fmt.Errorf("write the interface's name to the file in WG_TUN_NAME_FILE: %w", err)
 		}
 	}
 	return d, nil
 }
 
-// checkName says what wg(8) and wg-quick(8) can do nothing with.
+// checkName refuses a name that wg(8) or wg-quick(8) would refuse.
 func checkName(name string) error {
 	if strings.Contains(name, "/") || strings.HasSuffix(name, ".conf") {
-		return fmt.Errorf("%q is a file, not an interface; to bring up what it says: wg0 up %s", name, name)
+		return fmt.Errorf("%q is a file, not an interface; to bring up its interface, run: wg0 up %s", name, name)
 	}
 	for _, r := range name {
 		switch {
 		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_', r == '=', r == '+', r == '.', r == '-', r == '%':
 		default:
-			return fmt.Errorf("%q is no name of an interface: want letters, digits and _=+.- as in wg0", name)
+			return fmt.Errorf("%q is not an interface name: want only letters, digits and _=+.- as in wg0", name)
 		}
 	}
 	if len(name) > 15 || name == "." || name == ".." {
-		return fmt.Errorf("%q is no name of an interface: want 1 to 15 letters and digits, as in wg0", name)
+		return fmt.Errorf("%q is not an interface name: want 1 to 15 letters and digits, as in wg0", name)
 	}
 	return nil
 }
 
-// serve makes the device and the socket, and starts to answer.
+// serve creates the device and the socket, and starts to answer requests.
 func (d *daemon) serve(inherited *os.File, bind wireguard.Bind) (err error) {
 	d.device, err = wireguard.New(wireguard.Config{Tunnel: d.tun, Bind: bind, Logger: d.log})
 	if err != nil {
@@ -237,7 +238,7 @@ func (d *daemon) serve(inherited *os.File, bind wireguard.Bind) (err error) {
 	return nil
 }
 
-// close ends everything; the socket goes last.
+// close closes the device, the interface and, last, the socket.
 func (d *daemon) close() {
 	switch {
 	case d == nil:
@@ -252,8 +253,8 @@ func (d *daemon) close() {
 	}
 }
 
-// wait returns when the daemon is to end. The error is why, unless it is one of the ends that a user asks for: a signal, an
-// interface that was deleted, a socket that was removed.
+// wait returns when the daemon must stop. The error is nil if a user caused that: with a signal, by deleting the interface, or
+// by removing the socket.
 func (d *daemon) wait(ctx context.Context) error {
 	var err error
 	select {
@@ -262,12 +263,12 @@ func (d *daemon) wait(ctx context.Context) error {
 		return nil
 	case err = <-d.served:
 		if err == nil || errors.Is(err, os.ErrNotExist) {
-			d.log.Info("the control socket has gone", "err", err)
+			d.log.Info("the control socket was removed", "err", err)
 			return nil
 		}
-		return fmt.Errorf("the control socket has failed: %w", err)
+		return fmt.Errorf("the control socket of %s failed: %w", d.name, err)
 	case <-d.tun.Done():
-		if err = d.tun.Err(); err == nil { // the device has closed it, and knows why
+		if err = d.tun.Err(); err == nil { // the device closed the interface and knows the reason
 			<-d.device.Done()
 			err = d.device.Err()
 		}
@@ -278,13 +279,13 @@ func (d *daemon) wait(ctx context.Context) error {
 		d.log.Info("the interface was deleted")
 		return nil
 	}
-	return fmt.Errorf("the device has ended: %w", err)
+	return fmt.Errorf("the device of %s stopped: %w", d.name, err)
 }
 
-// upAgain is how long to wait before an interface that is up is given its port again.
+// upAgain is the delay before the daemon tries again to open the port of an interface that is up.
 const upAgain = 2 * time.Second
 
-// followStates takes the device up and down with the interface.
+// followStates brings the device up and down together with the interface.
 func (d *daemon) followStates() {
 	up := d.up
 	var again <-chan time.Time
@@ -310,7 +311,7 @@ func (d *daemon) followStates() {
 			}
 			if now := words(err); now != told {
 				told = now
-				d.log.Error("the interface is up, but not the tunnel; trying again", "err", told)
+				d.log.Error("the interface is up, but the tunnel is not; wg0 keeps trying", "err", told)
 			}
 			again = time.After(upAgain)
 		}

@@ -12,10 +12,10 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// setDNS makes the host ask the servers of i, and nobody else.
+// setDNS makes the host use only the DNS servers of i.
 func (h *host) setDNS(ctx context.Context, i *conf.Interface) error {
 	switch {
-	case len(i.DNS) == 0: // as wg-quick(8): domains alone are nothing
+	case len(i.DNS) == 0: // like wg-quick(8), ignore search domains without servers
 		return nil
 	case has("resolvconf"):
 		var b strings.Builder
@@ -36,7 +36,7 @@ func (h *host) setDNS(ctx context.Context, i *conf.Interface) error {
 		}
 		return h.run(ctx, "", "resolvectl", append([]string{"domain", h.iface, "~."}, i.Search...)...)
 	}
-	return errors.New("DNS: this host has neither resolvconf nor resolvectl to set it with; install openresolv or systemd-resolved, or take DNS out of the file")
+	return errors.New("cannot set DNS: this host has neither resolvconf nor resolvectl; install openresolv or systemd-resolved, or remove DNS from the file")
 }
 
 // unsetDNS undoes setDNS.
@@ -46,13 +46,13 @@ func (h *host) unsetDNS(ctx context.Context, i *conf.Interface) {
 	case has("resolvconf"):
 		h.warn(h.run(ctx, "", "resolvconf", "-d", resolvconfPrefix()+h.iface, "-f"))
 	case has("resolvectl"):
-		h.output(ctx, "resolvectl", "revert", h.iface) // it goes with the interface anyway
+		h.output(ctx, "resolvectl", "revert", h.iface) // ignore errors: deleting the interface has the same effect
 	}
 }
 
 var interfaceOrder = regexp.MustCompile(`^([A-Za-z0-9-]+)\*$`)
 
-// resolvconfPrefix makes Debian's resolvconf sort an interface to the front.
+// resolvconfPrefix returns a prefix that makes Debian's resolvconf sort an interface to the front.
 func resolvconfPrefix() string {
 	f, err := os.Open("/etc/resolvconf/interface-order")
 	if err != nil {

@@ -21,10 +21,10 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// longestDown bounds the wait for the daemon's end.
+// longestDown is how long takeDown waits for the daemon to stop.
 const longestDown = 10 * time.Second
 
-// takeDown is `wg0 down`: from here, whoever made the interface, as long as it has a control socket.
+// takeDown carries out `wg0 down`. It works for any interface that has a control socket, whichever program made it.
 func takeDown(target string) error {
 	path, iface, err := findTarget(target)
 	if err != nil {
@@ -42,20 +42,20 @@ func takeDown(target string) error {
 	case !errors.Is(statErr, fs.ErrNotExist):
 		return statErr
 	case path != filepath.Join(configDirectory, iface+".conf"):
-		return fmt.Errorf("there is no file %s; give the one that %s is up by, or the name of the interface", path, iface)
+		return fmt.Errorf("%s does not exist; give the file that brought up %s, or the interface's name", path, iface)
 	}
 	now, err := readRunning(iface)
 	if err != nil {
 		return err
 	}
 	if statErr != nil {
-		fmt.Fprintf(t.out, "wg0: there is no file %s: no hooks are run\n", path)
+		fmt.Fprintf(t.out, "wg0: %s does not exist; wg0 runs no hooks\n", path)
 	}
 	if table := t.file.Interface.Table; (table == "" || table == conf.TableAuto) && hasDefault(now) {
 		t.mark = now.Interface.FwMark
 	}
 	if !mayAdminister() {
-		return errors.New("deleting an interface takes the capability CAP_NET_ADMIN; run this as root")
+		return errors.New("deleting an interface needs the capability CAP_NET_ADMIN; run wg0 as root")
 	}
 	ctx := context.Background()
 	if err := t.hooks(ctx, t.file.Interface.PreDown, nil); err != nil {
@@ -76,24 +76,24 @@ func takeDown(target string) error {
 	return t.hooks(ctx, t.file.Interface.PostDown, nil)
 }
 
-// waitGone returns when the daemon has removed its socket, which it does last.
+// waitGone returns when the daemon has removed its socket. The daemon removes it last.
 func waitGone(iface string) error {
 	for end := time.Now().Add(longestDown); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Lstat(socketPath(iface)); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the interface is deleted, but its daemon does not end; look for the process that holds %s", socketPath(iface))
+	return fmt.Errorf("%s is deleted, but its daemon is still running; end the process that holds %s", iface, socketPath(iface))
 }
 
 func socketPath(iface string) string { return "/var/run/wireguard/" + iface + ".sock" }
 
-// readRunning asks the daemon of an interface what it is.
+// readRunning asks the daemon of an interface for its configuration.
 func readRunning(iface string) (*conf.File, error) {
 	c, err := net.DialTimeout("unix", socketPath(iface), longestDown)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("the control socket of %s is not for this user; run this as root", iface)
+		return nil, fmt.Errorf("this user may not open the control socket of %s; run wg0 as root", iface)
 	case err != nil:
 		return nil, fmt.Errorf("%s is not up: no daemon answers at %s", iface, socketPath(iface))
 	}
@@ -104,7 +104,7 @@ func readRunning(iface string) (*conf.File, error) {
 	}
 	f, err := parseRunning(c)
 	if err != nil {
-		return nil, fmt.Errorf("the answer of the daemon of %s: %w", iface, err)
+		return nil, fmt.Errorf("read the answer of the daemon of %s: %w", iface, err)
 	}
 	return f, nil
 }
@@ -120,7 +120,7 @@ func parseRunning(r io.Reader) (*conf.File, error) {
 		switch key {
 		case "errno":
 			if value != "0" {
-				return nil, fmt.Errorf("error number %s", value)
+				return nil, fmt.Errorf("the daemon reports error number %s", value)
 			}
 			return f, nil
 		case "private_key":
@@ -145,7 +145,7 @@ func parseRunning(r io.Reader) (*conf.File, error) {
 			peer.PersistentKeepalive = time.Duration(number(value, 16, &err)) * time.Second
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: not understood", key)
+			return nil, fmt.Errorf("cannot parse the value of %s", key)
 		}
 	}
 	return nil, errors.Join(s.Err(), io.ErrUnexpectedEOF)
@@ -165,7 +165,7 @@ func unhex(key []byte, s string) error {
 	return err
 }
 
-// save writes the state of the interface to its file. Comments and names stay where they stand for what is.
+// save writes the state of the interface to its file. It keeps comments, and names that still match the state.
 func (t *tunnelFile) save(iface string) error {
 	now, err := readRunning(iface)
 	if err != nil {
@@ -192,12 +192,12 @@ func (t *tunnelFile) save(iface string) error {
 	return replaceFile(t.path, text)
 }
 
-// merge makes f say what now is: keys, port and peers.
+// merge copies the keys, port and peers of now into f.
 func merge(f, now *conf.File) {
 	to, from := &f.Interface, &now.Interface
 	to.PrivateKey, to.ListenPort = from.PrivateKey, from.ListenPort
 	if to.FwMark != 0 || !hasDefault(now) || to.Table != "" && to.Table != conf.TableAuto {
-		to.FwMark = from.FwMark // otherwise it is the routes', and theirs to choose again
+		to.FwMark = from.FwMark // otherwise addDefault chose the mark, and will choose again
 	}
 	peers := make(map[wireguard.PublicKey]*conf.Peer, len(now.Peers))
 	for i := range now.Peers {
@@ -222,7 +222,7 @@ func merge(f, now *conf.File) {
 	}
 }
 
-// sameOrder is now, in the order and the words of old as far as it can be.
+// sameOrder returns the prefixes of now. It keeps the order and the spelling of those that old also has.
 func sameOrder(old, now []netip.Prefix) (out []netip.Prefix) {
 	left := slices.Clone(now)
 	for _, p := range old {
@@ -240,7 +240,7 @@ func hasDefault(f *conf.File) bool {
 	})
 }
 
-// replaceFile writes a file for its owner alone, as a whole or not at all.
+// replaceFile replaces a file atomically. Only the owner may read the new file.
 func replaceFile(path string, text []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".wg0-*") // mode 0600
 	if err != nil {

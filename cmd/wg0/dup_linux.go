@@ -2,5 +2,5 @@ package main
 
 import "golang.org/x/sys/unix"
 
-// dup2 is Dup3, as some architectures have no other.
+// dup2 calls Dup3, because some architectures have no dup2.
 func dup2(from, to int) error { return unix.Dup3(from, to, 0) }

@@ -8,16 +8,16 @@ import (
 	"strings"
 )
 
-// The filter has the names of wg-quick(8)'s, so that either of the two removes what the other one made: the table
-// wg-quick-IFACE of nft, or rules of iptables with a comment. It drops packets for the tunnel's addresses that do not come
-// through the tunnel, unless from this host, and keeps the mark of datagrams with their connection.
+// The filter is the nft table wg-quick-IFACE, or a set of iptables rules with a comment. Its names are those of wg-quick(8), so
+// wg0 and wg-quick can remove each other's filters. The filter drops packets to the tunnel's addresses that arrive outside the
+// tunnel, unless this host sent them. It also stores the mark of datagrams in their connection.
 
 func (h *host) nftTable() string { return "wg-quick-" + h.iface }
 func (h *host) marker() string {
 	return fmt.Sprintf(`-m comment --comment "wg-quick(8) rule for %s"`, h.iface)
 }
 
-// addFilter adds the filter for the family of a default route.
+// addFilter adds the filter for the address family of a default route. Without nft and iptables it only prints a warning.
 func (h *host) addFilter(ctx context.Context, of netip.Addr, mark uint32) error {
 	iptables := "iptables"
 	if !of.Is4() {
@@ -29,7 +29,7 @@ func (h *host) addFilter(ctx context.Context, of netip.Addr, mark uint32) error 
 	case has(iptables + "-restore"):
 		return h.run(ctx, h.iptablesRules(of.Is4(), mark), iptables+"-restore", "-n")
 	}
-	fmt.Fprintf(h.out, "wg0: there is neither nft nor %s-restore: packets for the tunnel's addresses are not kept out of other interfaces, and a strict rp_filter drops answers\n", iptables)
+	fmt.Fprintf(h.out, "wg0: neither nft nor %s-restore is installed: other interfaces accept packets to the tunnel's addresses, and a strict rp_filter drops answers\n", iptables)
 	return nil
 }
 
@@ -40,7 +40,7 @@ func (h *host) nftRules(v4 bool, mark uint32) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "add table %s %s\n", pf, name)
-	fmt.Fprintf(&b, "flush table %s %s\n", pf, name) // of one that was left behind
+	fmt.Fprintf(&b, "flush table %s %s\n", pf, name) // an old table may exist
 	fmt.Fprintf(&b, "add chain %s %s preraw { type filter hook prerouting priority -300; }\n", pf, name)
 	fmt.Fprintf(&b, "add chain %s %s premangle { type filter hook prerouting priority -150; }\n", pf, name)
 	fmt.Fprintf(&b, "add chain %s %s postmangle { type filter hook postrouting priority -150; }\n", pf, name)
@@ -64,7 +64,7 @@ func (h *host) iptablesRules(v4 bool, mark uint32) string {
 	return b.String()
 }
 
-// removeFilter removes what is there of the filter.
+// removeFilter removes the filter, whichever program made it.
 func (h *host) removeFilter(ctx context.Context) {
 	if has("nft") {
 		out, _ := h.output(ctx, "nft", "list", "tables")
@@ -89,7 +89,8 @@ func (h *host) warn(err error) {
 	}
 }
 
-// nftDeletes makes commands of the lines of nft list tables, such as "table ip wg-quick-wg0".
+// nftDeletes returns the nft commands that delete the tables with this name. tables is the output of nft list tables, with
+// lines such as "table ip wg-quick-wg0".
 func nftDeletes(tables, name string) string {
 	var b strings.Builder
 	for line := range strings.Lines(tables) {
@@ -102,7 +103,7 @@ func nftDeletes(tables, name string) string {
 
 var appended = regexp.MustCompile(`^-A `)
 
-// iptablesDeletes makes of what iptables-save prints an input for iptables-restore that deletes the rules with marker.
+// iptablesDeletes converts the output of iptables-save into an input for iptables-restore that deletes the rules with marker.
 func iptablesDeletes(saved, marker string) string {
 	var b strings.Builder
 	found := false

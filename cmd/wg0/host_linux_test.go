@@ -23,7 +23,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// binary is the built daemon, by one go build for all tests.
+// binary is the path of the daemon. All tests share one build.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "wg0-test-*")
 	if err != nil {
@@ -39,13 +39,13 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("go build: %v\n%s", err, out)
 	}
-	return path, os.Chmod(dir, 0o755) // for a user who is not root
+	return path, os.Chmod(dir, 0o755) // so that a user other than root can run it
 })
 
 var buildDir string
 
 func TestMain(m *testing.M) {
-	races, err := os.MkdirTemp("", "wg0-races-*") // reports of daemons, where they are built for that
+	races, err := os.MkdirTemp("", "wg0-races-*") // race reports of the daemons, if built with -race
 	if err != nil {
 		panic(err)
 	}
@@ -82,17 +82,17 @@ func needs(t *testing.T, commands ...string) {
 	}
 }
 
-// A space is a network namespace with the commands that run in it. All of it goes with the test.
+// A space is a network namespace with the commands that run in it. It is removed when the test ends.
 type space struct {
 	*testing.T
 	name string
-	env  []string // besides the test's
-	dir  string   // of files
+	env  []string // added to the test's environment
+	dir  string   // the test's folder
 }
 
 var spaces atomic.Int32
 
-// unique is a name for an interface or a namespace that no other test, and no other run of them, has.
+// unique returns a name for an interface or a namespace that no other test and no other test run uses.
 func unique(prefix string) string {
 	return fmt.Sprintf("%s%s%d", prefix, strconv.FormatInt(int64(os.Getpid()), 36), spaces.Add(1))
 }
@@ -100,7 +100,7 @@ func unique(prefix string) string {
 func newSpace(t *testing.T) *space {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: to make network namespaces")
+		t.Skip("needs root: this test makes network namespaces")
 	}
 	needs(t, "ip")
 	s := &space{T: t, name: unique("wg0t"), dir: t.TempDir()}
@@ -118,14 +118,14 @@ func (s *space) host(args ...string) {
 	}
 }
 
-// command is a command in the namespace.
+// command prepares a command that runs in the namespace.
 func (s *space) command(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	s.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", s.name}, args...)...)
 	cmd.Env = append(os.Environ(), s.env...)
 	cmd.Dir = s.dir
-	cmd.WaitDelay = 10 * time.Second // for who keeps stdout open
+	cmd.WaitDelay = 10 * time.Second // a child process may keep stdout open
 	return cmd
 }
 
@@ -143,7 +143,7 @@ func (s *space) run(args ...string) (string, int) {
 	return string(out), 0
 }
 
-// must is run of a command that succeeds.
+// must runs a command and fails the test if the command fails.
 func (s *space) must(args ...string) string {
 	s.Helper()
 	out, code := s.run(args...)
@@ -153,7 +153,7 @@ func (s *space) must(args ...string) string {
 	return out
 }
 
-// write makes a file in the test's folder.
+// write creates a file in the test's folder.
 func (s *space) write(name, text string, mode fs.FileMode) string {
 	s.Helper()
 	path := filepath.Join(s.dir, name)
@@ -163,7 +163,7 @@ func (s *space) write(name, text string, mode fs.FileMode) string {
 	return path
 }
 
-// fake puts a command into the path that notes its arguments and its input in the file that is returned.
+// fake adds a command to the path. The command writes its arguments and its input to the file that fake returns.
 func (s *space) fake(command, script string) (log string) {
 	s.Helper()
 	bin := filepath.Join(s.dir, "bin")
@@ -181,7 +181,7 @@ func (s *space) fake(command, script string) (log string) {
 
 func (s *space) setPath(path string) { s.env = append(s.env, "PATH="+path) }
 
-// onlyCommands is a path with these commands alone.
+// onlyCommands sets a path that contains only these commands.
 func (s *space) onlyCommands(commands ...string) {
 	s.Helper()
 	bin := filepath.Join(s.dir, "only")
@@ -200,13 +200,13 @@ func (s *space) onlyCommands(commands ...string) {
 	s.setPath(bin)
 }
 
-// exists reports whether there is an interface in the namespace.
+// exists reports whether an interface exists in the namespace.
 func (s *space) exists(iface string) bool {
 	_, code := s.run("ip", "link", "show", "dev", iface)
 	return code == 0
 }
 
-// wantGone fails unless the interface, its socket and its daemon go.
+// wantGone fails the test unless the interface, its socket and its daemon disappear.
 func (s *space) wantGone(iface string) {
 	s.Helper()
 	testkit.Eventually(s.T, "the interface goes", func() bool { return !s.exists(iface) })
@@ -217,11 +217,11 @@ func (s *space) wantGone(iface string) {
 	testkit.Eventually(s.T, "the daemon ends", func() bool { return len(daemonsOf(iface)) == 0 })
 }
 
-// daemonsOf are the processes of this test's binary that have the interface on their command line.
+// daemonsOf returns the processes of this test's binary that have the interface on their command line.
 func daemonsOf(iface string) (pids []int) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
-		b, err := os.ReadFile(p) // of a process that has ended, but not been waited for, it is empty
+		b, err := os.ReadFile(p) // empty for a zombie
 		if err == nil && bytes.HasPrefix(b, []byte(buildDir+"/")) && bytes.Contains(b, []byte(iface)) {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
 			pids = append(pids, pid)
@@ -230,7 +230,7 @@ func daemonsOf(iface string) (pids []int) {
 	return pids
 }
 
-// daemonOf is the one process of the interface. It is killed after the test, if it is still there.
+// daemonOf returns the one process of the interface. After the test it kills the process if it still runs.
 func (s *space) daemonOf(iface string) *os.Process {
 	s.Helper()
 	var pids []int
@@ -242,7 +242,7 @@ func (s *space) daemonOf(iface string) *os.Process {
 	return p
 }
 
-// endAfter kills what is left of the interface's daemons after the test.
+// endAfter kills the interface's remaining daemons after the test.
 func (s *space) endAfter(iface string) {
 	s.Cleanup(func() {
 		for _, pid := range daemonsOf(iface) {
@@ -266,7 +266,7 @@ type front struct {
 	exit chan error
 }
 
-// front starts a daemon with -f or the like.
+// front starts a daemon in the foreground.
 func (s *space) front(args ...string) *front {
 	s.Helper()
 	f := &front{Cmd: s.command(args...), log: new(lockedBuffer), exit: make(chan error, 1)}
@@ -279,7 +279,7 @@ func (s *space) front(args ...string) *front {
 	return f
 }
 
-// wantExit waits for the end and compares its status.
+// wantExit waits until the daemon exits and compares its exit status.
 func (f *front) wantExit(t *testing.T, code int) {
 	t.Helper()
 	select {
@@ -292,7 +292,7 @@ func (f *front) wantExit(t *testing.T, code int) {
 	}
 }
 
-// wantLog waits for words in the log.
+// wantLog waits until the log contains words.
 func (f *front) wantLog(t *testing.T, words string) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !strings.Contains(f.log.String(), words); time.Sleep(10 * time.Millisecond) {
@@ -321,7 +321,7 @@ func (b *lockedBuffer) String() string {
 
 var _ io.Writer = (*lockedBuffer)(nil)
 
-// link joins two namespaces by a veth pair with addresses of the networks 198.18.0.0/24 and fd18::/64.
+// link joins two namespaces with a veth pair, with addresses of the networks 198.18.0.0/24 and fd18::/64.
 func link(a, b *space) {
 	a.Helper()
 	x, y := unique("v"), unique("v")
@@ -336,7 +336,7 @@ func link(a, b *space) {
 	}
 }
 
-// newKeys are a private key and its public one, as text.
+// newKeys returns a private key and its public key as text.
 func newKeys() (private, public string) {
 	k := wireguard.NewPrivateKey()
 	return k.Text(), k.Public().String()

@@ -14,19 +14,19 @@ const (
 	envTUN        = "WG_TUN_FD"
 	envUAPI       = "WG_UAPI_FD"
 	envForeground = "WG_PROCESS_FOREGROUND"
-	envReady      = "WG0_READY_FD" // from the process in front to the one in the background
+	envReady      = "WG0_READY_FD" // passed from the parent to the process in the background
 
 	firstListenFD = 3 // SD_LISTEN_FDS_START
 	maxListenFDs  = 64
 )
 
-// inherited are descriptors that another process opened for this one. nil: none.
+// inherited holds files that another process opened for this one. A nil file means that this process must open its own.
 type inherited struct {
 	tun, uapi *os.File
 }
 
-// inherit takes over what the environment names, and takes it out of the environment: commands that this process starts
-// get neither.
+// inherit takes over the descriptors that the environment names. It removes the variables from the environment, so that the
+// commands that this process starts inherit neither.
 func inherit() (in inherited, err error) {
 	if in.tun, err = inheritNamed(envTUN); err != nil {
 		return in, err
@@ -52,13 +52,14 @@ func inheritNamed(env string) (*os.File, error) {
 
 func take(what string, fd int) (*os.File, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-		return nil, fmt.Errorf("%s: descriptor %d is not open in this process; let whoever starts wg0 pass it", what, fd)
+		return nil, fmt.Errorf("%s: descriptor %d is not open; pass it to wg0 from the program that starts wg0", what, fd)
 	}
 	unix.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), what), nil
 }
 
-// listenFDs takes what a service manager passes (sd_listen_fds(3)): a socket is the control socket, anything else a TUN.
+// listenFDs takes the descriptors that a service manager passes (sd_listen_fds(3)). It uses a socket as the control socket, and
+// anything else as the TUN.
 func (in *inherited) listenFDs() error {
 	pid, n := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	os.Unsetenv("LISTEN_PID")
@@ -69,7 +70,7 @@ func (in *inherited) listenFDs() error {
 	}
 	count, err := strconv.Atoi(n)
 	if err != nil || count < 0 || count > maxListenFDs {
-		return fmt.Errorf("LISTEN_FDS is %q: want the number of descriptors", n)
+		return fmt.Errorf("LISTEN_FDS is %q: want a number of descriptors from 0 to %d", n, maxListenFDs)
 	}
 	for fd := firstListenFD; fd < firstListenFD+count; fd++ {
 		f, err := take("LISTEN_FDS", fd)
@@ -85,7 +86,7 @@ func (in *inherited) listenFDs() error {
 			to = &in.uapi
 		}
 		if *to != nil {
-			return fmt.Errorf("LISTEN_FDS: descriptor %d is one too many: want at most a TUN and a control socket", fd)
+			return fmt.Errorf("LISTEN_FDS: unexpected descriptor %d: pass at most one TUN and one control socket", fd)
 		}
 		*to = f
 	}

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 )
 
-// A logOutput is where the log goes: stderr at first.
+// A logOutput writes the log to stderr, until set gives it another writer.
 type logOutput struct {
 	to atomic.Pointer[io.Writer]
 }
@@ -26,8 +26,8 @@ func (o *logOutput) set(w io.Writer) { o.to.Store(&w) }
 
 var logTo logOutput
 
-// logLevel is LOG_LEVEL. Silence is above all levels. A value that nobody knows is as good as none, as for wireguard-go: known
-// says whether it is not that.
+// logLevel reads LOG_LEVEL. The level silent is above all others. An unknown value means the default, as in wireguard-go;
+// known is then false.
 func logLevel() (level slog.Level, known bool) {
 	const silent = slog.Level(100)
 	switch os.Getenv("LOG_LEVEL") {
@@ -43,7 +43,7 @@ func logLevel() (level slog.Level, known bool) {
 	return slog.LevelInfo, false
 }
 
-// newLogger logs lines for a reader, at LOG_LEVEL. The journal writes the time itself.
+// newLogger logs lines of text at LOG_LEVEL. It omits the time under systemd, whose journal adds its own.
 func newLogger() *slog.Logger {
 	level, known := logLevel()
 	o := slog.HandlerOptions{Level: level}
@@ -57,12 +57,12 @@ func newLogger() *slog.Logger {
 	}
 	log := slog.New(slog.NewTextHandler(&logTo, &o))
 	if !known {
-		log.Warn("LOG_LEVEL is none of verbose, debug, info, error and silent; taken for info", "LOG_LEVEL", os.Getenv("LOG_LEVEL"))
+		log.Warn("unknown LOG_LEVEL, using info; set it to verbose, debug, info, error or silent", "LOG_LEVEL", os.Getenv("LOG_LEVEL"))
 	}
 	return log
 }
 
-// logAway sends the log to syslog, or nowhere on a host without.
+// logAway sends the log to syslog. On a host without syslog it discards the log.
 func logAway() {
 	w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_NOTICE, "wg0")
 	if err != nil {

@@ -1,43 +1,47 @@
-// Wg0 is a daemon that stands in for the kernel's WireGuard: ip, ifconfig, wg and wg-quick work on its interface as
-// they do on the kernel's.
+// Wg0 is a daemon that replaces the kernel's WireGuard. ip, ifconfig, wg and wg-quick work on its interface as they do on
+// the kernel's.
 //
-//	wg0 [-f] IFACE          make an interface, to be configured with ip and wg
-//	wg0 up [-f] FILE|IFACE  make an interface as a wg-quick(8) file says
-//	wg0 down FILE|IFACE     undo that
+//	wg0 [-f] IFACE          make an interface that you configure with ip and wg
+//	wg0 up [-f] FILE|IFACE  make and configure an interface from a wg-quick(8) file
+//	wg0 down FILE|IFACE     take the interface down and undo its configuration
 //
-// Both go to the background when the interface and its control socket stand, and only then exit with 0; with -f they
-// stay in front. They end when the interface is deleted, when the socket is removed, and on SIGTERM and SIGINT.
+// The first two commands create the interface and its control socket, continue in the background, and exit with 0. With -f
+// they stay in the foreground. The daemon stops when the interface is deleted, when the socket is removed, and on SIGTERM
+// and SIGINT.
 //
-// With wg-quick(8):
+// To use it with wg-quick(8), run:
 //
 //	WG_QUICK_USERSPACE_IMPLEMENTATION=wg0 wg-quick up office
 //
-// Without it, on a Linux host that has no more than ip(8), `wg0 up office` reads /etc/wireguard/office.conf and does the same: addresses,
-// MTU, DNS (by resolvconf or resolvectl), routes, for default routes marks and policy rules and a filter (by nft or iptables where
-// there is one), the four hooks, SaveConfig. When a step fails, all is undone; PostDown then runs where a hook of going up did.
-// The daemon asks for the address of a named endpoint again whenever a handshake with that peer fails. On
-// SIGHUP it reads the file again and makes the interface's peers and keys what it says; sessions of peers that stay go
-// on. Routes to what new peers are allowed are added; those of peers that have left stay until the interface goes, and what
-// is sent there is dropped. Addresses, MTU and DNS stay as they were. On SIGTERM it does what `wg0 down` does.
+// Without wg-quick, on a Linux host that has at least ip(8), `wg0 up office` reads /etc/wireguard/office.conf and does the
+// same work. It sets addresses, MTU, DNS (with resolvconf or resolvectl) and routes, runs the four hooks, and honors
+// SaveConfig. For a default route it also sets a mark, policy rules and a filter (with nft or iptables, if installed). When a
+// step fails, wg0 undoes all steps; it runs PostDown if it had started a PreUp or PostUp hook.
+//
+// When a handshake with a peer fails, the daemon resolves the name of that peer's endpoint again. On SIGHUP it reads the file
+// again and applies its peers and keys. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of
+// new peers. Routes of removed peers stay until the interface is deleted; packets sent there are dropped. Addresses, MTU and
+// DNS do not change. On SIGTERM the daemon does what `wg0 down` does.
 //
 // # Environment
 //
-//	LOG_LEVEL              verbose, debug, info, error or silent; without it: info. wireguard-go knows all but info, and
-//	                       is at error without it and for other values, where this is at info and says so
-//	WG_TUN_FD              the number of an inherited descriptor of a TUN interface, in place of making one
-//	WG_UAPI_FD             that of a listening control socket
-//	WG_TUN_NAME_FILE       a file to write the interface's name to
-//	WG_PROCESS_FOREGROUND  1: as -f
-//	WG0_OFFLOAD            0: let each packet cross the system call by itself, to find out whether the system's segmentation
-//	                       offload, of the interface or of UDP, is to blame for something; without it: 1
-//	WG0_QUEUES             the number of the interface's queues, each with a reader of its own, 1 to 256; more than 1
-//	                       on Linux alone, and not for an inherited one; without it: 1
-//	WG_ENDPOINT_RESOLUTION_RETRIES  as wg(8) has it: a number, or infinity; without it: 15
+//	LOG_LEVEL              verbose, debug, info, error or silent; default info. For an unknown value wg0 logs a warning and
+//	                       uses info. wireguard-go does not know info, and uses error by default and for unknown values
+//	WG_TUN_FD              the descriptor number of an inherited TUN interface; wg0 uses it and makes none
+//	WG_UAPI_FD             the descriptor number of an inherited, listening control socket
+//	WG_TUN_NAME_FILE       a file to which wg0 writes the interface's name
+//	WG_PROCESS_FOREGROUND  1: same as -f
+//	WG0_OFFLOAD            0: pass each packet in its own system call, without segmentation offload of the interface or of
+//	                       UDP, to find out whether offload causes a problem; default 1
+//	WG0_QUEUES             the number of the interface's queues, 1 to 256, with one reader each; more than 1 works only on
+//	                       Linux and not for an inherited interface; default 1
+//	WG_ENDPOINT_RESOLUTION_RETRIES  as in wg(8): a number, or infinity; default 15
 //
-// The log goes to stderr. In the background it does so where LOG_LEVEL is set, and goes to syslog where it is not.
+// In the foreground, the daemon logs to stderr. In the background, it logs to stderr if LOG_LEVEL is set, and to syslog
+// otherwise.
 //
-// For systemd there is wg0@.service beside this file: the daemon says when it is ready and when it stops, and takes a
-// TUN and a control socket from the descriptors that it is passed (LISTEN_FDS) too.
+// For systemd, use wg0@.service beside this file. The daemon tells systemd when it is ready and when it stops. It also accepts
+// a TUN and a control socket among the descriptors that systemd passes (LISTEN_FDS).
 package main
 
 import (
@@ -53,17 +57,17 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-const usage = `usage: wg0 [-f|--foreground] IFACE          make an interface, to be configured with ip and wg
-       wg0 up [-f|--foreground] FILE|IFACE  make an interface as a wg-quick(8) file says
-       wg0 down FILE|IFACE                  undo that
+const usage = `usage: wg0 [-f|--foreground] IFACE          make an interface that you configure with ip and wg
+       wg0 up [-f|--foreground] FILE|IFACE  make and configure an interface from a wg-quick(8) file
+       wg0 down FILE|IFACE                  take the interface down and undo its configuration
        wg0 --help | --version
 
-FILE is named after the interface, as in wg0.conf; IFACE stands for /etc/wireguard/IFACE.conf.
+FILE must be named after the interface, as in wg0.conf; "up IFACE" and "down IFACE" read /etc/wireguard/IFACE.conf.
 Environment: LOG_LEVEL (verbose, debug, info, error, silent), WG_TUN_FD, WG_UAPI_FD, WG_TUN_NAME_FILE,
 WG_PROCESS_FOREGROUND=1, WG0_OFFLOAD=0, WG0_QUEUES, WG_ENDPOINT_RESOLUTION_RETRIES.
 `
 
-// A command is what the command line says.
+// A command is a parsed command line.
 type command struct {
 	action     action
 	target     string // IFACE or FILE
@@ -85,9 +89,9 @@ const (
 	exitUsage  = 2
 )
 
-var errUsage = errors.New("what is to be done is not clear from the command line")
+var errUsage = errors.New("cannot parse the command line: want IFACE, up FILE|IFACE, or down FILE|IFACE")
 
-// parseArgs parses what follows the program's name.
+// parseArgs parses the arguments that follow the program's name.
 func parseArgs(args []string) (c command, err error) {
 	if len(args) == 1 {
 		switch args[0] {
@@ -139,7 +143,7 @@ func version() string {
 	return fmt.Sprintf("wg0 %s %s/%s %s", v, runtime.GOOS, runtime.GOARCH, runtime.Version())
 }
 
-// A fileError is what is wrong with a configuration file.
+// A fileError reports all that is wrong with a configuration file.
 type fileError struct {
 	path string
 	err  error
@@ -165,10 +169,10 @@ func (e *fileError) Error() string {
 
 func (e *fileError) Unwrap() error { return e.err }
 
-// errReported is an error that somebody told the user of already.
+// errReported is an error that the user has already seen. printError does not print it.
 var errReported = errors.New("reported")
 
-// printError prints each line of err behind the program's name.
+// printError prints each line of err after the program's name.
 func printError(w io.Writer, err error) {
 	if errors.Is(err, errReported) {
 		return
@@ -180,5 +184,5 @@ func printError(w io.Writer, err error) {
 
 var library = regexp.MustCompile(`(?m)(^|: )wireguard: `)
 
-// words returns what err says without the name of the library, which would stand behind the name of the daemon.
+// words returns the text of err without the library's name. printError puts the daemon's name in front instead.
 func words(err error) string { return library.ReplaceAllString(err.Error(), "$1") }

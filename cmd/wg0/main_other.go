@@ -8,5 +8,5 @@ import (
 )
 
 func run(command) error {
-	return fmt.Errorf("this daemon is for Unix, not for %s; a program of your own can use the packages transport/tun, uapi and conf", runtime.GOOS)
+	return fmt.Errorf("this daemon does not run on %s, only on Unix; write your own program with the packages transport/tun, uapi and conf", runtime.GOOS)
 }

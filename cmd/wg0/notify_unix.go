@@ -10,14 +10,14 @@ import (
 
 const envNotify = "NOTIFY_SOCKET"
 
-// notify tells the service manager, if there is one, what goes on: READY=1, STOPPING=1 (sd_notify(3)). That nobody
-// listens is nothing to worry about.
+// notify sends a state, READY=1 or STOPPING=1, to the service manager (sd_notify(3)). It ignores errors: a service manager may
+// not exist or not listen.
 func notify(state string) {
 	path := os.Getenv(envNotify)
 	if path == "" {
 		return
 	}
-	if strings.HasPrefix(path, "@") { // an abstract name of Linux
+	if strings.HasPrefix(path, "@") { // Linux: an abstract socket
 		path = "\x00" + path[1:]
 	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})

@@ -15,16 +15,16 @@ const (
 	envOffload = "WG0_OFFLOAD"
 	envQueues  = "WG0_QUEUES"
 
-	maxQueues = 256 // of Linux
+	maxQueues = 256 // the limit of Linux
 )
 
-// options are how packets cross the system call.
+// options say how packets cross the system call.
 type options struct {
 	noOffload bool
-	queues    int // 0: not said
+	queues    int // 0 means that the environment does not say
 }
 
-// readOptions reads the environment.
+// readOptions reads the options from the environment.
 func readOptions() (o options, err error) {
 	switch v := os.Getenv(envOffload); v {
 	case "", "1":
@@ -43,7 +43,7 @@ func readOptions() (o options, err error) {
 
 func (o options) tun(name string, in inherited) (tun.Config, error) {
 	if o.queues > 1 && in.tun != nil {
-		return tun.Config{}, fmt.Errorf("%s is %d, but an inherited interface has one queue: leave it out", envQueues, o.queues)
+		return tun.Config{}, fmt.Errorf("%s is %d, but an inherited interface has one queue; unset the variable", envQueues, o.queues)
 	}
 	return tun.Config{Name: name, File: in.tun, Queues: o.queues, NoOffload: o.noOffload}, nil
 }

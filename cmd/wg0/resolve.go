@@ -8,9 +8,9 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// resolveAgain asks for the address of a peer's name whenever a handshake with it has failed, and gives the device a
-// new one. endpoint is what the configuration says of a peer, zero where it says nothing. It returns when ctx or the
-// device ends.
+// resolveAgain resolves the name of a peer's endpoint again whenever a handshake with the peer fails. If the address has
+// changed, it tells the device. endpoint returns the peer's endpoint in the configuration, or zero if the configuration does
+// not name one. resolveAgain returns when ctx ends or the device closes.
 func resolveAgain(ctx context.Context, d *wireguard.Device, r conf.Resolution, endpoint func(wireguard.PublicKey) conf.Endpoint, log *slog.Logger) {
 	failures := d.Subscribe(wireguard.EventHandshakeFailed)
 	defer failures.Close()
@@ -27,7 +27,7 @@ func resolveAgain(ctx context.Context, d *wireguard.Device, r conf.Resolution, e
 		to := wireguard.EndpointOf(a)
 		err := d.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: e.Peer, UpdateOnly: true, Endpoint: &to}}})
 		if err == nil {
-			log.Info("the name of an endpoint has another address", "peer", e.Peer, "name", named.Host, "endpoint", to)
+			log.Info("the address of an endpoint has changed", "peer", e.Peer, "name", named.Host, "endpoint", to)
 		}
 	}
 }

@@ -14,15 +14,15 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A names is a resolver with one name.
+// A names is a resolver that knows one name.
 type names struct{ a atomic.Pointer[netip.Addr] }
 
 func (n *names) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
 	return []netip.Addr{*n.a.Load()}, nil
 }
 
-// TestResolveAgain: a peer has moved to another address, and the name with it. Once a handshake has failed, the name is
-// asked for again, and the tunnel heals. A peer without a name stays where it is.
+// TestResolveAgain moves a peer to another address and changes the address of its name. After a handshake has failed, the name is
+// resolved again and the tunnel recovers. A peer without a name keeps its endpoint.
 func TestResolveAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wire := pipe.NewNetwork(pipe.Config{})
@@ -52,7 +52,7 @@ func TestResolveAgain(t *testing.T) {
 		resolver := new(names)
 		resolver.a.Store(&old)
 		ended := make(chan struct{})
-		var asked atomic.Int32 // about the file's peers, which are many
+		var asked atomic.Int32 // calls of endpoint, which searches a long list of peers
 		failed := d.Subscribe(wireguard.EventHandshakeFailed)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {

@@ -14,18 +14,18 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// How a default route into the tunnel leaves the tunnel's own datagrams out of it, as wg-quick(8) does it:
+// A default route must not route the tunnel's own datagrams into the tunnel. The rules that prevent it are those of wg-quick(8):
 //
-//	all packets without the mark ──▶ rule "not fwmark M table M" ──▶ table M: the default route, into the interface
-//	            but for those that main has a route for ──▶ rule "table main suppress_prefixlength 0", which comes first
+//	packets that a specific route in main matches ──▶ rule "table main suppress_prefixlength 0" (first) ──▶ main
+//	other packets without the mark ──▶ rule "not fwmark M table M" ──▶ table M: the default route, into the interface
 //	datagrams of the tunnel, with the mark ──▶ main, as before
 //
-// Answers to marked datagrams must pass the check of their source address: a filter gives them the mark again, and
-// src_valid_mark says that it counts.
+// Answers to marked datagrams must pass the kernel's check of source addresses. So the filter sets the mark on them again, and
+// src_valid_mark makes the check respect the mark.
 
 const firstTable = 51820
 
-// addRoutes adds a route for each allowed prefix that has none yet.
+// addRoutes adds a route for each allowed prefix that does not have one yet.
 func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf.Interface) error {
 	if i.Table == conf.TableOff {
 		return nil
@@ -36,7 +36,7 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 		case i.Table != "" && i.Table != conf.TableAuto:
 			if !t.hasRoute(ctx, p, "exact", "table", i.Table) {
 				if err = t.ip(ctx, p.Addr(), "route", "add", p.String(), "dev", t.iface, "table", i.Table); err != nil {
-					err = fmt.Errorf("%w; Table wants a number, or a name that ip route knows (rt_tables)", err)
+					err = fmt.Errorf("%w; set Table to a number, or to a name that ip route knows (rt_tables)", err)
 				}
 			}
 		case p.Bits() == 0:
@@ -51,20 +51,20 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 	return nil
 }
 
-// hasRoute reports whether the interface has a route of which p is a part, or that is exactly p.
+// hasRoute reports whether the interface has a route that contains p (how is "match") or equals p ("exact").
 func (t *tunnelFile) hasRoute(ctx context.Context, p netip.Prefix, how string, more ...string) bool {
 	args := append([]string{family(p.Addr()), "route", "show", "dev", t.iface, how, p.String()}, more...)
 	out, _ := t.output(ctx, "ip", args...)
 	return strings.TrimSpace(out) != ""
 }
 
-// addDefault routes everything into the tunnel but its own datagrams.
+// addDefault routes everything except the tunnel's own datagrams into the tunnel.
 func (t *tunnelFile) addDefault(ctx context.Context, d *wireguard.Device, p netip.Prefix) error {
 	mark := d.Status().FirewallMark
 	if mark == 0 {
 		mark = t.freeTable(ctx)
 		if err := d.Configure(wireguard.Change{FirewallMark: &mark}); err != nil {
-			return fmt.Errorf("%w; a default route needs marks: run as root, or set Table", err)
+			return fmt.Errorf("%w; a default route needs a firewall mark: run wg0 as root, or set Table", err)
 		}
 		fmt.Fprintf(t.out, "[#] wg set %s fwmark %#x\n", t.iface, mark)
 	}
@@ -94,7 +94,7 @@ func (t *tunnelFile) addDefault(ctx context.Context, d *wireguard.Device, p neti
 	return t.addFilter(ctx, p.Addr(), mark)
 }
 
-// freeTable is a number of a routing table without a route.
+// freeTable returns the number of an empty routing table.
 func (t *tunnelFile) freeTable(ctx context.Context) uint32 {
 	for table := uint32(firstTable); ; table++ {
 		four, _ := t.output(ctx, "ip", "-4", "route", "show", "table", fmt.Sprint(table))
@@ -107,21 +107,21 @@ func (t *tunnelFile) freeTable(ctx context.Context) uint32 {
 
 const srcValidMark = "/proc/sys/net/ipv4/conf/all/src_valid_mark"
 
-// countMarks makes the check of source addresses heed marks.
+// countMarks makes the kernel's check of source addresses respect marks.
 func (t *tunnelFile) countMarks() error {
 	if v, err := os.ReadFile(srcValidMark); err == nil && strings.TrimSpace(string(v)) == "1" {
 		return nil
 	}
 	fmt.Fprintln(t.out, "[#] sysctl -q net.ipv4.conf.all.src_valid_mark=1")
 	if err := os.WriteFile(srcValidMark, []byte("1"), 0); err != nil {
-		return fmt.Errorf("a default route needs the sysctl net.ipv4.conf.all.src_valid_mark=1, which cannot be set here: %w; set it for the host or the container", err)
+		return fmt.Errorf("cannot set net.ipv4.conf.all.src_valid_mark=1, which a default route needs: %w; set this sysctl for the host or the container", err)
 	}
 	return nil
 }
 
-// rules are the policy rules of one family that this file is about.
+// rules holds the policy rules of one address family that a default route uses.
 type rules struct {
-	marks    []uint32 // of the rules "not fwmark M table M"
+	marks    []uint32 // M of each rule "not fwmark M table M"
 	suppress bool
 }
 
@@ -154,8 +154,8 @@ func parseRules(out string) (r rules) {
 	return r
 }
 
-// removeRules removes the rules for mark, unless another interface has come to use their table. The rule about main,
-// which all interfaces of this kind share, goes with the last of them.
+// removeRules removes the rules for mark, unless another interface now uses their table. All interfaces with a default route
+// share the rule about main, so only the last one removes it.
 func (h *host) removeRules(ctx context.Context, mark uint32) {
 	table := strconv.FormatUint(uint64(mark), 10)
 	for _, family := range []string{"-4", "-6"} {
@@ -170,7 +170,7 @@ func (h *host) removeRules(ctx context.Context, mark uint32) {
 	}
 }
 
-// isOurs reports whether a table has no route but into the interface.
+// isOurs reports whether all routes of a table lead into the interface.
 func (h *host) isOurs(ctx context.Context, family, table string) bool {
 	out, _ := h.output(ctx, "ip", family, "route", "show", "table", table)
 	for line := range strings.Lines(out) {
@@ -182,7 +182,7 @@ func (h *host) isOurs(ctx context.Context, family, table string) bool {
 	return true
 }
 
-// addresses are those of the interface, of one family.
+// addresses returns the interface's addresses of one family.
 func (h *host) addresses(v4 bool) (as []netip.Prefix) {
 	i, err := net.InterfaceByName(h.iface)
 	if err != nil {

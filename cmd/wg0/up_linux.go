@@ -23,17 +23,17 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// A tunnelFile is a wg-quick(8) file and the interface that it is for.
+// A tunnelFile is a wg-quick(8) file and the interface that it configures. It works in this order:
 //
 //	up:   PreUp, interface and socket, names, keys and peers, addresses, MTU and up, DNS, routes, PostUp
 //	down: PreDown, SaveConfig, rules, filter, DNS, interface and socket, PostDown
 type tunnelFile struct {
 	host
 	path   string // absolute
-	hooked bool   // a hook of going up has run
-	mark   uint32 // of the rules for a default route; 0: there are none; up's, then the reloads', and cleanUp's after those
+	hooked bool   // whether a PreUp or PostUp hook has started
+	mark   uint32 // of the default route's rules; 0 without such rules; used by up, then by reloads, and then by cleanUp
 
-	mu   sync.Mutex // guards file, which a reload changes and follow reads
+	mu   sync.Mutex // guards file: reload changes it, follow reads it
 	file *conf.File
 }
 
@@ -41,7 +41,7 @@ const configDirectory = "/etc/wireguard"
 
 var fileName = regexp.MustCompile(`^([a-zA-Z0-9_=+.-]{1,15})\.conf$`)
 
-// findTarget is the file and the interface that FILE or IFACE stands for.
+// findTarget returns the file and the interface that FILE or IFACE means.
 func findTarget(target string) (path, iface string, err error) {
 	path = target
 	if !strings.Contains(target, "/") && !strings.HasSuffix(target, ".conf") {
@@ -49,13 +49,13 @@ func findTarget(target string) (path, iface string, err error) {
 	}
 	m := fileName.FindStringSubmatch(filepath.Base(path))
 	if m == nil {
-		return "", "", fmt.Errorf("%q names no interface: want a name of 1 to 15 letters and digits, or a file called after it, as wg0.conf", target)
+		return "", "", fmt.Errorf("%q does not name an interface: want a name of 1 to 15 letters and digits, or a file named after it, as in wg0.conf", target)
 	}
 	path, err = filepath.Abs(path)
 	return path, m[1], err
 }
 
-// readTarget reads the file that target stands for, and finds all that is wrong with it.
+// readTarget reads and checks the file that target means. Its error lists everything that is wrong with the file.
 func readTarget(target string) (*tunnelFile, error) {
 	path, iface, err := findTarget(target)
 	if err != nil {
@@ -68,22 +68,22 @@ func readTarget(target string) (*tunnelFile, error) {
 	return &tunnelFile{host: host{iface: iface, out: os.Stderr}, path: path, file: f}, nil
 }
 
-// maxFile is far above what any interface needs.
+// maxFile is the largest file that readFile accepts, in bytes. It is far larger than any interface needs.
 const maxFile = 64 << 20
 
 func readFile(path string) (*conf.File, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no file %s; write one as wg-quick(8) describes it", path)
+		return nil, fmt.Errorf("%s does not exist; write it as described in wg-quick(8)", path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, notReadable(path)
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular() || info.Size() > maxFile:
-		return nil, fmt.Errorf("%s is no configuration file", path)
+		return nil, fmt.Errorf("%s is not a configuration file: want a regular file of at most 64 MiB", path)
 	case info.Mode().Perm()&0o007 != 0:
-		fmt.Fprintf(os.Stderr, "wg0: %s can be read by everybody, with its keys: chmod 600 it\n", path)
+		fmt.Fprintf(os.Stderr, "wg0: all users can read %s and the keys in it; run: chmod 600 %s\n", path, path)
 	}
 	text, err := os.ReadFile(path)
 	switch {
@@ -107,28 +107,28 @@ func readFile(path string) (*conf.File, error) {
 }
 
 func notReadable(path string) error {
-	return fmt.Errorf("%s is not for this user to read; run this as root", path)
+	return fmt.Errorf("this user may not read %s; run wg0 as root", path)
 }
 
 func (t *tunnelFile) name() string { return t.iface }
 
-// config is the file as it was read last.
+// config returns the file as last read.
 func (t *tunnelFile) config() *conf.File {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.file
 }
 
-// prepare does what comes before there is an interface.
+// prepare does the work that precedes the interface: it checks the host and runs PreUp.
 func (t *tunnelFile) prepare(ctx context.Context) error {
 	if _, err := exec.LookPath("ip"); err != nil {
-		return errors.New("the command ip is missing; install iproute2")
+		return errors.New("the command ip is not installed; install iproute2")
 	}
 	if _, err := net.InterfaceByName(t.iface); err == nil {
 		return fmt.Errorf("%s exists already; take it down first (wg0 down %s)", t.iface, t.iface)
 	}
 	if !mayAdminister() {
-		return errors.New("making an interface takes the capability CAP_NET_ADMIN; run this as root")
+		return errors.New("making an interface needs the capability CAP_NET_ADMIN; run wg0 as root")
 	}
 	if err := t.hooks(ctx, t.file.Interface.PreUp, &t.hooked); err != nil {
 		t.undo(nil)
@@ -139,7 +139,7 @@ func (t *tunnelFile) prepare(ctx context.Context) error {
 
 const capNetAdmin = 12
 
-// mayAdminister reports whether this process has CAP_NET_ADMIN. Where that cannot be told, it is taken to.
+// mayAdminister reports whether this process has CAP_NET_ADMIN. If it cannot find out, it returns true.
 func mayAdminister() bool {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -154,7 +154,7 @@ func mayAdminister() bool {
 	return true
 }
 
-// up makes d what the file says.
+// up configures d and the host as the file says.
 func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 	f := t.config()
 	if err := t.configure(ctx, d, f); err != nil {
@@ -187,7 +187,7 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 	return t.hooks(ctx, f.Interface.PostUp, &t.hooked)
 }
 
-// configure resolves the names of f and gives d its keys, port and peers.
+// configure resolves the names in f and gives f's keys, port and peers to d.
 func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) error {
 	retries, err := resolutionRetries()
 	if err != nil {
@@ -204,12 +204,12 @@ func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) err
 		return &fileError{t.path, err}
 	}
 	if f.Interface.FwMark == 0 {
-		c.FirewallMark = nil // one that the routes of this interface chose stays over a reload
+		c.FirewallMark = nil // a reload must keep the mark that addDefault chose
 	}
 	return d.device.Configure(c)
 }
 
-// resolutionRetries is WG_ENDPOINT_RESOLUTION_RETRIES, as conf.Resolution has it.
+// resolutionRetries returns WG_ENDPOINT_RESOLUTION_RETRIES as a value for conf.Resolution.
 func resolutionRetries() (int, error) {
 	const env = "WG_ENDPOINT_RESOLUTION_RETRIES"
 	switch v := os.Getenv(env); v {
@@ -220,7 +220,7 @@ func resolutionRetries() (int, error) {
 	default:
 		n, err := strconv.ParseUint(v, 10, 31)
 		if err != nil {
-			return 0, fmt.Errorf("%s is %q: want a number, or infinity", env, v)
+			return 0, fmt.Errorf("%s is %q: want a number or infinity", env, v)
 		}
 		if n == 0 {
 			return -1, nil
@@ -229,10 +229,10 @@ func resolutionRetries() (int, error) {
 	}
 }
 
-// longestUp bounds the wait for the system to tell what it was told.
+// longestUp is how long waitUp waits for the system to report that the interface is up.
 const longestUp = 5 * time.Second
 
-// waitUp returns when the interface is seen to be up.
+// waitUp returns when the system reports that the interface is up.
 func (d *daemon) waitUp(ctx context.Context) error {
 	timeout := time.NewTimer(longestUp)
 	defer timeout.Stop()
@@ -240,19 +240,20 @@ func (d *daemon) waitUp(ctx context.Context) error {
 		select {
 		case s, ok := <-d.tun.States():
 			if !ok {
-				return errors.New("the interface was deleted while it was being set up")
+				return fmt.Errorf("%s was deleted while wg0 was setting it up; look for the program that did it", d.name)
 			}
 			d.up = s.Up
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-timeout.C:
-			return errors.New("the interface does not come up; does another program configure it?")
+			return fmt.Errorf("%s is not up after %v; check whether another program configures it", d.name, longestUp)
 		}
 	}
 	return nil
 }
 
-// findMTU is what is left of the path's MTU to the endpoints, or else of the default route's.
+// findMTU returns the path MTU to the endpoints less the tunnel's overhead. If it finds none, it uses the MTU of the default
+// route.
 func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
 	const overhead, usual = 80, 1500
 	mtu := 0
@@ -276,8 +277,8 @@ var (
 	deviceOf  = regexp.MustCompile(`\bdev ([^ \n]+)`)
 )
 
-// pathMTU is the MTU of the first route that ip shows, or that of its device; 0: none. What belongs to a route stands
-// indented below it.
+// pathMTU returns the MTU of the first route that ip shows, or else that of the route's device, or else 0. In ip's output, the
+// lines that continue a route are indented.
 func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
 	out, _ := t.output(ctx, "ip", append([]string{"route"}, args...)...)
 	if n := nextRoute.FindStringIndex(out); n != nil {
@@ -295,7 +296,7 @@ func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
 	return 0
 }
 
-// undo takes back all of what up did, after it failed. d may be nil.
+// undo reverts what prepare and up did before they failed. d may be nil.
 func (t *tunnelFile) undo(d *daemon) {
 	ctx := context.Background()
 	if d != nil {
@@ -307,7 +308,7 @@ func (t *tunnelFile) undo(d *daemon) {
 	}
 }
 
-// cleanUp removes what would outlive the interface.
+// cleanUp removes the rules, the filter and the DNS settings, which would outlive the interface.
 func (t *tunnelFile) cleanUp(ctx context.Context) {
 	i := &t.config().Interface
 	if t.mark != 0 {
@@ -317,11 +318,11 @@ func (t *tunnelFile) cleanUp(ctx context.Context) {
 	t.unsetDNS(ctx, i)
 }
 
-// preDown is what comes before an interface is taken down. Its errors do not keep it up.
+// preDown runs PreDown and saves the configuration. It logs errors; they do not stop the daemon from taking the interface down.
 func (t *tunnelFile) preDown(d *daemon) {
 	f := t.config()
 	if err := t.hooks(context.Background(), f.Interface.PreDown, nil); err != nil {
-		d.log.Error("PreDown", "err", err)
+		d.log.Error("PreDown failed", "err", err)
 	}
 	if f.Interface.SaveConfig {
 		if err := t.save(d.name); err != nil {
@@ -336,8 +337,9 @@ func (t *tunnelFile) postDown() {
 	}
 }
 
-// reload makes the device what the file says now. Addresses, MTU and DNS stay; new routes are added, and old ones stay, for
-// addresses whose peer has left lead nowhere either way. An error is a *routesError where the device has changed.
+// reload reads the file again and configures the device. It keeps addresses, MTU and DNS. It adds new routes and keeps old
+// ones, because packets to a removed peer are dropped with or without a route. If the device has changed, an error is a
+// *routesError.
 func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	f, err := readFile(t.path)
 	if err != nil {
@@ -356,7 +358,7 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	return nil
 }
 
-// follow asks for the address of an endpoint's name again when no handshake comes about.
+// follow resolves the name of an endpoint again when a handshake fails.
 func (t *tunnelFile) follow(ctx context.Context, d *daemon) {
 	resolveAgain(ctx, d.device, conf.Resolution{Retries: 1}, func(key wireguard.PublicKey) (e conf.Endpoint) {
 		for _, p := range t.config().Peers {
@@ -368,13 +370,13 @@ func (t *tunnelFile) follow(ctx context.Context, d *daemon) {
 	}, d.log)
 }
 
-// A host is what commands are run on, for one interface.
+// A host runs commands for one interface.
 type host struct {
 	iface string
-	out   interface{ Write([]byte) (int, error) } // what is done, and what commands print
+	out   interface{ Write([]byte) (int, error) } // gets the commands and their output
 }
 
-// run runs a command, tells of it, and makes an error of what it prints on stderr.
+// run prints and runs a command. If the command fails, the error contains what the command printed on stderr.
 func (h *host) run(ctx context.Context, stdin string, name string, args ...string) error {
 	line := strings.Join(append([]string{name}, args...), " ")
 	fmt.Fprintf(h.out, "[#] %s\n", line)
@@ -396,7 +398,7 @@ func (h *host) run(ctx context.Context, stdin string, name string, args ...strin
 	return fmt.Errorf("%s: %w", line, err)
 }
 
-// output is what a command prints.
+// output runs a command and returns its standard output.
 func (h *host) output(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = environ()
@@ -416,13 +418,13 @@ func family(a netip.Addr) string {
 	return "-6"
 }
 
-// longestHookEnd is what a hook has for its end after SIGTERM.
+// longestHookEnd is how long a hook may run after SIGTERM.
 const longestHookEnd = 5 * time.Second
 
-// hooks runs hooks by the shell. ran is set once one was begun.
+// hooks runs hooks in the shell. It sets ran, which may be nil, before it starts the first hook.
 func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
 	shell := "sh"
-	if _, err := exec.LookPath("bash"); err == nil { // as wg-quick(8) has it
+	if _, err := exec.LookPath("bash"); err == nil { // wg-quick(8) uses bash
 		shell = "bash"
 	}
 	for _, hook := range hooks {
@@ -433,26 +435,26 @@ func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
 		}
 		cmd := exec.CommandContext(ctx, shell, "-c", hook)
 		cmd.Env, cmd.Stdout, cmd.Stderr = environ(), h.out, h.out
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end what the shell started, too
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Cancel also ends the shell's children
 		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 		cmd.WaitDelay = longestHookEnd
 		if err := cmd.Run(); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return fmt.Errorf("the hook %q has failed: %w", hook, err)
+			return fmt.Errorf("the hook %q failed: %w", hook, err)
 		}
 	}
 	return nil
 }
 
-// has reports whether there is a command.
+// has reports whether a command is installed.
 func has(command string) bool {
 	_, err := exec.LookPath(command)
 	return err == nil
 }
 
-// longestFirst are the prefixes that peers are allowed, the most specific first.
+// longestFirst returns the allowed IPs of all peers, the most specific first.
 func longestFirst(d *wireguard.Device) (ps []netip.Prefix) {
 	for p := range d.Peers() {
 		ps = append(ps, p.AllowedIPs...)

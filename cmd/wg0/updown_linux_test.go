@@ -16,8 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// Two hosts. The gateway's outer address is reached by the default route alone, so the laptop's datagrams need their
-// mark once the default route leads into the tunnel.
+// Two hosts. Only the default route leads to the gateway's outer address, so the laptop's datagrams need their mark when the
+// default route leads into the tunnel.
 //
 //	laptop 198.18.0.1 ── veth ── 198.18.0.2 gateway, 198.51.100.1 (outer), 203.0.113.5 and 2001:db8:5::1 (the world)
 //	       10.9.0.1, fd09::1 ══ tunnel ══ 10.9.0.2, fd09::2
@@ -54,7 +54,7 @@ AllowedIPs = 10.9.0.1/32, fd09::1/128
 	return o
 }
 
-// file is the laptop's, with more in its [Interface].
+// file writes the laptop's file, with the lines more added to [Interface].
 func (o *office) file(more string) string {
 	return o.laptop.write(o.iface+".conf", fmt.Sprintf(`
 [Interface] # the laptop
@@ -75,7 +75,7 @@ func (o *office) ping(to ...string) {
 	}
 }
 
-// wantClean fails unless nothing of the laptop's tunnel is left.
+// wantClean fails the test if anything of the laptop's tunnel is left.
 func (o *office) wantClean() {
 	s := o.laptop
 	s.Helper()
@@ -83,7 +83,7 @@ func (o *office) wantClean() {
 	s.wantNoPolicy()
 }
 
-// wantNoPolicy fails unless there are no rules, no filter, and no routes but the system's.
+// wantNoPolicy fails the test if a rule, a filter, or a route other than the system's is left.
 func (s *space) wantNoPolicy() {
 	s.Helper()
 	for _, family := range []string{"-4", "-6"} {
@@ -99,7 +99,7 @@ func (s *space) wantNoPolicy() {
 	}
 }
 
-// quick is wg-quick, as a copy that looks for its commands in the test's folder first.
+// quick returns a copy of wg-quick that looks for its commands in the test's folder first.
 func (s *space) quick(t *testing.T) string {
 	needs(t, "wg-quick", "bash", "nft")
 	path, _ := exec.LookPath("wg-quick")
@@ -113,8 +113,8 @@ func (s *space) quick(t *testing.T) string {
 	return s.write("bin/wg-quick", string(text), 0o755)
 }
 
-// TestQuickAndOwn: the real wg-quick with this daemon, and the daemon's own up and down, make the same of a file, and
-// carry everything through the tunnel.
+// TestQuickAndOwn checks that the real wg-quick with this daemon and the daemon's own up and down configure the host identically
+// from a file, and that the tunnel then carries all traffic.
 func TestQuickAndOwn(t *testing.T) {
 	for _, tool := range []string{"wg-quick", "wg0"} {
 		t.Run(tool, func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestQuickAndOwn(t *testing.T) {
 			}
 			s.must(program, "down", file)
 			o.wantClean()
-			o.laptop.must("ping", "-n", "-c", "1", "-W", "10", "203.0.113.5") // as before, without the tunnel
+			o.laptop.must("ping", "-n", "-c", "1", "-W", "10", "203.0.113.5") // works without the tunnel again
 			if b, _ := os.ReadFile(hooks); string(b) != "preup\npostup "+o.iface+"\npredown\npostdown\n" {
 				t.Errorf("hooks: %q", b)
 			}
@@ -179,7 +179,8 @@ func TestQuickAndOwn(t *testing.T) {
 	}
 }
 
-// TestQuickPort: wg-quick, which configures an interface before it brings it up, takes one back whose port is taken.
+// TestQuickPort checks that wg-quick removes the interface again when its port is in use. wg-quick configures an interface before
+// it brings it up.
 func TestQuickPort(t *testing.T) {
 	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
 		t.Skip("wg-quick uses the kernel's module where it is loaded")
@@ -201,7 +202,7 @@ func TestQuickPort(t *testing.T) {
 	o.wantClean()
 }
 
-// TestDownOfOthers: wg0 down takes down what wg-quick brought up, and the other way round.
+// TestDownOfOthers checks that wg0 down takes down an interface that wg-quick brought up, and the reverse.
 func TestDownOfOthers(t *testing.T) {
 	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
 		t.Skip("wg-quick uses the kernel's module where it is loaded")
@@ -219,7 +220,7 @@ func TestDownOfOthers(t *testing.T) {
 	}
 }
 
-// TestResolvectl: where there is no resolvconf, resolvectl is told.
+// TestResolvectl checks that wg0 uses resolvectl on a host without resolvconf.
 func TestResolvectl(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -240,7 +241,7 @@ func TestResolvectl(t *testing.T) {
 	}
 }
 
-// TestIptables: where there is no nft, iptables makes the filter.
+// TestIptables checks that wg0 makes the filter with iptables on a host without nft.
 func TestIptables(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -262,14 +263,14 @@ func TestIptables(t *testing.T) {
 	o.wantClean()
 }
 
-// TestWithoutFilter: a host with ip alone gets a tunnel, and is told what is missing.
+// TestWithoutFilter checks that a host that has only ip gets a tunnel and a warning about the missing commands.
 func TestWithoutFilter(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
 	s.must("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done")
 	s.onlyCommands("ip", "ping")
 	file := o.file("Address = 10.9.0.1/24")
-	if out := s.must(built(t), "up", file); !strings.Contains(out, "wg0: there is neither nft nor iptables-restore") {
+	if out := s.must(built(t), "up", file); !strings.Contains(out, "wg0: neither nft nor iptables-restore is installed") {
 		t.Errorf("said\n%s", out)
 	}
 	o.ping("10.9.0.2", "203.0.113.5")
@@ -277,8 +278,8 @@ func TestWithoutFilter(t *testing.T) {
 	o.wantClean()
 }
 
-// TestMTUAndTables: without MTU, what the path to the endpoint leaves is taken; routes go into the table of Table, or
-// nowhere.
+// TestMTUAndTables checks that wg0 derives a missing MTU from the path to the endpoint, and that it adds routes to the table that
+// Table names, or adds none.
 func TestMTUAndTables(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -301,7 +302,7 @@ func TestMTUAndTables(t *testing.T) {
 	}
 }
 
-// TestTwoDefaults: the second interface takes another table, and the rule that both need stays until both are down.
+// TestTwoDefaults checks that a second interface uses another table, and that the rule that both need stays until both are down.
 func TestTwoDefaults(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")
@@ -334,8 +335,8 @@ func TestTwoDefaults(t *testing.T) {
 	s.wantNoPolicy()
 }
 
-// TestUpAfterKill: a daemon that was killed leaves rules, a filter and a socket; the next one is not kept by them, and
-// takes them away in the end.
+// TestUpAfterKill kills a daemon, which leaves rules, a filter and a socket. It checks that the next daemon starts despite them and
+// removes them when it stops.
 func TestUpAfterKill(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -349,8 +350,8 @@ func TestUpAfterKill(t *testing.T) {
 	o.wantClean()
 }
 
-// TestService: in the foreground, SIGHUP makes a running tunnel what the file says now, with its session; SIGTERM does
-// what wg0 down does.
+// TestService checks that in the foreground SIGHUP applies the changed file to a running tunnel and keeps its session, and that
+// SIGTERM does what wg0 down does.
 func TestService(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -392,7 +393,7 @@ func TestService(t *testing.T) {
 	}
 }
 
-// TestReloadWithoutRoutes: where the device has changed but a route cannot be added, the log says just that.
+// TestReloadWithoutRoutes checks the log of a reload that has changed the device but cannot add a route.
 func TestReloadWithoutRoutes(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -400,8 +401,8 @@ func TestReloadWithoutRoutes(t *testing.T) {
 	f.wantLog(t, "msg=ready")
 	o.file("Address = 10.9.0.1/24\nListenPort = 7777\nTable = nosuchtable")
 	f.Process.Signal(syscall.SIGHUP)
-	f.wantLog(t, `msg="the configuration was reloaded, but its routes are not complete" err="ip `)
-	if out := s.must("wg", "show", o.iface, "listen-port"); out != "7777\n" || strings.Contains(f.log.String(), "stays as it was") {
+	f.wantLog(t, `msg="the configuration was reloaded, but some of its routes are missing" err="ip `)
+	if out := s.must("wg", "show", o.iface, "listen-port"); out != "7777\n" || strings.Contains(f.log.String(), "the old one stays in use") {
 		t.Errorf("port %s\n%s", out, f.log)
 	}
 	f.Process.Signal(syscall.SIGTERM)
@@ -409,7 +410,7 @@ func TestReloadWithoutRoutes(t *testing.T) {
 	o.wantClean()
 }
 
-// TestEndWhileReloading: a reload that is adding rules when the daemon ends leaves none.
+// TestEndWhileReloading checks that a reload that is adding rules when the daemon stops leaves no rules.
 func TestEndWhileReloading(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -428,11 +429,12 @@ func TestEndWhileReloading(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantExit(t, 0)
-	s.must("sleep", "1.2") // as long as the rule takes
+	s.must("sleep", "1.2") // longer than adding the rule takes
 	o.wantClean()
 }
 
-// TestHookEnvironment: a hook gets nothing of what is meant for the daemon alone, the service manager's socket included.
+// TestHookEnvironment checks that a hook does not see the variables that are only for the daemon, such as the service manager's
+// socket.
 func TestHookEnvironment(t *testing.T) {
 	s := newSpace(t)
 	private, _ := newKeys()
@@ -452,7 +454,7 @@ func TestHookEnvironment(t *testing.T) {
 	f.wantExit(t, 0)
 }
 
-// TestDeletedFromOutside: an interface that somebody deletes takes rules and filter along.
+// TestDeletedFromOutside checks that the daemon removes rules and filter when another program deletes the interface.
 func TestDeletedFromOutside(t *testing.T) {
 	o := newOffice(t)
 	o.laptop.must(built(t), "up", o.file("Address = 10.9.0.1/24"))
@@ -460,7 +462,7 @@ func TestDeletedFromOutside(t *testing.T) {
 	o.wantClean()
 }
 
-// TestSaveConfig: what the interface is when it goes down is written to the file, by wg0 down and on SIGTERM. Comments and names stay.
+// TestSaveConfig checks that wg0 down and SIGTERM write the interface's state to the file and keep comments and names.
 func TestSaveConfig(t *testing.T) {
 	for _, how := range []string{"down", "SIGTERM"} {
 		o := newOffice(t)
@@ -505,7 +507,7 @@ PersistentKeepalive = 21
 	}
 }
 
-// TestRollback: whichever step of going up fails, there is one clear sentence, a status that is not 0, and nothing left.
+// TestRollback makes each step of wg0 up fail. It checks that wg0 prints one clear sentence, exits with 1 and leaves nothing.
 func TestRollback(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -521,16 +523,16 @@ func TestRollback(t *testing.T) {
 	})
 	for _, c := range []struct {
 		name, more, want string
-		postDown         bool // whether hooks were begun, so that PostDown undoes them
+		postDown         bool // whether hooks have started, so that PostDown must run
 	}{
-		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" has failed: exit status 3`, true},
+		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" failed: exit status 3`, true},
 		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: udp: port 4242 is taken by another socket; stop that, or listen on another port, or on 0 for any: " +
 			"listen udp4 0.0.0.0:4242: bind: address already in use\n", false},
 		{"an address", "Address = 10.9.0.1/24, ::1/128", "wg0: ip -6 address add ::1/128 dev " + o.iface + ": ", false},
 		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; take one of the two out\n", false},
-		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: DNS: this host has neither resolvconf nor resolvectl to set it with; install", false},
-		{"a table", "Table = nosuchtable", "; Table wants a number, or a name that ip route knows (rt_tables)\n", false},
-		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" has failed: exit status 4`, true},
+		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: cannot set DNS: this host has neither resolvconf nor resolvectl; install", false},
+		{"a table", "Table = nosuchtable", "; set Table to a number, or to a name that ip route knows (rt_tables)\n", false},
+		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" failed: exit status 4`, true},
 	} {
 		file := o.file(c.more + "\nPostDown = echo x >> " + marks)
 		os.Remove(marks)
@@ -543,7 +545,7 @@ func TestRollback(t *testing.T) {
 		}
 		o.wantClean()
 	}
-	// A resolver that cannot be reached: here is no route to it.
+	// The resolver is unreachable: this host has no route to it.
 	alone := newSpace(t)
 	alone.env = []string{"WG_ENDPOINT_RESOLUTION_RETRIES=1"}
 	text, _ := os.ReadFile(o.file("Address = 10.9.0.1/24"))
@@ -554,7 +556,7 @@ func TestRollback(t *testing.T) {
 		t.Errorf("no resolver: exit status %d\n%s", code, out)
 	}
 	alone.wantGone(o.iface)
-	// Whoever gives up waiting has it undone.
+	// If the user interrupts wg0 up, it undoes its steps.
 	file = o.file("Address = 10.9.0.1/24\nPostUp = sleep 60; true")
 	f := s.front(built(t), "up", file)
 	f.wantLog(t, "[#] sleep 60; true")
@@ -562,14 +564,14 @@ func TestRollback(t *testing.T) {
 	f.wantExit(t, 1)
 	f.wantLog(t, "wg0: stopped by a signal")
 	o.wantClean()
-	// And with nothing wrong, it goes up.
+	// Without a fault, the interface comes up.
 	file = o.file("Address = 10.9.0.1/24")
 	s.must(built(t), "up", file)
 	s.must(built(t), "down", file)
 	o.wantClean()
 }
 
-// TestFaults: what a new user runs into gives one clear sentence and a status that is not 0, and prints no key.
+// TestFaults checks that each mistake of a new user prints one clear sentence without a key, and exits with an error status.
 func TestFaults(t *testing.T) {
 	path := built(t)
 	dir := t.TempDir()
@@ -591,7 +593,7 @@ func TestFaults(t *testing.T) {
 		args []string
 		env  []string
 		code int
-		want []string // a line each
+		want []string // one string per line
 	}{
 		{"nothing", nil, nil, 2, nil},
 		{"too much", []string{"a", "b"}, nil, 2, nil},
@@ -600,14 +602,14 @@ func TestFaults(t *testing.T) {
 		{"many queues", []string{iface}, []string{"WG0_QUEUES=257"}, 1, []string{`wg0: WG0_QUEUES is "257": want a number from 1 to 256`}},
 		{"queues in words", []string{iface}, []string{"WG0_QUEUES=two"}, 1, []string{`wg0: WG0_QUEUES is "two": want a number from 1 to 256`}},
 		{"no descriptor", []string{iface}, []string{"WG_TUN_FD=x"}, 1, []string{`wg0: WG_TUN_FD is "x": want the number of an open descriptor`}},
-		{"a closed descriptor", []string{"-f", iface}, []string{"WG_UAPI_FD=77"}, 1, []string{"wg0: WG_UAPI_FD: descriptor 77 is not open in this process; let whoever starts wg0 pass it"}},
-		{"a long name", []string{"-f", "a-name-of-16-chr"}, nil, 1, []string{`wg0: "a-name-of-16-chr" is no name of an interface: want 1 to 15 letters and digits, as in wg0`}},
-		{"a path", []string{"-f", "a/b"}, nil, 1, []string{`wg0: "a/b" is a file, not an interface; to bring up what it says: wg0 up a/b`}},
-		{"a file without up", []string{iface + ".conf"}, nil, 1, []string{`wg0: "` + iface + `.conf" is a file, not an interface; to bring up what it says: wg0 up ` + iface + ".conf"}},
-		{"no name", []string{"-f", "a b"}, nil, 1, []string{`wg0: "a b" is no name of an interface: want letters, digits and _=+.- as in wg0`}},
-		{"no file", []string{"up", dir + "/none.conf"}, nil, 1, []string{"wg0: there is no file " + dir + "/none.conf; write one as wg-quick(8) describes it"}},
-		{"no file of an interface", []string{"up", iface}, nil, 1, []string{"wg0: there is no file /etc/wireguard/" + iface + ".conf; write one as wg-quick(8) describes it"}},
-		{"no interface's file", []string{"up", dir}, nil, 1, []string{`wg0: "` + dir + `" names no interface: want a name of 1 to 15 letters and digits, or a file called after it, as wg0.conf`}},
+		{"a closed descriptor", []string{"-f", iface}, []string{"WG_UAPI_FD=77"}, 1, []string{"wg0: WG_UAPI_FD: descriptor 77 is not open; pass it to wg0 from the program that starts wg0"}},
+		{"a long name", []string{"-f", "a-name-of-16-chr"}, nil, 1, []string{`wg0: "a-name-of-16-chr" is not an interface name: want 1 to 15 letters and digits, as in wg0`}},
+		{"a path", []string{"-f", "a/b"}, nil, 1, []string{`wg0: "a/b" is a file, not an interface; to bring up its interface, run: wg0 up a/b`}},
+		{"a file without up", []string{iface + ".conf"}, nil, 1, []string{`wg0: "` + iface + `.conf" is a file, not an interface; to bring up its interface, run: wg0 up ` + iface + ".conf"}},
+		{"no name", []string{"-f", "a b"}, nil, 1, []string{`wg0: "a b" is not an interface name: want only letters, digits and _=+.- as in wg0`}},
+		{"no file", []string{"up", dir + "/none.conf"}, nil, 1, []string{"wg0: " + dir + "/none.conf does not exist; write it as described in wg-quick(8)"}},
+		{"no file of an interface", []string{"up", iface}, nil, 1, []string{"wg0: /etc/wireguard/" + iface + ".conf does not exist; write it as described in wg-quick(8)"}},
+		{"no interface's file", []string{"up", dir}, nil, 1, []string{`wg0: "` + dir + `" does not name an interface: want a name of 1 to 15 letters and digits, or a file named after it, as in wg0.conf`}},
 		{"a bad file", []string{"up", bad}, nil, 1, []string{
 			"wg0: " + bad + ":2: PrivateKey: want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them",
 			"wg0: " + bad + `:4: MTU: "10": want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6`,
@@ -619,7 +621,7 @@ func TestFaults(t *testing.T) {
 			"wg0: " + unknown + ":2: PrivatKey: not a key of [Interface]; PrivateKey is meant?",
 		}},
 		{"down of what is not up", []string{"down", good}, nil, 1, []string{"wg0: good is not up: no daemon answers at /var/run/wireguard/good.sock"}},
-		{"down of nothing", []string{"down", dir + "/none.conf"}, nil, 1, []string{"wg0: there is no file " + dir + "/none.conf; give the one that none is up by, or the name of the interface"}},
+		{"down of nothing", []string{"down", dir + "/none.conf"}, nil, 1, []string{"wg0: " + dir + "/none.conf does not exist; give the file that brought up none, or the interface's name"}},
 	} {
 		cmd := exec.Command(path, c.args...)
 		cmd.Env = append(os.Environ(), c.env...)
@@ -639,16 +641,16 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestNoPermission: a user who is not root is told so, in front and in the background.
+// TestNoPermission checks the errors for a user who is not root, in the foreground and in the background.
 func TestNoPermission(t *testing.T) {
 	path := built(t)
 	private, _ := newKeys()
 	iface := unique("w")
-	file := filepath.Join(buildDir, iface+".conf") // for anybody to read, in a folder for anybody
+	file := filepath.Join(buildDir, iface+".conf") // all users may read the file and its folder
 	if err := os.WriteFile(file, []byte("[Interface]\nPrivateKey = "+private+"\nPreUp = echo never\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	closed := filepath.Join(buildDir, iface+"d") // as /etc/wireguard is
+	closed := filepath.Join(buildDir, iface+"d") // has the mode of /etc/wireguard
 	hidden, unreadable := filepath.Join(closed, iface+".conf"), filepath.Join(buildDir, iface+"x.conf")
 	err := os.Mkdir(closed, 0o700)
 	for _, f := range []string{hidden, unreadable} {
@@ -657,20 +659,20 @@ func TestNoPermission(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if os.Getuid() != 0 { // this user's own files are closed to it
+	if os.Getuid() != 0 { // make this user's own files unreadable to it
 		os.Chmod(closed, 0)
 		os.Chmod(unreadable, 0)
 		t.Cleanup(func() { os.Chmod(closed, 0o700) })
 	}
 	for _, c := range []struct{ args, want string }{
-		{"up " + hidden, "wg0: " + hidden + " is not for this user to read; run this as root\n"},
-		{"down " + hidden, "wg0: " + hidden + " is not for this user to read; run this as root\n"},
-		{"up " + unreadable, "wg0: " + unreadable + " is not for this user to read; run this as root\n"},
-		{"down " + unreadable, "wg0: " + unreadable + " is not for this user to read; run this as root\n"},
-		// Whether it is the device file or the kernel that refuses depends on the file's mode.
+		{"up " + hidden, "wg0: this user may not read " + hidden + "; run wg0 as root\n"},
+		{"down " + hidden, "wg0: this user may not read " + hidden + "; run wg0 as root\n"},
+		{"up " + unreadable, "wg0: this user may not read " + unreadable + "; run wg0 as root\n"},
+		{"down " + unreadable, "wg0: this user may not read " + unreadable + "; run wg0 as root\n"},
+		// Depending on the mode of the device file, opening it fails or the kernel refuses.
 		{"-f " + iface, "run as root"},
 		{iface, "run as root"},
-		{"up " + file, "wg0: making an interface takes the capability CAP_NET_ADMIN; run this as root"},
+		{"up " + file, "wg0: making an interface needs the capability CAP_NET_ADMIN; run wg0 as root"},
 	} {
 		cmd := exec.Command(path, strings.Fields(c.args)...)
 		cmd.Dir = "/"
@@ -684,7 +686,7 @@ func TestNoPermission(t *testing.T) {
 	}
 }
 
-// TestNoTUN: a system without /dev/net/tun is named as such.
+// TestNoTUN checks the error on a system without /dev/net/tun.
 func TestNoTUN(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "unshare", "mount")
@@ -697,7 +699,7 @@ func TestNoTUN(t *testing.T) {
 	}
 }
 
-// TestSecondSignal: a hook that does not end does not keep the daemon for ever.
+// TestSecondSignal checks that a second signal ends the daemon while a hook hangs.
 func TestSecondSignal(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -717,8 +719,8 @@ func TestSecondSignal(t *testing.T) {
 	os.Remove(socketPath(o.iface))
 }
 
-// TestMovedInterface: an interface that is moved into a namespace with nothing else goes on there, by the daemon's sockets
-// here, and ends there.
+// TestMovedInterface moves an interface into an empty namespace. It checks that the tunnel still works through the daemon's sockets
+// in the first namespace, and that the daemon stops when the interface is deleted there.
 func TestMovedInterface(t *testing.T) {
 	o := newOffice(t)
 	s, cell := o.laptop, newSpace(t)

@@ -9,10 +9,10 @@ import (
 )
 
 func errLinuxAlone(what string) error {
-	return fmt.Errorf("`wg0 %s` is for Linux, not for %s; use WG_QUICK_USERSPACE_IMPLEMENTATION=wg0 wg-quick %s", what, runtime.GOOS, what)
+	return fmt.Errorf("`wg0 %s` does not run on %s, only on Linux; use WG_QUICK_USERSPACE_IMPLEMENTATION=wg0 wg-quick %s", what, runtime.GOOS, what)
 }
 
-// A tunnelFile is a configuration that is up. There is none on this system.
+// A tunnelFile is an interface and its configuration file. This system does not support it.
 type tunnelFile struct{}
 
 func readTarget(string) (*tunnelFile, error) { return nil, errLinuxAlone("up") }
