@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// A contest compares this checkout with another one. Both benches take the same order as samples of their own library, in
-// pairs; which of them is first alternates from pair to pair.
+// A contest compares this checkout with another one. Both benches execute the same order with their own library, in pairs. The
+// side that goes first alternates from pair to pair.
 type contest struct{ ours, theirs *runner }
 
-// otherProgram builds the bench of the checkout at dir into folder and returns its path and what it was built from.
+// otherProgram builds the bench of the checkout at dir into folder. It returns the path of the program and the revision that it was built from.
 func otherProgram(dir, folder string) (path, revision string, err error) {
 	dir, err = filepath.Abs(dir)
 	if err != nil {
@@ -44,7 +44,7 @@ func otherProgram(dir, folder string) (path, revision string, err error) {
 	return path, revision, nil
 }
 
-// runAgainst is the program with -against dir. Only a sample that fails is an error.
+// runAgainst runs the program with -against dir. It returns an error only for a sample that fails.
 func (r *runner) runAgainst(ctx context.Context, dir string, ms []measure, asJSON bool, table, out io.Writer) error {
 	folder, err := os.MkdirTemp("", "bench-against")
 	if err != nil {
@@ -97,8 +97,8 @@ func (r *runner) runAgainst(ctx context.Context, dir string, ms []measure, asJSO
 	return errors.Join(errs...)
 }
 
-// run measures one name in as many pairs as there are rounds, and returns what is compared: the figure, and the processor
-// time where the samples tell it.
+// run measures one name in one pair per round. It returns the matches: one for the figure, and one for the processor time if
+// the samples contain it.
 func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 	rounds := c.ours.rounds
 	ctx, cancel := context.WithTimeout(ctx, perSample*time.Duration(rounds))
@@ -127,7 +127,7 @@ func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 				if err := failure(i, t); err != nil {
 					return nil, err
 				}
-			default: // it rests
+			default: // the sample rests
 			}
 			takings[i] = append(takings[i], t)
 		}
@@ -149,7 +149,8 @@ func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 	return got, nil
 }
 
-// cost is the processor time of a sample, for each packet or whatever its figure counts; the zero aside where it has none.
+// cost returns the processor time of a sample per packet, or per other unit of its figure. It returns the zero aside if the
+// sample has no processor time.
 func (s sample) cost() aside {
 	for _, a := range s.Aside {
 		if a.Name == "cpu" || strings.HasPrefix(a.Name, "processor") {
@@ -162,11 +163,11 @@ func (s sample) cost() aside {
 // A match is one figure of both checkouts.
 type match struct {
 	name, unit, better string
-	ours, theirs       summary // of the whole samples, but for the median and the extremes, which are the figure's
+	ours, theirs       summary // of the whole samples, but the median and the extremes are the figure's
 	pairs              []float64
 }
 
-// newMatch compares the figure that of finds in samples: ours, and theirs.
+// newMatch compares the figure that of returns for each of our samples and of their samples.
 func newMatch(name, better string, samples [2][]sample, of func(sample) aside) match {
 	m := match{name: name, better: better, unit: of(samples[0][0]).Unit}
 	var values [2][]float64
@@ -185,7 +186,7 @@ func newMatch(name, better string, samples [2][]sample, of func(sample) aside) m
 
 const matchFormat = "%-18s %-14s %11s %-21s %11s %-21s %7s %-13s %s\n"
 
-// printMatches writes a line for each figure of one name, and the asides below.
+// printMatches writes one line per figure of a name, and the asides below it.
 func printMatches(w io.Writer, ms []match) {
 	paren := func(low, high float64) string { return "(" + spread(low, high) + ")" }
 	for i, m := range ms {
@@ -210,12 +211,12 @@ type matchRecord struct {
 	Unit   string    `json:"unit"`
 	Ours   float64   `json:"ours"`
 	Theirs float64   `json:"theirs"`
-	Ratio  float64   `json:"ratio"` // the median of the pairs'
+	Ratio  float64   `json:"ratio"` // the median of the pairs' ratios
 	Pairs  []float64 `json:"pairs"` // ours / theirs, in the order of the rounds
 	Better string    `json:"better"`
 }
 
-// record has the largest number for a ratio to zero, which JSON cannot say.
+// record writes an infinite ratio as the largest number, because JSON has no infinity.
 func (m match) record() matchRecord {
 	r := matchRecord{m.name, m.unit, m.ours.median, m.theirs.median, finite(median(m.pairs)), nil, m.better}
 	for _, p := range m.pairs {

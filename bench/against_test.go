@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// otherBench is a bench that knows the order of samples and one name alone, and writes each order to a file.
+// otherBench is a bench that knows orders and only one name. It writes each order to a file.
 const otherBench = `package main
 
 import (
@@ -42,7 +42,7 @@ func main() {
 }
 `
 
-// TestAgainst builds another checkout's bench and runs it beside this one: in pairs, and always as that library's own side.
+// TestAgainst builds another checkout's bench and runs it in pairs with this one. The other bench always measures its own library.
 func TestAgainst(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("needs go")
@@ -87,7 +87,7 @@ func TestAgainst(t *testing.T) {
 	}
 }
 
-// pairOf is a contest whose samples are those that ours and theirs return, round by round.
+// pairOf makes a contest whose samples are those that ours and theirs return for each round.
 func pairOf(rounds int, log *[]string, ours, theirs func(round int) (sample, error)) *contest {
 	one := func(side string, f func(int) (sample, error)) *runner {
 		round := 0
@@ -136,7 +136,7 @@ func TestPairs(t *testing.T) {
 	}
 }
 
-// A sample that fails, on either side, fails the run, and so does one whose figure must be 0 and is not.
+// The run fails if a sample of either side fails, or if a figure that must be 0 is not.
 func TestFailedPair(t *testing.T) {
 	var log []string
 	good := func(int) (sample, error) { return sample{Value: 1}, nil }
@@ -156,7 +156,7 @@ func TestFailedPair(t *testing.T) {
 	}
 }
 
-// TestLock: while another process has the lock, a bench waits for it, says so, and can be interrupted.
+// TestLock checks that a bench waits while another process holds the lock, that it says so, and that it can be interrupted.
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	if os.Getenv("BENCH_LOCK") != "" { // the other process
@@ -209,7 +209,7 @@ func TestLock(t *testing.T) {
 	f.Close()
 }
 
-// An interrupter cancels a context as soon as something is written to it.
+// An interrupter cancels a context on the first write.
 type interrupter struct {
 	bytes.Buffer
 	cancel func()

@@ -26,7 +26,7 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// TestReadmeClaims: the rows of the README are what the check finds there, and each is a name that is measured.
+// TestReadmeClaims checks that the check finds the README's rows, and that bench measures each of their names.
 func TestReadmeClaims(t *testing.T) {
 	text, err := os.ReadFile("../README.md")
 	if err != nil {
@@ -56,8 +56,8 @@ func TestCheckClaims(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		more, less float64 // ratios as measured
-		bad        int     // tries that fail before those
-		want       string  // in the error; empty: none
+		bad        int     // tries that fail before the measured ratios
+		want       string  // part of the error; empty means no error
 	}{
 		{"as claimed", 2, 0.25, 0, ""},
 		{"just half as good", 1, 0.5, 0, ""},

@@ -4,5 +4,5 @@ package main
 
 import "time"
 
-// cpuTime is zero here: only Unix systems tell it in a portable way.
+// cpuTime returns zero. Only Unix systems report the processor time in a portable way.
 func cpuTime() time.Duration { return 0 }

@@ -11,33 +11,33 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// seqAt is where a packet carries its number: behind an IPv4 and a UDP header.
+// seqAt is the offset of a packet's number, after the IPv4 and UDP headers.
 const seqAt = 20 + 8
 
-// A flow is one direction of traffic through a tunnel: a source that makes ready packets of one size, numbered, and a
-// sink that counts them and looks at their numbers. Source and sink cost both libraries the same: a copy of the
-// template a packet, and a comparison.
+// A flow is one direction of traffic through a tunnel. Its source makes numbered packets of one size. Its sink counts them and
+// checks their numbers. Source and sink cost both libraries the same: per packet, one copy of the template and one
+// comparison.
 type flow struct {
 	template []byte
 
 	ahead  sync.Mutex    // guards the three below
-	window int64         // packets in flight at most; 0: as many as the tunnel takes
-	limit  int64         // the source stops when it has sent so many
+	window int64         // most packets in flight; 0 means as many as the tunnel accepts
+	limit  int64         // the source stops after this many packets
 	sent   int64         // packets sent, or about to be
-	wake   chan struct{} // one token: the source may look again
+	wake   chan struct{} // one token: the source may check its limits again
 
 	behind   sync.Mutex // guards next
-	next     int64      // the number that should come next
+	next     int64      // the number expected next
 	received atomic.Int64
-	late     atomic.Int64  // packets behind one that was sent after them, or for the second time
-	mangled  atomic.Int64  // packets of another length than they were sent with
+	late     atomic.Int64  // packets that arrived after a later one, or twice
+	mangled  atomic.Int64  // packets whose length has changed
 	arrival  chan struct{} // one token: something was received
 
 	unordered bool                   // the packets are not numbered
-	report    atomic.Pointer[report] // who is told of what was received; nil: nobody
+	report    atomic.Pointer[report] // receives the count of packets; nil means no report
 }
 
-// newFlow makes a flow of packets of size bytes from one address to another.
+// newFlow makes a flow of packets of size bytes between two addresses.
 func newFlow(size int, from, to netip.Addr) *flow {
 	f := &flow{
 		template: make([]byte, size),
@@ -48,8 +48,8 @@ func newFlow(size int, from, to netip.Addr) *flow {
 	return f
 }
 
-// address makes the template an IPv4/UDP packet between two addresses. UDP without a checksum is legal in IPv4. The
-// source must be at its limit.
+// address turns the template into an IPv4/UDP packet between two addresses. UDP without a checksum is legal in IPv4. Call
+// address only while the source has reached its limit.
 func (f *flow) address(from, to netip.Addr) {
 	p := f.template
 	clear(p)
@@ -59,8 +59,8 @@ func (f *flow) address(from, to netip.Addr) {
 	binary.BigEndian.PutUint16(p[24:], uint16(len(p)-20))
 }
 
-// take waits until the source may send and returns the number of its next packet and how many it may send, at most n:
-// none once down is closed. What it does not send after all, it gives back.
+// take waits until the source may send. It returns the number of the next packet and how many packets the source may send: at
+// most n, and 0 once down is closed. The source must pass unsent packets to giveBack.
 func (f *flow) take(n int, down <-chan struct{}) (first int64, count int) {
 	for {
 		f.ahead.Lock()
@@ -84,20 +84,20 @@ func (f *flow) take(n int, down <-chan struct{}) (first int64, count int) {
 	}
 }
 
-// giveBack undoes the last n of what take handed out last.
+// giveBack returns the last n packets of the latest take.
 func (f *flow) giveBack(n int) {
 	f.ahead.Lock()
 	f.sent -= int64(n)
 	f.ahead.Unlock()
 }
 
-// fill writes the packet of number seq to room, which is as long as the template.
+// fill writes packet number seq to room, which must be as long as the template.
 func (f *flow) fill(room []byte, seq int64) {
 	copy(room, f.template)
 	binary.LittleEndian.PutUint64(room[seqAt:], uint64(seq))
 }
 
-// A tally is one batch on its way into the sink.
+// A tally counts one batch for the sink.
 type tally struct {
 	f                       *flow
 	next                    int64
@@ -150,7 +150,7 @@ func nudge(c chan struct{}) {
 	}
 }
 
-// open lets the source send without an end, with so many packets in flight at most; 0 is as many as the tunnel takes.
+// open lets the source send without limit, with at most this many packets in flight. 0 means as many as the tunnel accepts.
 func (f *flow) open(inFlight int64) {
 	f.ahead.Lock()
 	f.window, f.limit = inFlight, 1<<62
@@ -166,10 +166,10 @@ func (f *flow) allow(n int64) {
 	nudge(f.wake)
 }
 
-// stop ends the source where it is: what it sends after the return was counted before.
+// stop stops the source. Packets that it still sends after stop has returned are already counted as sent.
 func (f *flow) stop() { f.allow(0) }
 
-// missing is how many packets have not arrived of those that were sent or may be.
+// missing returns how many of the packets that were sent, or are about to be, have not arrived.
 func (f *flow) missing() int64 {
 	f.ahead.Lock()
 	defer f.ahead.Unlock()
@@ -178,7 +178,7 @@ func (f *flow) missing() int64 {
 
 var errNothingArrives = errors.New("packets that were sent did not arrive")
 
-// drain waits until nothing is missing, or until nothing has arrived for the time of patience.
+// drain waits until no packet is missing, or until no packet has arrived for the duration patience.
 func (f *flow) drain(patience time.Duration) error {
 	tick := time.NewTicker(patience / 100)
 	defer tick.Stop()
@@ -186,7 +186,7 @@ func (f *flow) drain(patience time.Duration) error {
 		select {
 		case <-f.arrival:
 			idle = 0
-		case <-tick.C: // also because giveBack ends the waiting without an arrival
+		case <-tick.C: // also needed because giveBack can end the wait without an arrival
 			if idle++; idle > 100 {
 				return errNothingArrives
 			}
@@ -195,7 +195,7 @@ func (f *flow) drain(patience time.Duration) error {
 	return nil
 }
 
-// A plain is the plaintext side of one node: its device reads the packets of out and delivers to in.
+// A plain is the plaintext side of one node. Its device reads the packets of out and delivers packets to in.
 type plain struct {
 	mtu     int
 	out, in *flow

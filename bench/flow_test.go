@@ -124,7 +124,7 @@ func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][
 				if err := c.put(d); err != nil {
 					panic(err)
 				}
-				clear(d) // it is the wire's until put returns, not longer
+				clear(d) // the wire borrows it only until put returns
 				n++
 			}
 			c.end()
@@ -206,7 +206,7 @@ func TestWireCloses(t *testing.T) {
 				_, err := b.land(l)
 				errs <- err
 			}()
-			go func() { // nobody takes the second batch
+			go func() { // no receiver takes the second batch
 				c := crossing{s: b}
 				for range 3 * wireBatch * max(landings, 1) {
 					if err := c.put([]byte{1}); err != nil {

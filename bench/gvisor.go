@@ -15,7 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// joinByNothing joins two gVisor stacks by a link that hands packets over as they are: what gVisor alone allows.
+// joinByNothing joins two gVisor stacks with a link that passes packets unchanged. It shows the limit of gVisor alone.
 func joinByNothing(st *stage) (*stacks, error) {
 	a, b := newGvisorLink(st), newGvisorLink(st)
 	a.other, b.other = b, a
@@ -66,14 +66,14 @@ func (n gvisorNetwork) listen(port uint16) (net.Listener, error) {
 	return gonet.ListenTCP(n.stack, tcpip.FullAddress{NIC: nic, Port: port}, ipv4.ProtocolNumber)
 }
 
-// A gvisorLink is one end of a link between two stacks of this process: a queue, and a goroutine that delivers what is
-// in it, as every way in from outside the process needs them. It takes segments of up to 64 KiB and leaves checksums out.
-// The queue has no bound of its own: the windows of TCP bound it.
+// A gvisorLink is one end of a link between two stacks of this process. It has a queue and a goroutine that delivers the queued
+// packets; every inbound path from outside the process needs both. The link accepts segments of up to 64 KiB and omits
+// checksums. Only the TCP windows limit the queue.
 type gvisorLink struct {
 	other *gvisorLink
 
 	mu    sync.Mutex // guards all below
-	some  *sync.Cond // signalled when queue or down changes
+	some  *sync.Cond // signaled when queue or down changes
 	queue []gvisorPacket
 	up    stack.NetworkDispatcher
 	down  bool
@@ -102,7 +102,7 @@ func newGvisorLink(st *stage) *gvisorLink {
 	return l
 }
 
-// deliver passes what arrives to the stack, until the link is down.
+// deliver passes packets from the queue to the stack until the link is down.
 func (l *gvisorLink) deliver() {
 	var taken []gvisorPacket
 	for {
@@ -126,7 +126,7 @@ func (l *gvisorLink) deliver() {
 	}
 }
 
-// WritePackets queues copies: an outgoing packet carries state that an incoming one must not have.
+// WritePackets queues copies, because an outgoing packet carries state that an incoming packet must not have.
 func (l *gvisorLink) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	o := l.other
 	o.mu.Lock()

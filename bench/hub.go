@@ -20,16 +20,16 @@ func hubMeasures() []measure {
 	return []measure{one(100, 0), one(10000, 3)}
 }
 
-// What the generator reports of the packets that came back, one byte each.
+// The generator reports these events about returned packets, with one byte each.
 const (
-	reportStep = iota // so many more, returnStep
+	reportStep = iota // returnStep more packets have returned
 	reportStall
-	reportLate // a counter was not higher than the one before it in its session
+	reportLate // a counter was not higher than the previous one of its session
 )
 
 const returnStep = 4 * manyStep
 
-// returns counts what a hub sent on to the peers of a crowd, and reports it.
+// returns counts and reports the packets that a hub forwards to the peers of a crowd.
 type returns struct {
 	nests    int // peer i is in nest i modulo nests
 	received atomic.Int64
@@ -37,7 +37,7 @@ type returns struct {
 	out      io.Writer
 }
 
-// take counts what one call brought for the peers of a nest. It is called by one goroutine for each nest.
+// take counts the packets of one Receive for the peers of a nest. One goroutine per nest calls it.
 func (r *returns) take(n *nest, ts []wireguard.Train) {
 	packets := int64(0)
 	for i := range ts {
@@ -66,7 +66,7 @@ func (r *returns) take(n *nest, ts []wireguard.Train) {
 	}
 }
 
-// A reportReader counts what is written to it.
+// A reportReader counts the reports that are written to it.
 type reportReader struct{ packets, stalls, late atomic.Int64 }
 
 func (r *reportReader) Write(b []byte) (int, error) {
@@ -83,8 +83,8 @@ func (r *reportReader) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// runHub measures a hub, alone in its process, that forwards packets of 200 bytes between n peers, which take turns. The
-// tunnel of the hub is code of this program. The generator has at most 1,024 packets in flight, and counts those that come back.
+// runHub measures a hub, alone in its process, that forwards packets of 200 bytes between n peers, which take turns. This program
+// implements the hub's tunnel. The generator has at most 1,024 packets in flight and counts those that return.
 func runHub(st *stage, n int) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	hub, err := st.lib.node(st, nodeConfig{key: key, relay: true})
@@ -94,7 +94,7 @@ func runHub(st *stage, n int) (sample, error) {
 	peers, keys := identities(min(n, st.Peers))
 	c := crowd{Hub: key.Public(), Port: hub.port(), Relay: true}
 	for i := range peers {
-		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer is heard from
+		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer's first message
 		c.Keys = append(c.Keys, keys[i])
 	}
 	if err := hub.plan(peers...)(); err != nil {
@@ -116,7 +116,7 @@ func runHub(st *stage, n int) (sample, error) {
 		return sample{}, err
 	}
 	runtime.ReadMemStats(&after)
-	// The process itself makes some allocations in that time, whatever the number of packets.
+	// The process itself makes some allocations in that time, which do not depend on the number of packets.
 	allocations := aside{Name: "allocations", Unit: "per packet", Value: max(0, float64(after.Mallocs-before.Mallocs)-500) / s.n}
 	if _, ok := st.lib.(ours); ok {
 		allocations.Wrong = allocations.Value > 0.005

@@ -7,7 +7,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestReturns: the generator reports each step of packets that came back, and each counter that did not rise in its session.
+// TestReturns checks that the generator reports each step of returned packets, and each counter that did not rise in its session.
 func TestReturns(t *testing.T) {
 	const nests, size, perTrain = 2, 64, 64
 	var got reportReader

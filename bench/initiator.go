@@ -13,9 +13,8 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// An initiator is the least of WireGuard that plays a peer towards a device that is measured: one handshake as
-// initiator, and data messages that are sealed. It shares no code with either library, so that the generator's work is
-// the same for both.
+// An initiator is a minimal WireGuard peer for a device under measurement. It makes one handshake as the initiator and seals data
+// messages. It shares no code with either library, so that the generator does the same work for both.
 type initiator struct {
 	index       uint32
 	remote      wireguard.PublicKey
@@ -25,8 +24,8 @@ type initiator struct {
 	receiver    uint32
 	counter     uint64
 	sealer      cipher.AEAD
-	packet      []byte // what it sends, padded; nil: a keepalive
-	heard       uint64 // the counter after the highest one received
+	packet      []byte // what it sends, padded; nil means a keepalive
+	heard       uint64 // the highest received counter plus one
 	nonce       []byte
 }
 
@@ -40,7 +39,7 @@ var errResponse = errors.New("the response of the device is not authentic")
 func keyed(key []byte, parts ...[]byte) (sum [16]byte) {
 	h, err := blake2s.New128(key)
 	if err != nil {
-		panic(err) // the key is of a constant length
+		panic(err) // impossible: the key has a constant length
 	}
 	for _, p := range parts {
 		h.Write(p)
@@ -58,7 +57,7 @@ func sum(parts ...[]byte) (out [32]byte) {
 	return out
 }
 
-// mac is HMAC-BLAKE2s.
+// mac computes HMAC-BLAKE2s.
 func mac(key []byte, parts ...[]byte) (out [32]byte) {
 	var pad [64]byte
 	round := func(flip byte, parts ...[]byte) (out [32]byte) {
@@ -83,7 +82,7 @@ func write(h hash.Hash, parts ...[]byte) {
 	}
 }
 
-// mix takes input into the chaining key and returns one key, or two.
+// mix mixes input into the chaining key and returns one or two keys.
 func (n *initiator) mix(input []byte) (second, third [32]byte) {
 	prk := mac(n.chain[:], input)
 	n.chain = mac(prk[:], []byte{1})
@@ -143,7 +142,7 @@ func (n *initiator) initiation(ephemeral [32]byte) []byte {
 	return append(m, make([]byte, 16)...)
 }
 
-// response reads the answer; from then on data can be sealed.
+// response reads the response. After that, seal works.
 func (n *initiator) response(m []byte) error {
 	n.receiver = binary.LittleEndian.Uint32(m[4:])
 	e := x25519.Key(m[12:44])

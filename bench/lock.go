@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// alone returns start, but the first call waits until no other bench of this user measures on this machine. The lock lasts
-// until the process ends. Where the system has no such lock, nothing waits.
+// alone wraps start: the first call waits until no other bench of this user measures on this machine. The process keeps the lock
+// until it ends. On a system without such a lock, alone does not wait.
 func alone(messages io.Writer, start func(context.Context, order) (*taking, error)) func(context.Context, order) (*taking, error) {
 	var lock *os.File
 	return func(ctx context.Context, o order) (_ *taking, err error) {
@@ -23,7 +23,7 @@ func alone(messages io.Writer, start func(context.Context, order) (*taking, erro
 	}
 }
 
-// takeLock waits for the lock on a file, and makes the file if it does not exist. Closing the file ends the lock.
+// takeLock waits for the lock on a file, and creates the file if it does not exist. Closing the file releases the lock.
 func takeLock(ctx context.Context, path string, messages io.Writer) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -32,7 +32,7 @@ func takeLock(ctx context.Context, path string, messages io.Writer) (*os.File, e
 	for waited := false; ; waited = true {
 		if free, err := tryLock(f); err != nil {
 			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		} else if free {
 			return f, nil
 		}

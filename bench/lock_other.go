@@ -4,5 +4,5 @@ package main
 
 import "os"
 
-// tryLock always succeeds here: only Unix systems have this lock.
+// tryLock always succeeds. Only Unix systems have this lock.
 func tryLock(*os.File) (bool, error) { return true, nil }

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// tryLock locks f for this process, and reports whether it could.
+// tryLock tries to lock f for this process and reports whether it succeeded.
 func tryLock(f *os.File) (bool, error) {
 	err := syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_WRLCK, Whence: io.SeekStart})
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {

@@ -11,17 +11,17 @@ import (
 	"strings"
 )
 
-// residentBytes reads a line of /proc/self/status: VmRSS, what is in RAM now, or VmHWM, the most it ever was.
+// residentBytes reads a line of /proc/self/status, in bytes. VmRSS is the memory in RAM now, VmHWM its peak.
 func residentBytes(name string) (float64, error) {
 	line, ok := lineOf("/proc/self/status", name)
 	kib, err := strconv.ParseFloat(strings.TrimSuffix(line, " kB"), 64)
 	if !ok || err != nil {
-		return 0, errors.New("resident memory is read from /proc/self/status, which this system lacks")
+		return 0, errors.New("cannot read resident memory from /proc/self/status; run this name on Linux")
 	}
 	return kib * 1024, nil
 }
 
-// lineOf is what stands behind "name:" in a file.
+// lineOf returns the text after "name:" in a file.
 func lineOf(file, name string) (value string, ok bool) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -35,7 +35,7 @@ func lineOf(file, name string) (value string, ok bool) {
 	return "", false
 }
 
-// printMachine says what the figures were measured on, and what they compare.
+// printMachine prints the machine of the measurement and the versions that it compares.
 func printMachine(w io.Writer) {
 	model, ok := lineOf("/proc/cpuinfo", "model name")
 	if !ok {

@@ -1,4 +1,4 @@
-// Bench measures this library and wireguard-go side by side. README.md says how, and what bounds each figure.
+// Bench measures this library and wireguard-go side by side. README.md describes how, and what limits each figure.
 package main
 
 import (
@@ -15,13 +15,13 @@ import (
 
 const defaultRounds = 7
 
-// measures is the table, in its order.
+// measures returns all measures in the order of the table.
 func measures() []measure {
 	return slices.Concat(netstackMeasures(), pipelineMeasures(), manyMeasures(), hubMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures(),
 		tunMeasures())
 }
 
-// onDemand are the names that -only alone measures.
+// onDemand returns the measures that run only with -only.
 func onDemand() []measure { return slices.Concat(curveMeasures(), sendersMeasures()) }
 
 func main() {
@@ -48,25 +48,25 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-// run is the program, as called with args.
+// run runs the program with args.
 func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(messages)
-	only := flags.String("only", "", "measure these `names` alone, separated by commas; all of a family by its name, as in memory")
-	rounds := flags.Int("rounds", defaultRounds, "samples a side")
-	asJSON := flags.Bool("json", false, "print one JSON object a line, and everything else to standard error")
-	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the size of packets, to this `file`, as SVG")
-	profiles := flags.String("profile", "", "write a processor profile of each sample to this `folder`")
-	claimed := flags.String("claims", "", "measure what this `file`, a README, claims ratios for, and fail where one is not half as good in three tries")
+	only := flags.String("only", "", "measure only these `names`, separated by commas; a family's name, as in memory, selects all of the family")
+	rounds := flags.Int("rounds", defaultRounds, "samples per side")
+	asJSON := flags.Bool("json", false, "print one JSON object per line, and everything else to standard error")
+	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the packet size, as SVG to this `file`")
+	profiles := flags.String("profile", "", "write a CPU profile of each sample to this `folder`")
+	claimed := flags.String("claims", "", "measure the names for which this `file`, a README, claims ratios, and fail if one is not half as good in three tries")
 	against := flags.String("against", "", "compare with the bench of the checkout in this `folder`, in pairs, instead of with wireguard-go")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	switch {
 	case *against != "" && (*plotFile != "" || *claimed != ""):
-		return errors.New("-against compares two checkouts, and goes without -plot and -claims, which are about wireguard-go")
+		return errors.New("-against compares two checkouts; leave out -plot and -claims, which compare with wireguard-go")
 	case flags.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q; names go behind -only, as in -only netstack/tcp1", flags.Arg(0))
+		return fmt.Errorf("unexpected argument %q; write names after -only, as in -only netstack/tcp1", flags.Arg(0))
 	case *rounds < 1:
 		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
 	}
@@ -125,7 +125,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 			}
 		}
 		if row.wrong() {
-			errs = append(errs, fmt.Errorf("%s: a figure that must be 0 is not", row.name))
+			errs = append(errs, fmt.Errorf("%s: a figure that must be 0 is not 0", row.name))
 		}
 	}
 	if *plotFile != "" {
@@ -134,10 +134,10 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// noSuchName is how a bench says that it does not have a name, also to the bench of another checkout.
+// noSuchName is the error text for an unknown name. The bench of another checkout recognizes it, so never change it.
 const noSuchName = "there is no such name"
 
-// pick selects measures by their names or families, separated by commas; all of them by "".
+// pick selects measures by names or families, separated by commas. An empty string selects all of them.
 func pick(all []measure, only string) ([]measure, error) {
 	if only == "" {
 		return all, nil

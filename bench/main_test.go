@@ -11,7 +11,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain lets the test binary be the process that takes one sample, as the program itself is.
+// TestMain lets the test binary act as the process that takes one sample, as the program does.
 func TestMain(m *testing.M) {
 	if os.Getenv(generatorEnv) != "" {
 		exit(generate(os.Stdin, os.Stdout))
@@ -63,7 +63,7 @@ func TestWrongUse(t *testing.T) {
 		{"-only netstack/tcp2", `-only "netstack/tcp2": there is no such name; the names are netstack/tcp1, netstack/tcp4,`},
 		{"-only netstack/tcp1,", `-only "": there is no such name`},
 		{"-rounds 0", "-rounds 0: want at least 1"},
-		{"netstack/tcp1", `unexpected argument "netstack/tcp1"; names go behind -only`},
+		{"netstack/tcp1", `unexpected argument "netstack/tcp1"; write names after -only`},
 		{"-bogus", "flag provided but not defined: -bogus"},
 	} {
 		var out bytes.Buffer

@@ -18,34 +18,34 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// generatorEnv names the variable that makes a process the peers of many/200.
+// generatorEnv names the variable that makes a process play the peers of many/200.
 const generatorEnv = "WIREGUARD_BENCH_PEERS"
 
 const (
 	manyPeers   = 1000
 	manySockets = 16
-	manySize    = 208 // 200 bytes and more, padded: as large before sealing as behind it
-	manyStep    = 128 // packets that the hub reports at a time, and that the generator sends at a time
-	manyTrain   = 64  // of them in one train
+	manySize    = 208 // at least 200 bytes, padded before sealing, so that sealing adds no padding
+	manyStep    = 128 // packets per report of the hub, and per send of the generator
+	manyTrain   = 64  // packets in one train
 	manyWindow  = window / manyStep
-	theEnd      = -1 // in place of a number of steps: standard input is closed
+	theEnd      = -1 // replaces a number of steps when standard input is closed
 )
 
 func manyMeasures() []measure {
 	return []measure{{name: "many/200", unit: "packets/s", run: runMany}}
 }
 
-// A crowd is what the generator has to know: it is 1,000 peers of one hub, on a few sockets.
+// A crowd tells the generator what it plays: 1,000 peers of one hub, on a few sockets.
 type crowd struct {
 	Hub  wireguard.PublicKey
 	Port uint16
-	Keys [][32]byte // private ones
+	Keys [][32]byte // the peers' private keys
 
-	Relay bool // the hub sends each peer's packets on to another peer, and the generator counts those that come back
+	Relay bool // the hub forwards each peer's packets to another peer, and the generator counts those that return
 }
 
 // runMany measures one hub, alone in its process, that receives packets of 200 bytes from 1,000 peers in turn. The
-// generator has at most 1,024 packets in flight; for each 128 that the hub delivered it gets a byte through a pipe.
+// generator has at most 1,024 packets in flight. It receives one byte through a pipe per 128 packets that the hub delivered.
 func runMany(st *stage) (sample, error) {
 	in := newFlow(200, addrA, addrB)
 	in.unordered = true
@@ -57,7 +57,7 @@ func runMany(st *stage) (sample, error) {
 	}
 	peers, keys := identities(min(manyPeers, st.Peers))
 	for i := range peers {
-		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer is heard from
+		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer's first message
 	}
 	if err := hub.plan(peers...)(); err != nil {
 		return sample{}, err
@@ -86,7 +86,7 @@ func runMany(st *stage) (sample, error) {
 	}, st.calls()...)}, nil
 }
 
-// gather starts the generator. in is its standard input; what it prints goes to out. ended yields why it ended.
+// gather starts the generator. in is its standard input, and out gets its output. ended delivers the reason why it ended.
 func gather(st *stage, c crowd, out io.Writer) (in io.Writer, ended <-chan error, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -123,7 +123,7 @@ func gather(st *stage, c crowd, out io.Writer) (in io.Writer, ended <-chan error
 	return in, done, nil
 }
 
-// awaitFirst waits until n is more than zero, or until the generator ended.
+// awaitFirst waits until n is more than zero or the generator has ended.
 func awaitFirst(n *atomic.Int64, ended <-chan error) error {
 	for n.Load() == 0 {
 		select {
@@ -135,7 +135,7 @@ func awaitFirst(n *atomic.Int64, ended <-chan error) error {
 	return nil
 }
 
-// A byteCounter counts what is written to it.
+// A byteCounter counts the bytes that are written to it.
 type byteCounter struct{ n *atomic.Int64 }
 
 func (c byteCounter) Write(b []byte) (int, error) {
@@ -143,11 +143,11 @@ func (c byteCounter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A report tells another process how far a flow is: one byte for each step packets.
+// A report tells another process how far a flow has progressed. It writes one byte per step packets.
 type report struct {
 	to   io.Writer
 	step int64
-	done int64 // steps
+	done int64 // reported steps
 }
 
 func (r *report) received(n int64) {
@@ -157,8 +157,8 @@ func (r *report) received(n int64) {
 	}
 }
 
-// generate plays the peers until its standard input is closed. It writes a byte to out whenever it gives packets up, and what
-// returns writes.
+// generate plays the peers until its standard input is closed. It writes a byte to out whenever it gives up on packets; the type
+// returns writes its reports there too.
 func generate(in io.Reader, out io.Writer) error {
 	var c crowd
 	d := json.NewDecoder(in)
@@ -210,20 +210,20 @@ func generate(in io.Reader, out io.Writer) error {
 		}
 	}
 	patience := 20 * time.Millisecond
-	if c.Relay { // nothing is lost as a rule, and a hub that is only slow must not get more than the window
+	if c.Relay { // loss is rare here, and a slow hub must not get more than the window
 		patience = time.Second / 2
 	}
 	return flood(sockets, steps, out, patience)
 }
 
-// A nest is peers behind one address, as of a translator or a relay. Its datagrams leave as trains, so that the generator
-// needs few system calls and the hub is what is measured.
+// A nest is a group of peers behind one address, as behind a NAT or a relay. It sends trains of datagrams, so that the generator
+// makes few system calls and the hub determines the figure.
 type nest struct {
 	wireguard.Socket
 	hub       wireguard.Endpoint
 	responses chan []byte
 	peers     []*initiator
-	next      int // whose turn it is
+	next      int // index of the peer that sends next
 	trains    []wireguard.Train
 }
 
@@ -240,7 +240,7 @@ func newNest(port uint16) (*nest, error) {
 	return n, nil
 }
 
-// receive takes what the hub sends to the nest, until its socket is closed. back counts the packets, where the hub relays.
+// receive reads the hub's messages to the nest until its socket is closed. If the hub relays, back counts the packets.
 func (n *nest) receive(back *returns) {
 	for r := n.Receivers()[0]; ; {
 		ts, err := r.Receive()
@@ -260,8 +260,9 @@ func (n *nest) receive(back *returns) {
 	}
 }
 
-// shakeAll makes the handshakes of all peers of the nest, of so many in all, and the packet of each: to addrB, or to the peer on
-// the other side of the crowd where the hub relays. A keepalive then confirms the session, so that the hub may use it too.
+// shakeAll makes the handshake and the packet of each peer of the nest. crowd is the number of peers in all nests. The packet is
+// addressed to addrB or, if the hub relays, to the peer half the crowd away. A keepalive confirms each session, so that the hub
+// may use it too.
 func (n *nest) shakeAll(crowd int, relay bool) error {
 	packet := newFlow(200, addrA, addrB)
 	for _, p := range n.peers {
@@ -284,7 +285,7 @@ func (n *nest) shakeAll(crowd int, relay bool) error {
 	return nil
 }
 
-var errNoResponse = errors.New("no response to five initiations")
+var errNoResponse = errors.New("the device did not answer five initiations")
 
 // shake makes the handshake of one peer.
 func (n *nest) shake(p *initiator) error {
@@ -311,7 +312,7 @@ func (n *nest) shake(p *initiator) error {
 	return errNoResponse
 }
 
-// send sends manyStep packets, of the nest's peers in turn.
+// send sends manyStep packets. The nest's peers take turns.
 func (n *nest) send() error {
 	for i := range n.trains {
 		t := &n.trains[i]
@@ -330,8 +331,8 @@ func (n *nest) send() error {
 	return nil
 }
 
-// flood lets the nests send in turn, as the window lets them. If nothing is reported for the time of patience, what is in flight
-// counts as lost.
+// flood lets the nests send in turn, as far as the window allows. If no report arrives for the duration patience, it counts the
+// packets in flight as lost.
 func flood(nests []*nest, steps <-chan int, out io.Writer, patience time.Duration) error {
 	stall := time.NewTimer(time.Hour)
 	flying := 0

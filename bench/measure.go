@@ -12,7 +12,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// mtu is that of the tunnels here, of both libraries: the usual one of WireGuard. Only larger packets need a larger one.
+// mtu is the MTU of both libraries' tunnels, which is WireGuard's usual one. Only larger packets need a larger MTU.
 const mtu = 1420
 
 // A measure is one name of the table.
@@ -20,30 +20,30 @@ type measure struct {
 	name, unit string
 	lower      bool // lower is better
 
-	// run takes one sample. It is called once in a process.
+	// run takes one sample. Each process calls it once.
 	run func(*stage) (sample, error)
 
-	// alike says that run does not touch a library: one sample a round serves for both.
+	// alike means that run uses neither library, so that one sample per round serves both.
 	alike bool
 
-	// alone says that run measures this library alone, since the other one has nothing like it.
+	// alone means that run measures only this library, because the other one has no equivalent.
 	alone bool
 
-	// bound takes a sample of what limits every library, for the line below the row. Nil: none.
+	// bound measures the limit of every library, for the line below the row. Nil means that there is no such line.
 	bound     func(*stage) (sample, error)
 	boundName string
 
-	// daemons says that run starts daemons, the side's program, and runs in namespaces of its own.
+	// daemons means that run starts the side's program as daemons and runs in its own namespaces.
 	daemons bool
 
-	// rounds is the most rounds that fit the minute that each name may take. Zero: as many as asked for.
+	// rounds is the most rounds that fit into the minute that each name may take. Zero means no limit.
 	rounds int
 }
 
-// single says that one side serves for both.
+// single reports whether the measure has only one side.
 func (m *measure) single() bool { return m.alike || m.alone }
 
-// better is the word of the JSON output.
+// better returns the word in the JSON output, lower or higher.
 func (m *measure) better() string {
 	if m.lower {
 		return "lower"
@@ -51,7 +51,7 @@ func (m *measure) better() string {
 	return "higher"
 }
 
-// A sample is the outcome of one run.
+// A sample is the result of one run.
 type sample struct {
 	Value float64
 	Aside []aside // printed below the row, as medians
@@ -62,11 +62,11 @@ type aside struct {
 	Name, Unit string
 	Value      float64
 
-	Wrong bool `json:",omitempty"` // it must be zero, and is not
-	Apart bool `json:",omitempty"` // it is compared in a line of its own
+	Wrong bool `json:",omitempty"` // the figure must be zero and is not
+	Apart bool `json:",omitempty"` // the two sides are compared in a separate line
 }
 
-// An effort is how much work a sample is.
+// An effort says how much work a sample does.
 type effort struct {
 	Warm   time.Duration // traffic before the measured span
 	Span   time.Duration // the measured span
@@ -75,7 +75,7 @@ type effort struct {
 	Peers  int
 }
 
-// fullEffort fits each name into a minute with the default rounds.
+// fullEffort lets each name finish within a minute with the default rounds.
 var fullEffort = effort{
 	Warm:   400 * time.Millisecond,
 	Span:   1200 * time.Millisecond,
@@ -84,27 +84,27 @@ var fullEffort = effort{
 	Peers:  10000,
 }
 
-// A stage is what a sample is taken on.
+// A stage holds the resources of a sample.
 type stage struct {
 	effort
 	lib     library
-	program string // the side's daemon, where the measure is about daemons
+	program string // path of the side's daemon, if the measure uses daemons
 
-	// rest tells that the sample leaves the processor alone from now on, so that another may begin.
+	// rest announces that the sample needs no more processor time, so that another sample may begin.
 	rest func()
 
 	cuts, closers []func()
 
-	sockets []*udp.Socket // of this library's devices
+	sockets []*udp.Socket // the sockets of this library's devices
 }
 
-// atClose runs f at close. A process that ends with its one sample skips that.
+// atClose makes close run f. A process that ends after its one sample does not call close.
 func (st *stage) atClose(f func()) { st.closers = append(st.closers, f) }
 
-// atCut runs f at close before everything else: it unblocks what would wait for ever.
+// atCut makes close run f before everything else, to unblock goroutines that would wait for ever.
 func (st *stage) atCut(f func()) { st.cuts = append(st.cuts, f) }
 
-// close takes the stage down, the last built first.
+// close takes the stage down in reverse order.
 func (st *stage) close() {
 	for _, f := range st.cuts {
 		f()
@@ -115,7 +115,7 @@ func (st *stage) close() {
 	st.cuts, st.closers = nil, nil
 }
 
-// A span is what happened in the measured time of a sample.
+// A span is the progress within the measured time of a sample.
 type span struct {
 	n         float64
 	took, cpu time.Duration
@@ -123,7 +123,7 @@ type span struct {
 
 var errNothingHappens = errors.New("nothing came through in ten seconds")
 
-// count warms up and then looks how far n comes in a time, which it draws out where nothing comes at all.
+// count warms up and then measures how much n grows. If n does not grow, count extends the time.
 func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	time.Sleep(warm)
 	n0, c0, t0 := n.Load(), cpuTime(), time.Now()
@@ -139,43 +139,43 @@ func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	}
 }
 
-// A library is an implementation of WireGuard, as far as the measures need it. Everything else, the traffic, the wire
-// and the clockwork, is the same code for both.
+// A library is what the measures need of a WireGuard implementation. Traffic, wire and timing are the same code for both
+// libraries.
 type library interface {
-	// landings is how many of its own an end of a wire has.
+	// landings is the number of landings that each end of a wire provides.
 	landings() int
 
-	// used is how many of its peers memory/peer brings into use.
+	// used is the number of peers that memory/peer uses.
 	used(st *stage) int
 
 	// node brings up a device without peers.
 	node(st *stage, c nodeConfig) (node, error)
 
-	// stack brings up a device without peers, over loopback sockets, whose packets are those of an in-process
-	// TCP/IP stack at addr.
+	// stack brings up a device without peers over loopback sockets. An in-process TCP/IP stack at addr sends and receives its
+	// packets.
 	stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, network, error)
 }
 
-// A nodeConfig says what device to make.
+// A nodeConfig describes a device to make.
 type nodeConfig struct {
 	key    wireguard.PrivateKey
 	plain  *plain // its packets
-	end    *end   // its datagrams; nil: loopback sockets
-	relay  bool   // it sends what arrives back out, and plain is not used
-	byHand bool   // its clock moves in wipe alone, where the library lets one do that
+	end    *end   // its datagrams; nil means loopback sockets
+	relay  bool   // the node forwards received packets and does not use plain
+	byHand bool   // only wipe advances the node's clock, if the library allows that
 }
 
 // A node is a device that is up.
 type node interface {
-	// port is where it listens.
+	// port returns the UDP port on which the device listens.
 	port() uint16
-	// plan prepares a call that adds peers, all in one, and returns that call.
+	// plan prepares one call that adds all peers, and returns that call.
 	plan(peers ...peer) func() error
-	// become gives the device another identity.
+	// become changes the private key of the device.
 	become(key wireguard.PrivateKey) error
 	// routes checks that the prefix of each peer leads to it.
 	routes(peers []peer) error
-	// wipe does to all peers what happens 540 seconds after their last session.
+	// wipe does what the device does to a peer 540 seconds after its last session, for all peers.
 	wipe(peers []peer) error
 }
 

@@ -21,16 +21,16 @@ func memoryMeasures() []measure {
 	}
 }
 
-// A footprint is what this process holds on to.
+// A footprint is the memory that this process holds.
 type footprint struct {
 	heap, stack float64 // bytes in use after garbage collection
 	resident    float64 // bytes of memory in RAM
 	goroutines  int
 }
 
-// weigh collects garbage until nothing more goes, and gives what is free back to the system.
+// weigh collects garbage until no more is freed, and returns free memory to the system.
 func weigh() (footprint, error) {
-	for range 3 { // what a sync.Pool holds takes two collections
+	for range 3 { // freeing the contents of a sync.Pool takes two collections
 		runtime.GC()
 	}
 	debug.FreeOSMemory()
@@ -40,7 +40,7 @@ func weigh() (footprint, error) {
 	return footprint{float64(m.HeapAlloc), float64(m.StackInuse), resident, runtime.NumGoroutine()}, err
 }
 
-// lone brings up one device without peers at one end of a wire, and weighs what that costs.
+// lone brings up one device without peers at one end of a wire, and measures the memory that it costs.
 func lone(st *stage) (node, footprint, error) {
 	w := newWire(st, st.lib.landings())
 	p, _ := newPlains(newFlow(64, addrA, addrB), newFlow(64, addrB, addrA))
@@ -53,7 +53,7 @@ func lone(st *stage) (node, footprint, error) {
 	if err != nil {
 		return nil, before, err
 	}
-	time.Sleep(st.Warm) // its goroutines are to have settled
+	time.Sleep(st.Warm) // let its goroutines settle
 	after, err := weigh()
 	runtime.KeepAlive(w)
 	return n, footprint{
@@ -76,8 +76,8 @@ func runDeviceGoroutines(st *stage) (sample, error) {
 	return sample{Value: float64(f.goroutines)}, err
 }
 
-// runMemoryAfter measures what stays resident of a whole process, both ends and this program in it, when a bulk run is
-// half a minute past. Nothing here asks for a garbage collection.
+// runMemoryAfter measures the resident memory of a whole process, with both ends and this program in it, half a minute after a
+// bulk run. Nothing here requests a garbage collection.
 func runMemoryAfter(st *stage) (sample, error) {
 	before, err := residentBytes("VmRSS")
 	if err != nil {
@@ -106,8 +106,8 @@ func runMemoryAfter(st *stage) (sample, error) {
 	}}, err
 }
 
-// runNetstackMemory measures what is resident of a whole process while four TCP connections go from one in-process stack
-// to another: the mean over the measured span.
+// runNetstackMemory measures the resident memory of a whole process while four TCP connections send from one in-process stack
+// to another. The figure is the mean over the measured span.
 func runNetstackMemory(st *stage) (sample, error) {
 	s, err := joinByTunnel(st)
 	if err != nil {
@@ -141,7 +141,7 @@ func runNetstackMemory(st *stage) (sample, error) {
 	return sample{w.mean / (1 << 20), []aside{{Name: "meanwhile", Unit: "Gbit/s", Value: bulk.Value}}}, w.err
 }
 
-// identities makes n peers, each with a prefix and an endpoint, and their private keys.
+// identities makes n peers with a prefix and an endpoint each, and their private keys.
 func identities(n int) (peers []peer, keys []wireguard.PrivateKey) {
 	for i := range n {
 		key := wireguard.NewPrivateKey()
@@ -155,18 +155,18 @@ func identities(n int) (peers []peer, keys []wireguard.PrivateKey) {
 	return peers, keys
 }
 
-// inner is the address of peer i inside the tunnel.
+// inner returns the address of peer i inside the tunnel.
 func inner(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)})
 }
 
-// A hub is a device with many peers, one of which at a time is really there.
+// A hub is a device with many peers. A second device, the visitor, plays one of them at a time.
 type hub struct {
 	node, visitor node
 	key           wireguard.PrivateKey
 	peers         []peer
 	keys          []wireguard.PrivateKey
-	in, out       *flow // from the visitor to the hub, and back
+	in, out       *flow // in leads from the visitor to the hub, out back
 }
 
 // newHub brings up both devices, without peers.
@@ -188,8 +188,8 @@ func newHub(st *stage, peers int) (*hub, error) {
 	return h, h.visitor.plan(peer{h.key.Public(), w.ends[0].addr, all})()
 }
 
-// use lets the visitor be each of the first n peers for a moment: a handshake, and a packet each way. The hub sends
-// before it receives for the last time, so that no answer of the peer is outstanding when it has gone.
+// use lets the visitor play each of the first n peers: a handshake, and a packet in each direction. The hub sends before it
+// receives for the last time, so that it expects no answer of a peer that the visitor no longer plays.
 func (h *hub) use(n int) error {
 	for i := range n {
 		if err := h.visitor.become(h.keys[i]); err != nil {
@@ -207,7 +207,8 @@ func (h *hub) use(n int) error {
 	return nil
 }
 
-// runPeerMemory measures bytes of heap and stack a peer: never used, and used and wiped, the larger of the two.
+// runPeerMemory measures bytes of heap and stack per peer. It takes the larger of two figures: for peers never used, and for peers
+// used and then wiped.
 func runPeerMemory(st *stage) (sample, error) {
 	h, err := newHub(st, st.Peers)
 	if err != nil {

@@ -14,12 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-const chunk = 128 << 10 // bytes a Write and a Read of a bulk transfer
+const chunk = 128 << 10 // bytes per Write and per Read of a bulk transfer
 
-// A stacks is two in-process TCP/IP stacks with a way between them.
+// A stacks is two connected in-process TCP/IP stacks.
 type stacks struct {
-	dial     func(context.Context) (net.Conn, error) // from the one
-	listener net.Listener                            // at the other
+	dial     func(context.Context) (net.Conn, error) // from one stack
+	listener net.Listener                            // on the other
 }
 
 func netstackMeasures() []measure {
@@ -48,7 +48,7 @@ func netstackMeasures() []measure {
 	}
 }
 
-// joinByTunnel joins two stacks by the library that is measured, over loopback sockets.
+// joinByTunnel joins two stacks with the measured library, over loopback sockets.
 func joinByTunnel(st *stage) (*stacks, error) {
 	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	a, from, err := st.lib.stack(st, ka, addrA)
@@ -65,7 +65,7 @@ func joinByTunnel(st *stage) (*stacks, error) {
 	return listen(st, from, to)
 }
 
-// listen is the last step of every way to join two stacks.
+// listen is the last step of joining two stacks.
 func listen(st *stage, from, to network) (*stacks, error) {
 	const port = 80
 	l, err := to.listen(port)
@@ -79,7 +79,7 @@ func listen(st *stage, from, to network) (*stacks, error) {
 	}, nil
 }
 
-// serve runs f for each connection, until the listener is closed.
+// serve runs f for each connection until the listener is closed.
 func (s *stacks) serve(f func(net.Conn)) {
 	go func() {
 		for {
@@ -95,14 +95,14 @@ func (s *stacks) serve(f func(net.Conn)) {
 	}()
 }
 
-// open dials, with a time limit that a handshake and a retry of it fit into.
+// open dials. Its time limit allows for a handshake and one retry.
 func (s *stacks) open() (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
 	defer cancel()
 	return s.dial(ctx)
 }
 
-// runBulk measures what streams carry one way.
+// runBulk measures how much the streams carry in one direction.
 func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 	var total atomic.Int64
 	s.serve(func(c net.Conn) {
@@ -145,7 +145,7 @@ func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 	}, st.calls()...)}, nil
 }
 
-// echo answers each byte with itself.
+// echo sends each byte back.
 func echo(c net.Conn) {
 	var b [1]byte
 	for {
@@ -168,7 +168,7 @@ func ping(c net.Conn) error {
 	return err
 }
 
-// runEcho measures how long one byte takes there and back.
+// runEcho measures the round trip of one byte.
 func runEcho(st *stage, s *stacks) (sample, error) {
 	s.serve(echo)
 	c, err := s.open()
@@ -198,16 +198,16 @@ func runEcho(st *stage, s *stacks) (sample, error) {
 	}}, nil
 }
 
-var errNone = errors.New("no connection was made in the time")
+var errNone = errors.New("no connection succeeded within the measured time")
 
-// runConnect measures connections a second, one after another. Each carries a byte and its echo, which proves that
-// both sides have it.
+// runConnect measures connections per second, one after another. Each carries a byte and its echo, which proves that both sides
+// are connected.
 func runConnect(st *stage, s *stacks) (sample, error) {
 	s.serve(echo)
 	one := func() error {
 		c, err := s.open()
 		if err != nil {
-			return fmt.Errorf("dialing: %w", err)
+			return fmt.Errorf("dial: %w", err)
 		}
 		defer c.Close()
 		return ping(c)

@@ -7,7 +7,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// An ourTunnel is a plain as a device of this library wants it.
+// An ourTunnel adapts a plain to a device of this library.
 type ourTunnel struct{ plain *plain }
 
 func (t *ourTunnel) ReadPackets(b *wireguard.Batch) error {
@@ -40,7 +40,7 @@ func (t *ourTunnel) WritePackets(pkts [][]byte) (int, error) {
 func (t *ourTunnel) MTU() int     { return t.plain.mtu }
 func (t *ourTunnel) Close() error { t.plain.close(); return nil }
 
-// An ourRelay sends each packet that arrives to the peer that its destination belongs to, on the goroutine that brought it.
+// An ourRelay sends each packet that arrives to the peer that owns its destination, on the goroutine that delivered it.
 type ourRelay struct {
 	dev     *wireguard.Device
 	batches sync.Pool
@@ -68,14 +68,14 @@ func (t *ourRelay) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), t.dev.Send(b)
 }
 
-// An ourBind is an end of a wire as a device of this library wants it.
+// An ourBind adapts an end of a wire to a device of this library.
 type ourBind struct{ end *end }
 
 func (b ourBind) Listen(uint16) (wireguard.Socket, error) {
 	return &ourSocket{wireSocket: b.end.open()}, nil
 }
 
-// An ourSocket is both the socket and its one receiver.
+// An ourSocket is a socket and its only receiver.
 type ourSocket struct {
 	*wireSocket
 	last   *landing
@@ -114,7 +114,7 @@ func (s *ourSocket) Receive() ([]wireguard.Train, error) {
 	for i := 0; i < l.n; {
 		first := at
 		size := l.size[i]
-		for i < l.n && l.size[i] == size { // a run of equal datagrams is a train
+		for i < l.n && l.size[i] == size { // datagrams of equal size form a train
 			at += size
 			i++
 		}

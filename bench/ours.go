@@ -17,7 +17,7 @@ import (
 // ours is this library.
 type ours struct{}
 
-// landings is more than one, since the device opens messages where they landed, and so keeps one while the next fills.
+// landings is more than one, because the device opens messages in place: it keeps one landing while the wire fills the next.
 func (ours) landings() int { return 4 }
 
 func (ours) used(st *stage) int { return st.Peers }
@@ -49,7 +49,7 @@ func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, n
 	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: countedBind{st}})
 }
 
-// A countedBind is a udp.Bind that remembers its sockets for what they count.
+// A countedBind is a udp.Bind that remembers its sockets, so that the sample can read their counters.
 type countedBind struct{ st *stage }
 
 func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
@@ -60,8 +60,8 @@ func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
 	return s, err
 }
 
-// calls says how many datagrams the sockets of this library's devices moved with one system call, in a whole sample.
-// wireguard-go does not count.
+// calls returns how many datagrams the sockets of this library's devices moved per system call, over a whole sample.
+// wireguard-go does not count them.
 func (st *stage) calls() []aside {
 	if len(st.sockets) == 0 {
 		return nil
@@ -83,7 +83,7 @@ func (st *stage) calls() []aside {
 // An ourNode is a device of this library.
 type ourNode struct {
 	dev   *wireguard.Device
-	clock *handClock // nil: the system's
+	clock *handClock // nil means the system's clock
 }
 
 func (n *ourNode) up(st *stage, c wireguard.Config) (err error) {
@@ -120,8 +120,8 @@ func (n *ourNode) routes(peers []peer) error {
 	return nil
 }
 
-// wipe lets the time pass until no peer has anything to wait for: 540 seconds as a rule, and longer where an answer
-// crossed the accounting of what it answers, so that a handshake is tried in vain before.
+// wipe advances the clock until no peer has a pending timer. That takes 540 seconds as a rule. It takes longer if an answer
+// arrived before the device had recorded the packet that it answers, because then a handshake is tried in vain first.
 func (n *ourNode) wipe([]peer) error {
 	for range 60 {
 		n.clock.passed.Add(int64(time.Minute))
@@ -136,7 +136,7 @@ func (n *ourNode) wipe([]peer) error {
 	return errNotIdle
 }
 
-var errNotIdle = errors.New("an hour has passed, and a peer is not idle yet")
+var errNotIdle = errors.New("a peer is not idle after the clock has advanced by an hour")
 
 func (n *ourNode) idle() bool {
 	for s := range n.dev.Peers() {
@@ -147,7 +147,7 @@ func (n *ourNode) idle() bool {
 	return true
 }
 
-// A handClock stands still but for what is added to passed.
+// A handClock advances only when passed grows.
 type handClock struct {
 	start  time.Time
 	passed atomic.Int64
@@ -156,7 +156,7 @@ type handClock struct {
 func (c *handClock) Now() time.Duration { return time.Hour + time.Duration(c.passed.Load()) }
 func (c *handClock) Wall() time.Time    { return c.start.Add(time.Duration(c.passed.Load())) }
 
-// ourNetwork is the stack of transport/netstack.
+// ourNetwork is a stack of transport/netstack.
 type ourNetwork struct{ net *netstack.Net }
 
 func (n ourNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

@@ -10,8 +10,8 @@ func peersMeasures() []measure {
 	return []measure{{name: "peers/add", unit: "µs/peer", lower: true, run: runAdd}}
 }
 
-// runAdd measures how long it takes to add a peer to a device that is up, until the peer's prefix routes: many in one
-// call, and, beside it, many calls of one. What the call is given, text for wireguard-go, is made before.
+// runAdd measures how long it takes to add a peer to a device that is up, until the peer's prefix routes. It adds many peers in
+// one call and, as an aside, one peer per call. It prepares the input of the call, which is text for wireguard-go, before.
 func runAdd(st *stage) (sample, error) {
 	peers, _ := identities(st.Peers)
 	fresh := func() (node, error) {

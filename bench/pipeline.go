@@ -9,10 +9,10 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// window is how many packets may be in flight where sockets would lose what is too much for them.
+// window is the most packets in flight over sockets, which drop packets when their buffers are full.
 const window = 1024
 
-// patience is how long nothing may arrive before what is missing counts as lost.
+// patience is how long no packet may arrive before missing packets count as lost.
 const patience = 2 * time.Second
 
 var (
@@ -35,8 +35,8 @@ func pipelineMeasures() (ms []measure) {
 	return append(ms, measure{name: "udp/1420", unit: "packets/s", run: runUDP})
 }
 
-// tunnel brings up two nodes, peers of each other, over w, or over loopback sockets where w is nil, and sees the first
-// packet through from a to b.
+// tunnel brings up two nodes that are peers of each other, over w, or over loopback sockets if w is nil. It returns after the
+// first packet from a has reached b.
 func tunnel(st *stage, w *wire, ab, ba *flow) error {
 	a, b := newPlains(ab, ba)
 	ca := nodeConfig{key: wireguard.NewPrivateKey(), plain: a}
@@ -57,7 +57,7 @@ func tunnel(st *stage, w *wire, ab, ba *flow) error {
 	}
 	ab.allow(1)
 	if err := ab.drain(10 * time.Second); err != nil {
-		return fmt.Errorf("the handshake, and the packet that waited for it: %w", err)
+		return fmt.Errorf("wait for the handshake and the first packet: %w", err)
 	}
 	return nil
 }
@@ -73,8 +73,8 @@ func introduce(a, b node, ka, kb wireguard.PrivateKey) error {
 	return b.plan(peer{ka.Public(), at(a), netip.PrefixFrom(addrA, 32)})()
 }
 
-// runPipeline measures packets delivered a second over a wire in memory, from a source that always has more. Beside it
-// stands what a source with a bounded number of packets in flight gets: queues that fill are a part of the difference.
+// runPipeline measures packets delivered per second over a wire in memory, from a source that always has more. An aside shows
+// the rate of a source with a limited number of packets in flight. Full queues cause a part of the difference.
 func runPipeline(st *stage, size int) (sample, error) {
 	ab, ba := newFlow(size, addrA, addrB), newFlow(size, addrB, addrA)
 	if err := tunnel(st, newWire(st, st.lib.landings()), ab, ba); err != nil {
@@ -89,7 +89,7 @@ func runPipeline(st *stage, size int) (sample, error) {
 	return s, err
 }
 
-// runUDP measures packets delivered a second over loopback sockets.
+// runUDP measures packets delivered per second over loopback sockets.
 func runUDP(st *stage) (sample, error) {
 	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
 	if err := tunnel(st, nil, ab, ba); err != nil {
@@ -100,8 +100,8 @@ func runUDP(st *stage) (sample, error) {
 	return s, err
 }
 
-// measure opens the flow for a while and stops it. The losses are all since the flow was made; a lost packet keeps its
-// place in the window, as no one tells the source.
+// measure opens the flow for a while and then stops it. It counts all losses since the flow was made. A lost packet keeps its
+// place in the window, because the source does not learn of the loss.
 func (f *flow) measure(inFlight int64, warm, during time.Duration) (sample, error) {
 	f.open(inFlight)
 	c, err := count(&f.received, warm, during)

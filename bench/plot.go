@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// The measures of the picture, in pixels.
+// The dimensions of the picture, in pixels.
 const (
 	plotWidth = 960
-	plotLeft  = 175 // where the axis begins
-	plotRight = 345 // room for the values: the ratio, and behind plotValue what it is of
+	plotLeft  = 175 // start of the axis
+	plotRight = 345 // room for the values: the ratio and, after plotValue, the figures that it compares
 	plotValue = 80
 	plotTop   = 84
 	plotRow   = 26
@@ -19,7 +19,7 @@ const (
 	plotFoot  = 40
 )
 
-// plotStyle draws on a ground of its own, so that the picture reads the same wherever it is shown.
+// plotStyle sets a background, so that the picture looks the same on every page.
 const plotStyle = `
 .ground { fill: #ffffff; stroke: #d0d7de }
 text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328 }
@@ -43,11 +43,11 @@ polyline { fill: none; stroke-width: 2.5; stroke-linejoin: round }
 }
 `
 
-// plotFloor is the smallest ratio that has a place: a logarithm has none for zero.
+// plotFloor is the smallest ratio that the axis can show, because zero has no logarithm.
 const plotFloor = 0.001
 
-// plot draws the ratios as bars from 1 on a logarithmic axis, the curve below them if it was measured, and returns the
-// SVG. Rows without two sides are left out.
+// plot returns an SVG. It draws the ratios as bars from 1 on a logarithmic axis, and the curve below them if it was measured. It
+// omits rows that do not have two sides.
 func plot(rows []row) string {
 	var shown []row
 	least, most := 0.5, 2.0
@@ -93,7 +93,7 @@ func plot(rows []row) string {
 	return b.String()
 }
 
-// bar draws one row with its name on the left and its values on the right.
+// bar draws one row, with its name on the left and its values on the right.
 func (r *row) bar(x func(float64) float64, y int) string {
 	left, right := min(x(r.ratio), x(1)), max(x(r.ratio), x(1))
 	class, arrow := "good", "↑"
@@ -110,7 +110,7 @@ func (r *row) bar(x func(float64) float64, y int) string {
 			figure(r.ours.median), figure(r.theirs.median), html.EscapeString(r.unit))
 }
 
-// ticks are the round ratios between two powers of ten, not too many of them.
+// ticks returns a few round ratios between two powers of ten.
 func ticks(from, to float64) (ts []float64) {
 	steps := []float64{1, 2, 5}
 	if to-from > 2 {

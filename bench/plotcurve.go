@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// The measures of the second panel, in pixels, from its top.
+// The dimensions of the second panel, in pixels from its top.
 const (
 	curveTitle  = 30
 	curveTop    = 66
@@ -16,8 +16,8 @@ const (
 	curveRight  = 30
 )
 
-// plotCurve draws the throughput over the size of packets, of both libraries, from top on. It returns nothing where less
-// than two points were measured. The height that it takes is curvePanel.
+// plotCurve draws the throughput of both libraries over the packet size, starting at top. It needs the height curvePanel. It
+// returns nothing if fewer than two points were measured.
 func plotCurve(rows []row, top int) string {
 	var points []row
 	most := 0.0
@@ -65,7 +65,7 @@ func plotCurve(rows []row, top int) string {
 
 const curvePanel = curveTop + curveHeight + curveFoot
 
-// roundStep is the least of 1, 2, 5 times a power of ten that is not less than v.
+// roundStep returns the least number that is 1, 2 or 5 times a power of ten and not less than v.
 func roundStep(v float64) float64 {
 	power := math.Pow(10, math.Floor(math.Log10(v)))
 	for _, s := range []float64{1, 2, 5} {

@@ -20,10 +20,10 @@ import (
 // rival is wireguard-go, built as its own programs build it.
 type rival struct{}
 
-// landings is none: a bind of wireguard-go fills the buffers that it is called with.
+// landings returns 0, because a bind of wireguard-go fills its caller's buffers.
 func (rival) landings() int { return 0 }
 
-// used is a part of the peers: a handshake of wireguard-go's costs too much of a minute to do it with all.
+// used returns a tenth of the peers, because handshakes of wireguard-go with all of them would take more than the minute.
 func (rival) used(st *stage) int { return st.Peers / 10 }
 
 func (rival) node(st *stage, c nodeConfig) (node, error) {
@@ -49,7 +49,7 @@ func (rival) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, 
 	return node, rivalNetwork{n}, err
 }
 
-// A rivalNode is a device of wireguard-go. It is configured by text, which plan writes before the call is timed.
+// A rivalNode is a device of wireguard-go. Text configures it; plan writes that text before the timed call.
 type rivalNode struct{ dev *device.Device }
 
 func newRivalNode(st *stage, key wireguard.PrivateKey, t tun.Device, b conn.Bind) (node, error) {
@@ -88,9 +88,9 @@ func (n *rivalNode) become(key wireguard.PrivateKey) error {
 	return n.dev.IpcSet("private_key=" + hex.EncodeToString(key[:]) + "\n")
 }
 
-var errNotThere = errors.New("a peer that was added is not there")
+var errNotThere = errors.New("the device does not list a peer that was added")
 
-// routes looks whether the peers exist: wireguard-go tells nobody where it routes.
+// routes checks only that the peers exist, because wireguard-go does not expose its routes.
 func (n *rivalNode) routes(peers []peer) error {
 	for _, p := range peers {
 		if n.dev.LookupPeer(device.NoisePublicKey(p.key)) == nil {
@@ -100,7 +100,7 @@ func (n *rivalNode) routes(peers []peer) error {
 	return nil
 }
 
-// wipe calls what the timer of 540 seconds calls.
+// wipe calls the functions that the 540-second timer calls.
 func (n *rivalNode) wipe(peers []peer) error {
 	for _, p := range peers {
 		if q := n.dev.LookupPeer(device.NoisePublicKey(p.key)); q != nil {

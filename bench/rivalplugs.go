@@ -9,7 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// A rivalTun is a plain as wireguard-go's device wants it.
+// A rivalTun adapts a plain to a device of wireguard-go.
 type rivalTun struct {
 	plain  *plain
 	events chan tun.Event
@@ -50,8 +50,7 @@ func (t *rivalTun) Name() (string, error)    { return "bench", nil }
 func (t *rivalTun) Events() <-chan tun.Event { return t.events }
 func (t *rivalTun) BatchSize() int           { return conn.IdealBatchSize }
 
-// A rivalRelay hands each packet that is written to it to whoever reads next. A channel joins the two, as in wireguard-go's own
-// tun/netstack.
+// A rivalRelay passes each packet from Write to the next Read through a channel, as wireguard-go's own tun/netstack does.
 type rivalRelay struct {
 	packets chan *[]byte
 	free    sync.Pool
@@ -115,7 +114,7 @@ func (t *rivalRelay) Name() (string, error)    { return "bench", nil }
 func (t *rivalRelay) Events() <-chan tun.Event { return t.events }
 func (t *rivalRelay) BatchSize() int           { return conn.IdealBatchSize }
 
-// A rivalBind is an end of a wire as wireguard-go's device wants it.
+// A rivalBind adapts an end of a wire to a device of wireguard-go.
 type rivalBind struct {
 	end    *end
 	socket *wireSocket // nil until Open
@@ -140,7 +139,7 @@ func (b *rivalBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return []conn.ReceiveFunc{receive}, s.addr.Port(), nil
 }
 
-// Close does nothing before Open: the device closes first whenever it opens.
+// Close does nothing before Open, because the device calls Close before each Open.
 func (b *rivalBind) Close() error {
 	if b.socket != nil {
 		b.socket.close()
@@ -170,7 +169,7 @@ func (b *rivalBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	return &rivalEndpoint{a}, err
 }
 
-// A rivalEndpoint is as large as that of wireguard-go's own bind.
+// A rivalEndpoint is as large as the endpoint of wireguard-go's own bind.
 type rivalEndpoint struct{ netip.AddrPort }
 
 func (e *rivalEndpoint) ClearSrc()           {}

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// The sides of a round, in the order in which they run.
+// The sides of a round run in this order.
 const (
 	sideOurs   = "ours"
 	sideTheirs = "wireguard-go"
@@ -26,22 +26,22 @@ const (
 // orderEnv names the variable that tells a process to take one sample instead of all of them.
 const orderEnv = "WIREGUARD_BENCH_SAMPLE"
 
-// An order is one sample, to be taken by a process of its own. So each starts with the same heap, the same warmth and
-// nothing left behind by the one before, and one that crashes takes only itself down.
+// An order asks a new process to take one sample. So each sample starts with the same heap and the same warm-up, without traces of
+// an earlier one, and a crash ends only one sample.
 type order struct {
 	Name, Side string
 	Effort     effort
-	Profile    string // a file for a processor profile; empty: none
-	Program    string // a daemon; empty: none is needed, nor namespaces
+	Profile    string // a file for a CPU profile; empty means no profile
+	Program    string // a daemon; empty means that the sample needs neither a daemon nor namespaces
 }
 
-// A reply is a line of the standard output of such a process.
+// A reply is one line of the standard output of a process that executes an order.
 type reply struct {
-	Resting bool    // the machine is free: the next may begin
+	Resting bool    // the machine is free, and the next sample may begin
 	Sample  *sample // the last line
 }
 
-// answer takes the sample of an order in this process and prints it.
+// answer executes an order in this process and prints the sample.
 func answer(text string, out *os.File) error {
 	var o order
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
@@ -89,9 +89,9 @@ func (st *stage) take(m *measure, side string) (sample, error) {
 	return m.run(st)
 }
 
-// A taking is a process at work on an order.
+// A taking is a process that executes an order.
 type taking struct {
-	free chan struct{} // closed when the machine is free again; after done, where the sample does not rest
+	free chan struct{} // closed when the machine is free again; closed after done if the sample does not rest
 	done chan struct{} // closed when sample and err are set
 	sample
 	err error
@@ -131,16 +131,16 @@ func startProgram(ctx context.Context, path string, o order) (*taking, error) {
 	return t, nil
 }
 
-var errNoSample = errors.New("ended without a sample")
+var errNoSample = errors.New("the process ended without a sample")
 
-// follow reads what the process says until it ends.
+// follow reads the output of the process until the process ends.
 func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buffer) {
 	t.err = errNoSample
 	resting := false
 	for lines.Scan() {
 		var r reply
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			continue // a library's own output
+			continue // output of a library
 		}
 		if r.Resting && !resting {
 			resting = true
@@ -160,16 +160,16 @@ func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buff
 	}
 }
 
-// A runner takes samples, the sides in turn.
+// A runner takes samples and alternates between the sides.
 type runner struct {
 	rounds  int
 	effort  effort
-	profile string // a folder for profiles; empty: none
+	profile string // a folder for profiles; empty means no profiles
 	start   func(context.Context, order) (*taking, error)
 	workshop
 }
 
-// begin starts one sample and returns once the machine is free again. label is the side's name in the file of a profile.
+// begin starts one sample and returns when the machine is free again. label is the side's name in the file name of a profile.
 func (r *runner) begin(ctx context.Context, m *measure, side, label string, round int) (*taking, error) {
 	o := order{Name: m.name, Side: side, Effort: r.effort}
 	if m.daemons {
@@ -192,7 +192,7 @@ func (r *runner) begin(ctx context.Context, m *measure, side, label string, roun
 // perSample is longer than any sample takes.
 const perSample = time.Minute
 
-// run measures one name: ours, wireguard-go, ours, wireguard-go, and so on.
+// run measures one name. It alternates samples: ours, wireguard-go, ours, wireguard-go, and so on.
 func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	ctx, cancel := context.WithTimeout(ctx, perSample*time.Duration(r.rounds))
 	defer cancel()

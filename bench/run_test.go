@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// small is an effort of some hundredths of a second.
+// small is an effort of a few hundredths of a second.
 var small = effort{
 	Warm:   10 * time.Millisecond,
 	Span:   30 * time.Millisecond,
@@ -23,7 +23,7 @@ var small = effort{
 	Peers:  40,
 }
 
-// ended is a process that has ended.
+// ended returns a process that has ended.
 func ended(s sample, err error) *taking {
 	t := &taking{free: make(chan struct{}), done: make(chan struct{}), sample: s, err: err}
 	close(t.free)
@@ -73,7 +73,7 @@ func TestBoundAndAlike(t *testing.T) {
 	}
 }
 
-// A sample that rests lets the next one begin before it has ended.
+// A resting sample lets the next one begin before it has ended.
 func TestRestingSamplesOverlap(t *testing.T) {
 	var waiting []*taking
 	r := runner{rounds: 2, start: func(context.Context, order) (*taking, error) {
@@ -105,7 +105,7 @@ func TestFailedSample(t *testing.T) {
 	}
 }
 
-// took takes a sample in a process of its own.
+// took takes a sample in a new process.
 func took(t *testing.T, o order) (sample, error) {
 	t.Helper()
 	k, err := start(t.Context(), o)
@@ -127,7 +127,7 @@ func TestProcessOfItsOwn(t *testing.T) {
 	}
 }
 
-// Each measure runs on each side, and comes to an end.
+// Each measure runs on each side and ends.
 func TestMeasures(t *testing.T) {
 	var shop workshop
 	defer shop.close()
@@ -156,7 +156,7 @@ func TestMeasures(t *testing.T) {
 	}
 }
 
-// takeSmall takes a small sample: in this process, but for one of daemons.
+// takeSmall takes a small sample. It uses this process, unless the measure starts daemons.
 func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, error) {
 	if !m.daemons {
 		st := &stage{effort: small, rest: func() {}}
@@ -173,7 +173,7 @@ func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, e
 	return took(t, order{Name: m.name, Side: side, Effort: small, Program: program})
 }
 
-// What cannot be measured here is named with the reason, and is no failure.
+// If this machine cannot measure a name, bench prints the reason and does not fail.
 func TestLeftOut(t *testing.T) {
 	m := measure{name: "x/y"}
 	if why := m.missing(); why != "" {
@@ -193,7 +193,7 @@ func TestLeftOut(t *testing.T) {
 	}
 }
 
-// The search doubles, then halves: it ends below the limit and near it, at what was really sent.
+// The search doubles and then halves. It ends slightly below the limit and returns the rate really sent.
 func TestHighest(t *testing.T) {
 	for _, limit := range []float64{0.3, 0.9, 1, 1.7, 5, 100} {
 		got, err := highest(1, 8, func(rate float64) (float64, bool, error) { return rate, rate <= limit, nil })

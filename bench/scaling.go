@@ -6,8 +6,8 @@ func scalingMeasures() []measure {
 	return []measure{{name: "seal/scaling", unit: "x", run: runScaling}}
 }
 
-// runScaling measures how much more one source sends to one peer on two cores than on one, when its datagrams go
-// nowhere: what is left is reading the source, sealing and handing over. The two take turns within the sample.
+// runScaling measures how much more one source sends to one peer on two cores than on one. The datagrams are discarded, so only
+// reading the source, sealing and passing on datagrams take time. The two settings alternate within the sample.
 func runScaling(st *stage) (sample, error) {
 	w := newWire(st, st.lib.landings())
 	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)

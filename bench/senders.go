@@ -22,12 +22,12 @@ func sendersMeasures() (ms []measure) {
 	return ms
 }
 
-// A senderTunnel is the plaintext side of both devices of senders: the one sends by Device.Send, the other counts.
+// A senderTunnel is the plaintext side of both devices. One device sends with Device.Send, and the other counts.
 type senderTunnel struct {
 	dev *wireguard.Device
 
 	mu       sync.Mutex // guards next
-	next     []uint64   // by sender
+	next     []uint64   // the next number expected, indexed by sender
 	received atomic.Int64
 	late     atomic.Int64
 }
@@ -41,7 +41,7 @@ func (t *senderTunnel) WritePackets(pkts [][]byte) (int, error) {
 	defer t.mu.Unlock()
 	for _, p := range pkts {
 		if p[9] != 17 {
-			continue // an ICMP error of the device's own
+			continue // an ICMP error from the device itself
 		}
 		t.received.Add(1)
 		sender, seq := binary.LittleEndian.Uint16(p[seqAt:]), binary.LittleEndian.Uint64(p[seqAt+2:])
@@ -53,8 +53,8 @@ func (t *senderTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// runSenders measures n goroutines that send packets of one size, one by one, to one peer over loopback sockets, each as
-// fast as it can. What arrives counts: a sender that overtakes the others' sealing is dropped.
+// runSenders measures n goroutines that send packets of one size, one by one, to one peer over loopback sockets, as fast as they
+// can. It counts packets that arrive, because packets sent faster than the device seals are dropped.
 func runSenders(st *stage, n, size int) (sample, error) {
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
 	var nodes [2]*ourNode
@@ -96,7 +96,7 @@ func runSenders(st *stage, n, size int) (sample, error) {
 	}, st.calls()...)}, nil
 }
 
-// flood sends numbered packets until stop.
+// flood sends numbered packets until stop is closed.
 func (t *senderTunnel) flood(sender, size int, offered *atomic.Int64, stop *atomic.Bool) {
 	b := t.dev.NewBatch()
 	p := newFlow(size, addrA, addrB).template

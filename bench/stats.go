@@ -5,14 +5,14 @@ import (
 	"slices"
 )
 
-// A summary is what is left of the samples of one side.
+// A summary condenses the samples of one side.
 type summary struct {
 	median, low, high float64
-	aside             []aside // medians, in the order of the samples'; Wrong where any sample's is
+	aside             []aside // medians, in the order of the samples' asides; Wrong if it is in any sample
 	n                 int
 }
 
-// median is the middle of vs, or the mean of the two in the middle. It is NaN of nothing. vs is not changed.
+// median returns the middle of vs, or the mean of the two middle values. It returns NaN if vs is empty. It does not change vs.
 func median(vs []float64) float64 {
 	if len(vs) == 0 {
 		return math.NaN()
@@ -45,17 +45,17 @@ func summarize(samples []sample) summary {
 	return sum
 }
 
-// A row is the outcome of one measure.
+// A row is the result of one measure.
 type row struct {
 	*measure
 	ours, theirs summary
 	bound        *summary
 
-	// ratio is ours / theirs, of the medians; low and high are the extremes of that ratio within a round.
+	// ratio is ours / theirs, computed from the medians. low and high are the extremes of the rounds' ratios.
 	ratio, low, high float64
 }
 
-// newRow compares samples that were taken in turn.
+// newRow compares samples of both sides, taken alternately.
 func newRow(m *measure, ours, theirs, bound []sample) row {
 	r := row{measure: m, ours: summarize(ours), theirs: summarize(theirs)}
 	r.ratio = quotient(r.ours.median, r.theirs.median)
@@ -71,7 +71,7 @@ func newRow(m *measure, ours, theirs, bound []sample) row {
 	return r
 }
 
-// quotient is a / b, and 1 of two zeros.
+// quotient returns a / b, or 1 if both are zero.
 func quotient(a, b float64) float64 {
 	if a == b {
 		return 1
@@ -79,7 +79,7 @@ func quotient(a, b float64) float64 {
 	return a / b
 }
 
-// wrong is whether any figure that must be zero is not.
+// wrong reports whether any figure that must be zero is not.
 func (r *row) wrong() bool {
 	bad := func(a aside) bool { return a.Wrong }
 	return slices.ContainsFunc(r.ours.aside, bad) || slices.ContainsFunc(r.theirs.aside, bad)

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// figure writes v with about four digits, and with commas in the thousands.
+// figure formats v with about four digits and with commas between thousands.
 func figure(v float64) string {
 	a := math.Abs(v)
 	switch {
@@ -42,7 +42,7 @@ func printHead(w io.Writer) {
 	fmt.Fprintf(w, rowFormat, "name", "unit", "ours", "(spread)", "wireguard-go", "(spread)", "ratio", "(spread)  better")
 }
 
-// printRow writes the row and, below it, what explains it.
+// printRow writes the row and, below it, the figures that explain it.
 func printRow(w io.Writer, r row) {
 	paren := func(low, high float64) string { return "(" + spread(low, high) + ")" }
 	if r.single() {
@@ -76,7 +76,7 @@ func printRow(w io.Writer, r row) {
 	}
 }
 
-// printAsides writes the line of one side below a row, if it has anything to explain.
+// printAsides writes the asides of one side as a line below a row, if any.
 func printAsides(w io.Writer, who string, as []aside) {
 	if len(as) == 0 {
 		return
@@ -90,7 +90,7 @@ func printAsides(w io.Writer, who string, as []aside) {
 	fmt.Fprintf(w, "  %-13s %s\n", who, strings.Join(parts, ", "))
 }
 
-// String is the figure with its name and unit, and a cry where it is wrong.
+// String returns the figure with its name and unit, and a warning if it is wrong.
 func (a aside) String() string {
 	s := strings.TrimSpace(a.Name + " " + figure(a.Value) + " " + a.Unit)
 	if a.Wrong {
@@ -109,7 +109,7 @@ type record struct {
 	Better string  `json:"better"`
 }
 
-// finite is v, or the largest number for a ratio to zero, which JSON cannot express.
+// finite returns v, or the largest number if v is infinite, because JSON cannot express infinity.
 func finite(v float64) float64 { return min(v, math.MaxFloat64) }
 
 // printJSON writes the row as one line.

@@ -73,7 +73,7 @@ func TestFigure(t *testing.T) {
 	}
 }
 
-// rows are rows with all that can be in one.
+// rows returns rows that cover all that a row can contain.
 func rows() []row {
 	of := func(v float64) []sample {
 		return []sample{{v, []aside{{Name: "cpu", Unit: "µs", Value: 1}, {Name: "apart", Unit: "u", Value: v, Apart: true}}}}
@@ -133,7 +133,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// The picture is well-formed, has a bar for each row with two sides, and nothing of it lies outside.
+// The picture is well-formed, has a bar for each row with two sides, and has no element outside its frame.
 func TestPlot(t *testing.T) {
 	for _, rs := range [][]row{rows(), nil} {
 		bars, text := 0, ""
@@ -171,7 +171,7 @@ func TestPlot(t *testing.T) {
 	}
 }
 
-// The curve is a panel of its own below the bars: a line for each library, from the smallest size to the largest.
+// The curve is a separate panel below the bars. It has one line per library, from the smallest size to the largest.
 func TestPlotCurve(t *testing.T) {
 	var rs []row
 	for i, m := range curveMeasures() {

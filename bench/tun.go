@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// tunMeasures compare daemons: ours, cmd/wg0, and wireguard-go's own. Each sample is taken on two hosts, which are
-// network namespaces joined by a veth pair, with a daemon each:
+// tunMeasures compare daemons: our cmd/wg0 and wireguard-go's own. Each sample uses two hosts, which are network namespaces joined
+// by a veth pair. Each host runs one daemon:
 //
 //	iperf3, ping ─▶ wg1 10.77.0.1 ─▶ daemon ─▶ v0 ══════ v0 ─▶ daemon ─▶ wg2 10.77.0.2 ─▶ iperf3
 func tunMeasures() []measure {
@@ -24,7 +24,7 @@ func tunMeasures() []measure {
 	}
 }
 
-// missing says why the measure cannot be taken on this host, or is empty.
+// missing returns why this host cannot take the measure, or an empty string if it can.
 func (m *measure) missing() string {
 	if !m.daemons {
 		return ""
@@ -32,20 +32,20 @@ func (m *measure) missing() string {
 	return missingForDaemons()
 }
 
-// A workshop builds the daemons, each when it is first needed.
+// A workshop builds each daemon when it is first needed.
 type workshop struct {
-	module string // the folder of the module to build them from; empty: the one that this program is run in
+	module string // the folder of the module to build; empty means the current folder
 	dir    string
-	built  map[string]string // path by side
+	built  map[string]string // maps a side to the path of its daemon
 }
 
-// sources are the main packages of the daemons: the first one that the module has is built.
+// sources are the main packages of the daemons. The workshop builds the first one that exists in the module.
 var sources = map[string][]string{
 	sideOurs:   {"github.com/seed-86b749af/wireguard/cmd/wg0", "github.com/seed-86b749af/wireguard/examples/wg0"},
 	sideTheirs: {"golang.zx2c4.com/wireguard"},
 }
 
-// daemon is the path of a side's daemon.
+// daemon returns the path of a side's daemon.
 func (w *workshop) daemon(side string) (string, error) {
 	if path, ok := w.built[side]; ok {
 		return path, nil
@@ -67,10 +67,10 @@ func (w *workshop) daemon(side string) (string, error) {
 		}
 		errs = append(errs, err)
 	}
-	return "", fmt.Errorf("%w (run bench inside its module)", errors.Join(errs...))
+	return "", fmt.Errorf("%w; run bench inside its module", errors.Join(errs...))
 }
 
-// goBuild builds a main package, as seen from a folder, which may be empty for the current one.
+// goBuild builds a main package, seen from a folder. An empty folder means the current one.
 func goBuild(folder, path, source string) error {
 	cmd := exec.Command("go", "build", "-o", path, source)
 	cmd.Dir = folder
@@ -80,15 +80,15 @@ func goBuild(folder, path, source string) error {
 	return nil
 }
 
-// close removes what was built.
+// close removes the built daemons.
 func (w *workshop) close() {
 	if w.dir != "" {
 		os.RemoveAll(w.dir)
 	}
 }
 
-// highest looks for the highest rate that holds: it doubles from low until one does not, and then halves the distance steps times.
-// try returns the rate that was really reached, and whether it held. No rate that holds is an error.
+// highest searches for the highest rate that holds. It doubles from low until a rate does not hold, and then bisects steps times.
+// try returns the rate really reached, and whether it held. highest returns an error if no rate holds.
 func highest(low float64, steps int, try func(rate float64) (reached float64, held bool, err error)) (float64, error) {
 	best, good, bad := 0.0, 0.0, 0.0
 	for rate := low; ; {
@@ -109,7 +109,7 @@ func highest(low float64, steps int, try func(rate float64) (reached float64, he
 		case steps == 0 && best > 0:
 			return best, nil
 		case bad < low/64:
-			return 0, fmt.Errorf("not even a rate of %g holds", bad)
+			return 0, fmt.Errorf("no rate holds: the lowest one tried is %g", bad)
 		default:
 			steps = max(0, steps-1)
 			rate = (good + bad) / 2
@@ -117,7 +117,7 @@ func highest(low float64, steps int, try func(rate float64) (reached float64, he
 	}
 }
 
-// roundTrips is the times in the output of ping, in µs.
+// roundTrips returns the times in the output of ping, in µs.
 func roundTrips(out string) (times []float64) {
 	for line := range strings.Lines(out) {
 		_, text, ok := strings.Cut(line, " time=")

@@ -14,7 +14,7 @@ import (
 
 func missingForDaemons() string { return netlab.Missing("go", "ip", "wg", "ping", "iperf3") }
 
-// isolate and enterIsolated give the process of a sample its own mounts, processes and networks.
+// isolate and enterIsolated give the process of a sample its own mount, process and network namespaces.
 func isolate(cmd *exec.Cmd) { netlab.Isolate(cmd) }
 func enterIsolated() error  { return netlab.Enter() }
 
@@ -65,10 +65,10 @@ func sites(st *stage) (a, b site, err error) {
 	}
 }
 
-// seconds is a time as iperf3 takes it: whole seconds, at least one.
+// seconds formats a duration for iperf3 as whole seconds, at least one.
 func seconds(d time.Duration) int { return max(1, int(math.Round(d.Seconds()))) }
 
-// cpu is the processor time of both daemons.
+// cpu returns the processor time of both daemons.
 func cpu(a, b site) (time.Duration, error) {
 	x, err := a.CPU()
 	if err != nil {
@@ -78,7 +78,7 @@ func cpu(a, b site) (time.Duration, error) {
 	return x + y, err
 }
 
-// runTunTCP measures what the receiving iperf3 got by a number of TCP connections.
+// runTunTCP measures how much the receiving iperf3 gets over a number of TCP connections.
 func runTunTCP(connections int) func(*stage) (sample, error) {
 	return func(st *stage) (sample, error) {
 		a, b, err := sites(st)
@@ -102,7 +102,7 @@ func runTunTCP(connections int) func(*stage) (sample, error) {
 	}
 }
 
-// runTunUDP measures the highest rate at which iperf3 sends packets of 1,400 bytes and at most 1 % of them are lost.
+// runTunUDP measures the highest rate at which iperf3 sends packets of 1,400 bytes with at most 1 % loss.
 func runTunUDP(st *stage) (sample, error) {
 	a, b, err := sites(st)
 	if err != nil {
@@ -127,7 +127,7 @@ func runTunUDP(st *stage) (sample, error) {
 	}}, err
 }
 
-// runTunRTT measures the median of the round trips that ping sees, at 500 a second.
+// runTunRTT measures the median round trip that ping reports, at 500 pings a second.
 func runTunRTT(st *stage) (sample, error) {
 	a, _, err := sites(st)
 	if err != nil {
@@ -136,14 +136,14 @@ func runTunRTT(st *stage) (sample, error) {
 	out, err := a.Run(fmt.Sprintf("ping -n -c %d -i 0.002 -W 1 %v", min(st.Echoes, 1500), tunB))
 	times := roundTrips(out)
 	if err != nil || len(times) == 0 {
-		return sample{}, fmt.Errorf("%d pings were answered: %w", len(times), err)
+		return sample{}, fmt.Errorf("only %d pings were answered: %w", len(times), err)
 	}
 	slices.Sort(times)
 	return sample{Value: median(times), Aside: []aside{{Name: "of 100 the slowest", Unit: "µs", Value: times[len(times)*99/100]}}}, nil
 }
 
-// runTunMemory measures the larger of the two daemons when bulk runs by TCP and UDP are half a minute past. Nothing asks
-// for a garbage collection.
+// runTunMemory measures the resident memory of the larger of the two daemons half a minute after bulk runs over TCP and UDP.
+// Nothing requests a garbage collection.
 func runTunMemory(st *stage) (sample, error) {
 	a, b, err := sites(st)
 	if err != nil {

@@ -9,31 +9,32 @@ import (
 )
 
 const (
-	wireBatch = 128  // datagrams a batch, at most
-	wireRoom  = 2048 // bytes of room for a datagram, on average
+	wireBatch = 128  // most datagrams per batch
+	wireRoom  = 2048 // average room per datagram, in bytes
 )
 
-// A wire joins two ends in memory, for either library: it loses nothing, keeps the order, and waits when it is full.
+// A wire joins two ends in memory, for either library. It loses no datagrams, keeps their order, and makes a sender wait when it is
+// full.
 //
-// A receiver offers memory, a landing; a sender copies its datagrams there, once, and passes the landing on. Where that
-// memory comes from is all that differs between the libraries: wireguard-go's bind is called with buffers to fill, so
-// those are its landing; ours lends memory to the device, so it has landings of its own, which go round.
+// A receiver offers memory, called a landing. A sender copies its datagrams there once and passes the landing on. The libraries
+// differ only in the source of that memory. wireguard-go calls its bind with buffers to fill, and those buffers are the landing.
+// Our bind lends memory to the device, so it has its own landings and reuses them in turn.
 type wire struct{ ends [2]end }
 
-// An end is one of the two places of a wire.
+// An end is one of the two ends of a wire.
 type end struct {
 	out, in *lane
-	addr    netip.AddrPort // for configurations and logs alone: a wire has but one other end
+	addr    netip.AddrPort // only for configurations and logs, because a wire has only two ends
 	remote  netip.AddrPort
 	cut     <-chan struct{}
-	void    atomic.Bool  // what is sent from here on goes nowhere
-	voided  atomic.Int64 // datagrams that went there
+	void    atomic.Bool  // discard what this end sends
+	voided  atomic.Int64 // datagrams discarded so far
 }
 
-// A lane carries datagrams one way.
+// A lane carries datagrams in one direction.
 type lane struct{ offered, arrived chan *landing }
 
-// A landing is memory for up to wireBatch datagrams: one buffer for each, or one memory in which they lie back to back.
+// A landing is memory for up to wireBatch datagrams. It has one buffer per datagram, or one block that holds them back to back.
 type landing struct {
 	bufs [][]byte
 	mem  []byte
@@ -42,7 +43,7 @@ type landing struct {
 	n    int
 }
 
-// newWire makes a wire, with so many landings at each end. Zero are for sockets that are called with buffers.
+// newWire makes a wire with this many landings at each end. Use zero for sockets whose caller provides buffers.
 func newWire(st *stage, landings int) *wire {
 	cut := make(chan struct{})
 	st.atCut(func() { close(cut) })
@@ -60,7 +61,7 @@ func newWire(st *stage, landings int) *wire {
 	}}
 }
 
-// A wireSocket is an end while a device has it open. It can be open again before it is closed.
+// A wireSocket is an end while a device has it open. A device may open an end again before it closes the old socket.
 type wireSocket struct {
 	*end
 	down chan struct{}
@@ -71,7 +72,7 @@ func (e *end) open() *wireSocket { return &wireSocket{end: e, down: make(chan st
 
 func (s *wireSocket) close() { s.once.Do(func() { close(s.down) }) }
 
-// swallow takes n datagrams if they go nowhere.
+// swallow counts n datagrams and reports true if the end discards what it sends.
 func (e *end) swallow(n int) bool {
 	if !e.void.Load() {
 		return false
@@ -80,13 +81,13 @@ func (e *end) swallow(n int) bool {
 	return true
 }
 
-// A crossing is one call of Send: it fills one landing after the other.
+// A crossing is one call of Send. It fills one landing after another.
 type crossing struct {
 	s *wireSocket
 	l *landing
 }
 
-// put copies a datagram across.
+// put copies a datagram into a landing.
 func (c *crossing) put(datagram []byte) error {
 	if c.l != nil && !c.l.fits(datagram) {
 		c.end()
@@ -107,9 +108,9 @@ func (c *crossing) put(datagram []byte) error {
 	return nil
 }
 
-var errOversized = errors.New("a datagram is larger than the wire carries")
+var errOversized = errors.New("a datagram is too large for the wire")
 
-// end passes on what has not been passed on yet.
+// end passes the last landing to the receiver.
 func (c *crossing) end() {
 	if c.l != nil {
 		c.s.out.arrived <- c.l
@@ -134,7 +135,7 @@ func (l *landing) put(datagram []byte) {
 	l.n++
 }
 
-// land offers l, if it is not nil, and waits for the next landing that has been filled.
+// land offers l if it is not nil, and waits for the next filled landing.
 func (s *wireSocket) land(l *landing) (*landing, error) {
 	if l != nil {
 		l.n, l.used = 0, 0
@@ -147,7 +148,7 @@ func (s *wireSocket) land(l *landing) (*landing, error) {
 	case <-s.cut:
 	}
 	if l != nil && l.bufs != nil {
-		// The buffers go back to their owner now, so no sender may hold them any more.
+		// The buffers return to their owner now, so no sender may hold them any more.
 		select {
 		case <-s.in.offered:
 		case <-s.in.arrived:
