@@ -65,7 +65,7 @@ func (d *Device) schedule(p *peer) {
 	}
 }
 
-// forgetDeadline takes p out. p.mu is held.
+// forgetDeadline removes the entry of p. p.mu is held.
 func (d *Device) forgetDeadline(p *peer) {
 	p.queued = 0
 	ds := &d.deadlines
@@ -79,7 +79,7 @@ func (d *Device) forgetDeadline(p *peer) {
 	}
 }
 
-// sweepAt sees to it that the rate limits are swept at a time, or earlier if that is due already.
+// sweepAt schedules a sweep of the rate limits for at, unless an earlier one is due.
 func (ds *deadlines) sweepAt(at, now int64) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
@@ -100,7 +100,7 @@ func (ds *deadlines) wake(now int64) {
 	}
 }
 
-// use sets the alarm, or takes it away if a is nil.
+// use sets the alarm. A nil alarm means that the device is down.
 func (ds *deadlines) use(a boottime.Alarm) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
@@ -116,7 +116,7 @@ func (ds *deadlines) ring() {
 	}
 }
 
-// due takes out a peer whose time has come, or returns nil and sets the alarm for the next deadline.
+// due removes and returns a peer whose deadline is due. If there is none, it sets the alarm for the next and returns nil.
 func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
@@ -134,7 +134,7 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 	return nil, false
 }
 
-// keepTime carries out deadlines until the alarm is closed.
+// keepTime handles deadlines until the alarm is closed.
 func (d *Device) keepTime(a boottime.Alarm) {
 	defer d.wg.Done()
 	for a.Wait() {

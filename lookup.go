@@ -4,22 +4,21 @@ import "sync"
 
 const maxLookups = 64 // under way at a time
 
-// lookups are the calls of Config.Lookup under way, and a count of the peers that came from it. The zero value is
-// ready.
+// lookups are the calls of Config.Lookup under way, and the number of peers that came from it. The zero value is ready.
 type lookups struct {
 	mu      sync.Mutex // guards all below; nothing is taken while it is held
 	pending map[PublicKey]*pendingLookup
 	peers   int
 }
 
-// A pendingLookup is a lookup under way, and the initiation that waits for it: the newest one.
+// A pendingLookup is a lookup under way, and the newest initiation that waits for it.
 type pendingLookup struct {
 	timestamp Timestamp
 	message   handshakeMessage
 }
 
-// begin notes that m, from a stranger, waits for a lookup, and reports whether one is to be started. If one is under way,
-// m takes the place of the message that waits for it, unless that is newer: then m is a recording.
+// begin notes that m, from a stranger, waits for a lookup, and reports whether to start one. If a lookup is under way, m
+// replaces the message that waits for it, unless that message is newer: then m is a recording.
 func (l *lookups) begin(key PublicKey, m *handshakeMessage, ts Timestamp, maxPeers int) (start, full bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -67,12 +66,12 @@ func (l *lookups) gone() {
 	l.peers--
 }
 
-// looksUp reports whether a stranger with this key is worth a second X25519: it may be looked up.
+// looksUp reports whether a stranger with this key may be looked up, and so is worth a second X25519.
 func (d *Device) looksUp(key PublicKey, id *identity) bool {
 	return d.lookup != nil && key != id.public
 }
 
-// lookUp asks the program for the peer that sent m, an authentic initiation with timestamp ts. It is called by a worker.
+// lookUp asks the program for the peer that sent m, an authentic initiation with timestamp ts. A worker calls it.
 func (d *Device) lookUp(key PublicKey, m *handshakeMessage, ts Timestamp, r *running) {
 	start, full := d.lookups.begin(key, m, ts, d.maxLookedUp)
 	if full {
@@ -90,7 +89,7 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	c, err := d.lookup(r.ctx, key)
 	added := false
 	if err == nil && c.PublicKey == key && !d.lookups.waiting(key).After(c.Timestamp) {
-		// A recording must not bring the peer back, not even into the table.
+		// A recording must not add the peer again.
 		d.lookups.end(key, false)
 		d.drops.add(DropOldTimestamp, 1)
 		return
@@ -128,7 +127,7 @@ func (d *Device) addLookedUp(c *PeerConfig, r *running) (added bool, err error) 
 	return true, nil
 }
 
-// forget removes a peer that Lookup supplied and that has no session any more.
+// forget removes a peer that Lookup supplied and that no longer has a session.
 func (d *Device) forget(p *peer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

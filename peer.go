@@ -12,8 +12,8 @@ type peerState struct {
 	persistent uint16 // seconds between persistent keepalives; 0 means off
 	lookedUp   bool   // came from Config.Lookup
 	removed    bool   // no longer in the device: a goroutine that still has the pointer drops what it has
-	initiating bool   // an initiation is asked for and not made yet
-	renewing   bool   // it is asked for by renew
+	initiating bool   // an initiation was asked for and is not made yet
+	renewing   bool   // renew asked for it
 	unopened   bool   // the last initiation got an answer that was not authentic
 
 	endpoint Endpoint
@@ -21,14 +21,14 @@ type peerState struct {
 	staged   stagedQueue
 
 	keypairs
-	handshake *handshake // the exchange under way; nil: none
+	handshake *handshake // the exchange under way; nil if there is none
 
 	static         secret    // of the two static keys, once computed for staticOf
-	staticOf       *identity // whose
+	staticOf       *identity // the identity whose static key it was
 	cookie         cookieJar
 	lastTimestamp  Timestamp        // newest initiation accepted
 	ownTimestamp   Timestamp        // newest initiation sent
-	lastInitiation int64            // when one was accepted
+	lastInitiation int64            // when an initiation was accepted
 	lastSent       int64            // when an initiation or a response was sent
 	lastHandshake  int64            // when a session was confirmed
 	lastReceived   int64            // when an authentic message was received
@@ -36,7 +36,7 @@ type peerState struct {
 	sessions       uint32           // sessions confirmed; it wraps
 	heard          uint32           // authentic packets received; it wraps
 
-	drops *Drops // nil: none yet
+	drops *Drops // nil until something is dropped
 }
 
 // An outbox collects what is to be done once the peer's mutex is released.
@@ -46,8 +46,8 @@ type outbox struct {
 	keepalive bool        // send the staged packets, or an empty one if there are none
 	forget    bool        // remove the peer
 	revived   bool        // the current session, which seemed dead, was heard on
-	freed     []uint32    // session indices that name nothing any more
-	dropped   stagedQueue // packets that waited in vain
+	freed     []uint32    // session indices that are free again
+	dropped   stagedQueue // staged packets that were given up
 	events    []outEvent
 }
 
@@ -83,11 +83,11 @@ func (p *peerState) drop(r DropReason, n int) {
 	p.drops[r] += uint64(n)
 }
 
-// initiate asks for an initiation, because a packet found no usable key or the key is old. retry says that it is one of
-// a series; any other one starts the count of tries anew, also amid a series.
+// initiate asks for an initiation, because a packet found no usable key or the key is old. retry says that the initiation
+// is one of a series. Any other initiation restarts the count of attempts, even during a series.
 //
-// None is sent "within 5 s of the last one", nor of a response: then it is put off for that long, since something
-// waits for it.
+// No initiation is sent "within 5 s of the last one", nor of a response. It is put off until then, because something waits
+// for it.
 func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0
@@ -105,7 +105,7 @@ func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	p.initiating, out.initiate = true, true
 }
 
-// putOff sees to it that an initiation is made once it is 5 s after the last message.
+// putOff schedules an initiation for 5 s after the last message.
 func (p *peerState) putOff(now int64) {
 	if !p.timers.pending(timerRetransmit) {
 		p.timers.set(timerRetransmit, p.lastSent+rekeyTimeout+p.timers.jitter(now))
@@ -117,7 +117,7 @@ func (p *peerState) sentLately(now int64) bool {
 }
 
 // beginInitiation is called when an initiation that was asked for is about to be made. It returns the timestamp to
-// send, or false if none is to be made any more.
+// send, or false if the initiation is no longer wanted.
 func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
 	renewing := p.renewing && p.mayRenew(now)
 	p.initiating, p.renewing = false, false
@@ -161,14 +161,14 @@ func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, 
 	p.lastTimestamp, p.lastInitiation = ts, now
 	tries := p.timers.pending(timerRetransmit) || p.initiating
 	if own := p.handshake; tries && own != nil && own.initiator && own.id.publicKey().after(p.key) {
-		// The two initiations cross, and neither will be answered. One of the ends lets the other try first. An
-		// initiation that was given up crosses nothing.
+		// The two initiations cross, and neither will be answered. One end lets the other retry first. An initiation
+		// that was given up does not count.
 		p.timers.set(timerRetransmit, now+rekeyTimeout+maxJitter+p.timers.jitter(now))
 	}
 	p.endHandshake(out)
 	p.handshake = h
 	p.moveTo(from, out)
-	p.lastSent = now // of the response, which is being made
+	p.lastSent = now // the response is being made
 	return 0, true
 }
 
@@ -185,11 +185,11 @@ func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox)
 	p.authenticReceived(now)
 }
 
-// commitSession ends the exchange under way, as initiator: the response to it came from an endpoint. The staged packets
-// are sent on the new session at once or, "if it has none, an empty packet", which confirms the session to the responder.
+// commitSession ends the exchange under way, as initiator, when its response arrives. The staged packets are sent on the
+// new session at once or, "if it has none, an empty packet". Either confirms the session to the responder.
 func (p *peerState) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
 	p.handshake.wipe()
-	p.handshake = nil // its index goes on as the keypair's
+	p.handshake = nil // its index becomes the keypair's
 	dropped := p.addInitiated(k)
 	out.freeKeypairs(dropped[:]...)
 	p.moveTo(from, out)
@@ -205,13 +205,13 @@ func (p *peerState) endHandshake(out *outbox) {
 		if h.initiator {
 			out.free(h.local)
 		}
-		h.wipe() // who computes on it has a copy
+		h.wipe() // a worker that computes on it has a copy
 		p.handshake = nil
 	}
 }
 
-// moveTo is called with the endpoint that an authentic packet came from, and not a replayed one: "the peer's endpoint
-// is that of the last authentic packet" (whitepaper, section 2.1).
+// moveTo is called with the endpoint of an authentic packet that is not a replay: "the peer's endpoint is that of the last
+// authentic packet" (whitepaper, section 2.1).
 func (p *peerState) moveTo(from Endpoint, out *outbox) {
 	if !p.endpoint.SamePlace(from) {
 		out.event(EventEndpointMoved, from)
@@ -220,14 +220,14 @@ func (p *peerState) moveTo(from Endpoint, out *outbox) {
 }
 
 // receive is called when packets were authenticated with k, and before they are delivered. A packet whose counter is
-// a replay is not authentic: the caller leaves it out. data says that one of them is more than a keepalive.
+// a replay is not authentic: the caller leaves it out. data says that at least one is more than a keepalive.
 func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, out *outbox) {
 	if p.endpoint != *from {
 		p.moveTo(*from, out)
 	}
 	if dropped, confirmed := p.confirm(k); confirmed {
 		out.freeKeypairs(dropped)
-		if !k.retired { // else nothing is sent on it, and who waits for a session goes on waiting
+		if !k.retired { // nothing is sent on a retired keypair, and callers that wait for a session go on waiting
 			p.sessionConfirmed(now, out)
 			out.flush = true
 		}
@@ -243,8 +243,8 @@ func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, ou
 	}
 }
 
-// sending is called before n messages are numbered, and reports whether the current session can carry them. If not, a
-// new one is asked for.
+// sending is called before n messages are numbered, and reports whether the current session can carry them. If it cannot,
+// sending asks for a new one.
 func (p *peerState) sending(n int, now int64, out *outbox) bool {
 	if !p.current.sendable(now, n) {
 		p.initiate(now, false, out)
@@ -263,8 +263,8 @@ func (p *peerState) flushOrInitiate(now int64, out *outbox) {
 	}
 }
 
-// sentOn is called after messages were sent; data says that one of them was more than a keepalive, and left. heard is
-// what p.heard was when the send began: an answer may be quicker than the report that its question left.
+// sentOn is called after messages were sent. data says that at least one was more than a keepalive and was sent without an
+// error. heard is p.heard from before the send, because an answer may arrive before sentOn is called.
 func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	c := p.current
 	if data && p.heard == heard {
@@ -278,8 +278,8 @@ func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	}
 }
 
-// wake is called when the machine slept or its network changed: a session in its life shows the peer where this
-// device is now, and is renewed if it is due; a dead one is where something is to be kept alive.
+// wake is called when the machine slept or its network changed. A session that is still young shows the peer where this
+// device is now, and is renewed if it is due. A dead session is renewed where something waits or is to be kept alive.
 func (p *peerState) wake(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	switch c := p.current; {
@@ -303,15 +303,15 @@ func (p *peerState) wipe(out *outbox) {
 	p.timers.cancel(timerExpiry)
 }
 
-// stop is called when the device goes down and when the peer is removed: nothing waits, nothing is kept.
+// stop is called when the device goes down and when the peer is removed. It drops everything that waits, and the sessions.
 func (p *peerState) stop(out *outbox) {
-	p.dropStaged(out) // before the peer's own counts go; the device's are the caller's to keep, by out.dropped
+	p.dropStaged(out) // first, since wipe drops the peer's counts; the caller counts out.dropped for the device
 	p.wipe(out)
 	p.timers = timers{seed: p.timers.seed}
 	p.lastSent = 0
 }
 
-// forgetSecrets is called once the peer is removed: what is left of it may stay in memory for as long as anyone has a
+// forgetSecrets is called once the peer is removed. The rest of the peer may stay in memory for as long as a goroutine has a
 // pointer to it.
 func (p *peerState) forgetSecrets() {
 	p.psk = PresharedKey{}
@@ -319,9 +319,9 @@ func (p *peerState) forgetSecrets() {
 	p.cookie = cookieJar{}
 }
 
-// retire is called when the device has another identity, or none: sessions receive to the end of their lives and send no
-// more, and a handshake is immediate. What was made with the new identity already stays, and so does the 5 s limit then:
-// an identity is the device's before all peers are told.
+// retire is called when the device gets another identity, or loses it. Sessions receive to the end of their lives and no
+// longer send, and a handshake is immediate. The device has its new identity before it tells all peers, so a session or
+// exchange may already be made with it. That one stays, and then the 5 s limit stays too.
 func (p *peerState) retire(id *identity, out *outbox) {
 	isNew := func(of *identity) bool { return of == id && id != nil }
 	made := false

@@ -7,39 +7,39 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The slow path: what needs X25519, or must not happen on the goroutine that it comes from. It has a bounded queue for
-// each kind of work, and workers that start when there is some and end when there is none.
+// The slow path does the work that needs X25519, or that must not happen on the goroutine that asks for it. It has a bounded
+// queue for each kind of work. Workers start when there is work, and end when there is none.
 //
 //	receivers: handshake messages ─────┐
 //	peers that want a handshake ───────┼─▶ work ─▶ exchange.go
 //	ICMP errors for the sink ──────────┘        └▶ Tunnel
 const (
 	maxMessages     = 4096
-	refuseMessages  = maxMessages / 2 // waiting: what came in now would wait for longer than its sender does
-	loadMessages    = maxMessages / 8 // waiting: the device is under load
+	refuseMessages  = maxMessages / 2 // with so many waiting, a new message would wait for longer than its sender does
+	loadMessages    = maxMessages / 8 // with so many waiting, the device is under load
 	maxUnreachables = 64
 )
 
-// A slowPath is the queues. The zero value is ready.
+// A slowPath is the queues of the slow path. The zero value is ready.
 type slowPath struct {
 	mu           sync.Mutex         // guards all below; taken after a peer's
 	messages     []handshakeMessage // from read on
 	read         int
-	first, last  *peer // that want a handshake, or somebody to lead them; linked by nextSlow
+	first, last  *peer // peers that want a handshake, or are handed over; linked by nextSlow
 	unreachables [][]byte
-	errorLimit   bucket // of unreachables
-	loadedAt     int64  // when the messages were too many last; 0: not lately
+	errorLimit   bucket // rate limit of unreachables
+	loadedAt     int64  // when too many messages last waited; 0 means not lately
 	rotation     int
 	workers      int
 	closed       bool
 }
 
-// A handshakeMessage is a copy of a message as it came.
+// A handshakeMessage is a copy of a message as it arrived.
 type handshakeMessage struct {
 	from     Endpoint
-	verified bool // its macs were checked before
+	verified bool // its MACs were checked before
 	size     uint8
-	b        [initiationSize]byte // the longest of them
+	b        [initiationSize]byte // initiations are the longest messages
 }
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
@@ -66,14 +66,15 @@ func (s *slowPath) enqueue(d *Device, m *handshakeMessage) {
 	s.start(d)
 }
 
-// enterSlow reports whether p, whose initiating or handed is set, is to be queued: it is not yet. p.mu is held.
+// enterSlow reports whether the caller is to queue p, whose initiating or handed is set: p is not in the queue yet. p.mu is
+// held.
 func (p *peer) enterSlow() bool {
 	queued := p.inSlow
 	p.inSlow = true
 	return !queued
 }
 
-// peer queues a peer for which enterSlow said so.
+// peer queues p, for which enterSlow returned true.
 func (s *slowPath) peer(d *Device, p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,8 +90,8 @@ func (s *slowPath) peer(d *Device, p *peer) {
 	s.start(d)
 }
 
-// unreachable queues a packet whose sender is to be told that it goes nowhere. ICMP errors are as few as a router's:
-// a hundred a second, twenty at once.
+// unreachable queues an ICMP error for the sender of a packet that has no destination. ICMP errors are limited as in a
+// router: a hundred per second, twenty at once.
 func (s *slowPath) unreachable(d *Device, p []byte, now int64) {
 	const cost, burst = second / 100, 20 * (second / 100)
 	s.mu.Lock()
@@ -110,7 +111,7 @@ func (s *slowPath) unreachable(d *Device, p []byte, now int64) {
 	s.start(d)
 }
 
-// start sees to it that there is a worker. mu is held.
+// start starts a worker, unless there are enough. mu is held.
 func (s *slowPath) start(d *Device) {
 	if s.workers < runtime.GOMAXPROCS(0) {
 		s.workers++
@@ -121,14 +122,14 @@ func (s *slowPath) start(d *Device) {
 
 // A slowJob is one of the three kinds of work.
 type slowJob struct {
-	message handshakeMessage // if size is not 0
+	message handshakeMessage // valid if size is not 0
 	loaded  bool             // whether the device is under load
 	peer    *peer
 	icmp    []byte
 }
 
-// take waits for nothing: it returns false, and the worker ends, if there is no work. The kinds take turns, so that a
-// flood of messages does not keep this device from making handshakes of its own.
+// take never waits. If there is no work, it returns false and the worker ends. The kinds of work take turns, so that a
+// flood of messages does not keep this device from initiating handshakes.
 func (s *slowPath) take(j *slowJob, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +162,7 @@ func (s *slowPath) take(j *slowJob, now int64) bool {
 	return false
 }
 
-// underLoad reports whether an eighth of the queue is taken, or was so within the last second. mu is held.
+// underLoad reports whether an eighth of the queue is taken, or was taken within the last second. mu is held.
 func (s *slowPath) underLoad(now int64) bool {
 	if len(s.messages)-s.read >= loadMessages {
 		s.loadedAt = now
@@ -187,7 +188,7 @@ func (s *slowPath) close() {
 	s.messages, s.read, s.first, s.last, s.unreachables = nil, 0, nil, nil, nil
 }
 
-// work is a worker.
+// work is the body of a worker.
 func (d *Device) work() {
 	defer d.wg.Done()
 	var j slowJob
@@ -203,11 +204,11 @@ func (d *Device) work() {
 	}
 }
 
-// visit does what p was queued for.
+// visit does the work that p was queued for.
 func (d *Device) visit(p *peer) {
 	p.mu.Lock()
 	initiate, handed := p.initiating, p.handed
-	// From here on p may be queued again, also while it is initiating: what was asked for since is not forgotten.
+	// From here on p may be queued again, even while it is initiating, so that later requests are not forgotten.
 	p.handed, p.inSlow = false, false
 	p.mu.Unlock()
 	if initiate {

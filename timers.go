@@ -1,7 +1,7 @@
 package wireguard
 
-// Time in the core is an int64 of nanoseconds from an arbitrary start that counts time asleep; 0 is "never" or
-// "none". Limits are inclusive: a key is too old when its age is the limit.
+// Time in the core is an int64 of nanoseconds from an arbitrary start, and counts time asleep. 0 means "never" or "none".
+// Limits are inclusive: a key is too old when its age equals the limit.
 const second int64 = 1e9
 
 // Constants of the protocol (whitepaper, section 6.1; Linux, messages.h).
@@ -27,8 +27,8 @@ type timer uint8
 
 const (
 	timerRetransmit timer = iota // an initiation was not answered: send another, or give up
-	timerKeepalive               // data came and nothing was sent since: send an empty packet
-	timerUnanswered              // data was sent and nothing came since: make a new session
+	timerKeepalive               // data was received and nothing was sent since: send an empty packet
+	timerUnanswered              // data was sent and nothing was received since: make a new session
 	timerPersistent              // nothing was sent or received for the persistent keepalive's interval: send an empty packet
 	timerExpiry                  // the current session reaches the end of its life
 	timerWipe                    // no new session for long: forget all keys
@@ -48,9 +48,9 @@ type timers struct {
 	unanswered  uint8  // initiations sent since anything was heard of the peer
 	tries       uint32 // initiations sent since a session was last confirmed
 	awaiting    bool   // the last of them may still be answered
-	needAnother bool   // data came while timerKeepalive was pending: once more after it
-	again       bool   // that keepalive is being sent: set timerKeepalive once it is
-	lastMinute  bool   // a new session was asked for on receipt, in this session
+	needAnother bool   // data was received while timerKeepalive was pending: one more keepalive follows
+	again       bool   // that keepalive is being sent: set timerKeepalive once it is sent
+	lastMinute  bool   // a received packet asked for a successor of this session
 }
 
 func (t *timers) pending(i timer) bool      { return t.at[i] != 0 }
@@ -58,7 +58,7 @@ func (t *timers) set(i timer, at int64)     { t.at[i] = at }
 func (t *timers) cancel(i timer)            { t.at[i] = 0 }
 func (t *timers) due(i timer, n int64) bool { return t.at[i] != 0 && t.at[i] <= n }
 
-// next is the earliest deadline; at is 0 if there is none.
+// next returns the earliest deadline. at is 0 if there is none.
 func (t *timers) next() (which timer, at int64) {
 	for i, a := range t.at {
 		if a != 0 && (at == 0 || a < at) {
@@ -68,7 +68,7 @@ func (t *timers) next() (which timer, at int64) {
 	return which, at
 }
 
-// jitter is up to a third of a second, from the seed and the time alone: the core has no randomness of its own, and the
+// jitter returns up to a third of a second, computed from the seed and the time: the core has no source of randomness. The
 // two ends of a tunnel have different seeds.
 func (t *timers) jitter(now int64) int64 {
 	x := uint64(now) ^ uint64(t.seed)<<32 ^ uint64(t.seed)
@@ -77,9 +77,9 @@ func (t *timers) jitter(now int64) int64 {
 	return int64((x ^ x>>31) % uint64(maxJitter+1))
 }
 
-// The hooks: each says when it is to be called.
+// These are the hooks. The comment of each says when to call it.
 
-// dataSent: after a data packet, not a keepalive, was sent, unless something authentic came since the send began.
+// dataSent: after a data packet, not a keepalive, was sent, unless something authentic arrived since the send began.
 func (p *peerState) dataSent(now int64) {
 	if !p.timers.pending(timerUnanswered) {
 		p.timers.set(timerUnanswered, now+unansweredTimeout+p.timers.jitter(now))
@@ -136,7 +136,7 @@ func (p *peerState) sessionDerived(now int64) {
 	p.unopened = false
 	p.timers.set(timerWipe, now+wipeAfterTime)
 	if p.lookedUp && p.current == nil {
-		// A recorded initiation gets this far; only an initiator with the key confirms.
+		// A replayed recording gets this far. Only an initiator that has the key confirms.
 		p.timers.set(timerWipe, now+rejectAfterTime)
 	}
 }
@@ -178,7 +178,7 @@ func (p *peerState) expire(now int64, out *outbox) {
 	}
 	if t.due(timerPersistent, now) {
 		t.cancel(timerPersistent)
-		out.keepalive = out.keepalive || p.persistent != 0 // sending it, or an initiation for it, sets the next
+		out.keepalive = out.keepalive || p.persistent != 0 // sending it, or an initiation for it, sets the next deadline
 	}
 	if t.due(timerWipe, now) {
 		p.wipe(out)
@@ -189,12 +189,12 @@ func (p *peerState) expire(now int64, out *outbox) {
 // retransmit is timerRetransmit: "the initiation is retried after Rekey-Timeout plus jitter" until 20 were sent.
 func (p *peerState) retransmit(now int64, out *outbox) {
 	p.endpoint.forgetSource()
-	if p.timers.awaiting { // else the initiation was put off
+	if p.timers.awaiting { // otherwise the initiation was put off
 		p.timers.awaiting = false
 		out.event(EventAttemptFailed, p.endpoint)
 	}
 	if p.timers.unanswered >= maxAttempts || p.timers.attempts >= maxAttempts {
-		// Under traffic the tries go on, since packets begin the series anew; whoever watches is told all the same.
+		// Under traffic the attempts continue, because packets restart the series. Subscribers are told even so.
 		p.timers.unanswered = 0
 		out.event(EventHandshakeFailed, p.endpoint)
 	}
