@@ -8,9 +8,9 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// An allowedIPs is the table of cryptokey routing (whitepaper, section 2): the longest prefix that holds an address
-// names the peer that the address is routed to, and the only one that may send from it. Readers take no lock. Writers
-// are serialised by the device's configuration lock and publish a new table.
+// An allowedIPs is the table of cryptokey routing (whitepaper, section 2). The longest prefix that contains an address
+// names the peer that the address is routed to, which is also the only peer that may send from it. Readers take no lock.
+// The device's configuration lock serialises writers, which publish a new table.
 //
 // The zero value is empty.
 type allowedIPs[P owner] struct {
@@ -23,12 +23,12 @@ type owner interface {
 	prefixes() *[]netip.Prefix
 }
 
-// A routes is one state of the table, for the length of a batch. The zero value has no routes.
+// A routes is one state of the table. A batch uses the same state throughout. The zero value has no routes.
 type routes[P owner] struct{ t *bart.Table[P] }
 
 func (a *allowedIPs[P]) routes() routes[P] { return routes[P]{a.table.Load()} }
 
-// peer is the peer that addr belongs to, or nil.
+// peer returns the peer that addr belongs to, or nil.
 func (r routes[P]) peer(addr netip.Addr) (p P) {
 	if r.t != nil {
 		p, _ = r.t.Lookup(addr)
@@ -36,17 +36,17 @@ func (r routes[P]) peer(addr netip.Addr) (p P) {
 	return p
 }
 
-// A routesEdit is a change to the table that readers see as a whole, once it is published. Each peer's own list of
-// prefixes is kept in step.
+// A routesEdit is a change to the table. Readers see all of it at once, when it is published. It also updates each peer's
+// list of prefixes.
 type routesEdit[P owner] struct {
 	a     *allowedIPs[P]
 	t     *bart.Table[P]
-	owned bool           // t is a copy that nobody reads yet, and may be changed in place
+	owned bool           // t is a copy that has no readers yet, and may be changed in place
 	lost  map[P]struct{} // peers that lost prefixes, whose lists are put right by publish
 }
 
-// edit begins a change of about n prefixes. Many are cheaper in place in a copy of the whole table, few by copying the
-// paths to them alone: a copy costs about a fiftieth of a path for each prefix that the table holds.
+// edit begins a change of about n prefixes. A large change copies the whole table once and then works in place. A small
+// change copies only the paths to its prefixes. Copying the table costs about a fiftieth of a path per prefix in it.
 func (a *allowedIPs[P]) edit(n int) routesEdit[P] {
 	t := a.table.Load()
 	switch {

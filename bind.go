@@ -6,13 +6,13 @@ import (
 
 // A Bind makes the sockets that a device sends and receives its datagrams with. It may also be a [Framer].
 type Bind interface {
-	// Listen opens a socket on port, or on a port of its own choice if port is 0. The device closes it. While a
-	// device changes its port, two sockets of one Bind are open at the same time. It must not wait: a Bind that
-	// connects to a relay does so from then on, and drops meanwhile.
+	// Listen opens a socket on port, or on a port that it chooses if port is 0. The device closes the socket. While a
+	// device changes its port, two sockets of one Bind are open at the same time. Listen must not wait: a Bind that
+	// connects to a relay returns at once, connects in the background, and drops datagrams until then.
 	Listen(port uint16) (Socket, error)
 }
 
-// A Framer is a Bind that puts a header of its own in front of each datagram, such as that of a relay or of a WebSocket
+// A Framer is a Bind that puts its own header in front of each datagram, such as the header of a relay or of a WebSocket
 // message. The device leaves room for it in every Train that it sends, so that the Bind need not copy.
 type Framer interface {
 	// Headroom is the number of bytes in front of each datagram, from 0 to 64. New asks for it once.
@@ -21,26 +21,26 @@ type Framer interface {
 
 // A Socket is an open Bind. It may also be a [Marker].
 type Socket interface {
-	// Port is the local port, which stays the same. It is not asked for once the socket is closed.
+	// Port returns the local port, which never changes. The device does not call it after Close.
 	Port() uint16
 
-	// Receivers are the ways in, one a goroutine: each is used by one goroutine alone. It is called once.
+	// Receivers returns the receivers of the socket. The device calls it once, and reads each on one goroutine.
 	Receivers() []Receiver
 
-	// Send sends each train and reports the outcome of each in its Err, which arrives nil. It is called
-	// concurrently. The trains and their data are borrowed until the return. Send may write to the headroom of each
+	// Send sends the trains. If one was not sent, Send sets its Err, which is nil before. The device calls Send
+	// concurrently. Send may use the trains and their data until it returns. It may write to the headroom of each
 	// datagram, and must not change the datagrams.
 	//
-	// It tries every train, whatever happened to the one before, and never waits for a single endpoint. Where a
-	// train's Source turns out to be gone from this host, the socket sends once more without it and clears
-	// Endpoint.Source, whatever the outcome of the second try.
+	// Send tries every train, even if the one before failed, and never waits for a single endpoint. If this host no
+	// longer has a train's Source, Send tries again without it and clears Endpoint.Source, whether or not the second
+	// attempt succeeds.
 	Send(ts []Train)
 
-	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. What a receiver
-	// returned before stays valid until its next call even so. Closing again does nothing.
+	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. Trains that a receiver
+	// returned before stay valid until its next call. Closing again does nothing.
 	//
-	// It must not wait until a receiver is called again, nor for who calls Send: they may be in the device, and wait
-	// for a lock that is held during Close.
+	// Close must not wait for a receiver to be called again, nor for a goroutine that calls Send: that goroutine may be
+	// in the device and wait for a lock that is held during Close.
 	Close() error
 }
 
@@ -52,20 +52,20 @@ type Marker interface {
 	SetMark(mark uint32) error
 }
 
-// A Receiver is one way into a Socket.
+// A Receiver reads datagrams from a Socket. A Socket may have several, such as one per address family.
 type Receiver interface {
-	// Receive waits for datagrams and returns at least one train of them. The device opens messages in place: the
-	// memory is the caller's to overwrite until the next call, which recycles it.
+	// Receive waits for datagrams and returns at least one train. The device opens messages in place: it may overwrite
+	// the memory until its next call of Receive.
 	//
-	// An error that wraps net.ErrClosed ends the receiver; the device tells its subscribers, unless it closed the
-	// socket itself. After any other one it tells them too, waits a little, and calls again.
+	// An error that wraps net.ErrClosed ends the receiver. The device reports it to subscribers, unless it closed the
+	// socket itself. After any other error the device reports it, waits a little, and calls again.
 	Receive() ([]Train, error)
 }
 
-// A Train is a run of datagrams to or from one endpoint, back to back in memory: each is Size bytes long but for
-// the last one, which may be shorter. It is what one system call with segmentation offload carries.
+// A Train is datagrams to or from one endpoint, back to back in memory. Each is Size bytes long, except for the last one,
+// which may be shorter. One system call with segmentation offload carries one train.
 //
-// With Headroom, what lies back to back are frames. Each frame is a datagram behind so many bytes for the Bind's header:
+// With Headroom, frames lie back to back instead. Each frame is Headroom bytes for the Bind's header, and a datagram:
 //
 //	|◀────── Size ───────▶|◀────── Size ───────▶|
 //	| Headroom | datagram | Headroom | datagram | Headroom | last one |
@@ -76,12 +76,12 @@ type Train struct {
 	Data     []byte   // the datagrams, without headers of UDP and IP
 	Size     int      // of each datagram but the last, with its headroom, in bytes; at least 1
 	Headroom int      // bytes in front of each datagram that belong to the Bind
-	Endpoint Endpoint // where to, or where from
+	Endpoint Endpoint // the place that the train is sent to, or was received from
 	TOS      uint8    // IPv4 type of service or IPv6 traffic class of the outer packet: DSCP and ECN
-	Err      error    // set by Socket.Send: why this train, or a part of it, was not sent
+	Err      error    // why this train, or a part of it, was not sent; Socket.Send sets it
 }
 
-// Len is the number of datagrams in the train. A Size of 0 or less stands for one datagram.
+// Len returns the number of datagrams in the train. A Size of 0 or less means one datagram.
 func (t *Train) Len() int {
 	if len(t.Data) <= t.Size || t.Size <= 0 {
 		return 1

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// Initiations and responses end in two macs (whitepaper, section 5.4.4): mac1 shows that the sender knows the
-// receiver's public key, mac2 that it receives at the address that it sends from. A receiver under load answers a
-// message that has no valid mac2 with a cookie reply, type 3 (section 5.4.7), and does nothing else for it.
+// Initiations and responses end in two MACs (whitepaper, section 5.4.4). mac1 shows that the sender knows the receiver's
+// public key. mac2 shows that the sender receives at the address from which it sends. A receiver under load answers a
+// message without a valid mac2 with a cookie reply, type 3 (section 5.4.7), and does nothing else for it.
 //
 //	 0      4          8            32                64
 //	| type | receiver | nonce (24) | cookie (16+16) |
@@ -20,9 +20,9 @@ const (
 	cookieSize    = 64
 	cookieNonce   = 8
 	cookieCookie  = 32
-	cookieMaxUse  = cookieSecretLife - 5*second // by then the answer may find another secret in use
+	cookieMaxUse  = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
 	limiterSize   = 8192                        // sources
-	limiterCost   = second / 20                 // of a message, in tokens of a nanosecond
+	limiterCost   = second / 20                 // per message, in tokens of one nanosecond
 	limiterBurst  = 5 * limiterCost
 	limiterIdle   = second
 	mac1Label     = "mac1----"
@@ -36,7 +36,7 @@ func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cooki
 func newMAC(key []byte) hash.Hash {
 	h, err := blake2s.New128(key)
 	if err != nil {
-		panic(err) // a key of 1 to 32 bytes is all it asks for
+		panic(err) // any key of 1 to 32 bytes is accepted
 	}
 	return h
 }
@@ -48,16 +48,16 @@ func mac(key, data []byte) (m [macSize]byte) {
 	return m
 }
 
-// A cookieJar is what a peer remembers for the macs of the messages that it sends. It outlives the handshake: a
-// cookie reply to a response comes after it. The zero value has no cookie.
+// A cookieJar is what a peer remembers for the MACs of the messages that this device sends to it. It outlives the
+// handshake, because a cookie reply to a response arrives after the handshake. The zero value has no cookie.
 type cookieJar struct {
 	mac1     [macSize]byte // of the last message sent
 	sent     bool          // whether mac1 waits for a cookie reply
 	cookie   [macSize]byte
-	received int64 // when cookie came; 0: there is none
+	received int64 // when cookie arrived; 0 means that there is no cookie
 }
 
-// sign puts the macs into m, a handshake message to the peer whose public key is remote.
+// sign puts the MACs into m, a handshake message to the peer whose public key is remote.
 func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 	at := len(m) - 2*macSize
 	key := mac1Key(remote)
@@ -71,7 +71,7 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 }
 
 // consume takes the cookie reply m from the peer whose public key is remote, and reports whether it was an authentic
-// one to the last message sent. A cookie is taken once for each message.
+// reply to the last message sent. It accepts one cookie per message.
 func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	if !j.sent {
 		return false
@@ -89,14 +89,14 @@ func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	return true
 }
 
-// A cookieChecker checks the macs of the messages that a device receives. The zero value is ready.
+// A cookieChecker checks the MACs of the messages that a device receives. The zero value is ready.
 type cookieChecker struct {
 	secret [32]byte
-	made   int64 // when; 0: there is no secret yet
+	made   int64 // when the secret was made; 0 means that there is no secret yet
 	cookie hash.Hash
 	limit  limiter
 
-	id   *identity // whose mac1 is prepared in mac1
+	id   *identity // the identity that mac1 is prepared for
 	mac1 hash.Hash
 }
 
@@ -116,7 +116,7 @@ func (c *cookieChecker) validMAC2(m []byte, source []byte, now int64, random fun
 	return equalMAC(newMAC(cookie[:]), m[:at], m[at:])
 }
 
-// cookieOf is the cookie of a source: a MAC of its address and port under a secret that lives for 120 s.
+// cookieOf returns the cookie of a source: a MAC of its address and port with a secret that lives for 120 s.
 func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) (cookie [macSize]byte) {
 	if c.made == 0 || now-c.made >= cookieSecretLife {
 		random(c.secret[:])
@@ -151,7 +151,7 @@ func equalMAC(h hash.Hash, data, want []byte) bool {
 	return subtle.ConstantTimeCompare(got[:], want) == 1
 }
 
-// appendSource appends what a cookie is bound to: the address and the port, or the key of the Link.
+// appendSource appends the data that a cookie is bound to: the address and the port, or the key of the Link.
 func (e *Endpoint) appendSource(b []byte) []byte {
 	if e.Link != nil {
 		key := e.Link.Key()
@@ -161,7 +161,7 @@ func (e *Endpoint) appendSource(b []byte) []byte {
 	return binary.BigEndian.AppendUint16(b, e.Addr.Port())
 }
 
-// A source is what a rate limit holds for: an IPv4 address, the /64 of an IPv6 address, or the key of a Link.
+// A source is what a rate limit applies to: an IPv4 address, the /64 of an IPv6 address, or the key of a Link.
 type source struct {
 	kind byte
 	key  [16]byte
@@ -183,8 +183,8 @@ func sourceOf(e *Endpoint) (s source) {
 	return s
 }
 
-// A limiter allows each source 20 messages a second, and 5 at once. It holds 8192 sources; a new one beyond that is
-// refused until others were idle for a second. The zero value is ready.
+// A limiter allows each source 20 messages per second, and 5 at once. It holds 8192 sources. It refuses a further source
+// until another has been idle for a second. The zero value is ready.
 type limiter struct {
 	sources map[source]bucket
 	swept   int64
@@ -215,8 +215,8 @@ func (l *limiter) allow(s source, now int64) bool {
 	return allowed
 }
 
-// sweep forgets the sources that were idle for a second, and gives the memory back when none is left. It goes through
-// the table once a second at most, however often it is called.
+// sweep forgets the sources that were idle for a second, and frees the memory when no source is left. It walks the table at
+// most once per second, however often it is called.
 func (l *limiter) sweep(now int64) {
 	if now-l.swept < limiterIdle {
 		return

@@ -3,7 +3,7 @@ package wireguard
 // A DropReason says why a packet or a message was dropped.
 type DropReason uint8
 
-// Why the device drops. The comment says what was dropped.
+// The reasons why the device drops. Each comment says what was dropped, and why.
 const (
 	DropDown             DropReason = iota // packet: the device is not up
 	DropMalformed                          // packet to send: neither IPv4 nor IPv6, or shorter than its header
@@ -11,30 +11,30 @@ const (
 	DropNoEndpoint                         // packet: its peer has not been heard of and has no endpoint
 	DropStagedOverflow                     // packet: 128 newer ones of its peer wait for a session
 	DropStagedBytes                        // packet: the device's memory for waiting packets is used up
-	DropSendQueueFull                      // packet: too many of its peer wait for the socket
+	DropSendQueueFull                      // packet: too many packets to its peer wait for the socket
 	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone
 	DropSendFailed                         // packet: the bind could not send it
-	DropLoop                               // packet: a message to its peer that came back, for the way there leads through the tunnel
-	DropUnknownMessage                     // message: no WireGuard message by type, reserved bytes or length
+	DropLoop                               // packet: it carries a message to its peer, because the path to the peer leads through the tunnel
+	DropUnknownMessage                     // message: its type, reserved bytes or length are not those of a WireGuard message
 	DropUnknownIndex                       // message: no session or handshake with that index
-	DropExpiredKey                         // message: its session is too old, or got replaced meanwhile
+	DropExpiredKey                         // message: its session is too old, or was replaced
 	DropForged                             // message: authentication failed
 	DropReplayed                           // message: its counter was seen, or is too old
-	DropInnerMalformed                     // packet received: authentic, but not IPv4 or IPv6 or longer than it is
+	DropInnerMalformed                     // packet received: authentic, but not IPv4 or IPv6, or its header claims more bytes than it has
 	DropSourceNotAllowed                   // packet received: authentic, but not from an address its peer may use
 	DropSinkFull                           // packet received: the tunnel did not take it
 	DropQueueFull                          // handshake message: too many wait already
-	DropBadMAC                             // handshake message: mac1 does not fit the device's key
+	DropBadMAC                             // handshake message: its mac1 is not for the device's key
 	DropCookieRequired                     // handshake message: under load, and without mac2; answered with a cookie
 	DropRateLimited                        // handshake message: under load, and its source sent too many
 	DropNoIdentity                         // handshake message: the device has no private key
-	DropUnknownPeer                        // initiation: its key is no peer's
-	DropOldTimestamp                       // initiation: a replay, by its timestamp
+	DropUnknownPeer                        // initiation: no peer has its key
+	DropOldTimestamp                       // initiation: its timestamp shows that it is a replay
 	DropTooSoon                            // initiation: less than 20 ms after the last one of its peer
 	DropSuperseded                         // response: to an initiation that is no longer the newest
 	DropLowOrder                           // handshake message: a Diffie-Hellman result of zero
-	DropBadCookie                          // cookie reply: not to the last message sent, or not authentic
-	DropLookupFull                         // initiation of a stranger: too many lookups wait, or peers came from them
+	DropBadCookie                          // cookie reply: not authentic, or not to the last message sent
+	DropLookupFull                         // initiation of a stranger: too many lookups are under way, or too many peers came from lookups
 	DropIndexFull                          // handshake message to send: nearly all indices with Config.IndexPrefix are taken
 	dropReasons
 )
@@ -46,7 +46,7 @@ var dropNames = [dropReasons]string{
 	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full", "index full",
 }
 
-// String is the reason in lower-case words, fit for a label of a metric.
+// String returns the reason in lower-case words, which suit a label of a metric.
 func (r DropReason) String() string {
 	if r < dropReasons {
 		return dropNames[r]
@@ -54,10 +54,10 @@ func (r DropReason) String() string {
 	return "unknown"
 }
 
-// Drops counts what was dropped, by reason: d[DropReplayed].
+// Drops counts what was dropped by reason, as in d[DropReplayed].
 type Drops [dropReasons]uint64
 
-// Total is the sum over all reasons.
+// Total returns the sum over all reasons.
 func (d Drops) Total() (n uint64) {
 	for _, v := range d {
 		n += v

@@ -5,9 +5,8 @@ import (
 	"errors"
 )
 
-// The steps of a handshake, each on a worker of the slow path. All have one shape: take what is needed from the peer
-// under its mutex; compute with the mutex released; take the mutex again, check that what was computed on still holds,
-// and commit; send.
+// The steps of a handshake run on the workers of the slow path. All have the same shape: copy the inputs from the peer
+// under its mutex, compute with the mutex released, lock again, check that the inputs still hold, commit, and send.
 
 // sendInitiation makes an initiation to p and sends it.
 func (d *Device) sendInitiation(p *peer) {
@@ -38,7 +37,7 @@ func (d *Device) sendInitiation(p *peer) {
 	if err == nil {
 		err = full
 	}
-	var h *handshake // until it is the peer's
+	var h *handshake // nil once the peer has it
 	var m [initiationSize]byte
 	defer func() {
 		clear(static[:])
@@ -53,13 +52,13 @@ func (d *Device) sendInitiation(p *peer) {
 	p.mu.Lock()
 	if p.removed || d.identity.Load() != id || d.running.Load() != r || p.endpoint.IsZero() {
 		out.free(local)
-		p.initiate(now, true, &out) // by what holds now
+		p.initiate(now, true, &out) // the peer decides again, in its present state
 		d.release(p, &out)
 		return
 	}
 	if err != nil {
-		// No message can be made: the peer's public key is of low order, or no index is free. The series of tries ends as
-		// any other.
+		// No message can be made: the peer's public key is of low order, or no index is free. The series of attempts
+		// ends like any other.
 		out.free(local)
 		p.initiated(now)
 		d.drop(p, reasonOf(err), 1)
@@ -73,8 +72,9 @@ func (d *Device) sendInitiation(p *peer) {
 	d.sendHandshake(r, p, m[:], to)
 }
 
-// staticSecret is the secret of the two static keys. No message has a part in it, so it is kept whatever becomes of the one
-// that it is needed for: else each forged initiation in the name of a peer would cost two X25519 instead of one.
+// staticSecret returns the secret of the two static keys. It does not depend on any message, so it is kept even if the
+// message that needed it turns out to be forged. Otherwise each initiation that is forged in a peer's name would cost two
+// X25519 instead of one.
 func (d *Device) staticSecret(p *peer, id *identity) (s secret, err error) {
 	p.mu.Lock()
 	s, of := p.static, p.staticOf
@@ -93,7 +93,7 @@ func (d *Device) staticSecret(p *peer, id *identity) (s secret, err error) {
 	return s, nil
 }
 
-// sendHandshake sends a handshake message of p's.
+// sendHandshake sends a handshake message to p.
 func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	t := d.transmitAlone(r, m, to)
 	d.sendTrouble(p, &to, t.Err)
@@ -108,7 +108,7 @@ func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	}
 }
 
-// transmitAlone sends a message that is no data message, and returns its train with the outcome.
+// transmitAlone sends a message that is not a data message, and returns its train, whose Err says whether it was sent.
 func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 	b := make([]byte, d.headroom+len(m))
 	copy(b[d.headroom:], m)
@@ -139,7 +139,7 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool) {
 }
 
 // checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not
-// send too many" (whitepaper, section 5.3). Under load, a message without a valid mac2 is answered with a cookie reply.
+// send too many" (whitepaper, section 5.3). Under load it answers a message without a valid mac2 with a cookie reply.
 func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool) bool {
 	var room [24]byte
 	source := m.from.appendSource(room[:0])
@@ -193,14 +193,14 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	}
 }
 
-// receiveInitiation takes an initiation whose macs are good, and answers it.
+// receiveInitiation takes an initiation whose MACs are valid, and answers it.
 func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running) {
 	h, remote, p, ts, err := d.openInitiation(m, id)
 	if err != nil {
 		d.drops.add(reasonOf(err), 1)
 		return
 	}
-	unused := h // until it is the peer's
+	unused := h // nil once the peer has it
 	var psk PresharedKey
 	defer func() {
 		unused.wipe()
@@ -233,8 +233,8 @@ func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running
 	d.sendResponse(p, h, &step, &psk, r)
 }
 
-// openInitiation reads an initiation, and finds the peer that it proves to be from: nil for a stranger with the key remote
-// that may be looked up. After an error nothing is left of it.
+// openInitiation reads an initiation, and finds the peer that sent it. p is nil for a stranger with the key remote that may
+// be looked up. After an error, all secrets of the initiation are wiped.
 func (d *Device) openInitiation(m *handshakeMessage, id *identity) (h *handshake, remote PublicKey, p *peer, ts Timestamp, err error) {
 	var static secret
 	defer func() {
@@ -261,7 +261,7 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity) (h *handshake
 	return h, remote, p, ts, err
 }
 
-// sendResponse answers the initiation that h is of. step is a copy of h to compute on.
+// sendResponse answers the initiation that made h. step is a copy of h to compute on.
 func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r *running) {
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])
@@ -301,7 +301,7 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 	d.sendHandshake(r, p, m[:], to)
 }
 
-// receiveResponse takes a response whose macs are good.
+// receiveResponse takes a response whose MACs are valid.
 func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) {
 	local := binary.LittleEndian.Uint32(m.b[responseReceiver:])
 	p := d.sessions.find(local).p

@@ -15,9 +15,9 @@ import (
 //	-> e, es, s, ss, {t}
 //	<- e, ee, se, psk, {}
 //
-// The functions of this file compute on values and change no peer: what they return is committed by the caller, which
-// first checks that nothing moved meanwhile. Secrets are cleared once they are used; the copies that the AEADs of
-// x/crypto make of their keys are out of reach, and go with the garbage collector.
+// The functions of this file compute on values and change no peer. The caller commits what they return, after it has
+// checked that nothing changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of x/crypto
+// make of their keys. The garbage collector frees those.
 const (
 	construction = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 	identifier   = "WireGuard v1 zx2c4 Jason@zx2c4.com"
@@ -55,11 +55,11 @@ var (
 // A handshake is the state of an exchange that is under way, after the initiation was sent or received.
 type handshake struct {
 	initiator       bool
-	id              *identity // this exchange's; it ends when the device gets another
+	id              *identity // the device's during this exchange, which ends when the device gets another
 	transcript      transcript
 	ephemeral       PrivateKey // of this device, as initiator
 	remoteEphemeral PublicKey  // of the peer, as responder
-	local, remote   uint32     // indices; remote is the responder's knowledge
+	local, remote   uint32     // indices; only a responder knows remote
 }
 
 // wipe clears the secrets of h, if there is one.
@@ -69,11 +69,11 @@ func (h *handshake) wipe() {
 	}
 }
 
-// sessionKeys are what an exchange comes to.
+// sessionKeys are the result of an exchange.
 type sessionKeys struct{ send, receive [32]byte }
 
-// createInitiation makes an initiation to the peer remote. static is the secret of the two static keys. The macs are
-// left zero.
+// createInitiation makes an initiation to the peer remote. static is the secret of the two static keys. The MACs stay
+// zero.
 func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral PrivateKey, ts Timestamp, local uint32) (h *handshake, m [initiationSize]byte, err error) {
 	defer clear(ephemeral[:])
 	h = &handshake{initiator: true, id: id, ephemeral: ephemeral, local: local}
@@ -104,8 +104,8 @@ func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral
 	return h, m, nil
 }
 
-// consumeInitiation begins to read an initiation, up to the initiator's static key. The key proves nothing before
-// openTimestamp did not fail.
+// consumeInitiation begins to read an initiation, up to the initiator's static key. The key proves nothing until
+// openTimestamp has succeeded.
 func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, err error) {
 	h = &handshake{id: id, remote: binary.LittleEndian.Uint32(m[initiationSender:])}
 	t := &h.transcript
@@ -131,7 +131,7 @@ func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, 
 	return h, remote, nil
 }
 
-// openTimestamp reads the rest of the initiation, which proves that the initiator has the static key: static is the
+// openTimestamp reads the rest of the initiation, which proves that the initiator has the static key. static is the
 // secret of the two static keys.
 func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err error) {
 	/* ss */
@@ -142,8 +142,8 @@ func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err e
 	return ts, err
 }
 
-// createResponse answers the initiation that h consumed. h is left unchanged, so that a result that comes too late can
-// be thrown away. The macs are left zero.
+// createResponse answers the initiation that h consumed. It does not change h, so that the caller can discard a result
+// that arrives too late. The MACs stay zero.
 func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemeral PrivateKey, local uint32) (m [responseSize]byte, keys sessionKeys, err error) {
 	t := h.transcript
 	var ee, se secret
@@ -180,7 +180,7 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	return m, keys, nil
 }
 
-// consumeResponse reads the response m to the initiation that h created. h is left unchanged.
+// consumeResponse reads the response m to the initiation that h created. It does not change h.
 func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKeys, remote uint32, err error) {
 	t := h.transcript
 	var ee, se secret
@@ -270,11 +270,11 @@ func (t *transcript) split() (first, second [32]byte) {
 
 var zeroNonce [chacha20poly1305.NonceSize]byte
 
-// encrypt seals plaintext into dst, which has just its length and 16 bytes more, and mixes the result into the hash.
+// encrypt seals plaintext into dst, which is 16 bytes longer, and mixes the result into the hash.
 func (t *transcript) encrypt(dst []byte, key *[32]byte, plaintext []byte) {
 	a, err := chacha20poly1305.New(key[:])
 	if err != nil {
-		panic(err) // the length of a key is the only thing that can be wrong
+		panic(err) // only the length of the key could be wrong
 	}
 	a.Seal(dst[:0], zeroNonce[:], plaintext, t.hash[:])
 	t.mixHash(dst)
@@ -308,7 +308,7 @@ func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
 	clear(block[:])
 }
 
-// hmac is HMAC-BLAKE2s (RFC 2104) of at most 64 bytes of data. crypto/hmac computes the same, and allocates.
+// hmac is HMAC-BLAKE2s (RFC 2104) of at most 64 bytes of data. crypto/hmac computes the same, but allocates.
 func hmac(key *[32]byte, data []byte) [32]byte {
 	var inner, outer [128]byte
 	for i := range 64 {
@@ -326,8 +326,8 @@ func hmac(key *[32]byte, data []byte) [32]byte {
 	return sum
 }
 
-// A Timestamp is a TAI64N label, big-endian seconds and nanoseconds, as initiations carry it: each one of a peer is
-// greater than the last. The zero value is older than all others.
+// A Timestamp is a TAI64N label as initiations carry it: big-endian seconds and nanoseconds. Each initiation of a peer has a
+// greater one than the last. The zero value is older than all others.
 type Timestamp [12]byte
 
 // After reports whether t is later than u.
@@ -341,7 +341,7 @@ func (t Timestamp) latest(u Timestamp) Timestamp {
 	return t
 }
 
-// next is the least label that is greater than t. It is sent where the wall clock did not advance.
+// next returns the least label that is greater than t. It is sent if the wall clock did not advance.
 func (t Timestamp) next() Timestamp {
 	sec, nsec := binary.BigEndian.Uint64(t[:]), binary.BigEndian.Uint32(t[8:])+1
 	if nsec >= uint32(second) {

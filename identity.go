@@ -7,19 +7,19 @@ import (
 	"github.com/cloudflare/circl/dh/x25519"
 )
 
-// A PrivateKey is a Curve25519 private key. It prints as "(private key)" everywhere; its text form, base64 as wg(8)
-// writes it, comes from Text alone. (Package fmt cannot be kept from printing the bytes of a key in an unexported field
-// of a struct that it prints.) The zero value is no key.
+// A PrivateKey is a Curve25519 private key. It prints as "(private key)" everywhere. Only Text returns its text form, base64
+// as wg(8) writes it. (Package fmt still prints the bytes of a key in an unexported field of a struct.) The zero value
+// means that there is no key.
 type PrivateKey [32]byte
 
 // A PublicKey is a Curve25519 public key: the name of a device or a peer. It prints as base64.
 type PublicKey [32]byte
 
 // A PresharedKey is a symmetric key that two peers share beside their key pairs. It prints as "(preshared key)"
-// everywhere. The zero value means that there is none.
+// everywhere. The zero value means that there is no key.
 type PresharedKey [32]byte
 
-// clamped is k in the form in which the curve uses it (RFC 7748, section 5), as wg(8) stores it. Zero stays zero.
+// clamped returns k in the form that the curve uses (RFC 7748, section 5) and wg(8) stores. Zero stays zero.
 func (k PrivateKey) clamped() PrivateKey {
 	if k.IsZero() {
 		return k
@@ -29,7 +29,7 @@ func (k PrivateKey) clamped() PrivateKey {
 	return k
 }
 
-// Public is the public key of k. The zero key has the zero public key.
+// Public returns the public key of k. The zero key has the zero public key.
 func (k PrivateKey) Public() PublicKey {
 	if k.IsZero() {
 		return PublicKey{}
@@ -40,19 +40,19 @@ func (k PrivateKey) Public() PublicKey {
 	return PublicKey(public)
 }
 
-// IsZero reports whether k is no key, in constant time.
+// IsZero reports whether k is the zero value, in constant time.
 func (k PrivateKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make([]byte, 32)) == 1 }
 
-// IsZero reports whether k is no key.
+// IsZero reports whether k is the zero value.
 func (k PublicKey) IsZero() bool { return k == PublicKey{} }
 
-// after orders public keys, for where one of two ends has to give way.
+// after orders public keys. It decides which of two ends gives way.
 func (k PublicKey) after(l PublicKey) bool { return bytes.Compare(k[:], l[:]) > 0 }
 
-// IsZero reports whether k is no key, in constant time.
+// IsZero reports whether k is the zero value, in constant time.
 func (k PresharedKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make([]byte, 32)) == 1 }
 
-// An identity is a device's private key and what follows from it. It never changes; a new key makes a new one.
+// An identity is a device's private key and the values derived from it. It never changes: a new key makes a new identity.
 type identity struct {
 	private   PrivateKey
 	public    PublicKey
@@ -69,7 +69,7 @@ func newIdentity(private PrivateKey) *identity {
 	return id
 }
 
-// publicKey is the zero key where there is no identity.
+// publicKey returns the zero key if id is nil.
 func (id *identity) publicKey() PublicKey {
 	if id == nil {
 		return PublicKey{}

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// A data message, type 4 (whitepaper, section 5.4.6). A keepalive is one whose packet is empty. Messages in memory
-// leave the same room round a packet:
+// A data message has type 4 (whitepaper, section 5.4.6). A keepalive is a data message whose packet is empty. In memory, a
+// packet has the same room around it:
 //
 //	 0          4              8         16                  16+padded   32+padded
 //	| type (4) | receiver (4) | counter | packet and padding | tag       |
@@ -19,7 +19,7 @@ const (
 	maxPadding      = 15
 )
 
-// Types of messages: the first byte; the three bytes after it are zero.
+// Types of messages. The type is the first byte. The three bytes after it are zero.
 const (
 	typeInitiation = 1
 	typeResponse   = 2
@@ -27,26 +27,26 @@ const (
 	typeData       = 4
 )
 
-// A keypair is the keys of one session, one for each direction, and what was sent and received with them. The peer's
-// mutex guards it but for the ciphers, indices, birth and role, which never change.
+// A keypair is the two keys of one session, one per direction, with the counters of what was sent and received. The peer's
+// mutex guards it, except for the ciphers, indices, time of creation and role, which never change.
 //
-// Its keys are not wiped from memory when it is dropped: x/crypto keeps its own copy out of reach. They go with the
-// garbage collector.
+// The keys are not wiped from memory when a keypair is dropped, because x/crypto keeps its own copies out of reach. The
+// garbage collector frees them.
 type keypair struct {
 	sender, receiver cipher.AEAD
 	local, remote    uint32 // indices
 	created          int64
 	initiator        bool // whether this device sent the initiation
 
-	id      *identity // that it was made with; nil once it is retired, so that the private key is not kept
-	retired bool      // not to be sent on any more: the device has another identity
+	id      *identity // the device's when the session was made; nil once it is retired, so that the private key is not kept
+	retired bool      // nothing more is sent on it, because the device has another identity
 	moved   bool      // the configuration changed the endpoint since anything was received on it
-	asked   int64     // when data was sent on it first since anything was received on it; 0: all is answered
+	asked   int64     // when the first data was sent on it since anything was received on it; 0 means that all is answered
 	counter uint64    // of the next message
 	window  window
 }
 
-// newKeypair makes the keypair of a session, whose id is for the caller to set.
+// newKeypair makes the keypair of a session. The caller sets its id.
 func newKeypair(send, receive *[32]byte, local, remote uint32, initiator bool, now int64) *keypair {
 	s, err1 := chacha20poly1305.New(send[:])
 	r, err2 := chacha20poly1305.New(receive[:])
@@ -56,7 +56,7 @@ func newKeypair(send, receive *[32]byte, local, remote uint32, initiator bool, n
 	return &keypair{sender: s, receiver: r, local: local, remote: remote, initiator: initiator, created: now}
 }
 
-// age is how old the session is.
+// age returns how old the session is.
 func (k *keypair) age(now int64) int64 { return now - k.created }
 
 // sendable reports whether n more messages may be sent.
@@ -71,15 +71,15 @@ func (k *keypair) number(n int) uint64 {
 	return first
 }
 
-// seal makes a data message of m in place: m is the whole message, with the padded packet where it belongs.
+// seal makes a data message of m in place. m is the whole message, with the padded packet in its place.
 //
-// The nonce is 32 zero bits and the counter. That is what stands in the message's own header from byte 4 on while the
-// receiver's index is still zero, so it needs no memory of its own.
+// The nonce is 32 zero bits and the counter. The message's header holds just that from byte 4 on, as long as the receiver's
+// index is zero, so the nonce needs no other memory.
 func (k *keypair) seal(m []byte, counter uint64) {
 	k.sealTo(m, m[messageHeader:len(m)-messageTag], counter)
 }
 
-// sealTo is seal for a padded packet that stands elsewhere, in memory that does not overlap m.
+// sealTo is like seal, for a padded packet in memory that does not overlap m.
 func (k *keypair) sealTo(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m, typeData)
 	clear(m[4:8])
@@ -88,8 +88,8 @@ func (k *keypair) sealTo(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m[4:], k.remote)
 }
 
-// open opens the data message m in place and returns the padded packet in it, or false if it is a forgery. The
-// message must have at least 32 bytes; its receiver's index gets lost.
+// open opens the data message m in place and returns the padded packet in it, or false if the message is forged. m must
+// have at least 32 bytes. open overwrites the receiver's index.
 func (k *keypair) open(m []byte) (packet []byte, ok bool) {
 	clear(m[4:8])
 	p, err := k.receiver.Open(m[messageHeader:messageHeader], m[4:16], m[messageHeader:], nil)
@@ -98,23 +98,23 @@ func (k *keypair) open(m []byte) (packet []byte, ok bool) {
 
 // keypairs are the sessions of one peer.
 //
-//	         initiator: response came            responder: initiation came
+//	         initiator: response received        responder: initiation received
 //	(new) ──────────────────▶ current     (new) ──────▶ next
 //	                             │                        │ first data message on it
 //	                             ▼                        ▼
 //	                          previous ◀────────────── current
 //
-// Packets are sent on current alone, and received on all three.
+// Packets are sent only on current, and received on all three.
 type keypairs struct {
 	current, previous, next *keypair
 }
 
-// addInitiated makes k current: the response confirmed it. It returns the keypairs that have no place any more; nil
-// entries are none.
+// addInitiated makes k current, because the response confirmed it. It returns the keypairs that lost their place. Entries
+// may be nil.
 func (ks *keypairs) addInitiated(k *keypair) (dropped [2]*keypair) {
 	dropped[0] = ks.previous
 	if ks.next != nil {
-		// The peer initiated too and its session is not confirmed: the peer may send on it all the same.
+		// The peer initiated too, and its session is not confirmed. The peer may send on it nevertheless.
 		dropped[1] = ks.current
 		ks.previous, ks.next = ks.next, nil
 	} else {
@@ -124,14 +124,14 @@ func (ks *keypairs) addInitiated(k *keypair) (dropped [2]*keypair) {
 	return dropped
 }
 
-// addResponded makes k next: it may not be used before the initiator confirmed it.
+// addResponded makes k next. It may not be used before the initiator has confirmed it.
 func (ks *keypairs) addResponded(k *keypair) (dropped [2]*keypair) {
 	dropped = [2]*keypair{ks.previous, ks.next}
 	ks.previous, ks.next = nil, k
 	return dropped
 }
 
-// confirm makes k current if it is next, because a message came on it, and reports whether it was.
+// confirm makes k current if it is next, because a message was received on it, and reports whether it was next.
 func (ks *keypairs) confirm(k *keypair) (dropped *keypair, confirmed bool) {
 	if k != ks.next {
 		return nil, false
@@ -141,7 +141,7 @@ func (ks *keypairs) confirm(k *keypair) (dropped *keypair, confirmed bool) {
 	return dropped, true
 }
 
-// sends reports whether messages with the peer's index remote are sent on one of ks, or lately were.
+// sends reports whether messages with the peer's index remote are, or lately were, sent on one of ks.
 func (ks *keypairs) sends(remote uint32) bool {
 	return ks.current != nil && ks.current.remote == remote || ks.previous != nil && ks.previous.remote == remote
 }

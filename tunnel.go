@@ -16,14 +16,14 @@ type PacketSink interface {
 	// WritePackets delivers pkts in order and returns how many were taken; the device counts the others as
 	// dropped. Each element is one IPv4 or IPv6 packet, exactly as long as its header says.
 	//
-	// The packets are borrowed until the return and may be overwritten by the sink, within their length. It must
-	// not wait: what cannot be taken at once is dropped.
+	// The sink may use and overwrite the packets, within their length, until it returns. It must not wait: it drops
+	// what it cannot take at once.
 	//
-	// It is called concurrently, by a goroutine for each Receiver, and by others with ICMP errors of the device's own.
-	// The packets of a peer that came by one Receiver are in order. When the peer's packets begin to come by another
-	// one, their first may overtake the last of the one before: where the peer, or the way to it, changes to a family
-	// or address that has a Receiver of its own; and where this device changes its port or wakes up, which replaces
-	// all Receivers.
+	// The device calls it concurrently, from one goroutine per Receiver, and from others with its own ICMP errors. A
+	// peer's packets that arrive through one Receiver are in order. When they begin to arrive through another Receiver,
+	// the first of them may overtake the last from the Receiver before. That happens when the peer changes to an address
+	// or a family that has another Receiver, and when this device changes its port or wakes up, which replaces all
+	// Receivers.
 	WritePackets(pkts [][]byte) (n int, err error)
 }
 
