@@ -9,27 +9,14 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
 // What devices do about the IP packets inside the tunnel: ECN, lengths, sources, and answers to those that go nowhere.
 
 // sumOK reports whether the Internet checksum over all of bs together is right.
-func sumOK(bs ...[]byte) bool {
-	sum := uint32(0)
-	for _, b := range bs {
-		for i := 0; i+1 < len(b); i += 2 {
-			sum += uint32(b[i])<<8 | uint32(b[i+1])
-		}
-		if len(b)%2 == 1 {
-			sum += uint32(b[len(b)-1]) << 8
-		}
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return sum == 0xffff
-}
+func sumOK(bs ...[]byte) bool { return packet.Sum(bytes.Join(bs, nil), 0) == 0xffff }
 
 // withECN is the packet p with other ECN bits, and a checksum that is right.
 func withECN(p []byte, ecn byte) []byte {
@@ -40,11 +27,7 @@ func withECN(p []byte, ecn byte) []byte {
 	}
 	p[1] = p[1]&^3 | ecn
 	binary.BigEndian.PutUint16(p[10:], 0)
-	for sum := 0; sum < 0x10000; sum++ { // by trial: this shares nothing with what it checks
-		if binary.BigEndian.PutUint16(p[10:], uint16(sum)); sumOK(p[:20]) {
-			break
-		}
-	}
+	binary.BigEndian.PutUint16(p[10:], ^packet.Sum(p[:20], 0))
 	return p
 }
 

@@ -6,26 +6,23 @@ import (
 )
 
 const (
-	MaxRuns   = 8     // flows that one Coalescer keeps apart
-	maxMerged = 65535 // bytes of a merged packet, headers included
-
-	// maxSegments is how many segments merge at most: a system call takes 1,024 pieces of memory.
-	maxSegments = 512
-	// maxDatagrams is that of UDP (UDP_GRO_CNT_MAX of Linux).
-	maxDatagrams = 64
+	MaxRuns      = 8     // flows that one Coalescer keeps apart
+	maxMerged    = 65535 // bytes of a merged packet, headers included
+	maxSegments  = 512   // TCP segments in a merged packet; a system call takes 1,024 pieces of memory
+	maxDatagrams = 64    // UDP datagrams in a merged packet (UDP_GRO_CNT_MAX of Linux)
 )
 
-// A Sink takes what leaves a Coalescer.
+// A Sink takes the packets that leave a Coalescer.
 type Sink interface {
-	// Single takes the packet p that stays alone; its headers are l4 bytes long.
+	// Single takes a packet that was not merged; its headers are l4 bytes long.
 	Single(p []byte, l4 int)
 	// Merged takes a run of two or more packets. It is borrowed until the return.
 	Merged(r *Run)
 }
 
 // A Coalescer joins segments of one flow that follow each other, within one call of WritePackets, by the rules of Linux
-// (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive). Packets are borrowed until Flush. The order within each
-// flow is kept, also between segments that merge and those that do not.
+// (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive). It borrows packets until Flush, and keeps the order within
+// each flow, also between segments that merge and those that do not.
 //
 // The zero value is ready. It belongs to one goroutine at a time.
 type Coalescer struct {
@@ -42,14 +39,14 @@ type Run struct {
 	Total   int // length of the merged packet
 
 	head    []byte // the first packet
-	next    uint32 // TCP: sequence number of what would come next
-	push    bool   // TCP: the last segment had PSH
-	checked bool   // the first packet's sums are right
+	next    uint32 // TCP: the sequence number of the segment that would follow
+	push    bool   // TCP: whether the last segment had PSH
+	checked bool   // whether the checksums of the first packet are known to be right
 }
 
-// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4; both are whole, and p is
-// as long as its IP header says and no fragment. checked says that its sums are known to be right; otherwise they
-// are looked at before it is merged, and a packet with a wrong one stays alone.
+// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4 bytes long. Both headers must
+// be whole, and p must be as long as its IP header says, and not a fragment. If checked is false, Add looks at the checksums
+// before it merges p, and does not merge a packet with a wrong one.
 func (c *Coalescer) Add(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	i := c.find(p, l3, udp)
 	if !plain(p, l3, l4, udp) {
@@ -71,8 +68,8 @@ func (c *Coalescer) Add(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	c.begin(s, p, l3, l4, udp, checked)
 }
 
-// plain reports whether p may be merged with others at all: data, without IP options; of TCP no SYN, FIN, RST, URG, ECE
-// or CWR; of UDP with a checksum, and nothing behind the datagram.
+// plain reports whether p may be merged at all: it has data and no IP options. TCP must have no SYN, FIN, RST, URG, ECE or
+// CWR; UDP must have a checksum, and nothing behind the datagram.
 func plain(p []byte, l3, l4 int, udp bool) bool {
 	if len(p) == l4 || (p[0]>>4 == 4 && l3 != IP4Header) {
 		return false
@@ -84,7 +81,7 @@ func plain(p []byte, l3, l4 int, udp bool) bool {
 	return l[TCPFlags]&^PSH == ACK
 }
 
-// find is the run of p's flow, or -1. p's IP header may have options, a run's has none.
+// find is the index of the run of p's flow, or -1. p may have IP options; a run has none.
 func (c *Coalescer) find(p []byte, l3 int, udp bool) int {
 	from, to := IP4Addresses, IP4Addresses+8
 	if p[0]>>4 == 6 {
@@ -99,7 +96,7 @@ func (c *Coalescer) find(p []byte, l3 int, udp bool) int {
 	return -1
 }
 
-// begin makes p a run, unless it already ends one.
+// begin starts a run with p, unless p has PSH, which ends a run.
 func (c *Coalescer) begin(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	if !udp && p[l3+TCPFlags]&PSH != 0 {
 		s.Single(p, l4)
@@ -141,17 +138,16 @@ func (r *Run) fits(p []byte, l4 int) bool {
 	return r.head[1] == p[1] && r.head[IP4Fragment] == p[IP4Fragment] && r.head[IP4TTL] == p[IP4TTL] && r.follows(p)
 }
 
-// follows reports whether the identification of p, an IPv4 packet, is what a network card would give the next segment:
-// one more. It is free to do as it likes where fragmentation is forbidden: "the IPv4 ID field MUST NOT be used for
-// purposes other than fragmentation and reassembly" (RFC 6864, section 4.1).
+// follows reports whether the IPv4 packet p has the identification that a network card would give the next segment: one
+// more. Any identification follows if fragmentation is forbidden: "the IPv4 ID field MUST NOT be used for purposes other
+// than fragmentation and reassembly" (RFC 6864, section 4.1).
 func (r *Run) follows(p []byte) bool {
 	const dontFragment = 0x40
 	return p[IP4Fragment]&dontFragment != 0 ||
 		binary.BigEndian.Uint16(p[IP4ID:]) == binary.BigEndian.Uint16(r.head[IP4ID:])+uint16(len(r.Packets))
 }
 
-// sumsRight reports whether the sums of p, and those of the first packet, are right. The transport's is needed: nobody
-// looks at it again.
+// sumsRight reports whether the checksums of p and of the first packet are right. Nobody looks at the transport's again.
 func (r *Run) sumsRight(p []byte) bool {
 	r.checked = r.checked || sumsRight(r.head, r.L3)
 	return r.checked && sumsRight(p, r.L3)
@@ -161,7 +157,7 @@ func sumsRight(p []byte, l3 int) bool {
 	return (p[0]>>4 == 6 || Sum(p[:l3], 0) == 0xffff) && TransportSum(p, l3) == 0xffff
 }
 
-// add merges p and reports whether the run is complete: PSH or a shorter segment ends it, and so does its length.
+// add merges p and reports whether the run is complete: PSH, a shorter segment or the number of segments ends it.
 func (r *Run) add(p []byte, l4 int) (complete bool) {
 	n := len(p) - l4
 	r.Packets = append(r.Packets, p)
@@ -181,7 +177,7 @@ func (c *Coalescer) Flush(s Sink) {
 	}
 }
 
-// end hands run i on and forgets it.
+// end gives run i to s and forgets it.
 func (c *Coalescer) end(s Sink, i int) {
 	r := &c.runs[i]
 	if len(r.Packets) == 1 {

@@ -5,8 +5,8 @@ import (
 	"math/bits"
 )
 
-// Sum is the Internet checksum of b and what initial has summed up, not complemented (RFC 1071). It is gVisor's with two
-// chains of carries in place of one: the processor follows both at once, which matters for every byte both ways.
+// Sum is the Internet checksum of b, not complemented, and added to initial (RFC 1071). Like gVisor's it adds 8 bytes at a
+// time with carry, but in two chains, which the processor follows side by side.
 //
 // It adds in little-endian order and swaps the bytes of the result. RFC 1071, section 2(B): "the sum of 16-bit
 // integers can be computed in either byte order".
