@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"go/parser"
+	"go/token"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -306,5 +310,27 @@ func (j *joined) Merged(r *Run) {
 	j.packets++
 	for _, p := range r.Packets {
 		j.payload = append(j.payload, p[r.L4:]...)
+	}
+}
+
+// TestPure: the package imports only what neither locks, waits, reads a clock nor does I/O.
+func TestPure(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range f.Imports {
+			if !slices.Contains([]string{`"bytes"`, `"encoding/binary"`, `"math/bits"`, `"net/netip"`}, i.Path.Value) {
+				t.Errorf("%s imports %s", name, i.Path.Value)
+			}
+		}
 	}
 }
