@@ -16,7 +16,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// initiationLike is a message that costs its receiver an X25519: mac1 is right and the rest is not.
+// initiationLike returns a message that costs its receiver an X25519. Its mac1 is valid, and the rest is not.
 func initiationLike(receiver wireguard.PublicKey) []byte {
 	m := make([]byte, 148)
 	m[0], m[20] = 1, 9
@@ -27,7 +27,7 @@ func initiationLike(receiver wireguard.PublicKey) []byte {
 	return m
 }
 
-// flood calls burst again and again until stop, which waits for its end.
+// flood calls burst repeatedly. stop ends the flood and waits until it has ended.
 func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -46,8 +46,8 @@ func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
 	return stop
 }
 
-// TestCookieOurs: while more than an eighth of the handshake queue of 4096 waits, and a second longer, we ask who begins for a
-// cookie. The kernel comes back with mac2 after its 5 s and is answered, still under load.
+// TestCookieOurs checks that our device sends a cookie reply while more than an eighth of its handshake queue of 4096 is full, and
+// for a second after that. The kernel sends mac2 after its 5 s and gets a response, still under load.
 func TestCookieOurs(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.dev.Status().ListenPort)
@@ -62,7 +62,7 @@ func TestCookieOurs(t *testing.T) {
 			c.Write(m)
 		}
 	})
-	// Where the flood was held up for a second, the kernel is answered at once: then it begins again.
+	// If the flood paused for a second, our device answers the kernel at once. Then the kernel must begin again.
 	for range 10 {
 		p.want("load", func() bool { return p.dev.Status().UnderLoad })
 		p.pinged(0)
@@ -85,21 +85,21 @@ func TestCookieOurs(t *testing.T) {
 	p.ping(1)
 }
 
-// TestCookieKernel: the kernel is under load by what another address floods it with, asks us for a cookie, and answers our next
-// initiation, which carries it.
+// TestCookieKernel floods the kernel from another address. The kernel sends our device a cookie and answers our next initiation,
+// which uses it.
 func TestCookieKernel(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	m := datagram{
 		from: netip.MustParseAddrPort("10.9.0.3:1"), to: netip.MustParseAddrPort("10.9.0.2:51820"), data: initiationLike(p.kernelKey.Public()),
 	}
-	// The kernel asks everybody for cookies for a second after it; what waits on the way to it goes on with the flood.
+	// The kernel requires cookies from all senders for a second after the flood. Queued messages prolong the flood.
 	t.Cleanup(func() { p.m.script("sleep 2") })
 	stop := flood(t, 100*time.Millisecond, func() {
 		for range 1500 {
-			p.line.wire.send(&m) // waits while the machine is busy
+			p.line.wire.send(&m) // blocks while the machine is busy
 		}
 	})
-	// Each try is one initiation. The clock is set forward so that the next one need not wait for 5 s; a cookie is good for
+	// Each attempt is one initiation. The clock is set forward so that the next one need not wait for 5 s. A cookie is valid for
 	// 120 s.
 	try := func() {
 		p.clock.forward(6 * time.Second)

@@ -19,13 +19,14 @@ import (
 )
 
 const (
-	daemonEnv  = "WIREGUARD_KERNEL_DAEMON" // names the daemon to the isolated process, and says that it is isolated
-	daemonLink = "wg1"                     // its interface; the machine's is wg0
+	daemonEnv  = "WIREGUARD_KERNEL_DAEMON" // gives the isolated process the daemon's path, and tells it that it is isolated
+	daemonLink = "wg1"                     // the daemon's interface; the machine's is wg0
 	hostTAP    = "tap0"                    // the other end of the machine's eth1
 )
 
-// TestDaemon: cmd/wg0 on a kernel TUN, with all of its offloads, and the kernel, over either outer family. Each begins once;
-// pings and iperf3 go both ways in both inner families; large packets cross the TUN whole; "wg show" agrees to the byte.
+// TestDaemon runs cmd/wg0 on a kernel TUN with all offloads against the kernel, over both outer families. Each end begins once.
+// pings and iperf3 run in both directions in both inner families. Large packets cross the TUN whole, and both ends' "wg show"
+// agree to the byte.
 //
 //	wg1 ─ cmd/wg0 ─ udp ─ tap0 10.9.0.1, fd09::1 ─ eth1 10.9.0.2, fd09::2 ─ wg0
 func TestDaemon(t *testing.T) {
@@ -43,7 +44,7 @@ func TestDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// QEMU reads its TAP when it has time for it: what is under way waits there.
+	// QEMU reads its TAP when it has time. Until then packets wait there.
 	p := daemonPair{host: h}
 	p.t = t
 	p.run("ip tuntap add dev %s mode tap vnet_hdr", hostTAP)
@@ -69,7 +70,7 @@ func TestDaemon(t *testing.T) {
 					p.ping(family)
 				}
 			}
-			var there, back counted // of TCP
+			var there, back counted // TCP packets in each direction
 			for family, name := range families {
 				before := p.traffic()
 				p.iperf(family, name, "-n 2M -w 256K")
@@ -90,7 +91,7 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
-// isolated runs the calling test in a process with namespaces of its own.
+// isolated runs the calling test in a process with its own namespaces.
 func isolated(t *testing.T) {
 	t.Helper()
 	if missing := netlab.Missing("ip", "wg", "ping", "iperf3"); missing != "" {
@@ -118,13 +119,13 @@ func isolated(t *testing.T) {
 	t.Logf("%s", out)
 }
 
-// A daemonPair is a daemon and the kernel's wg0. Of pair it has what is the kernel's.
+// A daemonPair is a daemon and the kernel's wg0. It uses only the kernel's fields of pair.
 type daemonPair struct {
 	pair
 	host *netlab.Host
 }
 
-// run runs a command line where the daemon is.
+// run runs a command line on the daemon's host.
 func (p *daemonPair) run(format string, args ...any) string {
 	p.t.Helper()
 	return p.feed("", format, args...)
@@ -140,7 +141,7 @@ func (p *daemonPair) feed(input, format string, args ...any) string {
 	return out
 }
 
-// begin brings up the daemon and the kernel's interface, until the test ends.
+// begin brings up the daemon and the kernel's interface. They stay up until the test ends.
 func (p *daemonPair) begin(program string, kernelAt netip.AddrPort) {
 	p.t.Helper()
 	d, err := p.host.StartDaemon(program, daemonLink)
@@ -172,7 +173,7 @@ func (p *daemonPair) ping(family int) {
 	p.run("ping -n -c 1 -W %.0f %v", patience.Seconds(), kernelAddrs[family])
 }
 
-// iperf runs iperf3 to the machine's.
+// iperf runs iperf3 against the machine's iperf3.
 func (p *daemonPair) iperf(family int, name, options string) {
 	p.t.Helper()
 	p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 ' /proc/net/tcp6; do usleep 10000; done")
@@ -185,16 +186,16 @@ func (p *daemonPair) iperf(family int, name, options string) {
 	}
 }
 
-// counted is a direction of the daemon's interface. What crosses it in one piece is one packet.
+// counted counts one direction of the daemon's interface. A large packet that crosses in one piece counts as one packet.
 type counted struct{ Bytes, Packets uint64 }
 
-// add adds what came between two counts.
+// add adds the difference of two counts.
 func (c *counted) add(after, before counted) {
 	c.Bytes += after.Bytes - before.Bytes
 	c.Packets += after.Packets - before.Packets
 }
 
-// traffic is what crossed the daemon's interface, by "ip -s link".
+// traffic returns the counters of the daemon's interface from "ip -s link".
 func (p *daemonPair) traffic() (s struct{ Rx, Tx counted }) {
 	p.t.Helper()
 	var links []struct {
@@ -206,7 +207,7 @@ func (p *daemonPair) traffic() (s struct{ Rx, Tx counted }) {
 	return links[0].Stats64
 }
 
-// wantCounters waits until both ends have counted the same, as "wg show" has it.
+// wantCounters waits until "wg show" reports the same counts at both ends.
 func (p *daemonPair) wantCounters() {
 	p.t.Helper()
 	p.sameCounters(func() (sent, received uint64) {

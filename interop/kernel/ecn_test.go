@@ -9,10 +9,10 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The kernel answers an echo request with the type of service that it came with inside, so one exchange shows both directions.
-// All of it goes over the line: QEMU's user network carries no TOS byte either way.
+// The kernel's echo reply has the inner type of service of the request, so one exchange shows both directions. These tests use the
+// line, because QEMU's user network does not carry the TOS byte.
 
-// TestHandshakeDSCP: "handshake messages carry 0x88 (AF41, not ECN-capable)", those of both ends.
+// TestHandshakeDSCP checks both ends: "handshake messages carry 0x88 (AF41, not ECN-capable)".
 func TestHandshakeDSCP(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		for first, role := range []string{"ours", "the kernel's"} {
@@ -37,8 +37,8 @@ func TestHandshakeDSCP(t *testing.T) {
 	}
 }
 
-// TestECN: outside is what is inside, but CE, which is sent as ECT(0), and no DSCP (RFC 6040's normal mode, as the kernel has it);
-// what arrives inside is what was sent inside. Ours and the kernel's are compared in one table.
+// TestECN checks RFC 6040's normal mode, which the kernel implements too. The outer header copies the inner ECN mark, except that
+// CE becomes ECT(0), and carries no DSCP. The inner header arrives unchanged. One table compares our packets with the kernel's.
 func TestECN(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -63,8 +63,8 @@ func TestECN(t *testing.T) {
 	}
 }
 
-// TestECNMarked: a router outside marks what is ECN-capable. Marks are put inside by either end, CE over ECT and ECT(1) over
-// ECT(0); not over what is not ECN-capable inside.
+// TestECNMarked lets an outer router mark ECN-capable packets. Each end copies the mark to the inner header: CE over ECT, and
+// ECT(1) over ECT(0). It does not mark inner packets that are not ECN-capable.
 func TestECNMarked(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestECNMarked(t *testing.T) {
 							}
 							return true
 						})
-						// A mark on the way there is what the kernel answers with.
+						// The kernel's answer carries the mark that the request received on its path.
 						if got := tosOf(p.echo(family, 104, c.inner)); got != c.want {
 							t.Errorf("%s, %s, %#x inside and %#x outside: %#x inside after it, want %#x", direction, name, c.inner, c.mark, got, c.want)
 						}
@@ -91,8 +91,8 @@ func TestECNMarked(t *testing.T) {
 	}
 }
 
-// TestECNMismatch: CE outside on what is not ECN-capable inside. RFC 6040 lets a receiver drop it; the kernel logs and delivers it
-// unchanged, and so do we, and count it.
+// TestECNMismatch sends an outer CE mark on an inner packet that is not ECN-capable. RFC 6040 lets a receiver drop the packet. The
+// kernel logs the packet and delivers it unchanged. Our device delivers it unchanged and counts it.
 func TestECNMismatch(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	p.echo(0, 84, 0)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Puts Debian's cloud kernel for amd64, which carries wireguard.ko, into a folder: $1, else $WIREGUARD_TEST_KERNEL, else
-# wireguard-test-kernel in the user's cache folder. It unpacks the package and runs none of its hooks, so neither the host's
-# boot loader nor its modules are touched. It needs Debian's apt-get, apt-cache and dpkg, and no root. A kernel that
-# is there already is kept.
+# Puts Debian's cloud kernel for amd64, which contains wireguard.ko, into a folder: $1, or $WIREGUARD_TEST_KERNEL, or
+# wireguard-test-kernel in the user's cache folder. It unpacks the package without running its hooks, so it does not change the
+# host's boot loader or modules. It needs Debian's apt-get, apt-cache and dpkg, but not root. It keeps a kernel that the
+# folder already contains.
 set -eu
 dir=${1:-${WIREGUARD_TEST_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/wireguard-test-kernel}}
 if ls "$dir"/boot/vmlinuz-* >/dev/null 2>&1; then

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Ethernet frames with UDP datagrams in them. Neighbours are set in the machine, so there is nothing else to speak.
+// Ethernet frames that carry UDP datagrams. The machine has static neighbors, so no other protocol is needed.
 var (
 	hostMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 2}
@@ -25,23 +25,23 @@ const (
 	protoICMP    = 1
 	protoICMPv6  = 58
 	ip6Fragment  = 44
-	moreFragment = 0x2000 // IPv4's flags and offset
+	moreFragment = 0x2000 // in the IPv4 field with the flags and the offset
 	dontFragment = 0x4000
 )
 
-// A datagram is what passes the line, or is about to.
+// A datagram is a UDP datagram that crosses the line, or is about to.
 type datagram struct {
-	from, to  netip.AddrPort // as the machine has them
+	from, to  netip.AddrPort // as the machine sees them
 	data      []byte
 	tos       uint8
-	df        bool // IPv4: must not be fragmented
-	fragments int  // it came in; 1: whole
+	df        bool // IPv4's "don't fragment" flag
+	fragments int  // how many fragments carried it; 1 means whole
 }
 
-// kind is the type of the WireGuard message in d.
+// kind returns the type of the WireGuard message in d.
 func (d *datagram) kind() pipe.MessageType { return pipe.TypeOf(d.data) }
 
-// hasMAC2 reports whether a handshake message carries the answer to a cookie.
+// hasMAC2 reports whether a handshake message carries a mac2, which proves a cookie.
 func (d *datagram) hasMAC2() bool {
 	for _, b := range d.data[len(d.data)-16:] {
 		if b != 0 {
@@ -51,7 +51,7 @@ func (d *datagram) hasMAC2() bool {
 	return false
 }
 
-// frame is d for the machine.
+// frame encodes d as Ethernet frames for the machine.
 func (d *datagram) frame() []byte {
 	p := pipe.UDPPacket(d.from, d.to, d.data)
 	setTOS(p, d.tos)
@@ -62,7 +62,7 @@ func (d *datagram) frame() []byte {
 	return append(ether, p...)
 }
 
-// setTOS sets the type of service of an IPv4 packet, its checksum too, or the traffic class of an IPv6 packet.
+// setTOS sets the type of service and the checksum of an IPv4 packet, or the traffic class of an IPv6 packet.
 func setTOS(p []byte, tos uint8) {
 	if p[0]>>4 == 6 {
 		p[0], p[1] = 0x60|tos>>4, tos<<4|p[1]&0xf
@@ -73,7 +73,7 @@ func setTOS(p []byte, tos uint8) {
 	binary.BigEndian.PutUint16(p[10:], ^packet.Sum(p[:20], 0))
 }
 
-// tosOf is the type of service or traffic class of a packet.
+// tosOf returns the type of service or traffic class of a packet.
 func tosOf(p []byte) uint8 {
 	if p[0]>>4 == 6 {
 		return p[0]<<4 | p[1]>>4
@@ -92,7 +92,7 @@ type fragment struct {
 	part     []byte
 }
 
-// parseFrame reads a frame of the machine; others than UDP's it does not know.
+// parseFrame parses a frame from the machine. It understands only UDP.
 func parseFrame(b []byte) (f fragment, ok bool) {
 	if len(b) < etherSize+20 {
 		return f, false
@@ -131,7 +131,7 @@ func parseFrame(b []byte) (f fragment, ok bool) {
 	return f, true
 }
 
-// A reassembly joins fragments, which the machine sends one after another.
+// A reassembly joins fragments. The machine sends the fragments of a packet one after another.
 type reassembly struct {
 	key   [2]netip.Addr
 	id    uint32
@@ -145,7 +145,7 @@ func (r *reassembly) add(f fragment) (d *datagram, ok bool) {
 		*r = reassembly{key: key, id: f.id}
 	}
 	if f.offset != len(r.whole) {
-		return nil, false // its beginning is lost
+		return nil, false // its first fragment is lost
 	}
 	r.whole, r.count = append(r.whole, f.part...), r.count+1
 	if f.more || len(r.whole) < 8 {

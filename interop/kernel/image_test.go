@@ -15,8 +15,8 @@ import (
 	"strings"
 )
 
-// The machine's first process: it loads the modules, then runs what comes in by the virtio port, one script a
-// line, "NUMBER SECONDS BASE64", and answers with what the script prints and "=== NUMBER STATUS".
+// The machine's first process loads the modules and then runs scripts from the virtio port. Each line is one script, "NUMBER
+// SECONDS BASE64". The process answers with the script's output and "=== NUMBER STATUS".
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -38,19 +38,19 @@ while read -r number seconds script; do
 done <&3
 `
 
-// tools are the host's programs that go into the image.
+// tools are the host's programs in the image.
 var tools = []string{"wg", "ip", "iperf3"}
 
-// An image is what a machine boots.
+// An image is a kernel and an initramfs, which a machine boots.
 type image struct {
 	qemu, vmlinuz string // paths
 	initramfs     []byte
 }
 
-// makeImage finds what is wanted and builds the initramfs. An error begins with "needs " where something is missing.
+// makeImage finds the programs and the kernel, and builds the initramfs. If something is missing, the error begins with "needs ".
 func makeImage() (*image, error) {
 	if runtime.GOARCH != "amd64" && runtime.GOARCH != "386" {
-		return nil, errors.New("needs an amd64 host: its own programs run in the machine")
+		return nil, errors.New("needs an amd64 host: the machine runs the host's programs")
 	}
 	dir, err := kernelDir()
 	if err != nil {
@@ -58,7 +58,7 @@ func makeImage() (*image, error) {
 	}
 	kernels, _ := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
 	if len(kernels) == 0 {
-		return nil, fmt.Errorf("needs a kernel: none in %s/boot; interop/kernel/fetch.sh puts one there", dir)
+		return nil, fmt.Errorf("needs a kernel: %s/boot has none; run interop/kernel/fetch.sh to get one", dir)
 	}
 	i := &image{vmlinuz: kernels[len(kernels)-1]}
 	if i.qemu, err = program("qemu-system-x86_64"); err != nil {
@@ -91,7 +91,7 @@ func kernelDir() (string, error) {
 	return filepath.Join(cache, "wireguard-test-kernel"), nil
 }
 
-// program finds a program also where only root has it in the path.
+// program finds a program, also in folders that only root has in the path.
 func program(name string) (string, error) {
 	if p, err := exec.LookPath(name); err == nil {
 		return p, nil
@@ -104,7 +104,7 @@ func program(name string) (string, error) {
 	return "", fmt.Errorf("needs %s: not found", name)
 }
 
-// addPrograms adds busybox and the tools, with the libraries that ldd says they load.
+// addPrograms adds busybox and the tools, with the libraries that ldd lists for them.
 func addPrograms(a *archive) error {
 	busybox, err := program("busybox")
 	if err != nil {
@@ -124,7 +124,7 @@ func addPrograms(a *archive) error {
 		if err != nil {
 			return err
 		}
-		// Apart from /bin: busybox has an ip of its own.
+		// Not in /bin, because busybox also has an ip.
 		if err := a.copy("host/"+name, p); err != nil {
 			return err
 		}
@@ -141,9 +141,9 @@ func addPrograms(a *archive) error {
 	return nil
 }
 
-// addModules adds kernel modules and what they depend on, as their own headers say it, and the order to load them in.
+// addModules adds kernel modules, the modules that their headers name as dependencies, and the order in which to load them.
 func addModules(a *archive, dir string, names ...string) error {
-	paths := make(map[string]string) // by name
+	paths := make(map[string]string) // indexed by name
 	err := filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
 		if name, _, ok := strings.Cut(filepath.Base(p), ".ko"); ok {
 			paths[strings.ReplaceAll(name, "-", "_")] = p
@@ -159,7 +159,7 @@ func addModules(a *archive, dir string, names ...string) error {
 	add = func(name string) error {
 		name = strings.ReplaceAll(name, "-", "_")
 		p := paths[name]
-		if done[name] || p == "" { // what is no module is built in
+		if done[name] || p == "" { // a name without a file is built into the kernel
 			return nil
 		}
 		done[name] = true
@@ -185,7 +185,7 @@ func addModules(a *archive, dir string, names ...string) error {
 	return nil
 }
 
-// readModule returns a module, unpacked, and the modules it depends on.
+// readModule returns an unpacked module and the modules that it depends on.
 func readModule(path string) (b []byte, depends []string, err error) {
 	if strings.HasSuffix(path, ".xz") {
 		b, err = exec.Command("xz", "-dc", path).Output()
@@ -211,7 +211,7 @@ func readModule(path string) (b []byte, depends []string, err error) {
 	return b, depends, nil
 }
 
-// An archive is a cpio file in the form that the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
+// An archive is a cpio file in the format that the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
 type archive struct {
 	b    bytes.Buffer
 	seen map[string]bool
@@ -219,7 +219,7 @@ type archive struct {
 
 func newArchive() *archive { return &archive{seen: make(map[string]bool)} }
 
-// dir adds a folder, and those it is in, once.
+// dir adds a folder and its parents, each only once.
 func (a *archive) dir(name string) {
 	if name == "." || a.seen[name] {
 		return

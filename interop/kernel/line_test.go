@@ -18,12 +18,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A wire is the Ethernet to the machine's eth1, for as long as the machine lives. A datagram to no line's address is lost.
+// A wire is the Ethernet link to the machine's eth1. It lives as long as the machine. A datagram whose address belongs to no line
+// is lost.
 type wire struct {
-	conn net.Conn // frames, each behind its length in 4 bytes
+	conn net.Conn // carries frames, each after its length in 4 bytes
 	done chan struct{}
 
-	mu   sync.Mutex // guards the line; held while it sees a datagram
+	mu   sync.Mutex // guards the line; held while the line processes a datagram
 	line *line
 
 	sending sync.Mutex // one frame at a time
@@ -67,7 +68,7 @@ func (w *wire) receive() {
 	}
 }
 
-// send sends d to the machine, and waits while its receive queue is full.
+// send sends d to the machine. It blocks while the machine's receive queue is full.
 func (w *wire) send(d *datagram) error {
 	f := d.frame()
 	b := append(binary.BigEndian.AppendUint32(nil, uint32(len(f))), f...)
@@ -83,25 +84,25 @@ const (
 	kernels = 1
 )
 
-// A line joins a device's socket on loopback to the kernel's on eth1. It is a NAT: the machine sees outside, the device
-// sees inside.
+// A line joins a device's socket on loopback to the kernel's socket on eth1. It is a NAT. The machine sees the address outside, and
+// the device sees the address inside.
 //
 //	Device 127.0.0.1:x ─ inside 127.0.0.1:y │ outside 10.9.0.1:40000 ─ kernel 10.9.0.2:51820
 type line struct {
 	wire   *wire
 	socket *net.UDPConn
-	inside netip.AddrPort // where the device reaches the kernel
+	inside netip.AddrPort // the kernel's address for the device
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex // guards all below
 	device  netip.AddrPort
-	outside netip.AddrPort // where the kernel reaches the device
+	outside netip.AddrPort // the device's address for the kernel
 	kernel  netip.AddrPort
-	seen    [2][]datagram // by the end that sent
+	seen    [2][]datagram // indexed by the sending end
 	judge   func(from int, d *datagram) (pass bool)
 }
 
-// newLine makes the wire a line until the test ends.
+// newLine adds a line to the wire until the test ends.
 func newLine(t *testing.T, w *wire, v6 bool) *line {
 	l := &line{wire: w, outside: netip.MustParseAddrPort("10.9.0.1:40000"), kernel: netip.MustParseAddrPort("10.9.0.2:51820")}
 	loopback := netip.MustParseAddr("127.0.0.1")
@@ -132,7 +133,7 @@ func newLine(t *testing.T, w *wire, v6 bool) *line {
 	return l
 }
 
-// receive takes what the device sends.
+// receive handles the device's datagrams.
 func (l *line) receive() {
 	b, oob := make([]byte, 65535), make([]byte, 128)
 	for {
@@ -152,7 +153,7 @@ func (l *line) receive() {
 	}
 }
 
-// fromKernel takes what the kernel sends. What is not for the device, as the answers to a flood, is not seen.
+// fromKernel handles the kernel's datagrams. It ignores datagrams that are not for the device, such as the answers to a flood.
 func (l *line) fromKernel(d *datagram) {
 	l.mu.Lock()
 	pass := d.to == l.outside
@@ -174,32 +175,33 @@ func (l *line) see(from int, d *datagram) (pass bool) {
 }
 
 func (l *line) toDevice(device netip.AddrPort, d *datagram) {
-	// A device that is down misses it.
+	// A device that is down misses the datagram.
 	l.socket.WriteMsgUDPAddrPort(d.data, tosMessage(d.tos, device.Addr().Is6()), device)
 }
 
-// locate says where the device is before it sent anything.
+// locate sets the device's address before the device has sent a datagram.
 func (l *line) locate(device netip.AddrPort) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.device = device
 }
 
-// rebind makes the line a NAT that forgot: the kernel sees the device at another port from now on.
+// rebind makes the NAT forget its mapping: from now on the kernel sees the device at another port.
 func (l *line) rebind(port uint16) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.outside = netip.AddrPortFrom(l.outside.Addr(), port)
 }
 
-// filter has judge decide on each datagram; it may change it. It is called with the line locked. Nil: all pass.
+// filter makes judge decide whether each datagram passes. judge may change the datagram, and runs with the line locked. With a nil
+// judge all datagrams pass.
 func (l *line) filter(judge func(from int, d *datagram) (pass bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.judge = judge
 }
 
-// inject sends a copy of what from once sent again. The filter is not asked, and it is not counted.
+// inject sends a copy of a datagram that from sent before. It bypasses the filter and the counts.
 func (l *line) inject(from int, d datagram) {
 	l.mu.Lock()
 	device := l.device
@@ -211,7 +213,7 @@ func (l *line) inject(from int, d datagram) {
 	}
 }
 
-// all returns what from sent, of a kind; what the filter dropped is among it.
+// all returns all datagrams of a kind that from sent, including those that the filter dropped.
 func (l *line) all(from int, kind pipe.MessageType) (ds []datagram) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -223,10 +225,10 @@ func (l *line) all(from int, kind pipe.MessageType) (ds []datagram) {
 	return ds
 }
 
-// count is how many messages of a kind from sent.
+// count returns how many messages of a kind from sent.
 func (l *line) count(from int, kind pipe.MessageType) int { return len(l.all(from, kind)) }
 
-// receiveTOS makes the system tell the type of service or traffic class of what c receives.
+// receiveTOS makes the system report the type of service or traffic class of each datagram that c receives.
 func receiveTOS(c *net.UDPConn, v6 bool) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -241,7 +243,7 @@ func receiveTOS(c *net.UDPConn, v6 bool) error {
 	return errors.Join(err, serr)
 }
 
-// parseTOS finds it: a byte of IPv4's or an int of IPv6's.
+// parseTOS finds the type of service, a byte for IPv4, or the traffic class, an int for IPv6.
 func parseTOS(oob []byte) uint8 {
 	ms, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -258,7 +260,7 @@ func parseTOS(oob []byte) uint8 {
 	return 0
 }
 
-// tosMessage is the control message that sends with tos.
+// tosMessage returns the control message for sending with tos.
 func tosMessage(tos uint8, v6 bool) []byte {
 	b := make([]byte, unix.CmsgSpace(4))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))

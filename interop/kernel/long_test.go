@@ -11,17 +11,17 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// These wait for the kernel's clock, which nobody can set forward.
+// These tests wait for the kernel's clock, which a test cannot set forward.
 
 func needsLong(t *testing.T) {
 	t.Helper()
 	if !*long || testing.Short() {
-		t.Skip("takes minutes: run with -long")
+		t.Skip("this test takes minutes; run it with -long")
 	}
 }
 
-// TestLongRekey: both ends on the real clock, with a ping a second both ways for 135 s. "The initiator makes a new session after
-// 120 s": exactly one, no packet is lost over it, and the responder begins none.
+// TestLongRekey runs both ends on the real clock, with one ping per second in each direction for 135 s. "The initiator makes a new
+// session after 120 s": it makes exactly one, no packet is lost, and the responder never begins.
 func TestLongRekey(t *testing.T) {
 	for first, role := range []string{"ours", "the kernel's"} {
 		t.Run(role, func(t *testing.T) {
@@ -55,8 +55,8 @@ func TestLongRekey(t *testing.T) {
 	}
 }
 
-// TestLongRejectAfterTime: no handshake gets through any more, and packets go on. The session of the initiator serves for 180 s,
-// not longer: from then on neither end sends on it, as all it could send would be refused.
+// TestLongRejectAfterTime drops all further handshake messages while packets continue. The session lasts exactly 180 s. After that
+// neither end sends on it, because the other end would refuse the packets.
 func TestLongRejectAfterTime(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})
@@ -65,7 +65,7 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.line.filter(func(_ int, d *datagram) bool {
 		return d.kind() == pipe.TypeData || d.kind() == pipe.TypeKeepalive
 	})
-	var last [2]atomic.Int64 // when data was sent last
+	var last [2]atomic.Int64 // when each end last sent data
 	sent := [2]int{}
 	for time.Since(began) < 190*time.Second {
 		p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
@@ -93,13 +93,13 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.echo(1, 104, 0)
 }
 
-// TestLongPassiveKeepalive: "an end that received data and has nothing to say for 10 s sends one empty packet", and an empty
-// packet is not answered. The kernel does so to ours and ours to the kernel, on the real clock.
+// TestLongPassiveKeepalive checks that "an end that received data and has nothing to say for 10 s sends one empty packet", and that
+// an end does not answer an empty packet. It checks both ends on the real clock.
 func TestLongPassiveKeepalive(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})
 	unanswered := [2]func(){
-		ours:    func() { p.echo(0, 84, 0) }, // the test has no answer to the answer
+		ours:    func() { p.echo(0, 84, 0) }, // the test does not answer the reply
 		kernels: func() { p.send(p.unasked()) },
 	}
 	for end, say := range unanswered {
@@ -116,7 +116,8 @@ func TestLongPassiveKeepalive(t *testing.T) {
 	}
 }
 
-// TestLongSilentKernel: we send and never hear: after 15 s and up to a third of a second of the real clock we begin anew.
+// TestLongSilentKernel sends to a kernel that never answers. After 15 s plus up to a third of a second of real time, our device
+// begins a new handshake.
 func TestLongSilentKernel(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})

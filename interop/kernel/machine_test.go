@@ -28,12 +28,12 @@ import (
 var long = flag.Bool("long", false, "run the tests that wait for minutes of the kernel's clock too")
 
 const (
-	bootTimeout   = 90 * time.Second // boots in 2 to 7 s; other jobs may want the cores
+	bootTimeout   = 90 * time.Second // booting takes 2 to 7 s, and longer on busy cores
 	scriptTimeout = 40 * time.Second
-	guestPort     = 51820 // the kernel's, which eth0's forwarded port leads to
+	guestPort     = 51820 // the kernel's UDP port; the forwarded port of eth0 leads to it
 )
 
-// The one machine of a run, booted by the first test that wants it.
+// All tests of a run share one machine. The first test that needs it boots it.
 var (
 	boot      sync.Once
 	booted    *machine
@@ -59,13 +59,12 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// A machine is a QEMU with a Linux kernel in it. It ends with close, and with the process that started it, however that
-// ends.
+// A machine is a QEMU process that runs a Linux kernel. It ends at close, or when the process that started it ends for any reason.
 type machine struct {
 	cmd     *exec.Cmd
 	dir     string       // its files; removed by close
 	port    uint16       // on 127.0.0.1, forwarded to guestPort
-	host    *netlab.Host // QEMU runs there and eth1 is its hostTAP; nil: here, and eth1 is the wire
+	host    *netlab.Host // QEMU runs there with hostTAP as eth1; nil means that QEMU runs here with the wire as eth1
 	wire    *wire
 	bootIn  time.Duration
 	exited  chan struct{} // closed once QEMU has ended
@@ -76,10 +75,10 @@ type machine struct {
 	out    *os.File
 	lines  *bufio.Reader
 	number int
-	broken error // why the machine serves no more
+	broken error // why the machine no longer works
 }
 
-// guest returns the machine, or skips the test where it cannot be had.
+// guest returns the machine. It skips the test if the host cannot run one.
 func guest(t *testing.T) *machine {
 	t.Helper()
 	boot.Do(func() {
@@ -88,7 +87,7 @@ func guest(t *testing.T) *machine {
 			bootError = err
 			return
 		}
-		// Another process may take the forwarded port between its choice and its use.
+		// Another process may take the forwarded port before QEMU opens it.
 		for range 3 {
 			if booted, bootError = start(img, nil); bootError == nil {
 				t.Logf("the kernel booted in %v", booted.bootIn)
@@ -105,7 +104,7 @@ func guest(t *testing.T) *machine {
 	return booted
 }
 
-// start boots a machine, on host if that is not nil.
+// start boots a machine, on host if host is not nil.
 func start(img *image, host *netlab.Host) (*machine, error) {
 	dir, err := os.MkdirTemp("", "kernel-peer-")
 	if err != nil {
@@ -121,7 +120,7 @@ func start(img *image, host *netlab.Host) (*machine, error) {
 		return nil, errors.Join(fmt.Errorf("the kernel did not boot: %w\n%s", err, m.console()), m.close())
 	}
 	m.bootIn = time.Since(began)
-	os.Remove(filepath.Join(dir, "initramfs")) // loaded; a process that is killed leaves only what is small
+	os.Remove(filepath.Join(dir, "initramfs")) // already loaded; if this process is killed, it leaves only small files
 	out, err := m.script(`ip addr add 10.0.2.15/24 dev eth0
 ip addr add 10.9.0.2/24 dev eth1
 sysctl -qw net.ipv6.conf.all.accept_ra=0 net.ipv6.conf.eth1.accept_dad=0 net.ipv4.conf.eth1.promote_secondaries=1
@@ -131,13 +130,13 @@ ip neigh add 10.9.0.1 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent
 ip neigh add fd09::1 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent
 ip neigh add 10.9.0.3 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent`)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("networks of the machine: %w\n%s", err, out), m.close())
+		return nil, errors.Join(fmt.Errorf("set up the machine's networks: %w\n%s", err, out), m.close())
 	}
 	return m, nil
 }
 
-// run starts QEMU: the console goes to a file, scripts and their output through a virtio port, which unlike a serial line loses
-// nothing, eth1 to the wire or to the host's TAP.
+// run starts QEMU. The console is written to a file. Scripts and their output use a virtio port, which unlike a serial line loses
+// nothing. eth1 is connected to the wire or to the host's TAP.
 func (m *machine) run(img *image) error {
 	initramfs := filepath.Join(m.dir, "initramfs")
 	if err := os.WriteFile(initramfs, img.initramfs, 0o600); err != nil {
@@ -193,8 +192,8 @@ func (m *machine) run(img *image) error {
 	return nil
 }
 
-// keep starts QEMU and waits for its end on one thread: the kernel kills it when the thread that started it ends, which
-// then happens with the process alone.
+// keep starts QEMU and waits until it ends, on one thread. The kernel kills QEMU when the thread that started it ends, and this
+// thread ends only with the process.
 func (m *machine) keep() error {
 	started := make(chan error)
 	go func() {
@@ -223,7 +222,7 @@ func (m *machine) close() error {
 	return errors.Join(m.in.Close(), m.out.Close(), os.RemoveAll(m.dir))
 }
 
-// console is the end of what the kernel and QEMU printed.
+// console returns the last output of the kernel and QEMU.
 func (m *machine) console() string {
 	var s strings.Builder
 	for _, name := range []string{"console", "stderr"} {
@@ -233,20 +232,19 @@ func (m *machine) console() string {
 	return s.String()
 }
 
-// A statusError is the status of a script that failed.
+// A statusError is the exit status of a script that failed.
 type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
-// script runs a shell script in the machine and returns what it printed. An error is a statusError unless the machine is
-// broken.
+// script runs a shell script in the machine and returns its output. An error is a statusError unless the machine is broken.
 func (m *machine) script(s string) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.broken != nil {
 		return "", m.broken
 	}
-	// busybox prefers what it has itself, whatever the path says.
+	// busybox prefers its built-in commands to those in the path.
 	s = "ip() { /host/ip \"$@\"; }\nwg() { /host/wg \"$@\"; }\niperf3() { /host/iperf3 \"$@\"; }\nset -e\n" + s + "\n"
 	m.number++
 	line := fmt.Sprintf("%d %d %s\n", m.number, scriptTimeout/time.Second, base64.StdEncoding.EncodeToString([]byte(s)))
@@ -263,7 +261,7 @@ func (m *machine) script(s string) (string, error) {
 	return out, err
 }
 
-// answer reads up to the end mark of a script.
+// answer reads the output of a script up to its end mark.
 func (m *machine) answer(number int, timeout time.Duration) (string, error) {
 	m.out.SetReadDeadline(time.Now().Add(timeout))
 	var out strings.Builder

@@ -12,8 +12,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// echoRequest is a whole packet of size bytes with an ICMP echo request in it, which the kernel answers with the same type of
-// service.
+// echoRequest returns a packet of size bytes that contains an ICMP echo request. The kernel's answer has the same type of service.
 func echoRequest(src, dst netip.Addr, size int, tos uint8, sequence uint16) []byte {
 	header := 20
 	if src.Is6() {
@@ -38,8 +37,8 @@ func echoRequest(src, dst netip.Addr, size int, tos uint8, sequence uint16) []by
 	return p
 }
 
-// unasked is an echo reply that answers nothing, which the kernel drops without a word. A wrong checksum would not do: the
-// kernel takes the checksums inside of an authentic packet for verified.
+// unasked returns an echo reply without a request. The kernel drops it silently. A wrong checksum would not have that effect,
+// because the kernel does not verify the checksums inside an authentic packet.
 func (p *pair) unasked() []byte {
 	b := echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence())
 	m := b[20:]
@@ -57,8 +56,8 @@ func isReply(p, request []byte) bool {
 	return len(p) == len(request) && p[header] == kind && bytes.Equal(p[header+4:], request[header+4:])
 }
 
-// echo has the kernel answer a packet of size bytes, and returns the answer as our device delivered it. It is for a setup
-// with packets.
+// echo sends the kernel an echo request of size bytes and returns the answer as our device delivered it. It requires
+// setup.packets.
 func (p *pair) echo(family, size int, tos uint8) []byte {
 	p.t.Helper()
 	return p.exchange(echoRequest(ourAddrs[family], kernelAddrs[family], size, tos, p.nextSequence()))
@@ -69,7 +68,7 @@ func (p *pair) nextSequence() uint16 {
 	return p.sequence
 }
 
-// exchange sends an echo request and waits for the answer to it.
+// exchange sends an echo request and waits for its answer.
 func (p *pair) exchange(request []byte) []byte {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

@@ -20,7 +20,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// patience is for what takes milliseconds, or as long as an emulated machine needs for it.
+// patience is how long a test waits for an event that takes milliseconds on a fast machine.
 const patience = 30 * time.Second
 
 // Addresses inside the tunnel, IPv4 and IPv6.
@@ -37,7 +37,7 @@ func prefixes(addrs [2]netip.Addr) (ps []netip.Prefix) {
 	return ps
 }
 
-// A way leads from the device to the kernel.
+// A way is a path between the device and the kernel.
 type way string
 
 const (
@@ -46,7 +46,7 @@ const (
 	line6   way = "line6"
 )
 
-// A shiftedClock is the system's, set forward by a test.
+// A shiftedClock is the system's clock, which a test can set forward.
 type shiftedClock struct {
 	start time.Time
 	shift atomic.Int64
@@ -60,29 +60,29 @@ func (c *shiftedClock) Wall() time.Time { return time.Now().Add(time.Duration(c.
 // forward sets the clock forward.
 func (c *shiftedClock) forward(d time.Duration) { c.shift.Add(int64(d)) }
 
-// A setup says what a pair is. The zero value is the user network and no preshared key; each knows the other's endpoint.
+// A setup describes a pair. The zero value means the user network, no preshared key, and that each end knows the other's endpoint.
 type setup struct {
 	way     way
 	psk     wireguard.PresharedKey
-	packets bool // the device's plaintext side is a pipe.Tunnel in the test's hands, not a stack
+	packets bool // the device's plaintext side is a pipe.Tunnel that the test controls, not a stack
 
 	kernelPeer  string // further arguments of wg set for the device as the kernel's peer
-	kernelMTU   int    // wg0's; 0: 1420
+	kernelMTU   int    // MTU of wg0; 0 means 1420
 	noKernelsAt bool   // the device does not know the kernel's endpoint
-	givesWay    bool   // the device's public key is the greater one: it lets the kernel go first where initiations cross
+	givesWay    bool   // the device has the greater public key, so when initiations cross it lets the kernel go first
 }
 
-// A pair is a device and the kernel's wg0, and what is between them.
+// A pair is a device, the kernel's wg0, and the path between them.
 type pair struct {
 	setup
 	t         *testing.T
 	m         *machine
 	line      *line          // nil on the user network
-	daemonAt  netip.AddrPort // where the kernel reaches a daemon, which stands for dev
+	daemonAt  netip.AddrPort // where the kernel reaches a daemon that replaces dev
 	clock     *shiftedClock
 	dev       *wireguard.Device
 	net       *netstack.Net
-	tun       *pipe.Tunnel // instead of net with setup.packets
+	tun       *pipe.Tunnel // replaces net if setup.packets is set
 	key       wireguard.PrivateKey
 	kernelKey wireguard.PrivateKey
 	sequence  uint16 // of the last echo request
@@ -116,7 +116,7 @@ func newPair(t *testing.T, s setup) *pair {
 	return p
 }
 
-// open makes our device and brings it up on port; 0 means any.
+// open makes our device and brings it up on port. 0 means any port.
 func (p *pair) open(port uint16) {
 	p.t.Helper()
 	var tunnel wireguard.Tunnel
@@ -149,7 +149,7 @@ func (p *pair) open(port uint16) {
 	}
 }
 
-// reopen is a restart of the device: the same keys and port, nothing else.
+// reopen restarts the device with the same keys and port. It keeps no other state.
 func (p *pair) reopen() {
 	p.t.Helper()
 	port := p.dev.Status().ListenPort
@@ -157,7 +157,7 @@ func (p *pair) reopen() {
 	p.open(port)
 }
 
-// kernelAt is where the device reaches the kernel.
+// kernelAt returns the kernel's address for the device.
 func (p *pair) kernelAt() netip.AddrPort {
 	if p.line != nil {
 		return p.line.inside
@@ -165,7 +165,7 @@ func (p *pair) kernelAt() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.m.port)
 }
 
-// deviceAt is where the kernel reaches the device.
+// deviceAt returns the device's address for the kernel.
 func (p *pair) deviceAt() netip.AddrPort {
 	if p.line != nil {
 		p.line.mu.Lock()
@@ -211,10 +211,10 @@ func (p *pair) sh(format string, args ...any) string {
 	return out
 }
 
-// A kernelStatus is the kernel's view of the device, by wg show dump.
+// A kernelStatus is the kernel's view of the device, from wg show dump.
 type kernelStatus struct {
 	endpoint  string
-	handshake time.Time // zero: never
+	handshake time.Time // zero means never
 	rx, tx    uint64
 }
 
@@ -260,7 +260,7 @@ func (p *pair) want(what string, ok func() bool) {
 	}
 }
 
-// ping has the device ping the kernel, of the family.
+// ping makes the device ping the kernel with the given address family.
 func (p *pair) ping(family int) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -270,20 +270,20 @@ func (p *pair) ping(family int) {
 	}
 }
 
-// pinged has the kernel ping the device.
+// pinged makes the kernel ping the device.
 func (p *pair) pinged(family int) {
 	p.t.Helper()
 	p.sh("ping -c 1 -W 30 %v", ourAddrs[family])
 }
 
-// handshake has the device make a session.
+// handshake makes the device establish a session.
 func (p *pair) handshake() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return p.dev.Handshake(ctx, p.kernelKey.Public())
 }
 
-// wantCounters waits until both ends have counted the same: what one sent, the other received.
+// wantCounters waits until each end has received as many bytes as the other has sent.
 func (p *pair) wantCounters() {
 	p.t.Helper()
 	p.sameCounters(func() (sent, received uint64) {
@@ -292,7 +292,7 @@ func (p *pair) wantCounters() {
 	})
 }
 
-// sameCounters waits until the kernel has counted the same as we.
+// sameCounters waits until the kernel's counters match ours.
 func (p *pair) sameCounters(our func() (sent, received uint64)) {
 	p.t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -307,7 +307,7 @@ func (p *pair) sameCounters(our func() (sent, received uint64)) {
 	}
 }
 
-// inMachine runs a script in the machine beside the test; wait returns what it printed, or fails the test.
+// inMachine runs a script in the machine while the test continues. wait returns its output, or fails the test.
 func (p *pair) inMachine(format string, args ...any) (wait func() string) {
 	script := fmt.Sprintf(format, args...)
 	type result struct {
@@ -329,7 +329,7 @@ func (p *pair) inMachine(format string, args ...any) (wait func() string) {
 	}
 }
 
-// fails reports that a script failed with a status; a machine that does not answer is another matter.
+// fails runs a script that must fail with an exit status. It fails the test if the machine does not answer.
 func (p *pair) fails(format string, args ...any) bool {
 	p.t.Helper()
 	out, err := p.m.script(fmt.Sprintf(format, args...))

@@ -13,8 +13,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestWrongPresharedKey: the initiation does not depend on the preshared key, so it is answered; the answer cannot be opened,
-// and neither end has a session or says why. With the right key the next handshake makes one.
+// TestWrongPresharedKey uses different preshared keys. The initiation does not depend on the key, so the responder answers it. The
+// initiator cannot open the response, so neither end has a session, and neither reports why. With the right key the next
+// handshake succeeds.
 func TestWrongPresharedKey(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run("kernel is "+role, func(t *testing.T) {
@@ -55,8 +56,8 @@ func TestWrongPresharedKey(t *testing.T) {
 	}
 }
 
-// TestReplay: a message that was recorded and comes again is answered by nothing and moves nothing, at either end: "the
-// responder keeps the greatest timestamp", data is taken once, a response answers one initiation.
+// TestReplay replays recorded messages. Neither end answers a replay or moves its endpoint: "the responder keeps the greatest
+// timestamp", an end accepts data only once, and a response answers only one initiation.
 func TestReplay(t *testing.T) {
 	for first, role := range []string{"ours", "the kernel's"} {
 		t.Run(role, func(t *testing.T) {
@@ -75,7 +76,7 @@ func TestReplay(t *testing.T) {
 				}
 			}
 			time.Sleep(apart)
-			// All of it comes from another port, which a message that were accepted would move the kernel to.
+			// All replays come from another port. An accepted message would move the kernel's endpoint to it.
 			for _, d := range recorded[ours] {
 				d.from = netip.AddrPortFrom(d.from.Addr(), 40001)
 				p.line.inject(ours, d)
@@ -89,7 +90,7 @@ func TestReplay(t *testing.T) {
 			if d := p.dev.Status().Drops; d[refused] != 1 || d[wireguard.DropReplayed] == 0 {
 				t.Errorf("drops %v; want the handshake's message among them, and replayed data", d)
 			}
-			p.ping(0) // the session is the old one, and whatever the kernel made of the replays came before
+			p.ping(0) // uses the old session; the kernel has processed the replays before it
 			if a := p.line.count(first, pipe.TypeInitiation); a != 1 {
 				t.Errorf("%d initiations, want 1: the session is untouched", a)
 			}
@@ -98,7 +99,7 @@ func TestReplay(t *testing.T) {
 			}
 			after, l := p.status(), p.kernel()
 			for _, more := range []uint64{after.Received.Bytes - before.Received.Bytes, l.rx - k.rx} {
-				// A slow machine gives time for a keepalive. The least of the replays has the size of the last ping.
+				// On a slow machine a keepalive may be sent too. The smallest replay has the size of the last ping.
 				if last := uint64(keepaliveBytes + 96); more < last || more > last+2*keepaliveBytes {
 					t.Errorf("%d more bytes counted, want %d, the last ping's", more, last)
 				}
@@ -110,7 +111,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestOrder: data that overtakes is taken, in either direction, and each packet once ("the window").
+// TestOrder checks that each end accepts data out of order, and each packet only once ("the window").
 func TestOrder(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	p.echo(0, 84, 0)
@@ -155,8 +156,8 @@ func TestOrder(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestSourceFilter: an authentic packet from an address that its sender may not use inside is dropped, by the longest prefix of
-// all peers, and its bytes count nowhere at the receiver ("those refused by the source check are not counted").
+// TestSourceFilter sends an authentic packet whose inner source address belongs to another peer, according to the longest prefix of
+// all peers. The receiver drops the packet and does not count its bytes ("those refused by the source check are not counted").
 func TestSourceFilter(t *testing.T) {
 	foreign := [2]netip.Addr{netip.MustParseAddr("10.8.0.9"), netip.MustParseAddr("fd08::9")}
 	t.Run("the kernel's", func(t *testing.T) {
@@ -201,7 +202,7 @@ func TestSourceFilter(t *testing.T) {
 	t.Run("nested prefixes", func(t *testing.T) {
 		p := newPair(t, setup{})
 		p.pinged(0)
-		// A stranger gets a longer prefix inside the kernel's: what the kernel sends from there is not its own any more.
+		// A stranger gets a longer prefix inside the kernel's prefix. The kernel may then no longer send from there.
 		other := wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(kernelAddrs[0], 32)}}
 		wide := wireguard.PeerChange{PublicKey: p.kernelKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}}
 		p.configure(wireguard.Change{Peers: []wireguard.PeerChange{wide, other.Change()}})
@@ -215,7 +216,7 @@ func TestSourceFilter(t *testing.T) {
 	})
 }
 
-// TestStrangers: neither end answers an initiation of a key that it does not know, nor one whose mac1 is wrong.
+// TestStrangers checks that neither end answers an initiation with an unknown key or a wrong mac1.
 func TestStrangers(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -232,9 +233,9 @@ func TestStrangers(t *testing.T) {
 		}
 	})
 	t.Run("the kernel", func(t *testing.T) {
-		// Now what we send has the mac1 of a key that the kernel has no more.
+		// Now our messages have the mac1 of a key that the kernel no longer has.
 		responses := p.line.count(kernels, pipe.TypeResponse)
-		p.clock.forward(181 * time.Second) // the session is over
+		p.clock.forward(181 * time.Second) // the session has expired
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if p.dev.Handshake(ctx, p.kernelKey.Public()) == nil {

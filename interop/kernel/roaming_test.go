@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestRoaming: "each end answers where the last authentic packet came from": first ours moves, then the kernel's, through QEMU's
-// user network, and the session stays.
+// TestRoaming moves first our end and then the kernel's, through QEMU's user network. The session survives: "each end answers where
+// the last authentic packet came from".
 func TestRoaming(t *testing.T) {
 	p := newPair(t, setup{})
 	p.ping(0)
@@ -23,7 +23,7 @@ func TestRoaming(t *testing.T) {
 	}
 	p.pinged(1)
 
-	// The user network gives another port of the guest's another one outside.
+	// The user network maps another port of the guest to another outer port.
 	p.sh("wg set wg0 listen-port %d", guestPort+1)
 	p.pinged(0)
 	moved := p.status().Endpoint.Addr
@@ -43,8 +43,8 @@ func TestRoaming(t *testing.T) {
 	}
 }
 
-// TestRebinding: a NAT between the two forgets our port, and the kernel follows with our next packet, before it, it cannot know.
-// Both families outside.
+// TestRebinding makes a NAT between the ends forget our port. The kernel learns the new port from our next packet and not before.
+// The test uses both outer families.
 func TestRebinding(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestRebinding(t *testing.T) {
 	}
 }
 
-// TestKernelMovesAddress: the kernel's address changes with its port the same, and we answer the new one at once.
+// TestKernelMovesAddress changes the kernel's address but not its port. Our device answers to the new address at once.
 func TestKernelMovesAddress(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	p.pinged(0)

@@ -11,22 +11,22 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A session costs each end the handshake's two messages; then an echo of 56 bytes and its answer, padded to 16.
+// A session costs each end the two messages of the handshake, and then an echo of 56 bytes and its answer, padded to 16.
 const (
 	initiationBytes = 148
 	responseBytes   = 92
 	keepaliveBytes  = 32
 )
 
-// TestRoles: either end begins, over each outer family and with each inner one, with and without a preshared key. What comes
-// first makes the session, and both ends agree on each byte of it ("rx_bytes, tx_bytes" of wg(8)).
+// TestRoles lets each end begin, over each outer and each inner family, with and without a preshared key. The first packet
+// establishes the session, and both ends count the same bytes ("rx_bytes, tx_bytes" of wg(8)).
 func TestRoles(t *testing.T) {
 	for _, w := range []way{userNet, line4, line6} {
 		for _, role := range []string{"initiator", "responder"} {
 			for family, name := range families {
 				for i, psk := range []wireguard.PresharedKey{{}, wireguard.NewPresharedKey()} {
 					if w != userNet && i != family {
-						continue // a preshared key knows nothing of what is outside
+						continue // the preshared key does not depend on the outer family
 					}
 					t.Run(fmt.Sprintf("%s/kernel is %s/%s/psk=%v", w, role, name, !psk.IsZero()), func(t *testing.T) {
 						p := newPair(t, setup{way: w, psk: psk, noKernelsAt: role == "initiator"})
@@ -59,15 +59,15 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// TestConfirmation: "the responder cannot send until it has received a first message from the initiator": whoever began
-// confirms at once, with what is staged or with a keepalive.
+// TestConfirmation checks that the initiator confirms the session at once, with staged packets or a keepalive: "the responder
+// cannot send until it has received a first message from the initiator".
 func TestConfirmation(t *testing.T) {
 	messages := []pipe.MessageType{pipe.TypeInitiation, pipe.TypeResponse, pipe.TypeKeepalive, pipe.TypeData}
 	for _, c := range []struct {
 		name  string
 		first int
 		begin func(p *pair)
-		want  [2][4]int // by the end that sent
+		want  [2][4]int // indexed by the sending end
 	}{
 		{"ours, nothing staged", ours, func(p *pair) {
 			if err := p.handshake(); err != nil {
@@ -75,7 +75,7 @@ func TestConfirmation(t *testing.T) {
 			}
 		}, [2][4]int{ours: {1, 0, 1, 0}, kernels: {0, 1, 0, 0}}},
 		{"ours, a packet staged", ours, func(p *pair) { p.ping(0) }, [2][4]int{ours: {1, 0, 0, 1}, kernels: {0, 1, 0, 1}}},
-		// The kernel's own reason to begin without a packet is persistent keepalive.
+		// Without a packet the kernel begins only for a persistent keepalive.
 		{"the kernel's, nothing staged", kernels, func(p *pair) {
 			p.sh("wg set wg0 peer %s persistent-keepalive 1000", p.key.Public())
 		}, [2][4]int{ours: {0, 1, 0, 0}, kernels: {1, 0, 1, 0}}},

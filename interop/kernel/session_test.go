@@ -11,20 +11,20 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// apart is how long a test waits between two initiations of ours: the kernel takes one each 20 ms of its own clock from a peer,
-// and drops the others.
+// apart is how long a test waits between two of our initiations. The kernel accepts one per 20 ms of its own clock from a peer and
+// drops the others.
 const apart = 50 * time.Millisecond
 
-// TestRekey: "after REKEY_AFTER_TIME the initiator, when it sends, makes a new session"; ours follows its own clock, which the
-// test sets forward. The old session serves until the new one stands, so no packet is lost; the third handshake pushes the
-// first session out of both ends.
+// TestRekey checks that "after REKEY_AFTER_TIME the initiator, when it sends, makes a new session". The test sets our device's clock
+// forward. The old session works until the new one is established, so no packet is lost. The third handshake removes the
+// first session from both ends.
 func TestRekey(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
 	for n := 1; n <= 3; n++ {
 		time.Sleep(apart)
 		p.clock.forward(121 * time.Second)
-		p.ping(0) // on the old session; asks for the new one
+		p.ping(0) // uses the old session and requests the new one
 		p.want("a further handshake", func() bool { return p.line.count(kernels, pipe.TypeResponse) == n+1 })
 		p.want("a young session", func() bool { s := p.status(); return s.Session && s.SessionAge < 60*time.Second })
 		p.ping(1)
@@ -39,8 +39,8 @@ func TestRekey(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestOurRestart: a device that was restarted with the same keys makes a session with a kernel that still has one with the old
-// device, as its timestamps go on growing.
+// TestOurRestart restarts the device with the same keys. It establishes a session although the kernel still has one with the old
+// device, because its timestamps keep growing.
 func TestOurRestart(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -55,9 +55,9 @@ func TestOurRestart(t *testing.T) {
 	}
 }
 
-// TestKernelAfterOurRestart: the kernel goes on with the session of a device that is gone. "If no packet has been received for
-// KEEPALIVE + REKEY_TIMEOUT" of 15 s after it sent one, it begins anew, and the new device answers, to which it is a stranger's
-// first timestamp.
+// TestKernelAfterOurRestart lets the kernel use the session of a closed device. "If no packet has been received for KEEPALIVE +
+// REKEY_TIMEOUT" (15 s) after it sent one, the kernel begins a new handshake. The new device answers, because it has not yet seen a
+// timestamp from the kernel.
 func TestKernelAfterOurRestart(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	p.pinged(0)
@@ -77,8 +77,8 @@ func TestKernelAfterOurRestart(t *testing.T) {
 	p.ping(0)
 }
 
-// TestKernelRecreated: the kernel's interface goes and comes back with the same keys. Our session with it is dead without a
-// word; 15 s and the jitter after a packet without an answer we begin anew, and all is well.
+// TestKernelRecreated deletes the kernel's interface and creates it again with the same keys. The kernel does not tell our device
+// that the session is gone. 15 s plus jitter after an unanswered packet, our device begins a new handshake, which succeeds.
 func TestKernelRecreated(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -87,8 +87,7 @@ func TestKernelRecreated(t *testing.T) {
 	p.revive()
 }
 
-// TestPeerReadded: the same where only the peer is taken from the kernel's interface and added again. While it is away the
-// kernel answers nothing at all.
+// TestPeerReadded removes only the peer from the kernel's interface and adds it again. Meanwhile the kernel does not answer the peer.
 func TestPeerReadded(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -113,7 +112,7 @@ func TestPeerReadded(t *testing.T) {
 	p.revive()
 }
 
-// revive has our device find out that its session is dead, and make another.
+// revive makes our device detect that its session is dead and establish another one.
 func (p *pair) revive() {
 	p.t.Helper()
 	before := p.line.count(kernels, pipe.TypeResponse)
@@ -123,7 +122,7 @@ func (p *pair) revive() {
 		p.t.Error("an answer on a session that the kernel does not have")
 	}
 	p.clock.forward(16 * time.Second)
-	if err := p.dev.Wake(); err != nil { // the timers look at the clock
+	if err := p.dev.Wake(); err != nil { // makes the timers read the clock
 		p.t.Error(err)
 	}
 	p.want("a new session", func() bool { s := p.status(); return s.Session && s.SessionAge < 10*time.Second })
@@ -134,9 +133,9 @@ func (p *pair) revive() {
 	p.pinged(1)
 }
 
-// TestCrossing: both begin at the same time, so that "two crossing initiations leave two unconfirmed keypairs and none
-// current". One of the two tries again after 5 to 5.33 s, and from then on packets pass both ways. It is the kernel here: both
-// might try at the same moment and cross again, did the device not give way, as the one with the greater key does.
+// TestCrossing lets both ends begin at the same time: "two crossing initiations leave two unconfirmed keypairs and none current".
+// One end tries again after 5 to 5.33 s, and then packets pass in both directions. Here the kernel tries again. If both ends
+// tried at the same moment, they would cross again, so the device, which has the greater key, gives way.
 func TestCrossing(t *testing.T) {
 	p := newPair(t, setup{way: line4, givesWay: true})
 	held := make([]*datagram, 2)
@@ -148,7 +147,7 @@ func TestCrossing(t *testing.T) {
 		}
 		return true
 	})
-	got := p.inMachine("ping -c 1 -W 30 %v", ourAddrs[0]) // staged by the kernel until a session stands
+	got := p.inMachine("ping -c 1 -W 30 %v", ourAddrs[0]) // the kernel stages the ping until a session is established
 	go p.dev.Handshake(t.Context(), p.kernelKey.Public())
 	p.want("both initiations", func() bool {
 		return p.line.count(ours, pipe.TypeInitiation) == 1 && p.line.count(kernels, pipe.TypeInitiation) == 1
@@ -165,8 +164,8 @@ func TestCrossing(t *testing.T) {
 	}
 }
 
-// TestPersistentKeepalive: the kernel's empty packets each second keep the session up, count as received bytes and never as
-// packets; ours do the same in the kernel.
+// TestPersistentKeepalive checks that the kernel's empty packet per second keeps the session alive and counts as received bytes but
+// not as a packet, and that our empty packets have the same effect in the kernel.
 func TestPersistentKeepalive(t *testing.T) {
 	p := newPair(t, setup{way: line4, kernelPeer: "persistent-keepalive 1", noKernelsAt: true})
 	p.want("three keepalives, and their bytes", func() bool {
@@ -187,8 +186,8 @@ func TestPersistentKeepalive(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestIdentity: a new private key on a device that is up makes a new session at once, whichever end gets it; the session of
-// the old key is not sent on.
+// TestIdentity gives each end in turn a new private key while it is up. That end establishes a new session at once and no longer
+// sends on the session of the old key.
 func TestIdentity(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -216,7 +215,8 @@ func TestIdentity(t *testing.T) {
 	})
 }
 
-// TestOurDown: down wipes our sessions and up makes a new one with the next packet; the kernel loses nothing but time.
+// TestOurDown checks that Down wipes our sessions, and that after Up the next packet establishes a new one. The kernel loses only
+// time.
 func TestOurDown(t *testing.T) {
 	port := freePort()
 	p := newPair(t, setup{way: line4})

@@ -22,7 +22,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// bulk is what a transfer carries: about a second of an emulated machine's work.
+// bulk is the size of a transfer in bytes. An emulated machine needs about a second for it.
 const bulk = 2 << 20
 
 func payload(n int) (b []byte, digest string) {
@@ -32,7 +32,7 @@ func payload(n int) (b []byte, digest string) {
 	return b, hex.EncodeToString(d[:])
 }
 
-// TestTCP: a connection each way in each family carries its bytes unchanged, and both ends have counted each message of it.
+// TestTCP checks that a connection in each direction and family carries its bytes unchanged, and that both ends count each message.
 func TestTCP(t *testing.T) {
 	b, digest := payload(bulk)
 	for family, name := range families {
@@ -45,7 +45,7 @@ func TestTCP(t *testing.T) {
 				c, err = p.net.Dial("tcp", netip.AddrPortFrom(kernelAddrs[family], 7000).String())
 				return err == nil
 			})
-			// QEMU reads its socket when it has time for it. As much as waits there must fit the socket's buffer.
+			// QEMU reads its socket when it has time. The data that waits there must fit into the socket's buffer.
 			if err := c.(*netstack.TCPConn).SetWriteBuffer(64 << 10); err != nil {
 				t.Error(err)
 			}
@@ -65,7 +65,7 @@ func TestTCP(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			// What comes is of the machine's own making, so its digest comes behind it.
+			// The machine generates the data and sends its digest after it.
 			sent := p.inMachine("dd if=/dev/urandom of=/tmp/bulk bs=64k count=%d 2>/dev/null\nsha256sum </tmp/bulk\nnc %v 7000 </tmp/bulk\nrm /tmp/bulk",
 				bulk>>16, ourAddrs[family])
 			c, err := l.Accept()
@@ -83,7 +83,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestIperf3: iperf3 of the host, through our stack, with iperf3 in the machine, both ways in each family.
+// TestIperf3 runs iperf3 on the host, through our stack, against iperf3 in the machine, in both directions and families.
 func TestIperf3(t *testing.T) {
 	iperf3, err := program("iperf3")
 	if err != nil {
@@ -128,7 +128,7 @@ func TestIperf3(t *testing.T) {
 	}
 }
 
-// forward listens on loopback and joins each connection to one through the tunnel, until the test ends.
+// forward listens on loopback and connects each connection to another one through the tunnel, until the test ends.
 func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -143,7 +143,7 @@ func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 			}
 			far, err := p.net.Dial("tcp", to.String())
 			if err != nil {
-				near.Close() // the server is not there yet
+				near.Close() // the server does not listen yet
 				continue
 			}
 			for _, c := range [2][2]net.Conn{{near, far}, {far, near}} {
@@ -157,14 +157,14 @@ func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 	})
 	t.Cleanup(func() {
 		l.Close()
-		p.dev.Close() // ends the connections through it
+		p.dev.Close() // closes the connections through it
 		wg.Wait()
 	})
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// TestPadding: "padded to 16 bytes, but not beyond the MTU": packets round the MTU of 1420 go through both ways, and each
-// message is as long as the kernel's for a packet of that size.
+// TestPadding sends packets of about 1420 bytes, the MTU, in both directions. Each of our messages is as long as the kernel's message
+// for a packet of that size: "padded to 16 bytes, but not beyond the MTU".
 func TestPadding(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	for _, size := range []int{28, 32, 33, 47, 48, 49, 1391, 1392, 1393, 1408, 1409, 1416, 1417, 1419, 1420} {
@@ -182,8 +182,8 @@ func TestPadding(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestFragments: the kernel's path outside is narrower than its messages, so they come in fragments ("DF clear"), over either
-// family; full packets arrive, and both ends count messages, not fragments. What we send does not depend on it.
+// TestFragments makes the kernel's outer MTU smaller than its messages, so that they arrive in fragments ("DF clear"), over both
+// families. Full packets arrive, and both ends count messages and not fragments. Our own messages do not depend on that MTU.
 func TestFragments(t *testing.T) {
 	for _, w := range []way{userNet, line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestFragments(t *testing.T) {
 			full := 0
 			for _, d := range p.line.all(kernels, pipe.TypeData) {
 				if len(d.data) < 1420 {
-					continue // the kernel looks for multicast listeners now and then
+					continue // the kernel occasionally sends a query for multicast listeners
 				}
 				full++
 				if d.fragments != 2 || d.df {
@@ -219,7 +219,7 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// TestFullSize: the kernel's largest pings fit our stack, and the other way, in both families.
+// TestFullSize checks that our stack accepts the kernel's largest pings and the kernel accepts ours, in both families.
 func TestFullSize(t *testing.T) {
 	p := newPair(t, setup{})
 	p.sh("ping -c 2 -i 0.2 -W 30 -s 1392 %v", ourAddrs[0])
