@@ -1,4 +1,4 @@
-// Package examples tests the programs below it, each of which answers one question, by running them.
+// Package examples runs and tests the programs below it. Each program answers one question.
 package examples
 
 import (
@@ -48,13 +48,13 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// A process is an example that runs.
+// A process is a running example.
 type process struct {
 	*exec.Cmd
 	t      *testing.T
 	ended  chan struct{}
 	mu     sync.Mutex
-	output bytes.Buffer // of both kinds
+	output bytes.Buffer // standard output and standard error
 }
 
 func (p *process) Write(b []byte) (int, error) {
@@ -69,7 +69,7 @@ func (p *process) String() string {
 	return p.output.String()
 }
 
-// start runs an example until the end of the test at the latest.
+// start starts an example and stops it when the test ends.
 func start(t *testing.T, name string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(filepath.Join(programs, name), args...), t: t, ended: make(chan struct{})}
@@ -88,7 +88,7 @@ func start(t *testing.T, name string, args ...string) *process {
 	return p
 }
 
-// says waits until the output matches a pattern, and returns its first group.
+// says waits until the output matches a pattern, and returns the pattern's first group.
 func (p *process) says(pattern string) string {
 	p.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -101,7 +101,7 @@ func (p *process) says(pattern string) string {
 	}
 }
 
-// ends waits for the end, and checks the exit status.
+// ends waits until the example has ended, and checks its exit status.
 func (p *process) ends(status int) {
 	p.t.Helper()
 	select {
@@ -118,7 +118,7 @@ func (p *process) ends(status int) {
 func (p *process) interrupt() {
 	p.t.Helper()
 	if runtime.GOOS == "windows" {
-		return // which has no signals
+		return // Windows has no signals
 	}
 	if err := p.Process.Signal(os.Interrupt); err != nil {
 		p.t.Fatal(err)
@@ -145,7 +145,7 @@ func clientFile(t *testing.T, key wireguard.PrivateKey, server wireguard.PublicK
 		key.Text(), server, port))
 }
 
-// A page goes from server to client, and through forward to a client without a tunnel.
+// The server sends a page to the client, and through forward to a client without a tunnel.
 //
 //	server 10.0.0.1:80 ── tunnel ─┬─ client 10.0.0.2
 //	                              └─ forward 10.0.0.2 ── 127.0.0.1 ── this test
@@ -178,7 +178,7 @@ func TestServer(t *testing.T) {
 	server.interrupt()
 }
 
-// Each direction of a forwarded connection ends by itself, and a connection that is refused ends.
+// Each direction of a forwarded connection ends independently, and a refused connection ends.
 func TestForward(t *testing.T) {
 	serverKey, key := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	file := clientFile(t, key, serverKey.Public(), startEcho(t, serverKey, key.Public()))
@@ -244,7 +244,7 @@ func startEcho(t *testing.T, key wireguard.PrivateKey, client wireguard.PublicKe
 	return d.Status().ListenPort
 }
 
-// The examples that need nothing.
+// These examples need no configuration file.
 func TestAlone(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"quickstart -size 3000000", `^3000000 bytes in \S+, [0-9.]+ Gbit/s; CRC-32 1e893519, sent 1e893519\nhandshake at [0-9:]+; on the wire 3\d{6} bytes out, \d+ in\n$`},
@@ -261,7 +261,7 @@ func TestAlone(t *testing.T) {
 	}
 }
 
-// What is wrong with the arguments or the file is said in one line, with the name of what it is in.
+// An example reports an error in its arguments or its file in one line, which names the program or the file.
 func TestErrors(t *testing.T) {
 	key := wireguard.NewPrivateKey()
 	good := clientFile(t, key, wireguard.NewPrivateKey().Public(), 1)

@@ -1,4 +1,4 @@
-// Bind joins two devices through a Bind of its own, with one UDP socket each, and prints every datagram that they send.
+// Bind joins two devices through its own wireguard.Bind, with one UDP socket each, and prints every datagram that they send.
 //
 //	go run ./examples/bind
 package main

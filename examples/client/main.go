@@ -2,7 +2,7 @@
 //
 //	go run ./examples/client -config office.conf http://10.0.0.1/
 //
-// The file is one of wg-quick(8). Its name servers resolve the host of the URL, through the tunnel.
+// The file is a wg-quick(8) file. The client resolves the host of the URL with the file's name servers, through the tunnel.
 package main
 
 import (

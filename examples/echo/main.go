@@ -1,4 +1,4 @@
-// Echo joins two devices by a wire in memory, and sends packets through the tunnel there and back.
+// Echo joins two devices with a wire in memory. It sends packets through the tunnel and back.
 //
 //	go run ./examples/echo -delay 20ms
 package main

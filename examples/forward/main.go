@@ -43,7 +43,7 @@ func main() {
 				log.Print(err)
 			} else {
 				defer remote.Close()
-				var both sync.WaitGroup // each direction ends by itself
+				var both sync.WaitGroup // each direction ends independently
 				both.Go(func() { io.Copy(remote, local); remote.(*netstack.TCPConn).CloseWrite() })
 				both.Go(func() { io.Copy(local, remote); local.(*net.TCPConn).CloseWrite() })
 				both.Wait()

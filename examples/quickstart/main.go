@@ -1,5 +1,5 @@
-// Quickstart joins two devices in one program over UDP on loopback, each with a network stack of its own, and downloads
-// a file through the tunnel.
+// Quickstart joins two devices in one program over UDP on loopback, with one network stack each, and downloads a file
+// through the tunnel.
 //
 //	go run ./examples/quickstart
 package main

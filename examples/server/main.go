@@ -2,7 +2,7 @@
 //
 //	go run ./examples/server -config gateway.conf
 //
-// The file is one of wg-quick(8). Its peers are the clients.
+// The file is a wg-quick(8) file. Its peers are the clients.
 package main
 
 import (
@@ -40,7 +40,7 @@ func main() {
 	log.Printf("UDP port %d; HTTP on %v of %v", device.Status().ListenPort, listener.Addr(), file.Addrs())
 	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from := netip.MustParseAddrPort(r.RemoteAddr)
-		key, _ := device.Route(from.Addr()) // packets from this address came from this peer alone
+		key, _ := device.Route(from.Addr()) // only this peer can send packets from this address
 		fmt.Fprintf(w, "hello, %v\n", key)
 		log.Printf("%v at %v: %s %s", key, from, r.Method, r.URL)
 	}))

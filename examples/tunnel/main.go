@@ -1,4 +1,4 @@
-// Tunnel is a device with a Tunnel of its own, which sends packets back to where they came from.
+// Tunnel implements its own wireguard.Tunnel, which sends packets back to their sender.
 //
 //	go run ./examples/tunnel
 package main
@@ -21,11 +21,11 @@ func (m *mirror) Attach(d *wireguard.Device) { m.device = d }
 func (m *mirror) MTU() int                   { return 1420 }
 func (m *mirror) Close() error               { return nil }
 
-// WritePackets gets packets that arrived, here UDP over IPv4, and may keep none of them.
+// WritePackets receives packets, here UDP over IPv4. It must not keep them after it returns.
 func (m *mirror) WritePackets(packets [][]byte) (int, error) {
 	batch := m.device.NewBatch()
 	for _, p := range packets {
-		batch.Append(slices.Concat(p[:12], p[16:20], p[12:16], p[22:24], p[20:22], p[24:])) // addresses and ports exchanged
+		batch.Append(slices.Concat(p[:12], p[16:20], p[12:16], p[22:24], p[20:22], p[24:])) // swap addresses and ports
 	}
 	return len(packets), m.device.Send(batch)
 }

@@ -8,18 +8,18 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// Sizes of messages: UDP payload.
+// Sizes of messages, as UDP payload in bytes.
 const (
 	initiationSize = 148
 	responseSize   = 92
 	dataOverhead   = 32
 )
 
-// sealed is the size of the data message that carries a packet.
+// sealed returns the size of the data message that carries a packet.
 func sealed(packet int64) int64 { return dataOverhead + (packet+15)/16*16 }
 
-// "rx: 32 + padded length of accepted data packets and accepted handshake messages; tx: UDP payload": after N pings
-// "wg show" and "ip -s link" are right to the byte and the packet, on both sides.
+// After N pings, "wg show" and "ip -s link" report exact bytes and packets on both sides: "rx: 32 + padded length of accepted data
+// packets and accepted handshake messages; tx: UDP payload".
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestExactCounters(t *testing.T) {
@@ -45,7 +45,7 @@ func TestExactCounters(t *testing.T) {
 	}
 }
 
-// "Those refused by the source check are not counted", nor do they reach the interface; the sender did send them.
+// "Those refused by the source check are not counted". Such packets do not reach the interface, but their sender counts them.
 func TestRefusedPacketsAreNotCounted(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it counts what the source check refuses as received")

@@ -1,13 +1,13 @@
-// Package netns tests a WireGuard daemon as users meet it: a process and a TUN interface on each of several hosts, which
-// are network namespaces, under the real ip, wg, ping, iperf3 and nft. It has tests only, and they need root.
+// Package netns tests a WireGuard daemon as users run it: one process and one TUN interface on each of several hosts, which are
+// network namespaces, together with the real ip, wg, ping, iperf3 and nft. It contains only tests, and they need root.
 //
 //	go test ./interop/netns                          this library's daemon, cmd/wg0
 //	go test ./interop/netns -daemon wireguard-go     wireguard-go's
-//	go test ./interop/netns -daemon /path/to/daemon  any with their command line
+//	go test ./interop/netns -daemon /path/to/daemon  any daemon with the same command line
 //	go test ./interop/netns -daemon wireguard-go -all -v -run TestName
 //
-// Where wireguard-go's daemon does something else than the kernel, the test says so with the reason and is skipped for
-// it; -all runs it all the same. Where a TUN cannot do what the kernel's module does, the test holds what happens instead.
+// If wireguard-go's daemon behaves differently from the kernel, the test skips for that daemon and prints the reason. -all runs it
+// anyway. If a TUN cannot behave like the kernel's module, the test checks the TUN's behavior.
 //
-// Everything happens in namespaces of the test process; see internal/netlab.
+// The tests change nothing outside the namespaces of the test process; see internal/netlab.
 package netns

@@ -17,12 +17,12 @@ func (w *wg) fill(peers string) {
 	w.feed(fmt.Sprintf("[Interface]\nPrivateKey = %s\nListenPort = %d\n%s", w.key.Text(), w.port, peers), "wg setconf %s /dev/stdin", w.name)
 }
 
-// sortedFields is the words of a text, in their order.
+// sortedFields returns the sorted words of a text.
 func sortedFields(s string) []string {
 	return slices.Sorted(strings.FieldsSeq(strings.ReplaceAll(s, ",", " ")))
 }
 
-// A peer of 65,280 prefixes, half of each family, and what "wg show" says of it.
+// A peer has 65,280 prefixes, half of them in each family, and "wg show" lists them all.
 func TestManyAllowedIPs(t *testing.T) {
 	t.Parallel()
 	w := newWG(newHost(t), innerA)
@@ -37,7 +37,7 @@ func TestManyAllowedIPs(t *testing.T) {
 	}
 	w.fill(config.String())
 	slices.Sort(want)
-	for range 2 { // what showconf prints is a configuration of the same
+	for range 2 { // the output of showconf is a configuration with the same result
 		if got := sortedFields(w.run("wg show %s allowed-ips", w.name)); !slices.Equal(got, want) {
 			t.Fatalf("%d words in wg show allowed-ips, want the key and its %d prefixes", len(got), len(want)-1)
 		}
@@ -45,7 +45,7 @@ func TestManyAllowedIPs(t *testing.T) {
 	}
 }
 
-// Four thousand peers with two prefixes each are set, shown, taken over by another daemon, and cut to a few.
+// wg sets and shows four thousand peers with two prefixes each, copies them to another daemon, and reduces them to a few.
 func TestManyPeers(t *testing.T) {
 	t.Parallel()
 	const n = 4000
@@ -76,7 +76,7 @@ func TestManyPeers(t *testing.T) {
 	}
 }
 
-// wg(8) fails on an interface that is not there and on a key that is none; the interface goes on.
+// wg(8) fails for a missing interface and for an invalid key. The existing interface still works.
 func TestWrongSettings(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -86,7 +86,7 @@ func TestWrongSettings(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// A port that is taken is refused, and the old one stays open.
+// The daemon refuses a port that is in use, and keeps the old port open.
 func TestPortTaken(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it has closed its old port by then")

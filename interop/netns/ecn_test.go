@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-// onBothFamilies runs a test with the pair's outer addresses of each family, and the word of nft for its header.
+// onBothFamilies runs a test for each outer family, with the pair's addresses and nft's name for the header.
 func onBothFamilies(t *testing.T, test func(t *testing.T, outer netip.Addr, ip string)) {
 	for ip, outer := range map[string]netip.Addr{"ip": outerB4, "ip6": outerB6} {
 		t.Run(fmt.Sprint(outer), func(t *testing.T) { test(t, outer, ip) })
 	}
 }
 
-// The three messages of a handshake, and no data, carry 0x88 outside: AF41, and no ECN. No datagram says "don't fragment".
+// The messages of a handshake carry the outer class 0x88: AF41 and no ECN. Data does not. No datagram says "don't fragment".
 //
 //	a ══ v0 ── v0 ══ b     newPair; both look at what arrives
 func TestHandshakeClass(t *testing.T) {
@@ -34,7 +34,7 @@ func TestHandshakeClass(t *testing.T) {
 	})
 }
 
-// The outer packet may be fragmented on its way, also where the inner one may not.
+// Routers may fragment the outer packet even if they may not fragment the inner packet.
 func TestOuterMayBeFragmented(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it sends with DF")
@@ -48,8 +48,8 @@ func TestOuterMayBeFragmented(t *testing.T) {
 	}
 }
 
-// ECN as RFC 6040 has it: the outer packet carries the inner mark, with CE sent as ECT(0); of the DSCP nothing shows outside. A CE mark
-// that a router sets outside shows inside where the inner packet is capable of it, and nowhere else.
+// ECN follows RFC 6040. The outer packet carries the inner mark, but CE is sent as ECT(0), and the outer packet does not show the
+// DSCP. A CE mark that a router sets outside appears on the inner packet only if that packet is ECN-capable.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b marks what arrives, as a router would
 func TestECN(t *testing.T) {
@@ -70,7 +70,7 @@ func TestECN(t *testing.T) {
 		)
 		for tos, n := range map[string]int{"0xb8": 1, "0xb9": 2, "0xba": 3, "0xbb": 4} { // EF, with each mark of ECN
 			p.a.ping(innerB4, n, "-Q", tos)
-			p.a.ping(innerB6, n, "-Q", tos, "-s", "40") // of 88 bytes, as long as those of IPv4 when padded
+			p.a.ping(innerB6, n, "-Q", tos, "-s", "40") // 88 bytes: as long as the IPv4 packets after padding
 		}
 		for name, want := range map[string]int{
 			"none": 2, "ect0": 2 * (3 + 4), "ect1": 2 * 2, // the outer ones

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A packet is taken only from the peer to which its source address is routed: the longest prefix decides, also when
-// it is another peer's. The packet was authentic all the same, so the peer's new endpoint is learned from it.
+// The device accepts a packet only from the peer to which it routes the packet's source address. The longest prefix decides, even if
+// it belongs to another peer. The device learns the peer's new endpoint from a refused packet too, because it is authentic.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a also has a peer c, which nobody is
 func TestSourceFilter(t *testing.T) {
@@ -36,7 +36,7 @@ func TestSourceFilter(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// A prefix belongs to one peer, and the last writer wins.
+// A prefix belongs to one peer. The last peer that it is assigned to gets it.
 func TestPrefixMoves(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -53,7 +53,7 @@ func TestPrefixMoves(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// An allowed IP that covers everything carries what is routed to the interface, and nothing else does.
+// An allowed IP that covers all addresses carries the packets that the host routes to the interface, and no others.
 func TestNoPeerForDestination(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

@@ -20,13 +20,13 @@ import (
 // serial makes the names of hosts and WireGuard interfaces unique.
 var serial atomic.Int64
 
-// A host is a network namespace that lives as long as its test, which fails with what is run in there.
+// A host is a network namespace that lives as long as its test. If a command in it fails, the test fails.
 type host struct {
 	*netlab.Host
 	t *testing.T
 }
 
-// newHost makes a host. The test is skipped where there can be none.
+// newHost makes a host. It skips the test if this machine cannot make one.
 func newHost(t *testing.T) *host {
 	t.Helper()
 	program(t)
@@ -42,7 +42,7 @@ func newHost(t *testing.T) *host {
 	return &host{h, t}
 }
 
-// run runs a command line, which has to succeed, and returns what it printed.
+// run runs a command line, which must succeed, and returns its output.
 func (h *host) run(format string, args ...any) string {
 	h.t.Helper()
 	out, err := h.Run(fmt.Sprintf(format, args...))
@@ -62,7 +62,7 @@ func (h *host) feed(input, format string, args ...any) string {
 	return out
 }
 
-// fails runs a command line that must not succeed, and returns what it printed.
+// fails runs a command line that must fail, and returns its output.
 func (h *host) fails(why, format string, args ...any) string {
 	h.t.Helper()
 	line := fmt.Sprintf(format, args...)
@@ -84,7 +84,7 @@ func (h *host) sysctl(settings ...string) {
 	}
 }
 
-// cable joins h to g: the end here is called name and has the addresses, as has the end there.
+// cable joins h to g. Each end has the given name and addresses.
 func (h *host) cable(name string, addresses string, g *host, nameThere, addressesThere string) {
 	h.t.Helper()
 	if err := netlab.Join(h.Host, name, g.Host, nameThere); err != nil {
@@ -94,8 +94,8 @@ func (h *host) cable(name string, addresses string, g *host, nameThere, addresse
 	g.addresses(nameThere, addressesThere)
 }
 
-// addresses adds addresses, separated by spaces, to an interface. Nobody else can have one of them, and the kernel is told so:
-// it would otherwise let an IPv6 address rest for a moment.
+// addresses adds addresses, separated by spaces, to an interface. It tells the kernel that they are unique, because the kernel
+// would otherwise delay the use of an IPv6 address.
 func (h *host) addresses(name, addresses string) {
 	h.t.Helper()
 	for _, a := range strings.Fields(addresses) {
@@ -107,8 +107,8 @@ func (h *host) addresses(name, addresses string) {
 	}
 }
 
-// nft feeds rules to nft, a line each, in the chains of a table of its own: in, out and forward filter, early is before
-// connection tracking and late is behind masquerading.
+// nft adds rules to a separate table, one per line. The chains in, out and forward filter. The chain early runs before connection
+// tracking, and late runs after masquerading.
 func (h *host) nft(rules ...string) {
 	h.t.Helper()
 	h.feed(`
@@ -124,7 +124,7 @@ add chain inet t late { type filter hook postrouting priority 300; }
 
 var counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "(\w+)"`)
 
-// hits is how often the rule whose comment is name counted a packet.
+// hits returns how many packets the rule with the comment name has counted.
 func (h *host) hits(name string) int {
 	h.t.Helper()
 	for _, m := range counted.FindAllStringSubmatch(h.run("nft list table inet t"), -1) {
@@ -137,7 +137,7 @@ func (h *host) hits(name string) int {
 	return 0
 }
 
-// ping sends n packets, each when the one before was answered.
+// ping sends n packets, each after the answer to the previous one.
 func (h *host) ping(to netip.Addr, n int, options ...string) {
 	h.t.Helper()
 	for i := range n {
@@ -147,7 +147,7 @@ func (h *host) ping(to netip.Addr, n int, options ...string) {
 	}
 }
 
-// noPing is a ping that nobody may answer.
+// noPing sends one ping, which must stay unanswered.
 func (h *host) noPing(why string, to netip.Addr, options ...string) string {
 	h.t.Helper()
 	out, err := h.tryPing(to, 400*time.Millisecond, options...)
@@ -157,18 +157,18 @@ func (h *host) noPing(why string, to netip.Addr, options ...string) string {
 	return out
 }
 
-// reaches is whether one ping is answered.
+// reaches reports whether one ping is answered.
 func (h *host) reaches(to netip.Addr) bool {
 	_, err := h.tryPing(to, 200*time.Millisecond)
 	return err == nil
 }
 
-// tryPing sends one packet: told to send more, ping waits for the last answer no longer than for twice the slowest before.
+// tryPing sends only one packet. With more packets, ping would wait for the last answer only twice as long as for the slowest.
 func (h *host) tryPing(to netip.Addr, wait time.Duration, options ...string) (string, error) {
 	return h.Run(fmt.Sprintf("ping -n -c 1 -W %.1f %s %v", wait.Seconds(), strings.Join(options, " "), to))
 }
 
-// bound is whether a UDP socket has the port.
+// bound reports whether a UDP socket uses the port.
 func (h *host) bound(port int) bool {
 	h.t.Helper()
 	bound, err := h.Bound("udp", port)
@@ -178,7 +178,7 @@ func (h *host) bound(port int) bool {
 	return bound
 }
 
-// exists is whether a file is there.
+// exists reports whether a file exists.
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

@@ -13,13 +13,13 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A packet that no peer can take is answered with an ICMP error: to a program on the host, and to one behind it whose
-// packet was forwarded. Differences from the kernel's module:
+// The daemon answers a packet that no peer accepts with an ICMP error, to a program on the host and to a program on a host behind
+// it. This differs from the kernel's module in two points:
 //
-//   - The error's source is the packet's destination. The kernel sends it from an address of the host, which it can do because
-//     it does not arrive from anywhere; through a TUN a packet from one of the host's own addresses is martian and is dropped.
+//   - The error's source is the packet's destination. The kernel uses an address of the host, because its error does not arrive
+//     through an interface. Through a TUN, a packet from one of the host's own addresses is martian, and the kernel drops it.
 //
-//   - On the host, the module fails the send itself (ENOKEY, EDESTADDRREQ); with a TUN the sender learns of it by the ICMP error.
+//   - On the host, the module fails the send itself (ENOKEY, EDESTADDRREQ). With a TUN, the sender learns of it from the ICMP error.
 //
 //     c v0 172.16.0.2, fd02::2 ── lan 172.16.0.1, fd02::1 :a ══ v0 ── v0 ══ b
 func TestUnreachable(t *testing.T) {
@@ -46,7 +46,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// The errors are limited in their number: a flood of packets gets some answers, not as many as it has packets.
+// The daemon limits the number of errors: a flood of packets gets far fewer errors than it has packets.
 func TestUnreachableIsLimited(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it sends no ICMP errors")
@@ -59,7 +59,7 @@ func TestUnreachableIsLimited(t *testing.T) {
 		}
 		defer c.Close()
 		for range 2000 {
-			c.WriteTo([]byte("flood"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.5:9"))) // fails where an error came back
+			c.WriteTo([]byte("flood"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.5:9"))) // fails if an ICMP error has arrived
 		}
 		return nil
 	})

@@ -10,8 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A new private key is in use at once: a handshake under it happens now, although the last one was less than five
-// seconds ago, and the tunnel goes on in both directions.
+// The daemon uses a new private key at once. It makes a handshake with it although the last handshake was less than five seconds
+// ago, and the tunnel still works in both directions.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestPrivateKeyChange(t *testing.T) {
@@ -33,7 +33,7 @@ func TestPrivateKeyChange(t *testing.T) {
 	}
 }
 
-// A daemon without a private key answers nothing; it goes to work with the first one it gets.
+// A daemon without a private key answers no message. It starts to work when it gets its first key.
 func TestFirstPrivateKey(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -48,13 +48,13 @@ func TestFirstPrivateKey(t *testing.T) {
 	}
 	p.b.key = key
 	p.b.set("private-key /dev/stdin")
-	p.a.peer(p.b, "remove") // or its next try waits for five seconds
+	p.a.peer(p.b, "remove") // otherwise the next attempt waits for five seconds
 	p.introduce()
 	p.meet(outerB4)
 	p.a.ping(innerB4, 3)
 }
 
-// lowOrder are encodings of the points of Curve25519 and its twist whose order divides eight.
+// lowOrder lists encodings of the points of Curve25519 and its twist whose order divides eight.
 var lowOrder = []string{
 	"0000000000000000000000000000000000000000000000000000000000000000",
 	"0100000000000000000000000000000000000000000000000000000000000000",
@@ -63,12 +63,12 @@ var lowOrder = []string{
 	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
 	"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
 	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-	"0000000000000000000000000000000000000000000000000000000000000080", // the highest bit does not count
+	"0000000000000000000000000000000000000000000000000000000000000080", // X25519 ignores the highest bit
 	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
 }
 
-// A peer whose public key is a point of low order makes every shared secret zero. No message goes to it, and the daemon and its
-// other peers go on. A daemon may refuse the key of zeros, which stands for none, when it is set.
+// A public key of low order makes every shared secret zero. The daemon sends no message to such a peer, and it still serves its
+// other peers. A daemon may refuse the key of zeros, which means that no key is set.
 func TestLowOrderPoints(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

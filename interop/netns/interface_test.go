@@ -18,21 +18,21 @@ import (
 type wg struct {
 	*host
 	*netlab.Daemon
-	name string // of the interface, unique
+	name string // unique name of the interface
 	key  wireguard.PrivateKey
 	port int
 }
 
-// defaultPort is where each interface listens, unless a test says otherwise.
+// defaultPort is the port of each interface, unless a test chooses another one.
 const defaultPort = 51820
 
-// newWG starts a daemon on the host; its interface gets a key, a port and the addresses, and is up.
+// newWG starts a daemon on the host, gives its interface a key, a port and the addresses, and brings it up.
 func newWG(h *host, addresses string) *wg {
 	h.t.Helper()
 	return newWGAt(h, defaultPort, addresses)
 }
 
-// newWGAt is newWG with a port of its own.
+// newWGAt is newWG with another port.
 func newWGAt(h *host, port int, addresses string) *wg {
 	h.t.Helper()
 	w := &wg{host: h, name: fmt.Sprintf("wg%d", serial.Add(1)), key: wireguard.NewPrivateKey(), port: port}
@@ -43,23 +43,23 @@ func newWGAt(h *host, port int, addresses string) *wg {
 	return w
 }
 
-// up is "ip link set up". A daemon hears of that by netlink, so it takes effect a moment later; with the kernel's own module
-// it has when the command returns.
+// up runs "ip link set up". Netlink notifies the daemon, so the change takes effect a moment later. With the kernel's own module it
+// takes effect before the command returns.
 func (w *wg) up() {
 	w.t.Helper()
 	w.run("ip link set up dev %s", w.name)
 	testkit.Eventually(w.t, w.name+" is up and listens", func() bool { return w.bound(w.port) })
 }
 
-// down is "ip link set down".
+// down runs "ip link set down".
 func (w *wg) down() {
 	w.t.Helper()
 	w.run("ip link set down dev %s", w.name)
 	testkit.Eventually(w.t, w.name+" is down and has closed its port", func() bool { return !w.bound(w.port) })
 }
 
-// launch starts the daemon, which has no configuration yet. Only what the test sends goes through the interface: the
-// kernel makes no link-local address for it, as it does not for an interface of its own module.
+// launch starts the daemon without a configuration. Only the test's packets pass through the interface, because the kernel makes no
+// link-local address for it. For an interface of its own module the kernel makes none either.
 func (w *wg) launch() {
 	w.t.Helper()
 	d, err := w.StartDaemon(program(w.t), w.name)
@@ -80,33 +80,33 @@ func (w *wg) launch() {
 	w.run("ip link set %s addrgenmode none", w.name)
 }
 
-// lastLines is the end of a log.
+// lastLines returns the last lines of a log.
 func lastLines(log string) string {
 	lines := strings.SplitAfter(log, "\n")
 	return strings.Join(lines[max(0, len(lines)-8):], "")
 }
 
-// set is "wg set" of this interface. A file called /dev/stdin holds its private key.
+// set runs "wg set" for this interface. The file /dev/stdin contains its private key.
 func (w *wg) set(format string, args ...any) {
 	w.t.Helper()
 	w.feed(w.key.Text(), "wg set "+w.name+" "+format, args...)
 }
 
-// peer adds a peer, or changes it.
+// peer adds or changes a peer.
 func (w *wg) peer(p *wg, format string, args ...any) {
 	w.t.Helper()
 	w.set("peer %s "+format, append([]any{p.key.Public()}, args...)...)
 }
 
-// A status is what "wg show dump" says of a peer.
+// A status is a peer in the output of "wg show dump".
 type status struct {
 	endpoint  string
 	allowed   string
-	handshake int64 // Unix time, 0: never
+	handshake int64 // Unix time; 0 means never
 	rx, tx    int64
 }
 
-// status is that of a peer.
+// status returns the status of a peer.
 func (w *wg) status(p *wg) status {
 	w.t.Helper()
 	for line := range strings.Lines(w.run("wg show %s dump", w.name)) {
@@ -124,7 +124,7 @@ func (w *wg) status(p *wg) status {
 	return status{}
 }
 
-// wantEndpoint checks where the peer is.
+// wantEndpoint checks the peer's endpoint.
 func (w *wg) wantEndpoint(p *wg, want, why string) {
 	w.t.Helper()
 	if got := w.status(p).endpoint; got != want {
@@ -132,10 +132,10 @@ func (w *wg) wantEndpoint(p *wg, want, why string) {
 	}
 }
 
-// A traffic is what "ip -s link" counted.
+// A traffic holds the counters of "ip -s link".
 type traffic struct{ rxPackets, rxBytes, txPackets, txBytes int64 }
 
-// traffic is that of the interface.
+// traffic returns the counters of the interface.
 func (w *wg) traffic() traffic {
 	w.t.Helper()
 	var c traffic
@@ -152,13 +152,13 @@ func (w *wg) traffic() traffic {
 	return c
 }
 
-// A pair is two hosts with a cable and a WireGuard interface each:
+// A pair is two hosts that a cable connects, with one WireGuard interface each:
 //
 //	host a                                        host b
 //	v0 192.0.2.1/24, 2001:db8::1/64 ───────────── v0 192.0.2.2/24, 2001:db8::2/64
 //	wg 10.0.0.1/24, fd00::1/64 ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ wg 10.0.0.2/24, fd00::2/64
 //
-// Each knows the other as a peer with those two inner addresses; neither knows an endpoint yet.
+// Each host has the other as a peer with those two inner addresses. Neither knows an endpoint yet.
 type pair struct{ a, b *wg }
 
 const (
@@ -166,7 +166,7 @@ const (
 	innerA, innerB = "10.0.0.1/24 fd00::1/64", "10.0.0.2/24 fd00::2/64"
 )
 
-// addr is an address from its text.
+// addr parses an address.
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // Addresses of a pair.
@@ -186,14 +186,14 @@ func newPair(t *testing.T) pair {
 	return p
 }
 
-// introduce makes each a peer of the other.
+// introduce makes both hosts peers of each other.
 func (p pair) introduce() {
 	p.a.t.Helper()
 	p.a.peer(p.b, "allowed-ips %v/32,%v/128", innerB4, innerB6)
 	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
 }
 
-// meet tells a where b is. The peers then know each other's endpoint after the first packet.
+// meet gives a the endpoint of b. After the first packet each peer knows the other's endpoint.
 func (p pair) meet(endpoint netip.Addr) {
 	p.a.t.Helper()
 	p.a.peer(p.b, "endpoint %v", netip.AddrPortFrom(endpoint, defaultPort))

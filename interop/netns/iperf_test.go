@@ -20,9 +20,9 @@ func (h *host) iperf(g *host, to netip.Addr, options string) netlab.Report {
 	return r
 }
 
-// Bulk traffic by TCP, of one and of four connections, there and back, and by UDP, over and in either family. iperf3 stops counting
-// when its sender is through, so what is then on its way is not in the figure. At a rate that any host can do
-// most of UDP arrives.
+// Bulk traffic uses TCP with one and four connections, in both directions, and UDP. It covers both outer and both inner families.
+// iperf3 stops counting when its sender has finished, so the figure omits packets still in flight. At a rate that any host
+// reaches, most UDP packets arrive.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestBulk(t *testing.T) {
@@ -35,8 +35,8 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// The same at an MTU of 9000 over a cable of 1500: what a large packet becomes does not fit the path, so it leaves as
-// fragments and not as a train of datagrams.
+// Bulk traffic also works with an MTU of 9000 over a cable with 1500. The message of a large packet does not fit the path, so it
+// leaves as fragments and not as a train of datagrams.
 func TestBulkInFragments(t *testing.T) {
 	notKernelLike(t, "its trains are larger than the path's MTU allows and fail with EMSGSIZE for ever: TCP stands still")
 	for _, outer := range []netip.Addr{outerB4, outerB6} {
@@ -68,7 +68,7 @@ func (p pair) bulk() {
 	}
 }
 
-// A cable that loses 2 % of the datagrams in each direction, and one that loses every tenth: TCP gets through, and so does the handshake.
+// TCP and the handshake succeed over a cable that loses 2 % of the datagrams in each direction, and over one that loses every tenth.
 func TestLossyCable(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -84,7 +84,7 @@ func TestLossyCable(t *testing.T) {
 	}
 }
 
-// UDP as fast as it goes, which is faster than the tunnel: what is too much is lost, and the tunnel is none the worse for it.
+// UDP at full speed is faster than the tunnel. The excess packets are lost, and the tunnel still works.
 func TestFlood(t *testing.T) {
 	p := newPair(t)
 	p.meet(outerB4)

@@ -23,7 +23,7 @@ func (h *host) flow(to netip.Addr) {
 	h.t.Cleanup(b.Kill)
 }
 
-// ended waits until the daemon has, and checks that it cleaned up.
+// ended waits until the daemon has ended, and checks that it cleaned up.
 func (w *wg) ended(why string) {
 	w.t.Helper()
 	select {
@@ -40,8 +40,8 @@ func (w *wg) ended(why string) {
 	w.fails("the interface is gone", "ip link show dev %s", w.name)
 }
 
-// A daemon is killed under traffic and started again. The interface went with it. Its peer goes on under the old session
-// until nothing was answered for fifteen seconds, and then makes a new one.
+// The test kills a daemon under traffic and starts it again. The interface disappears with the daemon. The peer uses the old
+// session until it has received no answer for fifteen seconds, and then makes a new one.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b is killed
 func TestKilledReceiver(t *testing.T) {
@@ -52,14 +52,14 @@ func TestKilledReceiver(t *testing.T) {
 	p.a.flow(innerB4)
 	p.b.Kill()
 	p.b.fails("the interface went with its daemon", "ip link show dev %s", p.b.name)
-	os.Remove(p.b.Socket()) // wg-quick does so, too
+	os.Remove(p.b.Socket()) // wg-quick does so too
 	p.b.again()
 	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
 	testkit.Within(t, 30*time.Second, "a makes a new session with b", func() bool { return p.a.reaches(innerB4) })
 	p.b.ping(innerA6, 3)
 }
 
-// again starts the daemon and its interface again, as b of a pair, without peers.
+// again restarts the daemon and its interface as b of a pair, without peers.
 func (w *wg) again() {
 	w.t.Helper()
 	w.launch()
@@ -68,7 +68,7 @@ func (w *wg) again() {
 	w.up()
 }
 
-// A daemon is killed under traffic that it sends itself. When it is back, it makes a session at once.
+// The test kills a daemon that is sending traffic. After its restart, the daemon makes a session at once.
 func TestKilledSender(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -85,7 +85,7 @@ func TestKilledSender(t *testing.T) {
 	}
 }
 
-// The interface is deleted under traffic in both directions: the daemon ends, and its peer is none the worse for it.
+// If the interface is deleted under traffic in both directions, the daemon ends and its peer still runs.
 func TestInterfaceDeleted(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -103,7 +103,7 @@ func TestInterfaceDeleted(t *testing.T) {
 	}
 }
 
-// A daemon that is told to end, or whose control socket is removed, ends and cleans up, also under traffic.
+// A daemon ends and cleans up on a signal and when its control socket is removed, also under traffic.
 func TestEnd(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -125,8 +125,8 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// "interface down closes the port and wipes sessions, up brings them back": configuration and counters stay, and after it is up
-// the first packet makes a new session, without the limit of one initiation in five seconds.
+// "interface down closes the port and wipes sessions, up brings them back". Configuration and counters survive. After up, the first
+// packet makes a new session, without the limit of one initiation per five seconds.
 func TestDownAndUp(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it does not notice that its interface goes down: with IFF_VNET_HDR the test write of its listener always fails "+
@@ -141,7 +141,7 @@ func TestDownAndUp(t *testing.T) {
 			t.Errorf("the peer is %+v after down, want %+v", got, before)
 		}
 		p.b.noPing("a is down", innerA4)
-		p.a.addresses(p.a.name, "fd00::1/64") // the kernel took it away with the link
+		p.a.addresses(p.a.name, "fd00::1/64") // the kernel removed it when the link went down
 		p.a.up()
 		p.a.ping(innerB4, 2)
 		p.b.ping(innerA6, 2)
@@ -152,7 +152,7 @@ func TestDownAndUp(t *testing.T) {
 	}
 }
 
-// An interface that goes up and down all the time under traffic ends up as it was left.
+// An interface that goes up and down repeatedly under traffic ends in the last state that was set.
 func TestFlapping(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -167,8 +167,8 @@ func TestFlapping(t *testing.T) {
 	testkit.Within(t, 20*time.Second, "the tunnel is back", func() bool { return p.a.reaches(innerB4) })
 }
 
-// The interface is moved to a host that has no other: what goes in there comes out of the socket where the daemon was started, which
-// is how a container gets nothing but a tunnel. The daemon still hears of its MTU and of up and down.
+// The test moves the interface to a host that has no other interface. Packets from there leave through the socket on the daemon's
+// host; this gives a container only a tunnel. The daemon still learns of changes of the MTU and of up and down.
 //
 //	inner: wg ╌╌ moved ╌╌ a v0 ── v0 ══ b
 func TestMovedInterface(t *testing.T) {
@@ -193,7 +193,7 @@ func TestMovedInterface(t *testing.T) {
 	}
 }
 
-// Two interfaces of one name cannot be, and the one that was there goes on.
+// Two interfaces cannot have the same name. The existing one still works.
 func TestNameTaken(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

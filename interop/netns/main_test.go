@@ -25,13 +25,13 @@ var (
 	allFlag    = flag.Bool("all", false, "run what is known to fail with wireguard-go, too")
 )
 
-// programEnv names the variable that tells the isolated process which program to test, and that it is isolated.
+// programEnv names the variable that gives the isolated process the program to test. It also says that the process is isolated.
 const programEnv = "WIREGUARD_NETNS_PROGRAM"
 
-// missing says why nothing can be tested on this host. It is set before the tests run.
+// missing says why this host cannot run the tests, or is empty. It is set before the tests run.
 var missing string
 
-// TestMain builds the daemon and runs the tests in a child with namespaces of its own.
+// TestMain builds the daemon and runs the tests in a child process with its own namespaces.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv(programEnv) != "" {
@@ -75,7 +75,7 @@ func runIsolated() (code int, err error) {
 	return 0, err
 }
 
-// build makes the daemon, in dir.
+// build builds the daemon in dir.
 func build(dir string) (program string, err error) {
 	var source string
 	switch *daemonFlag {
@@ -94,7 +94,7 @@ func build(dir string) (program string, err error) {
 	return program, netlab.Build("../..", source, program, flags...)
 }
 
-// program is the daemon under test. The calling test is skipped where there can be none.
+// program returns the daemon under test. It skips the calling test if this host cannot run it.
 func program(t *testing.T) string {
 	t.Helper()
 	if missing != "" {
@@ -103,7 +103,7 @@ func program(t *testing.T) string {
 	return os.Getenv(programEnv)
 }
 
-// notKernelLike skips a test of what wireguard-go does otherwise than the kernel, if that is the subject.
+// notKernelLike skips the test if the daemon is wireguard-go, which differs from the kernel here.
 func notKernelLike(t *testing.T, reason string) {
 	t.Helper()
 	if *daemonFlag == wireguardGo && !*allFlag {

@@ -8,9 +8,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The default route through the tunnel, as wg-quick makes it: what the daemon sends carries a mark, and whatever does not is
-// routed by a table that leads into the tunnel, unless the main table knows better than its default route. When the mark goes, the daemon's own packets
-// are routed into the tunnel and no longer reach b; when it comes back they do.
+// The test sets a default route through the tunnel as wg-quick does. The daemon's datagrams carry a mark. A table that leads into
+// the tunnel routes packets without the mark, unless the main table has a more specific route than its default route. Without
+// the mark, the daemon's own datagrams are routed into the tunnel and do not reach b. With the mark, they reach b again.
 //
 //	a ══ v0 192.0.2.1 ── lan 192.0.2.254 router wan 198.51.100.1 ── v0 198.51.100.2 ══ b, lo 203.0.113.1
 //	     2001:db8::1        2001:db8::fe            2001:db8:1::1      2001:db8:1::2      2001:db8:cafe::1
@@ -44,7 +44,7 @@ func TestDefaultRouteByMark(t *testing.T) {
 			p.meet(addr(outer))
 			p.a.ping(addr("203.0.113.1"), 3)
 			p.a.ping(addr("2001:db8:cafe::1"), 3)
-			p.a.ping(addr("192.0.2.254"), 1) // by the cable: the main table has a route to it
+			p.a.ping(addr("192.0.2.254"), 1) // over the cable, because the main table has a route
 		})
 	}
 	notKernelLike(t, "without the mark its packets go round in the tunnel without end; see TestLoopWithSession")

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// setMTU sets that of both interfaces.
+// setMTU sets the MTU of both interfaces.
 func (p pair) setMTU(mtu int) {
 	p.a.t.Helper()
 	for _, w := range []*wg{p.a, p.b} {
@@ -19,8 +19,9 @@ func (p pair) setMTU(mtu int) {
 	}
 }
 
-// A packet as large as the MTU goes through in one piece, one byte more does not; the MTU follows "ip link". The cable carries 1500 bytes, so the larger ones travel as fragments: the outer packet does not say "don't fragment". The largest
-// MTU is that whose data message is the largest UDP datagram of the outer family.
+// A packet as large as the MTU passes in one piece, and a packet with one byte more does not. The MTU follows "ip link". The cable
+// carries 1500 bytes, so larger messages travel as fragments, because the outer packet does not say "don't fragment". At the
+// largest MTU, the data message is the largest UDP datagram of the outer family.
 //
 //	a ══ v0 (1500) ── v0 (1500) ══ b     newPair
 func TestMTU(t *testing.T) {
@@ -50,7 +51,7 @@ func TestMTU(t *testing.T) {
 	}
 }
 
-// A TUN takes an MTU of 65535. No datagram can carry such a packet: it is lost, and the tunnel goes on.
+// A TUN accepts an MTU of 65535. No datagram can carry such a packet. The packet is lost, and the tunnel still works.
 func TestMTUBeyondDatagrams(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "a packet of more than 65519 bytes from its TUN ends the daemon")
@@ -62,15 +63,15 @@ func TestMTUBeyondDatagrams(t *testing.T) {
 	p.a.ping(innerB4, 3, "-s", "65000")
 }
 
-// Data is padded to 16 bytes, but not beyond the MTU of the interface. The kernel's module also knows the MTU of the
-// packet's route and does not pad beyond that. A TUN is told nothing of the route: there the packet is padded as any other.
+// The daemon pads data to 16 bytes, but not beyond the MTU of the interface. The kernel's module also knows the MTU of the packet's
+// route and does not pad beyond it. A TUN does not know the route, so the daemon ignores the route's MTU.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b counts datagrams by their size
 func TestPadding(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	p.b.nft(
-		// nft's length is with the 8 bytes of UDP's header.
+		// nft's length includes the 8 bytes of the UDP header.
 		fmt.Sprintf("add rule inet t in udp length %d counter comment padded", 8+sealed(100)),
 		fmt.Sprintf("add rule inet t in udp length %d counter comment clamped", 8+dataOverhead+1305),
 		fmt.Sprintf("add rule inet t in udp length %d counter comment route", 8+sealed(1299)),

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A tunnel whose endpoint is reached by another tunnel of the same host. Its MTU leaves room for the outer one.
+// The path to a tunnel's endpoint is another tunnel of the same host. The MTU of the inner tunnel leaves room for the outer one.
 //
 //	a: wg ══ wg ══ v0 ── v0 ══ wg ══ wg :b     newPair, and 10.1.0.0/24 and fd01::/64 in a pair of its own within
 func TestTunnelInTunnel(t *testing.T) {
@@ -32,8 +32,8 @@ func TestTunnelInTunnel(t *testing.T) {
 	}
 }
 
-// A peer whose endpoint is routed into the interface itself can have no session. Its initiations wait behind themselves,
-// and one packet does not become many.
+// A peer whose endpoint is routed into its own interface cannot get a session. Its initiations are staged for that same session,
+// and one packet does not multiply.
 func TestLoopWithoutSession(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -46,8 +46,8 @@ func TestLoopWithoutSession(t *testing.T) {
 	}
 }
 
-// The same with a session: each message goes back into the interface, larger by its overhead, and as two fragments once it is
-// larger than the MTU. It must not be sealed a second time. The kernel's module sends nothing to a route that leads into its
+// If such a peer already has a session, each message returns to the interface. It is larger by its overhead, and two fragments once
+// it exceeds the MTU. The daemon must not seal it a second time. The kernel's module never sends over a route that leads into its
 // own interface.
 func TestLoopWithSession(t *testing.T) {
 	t.Parallel()

@@ -10,8 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The tunnel carries IPv4 and IPv6 over either, in both directions, and the very first packet is not lost: it waits for the
-// handshake. A link-local endpoint keeps its zone.
+// The tunnel carries IPv4 and IPv6 over both outer families, in both directions. The first packet waits for the handshake and is not
+// lost. A link-local endpoint keeps its zone.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestInsideAndOutside(t *testing.T) {
@@ -43,7 +43,7 @@ func TestEndpointChangesFamily(t *testing.T) {
 	}
 }
 
-// The preshared key counts: with a different one on each side there is no session, with the same one there is.
+// Two sides with different preshared keys get no session. With the same key they get one.
 func TestPresharedKey(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -51,7 +51,7 @@ func TestPresharedKey(t *testing.T) {
 	p.a.feed(psk, "wg set %s peer %v preshared-key /dev/stdin", p.a.name, p.b.key.Public())
 	p.meet(outerB4)
 	p.a.noPing("only one side has the preshared key", innerB4)
-	p.a.peer(p.b, "remove") // or its next try waits for five seconds
+	p.a.peer(p.b, "remove") // otherwise the next attempt waits for five seconds
 	p.introduce()
 	p.a.feed(psk, "wg set %s peer %v preshared-key /dev/stdin", p.a.name, p.b.key.Public())
 	p.b.feed(psk, "wg set %s peer %v preshared-key /dev/stdin", p.b.name, p.a.key.Public())
