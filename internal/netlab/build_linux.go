@@ -10,9 +10,8 @@ import (
 	"strings"
 )
 
-// Build makes a program of a package, with flags of "go build". Root is the folder of the module of the test that calls it:
-// each of its Go files is looked at, so that "go test" knows what the program depends on, and does not answer from its
-// cache when that changed.
+// Build builds a program from the package source, with flags for "go build". root is the module's folder. Build calls Stat on each of
+// its Go files, so that "go test" knows that the program depends on them and does not use a cached result after a change.
 func Build(root, source, program string, flags ...string) error {
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, ".go") {

@@ -15,7 +15,7 @@ import (
 // socketDir is where the daemons listen for wg(8).
 const socketDir = "/var/run/wireguard/"
 
-// A Daemon is a WireGuard daemon in the foreground. It is made by StartDaemon.
+// A Daemon is a WireGuard daemon in the foreground. StartDaemon makes it.
 type Daemon struct {
 	*Process
 	Interface string
@@ -23,8 +23,8 @@ type Daemon struct {
 	log *tail
 }
 
-// StartDaemon starts a daemon, a program with the command line of wireguard-go's, and waits until it answers wg(8). The
-// socket directory is the same for all hosts, so each interface has a name of its own.
+// StartDaemon starts a daemon with the command line of wireguard-go's daemon, and waits until it answers wg(8). All hosts share the
+// socket directory, so each interface needs a unique name.
 func (h *Host) StartDaemon(program, iface string) (*Daemon, error) {
 	log := &tail{}
 	b, err := h.Start(log, []string{"WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error"}, program, "-f", iface)
@@ -49,10 +49,10 @@ func (h *Host) StartDaemon(program, iface string) (*Daemon, error) {
 	}
 }
 
-// Socket is the path of the control socket.
+// Socket returns the path of the control socket.
 func (d *Daemon) Socket() string { return socketDir + d.Interface + ".sock" }
 
-// answers asks for the configuration.
+// answers asks the daemon for its configuration. It returns nil if the daemon answers.
 func (d *Daemon) answers() error {
 	c, err := net.Dial("unix", d.Socket())
 	if err != nil {
@@ -73,10 +73,10 @@ func (d *Daemon) answers() error {
 	return io.ErrUnexpectedEOF
 }
 
-// Log is the end of what the daemon printed.
+// Log returns the end of the daemon's output.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// Resident is the memory of the program that is in RAM, in bytes.
+// Resident returns the program's resident memory in bytes.
 func (p *Process) Resident() (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
 	if err != nil {
@@ -91,13 +91,13 @@ func (p *Process) Resident() (float64, error) {
 	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", p.Pid())
 }
 
-// CPU is the processor time that the program has used, to a hundredth of a second.
+// CPU returns the processor time that the program has used, to a hundredth of a second.
 func (p *Process) CPU() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
 	if err != nil {
 		return 0, err
 	}
-	_, fields, _ := strings.Cut(string(text), ") ") // behind the name
+	_, fields, _ := strings.Cut(string(text), ") ") // the fields after the program's name
 	var ticks time.Duration
 	for _, f := range strings.Fields(fields)[11:13] { // in user mode, and in the kernel
 		n, err := strconv.Atoi(f)
@@ -109,7 +109,7 @@ func (p *Process) CPU() (time.Duration, error) {
 	return ticks * 10 * time.Millisecond, nil
 }
 
-// A tail keeps the last bytes written to it, for a program can print for ever.
+// A tail keeps the last bytes written to it, because a program's output has no limit.
 type tail struct {
 	mu   sync.Mutex
 	text []byte
@@ -117,7 +117,7 @@ type tail struct {
 
 const tailLength = 16 << 10
 
-// Write takes everything.
+// Write accepts all of p.
 func (l *tail) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -128,7 +128,7 @@ func (l *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is what was kept.
+// String returns the kept bytes.
 func (l *tail) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is longer than any program here runs that is not started in the background.
+// patience is longer than any program runs in the foreground here.
 const patience = 60 * time.Second
 
-// A Host is a network namespace, with its loopback interface up. It is made by NewHost and safe for concurrent use.
+// A Host is a network namespace, with its loopback interface up. NewHost makes it. It is safe for concurrent use.
 type Host struct {
 	Name string
 
@@ -27,8 +27,8 @@ type Host struct {
 	closed    sync.Once
 }
 
-// NewHost makes a namespace, which "ip -n" knows under the same name. IPv6 addresses are usable at once there, for
-// nobody else can have them.
+// NewHost makes a namespace, which "ip -n" knows under the same name. IPv6 addresses are usable at once in it, because duplicate
+// address detection is off.
 func NewHost(name string) (*Host, error) {
 	if err := check(exec.Command("ip", "netns", "add", name)); err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func NewHost(name string) (*Host, error) {
 	return h, nil
 }
 
-// Close gives the namespace back. It goes when the last process in it does.
+// Close removes the namespace. The namespace disappears when the last process in it has ended.
 func (h *Host) Close() (err error) {
 	h.closed.Do(func() {
 		err = check(exec.Command("ip", "netns", "del", h.Name))
@@ -63,7 +63,7 @@ func (h *Host) Close() (err error) {
 	return err
 }
 
-// Do calls f on a thread that is in the namespace: sockets that f opens and programs that it starts belong to it.
+// Do calls f on a thread in the namespace. The sockets that f opens and the programs that f starts belong to the namespace.
 func (h *Host) Do(f func() error) error {
 	runtime.LockOSThread()
 	before, err := os.Open("/proc/thread-self/ns/net")
@@ -74,22 +74,22 @@ func (h *Host) Do(f func() error) error {
 	defer before.Close()
 	if err := unix.Setns(int(h.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
-		return fmt.Errorf("netlab: entering %s: %w", h.Name, err)
+		return fmt.Errorf("netlab: enter the namespace of %s: %w", h.Name, err)
 	}
 	defer func() {
 		if unix.Setns(int(before.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread() // else the thread ends with its goroutine
+			runtime.UnlockOSThread() // otherwise the thread ends with its goroutine
 		}
 	}()
 	return f()
 }
 
-// Command prepares a program, to be started by Do.
+// Command prepares a program. Start it inside Do.
 func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, args[0], args[1:]...)
 }
 
-// Run runs a command line without quotes, and returns what it printed. The error of one that fails holds that, too.
+// Run runs a command line without quotes and returns its output. If the command fails, the error contains the output too.
 func (h *Host) Run(line string) (string, error) { return h.RunWith("", line) }
 
 // RunWith is Run with a standard input.
@@ -114,7 +114,7 @@ func (h *Host) Sysctl(name, value string) error {
 	return h.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
 }
 
-// Join lays a cable: a veth pair whose ends are up and carry packets.
+// Join connects two hosts with a veth pair whose ends are up and carry packets.
 func Join(a *Host, nameA string, b *Host, nameB string) error {
 	err := check(exec.Command("ip", "link", "add", nameA, "netns", a.Name, "type", "veth",
 		"peer", "name", nameB, "netns", b.Name))
@@ -138,7 +138,7 @@ func (h *Host) raise(iface string) error {
 	return err
 }
 
-// ready waits until the kernel noticed that an interface has a carrier: what is sent before is dropped.
+// ready waits until the kernel reports that an interface has a carrier. It drops packets sent before that.
 func (h *Host) ready(iface string) error {
 	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
 		out, err := h.Run("ip link show dev " + iface)
@@ -151,7 +151,7 @@ func (h *Host) ready(iface string) error {
 	}
 }
 
-// check runs cmd; its error holds what it printed.
+// check runs cmd. Its error contains the output.
 func check(cmd *exec.Cmd) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
@@ -159,14 +159,14 @@ func check(cmd *exec.Cmd) error {
 	return nil
 }
 
-// A Process is a program that runs on while others do.
+// A Process is a program that runs in the background.
 type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the program has ended and err is set
 	err  error
 }
 
-// Start starts a program whose output goes to out.
+// Start starts a program and writes its output to out.
 func (h *Host) Start(out io.Writer, env []string, args ...string) (*Process, error) {
 	cmd := h.Command(context.Background(), args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -182,22 +182,22 @@ func (h *Host) Start(out io.Writer, env []string, args ...string) (*Process, err
 	return b, nil
 }
 
-// Pid is that of the process.
+// Pid returns the process ID.
 func (b *Process) Pid() int { return b.cmd.Process.Pid }
 
-// Done is closed when the program has ended.
+// Done returns a channel that is closed when the program has ended.
 func (b *Process) Done() <-chan struct{} { return b.done }
 
-// Wait waits until the program has ended, and says how.
+// Wait waits until the program has ended and returns the error of exec.Cmd.Wait.
 func (b *Process) Wait() error {
 	<-b.done
 	return b.err
 }
 
-// Signal sends a signal; a program that has ended takes none.
+// Signal sends a signal. It has no effect on a program that has ended.
 func (b *Process) Signal(s os.Signal) { b.cmd.Process.Signal(s) }
 
-// Kill ends the program at once and waits for that.
+// Kill kills the program and waits until it has ended.
 func (b *Process) Kill() {
 	b.cmd.Process.Kill()
 	<-b.done

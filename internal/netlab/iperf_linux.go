@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// A Report is what iperf3 says of a run.
+// A Report is iperf3's report of a run.
 type Report struct {
 	Sent, Received Transfer
-	// Packets and Lost are of UDP.
+	// Packets and Lost count UDP packets. They are zero for TCP.
 	Packets, Lost float64
 }
 
-// A Transfer is what one side counted.
+// A Transfer holds the counts of one side.
 type Transfer struct {
 	Bytes       float64
 	Rate        float64 `json:"bits_per_second"`
@@ -49,7 +49,7 @@ func (h *Host) Iperf(g *Host, to netip.Addr, options string) (Report, error) {
 	return h.IperfClient(to, options)
 }
 
-// IperfClient runs iperf3 from h to a server that is there already.
+// IperfClient runs iperf3 from h to a server that already runs.
 func (h *Host) IperfClient(to netip.Addr, options string) (Report, error) {
 	out, err := h.Run(fmt.Sprintf("iperf3 -J -c %v %s", to, options))
 	var r struct {
@@ -76,7 +76,7 @@ func (h *Host) IperfClient(to netip.Addr, options string) (Report, error) {
 	return Report{r.End.Sent, r.End.Received, r.End.Sum.Packets, r.End.Sum.Lost}, nil
 }
 
-// Bound is whether a socket is bound to the port, of "udp", or listens on it, of "tcp", of either family.
+// Bound reports whether a "udp" socket is bound to the port or a "tcp" socket listens on it, in either address family.
 func (h *Host) Bound(network string, port int) (bool, error) {
 	var tables strings.Builder
 	err := h.Do(func() error {
@@ -89,7 +89,7 @@ func (h *Host) Bound(network string, port int) (bool, error) {
 		}
 		return nil
 	})
-	// A line is "sl: address:port remote:port state"; 07 is what an unconnected UDP socket has, 0A what a listening one.
+	// A line is "sl: address:port remote:port state". The state of an unconnected UDP socket is 07, of a listening socket 0A.
 	line := fmt.Sprintf(`(?m)^ *\d+: [0-9A-F]+:%04X [0-9A-F]+:0000 0[7A] `, port)
 	return regexp.MustCompile(line).MatchString(tables.String()), err
 }

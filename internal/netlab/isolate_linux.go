@@ -9,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// packages names the Debian package of each tool whose package has another name.
+// packages names the Debian package of each tool that has a name other than its package.
 var packages = map[string]string{"ip": "iproute2", "wg": "wireguard-tools", "ping": "iputils-ping", "nft": "nftables"}
 
-// Missing says what this host lacks, as in "needs root: …", or "" where it has root, namespaces, /dev/net/tun and the tools.
+// Missing returns what this host lacks, as in "needs root: …". It returns "" if the host has root, namespaces, /dev/net/tun and the
+// tools.
 func Missing(tools ...string) string {
 	if os.Geteuid() != 0 {
-		return "needs root: namespaces and interfaces are made here"
+		return "needs root: this program makes namespaces and interfaces"
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return "needs /dev/net/tun: " + err.Error()
@@ -32,13 +33,13 @@ func Missing(tools ...string) string {
 	probe := exec.Command("true")
 	Isolate(probe)
 	if err := probe.Run(); err != nil {
-		return "needs a root that may make namespaces: " + err.Error()
+		return "needs permission to make namespaces: " + err.Error()
 	}
 	return ""
 }
 
-// Isolate lets cmd, which is not started yet, run in mount, process and network namespaces of its own, and die with
-// this process. The program that it runs calls Enter.
+// Isolate makes cmd run in its own mount, process and network namespaces, and makes the kernel kill it when this process ends. Call
+// Isolate before cmd starts. The program must call Enter.
 func Isolate(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &unix.SysProcAttr{}
@@ -47,19 +48,20 @@ func Isolate(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
 }
 
-// Enter makes an isolated process at home in its namespaces. Its /run is empty, and no mount of it is seen outside.
+// Enter sets up the namespaces of an isolated process. It mounts /proc and an empty /run, and hides the process's mounts from the
+// outside.
 func Enter() error {
 	if os.Getpid() != 1 {
-		return errors.New("netlab: Enter is for a process that Isolate prepared")
+		return errors.New("netlab: Enter: this process is not isolated; start it with Isolate")
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("netlab: keeping mounts private: %w", err)
+		return fmt.Errorf("netlab: make mounts private: %w", err)
 	}
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return fmt.Errorf("netlab: mounting /proc: %w", err)
+		return fmt.Errorf("netlab: mount /proc: %w", err)
 	}
 	if err := unix.Mount("netlab", "/run", "tmpfs", 0, "mode=755"); err != nil {
-		return fmt.Errorf("netlab: mounting /run: %w", err)
+		return fmt.Errorf("netlab: mount /run: %w", err)
 	}
 	for _, dir := range []string{"/run/netns", socketDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

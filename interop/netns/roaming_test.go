@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// A peer that moves to another port or another address is followed as soon as it sends, over either family, and each
-// packet to it goes there from then on.
+// When a peer moves to another port or address, the other end follows with the peer's next packet, over both families. From then on
+// it sends each packet to the new endpoint.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b moves
 func TestRoaming(t *testing.T) {
@@ -28,7 +28,7 @@ func TestRoaming(t *testing.T) {
 			p.a.wantEndpoint(p.b, netip.AddrPortFrom(netip.MustParseAddr(c.at), 9999).String(), "b changed its port")
 			p.a.ping(innerB6, 3)
 
-			p.b.sysctl("net/ipv4/conf/v0/promote_secondaries=1") // else the other goes with the first
+			p.b.sysctl("net/ipv4/conf/v0/promote_secondaries=1") // otherwise the kernel removes the second address with the first
 			p.b.addresses("v0", c.other)
 			p.b.run("ip address del %s dev v0", c.from)
 			p.b.ping(innerA6, 3)
@@ -42,7 +42,7 @@ func TestRoaming(t *testing.T) {
 	}
 }
 
-// Both roam at once. Neither can be reached any more, until one of them is told where the other is; that one is then found.
+// Both ends roam at once, so neither can reach the other. When the test gives one end the other's endpoint, both connect again.
 func TestBothRoam(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

@@ -10,11 +10,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// at is where the daemons listen on an address.
+// at returns the daemons' endpoint at an address.
 func at(a netip.Addr) string { return netip.AddrPortFrom(a, defaultPort).String() }
 
-// An answer comes from the address that was reached, whichever the route would choose: also if it belongs to another
-// interface. So the peer does not see its endpoint move.
+// The daemon answers from the address that the peer used, even if the route would choose another one or the address belongs to
+// another interface. So the peer does not see the endpoint move.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a has two more addresses on v0, and one of each family on lo
 func TestReplyFromWhereItWasReached(t *testing.T) {
@@ -40,7 +40,7 @@ func TestReplyFromWhereItWasReached(t *testing.T) {
 	}
 }
 
-// But it does not stick to an address that the host has no more: the next packet leaves from another one, and is not lost.
+// The daemon stops using an address that the host no longer has. The next packet leaves from another address and is not lost.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a's addresses change
 func TestSourceGone(t *testing.T) {
@@ -63,7 +63,7 @@ func TestSourceGone(t *testing.T) {
 	}
 }
 
-// Nor does it stick to an address when a better route leads to the peer, by another interface: that route's source is taken.
+// When a better route leads to the peer through another interface, the daemon uses the source address of that route.
 //
 //	a ══ v0 10.9.0.1 ── v0 10.9.0.2 ══ b
 //	  ══ v1 10.9.0.3 ── v1 10.9.0.4 ══
