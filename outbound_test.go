@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
@@ -83,7 +84,7 @@ func newRush(t *testing.T, spokes int) *rush {
 		s.config = wireguard.PeerConfig{
 			PublicKey: s.key.Public(), Endpoint: s.end.Endpoint(1), AllowedIPs: []netip.Prefix{netip.PrefixFrom(s.addr, 32)},
 		}
-		s.Device = r.up(wireguard.Config{PrivateKey: s.key, ListenPort: 1, Bind: s.end, Tunnel: s.tun, Peers: []wireguard.PeerConfig{
+		s.Device = devices.Up(t, wireguard.Config{PrivateKey: s.key, ListenPort: 1, Bind: s.end, Tunnel: s.tun, Peers: []wireguard.PeerConfig{
 			{PublicKey: key.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}},
 		}})
 		r.spokes = append(r.spokes, s)
@@ -92,7 +93,7 @@ func newRush(t *testing.T, spokes int) *rush {
 	for _, s := range r.spokes {
 		peers = append(peers, s.config)
 	}
-	r.hub = r.up(wireguard.Config{PrivateKey: key, ListenPort: 1, Bind: rushBind{r.end, r}, Tunnel: r.tun, Peers: peers})
+	r.hub = devices.Up(t, wireguard.Config{PrivateKey: key, ListenPort: 1, Bind: rushBind{r.end, r}, Tunnel: r.tun, Peers: peers})
 	var takers sync.WaitGroup
 	for _, s := range r.spokes {
 		takers.Go(func() { r.take(s) })
@@ -109,17 +110,6 @@ func newRush(t *testing.T, spokes int) *rush {
 		takers.Wait()
 	})
 	return r
-}
-
-func (r *rush) up(c wireguard.Config) *wireguard.Device {
-	d, err := wireguard.New(c)
-	if err == nil {
-		err = d.Up()
-	}
-	if err != nil {
-		r.Fatal(err)
-	}
-	return d
 }
 
 // A rushBind numbers the hub's sockets, and makes them slow at times.
@@ -271,14 +261,14 @@ func (r *rush) delivered() (n uint64) {
 func (r *rush) dropped() uint64 {
 	fates := r.wire.Stats().Fates
 	n := fates.Total() - fates[pipe.FateDelivered]
-	for _, d := range append(r.devices(), r.hub) {
+	for _, d := range append(r.peers(), r.hub) {
 		drops := d.Status().Drops
 		n += drops.Total()
 	}
 	return n
 }
 
-func (r *rush) devices() (ds []*wireguard.Device) {
+func (r *rush) peers() (ds []*wireguard.Device) {
 	for _, s := range r.spokes {
 		ds = append(ds, s.Device)
 	}
@@ -307,7 +297,7 @@ func (r *rush) fail(why string) {
 	r.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %d packets were handed over, %d delivered, %d dropped\n", why, r.handed.Load(), r.delivered(), r.dropped())
-	for i, d := range append(r.devices(), r.hub) {
+	for i, d := range append(r.peers(), r.hub) {
 		fmt.Fprintf(&b, "device %d:", i)
 		for reason, n := range d.Status().Drops {
 			if n > 0 {

@@ -21,6 +21,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/internal/netlab"
 	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
@@ -217,17 +218,10 @@ func startEcho(t *testing.T, key wireguard.PrivateKey, client wireguard.PublicKe
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := wireguard.New(wireguard.Config{
+	d := devices.Up(t, wireguard.Config{
 		PrivateKey: key, Tunnel: stack, Bind: &udp.Bind{},
 		Peers: []wireguard.PeerConfig{{PublicKey: client, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")}}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := d.Up(); err != nil {
-		t.Fatal(err)
-	}
 	l, err := stack.Listen("tcp", ":7")
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
@@ -21,15 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // newDevice is a device over real sockets of the loopback interface, up, with an in-memory packet side.
 func newDevice(t testing.TB) *wireguard.Device {
 	t.Helper()
-	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := d.Up(); err != nil {
-		t.Fatal(err)
-	}
-	return d
+	return devices.Up(t, wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}})
 }
 
 // serveAt serves d at l until the test ends.

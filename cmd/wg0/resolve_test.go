@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
@@ -31,15 +32,7 @@ func TestResolveAgain(t *testing.T) {
 		other := wireguard.NewPrivateKey().Public()
 		start := func(c wireguard.Config) *wireguard.Device {
 			c.Clock, c.Tunnel = pipe.NewClock(), pipe.NewTunnel(0)
-			d, err := wireguard.New(c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { d.Close() })
-			if err := d.Up(); err != nil {
-				t.Fatal(err)
-			}
-			return d
+			return devices.Up(t, c)
 		}
 		at := func(a netip.Addr) wireguard.Endpoint { return wireguard.EndpointOf(netip.AddrPortFrom(a, 51820)) }
 		start(wireguard.Config{PrivateKey: peerKey, ListenPort: 51820, Bind: wire.NewEnd(moved),

@@ -1,5 +1,5 @@
 // Package testkit is code that tests of several packages share. It knows nothing of devices, so that the root package's own
-// tests can use it; package pair makes devices.
+// tests can use it; package testkit/devices makes pairs of devices.
 package testkit
 
 import (

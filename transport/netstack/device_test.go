@@ -16,46 +16,36 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-const port = 51820
-
-// devices is two Nets with a device each, which know each other. A full wire makes them wait, and nothing is lost.
-func devices(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
+// twoNets is two Nets with a device each, which know each other. A full wire makes them wait, and nothing is lost.
+func twoNets(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
 	t.Helper()
 	wire := pipe.NewNetwork(pipe.Config{Lossless: true})
-	end1, end2 := wire.NewEnd(), wire.NewEnd()
-	key1, key2 := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	make := func(own, peer wireguard.PrivateKey, end, other *pipe.End, addrs, allowed []netip.Addr) (*Net, *wireguard.Device) {
+	side := func(addrs ...netip.Addr) (n *Net, s devices.Side) {
 		n, err := New(Config{Addresses: addrs})
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := wireguard.PeerConfig{PublicKey: peer.Public(), Endpoint: other.Endpoint(port)}
-		for _, a := range allowed {
-			p.AllowedIPs = append(p.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
+		end := wire.NewEnd()
+		s = devices.Side{Tunnel: n, Bind: end, At: end.Endpoint}
+		for _, a := range addrs {
+			s.Inside = append(s.Inside, netip.PrefixFrom(a, a.BitLen()))
 		}
-		d, err := wireguard.New(wireguard.Config{PrivateKey: own, Tunnel: n, ListenPort: port, Bind: end, Peers: []wireguard.PeerConfig{p}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := d.Up(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = d.Close() })
-		return n, d
+		return n, s
 	}
-	as, bs := []netip.Addr{a4, a6}, []netip.Addr{b4, b6}
-	a, da = make(key1, key2, end1, end2, as, bs)
-	b, db = make(key2, key1, end2, end1, bs, as)
+	a, sideA := side(a4, a6)
+	b, sideB := side(b4, b6)
+	da, db = devices.Pair(t, sideA, sideB)
 	return a, b, da, db
 }
 
 // TestBulk sends streams both ways and over both families at once, and compares digests. Nothing may get lost inside the
 // process: not in the link, not in the device.
 func TestBulk(t *testing.T) {
-	a, b, da, db := devices(t)
+	a, b, da, db := twoNets(t)
 	l, err := b.Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +117,7 @@ func exchange(t testing.TB, c net.Conn, seed int64) {
 
 // TestHTTP has net/http on both ends.
 func TestHTTP(t *testing.T) {
-	a, b, _, _ := devices(t)
+	a, b, _, _ := twoNets(t)
 	l, err := b.Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +158,7 @@ func TestHTTP(t *testing.T) {
 
 // TestDeviceUnreachable reaches for an address that no peer has: the device says so at once.
 func TestDeviceUnreachable(t *testing.T) {
-	a, _, _, _ := devices(t)
+	a, _, _, _ := twoNets(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
@@ -197,7 +187,7 @@ func TestCloseUnderLoad(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b, da, db := devices(t)
+			a, b, da, db := twoNets(t)
 			l := echo(t, b, ":80")
 			_ = l
 			var wg sync.WaitGroup

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 )
 
 // A station is a device with its end and its tunnel, at 10.0.0.x and port 51820.
@@ -37,18 +38,10 @@ func twoStations(t *testing.T, a, b *End, clock *Clock) [2]*station {
 		if i == 0 {
 			peer.Endpoint = other.Endpoint(51820)
 		}
-		var err error
-		s.device, err = wireguard.New(wireguard.Config{
+		s.device = devices.Up(t, wireguard.Config{
 			PrivateKey: s.key, ListenPort: 51820, Bind: s.End, Tunnel: s.tunnel, Clock: clock,
 			Peers: []wireguard.PeerConfig{peer},
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.device.Up(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { s.device.Close() })
 	}
 	return ss
 }

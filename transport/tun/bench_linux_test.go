@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
@@ -101,23 +102,9 @@ func ourLink(b *testing.B) link {
 
 // devices joins the interfaces by devices of this library.
 func (l link) devices(t testing.TB) {
-	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
-	start := func(c wireguard.Config) *wireguard.Device {
-		d, err := wireguard.New(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { d.Close() })
-		if err := d.Up(); err != nil {
-			t.Fatal(err)
-		}
-		return d
-	}
-	there := start(wireguard.Config{PrivateKey: keyB, Tunnel: l.b, Bind: bind, Peers: []wireguard.PeerConfig{{PublicKey: keyA.Public(), AllowedIPs: all}}})
-	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), there.Status().ListenPort)
-	start(wireguard.Config{PrivateKey: keyA, Tunnel: l.a, Bind: bind, Peers: []wireguard.PeerConfig{{PublicKey: keyB.Public(), AllowedIPs: all, Endpoint: wireguard.EndpointOf(to)}}})
+	devices.Pair(t, devices.Side{Tunnel: l.a, Bind: bind, Inside: all}, devices.Side{Tunnel: l.b, Bind: bind, Inside: all})
 }
 
 // theirLink does the same with wireguard-go.

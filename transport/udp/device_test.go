@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
@@ -26,14 +27,12 @@ func TestDevices(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 			addrA, addrB := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")
 			tunA, tunB := pipe.NewTunnel(1420), pipe.NewTunnel(1420)
-			b := start(t, wireguard.Config{PrivateKey: keyB, Tunnel: tunB, Bind: bind,
-				Peers: []wireguard.PeerConfig{{PublicKey: keyA.Public(), AllowedIPs: []netip.Prefix{prefix(addrA)}}}})
-			toB := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.Status().ListenPort)
-			a := start(t, wireguard.Config{PrivateKey: keyA, Tunnel: tunA, Bind: bind,
-				Peers: []wireguard.PeerConfig{{PublicKey: keyB.Public(), AllowedIPs: []netip.Prefix{prefix(addrB)}, Endpoint: wireguard.EndpointOf(toB)}}})
+			a, b := devices.Pair(t,
+				devices.Side{Tunnel: tunA, Bind: bind, Inside: []netip.Prefix{prefix(addrA)}},
+				devices.Side{Tunnel: tunB, Bind: bind, Inside: []netip.Prefix{prefix(addrB)}},
+			)
 
 			exchange := func(from, to *pipe.Tunnel, src, dst netip.AddrPort, n int) {
 				t.Helper()
@@ -65,7 +64,7 @@ func TestDevices(t *testing.T) {
 			}
 			exchange(tunB, tunA, addrB, addrA, 20) // a learns where b is now
 			exchange(tunA, tunB, addrA, addrB, 20)
-			if s, _ := a.Peer(keyB.Public()); s.Endpoint.Addr.Port() != port {
+			if s, _ := a.Peer(b.Status().PublicKey); s.Endpoint.Addr.Port() != port {
 				t.Errorf("a reaches b on port %d, want %d", s.Endpoint.Addr.Port(), port)
 			}
 		})
@@ -73,16 +72,3 @@ func TestDevices(t *testing.T) {
 }
 
 func prefix(a netip.AddrPort) netip.Prefix { return netip.PrefixFrom(a.Addr(), 32) }
-
-func start(t *testing.T, c wireguard.Config) *wireguard.Device {
-	t.Helper()
-	d, err := wireguard.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := d.Up(); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}

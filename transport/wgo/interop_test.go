@@ -21,6 +21,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun/netstack"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 )
 
 // A node is one end of a tunnel over loopback UDP: a device, ours or wireguard-go's, with their stack on top.
@@ -78,7 +79,7 @@ func hexKey(text string) (string, error) {
 
 // ours is a device of this library over their sides.
 func ours(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
-	d, err := wireguard.New(wireguard.Config{
+	d := devices.Up(t, wireguard.Config{
 		PrivateKey: n.key,
 		Tunnel:     Tunnel(dev),
 		Bind:       Bind(conn.NewStdNetBind()),
@@ -88,17 +89,6 @@ func ours(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) 
 			AllowedIPs: []netip.Prefix{netip.PrefixFrom(peer.addr, peer.addr.BitLen())},
 		}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := d.Up(); err != nil {
-		t.Fatal(err)
-	}
 	n.mine, n.port = d, d.Status().ListenPort
 }
 
