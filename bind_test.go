@@ -94,7 +94,7 @@ func TestEndpointText(t *testing.T) {
 		if e.Source.IsValid() || e.Interface != 0 {
 			t.Errorf("%q leaves a source", c.text)
 		}
-		if p, err := ParseEndpoint(c.text); (err != nil) != e.IsZero() || p != e {
+		if p, err := ParseEndpoint(c.text); (err != nil) != !e.IsValid() || p != e {
 			t.Errorf("ParseEndpoint(%q) = %v, %v, want %v and an error if the text is empty", c.text, p, err, e)
 		}
 	}
@@ -107,7 +107,7 @@ func TestEndpointText(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), "wireguard: endpoint \""+text+"\": ") {
 			t.Errorf("%q: %v", text, err)
 		}
-		if e, err := ParseEndpoint(text); err == nil || !e.IsZero() {
+		if e, err := ParseEndpoint(text); err == nil || e.IsValid() {
 			t.Errorf("ParseEndpoint(%q) = %v, %v", text, e, err)
 		}
 		if e.String() != "198.51.100.1:1" {
@@ -136,15 +136,15 @@ func TestEndpointTextRoundTrip(t *testing.T) {
 
 func TestEndpointValue(t *testing.T) {
 	var zero Endpoint
-	if text, err := zero.MarshalText(); !zero.IsZero() || zero.String() != "none" || len(text) != 0 || err != nil {
+	if text, err := zero.MarshalText(); zero.IsValid() || zero.String() != "none" || len(text) != 0 || err != nil {
 		t.Errorf("the zero endpoint is %v, as text %q (%v)", zero, text, err)
 	}
 	link := Endpoint{Link: testLink{"relay 7", 7}}
-	if _, err := link.MarshalText(); link.IsZero() || link.String() != "relay 7" || err == nil {
+	if _, err := link.MarshalText(); !link.IsValid() || link.String() != "relay 7" || err == nil {
 		t.Errorf("an endpoint with a Link is %v, with a text form: %v", link, err)
 	}
 	a := EndpointOf(netip.MustParseAddrPort("192.0.2.1:1"))
-	if a.IsZero() {
+	if !a.IsValid() {
 		t.Error("an address is no endpoint")
 	}
 	sticky := a

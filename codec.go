@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -17,7 +19,7 @@ import (
 
 // ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
 func ParseEndpoint(s string) (e Endpoint, err error) {
-	if err = e.UnmarshalText([]byte(s)); err == nil && e.IsZero() {
+	if err = e.UnmarshalText([]byte(s)); err == nil && !e.IsValid() {
 		err = errEndpointText(s)
 	}
 	return e, err
@@ -26,6 +28,9 @@ func ParseEndpoint(s string) (e Endpoint, err error) {
 func errEndpointText(s string) error {
 	return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
 }
+
+// LogValue returns what String returns. Otherwise log/slog would call MarshalText, which fails with a Link.
+func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 // MarshalText returns all of e in the form that UnmarshalText parses. It fails if e has a Link, or an Addr without a
 // port. The zero Endpoint is empty text.
@@ -201,12 +206,8 @@ func unmarshalName[T ~uint8](what string, names []string, v *T, text []byte) err
 
 // MarshalJSON returns an object of the counts other than 0, by the name of their reason.
 func (d Drops) MarshalJSON() ([]byte, error) {
-	counts := make(map[DropReason]uint64)
-	for r, n := range d {
-		if n != 0 {
-			counts[DropReason(r)] = n
-		}
-	}
+	counts := maps.Collect(d.All())
+	maps.DeleteFunc(counts, func(_ DropReason, n uint64) bool { return n == 0 })
 	return json.Marshal(counts)
 }
 

@@ -11,6 +11,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -108,6 +109,7 @@ var codecValues = map[string]struct {
 	"DropReason unknown":           {dropReasons, "gob"},
 	"Drops":                        {Drops{DropDown: 1, DropReplayed: 1<<64 - 1}, kPlain},
 	"Drops zero":                   {Drops{}, kPlain},
+	"IndexPrefix":                  {IndexPrefix{5, 16}, kPlain},
 	"Traffic":                      {Traffic{1<<64 - 1, 2}, kPlain},
 	"Event":                        {Event{Kind: EventPeerForgotten, Time: testWall, Peer: testPublic, Endpoint: testSticky, Timestamp: testLabel, SentTimestamp: testLabel, Attempt: 2, Merged: 4, Missed: 3}, kPlain},
 	"Event zero":                   {Event{}, kPlain},
@@ -240,6 +242,40 @@ func TestSecretsAreNotEncoded(t *testing.T) {
 	}
 	if err := k.UnmarshalBinary(private[:31]); err == nil || k != private {
 		t.Errorf("31 bytes are read as a key: %v", err)
+	}
+}
+
+// TestEndpointLog: a log shows the place of every endpoint, also of one without a text form.
+func TestEndpointLog(t *testing.T) {
+	for _, e := range []Endpoint{{}, testSticky, {Link: testLink{"relay 7", 7}}} {
+		var text, js bytes.Buffer
+		slog.New(slog.NewTextHandler(&text, nil)).Info("m", "at", e)
+		slog.New(slog.NewJSONHandler(&js, nil)).Info("m", "at", e)
+		for _, out := range []string{text.String(), js.String()} {
+			if !strings.Contains(out, e.String()) || strings.Contains(out, "ERROR") || strings.Contains(out, "ifindex") {
+				t.Errorf("%v is logged as %s", e, out)
+			}
+		}
+	}
+}
+
+func TestDropsAll(t *testing.T) {
+	d := Drops{DropNoRoute: 1, DropReplayed: 3}
+	next, total := DropReason(0), uint64(0)
+	for r, n := range d.All() {
+		if r != next || n != d[r] {
+			t.Errorf("reason %v with %d, want %v with %d", r, n, next, d[next])
+		}
+		next++
+		total += n
+	}
+	if next != dropReasons || total != 4 {
+		t.Errorf("%d reasons with %d, want %d with 4", next, total, dropReasons)
+	}
+	for r := range d.All() {
+		if r == DropReplayed {
+			break
+		}
 	}
 }
 

@@ -131,9 +131,9 @@ type PeerChange struct {
 	RemoveAllowedIPs  []netip.Prefix // taken from this peer, if they are its; after AllowedIPs were added
 }
 
-// Change is the difference that makes a new peer of c, or makes a peer that has the same key what c says. A zero Endpoint
-// leaves the one that the peer was heard from. The result refers to c.
-func (c *PeerConfig) Change() PeerChange {
+// Change returns the difference that adds the peer c, or gives an existing peer with the same key the configuration c. A
+// zero Endpoint leaves the one that the peer was heard from. The result shares AllowedIPs with c.
+func (c PeerConfig) Change() PeerChange {
 	change := PeerChange{
 		PublicKey:           c.PublicKey,
 		PresharedKey:        &c.PresharedKey,

@@ -247,13 +247,13 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 	if c.PresharedKey != nil {
 		p.psk = *c.PresharedKey
 	}
-	wasSilent := p.persistent == 0 || p.endpoint.IsZero()
+	wasSilent := p.persistent == 0 || !p.endpoint.IsValid()
 	if c.Endpoint != nil {
 		p.sendErr = nil
 		e := *c.Endpoint
 		e.Addr = EndpointOf(e.Addr).Addr
 		p.setEndpoint(e)
-		if p.endpoint.IsZero() {
+		if !p.endpoint.IsValid() {
 			d.waiters.end(p, ErrNoEndpoint)
 		}
 	}
@@ -266,7 +266,7 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 	if c.PersistentKeepalive != nil {
 		p.persistent = uint16(*c.PersistentKeepalive / time.Second)
 	}
-	keepalive = wasSilent && p.persistent != 0 && !p.endpoint.IsZero()
+	keepalive = wasSilent && p.persistent != 0 && p.endpoint.IsValid()
 	if keepalive || p.staged.n != 0 {
 		return p, keepalive
 	}

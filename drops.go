@@ -46,7 +46,7 @@ var dropNames = [dropReasons]string{
 	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full", "index full",
 }
 
-// String returns the reason in lower-case words, which suit a label of a metric.
+// String returns the reason in lower-case words, fit for a label of a metric, or "unknown".
 func (r DropReason) String() string {
 	if r < dropReasons {
 		return dropNames[r]
@@ -54,10 +54,11 @@ func (r DropReason) String() string {
 	return "unknown"
 }
 
-// Drops counts what was dropped by reason, as in d[DropReplayed].
+// Drops holds the number of packets and messages that were dropped for each reason: d[DropReplayed]. Its length grows with
+// the reasons.
 type Drops [dropReasons]uint64
 
-// Total returns the sum over all reasons.
+// Total returns the sum of all counts.
 func (d Drops) Total() (n uint64) {
 	for _, v := range d {
 		n += v

@@ -50,7 +50,7 @@ func (d *Device) sendInitiation(p *peer) {
 
 	out, now = outbox{}, d.now()
 	p.mu.Lock()
-	if p.removed || d.identity.Load() != id || d.running.Load() != r || p.endpoint.IsZero() {
+	if p.removed || d.identity.Load() != id || d.running.Load() != r || !p.endpoint.IsValid() {
 		out.free(local)
 		p.initiate(now, true, &out) // the peer decides again, in its present state
 		d.release(p, &out)

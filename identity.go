@@ -7,16 +7,19 @@ import (
 	"github.com/cloudflare/circl/dh/x25519"
 )
 
-// A PrivateKey is a Curve25519 private key. It prints as "(private key)" everywhere. Only Text returns its text form, base64
-// as wg(8) writes it. (Package fmt still prints the bytes of a key in an unexported field of a struct.) The zero value
-// means that there is no key.
+// A PrivateKey is a Curve25519 private key. The zero value means that there is no key.
+//
+// It prints as "(private key)", and encoders such as encoding/json and encoding/gob refuse it: only Text returns the key.
+// Two exceptions are out of this package's reach. Package fmt prints the bytes of a key in an unexported field of a
+// struct, and encoding/binary writes those of any array.
 type PrivateKey [32]byte
 
-// A PublicKey is a Curve25519 public key: the name of a device or a peer. It prints as base64.
+// A PublicKey is a Curve25519 public key: the name of a device or a peer. It prints as base64, and %x prints its bytes in
+// hexadecimal. It can be the key of a map. The zero value means that there is no key.
 type PublicKey [32]byte
 
-// A PresharedKey is a symmetric key that two peers share beside their key pairs. It prints as "(preshared key)"
-// everywhere. The zero value means that there is no key.
+// A PresharedKey is a symmetric key that two peers share beside their key pairs. It prints as "(preshared key)", and
+// encoders refuse it, with the exceptions that PrivateKey names. The zero value means that there is no key.
 type PresharedKey [32]byte
 
 // clamped returns k in the form that the curve uses (RFC 7748, section 5) and wg(8) stores. Zero stays zero.
@@ -29,7 +32,7 @@ func (k PrivateKey) clamped() PrivateKey {
 	return k
 }
 
-// Public returns the public key of k. The zero key has the zero public key.
+// Public computes the public key of k, which takes an X25519 each time. The zero key has the zero public key.
 func (k PrivateKey) Public() PublicKey {
 	if k.IsZero() {
 		return PublicKey{}
@@ -40,16 +43,16 @@ func (k PrivateKey) Public() PublicKey {
 	return PublicKey(public)
 }
 
-// IsZero reports whether k is the zero value, in constant time.
+// IsZero reports whether k is the zero key, in constant time.
 func (k PrivateKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make([]byte, 32)) == 1 }
 
-// IsZero reports whether k is the zero value.
+// IsZero reports whether k is the zero key.
 func (k PublicKey) IsZero() bool { return k == PublicKey{} }
 
 // after orders public keys. It decides which of two ends gives way.
 func (k PublicKey) after(l PublicKey) bool { return bytes.Compare(k[:], l[:]) > 0 }
 
-// IsZero reports whether k is the zero value, in constant time.
+// IsZero reports whether k is the zero key, in constant time.
 func (k PresharedKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make([]byte, 32)) == 1 }
 
 // An identity is a device's private key and the values derived from it. It never changes: a new key makes a new identity.

@@ -8,27 +8,27 @@ import (
 	"log/slog"
 )
 
-// NewPrivateKey makes a private key from the system's randomness.
+// NewPrivateKey makes a private key from the system's randomness. It never fails.
 func NewPrivateKey() PrivateKey {
 	var k PrivateKey
-	rand.Read(k[:]) // never fails
+	rand.Read(k[:])
 	return k.clamped()
 }
 
-// NewPresharedKey makes a preshared key from the system's randomness.
+// NewPresharedKey makes a preshared key from the system's randomness. It never fails.
 func NewPresharedKey() PresharedKey {
 	var k PresharedKey
 	rand.Read(k[:])
 	return k
 }
 
-// String hides the key.
+// String returns "(private key)".
 func (PrivateKey) String() string { return "(private key)" }
 
-// String is the key in base64, as wg(8) writes it.
+// String returns the key in base64, as wg(8) writes it.
 func (k PublicKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
-// String hides the key.
+// String returns "(preshared key)".
 func (PresharedKey) String() string { return "(preshared key)" }
 
 // GoString hides the key from %#v.
@@ -37,10 +37,10 @@ func (PrivateKey) GoString() string { return "wireguard.PrivateKey(hidden)" }
 // GoString hides the key from %#v.
 func (PresharedKey) GoString() string { return "wireguard.PresharedKey(hidden)" }
 
-// Format hides the key from every verb, %x and %d among them.
+// Format hides the key from every verb, including %x and %d.
 func (k PrivateKey) Format(f fmt.State, verb rune) { formatHidden(f, verb, k.String(), k.GoString()) }
 
-// Format hides the key from every verb, %x and %d among them.
+// Format hides the key from every verb, including %x and %d.
 func (k PresharedKey) Format(f fmt.State, verb rune) { formatHidden(f, verb, k.String(), k.GoString()) }
 
 func formatHidden(f fmt.State, verb rune, plain, sharp string) {
@@ -56,43 +56,43 @@ func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(k.String()) 
 // LogValue hides the key from log/slog.
 func (k PresharedKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
 
-// Text is the secret itself, in base64 as wg(8) writes it.
+// Text returns the secret itself, in base64 as wg(8) writes it.
 func (k PrivateKey) Text() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
-// Text is the secret itself, in base64 as wg(8) writes it.
+// Text returns the secret itself, in base64 as wg(8) writes it.
 func (k PresharedKey) Text() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
-// MarshalText is the key in base64.
+// MarshalText returns what String returns.
 func (k PublicKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText parses base64 as wg(8) writes it. An error never repeats the text.
+// UnmarshalText parses what Text returns. An error never repeats the text.
 func (k *PrivateKey) UnmarshalText(text []byte) error {
 	return unmarshalKey((*[32]byte)(k), text, "private key")
 }
 
-// UnmarshalText parses base64 as wg(8) writes it.
+// UnmarshalText parses what String returns.
 func (k *PublicKey) UnmarshalText(text []byte) error {
 	return unmarshalKey((*[32]byte)(k), text, "public key")
 }
 
-// UnmarshalText parses base64 as wg(8) writes it. An error never repeats the text.
+// UnmarshalText parses what Text returns. An error never repeats the text.
 func (k *PresharedKey) UnmarshalText(text []byte) error {
 	return unmarshalKey((*[32]byte)(k), text, "preshared key")
 }
 
-// ParsePrivateKey parses base64 as wg(8) writes it. An error never repeats the text.
+// ParsePrivateKey parses what Text returns. An error never repeats the text.
 func ParsePrivateKey(s string) (k PrivateKey, err error) {
 	err = k.UnmarshalText([]byte(s))
 	return k, err
 }
 
-// ParsePublicKey parses base64 as wg(8) writes it.
+// ParsePublicKey parses what String returns.
 func ParsePublicKey(s string) (k PublicKey, err error) {
 	err = k.UnmarshalText([]byte(s))
 	return k, err
 }
 
-// ParsePresharedKey parses base64 as wg(8) writes it. An error never repeats the text.
+// ParsePresharedKey parses what Text returns. An error never repeats the text.
 func ParsePresharedKey(s string) (k PresharedKey, err error) {
 	err = k.UnmarshalText([]byte(s))
 	return k, err
@@ -100,7 +100,7 @@ func ParsePresharedKey(s string) (k PresharedKey, err error) {
 
 var errKeyText = errors.New("want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them")
 
-// unmarshalKey accepts the one canonical form alone: a key has one name.
+// unmarshalKey accepts only the canonical form, so that a key has one name.
 func unmarshalKey(k *[32]byte, text []byte, what string) error {
 	var b [33]byte
 	if len(text) != 44 {

@@ -92,7 +92,7 @@ func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0
 	}
-	if p.endpoint.IsZero() || p.initiating {
+	if !p.endpoint.IsValid() || p.initiating {
 		return
 	}
 	if p.sentLately(now) {
@@ -121,7 +121,7 @@ func (p *peerState) sentLately(now int64) bool {
 func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
 	renewing := p.renewing && p.mayRenew(now)
 	p.initiating, p.renewing = false, false
-	if p.removed || p.endpoint.IsZero() {
+	if p.removed || !p.endpoint.IsValid() {
 		return ts, false
 	}
 	if p.sentLately(now) && !renewing { // a response, since it was asked for

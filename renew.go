@@ -31,7 +31,7 @@ func (p *peerState) heardOn(k *keypair, now int64, out *outbox) {
 func (p *peerState) renew(now int64, out *outbox) {
 	p.timers.attempts = 0
 	switch {
-	case p.endpoint.IsZero():
+	case !p.endpoint.IsValid():
 	case !p.mayRenew(now):
 		p.putOff(now)
 	default:

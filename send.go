@@ -287,7 +287,7 @@ func (d *Device) claim(l *load, run *run) {
 		d.drop(p, DropNoSession, run.n)
 	case d.running.Load() != l.r:
 		d.drop(p, DropDown, run.n)
-	case p.endpoint.IsZero():
+	case !p.endpoint.IsValid():
 		d.drop(p, DropNoEndpoint, run.n)
 		for i := run.first; i != none; i = l.msgs[i].next {
 			d.slow.unreachable(d, l.packet(int(i)), l.now)
@@ -476,7 +476,7 @@ func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
 	b := Batch{load: l, mtu: d.tunnel.MTU(), forHeadroom: d.headroom}
 	var out outbox
 	p.mu.Lock()
-	if !p.removed && !p.endpoint.IsZero() && d.running.Load() == l.r {
+	if !p.removed && p.endpoint.IsValid() && d.running.Load() == l.r {
 		if keepalive && p.staged.n == 0 {
 			d.stage(p, nil)
 		}

@@ -1,10 +1,22 @@
 package wireguard
 
 import (
+	"iter"
 	"net/netip"
 	"sync/atomic"
 	"time"
 )
+
+// All returns each reason with its count, including counts of 0.
+func (d Drops) All() iter.Seq2[DropReason, uint64] {
+	return func(yield func(DropReason, uint64) bool) {
+		for r, n := range d {
+			if !yield(DropReason(r), n) {
+				return
+			}
+		}
+	}
+}
 
 // dropCounters is Drops while it counts.
 type dropCounters [dropReasons]atomic.Uint64
@@ -18,11 +30,14 @@ func (c *dropCounters) load() (d Drops) {
 	return d
 }
 
-// Traffic counts what went one way. Bytes are those of wg(8)'s transfer: of accepted data and handshake messages,
-// without UDP and IP headers. Packets are data packets inside the tunnel, keepalives not among them.
+// Traffic counts what a device exchanged with a peer in one direction.
 type Traffic struct {
-	Bytes   uint64 // on the wire, those of handshakes and keepalives too
-	Packets uint64 // inside the tunnel
+	// Bytes is the size of data and handshake messages, without UDP and IP headers, as wg(8) shows it. Keepalives count,
+	// messages that were refused do not.
+	Bytes uint64
+
+	// Packets is the number of packets inside the tunnel. Keepalives do not count.
+	Packets uint64
 }
 
 // A Status is what a device is at one moment.
@@ -75,7 +90,8 @@ type PeerStatus struct {
 	Initiating bool
 	Attempts   int
 
-	// NextDeadline is how long until the peer's next timer fires, NextReason what it will do; empty: none is set.
+	// NextDeadline is how long until the peer's next timer fires, and NextReason what it will do, in words that may change.
+	// An empty NextReason means that no timer is set.
 	NextDeadline time.Duration
 	NextReason   string
 }

@@ -80,7 +80,7 @@ func (d *Device) look(p *peer, w *wish) (stands bool, err error) {
 		stands = true
 	case d.identity.Load() == nil:
 		err = ErrNoPrivateKey
-	case p.endpoint.IsZero():
+	case !p.endpoint.IsValid():
 		err = ErrNoEndpoint
 	case !w.asked:
 		w.asked, w.sessions = true, p.sessions

@@ -208,7 +208,7 @@ func TestRoaming(t *testing.T) {
 		if err := a.trySend(b.Endpoint(1000), "x"); !errors.Is(err, syscall.ENETUNREACH) {
 			t.Errorf("Send without an address: %v", err)
 		}
-		if !a.Endpoint(1000).IsZero() {
+		if a.Endpoint(1000).IsValid() {
 			t.Error("an end without addresses has no endpoint")
 		}
 		if _, err := a.Listen(1000); !errors.Is(err, syscall.EADDRINUSE) {
