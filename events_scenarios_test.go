@@ -144,14 +144,25 @@ func TestWhichAttemptsFail(t *testing.T) {
 		w.advance(10 * time.Minute)
 		a.wantAttempts(failedA, b, 0)
 
-		w.lose("a keepalive", 1)
-		b.restart()
-		w.hold("a data", 1) // what would confirm the session
-		a.send(b, "to the one that restarted")
+		w.net.Cut(nil, nil)
+		b.send(a, "in vain")
+		w.advance(20 * (5*time.Second + jitter))
+		if len(failedB) != 20 {
+			w.Fatalf("%d attempts failed, want 20", len(failedB))
+		}
+		for range 20 {
+			<-failedB
+		}
+		w.net.Mend(nil, nil)
+		w.hold("a data", 1) // which would confirm the session
+		w.script()
+		a.send(b, "x")
+		w.want("a initiation, b response, a data", "b answers")
 		w.advance(time.Second)
-		b.send(a, "put off")
-		w.advance(5*time.Second + jitter)
+		b.send(a, "y")
+		w.wantJittered(4*time.Second, "b initiation, a response, b data", "it was put off to 5 s after the response")
 		b.wantAttempts(failedB, a, 0)
+		w.release()
 
 		w.advance(10 * time.Minute)
 		at := w.now()

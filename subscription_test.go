@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -398,34 +399,65 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 	owners.Wait()
 }
 
-// TestEachReaderWakes: as many events as readers that wait, published at once.
+// TestEachReaderWakes: as many events as readers that wait, published at once; and Close, which each of them sees.
 func TestEachReaderWakes(t *testing.T) {
-	var d Device
-	s := d.Subscribe()
-	for range 200 {
-		var readers sync.WaitGroup
-		for range 8 {
-			readers.Go(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), patience)
-				defer cancel()
-				if _, err := s.Next(ctx); err != nil {
-					t.Error(err)
+	for name, end := range map[string]func(s *Subscription){
+		"events": func(s *Subscription) {
+			s.in.mu.Lock() // or readers would take them one by one
+			defer s.in.mu.Unlock()
+			for i := range 8 {
+				s.add(Event{Kind: EventHandshake, Peer: peerNumber(i)})
+			}
+		},
+		"events of one peer": func(s *Subscription) {
+			s.in.mu.Lock()
+			defer s.in.mu.Unlock()
+			s.add(Event{Kind: EventHandshake, Peer: PublicKey{1}})
+			for k := EventHandshake; k < eventKinds; k++ {
+				s.add(Event{Kind: k})
+			}
+		},
+		"Close":        (*Subscription).Close,
+		"Device.Close": func(s *Subscription) { s.in.close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, ended := new(Device).Subscribe(), make(chan struct{}, 8)
+				for range 8 {
+					go func() {
+						s.Next(context.Background())
+						ended <- struct{}{}
+					}()
 				}
+				synctest.Wait()
+				if len(ended) != 0 {
+					t.Fatal("Next does not wait")
+				}
+				end(s)
+				synctest.Wait()
+				if n := len(ended); n != 8 {
+					t.Errorf("%d of 8 readers woke", n)
+				}
+				s.Close()
 			})
-		}
-		runtime.Gosched()
-		for i := range 8 {
-			d.subscriptions.publish(Event{Kind: EventHandshake, Peer: peerNumber(i)})
-		}
-		readers.Wait()
+		})
 	}
 }
+
+// A yieldingClock lets other goroutines run whenever somebody asks for the wall time, as for that of an event.
+type yieldingClock struct{ handClock }
+
+func (c *yieldingClock) Wall() time.Time { runtime.Gosched(); return c.handClock.Wall() }
 
 // TestNewestEventWins: whatever order several receivers hear a peer in, the newest event says where the peer is.
 func TestNewestEventWins(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
-	e := up(t, testKey(1), r.config())
-	s, p := e.Subscribe(EventEndpointMoved), e.peer(r)
+	e, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(yieldingClock), Peers: []PeerConfig{r.config()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, p := e.Subscribe(EventEndpointMoved), e.peers.find(r.id.public)
 	for round := range 200 {
 		var receivers sync.WaitGroup
 		for i := range 4 {
