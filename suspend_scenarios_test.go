@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Row 12 beyond TestSuspend, in which one end sleeps amid a session and then sends: both ends asleep, asleep amid a
+// Row 12. In TestSuspend one end sleeps amid a session and then sends. Beyond it: both ends asleep, asleep amid a
 // handshake in either role, asleep with something to keep alive. In each case no data goes out under a key that got too
 // old, and the tunnel works within one retry.
 
@@ -208,5 +208,105 @@ func TestRestartWithClockSetBack(t *testing.T) {
 		w.wantJittered(15*time.Second, "b initiation, a response, b keepalive", "unanswered for 15 s; b's own calendar is right")
 		a.send(b, "back again")
 		b.wantArrived("both ways", "back again")
+	})
+}
+
+// Row 12: "ages count suspend; resume drops what is too old and handshakes where due". A machine sleeps in the middle of
+// a session; nothing that it sends afterwards is under a key that got too old.
+func TestSuspend(t *testing.T) {
+	for _, asleep := range []time.Duration{time.Second, 100 * time.Second, 200 * time.Second, time.Hour} {
+		for _, role := range []string{"initiator", "responder"} {
+			for _, wake := range []bool{false, true} {
+				t.Run(fmt.Sprint(asleep, role, map[bool]string{true: " Wake"}[wake]), func(t *testing.T) {
+					scenario(t, func(w *world, a, b *node) { playSuspend(w, a, b, asleep, role, wake) })
+				})
+			}
+		}
+	}
+}
+
+func playSuspend(w *world, a, b *node, asleep time.Duration, role string, wake bool) {
+	// a is who sleeps.
+	if role == "initiator" {
+		w.connect(a, b)
+	} else {
+		w.connect(b, a)
+	}
+	w.suspend(asleep, a)
+	alive := asleep < 180*time.Second
+	w.want("", "asleep")
+	if wake {
+		if err := a.Wake(); err != nil {
+			w.Fatal(err)
+		}
+		if alive {
+			w.want("a keepalive", "the peer hears of where a is now, on the session that is still young")
+		} else {
+			w.want("", "nothing waits: no handshake is due")
+		}
+	}
+	a.wantSession(b, alive, "ages count suspend")
+	a.send(b, "good morning")
+	if alive {
+		w.want("a data", "the session is still young")
+	} else {
+		w.want("a initiation, b response, a data", "no data under an old key; a handshake at once")
+	}
+	b.wantArrived("without delay", "good morning")
+	b.send(a, "good morning to you")
+	w.want("b data", "the same session back")
+	a.wantArrived("without delay", "good morning to you")
+}
+
+// What a suspended machine was sent is lost; who sent it notices after 15 s, tries on, and finds it again.
+func TestSuspendWhilePeerSends(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		b.send(a, "before")
+		a.clock.suspend(true)
+		w.net.Cut(a.end, nil)
+		b.send(a, "lost")
+		w.advance(50 * time.Second)
+		if n := b.end.Sent().Initiations; n < 6 || n > 8 {
+			w.Fatalf("%d initiations in 50 s, want one at 15 s and one each 5 s after it", n)
+		}
+		w.net.Mend(a.end, nil)
+		a.clock.suspend(false)
+		w.advance(5*time.Second + jitter)
+		if w.script(); b.end.Sent().Keepalives == 0 {
+			w.Fatal("the next try did not make a session")
+		}
+		b.send(a, "after")
+		a.wantArrived("found again", "before", "after")
+	})
+}
+
+// Where the system's timers stand still in a suspend, Wake does what came due: keepalives, retries, wipes.
+func TestWakeRings(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		for _, n := range []*node{a, b} {
+			n.clock.leap(time.Hour)
+		}
+		w.wantIdle(0, "their timers stood still")
+		for _, n := range []*node{a, b} {
+			if err := n.Wake(); err != nil {
+				w.Fatal(err)
+			}
+		}
+		w.want("", "nothing to say")
+		if x, y := wireguard.SessionIndices(a.Device), wireguard.SessionIndices(b.Device); x+y != 0 {
+			w.Fatalf("%d and %d indices: Wake must wipe what is an hour old", x, y)
+		}
+		a.wantEvents("what came due", wireguard.EventHandshake, wireguard.EventSessionExpired)
+	})
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
+		w.want("a keepalive", "at once")
+		a.clock.leap(time.Hour)
+		b.clock.leap(time.Hour)
+		a.Wake()
+		w.want("a initiation, b response, a keepalive", "a handshake is due where something is to be kept alive")
 	})
 }

@@ -1,0 +1,53 @@
+package wireguard_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// "TAI64N … max(now, last + 1)" (row 12): a calendar that is set back keeps no peer from being heard.
+func TestClockSetBack(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		for _, step := range []time.Duration{0, -time.Hour, 0, 2 * time.Hour, -24 * time.Hour} {
+			a.clock.stepWall(step)
+			w.connect(a, b)
+			a.Down()
+			if err := a.Up(); err != nil {
+				w.Fatal(err)
+			}
+			w.advance(time.Second)
+		}
+		b.wantDrops(wireguard.DropOldTimestamp, 0, "each timestamp is greater than the last")
+	})
+}
+
+// A step of the calendar changes no age: keys, keepalives and retries go by the other clock.
+func TestClockStepLeavesTimersAlone(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.clock.stepWall(-time.Hour)
+		b.clock.stepWall(time.Hour)
+		a.wantSession(b, true, "as young as before")
+		a.send(b, "x")
+		w.want("a data", "on the session")
+		w.wantAt(10*time.Second, "b keepalive", "10 s are 10 s")
+		if age := a.status(b).SessionAge; age != 10*time.Second {
+			w.Fatalf("session age %v", age)
+		}
+	})
+}
+
+// Two ends whose calendars are an hour apart make sessions all the same: timestamps are compared with those of the same
+// peer alone.
+func TestCalendarsApart(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		a.clock.stepWall(-time.Hour)
+		w.connect(a, b)
+		w.advance(10 * time.Second)
+		w.connectAgain(b, a)
+		w.advance(10 * time.Second)
+		w.connectAgain(a, b)
+	})
+}

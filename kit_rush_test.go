@@ -1,0 +1,352 @@
+package wireguard_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Several goroutines send through one device to several peers at once. The tests know the device by its API alone, and see what it
+// does on the wire and behind it:
+//
+//	sources 0 to 3: Device.Send ──┐         ┌─ spoke 0 ─┐
+//	source 4: the device's tunnel ┴▶ hub ─▶ ┼─ spoke 1 ─┼▶ order of each source, counts
+//	                                  │     └─ spoke 2 ─┘
+//	                                socket: counters, and which socket each session uses
+type rush struct {
+	*testing.T
+	wire   *pipe.Network
+	hub    *wireguard.Device
+	end    *pipe.End    // the hub's
+	tun    *pipe.Tunnel // the hub's
+	spokes []*spoke
+
+	pause   time.Duration // the hub's socket waits up to this long before each send
+	sockets atomic.Int32  // how many the hub opened
+	handed  atomic.Uint64 // packets, by all sources
+
+	mu       sync.Mutex             // guards sessions
+	sessions map[uint32]rushSession // by index at the spoke
+}
+
+// A rushSession is what the hub sent in a session.
+type rushSession struct {
+	socket  int32  // the hub's, that it uses
+	counter uint64 // due next
+}
+
+// Sources 0 to 3 call Device.Send, and the last one is the hub's tunnel.
+const (
+	fromTunnel = 4
+	sourceMax  = 5
+)
+
+var allSources = []int{0, 1, 2, 3, fromTunnel}
+
+// A spoke is a peer of the hub that receives.
+type spoke struct {
+	*wireguard.Device
+	key       wireguard.PrivateKey
+	addr      netip.Addr // inside the tunnel
+	config    wireguard.PeerConfig
+	tun       *pipe.Tunnel
+	end       *pipe.End
+	handed    [sourceMax]uint32 // packets, each by its source's goroutine
+	next      [sourceMax]uint32 // the least number that may arrive next
+	delivered atomic.Uint64
+}
+
+// newRush makes a hub and its spokes, and takes them up. No session exists yet.
+func newRush(t *testing.T, spokes int) *rush {
+	t.Helper()
+	r := &rush{
+		T: t, wire: pipe.NewNetwork(pipe.Config{}), tun: pipe.NewTunnel(0), sessions: make(map[uint32]rushSession),
+	}
+	r.end = r.wire.NewEnd()
+	key := wireguard.NewPrivateKey()
+	for i := range spokes {
+		s := &spoke{key: wireguard.NewPrivateKey(), addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + i)}), tun: pipe.NewTunnel(0), end: r.wire.NewEnd()}
+		s.config = wireguard.PeerConfig{
+			PublicKey: s.key.Public(), Endpoint: s.end.Endpoint(1), AllowedIPs: []netip.Prefix{netip.PrefixFrom(s.addr, 32)},
+		}
+		s.Device = devices.Up(t, wireguard.Config{PrivateKey: s.key, ListenPort: 1, Bind: s.end, Tunnel: s.tun, Peers: []wireguard.PeerConfig{
+			{PublicKey: key.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}},
+		}})
+		r.spokes = append(r.spokes, s)
+	}
+	var peers []wireguard.PeerConfig
+	for _, s := range r.spokes {
+		peers = append(peers, s.config)
+	}
+	r.hub = devices.Up(t, wireguard.Config{PrivateKey: key, ListenPort: 1, Bind: rushBind{r.end, r}, Tunnel: r.tun, Peers: peers})
+	var takers sync.WaitGroup
+	for _, s := range r.spokes {
+		takers.Go(func() { r.take(s) })
+	}
+	takers.Go(func() { // ICMP errors, for the sources
+		for _, err := r.tun.Receive(context.Background()); err == nil; _, err = r.tun.Receive(context.Background()) {
+		}
+	})
+	t.Cleanup(func() {
+		r.hub.Close()
+		for _, s := range r.spokes {
+			s.Close()
+		}
+		takers.Wait()
+	})
+	return r
+}
+
+// A rushBind numbers the hub's sockets, and makes them slow at times.
+type rushBind struct {
+	wireguard.Bind
+	r *rush
+}
+
+type rushSocket struct {
+	wireguard.Socket
+	r      *rush
+	number int32
+}
+
+func (b rushBind) Listen(port uint16) (wireguard.Socket, error) {
+	s, err := b.Bind.Listen(port)
+	return rushSocket{s, b.r, b.r.sockets.Add(1)}, err
+}
+
+// Send objects to a session that used another socket, and to a counter that is not the next one of its session.
+func (s rushSocket) Send(ts []wireguard.Train) {
+	if s.r.pause > 0 && rand.IntN(4) == 0 {
+		time.Sleep(rand.N(s.r.pause))
+	}
+	s.r.mu.Lock()
+	for i := range ts {
+		for m := range ts[i].Datagrams() {
+			if kind := pipe.TypeOf(m); kind == pipe.TypeData || kind == pipe.TypeKeepalive {
+				s.r.saw(s.number, binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:]))
+			}
+		}
+	}
+	s.r.mu.Unlock()
+	s.Socket.Send(ts)
+}
+
+// saw notes a message. mu is held.
+func (r *rush) saw(socket int32, index uint32, counter uint64) {
+	was, known := r.sessions[index]
+	if known && was.socket != socket {
+		r.Errorf("a session of socket %d sends on socket %d", was.socket, socket)
+	}
+	if counter != was.counter {
+		r.Errorf("counter %d is sent where %d is due", counter, was.counter)
+	}
+	r.sessions[index] = rushSession{socket, counter + 1}
+}
+
+// take receives what is delivered to s, and objects to a packet that is not newer than the last one of its source.
+func (r *rush) take(s *spoke) {
+	for {
+		p, err := s.tun.Receive(context.Background())
+		if err != nil {
+			return
+		}
+		from, n := p[28], binary.BigEndian.Uint32(p[29:])
+		if n < s.next[from] {
+			r.Errorf("spoke %v: packet %d of source %d arrived where %d or a later one is due", s.addr, n, from, s.next[from])
+		}
+		s.next[from] = n + 1
+		s.delivered.Add(1)
+	}
+}
+
+// burst is n packets of a source: to one spoke after the other, or to any, or all to one.
+func (r *rush) burst(source, n int) (ps [][]byte) {
+	pattern, first := rand.IntN(3), rand.IntN(len(r.spokes))
+	size := rand.IntN(1300)
+	for i := range n {
+		to := first
+		switch pattern {
+		case 0:
+			to = (first + i) % len(r.spokes)
+		case 1:
+			to = rand.IntN(len(r.spokes))
+			size = rand.IntN(200)
+		}
+		ps = append(ps, r.packet(source, r.spokes[to], size))
+	}
+	return ps
+}
+
+// packet is the next packet of a source to s.
+func (r *rush) packet(source int, s *spoke, size int) []byte {
+	payload := make([]byte, 5+size)
+	payload[0] = byte(source)
+	binary.BigEndian.PutUint32(payload[1:], s.handed[source])
+	s.handed[source]++
+	return pipe.UDPPacket(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(source)}), 7), netip.AddrPortFrom(s.addr, 7), payload)
+}
+
+// hand gives packets to the hub. Only a device that is down or closed may refuse them.
+func (r *rush) hand(source int, b *wireguard.Batch, ps ...[]byte) error {
+	r.handed.Add(uint64(len(ps)))
+	if source == fromTunnel {
+		return r.tun.Send(context.Background(), ps...)
+	}
+	for _, p := range ps {
+		if !b.Append(p) {
+			if err := r.send(b); err != nil {
+				return err
+			}
+			b.Append(p)
+		}
+	}
+	return r.send(b)
+}
+
+func (r *rush) send(b *wireguard.Batch) error {
+	err := r.hub.Send(b)
+	if err != nil && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "down") {
+		r.Error(err)
+	}
+	return err
+}
+
+// run has do go on for each of some sources until stop is called, which waits for their end.
+func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop func()) {
+	var wg sync.WaitGroup
+	ended := make(chan struct{})
+	for _, source := range some {
+		b := r.hub.NewBatch()
+		wg.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				default:
+					do(source, b)
+				}
+			}
+		})
+	}
+	return func() {
+		r.Helper()
+		close(ended)
+		testkit.Returns(r, testkit.Patience, "the end of the sources", wg.Wait)
+	}
+}
+
+// delivered and dropped are what became of packets.
+func (r *rush) delivered() (n uint64) {
+	for _, s := range r.spokes {
+		n += s.delivered.Load()
+	}
+	return n
+}
+
+func (r *rush) dropped() uint64 {
+	fates := r.wire.Stats().Fates
+	n := fates.Total() - fates[pipe.FateDelivered]
+	for _, d := range append(r.peers(), r.hub) {
+		drops := d.Status().Drops
+		n += drops.Total()
+	}
+	return n
+}
+
+func (r *rush) peers() (ds []*wireguard.Device) {
+	for _, s := range r.spokes {
+		ds = append(ds, s.Device)
+	}
+	return ds
+}
+
+// pace waits until at most 500 packets are under way, or 20 ms have passed. Without it most packets, and handshakes, would meet
+// a full queue.
+func (r *rush) pace() {
+	for start := time.Now(); r.delivered()+r.dropped()+500 < r.handed.Load() && time.Since(start) < 20*time.Millisecond; {
+		time.Sleep(50 * time.Microsecond)
+	}
+}
+
+func (r *rush) eventually(why string, ok func() bool) {
+	r.Helper()
+	for start := time.Now(); !ok(); time.Sleep(100 * time.Microsecond) {
+		if time.Since(start) > testkit.Patience {
+			r.fail(why)
+		}
+	}
+}
+
+// fail tells the state of all devices.
+func (r *rush) fail(why string) {
+	r.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %d packets were handed over, %d delivered, %d dropped\n", why, r.handed.Load(), r.delivered(), r.dropped())
+	for i, d := range append(r.peers(), r.hub) {
+		fmt.Fprintf(&b, "device %d:", i)
+		for reason, n := range d.Status().Drops {
+			if n > 0 {
+				fmt.Fprintf(&b, " %d %v,", n, wireguard.DropReason(reason))
+			}
+		}
+		for p := range d.Peers() {
+			fmt.Fprintf(&b, "\n\tpeer with session %v, handshake at %v, %d staged", p.Session, p.LastHandshake, p.Staged)
+		}
+		fmt.Fprintln(&b)
+	}
+	fmt.Fprintf(&b, "the wire: %+v", r.wire.Stats())
+	r.Fatal(b.String())
+}
+
+// wantCounted waits until each packet to some spokes has arrived or was counted: by the hub, by the wire or by the spoke. The sources
+// have ended.
+func (r *rush) wantCounted(some ...*spoke) {
+	r.Helper()
+	for _, s := range some {
+		handed := uint64(0)
+		for _, n := range s.handed {
+			handed += uint64(n)
+		}
+		r.eventually(fmt.Sprintf("packets to %v are lost and not counted", s.addr), func() bool {
+			fates := r.wire.Stats().Fates
+			p, _ := r.hub.Peer(s.config.PublicKey)
+			drops := s.Status().Drops
+			return s.delivered.Load()+p.Drops.Total()+drops.Total()+fates.Total()-fates[pipe.FateDelivered] >= handed
+		})
+	}
+}
+
+// wantNothingQueued fails unless the hub soon holds no packet.
+func (r *rush) wantNothingQueued(why string) {
+	r.Helper()
+	r.eventually(why+": packets are left with the hub", func() bool {
+		n := wireguard.StagedBytes(r.hub)
+		for p := range r.hub.Peers() {
+			n += int64(p.Staged)
+		}
+		return n == 0
+	})
+}
+
+// wantSession waits until a packet arrives at each spoke.
+func (r *rush) wantFlow(why string) {
+	r.Helper()
+	for _, s := range r.spokes {
+		before := s.delivered.Load()
+		r.eventually(why, func() bool { return s.delivered.Load() > before })
+	}
+}

@@ -1,0 +1,145 @@
+package tun
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A fakeKernel takes what is written in place of the real one.
+type fakeKernel struct {
+	mu      sync.Mutex
+	written [][]byte // with their headers
+	refuse  func(h virtio) syscall.Errno
+	discard bool
+}
+
+func (k *fakeKernel) writev(_ uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.discard {
+		return 1, 0
+	}
+	var b []byte
+	for _, v := range iovs {
+		b = append(b, bytesOf(v)...)
+	}
+	if k.refuse != nil {
+		if errno := k.refuse(getVirtio(b)); errno != 0 {
+			return 0, errno
+		}
+	}
+	k.written = append(k.written, b)
+	return len(b), 0
+}
+
+// dry is a device that writes to a kernel of the test's.
+func dry(t testing.TB) (*Interface, *fakeKernel) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	d, k := new(Interface), new(fakeKernel)
+	d.status.init()
+	d.header, d.writev = virtioSize, k.writev
+	q := newQueue(d, 0, w)
+	if q.raw, err = w.SyscallConn(); err != nil {
+		t.Fatal(err)
+	}
+	d.queues = []*queue{q}
+	t.Cleanup(func() { d.Close() })
+	return d, k
+}
+
+// receive does what a kernel does with a packet that a TUN is given, and a network card behind it: it checks the header
+// (virtio_net_hdr_to_skb) and cuts the packet.
+func receive(t testing.TB, b []byte) [][]byte {
+	t.Helper()
+	h, p := getVirtio(b), b[virtioSize:]
+	if h.gso == gsoNone {
+		if h != (virtio{}) {
+			t.Fatalf("a packet by itself has the header %+v", h)
+		}
+		return [][]byte{p}
+	}
+	s := shape{l3: int(h.start), l4: int(h.headers), udp: h.gso == gsoUDP}
+	if h.flags != needsSum || s.sumAt() != s.l3+int(h.offset) || int(h.headers) >= len(p) || h.size == 0 || len(p)-s.l4 <= int(h.size) {
+		t.Fatalf("a packet of %d bytes has the header %+v", len(p), h)
+	}
+	if v4 := p[0]>>4 == 4; v4 && h.gso == gsoTCP6 || !v4 && h.gso == gsoTCP4 {
+		t.Fatalf("a packet of version %d has the header %+v", p[0]>>4, h)
+	}
+	whole := bytes.Clone(p)
+	s.mend(whole)
+	s.partial(whole)
+	if !bytes.Equal(whole, p) {
+		t.Fatalf("the merged packet is\n%x\nwant\n%x", p[:s.l4], whole[:s.l4])
+	}
+	return s.split(p, int(h.size))
+}
+
+// same reports whether q is p, but for an identification that means nothing (RFC 6864): where fragments are forbidden.
+func same(p, q []byte) bool {
+	if len(p) != len(q) {
+		return false
+	}
+	if len(p) >= 20 && p[0] == 0x45 && p[6] == 0x40 && p[7] == 0 {
+		p, q = bytes.Clone(p), bytes.Clone(q)
+		for _, x := range [][]byte{p, q} {
+			sum := ^checksum(x[:20])
+			clear(x[4:6])
+			clear(x[10:12])
+			if sum != 0xffff {
+				return bytes.Equal(p, q) // damaged: as it was
+			}
+		}
+	}
+	return bytes.Equal(p, q)
+}
+
+// train is n packets of a flow that follow each other.
+func train(v6, udp bool, flow, n, size int) (ps [][]byte) {
+	first, s := newPacket(rand.New(rand.NewSource(int64(flow))), v6, udp, 0, size)
+	for i := range n {
+		p := bytes.Clone(first)
+		if !v6 {
+			binary.BigEndian.PutUint16(p[4:], uint16(i))
+		}
+		if !udp {
+			p[s.l3+13] = 0x10
+			binary.BigEndian.PutUint32(p[s.l3+4:], uint32(i*size))
+		}
+		p[s.l4] = byte(i)
+		s.mend(p)
+		ps = append(ps, p)
+	}
+	return ps
+}
+
+func interleave(trains ...[][]byte) (ps [][]byte) {
+	for i := range trains[0] {
+		for _, train := range trains {
+			ps = append(ps, train[i])
+		}
+	}
+	return ps
+}
+
+func bytesClones(bs [][]byte) (c [][]byte) {
+	for _, b := range bs {
+		c = append(c, bytes.Clone(b))
+	}
+	return c
+}
+
+// bytesOf is the memory that v tells of.
+func bytesOf(v unix.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }
