@@ -73,11 +73,47 @@ var (
 		Addr:   netip.MustParseAddrPort("[2001:db8::1%eth 0]:51820"),
 		Source: netip.MustParseAddr("fe80::7%eth0"), Interface: 1<<32 - 1,
 	}
-	testPeerConfig = PeerConfig{
-		PublicKey: testPublic, Endpoint: testSticky, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
-		PersistentKeepalive: 25 * time.Second, Timestamp: testLabel,
-	}
 )
+
+// filled returns a T with a value in each exported field, except errors and secrets. A new field does not escape the codecs.
+func filled[T any]() (t T) {
+	fill(reflect.ValueOf(&t).Elem())
+	return t
+}
+
+func fill(v reflect.Value) {
+	for _, sample := range []any{testPublic, testWall, testLabel, testSticky, EventHandshake, netip.MustParsePrefix("10.0.0.0/24"), Drops{DropReplayed: 2}} {
+		if v.Type() == reflect.TypeOf(sample) {
+			v.Set(reflect.ValueOf(sample))
+			return
+		}
+	}
+	switch v.Kind() {
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Int, reflect.Int64:
+		v.SetInt(int64(time.Second))
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		v.SetUint(200)
+	case reflect.String:
+		v.SetString("rekey")
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		fill(v.Index(0))
+		fill(v.Index(1))
+	case reflect.Pointer:
+		if t := v.Type().Elem(); t != reflect.TypeFor[PrivateKey]() && t != reflect.TypeFor[PresharedKey]() {
+			v.Set(reflect.New(t))
+			fill(v.Elem())
+		}
+	case reflect.Struct:
+		for f, value := range v.Fields() {
+			if fill(value); value.IsZero() && f.Type.Kind() != reflect.Interface && !strings.HasSuffix(f.Name, "Key") {
+				panic("fill does not know the type of " + v.Type().String() + "." + f.Name)
+			}
+		}
+	}
+}
 
 // codecValues are values of every exported type. Each key begins with the name of its type.
 var codecValues = map[string]struct {
@@ -110,29 +146,24 @@ var codecValues = map[string]struct {
 	"Drops":                        {Drops{DropDown: 1, DropReplayed: 1<<64 - 1}, kPlain},
 	"Drops zero":                   {Drops{}, kPlain},
 	"IndexPrefix":                  {IndexPrefix{5, 16}, kPlain},
-	"Traffic":                      {Traffic{1<<64 - 1, 2}, kPlain},
-	"Event":                        {Event{Kind: EventPeerForgotten, Time: testWall, Peer: testPublic, Endpoint: testSticky, Timestamp: testLabel, SentTimestamp: testLabel, Attempt: 2, Merged: 4, Missed: 3}, kPlain},
+	"Traffic":                      {filled[Traffic](), kPlain},
+	"Event":                        {filled[Event](), kPlain},
 	"Event zero":                   {Event{}, kPlain},
 	"Event with an error":          {Event{Kind: EventBindTrouble, Err: errors.New("no buffer space")}, "json jsonv2"},
-	"Train":                        {Train{Data: []byte{1, 2, 3}, Size: 2, Endpoint: testSticky, TOS: 3}, kPlain},
+	"Train":                        {filled[Train](), kPlain},
 	"Train with an error":          {Train{Data: []byte{1}, Err: errors.New("no buffer space")}, kNone},
-	"Status":                       {Status{PublicKey: testPublic, ListenPort: 1, Up: true, Drops: Drops{DropForged: 2}, UnderLoad: true}, kPlain},
-	"PeerStatus": {PeerStatus{
-		PublicKey: testPublic, Endpoint: testSticky, AllowedIPs: testPeerConfig.AllowedIPs, Timestamp: testLabel, LastHandshake: testWall,
-		PersistentKeepalive: time.Second, Sent: Traffic{3, 4}, Drops: Drops{DropForged: 2}, SessionAge: time.Minute, NextReason: "rekey",
-	}, "json gob"}, // encoding/json/v2 refuses a Duration
-	"PeerConfig":               {testPeerConfig, "gob"},
-	"PeerConfig with a secret": {PeerConfig{PublicKey: testPublic, PresharedKey: PresharedKey(testSecretPSK)}, kNone},
-	"PeerChange": {PeerChange{
-		PublicKey: testPublic, UpdateOnly: true, Endpoint: &testSticky, Timestamp: &testLabel, AllowedIPs: testPeerConfig.AllowedIPs,
-		RemoveAllowedIPs: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}, PersistentKeepalive: new(time.Second),
-	}, "json gob"},
+	"Status":                       {filled[Status](), kPlain},
+	"PeerStatus":                   {filled[PeerStatus](), "json gob"}, // encoding/json/v2 refuses a Duration
+	"PeerConfig":                   {filled[PeerConfig](), "gob"},
+	"PeerConfig with a secret":     {PeerConfig{PublicKey: testPublic, PresharedKey: PresharedKey(testSecretPSK)}, kNone},
+	"PeerChange":                   {filled[PeerChange](), "json gob"},
 	"PeerChange to zero": {PeerChange{
 		PublicKey: testPublic, Endpoint: new(Endpoint), PersistentKeepalive: new(time.Duration), Timestamp: new(Timestamp),
 	}, "json gob"},
 	"PeerChange with a secret":    {PeerChange{PresharedKey: (*PresharedKey)(&testSecretPSK)}, kNone},
 	"PeerChange without a secret": {PeerChange{PresharedKey: new(PresharedKey)}, kNone},
-	"Change":                      {Change{ListenPort: new(uint16(0)), FirewallMark: new(uint32(7)), Peers: []PeerChange{{PublicKey: testPublic, PersistentKeepalive: new(time.Duration)}}}, "json gob"},
+	"Change":                      {filled[Change](), "json gob"},
+	"Change to zero":              {Change{ListenPort: new(uint16), FirewallMark: new(uint32), Peers: []PeerChange{{PublicKey: testPublic, PersistentKeepalive: new(time.Duration)}}}, "json gob"},
 	"Change with a secret":        {Change{PrivateKey: (*PrivateKey)(&testSecretKey)}, kNone},
 	"Change without a secret":     {Change{PrivateKey: new(PrivateKey)}, kNone},
 	"Config":                      {Config{PrivateKey: PrivateKey(testSecretKey)}, kNone},

@@ -102,14 +102,10 @@ var errKeyText = errors.New("want 32 bytes in base64: 44 characters that end in 
 
 // unmarshalKey accepts only the canonical form, so that a key has one name.
 func unmarshalKey(k *[32]byte, text []byte, what string) error {
-	var b [33]byte
-	if len(text) != 44 {
+	b, err := base64.StdEncoding.Strict().AppendDecode(make([]byte, 0, 33), text)
+	if err != nil || len(text) != 44 || len(b) != len(k) {
 		return fmt.Errorf("wireguard: %s: %w", what, errKeyText)
 	}
-	n, err := base64.StdEncoding.Strict().Decode(b[:], text)
-	if err != nil || n != 32 {
-		return fmt.Errorf("wireguard: %s: %w", what, errKeyText)
-	}
-	copy(k[:], b[:])
+	*k = [32]byte(b)
 	return nil
 }

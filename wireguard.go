@@ -20,6 +20,9 @@
 //
 // ARCHITECTURE.md follows a packet through the code, and has a map of the files.
 //
+// Unless its comment says otherwise, a type of this package is a plain value: copy it freely, and read it from any number of
+// goroutines. A zero field means the default that its comment names.
+//
 // References to sections are to the whitepaper, https://www.wireguard.com/papers/wireguard.pdf.
 package wireguard
 
