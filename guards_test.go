@@ -37,11 +37,7 @@ func TestIdleDevice(t *testing.T) {
 		t.Errorf("%d bytes, want 1 MiB at most", n)
 	}
 	d.Close()
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d goroutines are left after Close", runtime.NumGoroutine()-goroutines)
-		}
-	}
+	eventually(t, "Close leaves no goroutine", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
 // crowdSize is n, or less where a handshake takes ten times as long.

@@ -83,13 +83,7 @@ func (l *line) receive(ts ...Train) {
 // next is the next datagram that the device sent.
 func (l *line) next(t testing.TB, why string) datagram {
 	t.Helper()
-	select {
-	case d := <-l.sent:
-		return d
-	case <-time.After(patience):
-		t.Fatalf("nothing was sent: %s", why)
-		panic("not reached")
-	}
+	return testkit.Next(t, l.sent, "a datagram is sent: "+why)
 }
 
 // nothing fails if the device sent something. Handshakes are made elsewhere: see settle.
@@ -192,13 +186,7 @@ func (d *drain) WritePackets(pkts [][]byte) (int, error) {
 
 func (d *drain) next(t testing.TB, why string) []byte {
 	t.Helper()
-	select {
-	case p := <-d.got:
-		return p
-	case <-time.After(patience):
-		t.Fatalf("no packet was delivered: %s", why)
-		panic("not reached")
-	}
+	return testkit.Next(t, d.got, "a packet is delivered: "+why)
 }
 
 // An end is a device with its ends.

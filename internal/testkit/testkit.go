@@ -35,15 +35,11 @@ func Within(t testing.TB, limit time.Duration, why string, ok func() bool) {
 	}
 }
 
-// Next returns the next value of c, and fails the test with why after Patience, or if c is closed.
+// Next waits for the next value of c, or for the end of c, and fails the test with why after Patience.
 func Next[T any](t testing.TB, c <-chan T, why string) (v T) {
 	t.Helper()
 	select {
-	case v, ok := <-c:
-		if !ok {
-			t.Fatalf("closed: %s", why)
-		}
-		return v
+	case v = <-c:
 	case <-time.After(Patience):
 		t.Fatalf("not within %v: %s", Patience, why)
 	}

@@ -26,11 +26,7 @@ func (h *host) flow(to netip.Addr) {
 // ended waits until the daemon has ended, and checks that it cleaned up.
 func (w *wg) ended(why string) {
 	w.t.Helper()
-	select {
-	case <-w.Done():
-	case <-time.After(10 * time.Second):
-		w.t.Fatalf("the daemon goes on: %s", why)
-	}
+	testkit.Next(w.t, w.Done(), "the daemon ends: "+why)
 	if err := w.Wait(); err != nil {
 		w.t.Errorf("the daemon ended with %v: %s", err, why)
 	}
@@ -186,11 +182,7 @@ func TestMovedInterface(t *testing.T) {
 	inner.ping(innerB6, 3, "-s", "8900", "-M", "do")
 	p.b.ping(innerA4, 3, "-s", "8900", "-M", "do")
 	inner.run("ip link del dev %s", p.a.name)
-	select {
-	case <-p.a.Done():
-	case <-time.After(10 * time.Second):
-		t.Error("the daemon goes on without its interface")
-	}
+	testkit.Next(t, p.a.Done(), "the daemon ends without its interface")
 }
 
 // Two interfaces cannot have the same name. The existing one still works.
@@ -203,13 +195,8 @@ func TestNameTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(second.Kill)
-	select {
-	case <-second.Done():
-		if second.Wait() == nil {
-			t.Error("the second daemon ends without an error")
-		}
-	case <-time.After(10 * time.Second):
-		t.Errorf("a second daemon runs on %s", p.a.name)
+	if testkit.Next(t, second.Done(), "a second daemon ends"); second.Wait() == nil {
+		t.Error("the second daemon ends without an error")
 	}
 	p.a.ping(innerB4, 3)
 	p.a.run("wg show %s", p.a.name)

@@ -43,11 +43,7 @@ func wantState(t *testing.T, d *Interface, s State, why string) {
 // wantEnd waits until the states end.
 func wantEnd(t *testing.T, d *Interface, err error) {
 	t.Helper()
-	select {
-	case <-d.Done():
-	case <-time.After(10 * time.Second):
-		t.Fatal("the device does not end")
-	}
+	testkit.Next(t, d.Done(), "the device ends")
 	for range d.States() {
 	}
 	if !errors.Is(d.Err(), err) || (err == nil) != (d.Err() == nil) {
@@ -128,13 +124,8 @@ func TestDeleted(t *testing.T) {
 	read := make(chan error, 1)
 	go func() { read <- d.Queues()[0].ReadPackets(new(wireguard.Batch)) }()
 	n.ip(t, "link delete wg0")
-	select {
-	case err := <-read:
-		if !errors.Is(err, ErrDeleted) || errors.Is(err, net.ErrClosed) {
-			t.Errorf("reading ended with %v", err)
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("reading does not end")
+	if err := testkit.Next(t, read, "reading ends"); !errors.Is(err, ErrDeleted) || errors.Is(err, net.ErrClosed) {
+		t.Errorf("reading ended with %v", err)
 	}
 	wantEnd(t, d, ErrDeleted)
 	if got, err := d.WritePackets(train(false, true, 1, 3, 100)); got != 0 || !errors.Is(err, ErrDeleted) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,11 +72,7 @@ func noticed(t *testing.T, r *routes, what string, do func()) {
 	t.Helper()
 	before := r.changes.Load()
 	do()
-	for start := time.Now(); r.changes.Load() == before; time.Sleep(time.Millisecond) {
-		if time.Since(start) > 10*time.Second {
-			t.Fatalf("%s: not noticed", what)
-		}
-	}
+	testkit.Eventually(t, "noticed: "+what, func() bool { return r.changes.Load() != before })
 	time.Sleep(20 * time.Millisecond) // there may be more messages
 }
 
@@ -244,9 +241,5 @@ func TestListeningGoesOn(t *testing.T) {
 		noticed(t, r, "an error", func() {})
 	}
 	r.Close()
-	select {
-	case <-ended:
-	case <-time.After(10 * time.Second):
-		t.Error("Close does not end the listening")
-	}
+	testkit.Next(t, ended, "Close ends the listening")
 }
