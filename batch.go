@@ -315,6 +315,7 @@ func (l *load) seal() {
 	if l.fork == nil {
 		l.fork = newFork(l.sealPart)
 	}
+	l.fork.limit = l.r.helpers
 	l.part = (len(l.msgs) + n - 1) / n
 	l.fork.run(n)
 }

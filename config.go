@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ type Config struct {
 	Bind Bind
 
 	// Lookup supplies a peer that is not configured when its first, authentic initiation arrives. It is called
-	// on a goroutine of its own, at most 64 at a time and once at a time for each key; its context ends when the
+	// on a goroutine of its own, at most MaxLookups at a time and once at a time for each key; its context ends when the
 	// device goes down, and Close waits for it. Returning an error, or a PeerConfig for another key, leaves the initiation unanswered.
 	// A peer that came this way is forgotten when it has no session left: 540 s after the last one, or 180 s after
 	// it was added when none was confirmed. An EventPeerForgotten then carries the Timestamp to return from
@@ -46,9 +47,20 @@ type Config struct {
 	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero: 65536.
 	MaxLookedUp int
 
+	// MaxLookups limits the calls of Lookup at one time. Initiations of other strangers are dropped meanwhile. Zero: 64.
+	MaxLookups int
+
 	// StagedBytes limits the memory of packets that wait for a handshake, over all peers. Zero: 16 MiB. Besides, at most
 	// 128 packets per peer wait.
 	StagedBytes int
+
+	// StagedPerPeer limits the part of StagedBytes that one peer's packets may take, in bytes. The peer's oldest packets
+	// are dropped to make room. Zero: 512 KiB. Negative: no limit besides StagedBytes.
+	StagedPerPeer int
+
+	// Helpers limits the goroutines that help one batch on idle cores to encrypt or decrypt. Zero: one for each core but
+	// the batch's own. Negative: none, so that each batch stays with one goroutine.
+	Helpers int
 
 	// IndexPrefix is how every session index of the device begins, so that a program can tell apart devices that share
 	// one socket. The zero value is no prefix. With 16 bits, 49,152 sessions and handshakes can be under way.
@@ -150,22 +162,22 @@ func (c PeerConfig) Change() PeerChange {
 }
 
 const (
-	maxLookedUp    = 1 << 16
-	maxStagedBytes = 16 << 20
+	maxLookedUp      = 1 << 16
+	maxLookups       = 64
+	maxStagedBytes   = 16 << 20
+	maxStagedPerPeer = 512 << 10
 )
 
-func (c *Config) stagedBytes() int {
-	if c.StagedBytes == 0 {
-		return maxStagedBytes
+// setLimits applies the limits of c and their defaults.
+func (d *Device) setLimits(c *Config) {
+	d.lookups.maxPeers = cmp.Or(c.MaxLookedUp, maxLookedUp)
+	d.lookups.max = cmp.Or(c.MaxLookups, maxLookups)
+	d.maxStagedBytes = int64(cmp.Or(c.StagedBytes, maxStagedBytes))
+	d.maxStagedPerPeer = int64(cmp.Or(c.StagedPerPeer, maxStagedPerPeer))
+	if c.StagedPerPeer < 0 {
+		d.maxStagedPerPeer = d.maxStagedBytes
 	}
-	return c.StagedBytes
-}
-
-func (c *Config) maxLookedUp() int {
-	if c.MaxLookedUp == 0 {
-		return maxLookedUp
-	}
-	return c.MaxLookedUp
+	d.helpers = c.Helpers
 }
 
 const (
@@ -198,11 +210,13 @@ func (c *Config) check(headroom int) error {
 	if x := c.IndexPrefix; x.Bits < 0 || x.Bits > maxIndexBits || x.Value>>x.Bits != 0 {
 		errs = append(errs, fmt.Errorf("wireguard: Config.IndexPrefix is %d in %d bits: want 0 to %d bits, and a value that fits into them", x.Value, x.Bits, maxIndexBits))
 	}
-	if c.StagedBytes < 0 {
-		errs = append(errs, fmt.Errorf("wireguard: Config.StagedBytes is %d: want 0 for the default, or more", c.StagedBytes))
-	}
-	if c.MaxLookedUp < 0 {
-		errs = append(errs, fmt.Errorf("wireguard: Config.MaxLookedUp is %d: want 0 for the default, or more", c.MaxLookedUp))
+	for _, limit := range []struct {
+		name string
+		n    int
+	}{{"StagedBytes", c.StagedBytes}, {"MaxLookedUp", c.MaxLookedUp}, {"MaxLookups", c.MaxLookups}} {
+		if limit.n < 0 {
+			errs = append(errs, fmt.Errorf("wireguard: Config.%s is %d: want 0 for the default, or more", limit.name, limit.n))
+		}
 	}
 	seen := make(map[PublicKey]bool, len(c.Peers))
 	changes := make([]PeerChange, len(c.Peers))

@@ -35,7 +35,7 @@ func TestConfigAllErrorsAtOnce(t *testing.T) {
 	endpoint := func(s string) Endpoint { return EndpointOf(netip.MustParseAddrPort(s)) }
 	prefix := netip.MustParsePrefix
 	d, err := New(Config{
-		PrivateKey: self, StagedBytes: -1, MaxLookedUp: -1,
+		PrivateKey: self, StagedBytes: -1, MaxLookedUp: -1, MaxLookups: -1,
 		Peers: []PeerConfig{
 			{PublicKey: k(10), Endpoint: endpoint("192.0.2.1:1"), AllowedIPs: []netip.Prefix{prefix("10.0.0.0/8"), prefix("::/0")}, PersistentKeepalive: 65535 * time.Second},
 			{},
@@ -59,6 +59,7 @@ func TestConfigAllErrorsAtOnce(t *testing.T) {
 		[]string{"Config.Bind is nil", "transport/udp"},
 		[]string{"Config.StagedBytes is -1", "want 0"},
 		[]string{"Config.MaxLookedUp is -1", "want 0"},
+		[]string{"Config.MaxLookups is -1", "want 0"},
 		[]string{peer(9, k(10)), "configured twice", "join"},
 		[]string{peer(1, PublicKey{}), "public key is missing"},
 		[]string{peer(2, self.Public()), "own public key", "name the other end's"},
@@ -122,13 +123,18 @@ func TestConfigureNewKeyIsChecked(t *testing.T) {
 }
 
 func TestConfigDefaults(t *testing.T) {
-	var c Config
-	if c.stagedBytes() != 16<<20 || c.maxLookedUp() != 65536 {
-		t.Errorf("defaults are %d bytes and %d peers", c.stagedBytes(), c.maxLookedUp())
-	}
-	c.StagedBytes, c.MaxLookedUp = 1, 2
-	if c.stagedBytes() != 1 || c.maxLookedUp() != 2 {
-		t.Error("what is set is not what counts")
+	for _, c := range []struct {
+		config Config
+		want   [4]int64
+	}{
+		{Config{}, [4]int64{16 << 20, 512 << 10, 65536, 64}},
+		{Config{StagedBytes: 1, StagedPerPeer: 2, MaxLookedUp: 3, MaxLookups: 4}, [4]int64{1, 2, 3, 4}},
+		{Config{StagedBytes: 5, StagedPerPeer: -1}, [4]int64{5, 5, 65536, 64}},
+	} {
+		d := newEndOf(t, c.config).Device
+		if got := [4]int64{d.maxStagedBytes, d.maxStagedPerPeer, int64(d.lookups.maxPeers), int64(d.lookups.max)}; got != c.want {
+			t.Errorf("limits %d, want %d", got, c.want)
+		}
 	}
 }
 

@@ -9,7 +9,7 @@ const (
 	DropMalformed                          // packet to send: neither IPv4 nor IPv6, or shorter than its header
 	DropNoRoute                            // packet: no peer is allowed its destination
 	DropNoEndpoint                         // packet: its peer has not been heard of and has no endpoint
-	DropStagedOverflow                     // packet: 128 newer ones of its peer wait for a session
+	DropStagedOverflow                     // packet: newer ones of its peer wait for a session, 128 or Config.StagedPerPeer bytes
 	DropStagedBytes                        // packet: the device's memory for waiting packets is used up
 	DropSendQueueFull                      // packet: too many packets to its peer wait for the socket
 	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone

@@ -32,6 +32,7 @@ func (d *Device) newFeed(s PacketSource) *feed {
 	f := &feed{PacketSource: s}
 	f.carry = func() { d.carry(f) }
 	f.fewer.L = &f.mu
+	f.limit = d.helpers
 	return f
 }
 

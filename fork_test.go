@@ -80,6 +80,34 @@ func TestForkBoundsHelpers(t *testing.T) {
 	eventually(t, "the helpers do not end", func() bool { return runtime.NumGoroutine() <= before })
 }
 
+// TestHelpers: Config.Helpers limits the helpers of each source, of each sender's batch, and of each receiver.
+func TestHelpers(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	for _, c := range []struct{ helpers, most int }{{0, 3}, {1, 1}, {2, 2}, {5, 3}, {-1, 0}} {
+		e := newEndOf(t, Config{PrivateKey: testKey(1), Helpers: c.helpers})
+		k := newKeypair(new([32]byte), new([32]byte), 1, 2, true, 0)
+		if err := e.Up(); err != nil {
+			t.Fatal(err)
+		}
+		l, in := newLoad(0), inbound{help: e.helpers}
+		l.r = e.running.Load()
+		for range 64 {
+			l.place(1420, 1420)
+			in.opened = append(in.opened, opened{message: make([]byte, 1452), k: k})
+			in.bytes += 1452
+		}
+		l.seal()
+		in.open()
+		f := e.newFeed(e.tunnel)
+		for name, i := range map[string]*idle{"source": &f.idle, "sender": &l.fork.idle, "receiver": &in.fork.idle} {
+			i.times = 0
+			if wanted := i.wanted(); wanted != (c.most > 0) || max(i.most, 0) != c.most {
+				t.Errorf("Helpers %d: a %s asks for help: %v, of %d at most; want %d", c.helpers, name, wanted, i.most, c.most)
+			}
+		}
+	}
+}
+
 // A small batch is not worth the call.
 func TestParts(t *testing.T) {
 	for _, c := range []struct{ n, bytes, want int }{

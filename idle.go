@@ -31,6 +31,7 @@ func sealCost(n, bytes int) int { return bytes + n*messageCost }
 // An idle is what a goroutine that asks idle cores for help remembers.
 type idle struct {
 	// The asker's.
+	limit int // of most, as Config.Helpers has it
 	most  int // helpers at a time, one for each other core
 	times int // opportunities to ask so far
 
@@ -43,6 +44,9 @@ type idle struct {
 func (a *idle) wanted() bool {
 	if a.times%lookAgain == 0 {
 		a.most = runtime.GOMAXPROCS(0) - 1
+		if a.limit != 0 {
+			a.most = min(a.most, max(a.limit, 0))
+		}
 		a.vain.Store(0)
 	}
 	a.times++

@@ -2,10 +2,10 @@ package wireguard
 
 import "sync"
 
-const maxLookups = 64 // under way at a time
-
-// lookups are the calls of Config.Lookup under way, and the number of peers that came from it. The zero value is ready.
+// lookups are the calls of Config.Lookup under way, and the number of peers that came from it.
 type lookups struct {
+	max, maxPeers int // of pending, and of peers with those
+
 	mu      sync.Mutex // guards all below; nothing is taken while it is held
 	pending map[PublicKey]*pendingLookup
 	peers   int
@@ -19,14 +19,14 @@ type pendingLookup struct {
 
 // begin notes that m, from a stranger, waits for a lookup, and reports whether to start one. If a lookup is under way, m
 // replaces the message that waits for it, unless that message is newer: then m is a recording.
-func (l *lookups) begin(key PublicKey, m *handshakeMessage, ts Timestamp, maxPeers int) (start, full bool) {
+func (l *lookups) begin(key PublicKey, m *handshakeMessage, ts Timestamp) (start, full bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	waiting, ok := l.pending[key]
 	switch {
 	case ok && !ts.After(waiting.timestamp):
 		return false, false
-	case !ok && (len(l.pending) >= maxLookups || l.peers+len(l.pending) >= maxPeers):
+	case !ok && (len(l.pending) >= l.max || l.peers+len(l.pending) >= l.maxPeers):
 		return false, true
 	case !ok:
 		if l.pending == nil {
@@ -73,7 +73,7 @@ func (d *Device) looksUp(key PublicKey, id *identity) bool {
 
 // lookUp asks the program for the peer that sent m, an authentic initiation with timestamp ts. A worker calls it.
 func (d *Device) lookUp(key PublicKey, m *handshakeMessage, ts Timestamp, r *running) {
-	start, full := d.lookups.begin(key, m, ts, d.maxLookedUp)
+	start, full := d.lookups.begin(key, m, ts)
 	if full {
 		d.drops.add(DropLookupFull, 1)
 	}

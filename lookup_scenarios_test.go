@@ -1,6 +1,7 @@
 package wireguard_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -153,8 +154,14 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 	})
 }
 
-// "Pending lookups bounded": 64 at a time.
+// "Pending lookups bounded": 64 at a time, or as many as the program says.
 func TestLookupBound(t *testing.T) {
+	for _, most := range []int{0, 2} {
+		testLookupBound(t, most, cmp.Or(most, 64))
+	}
+}
+
+func testLookupBound(t *testing.T, config, most int) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		gate := r.hold()
 		strangers := func(n int) {
@@ -164,21 +171,21 @@ func TestLookupBound(t *testing.T) {
 				w.advance(25 * time.Millisecond)
 			}
 		}
-		strangers(64)
-		server.wantDrops(wireguard.DropLookupFull, 0, "64 wait")
+		strangers(most)
+		server.wantDrops(wireguard.DropLookupFull, 0, "so many may wait")
 		strangers(3)
 		server.wantDrops(wireguard.DropLookupFull, 3, "and not one more")
-		if n := r.count(); n != 64 {
+		if n := r.count(); n != most {
 			w.Fatalf("%d lookups", n)
 		}
 		close(gate)
 		w.settle()
-		server.wantDrops(wireguard.DropUnknownPeer, 64, "all in vain")
+		server.wantDrops(wireguard.DropUnknownPeer, uint64(most), "all in vain")
 		strangers(1)
-		if n := r.count(); n != 65 {
+		if n := r.count(); n != most+1 {
 			w.Fatalf("%d lookups: there is room again", n)
 		}
-	})
+	}, func(c *wireguard.Config) { c.MaxLookups = config })
 }
 
 // "MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet."

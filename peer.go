@@ -353,10 +353,14 @@ type stagedPacket struct {
 	b    []byte
 }
 
+// cost is the memory that s takes, in bytes.
+func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
+
 // A stagedQueue is staged packets, oldest first. The zero value is empty.
 type stagedQueue struct {
 	head, tail *stagedPacket
 	n          int
+	bytes      int64 // that the packets cost
 }
 
 const maxStaged = 128 // packets per peer
@@ -369,6 +373,7 @@ func (q *stagedQueue) push(s *stagedPacket) {
 	}
 	q.tail = s
 	q.n++
+	q.bytes += s.cost()
 }
 
 // pop takes the oldest packet, or nil.
@@ -382,5 +387,6 @@ func (q *stagedQueue) pop() *stagedPacket {
 	}
 	s.next = nil
 	q.n--
+	q.bytes -= s.cost()
 	return s
 }

@@ -28,6 +28,7 @@ type inbound struct {
 	runs    []inboundRun
 	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
 	packets [][]byte // accepted, and not yet delivered
+	help    int      // Config.Helpers
 	fork    *fork    // nil until something was large enough
 	part    int      // messages in each part of the fork
 }
@@ -81,7 +82,7 @@ func (d *Device) startReceivers(r *running, s *openSocket) {
 
 // receive reads one receiver until its socket is closed.
 func (d *Device) receive(s *openSocket, receiver Receiver) {
-	var in inbound
+	in := inbound{help: d.helpers}
 	wait := receiveErrorMin
 	for {
 		trains, err := receiver.Receive()
@@ -204,6 +205,7 @@ func (in *inbound) open() {
 	}
 	if in.fork == nil {
 		in.fork = newFork(in.openPart)
+		in.fork.limit = in.help
 	}
 	in.part = (len(in.opened) + n - 1) / n
 	in.fork.run(n)

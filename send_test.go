@@ -240,6 +240,47 @@ func TestStagedBytesBound(t *testing.T) {
 	}
 }
 
+// TestStagedPerPeer: a peer whose share of the memory is used up loses its own oldest packets; a packet that is larger
+// than the share waits alone.
+func TestStagedPerPeer(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(stagedSmall+32) + 50})
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	before := e.drops.load()
+	for i := range 5 {
+		e.send(t, a.numbered(i), b.numbered(i))
+	}
+	e.wantDrops(t, before, DropStagedOverflow, 4, "two of each")
+	e.send(t, packet4(9000, here, a.addr))
+	e.wantDrops(t, before, DropStagedOverflow, 7, "the three that waited of one")
+	for _, c := range []struct {
+		r     *remote
+		n     int
+		bytes int64
+	}{{a, 1, 9000 + 32}, {b, 3, 3 * (stagedSmall + 32)}} {
+		if s := &e.peer(c.r).staged; s.n != c.n || s.bytes != c.bytes {
+			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.n, s.bytes, c.n, c.bytes)
+		}
+	}
+	e.line.receive(b.train(b.response(t, e.initiationTo(t, b))))
+	e.settle(t)
+	if s := &e.peer(b).staged; s.n != 0 || s.bytes != 0 {
+		t.Errorf("%d packets of %d bytes are staged when all were sent", s.n, s.bytes)
+	}
+}
+
+// initiationTo is the next initiation to r.
+func (e *end) initiationTo(t *testing.T, r *remote) []byte {
+	t.Helper()
+	for {
+		if d := e.line.next(t, "an initiation"); d.to.SamePlace(r.from) {
+			return d.b
+		}
+	}
+}
+
 // TestSendReasons: what has no way is a counted drop, each with its reason.
 func TestSendReasons(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())

@@ -17,11 +17,11 @@ func (d *Device) stageRun(l *load, run *run) {
 
 // stage appends a copy of a packet to the peer's staged packets. If there are too many, it drops the oldest.
 func (d *Device) stage(p *peer, packet []byte) {
-	for p.staged.n >= maxStaged {
+	s := newStagedPacket(packet)
+	for p.staged.n >= maxStaged || p.staged.n > 0 && p.staged.bytes+s.cost() > d.maxStagedPerPeer {
 		d.unstage(p.staged.pop())
 		d.drop(p, DropStagedOverflow, 1)
 	}
-	s := newStagedPacket(packet)
 	if used := d.stagedBytes.Add(s.cost()); used > d.maxStagedBytes && len(packet) > 0 {
 		d.unstage(s)
 		d.drop(p, DropStagedBytes, 1)
@@ -64,9 +64,6 @@ func newStagedPacket(packet []byte) *stagedPacket {
 	s.b = append(s.b[:0], packet...)
 	return s
 }
-
-// cost is the memory of s, in bytes.
-func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
 
 // appendStaged copies a staged packet into b. An empty one makes a keepalive.
 func (b *Batch) appendStaged(p []byte) bool {

@@ -495,7 +495,7 @@ func TestFlappingPeer(t *testing.T) {
 		}
 		return c, nil
 	}
-	e.maxLookedUp = 1
+	e.lookups.maxPeers = 1
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}

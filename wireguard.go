@@ -61,17 +61,19 @@ import (
 //   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for those.
 //   - In Config.Logger: all of these. In Config.Clock: any.
 type Device struct {
-	tunnel         Tunnel
-	bind           Bind
-	log            *slog.Logger // nil: silent
-	clock          Clock
-	start          time.Duration // what clock told in New
-	random         func([]byte)
-	lookup         func(context.Context, PublicKey) (PeerConfig, error)
-	maxLookedUp    int
-	maxStagedBytes int64
-	headroom       int       // of the bind
-	sentTimestamp  Timestamp // floor of the timestamps that are sent
+	tunnel   Tunnel
+	bind     Bind
+	log      *slog.Logger // nil: silent
+	clock    Clock
+	start    time.Duration // what clock told in New
+	random   func([]byte)
+	lookup   func(context.Context, PublicKey) (PeerConfig, error)
+	headroom int // of the bind
+	helpers  int // Config.Helpers
+
+	sentTimestamp Timestamp // floor of the timestamps that are sent
+
+	maxStagedBytes, maxStagedPerPeer int64
 
 	// mu is the configuration lock: it is taken first of all, by what changes the configuration, and never while a
 	// packet is under way.
@@ -116,6 +118,7 @@ type running struct {
 	alarm     boottime.Alarm
 	ctx       context.Context // of lookups
 	cancel    context.CancelFunc
+	helpers   int // Config.Helpers
 }
 
 // An openSocket is a socket and the goroutines that read it.
@@ -135,8 +138,7 @@ func New(c Config) (*Device, error) {
 	}
 	d := &Device{
 		tunnel: c.Tunnel, bind: c.Bind, log: c.Logger, clock: c.Clock, lookup: c.Lookup,
-		maxLookedUp: c.maxLookedUp(), maxStagedBytes: int64(c.stagedBytes()), headroom: headroom,
-		port: c.ListenPort, mark: c.FirewallMark, sentTimestamp: c.SentTimestamp,
+		headroom: headroom, port: c.ListenPort, mark: c.FirewallMark, sentTimestamp: c.SentTimestamp,
 		random: func(b []byte) { rand.Read(b) },
 		done:   make(chan struct{}),
 	}
@@ -144,6 +146,7 @@ func New(c Config) (*Device, error) {
 		d.clock = boottime.Clock{}
 	}
 	d.sessions.prefix = c.IndexPrefix
+	d.setLimits(&c)
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
 	changes := make([]PeerChange, len(c.Peers))
@@ -186,7 +189,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &running{alarm: d.newAlarm()}
+	r := &running{alarm: d.newAlarm(), helpers: d.helpers}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
 	d.deadlines.use(r.alarm)
