@@ -4,6 +4,8 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 const (
@@ -401,6 +403,32 @@ func pad(n, mtu int) int {
 		last %= mtu
 	}
 	return n - last + min(mtu, (last+15)&^15)
+}
+
+// narrow clamps the padding in an empty batch to a peer's MTU, if it has one.
+func (b *Batch) narrow(mtu int) {
+	if mtu != 0 && (b.mtu <= 0 || mtu < b.mtu) {
+		b.mtu = mtu
+	}
+}
+
+// passes clamps the padding of message i to the MTU of p, to which it goes, and reports whether its packet may be sent. A
+// packet that is too big and must not be fragmented is dropped, and its sender told. One that may be fragmented is sent
+// whole: the outer packets will be its fragments. IPv6 has no MTU below 1280.
+func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
+	pkt, limit := l.packet(i), mtu
+	if pkt[0]>>4 == 6 {
+		limit = max(mtu, minMTU6)
+	}
+	if len(pkt) > limit && !packet.MayFragment(pkt) {
+		p.mu.Lock()
+		d.drop(p, DropTooBig, 1)
+		p.mu.Unlock()
+		d.slow.answer(d, pkt, limit, l.now)
+		return false
+	}
+	l.msgs[i].padded = min(l.msgs[i].padded, int32(pad(len(pkt), mtu)))
+	return true
 }
 
 // A slab is the memory of one batch.

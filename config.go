@@ -99,6 +99,12 @@ type PeerConfig struct {
 	// nothing else was, so that a NAT on the way keeps its mapping. Zero: off.
 	PersistentKeepalive time.Duration
 
+	// MTU is the largest packet, in bytes, that is sent to the peer, from 576 to 65535, where the path to the peer takes
+	// less than the Tunnel brings. A larger packet is dropped and its sender told by ICMP, with two exceptions. An
+	// IPv4 packet that may be fragmented is sent whole, in an outer packet that may be fragmented too. And IPv6
+	// packets of up to 1280 bytes are always sent, since IPv6 has no smaller MTU. Zero: the MTU of the Tunnel.
+	MTU int
+
 	// Timestamp is the newest initiation already seen from this peer: older and equal ones are replays. Zero: none.
 	Timestamp Timestamp
 
@@ -134,6 +140,7 @@ type PeerChange struct {
 	PresharedKey        *PresharedKey  // nil: unchanged; zero key: none any more. Used from the next handshake on.
 	Endpoint            *Endpoint      // nil: unchanged; zero: forgotten
 	PersistentKeepalive *time.Duration // nil: unchanged; 0: off
+	MTU                 *int           // nil: unchanged; 0: that of the Tunnel
 	Timestamp           *Timestamp     // nil: unchanged; an older one than the peer's is ignored
 	SentTimestamp       *Timestamp     // nil: unchanged; an older one than the peer's is ignored
 
@@ -150,6 +157,7 @@ func (c PeerConfig) Change() PeerChange {
 		PublicKey:           c.PublicKey,
 		PresharedKey:        &c.PresharedKey,
 		PersistentKeepalive: &c.PersistentKeepalive,
+		MTU:                 &c.MTU,
 		Timestamp:           &c.Timestamp,
 		SentTimestamp:       &c.SentTimestamp,
 		ReplaceAllowedIPs:   true,
@@ -181,6 +189,9 @@ func (d *Device) setLimits(c *Config) {
 }
 
 const (
+	minMTU  = 576  // "every internet destination must be able to receive" it (RFC 791, section 3.2)
+	minMTU6 = 1280 // (RFC 8200, section 5)
+
 	maxHeadroom  = 64
 	maxIndexBits = 16
 )
@@ -250,6 +261,9 @@ func checkPeers(changes []PeerChange, self PublicKey) error {
 		}
 		if k := c.PersistentKeepalive; k != nil && (*k < 0 || *k > 65535*time.Second || *k%time.Second != 0) {
 			wrong("persistent keepalive %v: want whole seconds from 1 to 65535, or 0 for off", *k)
+		}
+		if m := c.MTU; m != nil && *m != 0 && (*m < minMTU || *m > maxPacket) {
+			wrong("MTU %d: want %d to %d, or 0 for that of the tunnel", *m, minMTU, maxPacket)
 		}
 		if e := c.Endpoint; e != nil && e.Link == nil && e.Addr != (netip.AddrPort{}) {
 			switch {

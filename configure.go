@@ -263,6 +263,9 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 	if c.SentTimestamp != nil && c.SentTimestamp.After(p.ownTimestamp) {
 		p.ownTimestamp = *c.SentTimestamp
 	}
+	if c.MTU != nil {
+		p.mtu.Store(int32(*c.MTU))
+	}
 	if c.PersistentKeepalive != nil {
 		p.persistent = uint16(*c.PersistentKeepalive / time.Second)
 	}
@@ -405,7 +408,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	}
 	s = PeerStatus{
 		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: allowed,
-		PersistentKeepalive: time.Duration(p.persistent) * time.Second, LookedUp: p.lookedUp,
+		PersistentKeepalive: time.Duration(p.persistent) * time.Second, MTU: int(p.mtu.Load()), LookedUp: p.lookedUp,
 		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: p.staged.n,
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),
 		Session: p.current.sendable(now, 1),

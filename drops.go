@@ -35,6 +35,7 @@ const (
 	DropLowOrder                           // handshake message: a Diffie-Hellman result of zero
 	DropBadCookie                          // cookie reply: not authentic, or not to the last message sent
 	DropLookupFull                         // initiation of a stranger: too many lookups are under way, or too many peers came from lookups
+	DropTooBig                             // packet: larger than its peer's MTU, and not to be fragmented; its sender is told by ICMP
 	DropIndexFull                          // handshake message to send: nearly all indices with Config.IndexPrefix are taken
 	dropReasons
 )
@@ -43,7 +44,7 @@ var dropNames = [dropReasons]string{
 	"down", "malformed", "no route", "no endpoint", "staged overflow", "staged bytes", "send queue full", "no session", "send failed", "loop",
 	"unknown message", "unknown index", "expired key", "forged", "replayed", "inner malformed", "source not allowed",
 	"sink full", "queue full", "bad mac", "cookie required", "rate limited", "no identity", "unknown peer",
-	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full", "index full",
+	"old timestamp", "too soon", "superseded", "low order", "bad cookie", "lookup full", "too big", "index full",
 }
 
 // String returns the reason in lower-case words, fit for a label of a metric, or "unknown".

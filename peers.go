@@ -12,6 +12,8 @@ import (
 // A peer is one other end: what the protocol keeps with it, and what the device needs to call the protocol from many
 // goroutines.
 type peer struct {
+	mtu atomic.Int32 // PeerConfig.MTU; the outbound path reads it without mu
+
 	mu sync.Mutex // guards all below, except for the fields that name another lock
 
 	peerState

@@ -224,6 +224,7 @@ func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
 	var p *peer
+	mtu := 0 // of p
 	for i := range l.msgs {
 		pkt := l.packet(i)
 		dst, ecn, ok := packet.Destination(pkt)
@@ -232,11 +233,16 @@ func (d *Device) route(l *load) {
 			continue
 		}
 		if dst != last {
-			last, p = dst, table.peer(dst)
+			if last, p = dst, table.peer(dst); p != nil {
+				mtu = int(p.mtu.Load())
+			}
 		}
 		if p == nil {
 			d.drops.add(DropNoRoute, 1)
 			d.slow.unreachable(d, pkt, l.now)
+			continue
+		}
+		if mtu != 0 && !d.passes(l, i, mtu, p) {
 			continue
 		}
 		l.msgs[i].tos = packet.OuterTOS(ecn)
@@ -474,6 +480,7 @@ func (d *Device) flush(p *peer, keepalive bool) {
 // packets are left.
 func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
 	b := Batch{load: l, mtu: d.tunnel.MTU(), forHeadroom: d.headroom}
+	b.narrow(int(p.mtu.Load()))
 	var out outbox
 	p.mu.Lock()
 	if !p.removed && p.endpoint.IsValid() && d.running.Load() == l.r {

@@ -375,6 +375,7 @@ var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropLowOrder:         nil,
 	wireguard.DropLookupFull:       nil,
 	wireguard.DropIndexFull:        nil,
+	wireguard.DropTooBig:           nil,
 	wireguard.DropForged:           {"preshared"},
 	wireguard.DropReplayed:         {"weather", "path", "replay"},
 	wireguard.DropBadMAC:           {"rekey", "replay"},

@@ -90,9 +90,12 @@ func (s *slowPath) peer(d *Device, p *peer) {
 	s.start(d)
 }
 
-// unreachable queues an ICMP error for the sender of a packet that has no destination. ICMP errors are limited as in a
-// router: a hundred per second, twenty at once.
-func (s *slowPath) unreachable(d *Device, p []byte, now int64) {
+// unreachable queues an ICMP error for the sender of a packet that has no destination.
+func (s *slowPath) unreachable(d *Device, p []byte, now int64) { s.answer(d, p, 0, now) }
+
+// answer queues an ICMP error for the sender of p: p is larger than mtu or, if mtu is 0, has no destination. ICMP errors
+// are limited as in a router: a hundred per second, twenty at once.
+func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	const cost, burst = second / 100, 20 * (second / 100)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,6 +106,9 @@ func (s *slowPath) unreachable(d *Device, p []byte, now int64) {
 		return
 	}
 	reply := packet.Unreachable(p)
+	if mtu > 0 {
+		reply = packet.TooBig(p, mtu)
+	}
 	if reply == nil {
 		return
 	}

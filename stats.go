@@ -63,6 +63,7 @@ type PeerStatus struct {
 	Endpoint            Endpoint       // as last heard from; zero: unknown
 	AllowedIPs          []netip.Prefix // what is routed to the peer, and what it may send from
 	PersistentKeepalive time.Duration  // zero: off
+	MTU                 int            // as configured; zero: that of the Tunnel
 	LookedUp            bool           // came from Config.Lookup
 
 	// Timestamp is the newest initiation accepted from the peer.

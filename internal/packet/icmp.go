@@ -8,11 +8,18 @@ import (
 // An icmpError is a kind of ICMP error: its type and code for IPv4 and for IPv6.
 type icmpError struct{ type4, code4, type6, code6 uint8 }
 
-var hostUnreachable = icmpError{3, 1, 1, 3} // host unreachable; address unreachable
+var (
+	hostUnreachable = icmpError{3, 1, 1, 3} // host unreachable; address unreachable
+	tooBig          = icmpError{3, 4, 2, 0} // fragmentation needed; packet too big
+)
 
 // Unreachable makes the ICMP error that tells the sender of p that its destination cannot be reached, or returns nil; see
 // answer.
 func Unreachable(p []byte) []byte { return hostUnreachable.answer(p, 0) }
+
+// TooBig makes the ICMP error that tells the sender of p that p is larger than mtu, the largest packet that can pass, or
+// returns nil; see answer.
+func TooBig(p []byte, mtu int) []byte { return tooBig.answer(p, uint32(mtu)) }
 
 // answer makes an ICMP error about p, which carries rest in the second four bytes of its header. It returns nil where no
 // error may be sent: about an ICMP error, to or from what is not one host, about a later fragment (RFC 1122, section 3.2.2;

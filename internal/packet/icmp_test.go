@@ -224,3 +224,41 @@ func TestUnreachableLeavesPacket(t *testing.T) {
 		t.Error("the answer shares its memory")
 	}
 }
+
+// TestTooBig: the error is Unreachable's but for its type, its code and the MTU that it tells (RFC 1191, section 4; RFC 4443,
+// section 3.2).
+func TestTooBig(t *testing.T) {
+	for _, c := range []struct {
+		p          []byte
+		kind, code byte
+		l3         int
+	}{{packetOf(1420, here, nowhere), 3, 4, 20}, {packetOf(1420, here6, nowhere6), 2, 0, 40}} {
+		r, want := TooBig(c.p, 1300), Unreachable(c.p)
+		icmp := want[c.l3:]
+		icmp[0], icmp[1] = c.kind, c.code
+		binary.BigEndian.PutUint32(icmp[4:], 1300)
+		copy(icmp[2:4], r[c.l3+2:])
+		if !bytes.Equal(r, want) {
+			t.Errorf("got %x, want %x", r, want)
+		}
+		pseudo := [][]byte{r[c.l3:]}
+		if c.l3 == 40 {
+			pseudo = append(pseudo, r[8:40], []byte{byte(len(icmp) >> 8), byte(len(icmp)), 0, 58})
+		}
+		if slowSum(pseudo...) != 0 {
+			t.Errorf("the checksum of %x is wrong", r)
+		}
+	}
+	p := packetOf(1420, here, nowhere)
+	if !MayFragment(p) {
+		t.Error("an IPv4 packet may be fragmented")
+	}
+	p[6] = 0x40
+	if MayFragment(p) || MayFragment(packetOf(1420, here6, nowhere6)) {
+		t.Error("an IPv4 packet with DF, or an IPv6 packet, may be fragmented")
+	}
+	binary.BigEndian.PutUint16(p[6:], 1)
+	if TooBig(p, 1300) != nil {
+		t.Error("a later fragment is answered")
+	}
+}

@@ -30,7 +30,7 @@ const (
 
 	FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
 
-	fragmentOffset = 0x1fff
+	dontFragment, fragmentOffset = 0x4000, 0x1fff
 )
 
 // Destination is the address that the IP packet p is for, and its ECN bits. ok is false if p is not an IP packet or is
@@ -43,6 +43,11 @@ func Destination(p []byte) (dst netip.Addr, ecn uint8, ok bool) {
 		return netip.AddrFrom16([16]byte(p[24:40])), p[1] >> 4 & ECNMask, true
 	}
 	return dst, 0, false
+}
+
+// MayFragment reports whether a router may cut the IP packet p into fragments. It is false for IPv6.
+func MayFragment(p []byte) bool {
+	return p[0]>>4 == 4 && binary.BigEndian.Uint16(p[IP4Fragment:])&dontFragment == 0
 }
 
 // Unpad cuts p, the content of a data message, to the length that the IP header gives, and returns the packet's source

@@ -1,0 +1,149 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// packetOf is an IPv4 or IPv6 packet of n bytes from n to o; whole says that no router may cut it.
+func (n *node) packetOf(o *node, size int, six, whole bool) []byte {
+	src, dst, headers := n.addr, o.addr, 28
+	if six {
+		src, dst, headers = n.addr6, o.addr6, 48
+	}
+	p := pipe.UDPPacket(netip.AddrPortFrom(src, 7), netip.AddrPortFrom(dst, 7), bytes.Repeat([]byte{'x'}, size-headers))
+	if whole && !six {
+		p[6] |= 0x40
+	}
+	return p
+}
+
+// wantTooBig asserts that n's tunnel was given an ICMP error about p and nothing else, which tells that MTU.
+func (n *node) wantTooBig(p []byte, mtu int, why string) {
+	n.w.Helper()
+	n.w.settle()
+	r, l3, kind, code, quoted := n.tun.TryReceive(), 20, byte(3), byte(4), 576-28
+	if p[0]>>4 == 6 {
+		l3, kind, code, quoted = 40, 2, 0, 1280-48
+	}
+	if r == nil {
+		n.w.Fatalf("at %v: %s was told of nothing: %s", n.w.now(), n.name, why)
+	}
+	if icmp := r[l3:]; icmp[0] != kind || icmp[1] != code || int(binary.BigEndian.Uint32(icmp[4:])) != mtu || !bytes.Equal(icmp[8:], p[:min(quoted, len(p))]) {
+		n.w.Fatalf("at %v: %s was told of ICMP type %d, code %d, MTU %d, want %d, %d, %d: %s", n.w.now(), n.name, icmp[0], icmp[1], binary.BigEndian.Uint32(icmp[4:]), kind, code, mtu, why)
+	}
+	if r := n.tun.TryReceive(); r != nil {
+		n.w.Fatalf("at %v: %s was told of more: %x", n.w.now(), n.name, r)
+	}
+}
+
+// A packet that is larger than its peer's MTU is dropped and its sender told, unless it may be fragmented.
+func TestMTUOfPeer(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a, b, c := w.node("a"), w.node("b"), w.node("c")
+		a.knows(b, func(c *wireguard.PeerConfig) { c.MTU = 1300 })
+		a.knows(c)
+		b.knows(a)
+		c.knows(a)
+		if s := a.status(b); s.MTU != 1300 {
+			t.Fatalf("the status has MTU %d", s.MTU)
+		}
+		wantSize := func(n *node, size int, why string) {
+			t.Helper()
+			w.settle()
+			if p := n.tun.TryReceive(); len(p) != size {
+				t.Fatalf("at %v: a packet of %d bytes arrived at %s, want %d: %s", w.now(), len(p), n.name, size, why)
+			}
+		}
+		wantDropped := func(count uint64, why string) {
+			t.Helper()
+			a.wantDrops(wireguard.DropTooBig, count, why)
+			if got := a.status(b).Drops[wireguard.DropTooBig]; got != count {
+				t.Fatalf("the peer counts %d, want %d: %s", got, count, why)
+			}
+		}
+		for _, six := range []bool{false, true} {
+			a.inject(a.packetOf(b, 1300, six, true))
+			wantSize(b, 1300, "as large as the MTU, and first of all staged")
+			large := a.packetOf(b, 1301, six, true)
+			a.inject(large)
+			a.wantTooBig(large, 1300, "one byte more")
+			a.inject(a.packetOf(c, 1301, six, true))
+			wantSize(c, 1301, "the other peer has the tunnel's MTU")
+			a.inject(a.packetOf(b, 100, six, true), a.packetOf(b, 1420, six, true), a.packetOf(c, 1420, six, true), a.packetOf(b, 200, six, true))
+			wantSize(b, 100, "before the one that is too big, in the same batch")
+			wantSize(b, 200, "behind it")
+			wantSize(c, 1420, "of another peer in the same batch")
+			a.wantTooBig(a.packetOf(b, 1420, six, true), 1300, "in the middle of a batch")
+			w.advance(time.Second) // for ICMP errors
+		}
+		wantDropped(4, "two of each family")
+		a.inject(a.packetOf(b, 1400, false, false))
+		wantSize(b, 1400, "what may be fragmented is sent whole")
+
+		a.update(b, wireguard.PeerChange{MTU: ptr(600)})
+		large := a.packetOf(b, 601, false, true)
+		a.inject(large)
+		a.wantTooBig(large, 600, "changed")
+		a.inject(a.packetOf(b, 1280, true, true))
+		wantSize(b, 1280, "IPv6 has no smaller MTU")
+		large = a.packetOf(b, 1281, true, true)
+		a.inject(large)
+		a.wantTooBig(large, 1280, "and none smaller is told of")
+		wantDropped(6, "one more of each family")
+		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(time.Duration(0))})
+		a.inject(a.packetOf(b, 601, false, true))
+		a.wantTooBig(a.packetOf(b, 601, false, true), 600, "another change leaves it")
+		a.update(b, wireguard.PeerChange{MTU: ptr(0)})
+		a.inject(a.packetOf(b, 1420, false, true))
+		wantSize(b, 1420, "no MTU of its own any more")
+		wantDropped(7, "all that were too big")
+	})
+}
+
+// Padding makes no message larger than one with a packet as large as the peer's MTU, nor than the tunnel's: whether the
+// packets waited for a handshake, stand next to each other in a batch or are mixed with those of others.
+func TestMTUClampsPadding(t *testing.T) {
+	for _, test := range []struct{ mtu, size, want int }{
+		{1301, 1300, 1301 + 32}, {1301, 1297, 1301 + 32}, {1301, 1296, 1296 + 32}, {1301, 100, 112 + 32}, {0, 1300, 1312 + 32}, {9000, 1419, 1420 + 32},
+	} {
+		inWorld(t, func(w *world) {
+			a, b, c := w.node("a"), w.node("b"), w.node("c")
+			a.knows(b, func(c *wireguard.PeerConfig) { c.MTU = test.mtu })
+			a.knows(c)
+			b.knows(a)
+			c.knows(a)
+			count := 0
+			check := func(why string, packets ...[]byte) {
+				t.Helper()
+				before := len(w.past)
+				a.inject(packets...)
+				w.script()
+				for _, m := range w.past[before:] {
+					if m.kind != pipe.TypeData || m.dst != b.at().Addr {
+						continue
+					}
+					if count++; len(m.data) != test.want {
+						t.Fatalf("MTU %d, a packet of %d bytes: a message of %d, want %d: %s", test.mtu, test.size, len(m.data), test.want, why)
+					}
+				}
+			}
+			p := a.packetOf(b, test.size, false, true)
+			check("staged", p, p)
+			check("back to back", p, p, p)
+			check("mixed", p, a.packetOf(c, 500, false, true), p, a.packetOf(c, 1300, false, true), p)
+			if count != 8 {
+				t.Fatalf("%d messages, want 8", count)
+			}
+			if got := len(b.arrived()); got != 8 {
+				t.Fatalf("%d packets arrived, want 8", got)
+			}
+		})
+	}
+}
