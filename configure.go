@@ -339,7 +339,8 @@ func (d *Device) Route(a netip.Addr) (key PublicKey, ok bool) {
 	return PublicKey{}, false
 }
 
-// PrivateKey returns the device's private key, or the zero key if it has none. Status does not hold it.
+// PrivateKey returns the device's private key, clamped as the curve uses it, or the zero key if it has none. Status does not
+// hold it.
 func (d *Device) PrivateKey() PrivateKey {
 	if id := d.identity.Load(); id != nil {
 		return id.private

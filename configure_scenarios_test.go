@@ -106,7 +106,7 @@ func TestReplacePeersKeepsSessions(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, d := hub(w)
 		before := h.status(b)
-		h.configure(wireguard.Change{ReplacePeers: true, Peers: []wireguard.PeerChange{{PublicKey: b.pub()}, ptr(c.peer()).Change()}})
+		h.configure(wireguard.Change{ReplacePeers: true, Peers: []wireguard.PeerChange{{PublicKey: b.pub()}, c.peer().Change()}})
 		w.want("", "a change of peers sends nothing")
 		if s := h.status(b); s.Received != before.Received || s.Timestamp != before.Timestamp || s.LastHandshake != before.LastHandshake ||
 			!s.Session || !slices.Equal(s.AllowedIPs, before.AllowedIPs) || s.Endpoint != before.Endpoint {
@@ -138,7 +138,7 @@ func TestRemoveAndAddInOneChange(t *testing.T) {
 		b.send(a, "in flight")
 		w.advance(time.Second)
 		w.script()
-		a.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: b.pub(), Remove: true}, ptr(b.peer()).Change()}})
+		a.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: b.pub(), Remove: true}, b.peer().Change()}})
 		if s := a.status(b); s.Session || s.Sent.Bytes+s.Received.Bytes != 0 || !s.LastHandshake.IsZero() || s.PersistentKeepalive != 0 || s.NextReason != "" {
 			w.Fatalf("peer %+v: want a new one", s)
 		}
@@ -375,7 +375,7 @@ func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 			if i == 50 {
 				a.key = next
 				a.configure(wireguard.Change{PrivateKey: &next})
-				b.configure(wireguard.Change{Peers: []wireguard.PeerChange{ptr(a.peer()).Change()}})
+				b.configure(wireguard.Change{Peers: []wireguard.PeerChange{a.peer().Change()}})
 			}
 			s := fmt.Sprint(i)
 			want = append(want, s)

@@ -57,7 +57,8 @@ func TestEveryCallInEveryState(t *testing.T) {
 			for range a.Peers() {
 				n++
 			}
-			if _, ok := a.Route(b.addr); !ok || n != 1 || s.Peers != 1 || s.PublicKey != a.pub() {
+			key, ok := a.PeerOf(&net.UDPAddr{IP: b.addr.AsSlice()})
+			if _, known := a.PresharedKey(b.pub()); !known || !ok || key != b.pub() || a.PrivateKey().Public() != a.pub() || n != 1 || s.Peers != 1 || s.PublicKey != a.pub() {
 				return fmt.Errorf("status %+v, %d peers", s, n)
 			}
 			return nil

@@ -60,7 +60,7 @@ func TestChangesAmidInitiation(t *testing.T) {
 			}},
 		"another key": {func(w *world, a, b *node) {
 			a.key = next
-			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{ptr(a.peer()).Change()}})
+			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{a.peer().Change()}})
 			change(w, a, wireguard.Change{PrivateKey: &next}) // from here on another worker makes the next one
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
 			b.wantSession(a, true, "under the new key")

@@ -61,7 +61,7 @@ func playStorm(w *world, seed uint64) {
 	// Senders, at both ends.
 	each(2, func(r *rand.Rand) error { return send(h, any(r)) }, func(r *rand.Rand) error { return send(any(r), h) })
 	// Who changes the configuration.
-	keep := func(n *node) wireguard.PeerChange { return ptr(n.peer()).Change() }
+	keep := func(n *node) wireguard.PeerChange { return n.peer().Change() }
 	each(2,
 		func(r *rand.Rand) error {
 			return h.Configure(wireguard.Change{ListenPort: ptr(uint16(2000 + r.IntN(3)))})
@@ -91,8 +91,14 @@ func playStorm(w *world, seed uint64) {
 		func(r *rand.Rand) error { h.Down(); return nil },
 		func(r *rand.Rand) error { return h.Wake() },
 		func(r *rand.Rand) error {
-			for range h.Peers() {
+			for p := range h.Peers() {
 				h.Status()
+				if k := h.PrivateKey(); !k.IsZero() && k.Public() != h.pub() {
+					return errors.New("the device has another private key")
+				}
+				if _, ok := h.PresharedKey(p.PublicKey); ok {
+					h.PeerOf(&net.TCPAddr{IP: net.IP(h.addr.AsSlice())})
+				}
 			}
 			return nil
 		},

@@ -57,7 +57,7 @@ func TestHandshakeEndings(t *testing.T) {
 			w.net.Mend(nil, nil)
 			old := a.pub()
 			a.key = wireguard.NewPrivateKey()
-			b.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: old, Remove: true}, ptr(a.peer()).Change()}})
+			b.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: old, Remove: true}, a.peer().Change()}})
 			a.configure(wireguard.Change{PrivateKey: &a.key})
 			w.advance(6 * time.Second)
 		}},
