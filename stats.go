@@ -40,54 +40,55 @@ type Traffic struct {
 	Packets uint64
 }
 
-// A Status is what a device is at one moment.
+// A Status describes a device at one moment.
 type Status struct {
-	PublicKey    PublicKey // zero: no private key is set
-	ListenPort   uint16    // the port in use, or the configured one while the device is down; zero there: the Bind chooses
-	FirewallMark uint32    // as configured; zero: none
-	Up           bool      // whether Up was called, and not Down or Close since
-	Peers        int       // how many there are, looked-up ones among them
+	PublicKey    PublicKey // the device's own key; zero means that no private key is set
+	ListenPort   uint16    // the port in use, or the configured port while the device is down; zero means that the Bind will choose
+	FirewallMark uint32    // as configured; zero means no mark
+	Up           bool      // whether Up was called, and neither Down nor Close since
+	Peers        int       // the number of peers, including those that Lookup supplied
 
-	// Drops counts what was dropped since New, by reason, including what each peer's own counts hold.
+	// Drops counts what was dropped for each reason since New. It includes the drops that PeerStatus counts.
 	Drops Drops
-	// ECNMismatches counts packets delivered although they met congestion outside and were not ECN-capable inside.
+	// ECNMismatches is the number of packets that were delivered although the outer packet met congestion and the inner
+	// packet has no ECN to show it.
 	ECNMismatches uint64
-	// CookieReplies counts the cookie replies sent, UnderLoad says whether the device asks for cookies now.
+	// CookieReplies is the number of cookie replies sent. UnderLoad is whether the device asks for cookies now.
 	CookieReplies uint64
 	UnderLoad     bool
 }
 
-// A PeerStatus is what a peer is at one moment: its configuration and how it fares.
+// A PeerStatus describes a peer at one moment: its configuration and its state.
 type PeerStatus struct {
-	PublicKey           PublicKey      // never zero
-	Endpoint            Endpoint       // as last heard from; zero: unknown
-	AllowedIPs          []netip.Prefix // what is routed to the peer, and what it may send from
-	PersistentKeepalive time.Duration  // zero: off
-	MTU                 int            // as configured; zero: that of the Tunnel
-	LookedUp            bool           // came from Config.Lookup
+	PublicKey           PublicKey      // the peer's name; never zero
+	Endpoint            Endpoint       // where the peer was last heard, or as configured; zero means unknown
+	AllowedIPs          []netip.Prefix // the addresses that are routed to the peer, and that it may send from
+	PersistentKeepalive time.Duration  // as configured; zero means off
+	MTU                 int            // as configured, in bytes; zero means the MTU of the Tunnel
+	LookedUp            bool           // whether Config.Lookup supplied the peer
 
-	// Timestamp is the newest initiation accepted from the peer.
+	// Timestamp is that of the newest initiation accepted from the peer. Zero means none.
 	Timestamp Timestamp
 	// SentTimestamp is the newest timestamp sent in an initiation to the peer, or the configured one if that is greater. A
-	// successor with the same private key continues from it; see PeerConfig.SentTimestamp.
+	// successor with the same private key continues from it; see PeerConfig.SentTimestamp. Zero means none.
 	SentTimestamp Timestamp
-	// LastReceived is when the last authentic message from the peer was received, counted back from the wall time of this
-	// call. Zero: never.
+	// LastReceived is when the last authentic message from the peer arrived, counted back from the wall time of this call.
+	// Zero means never.
 	LastReceived time.Time
-	// LastHandshake is the wall time when the newest session was confirmed, by the clock of that moment; zero: never.
+	// LastHandshake is when the newest session was confirmed, as the wall clock showed it then. Zero means never.
 	LastHandshake time.Time
 
-	Received, Sent Traffic // from and to the peer
-	// Drops counts the peer's drops, by reason, since its session state was last wiped.
+	Received, Sent Traffic // what the peer sent, and what was sent to it
+	// Drops counts the peer's drops for each reason. It begins anew when the peer's session state is wiped.
 	Drops Drops
-	// Staged is the number of packets that wait for a handshake, a keepalive among them.
+	// Staged is the number of packets that wait for a handshake, including a keepalive.
 	Staged int
 
-	// Session is whether packets can be sent now without a handshake, SessionAge how old that session is.
+	// Session is whether packets can be sent now without a handshake, and SessionAge how old that session is.
 	Session    bool
 	SessionAge time.Duration
-	// Initiating is whether a handshake of ours waits for its response, Attempts how many initiations were sent since
-	// the peer was heard; each 20 an EventHandshakeFailed starts the count anew.
+	// Initiating is whether a handshake of this device waits for its response. Attempts is the number of initiations sent
+	// since the peer was last heard. It begins anew after 20, with an EventHandshakeFailed.
 	Initiating bool
 	Attempts   int
 
