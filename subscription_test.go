@@ -444,6 +444,30 @@ func TestEachReaderWakes(t *testing.T) {
 	}
 }
 
+// TestReady: as long as there is something to return, a goroutine that is about to wait finds a token, although the one
+// that took the last event took a token too.
+func TestReady(t *testing.T) {
+	var d Device
+	s := d.Subscribe()
+	d.subscriptions.publish(Event{Kind: EventHandshake, Peer: PublicKey{1}})
+	for k := EventHandshake; k < eventKinds; k++ {
+		d.subscriptions.publish(Event{Kind: k})
+	}
+	for i := range int(eventKinds) + 3 {
+		if i == int(eventKinds) {
+			d.subscriptions.close()
+		}
+		select {
+		case <-s.ready:
+		default:
+			t.Fatalf("no token after %d calls of take", i)
+		}
+		if e, err := s.take(); (err == nil) != (i < int(eventKinds)) {
+			t.Fatalf("call %d of take: %+v, %v", i+1, e, err)
+		}
+	}
+}
+
 // A yieldingClock lets other goroutines run whenever somebody asks for the wall time, as for that of an event.
 type yieldingClock struct{ handClock }
 
