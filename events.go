@@ -19,7 +19,7 @@ type Event struct {
 	// Zero means none.
 	Timestamp, SentTimestamp Timestamp
 
-	Attempt int   // number of the initiation, counted from 1 since the last handshake
+	Attempt int   // number of the initiation, counted from 1 since the last handshake; those that Renew replaced count
 	Err     error // what failed, and why
 
 	Merged int // how many older events of this kind and peer this one replaced, because nobody had read them

@@ -135,6 +135,24 @@ func TestAttemptsUnderTraffic(t *testing.T) {
 	})
 }
 
+// An initiation that Renew replaces within its 5 s is not told of, but its number is used.
+func TestAttemptsReplaced(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		failed := a.watch(wireguard.EventAttemptFailed)
+		w.net.Cut(nil, nil)
+		a.send(b, "x")
+		w.advance(2 * time.Second)
+		b.move(elsewhere)
+		a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
+		go a.Renew(context.Background(), b.pub())
+		w.advance(10*time.Second + 2*jitter)
+		if n := a.end.Sent().Initiations; n != 4 {
+			w.Fatalf("%d initiations, want one each at 0, 2, 7 and 12 s", n)
+		}
+		a.wantAttempts(failed, b, 2*time.Second, 2, 3)
+	})
+}
+
 // An attempt fails once, and only if it was made: not one that was answered, nor one that is put off because a response was
 // just sent. Where initiations cross, the one fails whose end has to try again.
 func TestWhichAttemptsFail(t *testing.T) {
