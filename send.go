@@ -26,15 +26,15 @@ import (
 // A sendQueue is the runs of one peer that have their counters and are behind others. The peer's mutex guards it.
 type sendQueue struct {
 	head, tail *run
-	n          int32 // runs
+	n          int32 // runs of senders among them
 	led        bool  // a goroutine, or the slow path, sends from the head on
 }
 
 const (
-	// maxQueued is how many runs may wait in one peer's queue when a sender adds to it: at most so many slabs of 129 KiB,
-	// each with up to 128 packets. A source is held back instead; see feed.
-	maxQueued    = 16
-	maxCollected = 4 << 10 // bytes of a sender's run that is copied to others behind which it has to wait
+	// maxQueued is how many runs of senders may wait in one peer's queue. Each keeps a slab of 129 KiB at most, with up to
+	// 128 packets. A source is held back instead; see feed.
+	maxQueued    = 32
+	maxCollected = 8 << 10 // bytes of a sender's run that is copied to others if it has to wait behind others
 	maxRounds    = 16      // of one goroutine that leads, before the slow path takes over
 )
 
@@ -97,15 +97,18 @@ func (q *sendQueue) push(r *run) {
 		q.tail.next = r
 	}
 	q.tail = r
-	q.n++
-	r.queued = true
+	if r.queued = true; r.load.feed == nil {
+		q.n++
+	}
 }
 
 // pop takes the head out of the queue. The caller owns its reference to its load.
 func (q *sendQueue) pop() *run {
 	r := q.head
 	q.head, r.next, r.queued = r.next, nil, false
-	q.n--
+	if r.load.feed == nil {
+		q.n--
+	}
 	return r
 }
 
