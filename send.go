@@ -226,8 +226,7 @@ func (d *Device) claimAll(l *load) error {
 func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
-	var p *peer
-	mtu := 0 // of p
+	p, mtu := (*peer)(nil), 0 // mtu is that of p
 	for i := range l.msgs {
 		pkt := l.packet(i)
 		dst, ecn, ok := packet.Destination(pkt)

@@ -182,7 +182,7 @@ func (f *File) Change() (wireguard.Change, error) {
 func (p *Peer) change() wireguard.PeerChange {
 	config := p.config()
 	c := config.Change()
-	c.Timestamp, c.SentTimestamp = nil, nil
+	c.MTU, c.Timestamp, c.SentTimestamp = nil, nil, nil // a file has none
 	c.ReplaceAllowedIPs, c.RemoveAllowedIPs = !p.isIncremental(), p.RemoveAllowedIPs
 	return c
 }
