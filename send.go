@@ -105,8 +105,7 @@ func (q *sendQueue) push(r *run) {
 // pop takes the head out of the queue. The caller owns its reference to its load.
 func (q *sendQueue) pop() *run {
 	r := q.head
-	q.head, r.next, r.queued = r.next, nil, false
-	if r.load.feed == nil {
+	if q.head, r.next, r.queued = r.next, nil, false; r.load.feed == nil {
 		q.n--
 	}
 	return r
@@ -165,7 +164,7 @@ func (d *Device) Send(b *Batch) error {
 	return nil
 }
 
-// carry sends what f reads until f fails, or until other goroutines carry it all.
+// carry sends what f reads until f fails, or other goroutines carry it all.
 func (d *Device) carry(f *feed) {
 	defer d.wg.Done()
 	b := batches.Get().(*Batch)
@@ -400,9 +399,8 @@ func (d *Device) transmit(r *running, trains []Train) {
 	if now == s {
 		return
 	}
-	for from := 0; from < len(trains); from++ {
-		to := from
-		for ; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
+	for from, to := 0, 0; from < len(trains); from++ {
+		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
 			trains[to].Err = nil
 		}
 		if to > from {
@@ -440,8 +438,7 @@ func (d *Device) account(l *load, runs []*run, enough bool) {
 	}
 	d.release(p, &out)
 	for _, run := range runs {
-		d.sendTrouble(p, &run.endpoint, run.err)
-		if !run.leads {
+		if d.sendTrouble(p, &run.endpoint, run.err); !run.leads {
 			run.load.release()
 		}
 	}
