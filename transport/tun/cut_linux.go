@@ -9,10 +9,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A cutter puts one packet of the kernel's into batches, whole or in segments. Its zero value has none. Each byte is
-// copied once, to where it will be sealed and sent from, and summed there while it is in the first-level cache.
+// A cutter puts one packet from the kernel into batches, whole or in segments. Its zero value holds no packet. It
+// copies each byte once, to the memory where the device seals it and sends it from. It computes the byte's checksum
+// there, while the byte is in the first-level cache.
 type cutter struct {
-	packet []byte // nil: none; borrowed until all of it is in a batch
+	packet []byte // nil means no packet; borrowed until all of it is in a batch
 	h      virtio
 	t      packet.Template
 	i, at  int // the next segment, and where its payload begins
@@ -20,9 +21,9 @@ type cutter struct {
 
 func (c *cutter) pending() bool { return c.packet != nil }
 
-// begin takes a packet with its header, and reports whether the two make sense. p is borrowed while c is pending.
+// begin takes a packet with its header, and reports whether the two are consistent. p is borrowed while c is pending.
 func (c *cutter) begin(h virtio, p []byte) bool {
-	h.gso &^= gsoECN // CWR is for the first segment alone in any case
+	h.gso &^= gsoECN // only the first segment carries CWR in any case
 	c.h, c.i, c.at = h, 0, 0
 	if len(p) == 0 || h.flags&needsSum != 0 && int(h.start)+int(h.offset)+2 > len(p) || len(p) > 65535 && h.gso == gsoNone {
 		return false
@@ -63,18 +64,18 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	if ok && !udp {
 		l4, ok = packet.TCPEnd(p, l3)
 	}
-	if !ok || h.size == 0 || len(p) < l4 || l4+min(int(h.size), len(p)-l4) > 65535 { // no batch has room for such a segment
+	if !ok || h.size == 0 || len(p) < l4 || l4+min(int(h.size), len(p)-l4) > 65535 { // a batch has no room for such a segment
 		return false
 	}
 	pseudo := packet.PseudoSum(p, 0)
 	if at := l3 + int(h.offset); h.flags&needsSum != 0 && at+2 <= l4 {
-		// It holds the pseudo-header's sum, of the length of the whole.
+		// The field holds the sum of the pseudo-header for the length of the whole packet.
 		pseudo = packet.Add(binary.BigEndian.Uint16(p[at:]), ^uint16(len(p)-l3))
 	}
 	return c.t.Set(p[:l4], l3, udp, pseudo)
 }
 
-// plainIP is the length of p's IP header, if the transport header is right behind it.
+// plainIP returns the length of p's IP header, if the transport header follows directly.
 func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 	if p[0]>>4 == 4 {
 		l3 = int(p[0]&15) * 4
@@ -83,8 +84,8 @@ func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 	return packet.IP6Header, len(p) >= packet.IP6Header && p[packet.IP6Next] == proto
 }
 
-// startsRight reports whether the transport header of p can begin at l3, as the kernel says: it knows that also behind
-// extension headers.
+// startsRight reports whether the transport header of p can begin at l3, as the kernel says. The kernel also finds
+// transport headers behind extension headers.
 func startsRight(p []byte, l3 int) bool {
 	if p[0]>>4 == 4 {
 		return l3 == int(p[0]&15)*4 && l3 >= packet.IP4Header
@@ -92,7 +93,7 @@ func startsRight(p []byte, l3 int) bool {
 	return l3 >= packet.IP6Header
 }
 
-// into puts what is left of the packet into b, and reports whether all of it fitted.
+// into puts the rest of the packet into b, and reports whether all of it fitted.
 func (c *cutter) into(b *wireguard.Batch) (done bool) {
 	if c.h.gso == gsoNone {
 		return c.whole(b)
@@ -116,7 +117,7 @@ func (c *cutter) into(b *wireguard.Batch) (done bool) {
 	}
 }
 
-// whole puts the packet into b as it is, with its checksum completed: the field holds the sum of the pseudo-header.
+// whole puts the packet into b uncut and completes its checksum, whose field holds the sum of the pseudo-header.
 func (c *cutter) whole(b *wireguard.Batch) (done bool) {
 	room := b.Next(len(c.packet))
 	if room == nil {
@@ -126,7 +127,7 @@ func (c *cutter) whole(b *wireguard.Batch) (done bool) {
 	if c.h.flags&needsSum != 0 {
 		sum := ^packet.Sum(room[c.h.start:], 0)
 		if sum == 0 {
-			sum = 0xffff // to UDP, 0 says that there is none; to others both are the same
+			sum = 0xffff // in UDP, 0 means no checksum; in other protocols 0 and 0xffff are equal
 		}
 		binary.BigEndian.PutUint16(room[int(c.h.start)+int(c.h.offset):], sum)
 	}

@@ -9,16 +9,16 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// Flows pair each flow with one queue, in both directions. The kernel sends a flow out by the queue that its last packet
-// came in by (tun_flow_update), or, while there was none, by one of its own choice. To write the flow to another one
-// would move what it sends over, while earlier packets still wait to be read: they would be overtaken. So a packet is
-// written to the queue that its flow's packets were read from last, and that of a flow which nothing was read from to
-// one that its addresses and ports choose; then the kernel follows.
+// Flows pair each flow with one queue, in both directions. The kernel hands over a flow's packets on the queue that the
+// flow was last written to (tun_flow_update). Before the first write, the kernel chooses a queue. A write to another
+// queue would move the flow there while earlier packets still wait on the old queue, and later packets would overtake
+// them. So this package writes a packet to the queue from which it last read a packet of the flow. If it has read none,
+// the addresses and ports of the flow choose the queue, and the kernel follows.
 //
-// The table has a slot for each of 4,096 hashes, as the kernel's has (MAX_TAP_FLOWS); flows that share one take it from
-// each other. The zero value is empty.
+// The table has a slot for each of 4,096 hashes, as the kernel's table has (MAX_TAP_FLOWS). Flows that share a slot
+// take it from each other. The zero value is empty.
 type flows struct {
-	slots [4096]atomic.Uint32 // upper 23 bits of the hash, and 1 + queue; 0: free
+	slots [4096]atomic.Uint32 // upper 23 bits of the hash, and 1 + queue; 0 means free
 }
 
 // seen notes that the packet p was read from a queue.
@@ -30,7 +30,7 @@ func (f *flows) seen(p []byte, queue int) {
 	}
 }
 
-// queue is where to write the packet p.
+// queue returns the queue to write the packet p to.
 func (f *flows) queue(p []byte, queues int) int {
 	h := flowHash(p)
 	if slot := f.slots[h%uint32(len(f.slots))].Load(); slot&0x1ff != 0 && slot&^0x1ff == h&^0x1ff {
@@ -39,7 +39,7 @@ func (f *flows) queue(p []byte, queues int) int {
 	return int(uint64(h) * uint64(queues) >> 32)
 }
 
-// flowHash is the same for both directions of a flow: its addresses, and the ports of TCP and UDP.
+// flowHash hashes the addresses of a flow, and the ports of TCP and UDP. Both directions of a flow have the same hash.
 func flowHash(p []byte) uint32 {
 	if len(p) < packet.IP4Header {
 		return 0
@@ -51,7 +51,7 @@ func flowHash(p []byte) uint32 {
 		a := p[packet.IP4Addresses:]
 		x = uint64(binary.BigEndian.Uint32(a)) + uint64(binary.BigEndian.Uint32(a[4:]))
 		if binary.BigEndian.Uint16(p[packet.IP4Fragment:])&0x3fff != 0 {
-			l3 = len(p) // its parts are one flow
+			l3 = len(p) // the fragments of a packet are one flow
 		}
 	case len(p) >= packet.IP6Header:
 		a := p[packet.IP6Addresses:]

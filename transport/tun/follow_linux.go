@@ -13,26 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How the state of the interface is followed. A netlink socket says when something about it may have changed, and then
-// the kernel is asked: for the name through the descriptor of the TUN, which knows it wherever the interface is, and for
-// the rest by ioctl. So a message that was lost, or came before its time, costs one more look and no more.
+// This file follows the state of the interface. A netlink socket reports when something about the interface may have
+// changed. The follower then asks the kernel: for the name through the descriptor of the TUN, which knows the name in
+// any network namespace, and for the rest with ioctls. So a message that was lost or arrived too early costs only one
+// more look.
 //
-// Both sockets have to be of the network namespace where the interface is. When it is moved, the namespace that it
-// leaves is told that it is gone; the descriptor gives the new one (TUNGETDEVNETNS, Linux 5.2, CAP_NET_ADMIN there),
-// and a thread of its own enters that to make new sockets (setns, CAP_SYS_ADMIN there), and ends. Without that
-// kernel or these capabilities, the interface is followed as far as the descriptor shows: its name and its end, once a
-// second, while its MTU and whether it is up stay what they were. Where there is no netlink (some sandboxes), the
-// ioctls are asked once a second.
+// Both sockets must belong to the network namespace where the interface is. When the interface moves, a message in the
+// old namespace says that it is gone. The descriptor gives the new namespace (TUNGETDEVNETNS, which needs Linux 5.2 and
+// CAP_NET_ADMIN there). A separate thread enters the new namespace to make new sockets (setns, which needs
+// CAP_SYS_ADMIN there), and then ends. Without that kernel or these capabilities, the follower polls what the
+// descriptor shows once per second: the name, and whether the interface was deleted. The MTU and the up state then keep
+// their last values. Where netlink is missing (in some sandboxes), the follower makes the ioctls once per second.
 
-// pollEvery is how often is looked for what nobody tells.
+// pollEvery is the interval of polling for changes that no message reports.
 const pollEvery = time.Second
 
 var errElsewhere = errors.New("the interface is in another network namespace, which this program may not enter")
 
-// A place is two sockets of the namespace where the interface is. The zero value is nowhere.
+// A place holds two sockets of the namespace where the interface is. The zero value holds none.
 type place struct {
 	ioctls  *os.File
-	netlink *os.File // nil: there is none
+	netlink *os.File // nil where the system has no netlink
 	index   int      // of the interface
 }
 
@@ -44,8 +45,8 @@ func (p *place) close() {
 	}
 }
 
-// locate makes a place in the namespace of the interface. While the descriptor does not tell which one that is, it is
-// taken to be the caller's.
+// locate makes a place in the namespace of the interface. If the descriptor does not tell the namespace, locate assumes
+// the caller's.
 func (d *Interface) locate() (p place, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -75,7 +76,7 @@ func (d *Interface) locate() (p place, err error) {
 	return p, nil
 }
 
-// namespace is that of the interface, or nil if it cannot be told.
+// namespace returns the namespace of the interface, or nil if the kernel does not tell it.
 func (d *Interface) namespace() *os.File {
 	ns := -1
 	var err error
@@ -95,8 +96,8 @@ func isCurrent(ns *os.File) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// newPlaceIn makes the sockets in another namespace. The thread that enters it is not used for anything else: the
-// goroutine ends while locked to it, and takes it along.
+// newPlaceIn makes the sockets in another namespace. Nothing else uses the thread that enters it: the goroutine stays
+// locked to the thread, which ends with the goroutine.
 func newPlaceIn(ns *os.File) (p place, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -113,7 +114,7 @@ func newPlaceIn(ns *os.File) (p place, err error) {
 }
 
 func newPlace() (p place, err error) {
-	// Any socket does for the ioctls, and this kind is in every kernel.
+	// The ioctls work on any socket, and every kernel has this kind.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return place{}, os.NewSyscallError("socket", err)
@@ -146,7 +147,7 @@ func (p *place) request(request uint, r *unix.Ifreq) error {
 	return err
 }
 
-// ask is the answer, a number, to such an ioctl.
+// ask returns the number that such an ioctl answers.
 func (p *place) ask(request uint, name string) (int, error) {
 	r, err := unix.NewIfreq(name)
 	if err != nil {
@@ -170,7 +171,8 @@ func (p *place) setMTU(name string, mtu int) error {
 	return p.request(unix.SIOCSIFMTU, r)
 }
 
-// interfaceName is what the interface is called, wherever it is. ErrDeleted says that there is none any more.
+// interfaceName returns the name of the interface, in whatever namespace it is. ErrDeleted means that the interface no
+// longer exists.
 func (d *Interface) interfaceName() (name string, err error) {
 	e := d.queues[0].raw.Control(func(fd uintptr) { name, _, err = ask(int(fd)) })
 	switch {
@@ -182,7 +184,7 @@ func (d *Interface) interfaceName() (name string, err error) {
 	return name, err
 }
 
-// look asks for the state of the interface. unix.ENODEV says that it is in another place.
+// look asks for the state of the interface. unix.ENODEV means that it is in another place.
 func (d *Interface) look(p *place) (s State, err error) {
 	if s.Name, err = d.interfaceName(); err != nil {
 		return s, err
@@ -191,7 +193,7 @@ func (d *Interface) look(p *place) (s State, err error) {
 	if err != nil {
 		return s, err
 	}
-	if index != p.index { // another one, which took over the name
+	if index != p.index { // another interface, which took over the name
 		return s, unix.ENODEV
 	}
 	if s.MTU, err = p.ask(unix.SIOCGIFMTU, s.Name); err != nil {
@@ -232,19 +234,19 @@ func (d *Interface) followStates() {
 	}
 }
 
-// last is what was known of the interface before.
+// last returns the last known state of the interface.
 func (d *Interface) last() (up bool, mtu int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.current.Up, d.current.MTU
 }
 
-// move makes the place anew, and reports whether that was possible.
+// move makes a new place, and reports whether it succeeded.
 func (d *Interface) move() bool {
 	p, err := d.locate()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ended { // close has closed the one before, or will
+	if d.ended { // close has closed the old place, or will
 		p.close()
 		return false
 	}
@@ -253,7 +255,7 @@ func (d *Interface) move() bool {
 	return err == nil
 }
 
-// withoutNetlink goes on by polling.
+// withoutNetlink follows the interface by polling.
 func (d *Interface) withoutNetlink() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -268,14 +270,14 @@ func (d *Interface) leave() {
 	d.place.close()
 }
 
-// wait returns when something about the interface may have changed. It reports false if the socket is of no use any more.
+// wait returns when something about the interface may have changed. It reports false once the socket is unusable.
 func (p *place) wait() bool {
 	raw, err := p.netlink.SyscallConn()
 	if err != nil {
 		return false
 	}
 	return raw.Read(func(fd uintptr) bool {
-		b := make([]byte, 16<<10) // seldom, and not kept while nothing happens
+		b := make([]byte, 16<<10) // rarely needed, and not kept while nothing happens
 		for {
 			n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_TRUNC)
 			switch {
@@ -289,14 +291,14 @@ func (p *place) wait() bool {
 	}) == nil
 }
 
-// mentions reports whether one of the messages in b is about the interface of the index.
+// mentions reports whether one of the messages in b is about the interface with this index.
 func mentions(b []byte, index int) bool {
 	const link = unix.SizeofNlMsghdr + unix.SizeofIfInfomsg
 	for len(b) >= unix.SizeofNlMsghdr {
 		h := (*unix.NlMsghdr)(unsafe.Pointer(&b[0]))
 		n := int(h.Len)
 		if n < unix.SizeofNlMsghdr || n > len(b) {
-			return true // not understood: look
+			return true // an unknown message: look
 		}
 		if (h.Type == unix.RTM_NEWLINK || h.Type == unix.RTM_DELLINK) && n >= link {
 			if int((*unix.IfInfomsg)(unsafe.Pointer(&b[unix.SizeofNlMsghdr])).Index) == index {

@@ -8,5 +8,5 @@ import (
 )
 
 func inherited(*os.File, int) (tun.Device, error) {
-	return nil, errors.New("an interface of Windows is no file; give its name")
+	return nil, errors.New("Windows has no descriptors of interfaces; leave File nil and set Name")
 }

@@ -2,5 +2,5 @@
 
 package tun
 
-// anyName is a name: these systems choose none.
+// anyName is a fixed name, because these systems do not choose one.
 const anyName = "wg0"

@@ -25,19 +25,19 @@ const (
 type system struct {
 	queues []*queue
 	header int                 // bytes in front of each packet: virtioSize or 0
-	merges [kinds]atomic.Int32 // whether the kernel takes merged packets of a kind, as far as known: mergeProven to mergeRefused
-	flows  *flows              // with several queues
+	merges [kinds]atomic.Int32 // what is known of merging per kind: mergeProven to mergeRefused
+	flows  *flows              // nil with one queue
 
 	place   place          // the follower's; replaced and closed with mu held
 	follow  sync.WaitGroup // the follower
 	closing sync.Once
 	closed  error
 
-	// The system call, which tests replace to make it fail.
+	// Tests replace the system call to make it fail.
 	writev func(fd uintptr, iov []unix.Iovec) (int, syscall.Errno)
 }
 
-// open makes d the interface that c tells of.
+// open makes d the interface that c describes.
 func (d *Interface) open(c *Config) (err error) {
 	defer func() {
 		if err != nil {
@@ -66,7 +66,7 @@ func (d *Interface) open(c *Config) (err error) {
 	if now, err := d.look(&d.place); err == nil {
 		d.set(now)
 	} else {
-		// An inherited one, of a namespace that this program may not enter.
+		// This is an inherited interface of a namespace that this program may not enter.
 		d.set(State{Up: true, MTU: defaultMTU, Name: name})
 	}
 	d.follow.Add(1)
@@ -98,7 +98,7 @@ func (d *Interface) attach(c *Config) (name string, err error) {
 		d.flows = new(flows)
 	}
 	for i, fd := range fds {
-		// Not before now: the poller sees a descriptor that is attached to nothing as one that failed.
+		// Register the descriptor only now: the poller treats a descriptor that is not attached as failed.
 		q := newQueue(d, i, os.NewFile(uintptr(fd), path))
 		d.queues = append(d.queues, q)
 		if err == nil {
@@ -111,7 +111,7 @@ func (d *Interface) attach(c *Config) (name string, err error) {
 	return name, err
 }
 
-// create opens the interface of c's name, once for each queue.
+// create opens the interface with c's name, once for each queue.
 func create(c *Config) (fds []int, err error) {
 	name := c.Name
 	if name == "" {
@@ -143,19 +143,19 @@ func create(c *Config) (fds []int, err error) {
 			closeAll(fds)
 			return nil, fmt.Errorf("tun: making the interface %q: %w%s", name, err, adviceAttach(err, c))
 		}
-		name = r.Name() // all queues are of the one that the first made
+		name = r.Name() // all further queues join the interface that the first call made
 	}
 	return fds, nil
 }
 
-// checkName says what the kernel says only by EINVAL.
+// checkName explains names that the kernel refuses with a bare EINVAL.
 func checkName(name string) error {
 	switch {
 	case len(name) >= unix.IFNAMSIZ:
 		return fmt.Errorf("tun: the name %q is longer than %d bytes", name, unix.IFNAMSIZ-1)
 	case name == "." || name == "..", strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' }),
 		strings.Count(name, "%") != strings.Count(name, "%d"), strings.Count(name, "%") > 1:
-		return fmt.Errorf("tun: %q is no name for an interface: it may hold no space, slash or colon, and %% only as one %%d", name)
+		return fmt.Errorf("tun: the name %q is not valid for an interface: use no space, slash or colon, and %% only in one %%d", name)
 	}
 	return nil
 }
@@ -165,7 +165,7 @@ func adviceOpen(err error) string {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return "; load the module (modprobe tun), or give the container the device (--device " + path + ")"
 	case (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) && os.Geteuid() == 0:
-		return "; give the container the device (--device " + path + ")" // root is refused by its container alone
+		return "; give the container the device (--device " + path + ")" // only a container refuses root
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return "; run as root, or give this user access to it"
 	}
@@ -177,16 +177,16 @@ func adviceAttach(err error, c *Config) string {
 	case errors.Is(err, unix.EPERM):
 		return "; run as root or with CAP_NET_ADMIN, or have root make the interface for this user (ip tuntap add mode tun user NAME), or hand in its descriptor"
 	case errors.Is(err, unix.EBUSY):
-		return "; another program has an interface of this name open: end it, or choose another name"
+		return "; another program has an interface of this name open: stop that program, or choose another name"
 	case errors.Is(err, unix.EINVAL) && c.Queues > 1:
-		return "; an interface of this name exists and is no TUN with several queues: delete it, or choose another name"
+		return "; an interface of this name exists and is not a TUN with several queues: delete it, or choose another name"
 	case errors.Is(err, unix.EINVAL):
-		return "; an interface of this name exists and is no TUN, or one with several queues: delete it, or choose another name"
+		return "; an interface of this name exists and is not a TUN, or has several queues: delete it, or choose another name"
 	}
 	return ""
 }
 
-// duplicate is a descriptor of f's, for this package alone.
+// duplicate returns a duplicate of f's descriptor, which only this package uses.
 func duplicate(f *os.File) (fd int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -201,7 +201,7 @@ func duplicate(f *os.File) (fd int, err error) {
 	return fd, err
 }
 
-// ask is the name and the flags of the interface that fd is attached to.
+// ask returns the name and the flags of the interface that fd is attached to.
 func ask(fd int) (name string, flags uint16, err error) {
 	r, _ := unix.NewIfreq("")
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, r); err != nil {
@@ -210,9 +210,9 @@ func ask(fd int) (name string, flags uint16, err error) {
 	return r.Name(), r.Uint16(), nil
 }
 
-// configure finds out what is in front of each packet, and sets the offloads.
+// configure finds out which header precedes each packet, and sets the offloads.
 func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
-	// Whether it has IFF_NO_PI cannot be told: its bit says something else here (IFF_NOFILTER).
+	// The flags do not tell whether IFF_NO_PI is set: in this answer, its bit means IFF_NOFILTER.
 	if flags&unix.IFF_TUN == 0 {
 		return errors.New("the interface of the descriptor carries Ethernet frames; open it with IFF_TUN and IFF_NO_PI")
 	}
@@ -233,8 +233,8 @@ func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
 	return nil
 }
 
-// offload sets the offloads that the kernel has, of those wanted here, and returns which they are. It asks for less when
-// it is refused: UDP segmentation came with Linux 6.2.
+// offload sets those wanted offloads that the kernel has, and returns them. If the kernel refuses, offload asks for
+// fewer: UDP segmentation needs Linux 6.2.
 func offload(wanted bool, set func(offloads int) error) (on int) {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
@@ -247,7 +247,7 @@ func offload(wanted bool, set func(offloads int) error) (on int) {
 			}
 		}
 	}
-	_ = set(0) // an inherited interface may have some on; one that refuses this has none
+	_ = set(0) // an inherited interface may have offloads on; one that refuses this call has none
 	return 0
 }
 
@@ -265,7 +265,7 @@ func (d *Interface) sources() []wireguard.PacketSource {
 	return s
 }
 
-// close is called after end, which the follower waits for.
+// close must be called after end, because the follower waits for end.
 func (d *Interface) close() error {
 	d.closing.Do(func() {
 		for _, q := range d.queues {

@@ -9,11 +9,11 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A system has no interface.
+// A system is empty here: these systems have no interface.
 type system struct{}
 
 func (d *Interface) open(*Config) error {
-	return fmt.Errorf("tun: there are no TUN interfaces on %s yet; use transport/netstack, or transport/wgo with a tun.Device of your own", runtime.GOOS)
+	return fmt.Errorf("tun: this package has no TUN interfaces on %s; use transport/netstack, or transport/wgo with your own tun.Device", runtime.GOOS)
 }
 
 func (d *Interface) sources() []wireguard.PacketSource { return nil }

@@ -14,22 +14,22 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// A system is a TUN of wireguard-go's. It has one queue and no offloads.
+// A system is a TUN of wireguard-go. It has one queue and no offloads.
 type system struct {
 	dev     tun.Device
-	tunnel  wireguard.Tunnel // a PacketSource too
+	tunnel  wireguard.Tunnel // also a PacketSource
 	closing sync.Once
 	closed  error
 }
 
-// open makes d the interface that c tells of.
+// open makes d the interface that c describes.
 func (d *Interface) open(c *Config) (err error) {
 	mtu := c.MTU
 	if mtu == 0 && c.File == nil {
 		mtu = defaultMTU
 	}
 	if c.Queues > 1 {
-		return fmt.Errorf("tun: this system has one queue an interface, not %d; leave Queues at 0", c.Queues)
+		return fmt.Errorf("tun: an interface of this system has one queue, not %d; leave Queues at 0", c.Queues)
 	}
 	if c.File != nil {
 		d.dev, err = inherited(c.File, mtu)
@@ -43,7 +43,7 @@ func (d *Interface) open(c *Config) (err error) {
 	if err != nil {
 		advice := ""
 		if errors.Is(err, fs.ErrPermission) {
-			advice = "; that takes the rights of an administrator"
+			advice = "; run as administrator"
 		}
 		return fmt.Errorf("tun: opening the interface: %w%s", err, advice)
 	}
@@ -57,12 +57,12 @@ func (d *Interface) open(c *Config) (err error) {
 	return nil
 }
 
-// An eventless is a tun.Device whose events are taken here, also while nobody reads packets.
+// An eventless is a tun.Device without its events: takeEvents reads them, even while nobody reads packets.
 type eventless struct{ tun.Device }
 
 func (eventless) Events() <-chan tun.Event { return nil }
 
-// look asks for what may have changed in the state.
+// look returns s with the values that may have changed.
 func (d *Interface) look(s State) State {
 	if name, err := d.dev.Name(); err == nil {
 		s.Name = name
@@ -73,7 +73,7 @@ func (d *Interface) look(s State) State {
 	return s
 }
 
-// takeEvents publishes what the events say.
+// takeEvents publishes the state that the events report.
 func (d *Interface) takeEvents() {
 	for e := range d.dev.Events() {
 		d.mu.Lock()
@@ -91,7 +91,7 @@ func (d *Interface) takeEvents() {
 
 func (d *Interface) sources() []wireguard.PacketSource { return []wireguard.PacketSource{queue{d}} }
 
-// A queue is the one queue of an interface.
+// A queue is the only queue of an interface.
 type queue struct{ d *Interface }
 
 // ReadPackets reads the interface and counts. It fails with ErrDeleted once the interface is gone.

@@ -13,28 +13,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The way out of a packet, on the goroutine that reads its queue:
+// The outbound path of a packet, on the goroutine that reads its queue:
 //
-//	ReadPackets ─▶ what was left of the packet before ─▶ poller ─▶ try: read into memory that is had only while there is
+//	ReadPackets ─▶ rest of the last packet ─▶ poller ─▶ try: read into memory that the queue holds only while there is
 //	            something to read ─▶ cutter: straight into the batch, in as many segments as it takes
 
-// A queue is one descriptor of the interface. One goroutine at a time reads it.
+// A queue is one descriptor of the interface. One goroutine at a time may read it.
 type queue struct {
 	d    *Interface
 	n    int
 	file *os.File
 	raw  syscall.RawConn
 
-	// For the reader alone.
-	memory *readMemory // nil while nothing is read and nothing is left
+	// Only the reader uses these fields.
+	memory *readMemory // nil while the queue is idle and no packet is pending
 	cut    cutter
 	b      *wireguard.Batch
-	waited bool // this call found nothing at first
+	waited bool // this call had to wait for a packet
 	errno  syscall.Errno
 	try    func(fd uintptr) bool // tryRead, bound once
 }
 
-// readMemory holds one packet as the kernel hands it over: IPv6 counts 65,535 bytes without its header.
+// readMemory holds one packet as the kernel hands it over. The 65,535 bytes of IPv6 do not include its header.
 type readMemory [virtioSize + 40 + 65535]byte
 
 var readMemories = sync.Pool{New: func() any { return new(readMemory) }}
@@ -61,7 +61,7 @@ func (q *queue) ReadPackets(b *wireguard.Batch) error {
 
 func (q *queue) readSome() error {
 	if q.cut.pending() && !q.cut.into(q.b) {
-		return nil // it is larger than the batch
+		return nil // the packet is larger than the batch
 	}
 	err := q.raw.Read(q.try)
 	if !q.cut.pending() {
@@ -83,11 +83,11 @@ func (q *queue) release() {
 	}
 }
 
-// tryRead reads without waiting, and reports whether the outcome is one to return. The poller calls it at once and then
-// each time that there is something to read.
+// tryRead reads without waiting, and reports whether ReadPackets should return. The poller calls tryRead at once, and
+// then each time that the descriptor becomes readable.
 //
-// A packet that was waited for is handed on by itself, since there are seldom more at that moment; what arrives while it
-// is on its way makes the next batch.
+// A packet that ReadPackets waited for is returned alone, since more packets are rarely queued at that moment. Packets
+// that arrive in the meantime make the next batch.
 func (q *queue) tryRead(fd uintptr) bool {
 	if q.memory == nil {
 		q.memory = readMemories.Get().(*readMemory)
@@ -115,7 +115,7 @@ func (q *queue) tryRead(fd uintptr) bool {
 	}
 }
 
-// take puts what was read into the batch, as far as it fits.
+// take puts the packet that was read into the batch, as far as it fits.
 func (q *queue) take(b []byte) {
 	h := virtio{}
 	if q.d.header > 0 {
@@ -135,17 +135,18 @@ func (q *queue) take(b []byte) {
 	q.cut.into(q.b)
 }
 
-// failed is what the reader returns for an error, which ends the device: the poller and the kernel have several for an
-// interface that is gone.
+// failed returns the reader's error for err, and ends the device. The poller and the kernel report an interface that is
+// gone with several errors.
 func (q *queue) failed(err error) error {
 	if _, gone := q.d.interfaceName(); errors.Is(gone, ErrDeleted) {
 		err = ErrDeleted
 	}
-	q.d.end(err) // which is nothing new after Close
+	q.d.end(err) // no effect after Close
 	return q.d.ending()
 }
 
-// read reads without waiting: the descriptor is set so. It is a raw call for the reason that recvmmsg of transport/udp gives.
+// read reads without waiting, because the descriptor is non-blocking. It is a raw call for the reason given at recvmmsg
+// in transport/udp.
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))

@@ -266,7 +266,7 @@ func TestInherited(t *testing.T) {
 		"not between 0":      {Queues: 257},
 		"not between 68":     {MTU: 70000},
 		"longer than":        {Name: "a-name-of-16-byte"},
-		"is no name for":     {Name: "a b"},
+		"is not valid for":   {Name: "a b"},
 		"only as one %d":     {Name: "wg%s"},
 		"setting the MTU of": {Name: "wg0", MTU: 60},
 	} {
@@ -345,7 +345,7 @@ func TestTaken(t *testing.T) {
 			err  error
 		}{
 			{Config{Name: "wg0"}, "another program has", unix.EBUSY},
-			{Config{Name: "bridge0"}, "is no TUN", unix.EINVAL},
+			{Config{Name: "bridge0"}, "is not a TUN", unix.EINVAL},
 			{Config{Name: "own", Queues: 2}, "with several queues", unix.EINVAL},
 		} {
 			if d, err := Open(x.c); !errors.Is(err, x.err) || !strings.Contains(err.Error(), x.want) {

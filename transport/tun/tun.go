@@ -1,4 +1,4 @@
-// Package tun opens the system's TUN interface, which is the packet side of a device as "wg0" is of a daemon.
+// Package tun opens the system's TUN interface, which is the packet side of a device.
 //
 //	wg0, err := tun.Open(tun.Config{Name: "wg0"})
 //	d, err := wireguard.New(wireguard.Config{Tunnel: wg0, ...})
@@ -72,7 +72,7 @@ func (c *Config) check() error {
 	case c.Queues < 0 || c.Queues > maxQueues:
 		return fmt.Errorf("tun: %d queues are not between 0 and %d", c.Queues, maxQueues)
 	case c.Queues > 1 && c.File != nil:
-		return errors.New("tun: an inherited descriptor is one queue; leave Queues at 0")
+		return errors.New("tun: an inherited descriptor has one queue; leave Queues at 0")
 	}
 	return nil
 }
@@ -173,7 +173,7 @@ type Stats struct {
 	Refused   uint64 // packets that the system refused together and took one by one
 }
 
-// A traffic counts.
+// A traffic holds the counters behind Stats.
 type traffic struct {
 	readCalls, readPackets, readBytes               atomic.Uint64
 	writeCalls, writtenPackets, writtenBytes        atomic.Uint64
@@ -191,14 +191,14 @@ func (d *Interface) Stats() Stats {
 	}
 }
 
-// A status is what is known of an interface, and who is told.
+// A status holds the known state of an interface, and publishes it.
 type status struct {
 	mtu     atomic.Int32
-	states  chan State // holds the latest that was not read
+	states  chan State // holds the latest state that was not read
 	done    chan struct{}
 	traffic traffic
 
-	mu      sync.Mutex // guards all below, and sending to states and closing it
+	mu      sync.Mutex // guards the fields below, and the sends and the close of states
 	current State
 	ended   bool
 	err     error
@@ -208,7 +208,7 @@ func (s *status) init() {
 	s.states, s.done = make(chan State, 1), make(chan struct{})
 }
 
-// set publishes a state that is new.
+// set publishes a state if it is new.
 func (s *status) set(now State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,7 +224,7 @@ func (s *status) set(now State) {
 	s.states <- now
 }
 
-// end closes the channels, the first time.
+// end closes the channels. Only the first call has an effect.
 func (s *status) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,7 +236,7 @@ func (s *status) end(err error) {
 	close(s.done)
 }
 
-// ending is why nothing can be read or written any more, or nil.
+// ending returns why the interface can no longer be read or written, or nil.
 func (s *status) ending() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

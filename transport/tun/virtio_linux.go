@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A virtio is struct virtio_net_hdr, which stands in front of each packet, in the byte order of the machine:
+// A virtio is struct virtio_net_hdr, which precedes each packet, in the byte order of the machine:
 //
 //	0        1         2            4          6             8              10
 //	| flags  | GSO     | length of  | payload  | where the    | where in it  |

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The way in of packets, on the goroutine that opened them:
+// The inbound path of packets, on the goroutine that opened them:
 //
-//	WritePackets ─▶ packet: what may merge goes to the coalescer ─▶ Single, Merged ─▶ writev, from where the packets lie
+//	WritePackets ─▶ packet: if it may merge, to the coalescer ─▶ Single, Merged ─▶ writev, without a copy
 
-// Kinds of packets that are merged.
+// These kinds of packets are merged.
 const (
 	tcp4 = iota
 	tcp6
@@ -26,11 +26,11 @@ const (
 	kinds
 )
 
-// What is known of a kind. In between is the number of refusals in a row.
+// These values say what is known of merging a kind. Values in between count refusals in a row.
 const (
-	mergeProven  = -1 // the kernel took one: it takes all, but what is wrong with a single one
+	mergeProven  = -1 // the kernel took a merged packet, so it takes all but faulty ones
 	mergeUntried = 0
-	mergeRefused = 3 // it knew what to do with none of the first: it never will. One or two may be wrong by themselves.
+	mergeRefused = 3 // the kernel refused the first three, so it takes none; one or two may be faulty
 )
 
 // A writer is the scratch memory of one call of WritePackets.
@@ -38,10 +38,10 @@ type writer struct {
 	packet.Coalescer
 	d *Interface
 
-	head [virtioSize + packet.MaxHeaders]byte // in front of the payload of a merged packet
+	head [virtioSize + packet.MaxHeaders]byte // precedes the payload of a merged packet
 	iovs []unix.Iovec
 
-	// The outcome of the last system call, and of all of the call.
+	// These fields hold the result of the last system call, and the counts of this call of WritePackets.
 	errno syscall.Errno
 	try   func(fd uintptr) // bound once
 	taken int
@@ -55,7 +55,7 @@ var writers = sync.Pool{New: func() any {
 	return w
 }}
 
-// zeroHeader is the virtio header of a packet by itself: nothing is known of its sums.
+// zeroHeader is the virtio header of a single packet. It says nothing about the checksums.
 var zeroHeader [virtioSize]byte
 
 func (d *Interface) write(pkts [][]byte) (int, error) {
@@ -71,7 +71,7 @@ func (d *Interface) write(pkts [][]byte) (int, error) {
 	return n, err
 }
 
-// account adds up what was written, and empties the writer.
+// account adds the writer's counts to the interface's, and empties the writer.
 func (w *writer) account() {
 	t := &w.d.traffic
 	t.writeCalls.Add(w.done.calls)
@@ -82,7 +82,7 @@ func (w *writer) account() {
 	w.d, w.taken, w.err = nil, 0, nil
 }
 
-// packet writes p, or leaves it to be merged.
+// packet writes p, or gives it to the coalescer.
 func (w *writer) packet(p []byte) {
 	if l3, l4, kind, ok := transport(p); ok && w.d.merges[kind].Load() != mergeRefused {
 		w.Add(w, p, l3, l4, kind >= udp4, false)
@@ -91,7 +91,7 @@ func (w *writer) packet(p []byte) {
 	w.Single(p, 0)
 }
 
-// transport finds the headers of a packet that is whole and of TCP or UDP.
+// transport finds the headers of a TCP or UDP packet that is whole.
 func transport(p []byte) (l3, l4, kind int, ok bool) {
 	if len(p) < packet.IP4Header {
 		return 0, 0, 0, false
@@ -99,7 +99,7 @@ func transport(p []byte) (l3, l4, kind int, ok bool) {
 	var proto uint8
 	switch p[0] >> 4 {
 	case 4:
-		const fragment = 0x3fff // the offset, and that more follow
+		const fragment = 0x3fff // the offset, and the flag that more fragments follow
 		l3, proto = int(p[0]&15)*4, p[packet.IP4Protocol]
 		if l3 < packet.IP4Header || int(binary.BigEndian.Uint16(p[packet.IP4Length:])) != len(p) ||
 			binary.BigEndian.Uint16(p[packet.IP4Fragment:])&fragment != 0 {
@@ -138,8 +138,8 @@ func (w *writer) Single(p []byte, _ int) {
 	w.drop(w.errno)
 }
 
-// Merged writes a run of packets as one. The headers of the whole are written beside it, so that the packets stay what
-// they are for a kernel that wants them one by one.
+// Merged writes a run of packets as one. It builds the headers of the merged packet in separate memory. So the packets
+// stay unchanged, in case the kernel refuses the run and takes them one by one.
 func (w *writer) Merged(r *packet.Run) {
 	kind := tcp4
 	h := virtio{flags: needsSum, gso: gsoTCP4, headers: uint16(r.L4), size: uint16(r.Size), start: uint16(r.L3), offset: packet.TCPChecksum}
@@ -156,7 +156,7 @@ func (w *writer) Merged(r *packet.Run) {
 	}
 	h.put(w.head[:])
 	n := r.Headers(w.head[virtioSize:])
-	// The kernel completes the checksum, which is the sum of the pseudo-header until then.
+	// The kernel completes the checksum. Until then its field holds the sum of the pseudo-header.
 	head := w.head[virtioSize : virtioSize+n]
 	binary.BigEndian.PutUint16(head[r.L3+int(h.offset):], packet.PseudoSum(head, r.Total-r.L3))
 	w.iovs = w.iovs[:0]
@@ -172,8 +172,8 @@ func (w *writer) Merged(r *packet.Run) {
 		w.wrote(len(r.Packets), r.Total+(len(r.Packets)-1)*r.L4)
 		w.done.merged += uint64(len(r.Packets))
 	case unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE:
-		// A peer could send what the kernel refuses for a reason of its own, so a kind that worked stays. Where two writers
-		// are refused at once, one of them counts.
+		// A kind that worked once stays on, because a peer could send packets that the kernel refuses for other
+		// reasons. If the kernel refuses two writers at once, one of the refusals counts.
 		if n := known.Load(); n >= mergeUntried && n < mergeRefused {
 			known.CompareAndSwap(n, n+1)
 		}
@@ -198,7 +198,7 @@ func (w *writer) add(b []byte) {
 	w.iovs = append(w.iovs, iov)
 }
 
-// call writes iovs to the queue of p's flow. The descriptor is not locked meanwhile, so that writers do not wait for each
+// call writes iovs to the queue of p's flow. It does not lock the descriptor, so that writers do not wait for each
 // other.
 func (w *writer) call(p []byte) {
 	q := w.d.queues[0]
@@ -208,7 +208,7 @@ func (w *writer) call(p []byte) {
 	if err := q.raw.Control(w.try); err != nil {
 		w.errno = unix.EBADF
 	}
-	clear(w.iovs) // what is pooled must not keep the caller's memory
+	clear(w.iovs) // a pooled writer must not keep the caller's memory
 }
 
 func (w *writer) wrote(packets, bytes int) {
@@ -218,7 +218,7 @@ func (w *writer) wrote(packets, bytes int) {
 	w.done.bytes += uint64(bytes)
 }
 
-// drop counts a packet that was not taken.
+// drop counts a packet that the system did not take.
 func (w *writer) drop(errno syscall.Errno) {
 	t := &w.d.traffic
 	switch errno {
@@ -241,7 +241,7 @@ func (w *writer) drop(errno syscall.Errno) {
 	}
 }
 
-// writev writes without waiting, and is a raw call as read is.
+// writev writes without waiting. It is a raw call, as read is.
 func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))

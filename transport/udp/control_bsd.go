@@ -10,7 +10,7 @@ import (
 
 const (
 	recvSource4   = unix.IP_RECVDSTADDR
-	recvTrainSize = -1 // trains are not received
+	recvTrainSize = -1 // these systems do not receive trains
 )
 
 // source4 reads a struct in_addr: the address that the datagram was sent to.
@@ -21,7 +21,8 @@ func source4(data []byte) (netip.Addr, uint32) {
 	return answerable(netip.AddrFrom4([4]byte(data))), 0
 }
 
-// putSource4 writes one, if src is an IPv4 address, and returns its length. These systems cannot pin an interface.
+// putSource4 writes a struct in_addr if src is an IPv4 address, and returns its length. These systems cannot pin an
+// interface.
 func putSource4(b []byte, src netip.Addr, _ uint32) int {
 	if !src.Is4() {
 		return 0

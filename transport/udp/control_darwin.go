@@ -6,7 +6,7 @@ const (
 	recvSource4   = unix.IP_PKTINFO
 	recvTOS4      = unix.IP_RECVTOS
 	sendTOS4Size  = 4
-	recvTrainSize = -1 // trains are not received
+	recvTrainSize = -1 // Darwin does not receive trains
 
-	pktinfoSource = 8 // of the address to answer from in a struct in_pktinfo that was received
+	pktinfoSource = 8 // offset of the address to answer from, in a received struct in_pktinfo
 )

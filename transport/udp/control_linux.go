@@ -8,5 +8,5 @@ const (
 	sendTOS4Size  = 4
 	recvTrainSize = unix.UDP_GRO
 
-	pktinfoSource = 4 // of the address to answer from in a struct in_pktinfo that was received
+	pktinfoSource = 4 // offset of the address to answer from, in a received struct in_pktinfo
 )

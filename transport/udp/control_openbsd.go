@@ -2,7 +2,7 @@ package udp
 
 import "golang.org/x/sys/unix"
 
-// OpenBSD neither tells nor takes the type of service of a single IPv4 datagram.
+// OpenBSD neither reports nor accepts the type of service of a single IPv4 datagram.
 const (
 	recvTOS4     = -1
 	sendTOS4Size = 0

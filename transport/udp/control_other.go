@@ -4,7 +4,7 @@ package udp
 
 import "github.com/seed-86b749af/wireguard"
 
-// hasControl says that datagrams come and go without control messages.
+// hasControl is false because these systems send and receive datagrams without control messages.
 const hasControl = false
 
 const msgTruncated = 0

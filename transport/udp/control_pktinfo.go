@@ -18,8 +18,8 @@ func source4(data []byte) (netip.Addr, uint32) {
 	return answerable(netip.AddrFrom4([4]byte(data[pktinfoSource:]))), binary.NativeEndian.Uint32(data)
 }
 
-// putSource4 writes one, of an address that may be invalid and an interface that may be 0, and returns its length. The
-// field of the header's address is for receiving only.
+// putSource4 writes a struct in_pktinfo and returns its length. src may be invalid and ifindex may be 0. Only received
+// structs use the field of the header's address.
 func putSource4(b []byte, src netip.Addr, ifindex uint32) int {
 	data := putMessage(b, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
 	binary.NativeEndian.PutUint32(data, ifindex)

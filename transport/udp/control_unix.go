@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasControl says that datagrams come and go with control messages.
+// hasControl is true because these systems send and receive datagrams with control messages.
 const hasControl = true
 
 // msgTruncated is the flag of a datagram that was longer than its buffer.
@@ -21,7 +21,7 @@ func (b *controlBuffer) bytes() []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(b)), controlSize)
 }
 
-// parseControl reads the control messages b. What is unknown is skipped; what is damaged ends it.
+// parseControl reads the control messages b. It skips unknown messages and stops at a damaged one.
 func parseControl(b []byte) (c control) {
 	for len(b) >= unix.SizeofCmsghdr {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
@@ -52,8 +52,8 @@ func (c *control) take(level, kind int, data []byte) {
 	}
 }
 
-// putControl writes what an outgoing train says about its source and type of service to the front of b, and returns
-// the length of that. A source of the other family is left to the system.
+// putControl writes the control messages for the source and type of service of an outgoing train to the front of b, and
+// returns their length. If the source is of the other family, the system chooses the source.
 func putControl(b []byte, f family, e *wireguard.Endpoint, tos uint8) int {
 	n := 0
 	if src := e.Source.Unmap(); f == ipv6 && (src.Is6() || e.Interface != 0) {

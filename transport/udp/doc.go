@@ -2,11 +2,11 @@
 //
 //	device, err := wireguard.New(wireguard.Config{Bind: &udp.Bind{}, ...})
 //
-// A datagram goes this way:
+// A datagram takes this path:
 //
 //	out:  Socket.Send ─▶ its family ─▶ a flight of messages ─▶ sendmmsg with UDP_SEGMENT ─▶ refused? singly, or without source
 //	       udp.go                      send_linux.go                                        send_linux.go, plain_linux.go
-//	in:   Receiver.Receive ─▶ poller ─▶ recvmmsg into a rack of slots ─▶ control messages ─▶ a train a slot
+//	in:   Receiver.Receive ─▶ poller ─▶ recvmmsg into a rack of slots ─▶ control messages ─▶ one train per slot
 //	       receive_linux.go             racks_linux.go                   control*.go         receive_linux.go
 //	elsewhere: package net's calls, one datagram each
 //	       portable.go

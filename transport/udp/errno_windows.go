@@ -2,7 +2,7 @@ package udp
 
 import "golang.org/x/sys/windows"
 
-// Winsock's own numbers: those of package syscall with the same names are inventions of Go on Windows.
+// These are Winsock's numbers. Go invented the numbers that package syscall has under the same names on Windows.
 const (
 	errnoInUse    = windows.WSAEADDRINUSE
 	errnoNotAvail = windows.WSAEADDRNOTAVAIL

@@ -15,13 +15,13 @@ var (
 	errClosed    = fmt.Errorf("udp: the socket is closed: %w", net.ErrClosed)
 	errNoAddress = errors.New("udp: send: the endpoint has no address")
 	errNoFamily  = [families]error{
-		fmt.Errorf("udp: send: the socket has no IPv4: %w", syscall.EAFNOSUPPORT),
-		fmt.Errorf("udp: send: the socket has no IPv6: %w", syscall.EAFNOSUPPORT),
+		fmt.Errorf("udp: send: the socket does not have IPv4: %w", syscall.EAFNOSUPPORT),
+		fmt.Errorf("udp: send: the socket does not have IPv6: %w", syscall.EAFNOSUPPORT),
 	}
 )
 
-// A sendError is why a datagram was not sent. As an integer it costs no allocation: a host without a route would make
-// one for each packet.
+// A sendError says why a datagram was not sent. It is an integer, so that it needs no allocation: a host without a
+// route makes one for each packet.
 type sendError syscall.Errno
 
 func (e sendError) Error() string {
@@ -39,23 +39,23 @@ func (e sendError) advice() string {
 	return ""
 }
 
-// A receiveError is why a socket cannot be read.
+// A receiveError says why a socket cannot be read.
 type receiveError syscall.Errno
 
 func (e receiveError) Error() string { return "udp: receive: " + syscall.Errno(e).Error() }
 func (e receiveError) Unwrap() error { return syscall.Errno(e) }
 
-// errnoOf is the system's number for err, or 0.
+// errnoOf returns the system's number for err, or 0.
 func errnoOf(err error) syscall.Errno {
 	if err == nil || errors.Is(err, net.ErrClosed) {
 		return 0
 	}
-	var errno syscall.Errno // not a named result: it is in the heap, and most calls return before it
+	var errno syscall.Errno // not a named result: it escapes to the heap, and most calls return before this line
 	errors.As(err, &errno)
 	return errno
 }
 
-// closedOr is errClosed for a socket that was closed, and otherwise err.
+// closedOr returns errClosed if err says that the socket was closed, and otherwise err.
 func closedOr(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return errClosed
@@ -63,17 +63,17 @@ func closedOr(err error) error {
 	return fmt.Errorf("udp: %w", err)
 }
 
-// explain says what Listen can be given instead.
+// explain adds to an error of Listen what the caller can do.
 func (b *Bind) explain(err error, port uint16) error {
 	switch {
 	case errors.Is(err, errnoInUse) && port == 0:
 		return fmt.Errorf("udp: no port is free in both IPv4 and IPv6: %w", err)
 	case errors.Is(err, errnoInUse):
-		return fmt.Errorf("udp: port %d is taken by another socket; stop that, or listen on another port, or on 0 for any: %w", port, err)
+		return fmt.Errorf("udp: port %d is taken by another socket; close that socket, or listen on another port, or on 0 for any: %w", port, err)
 	case errors.Is(err, errnoNotAvail) && b.Address.IsValid():
 		return fmt.Errorf("udp: this host does not have the address %v to listen on: %w", b.Address, err)
 	case errors.Is(err, syscall.EACCES) && port > 0 && port < 1024:
-		return fmt.Errorf("udp: port %d is under 1024, where a program needs root or CAP_NET_BIND_SERVICE: %w", port, err)
+		return fmt.Errorf("udp: port %d is below 1024; run as root or with CAP_NET_BIND_SERVICE, or choose another port: %w", port, err)
 	}
 	return fmt.Errorf("udp: listen on port %d: %w", port, err)
 }
@@ -90,18 +90,18 @@ func noInterface(name string, err error) error {
 
 func markError(mark uint32, err error) error {
 	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("udp: mark %#x: the program needs root or CAP_NET_ADMIN to set it: %w", mark, err)
+		return fmt.Errorf("udp: mark %#x: run as root or with CAP_NET_ADMIN to set it: %w", mark, err)
 	}
 	return fmt.Errorf("udp: mark %#x: %w", mark, err)
 }
 
-// isMissing reports whether err says that the host does not have the family that a socket was to be of.
+// isMissing reports whether err says that the host does not have the family of the socket.
 func isMissing(err error) bool {
 	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, errnoNoFamily) || errors.Is(err, errnoNotAvail)
 }
 
-// dropSource leaves source and interface of a datagram that failed with errno to the system, and reports whether that
-// is a change and can mend it.
+// dropSource removes the source and interface of a datagram that failed with errno, so that the system chooses them. It
+// reports whether it changed e and another attempt can succeed.
 func dropSource(e *wireguard.Endpoint, errno syscall.Errno) bool {
 	if !e.Source.IsValid() && e.Interface == 0 || !isSourceGone(errno) {
 		return false
@@ -110,7 +110,8 @@ func dropSource(e *wireguard.Endpoint, errno syscall.Errno) bool {
 	return true
 }
 
-// isSourceGone reports whether errno can mean that a datagram's source, or the interface it was pinned to, is gone.
+// isSourceGone reports whether errno can mean that a datagram's source, or the interface that it was pinned to, is
+// gone.
 func isSourceGone(errno syscall.Errno) bool {
 	switch errno {
 	case syscall.EINVAL, errnoNotAvail, syscall.ENETUNREACH, syscall.ENODEV:

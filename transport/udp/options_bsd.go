@@ -12,7 +12,7 @@ import (
 // configure sets the options of a socket that is not bound yet.
 func (c *conn) configure(fd uintptr, b *Bind) error {
 	if b.Interface != "" {
-		return fmt.Errorf("this system cannot bind a socket to an interface, set Bind.Address instead: %w", errors.ErrUnsupported)
+		return fmt.Errorf("this system cannot bind a socket to an interface; set Bind.Address instead: %w", errors.ErrUnsupported)
 	}
 	if c.family == ipv6 {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)

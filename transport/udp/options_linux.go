@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// configure sets the options of a socket that is not bound yet. What the system does not have is left out, down to
-// plain sockets, but for what the Bind's user asked for.
+// configure sets the options of a socket that is not bound yet. It leaves out options that the system does not have,
+// but fails if an option that the user of the Bind asked for is missing.
 func (c *conn) configure(fd uintptr, b *Bind) error {
 	set := func(level, option, value int) error { return unix.SetsockoptInt(int(fd), level, option, value) }
 	if b.Interface != "" {
@@ -16,11 +16,11 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 		}
 	}
 	for _, o := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
-		if set(unix.SOL_SOCKET, o[0], bufferSize) != nil { // beyond the system's limit, with CAP_NET_ADMIN
-			set(unix.SOL_SOCKET, o[1], bufferSize) // or up to it
+		if set(unix.SOL_SOCKET, o[0], bufferSize) != nil { // exceeds the system's limit, with CAP_NET_ADMIN
+			set(unix.SOL_SOCKET, o[1], bufferSize) // up to the system's limit
 		}
 	}
-	// Android moves its programs from one network to the next and wants to choose the source.
+	// Android moves programs between networks and must choose the source itself.
 	sticky := 1
 	if runtime.GOOS == "android" {
 		sticky = 0
@@ -40,11 +40,11 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 	return nil
 }
 
-// offload finds out whether trains can be sent, and has them received where that is so.
+// offload finds out whether the system can send trains, and if so makes it deliver trains too.
 func (c *conn) offload(fd int) {
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	c.gso = err == nil
-	// Before Linux 5.12, which could not read this option back, receiving trains had faults.
+	// Before Linux 5.12, receiving trains had faults. Those versions cannot read this option back.
 	unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	on, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
 	if c.gro = err == nil && on == 1; !c.gro {
@@ -56,7 +56,7 @@ func setMark(fd uintptr, mark uint32) error {
 	return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
 }
 
-// path is the way that b asks for.
+// path returns the path that b asks for.
 func (c *conn) path(b *Bind) path {
 	if b.Portable {
 		return newPortable(c)

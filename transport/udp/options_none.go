@@ -10,7 +10,7 @@ import (
 // configure has no options to set.
 func (c *conn) configure(_ uintptr, b *Bind) error {
 	if b.Interface != "" {
-		return fmt.Errorf("this system cannot bind a socket to an interface, set Bind.Address instead: %w", errors.ErrUnsupported)
+		return fmt.Errorf("this system cannot bind a socket to an interface; set Bind.Address instead: %w", errors.ErrUnsupported)
 	}
 	return nil
 }

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// IP_UNICAST_IF and IPV6_UNICAST_IF have the same number; the index is in network order for the first, and in the
-// host's, which is little-endian on every Windows, for the second.
+// IP_UNICAST_IF and IPV6_UNICAST_IF have the same number. The index is in network byte order for IP_UNICAST_IF, and in
+// host byte order for IPV6_UNICAST_IF. Every Windows host is little-endian.
 const unicastIF = 31
 
 // configure sets the options of a socket that is not bound yet.

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// plainPaths are the destinations to which the system refused a train: the path's MTU is smaller than its datagrams,
-// the interface computes no checksums, or the packets are transformed by IPsec. They get single datagrams for a while.
-// The zero value is empty. It is safe for concurrent use.
+// plainPaths holds the destinations for which the system refused a train. Either the path's MTU is smaller than the
+// datagrams, or the interface computes no checksums, or IPsec transforms the packets. Such destinations get single
+// datagrams for a while. The zero value is empty. It is safe for concurrent use.
 type plainPaths struct {
-	n     atomic.Int32 // len(until), so that nobody locks or reads a clock while all is well
+	n     atomic.Int32 // len(until); while it is 0, senders neither lock nor read a clock
 	mu    sync.Mutex
 	until map[netip.Addr]time.Time
 }
 
 const (
 	maxPlain  = 256              // destinations
-	plainTime = 15 * time.Second // then a train is tried again; that costs one failed system call
+	plainTime = 15 * time.Second // before another attempt with a train, which costs one system call if it fails
 )
 
 // has reports whether a gets single datagrams.
@@ -38,7 +38,7 @@ func (p *plainPaths) hasAt(a netip.Addr, now time.Time) bool {
 	return ok
 }
 
-// add makes a get single datagrams from now on. In a full table it takes the place of one that is due soon.
+// add makes a get single datagrams from now on. In a full table, a replaces a destination whose time ends soon.
 func (p *plainPaths) add(a netip.Addr, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

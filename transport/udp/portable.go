@@ -9,16 +9,16 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The portable path: package net's own calls, one datagram each.
+// portable is the path that uses package net's calls, one datagram each.
 //
 //	Receive ─▶ read into the one buffer ─▶ a train of one datagram
-//	send ─▶ control messages once a train ─▶ write each of its datagrams
+//	send ─▶ control messages once per train ─▶ write each of its datagrams
 type portable struct {
 	*conn
 	control bool // control messages can be sent and received
 
-	// For the receiver alone. Package net wants the memory before it waits, so it is kept; what no datagram was
-	// long enough to touch costs no memory.
+	// Only the receiver uses these fields. Package net needs the memory before it waits, so the path keeps it. Pages
+	// that no datagram was long enough to touch take no memory.
 	buf   []byte
 	oob   controlBuffer
 	train [1]wireguard.Train
@@ -27,11 +27,11 @@ type portable struct {
 	write func(b, oob []byte, to netip.AddrPort) error
 }
 
-// slotSize holds any datagram, and any train that the system makes of received ones.
+// slotSize is enough for any datagram, and for any train that the system makes from received datagrams.
 const slotSize = 64 << 10
 
-// faultsInRow is how many errors of a socket a receiver passes over before it tells of them. An error can belong to a
-// datagram sent earlier (the peer's port is closed), and reading it clears it.
+// faultsInRow is how many consecutive errors of a socket a receiver ignores before it reports one. An error can belong
+// to a datagram sent earlier (the peer's port is closed), and reading the error clears it.
 const faultsInRow = 16
 
 func newPortable(c *conn) *portable {
@@ -67,7 +67,7 @@ func (p *portable) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// read is one system call. A datagram that did not fit comes back as one of length -1.
+// read is one system call. For a datagram that did not fit, n is -1.
 func (p *portable) read() (n int, c control, from netip.AddrPort, err error) {
 	if !p.control {
 		n, from, err = p.udp.ReadFromUDPAddrPort(p.buf)
@@ -108,7 +108,7 @@ func (p *portable) sendTrain(t *wireguard.Train, oob *controlBuffer) {
 		d := rest[:min(size, len(rest))]
 		err := p.write(d, control, to)
 		if errno := errnoOf(err); errno != 0 {
-			// Once more: without a source that is gone, or because the error was an earlier datagram's.
+			// Try once more: without a source that is gone, or because the error belonged to an earlier datagram.
 			if dropSource(&t.Endpoint, errno) {
 				control = p.controlFor(t, oob)
 			}

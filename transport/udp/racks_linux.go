@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// maxSlots limits a rack, to 4 MiB of address space. What no datagram was long enough to touch is no memory.
+	// maxSlots limits a rack to 4 MiB of address space. Pages that no datagram was long enough to touch take no memory.
 	maxSlots = 64
 
-	// trimEvery is how often the pool looks for memory that nobody needed since the last look.
+	// trimEvery is the interval at which the pool frees memory that was not needed since the last trim.
 	trimEvery = 4 * time.Second
 )
 
-// A rack is what one recvmmsg fills: slots, each for a datagram or a train of them. A receiver has one from when the
-// poller says that there is something to read until it goes back to waiting.
+// A rack is the memory that one recvmmsg fills: slots, each for a datagram or a train. A receiver holds a rack from the
+// moment when the socket becomes readable until it waits again.
 type rack struct {
-	n    int // slots that have memory: at least as many as its receiver reads with
-	used int // most slots that a receiver asked for since the pool looked last
+	n    int // slots that have memory; at least as many as the receiver reads with
+	used int // most slots that a receiver asked for since the last trim
 
 	hdrs   [maxSlots]mmsghdr
 	iovs   [maxSlots]unix.Iovec
@@ -51,7 +51,7 @@ func newRack() *rack {
 	return r
 }
 
-// rearm makes slot i ready to be read into again.
+// rearm prepares slot i for another read.
 func (r *rack) rearm(i int) {
 	h := &r.hdrs[i].hdr
 	h.Namelen = unix.SizeofSockaddrInet6
@@ -68,7 +68,7 @@ func (r *rack) reach(n int) {
 	}
 }
 
-// cut takes the memory of all slots but the first n.
+// cut frees the memory of all slots except the first n.
 func (r *rack) cut(n int) {
 	for r.n > n {
 		r.n--
@@ -77,27 +77,27 @@ func (r *rack) cut(n int) {
 	}
 }
 
-// release gives the pages of a slot back to the system. The garbage collector takes the slot itself, but on a machine
-// that went quiet that can be minutes later. A slot consists of whole pages or the call fails.
+// release returns the pages of a slot to the system. The garbage collector frees the slot itself, but on a quiet
+// machine it may run only minutes later. The call fails, without harm, if a slot does not consist of whole pages.
 func release(slot []byte) {
 	if os.Getpagesize() <= slotSize {
 		unix.Madvise(slot, unix.MADV_DONTNEED)
 	}
 }
 
-// A rackPool keeps the racks that no receiver uses at the moment, the last used on top: never more than there were
-// receivers with something to read at one time. What was not needed between two looks goes back to the system, so that
-// some seconds after the last datagram nothing is left. While it is empty it has no timer.
+// A rackPool keeps the racks that no receiver uses at the moment, with the last used on top. It never holds more racks
+// than there were receivers with something to read at one time. Each trim returns the memory that was not needed since
+// the last trim to the system. So some seconds after the last datagram the pool is empty. An empty pool has no timer.
 type rackPool struct {
 	mu    sync.Mutex
 	free  []*rack
-	low   int // fewest racks that were free since the last look
+	low   int // fewest racks that were free since the last trim
 	armed bool
 }
 
-var racks rackPool // of the process: receivers of all sockets share warm memory
+var racks rackPool // one per process, so that the receivers of all sockets share warm memory
 
-// get hands out a rack with at least want slots.
+// get returns a rack with at least want slots.
 func (p *rackPool) get(want int) *rack {
 	var r *rack
 	p.mu.Lock()
@@ -125,12 +125,13 @@ func (p *rackPool) put(r *rack) {
 	p.mu.Unlock()
 }
 
-// trim drops the racks, and the slots of racks, that nobody needed since it ran last, or since the timer was armed.
+// trim frees the racks, and the slots of racks, that no receiver needed since trim last ran or since the timer was
+// armed.
 func (p *rackPool) trim() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, r := range p.free {
-		if i < p.low { // the least used lie at the bottom
+		if i < p.low { // the least used racks are at the bottom
 			r.used = 0
 		}
 		r.cut(r.used)

@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The way in on Linux, in the order a datagram meets it:
+// The inbound path on Linux, in the order in which a datagram passes it:
 //
-//	Receive ─▶ poller ─▶ try: recvmmsg into the slots of a rack, which is had only while there is something to read
-//	        ─▶ trains: a slot a train, with what its control messages say ─▶ adapt: more slots, or fewer
+//	Receive ─▶ poller ─▶ try: recvmmsg into the slots of a rack, held only while there is something to read
+//	        ─▶ trains: one train per slot, with its control messages ─▶ adapt: more slots, or fewer
 
-// A linuxPath carries the datagrams of one family with all that Linux offers. Its receiver is one goroutine's.
+// A linuxPath carries the datagrams of one family with all offloads of Linux. One goroutine uses its receiver.
 type linuxPath struct {
 	*conn
 
-	// For the receiver alone.
-	rack  *rack // nil while it waits
+	// Only the receiver uses these fields.
+	rack  *rack // nil while the receiver waits
 	want  int   // slots to read with, 1 to maxSlots
-	busy  bool  // the last read found something without waiting for it
+	busy  bool  // the last read found something without waiting
 	quiet int   // reads in a row that needed few of the slots
 	got   int   // slots filled by the last read
 	errno syscall.Errno
@@ -30,9 +30,9 @@ type linuxPath struct {
 
 	zones  zones
 	plain  plainPaths // for senders
-	routes *routes    // for senders; nil: none are watched
+	routes *routes    // for senders; nil means that no routes are watched
 
-	// The system calls, which tests replace to make them fail.
+	// Tests replace these system calls to make them fail.
 	recvmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
 	sendmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
 }
@@ -70,8 +70,8 @@ func (p *linuxPath) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// tryReceive reads without waiting, and reports whether the outcome is one to return. The poller calls it at once and
-// then each time that the socket becomes readable.
+// tryReceive reads without waiting, and reports whether Receive should return. The poller calls it at once, and then
+// each time that the socket becomes readable.
 func (p *linuxPath) tryReceive(fd uintptr) bool {
 	if p.rack == nil {
 		p.rack = racks.get(p.want)
@@ -92,7 +92,7 @@ func (p *linuxPath) putRack() {
 	}
 }
 
-// trains makes trains of the slots that were filled, without those that are damaged.
+// trains makes trains of the filled slots and leaves out damaged ones.
 func (p *linuxPath) trains() []wireguard.Train {
 	r := p.rack
 	n, datagrams, bytes := 0, 0, 0
@@ -112,7 +112,7 @@ func (p *linuxPath) trains() []wireguard.Train {
 	return r.trains[:n]
 }
 
-// train sets t to what slot i holds, and reports whether that is whole.
+// train sets t to the contents of slot i, and reports whether they are whole.
 func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 	r := p.rack
 	m := &r.hdrs[i]
@@ -123,7 +123,7 @@ func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 	}
 	c := parseControl(r.oobs[i].bytes()[:min(controlSize, int(m.hdr.Controllen))])
 	if c.size <= 0 {
-		// Cut off control messages could have been those that say where each datagram of a train ends.
+		// A control message that was cut off may be the one that says where each datagram of a train ends.
 		if c.malformed || p.gro && m.hdr.Flags&unix.MSG_CTRUNC != 0 {
 			return false
 		}
@@ -135,7 +135,7 @@ func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 	return true
 }
 
-// from is the sender's address, if it is one of the socket's family.
+// from returns the sender's address, if it is of the socket's family.
 func (p *linuxPath) from(sa *unix.RawSockaddrInet6, length uint32) (netip.AddrPort, bool) {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
 	switch {
@@ -153,15 +153,15 @@ func (p *linuxPath) from(sa *unix.RawSockaddrInet6, length uint32) (netip.AddrPo
 }
 
 const (
-	// enoughBytes is what a read should bring at least for its costs not to matter: more slots would only spread
-	// the data over more memory than a core's cache holds.
+	// enoughBytes is the size of a read at which the cost of the system call no longer matters. More slots would only
+	// spread the data over more memory than a core's cache holds.
 	enoughBytes = 128 << 10
 
-	// quietReads is how many reads in a row must leave most slots empty before there are fewer.
+	// quietReads is how many reads in a row must leave most slots empty before adapt reduces the slots.
 	quietReads = 32
 )
 
-// adapt sets the slots to read with next time, after a read of so many bytes.
+// adapt sets the number of slots for the next read, after a read of this many bytes.
 func (p *linuxPath) adapt(bytes int) {
 	full := p.got == p.want
 	switch {
@@ -184,16 +184,16 @@ func (p *linuxPath) adapt(bytes int) {
 	}
 }
 
-// recvmmsg reads into m until that is full or nothing is left, and returns how many slots were filled.
+// recvmmsg reads into m until m is full or nothing is left, and returns how many slots it filled.
 //
-// That it cannot wait is why it is a raw call: for another one the runtime gets ready to run without this thread, and where
-// the process was idle wakes a thread to watch over that, before the call. A packet alone would pay for it.
+// It is a raw call because it cannot wait. Before an ordinary system call, the runtime prepares to run without this
+// thread, and in an idle process it wakes a thread to monitor the call. A single packet would pay for that.
 func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_RECVMSG, unix.SYS_RECVMMSG, fd, m)
 }
 
-// messages makes the system call one for a single message, and the call many for several. It returns how many messages
-// passed; the error is the first one's.
+// messages makes the system call one for a single message, and the system call many for several. It returns how many
+// messages passed. The error is that of the first message.
 func messages(one, many, fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	for {
 		n := uintptr(1)

@@ -15,38 +15,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routes notices when the way to a peer changes. A source is kept for as long as the route from it to the peer leads out by
-// the same interface: one that takes precedence brings its own source, and by an interface of another network the old one
-// might not get through. The kernel's module looks at each packet; this looks again after a change of routes, rules, addresses
-// or links. It is for IPv4 alone, as there. It is safe for concurrent use.
+// routes notices when the route to a peer changes. A source is kept as long as the route from it to the peer uses the
+// same interface. A new route through another interface has its own source, and packets with the old source might not
+// get through there. The kernel's module checks each packet; routes checks again after a change of routes, rules,
+// addresses or links. Like the kernel's module, it checks IPv4 only. It is safe for concurrent use.
 //
-// Whom a source is kept for can be a stranger's choice, so memory and questions are bounded: beyond that a source is kept
-// until it is gone, or until there is a question left for it.
+// A stranger can choose the peers that need an entry, so memory and questions to the system are bounded. Beyond these
+// bounds a source is kept until it is gone, or until a question is available for it.
 type routes struct {
-	events  io.ReadCloser // netlink, with a message for each change
-	changes atomic.Uint32 // how many there were
+	events  io.ReadCloser // netlink, which delivers a message for each change
+	changes atomic.Uint32 // number of changes so far
 
-	last atomic.Pointer[seen] // what was noted last, so that a lone peer takes no lock and no lookup
+	last atomic.Pointer[seen] // the latest note, so that a lone peer needs no lock and no lookup
 
-	mu    sync.RWMutex // guards all below
-	ask   int          // netlink, for questions; -1: closed
-	now   map[pair]way // where ways are written, and read first
-	old   map[pair]way // what now was when it was full; those in use find their way back
+	mu    sync.RWMutex // guards the fields below
+	ask   int          // netlink socket for questions; -1 after Close
+	now   map[pair]way // takes new entries, and is searched first
+	old   map[pair]way // the previous now, once that was full; entries in use move back to now
 	since time.Time    // when the present second began
-	asked int          // questions in it
+	asked int          // questions in the present second
 }
 
-// A pair is the two ends of packets on the way out. The port tells peers behind one address apart: each has a source to let
-// go of.
+// A pair holds the source and destination of outbound packets. The port distinguishes peers behind one address: each
+// has a source to drop.
 type pair struct {
 	to, source [4]byte
 	port       uint16
 }
 
-// A way is by which interface packets last went, 0 if by none, and how many changes there had been.
+// A way holds the interface through which packets last left, or 0 for none, and the number of changes until then.
 type way struct{ ifindex, changes uint32 }
 
-// A seen is the pair whose way was known after so many changes.
+// A seen is a pair whose way was known after this number of changes.
 type seen struct {
 	pair
 	changes uint32
@@ -54,10 +54,10 @@ type seen struct {
 
 const (
 	maxWays      = 1 << 13 // of each map
-	maxQuestions = 1000    // a second, each of some microseconds
+	maxQuestions = 1000    // per second; each takes some microseconds
 )
 
-// watchRoutes is nil where the system has no netlink: then sources are kept until they are gone.
+// watchRoutes returns nil if the system has no netlink. Sources are then kept until they are gone.
 func watchRoutes() *routes {
 	const family, flags = unix.AF_NETLINK, unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	events, err := unix.Socket(family, flags, unix.NETLINK_ROUTE)
@@ -65,7 +65,7 @@ func watchRoutes() *routes {
 		return nil
 	}
 	const rules = 1 << (unix.RTNLGRP_IPV4_RULE - 1)
-	// Routes that go with their link or address go without a message of their own.
+	// The kernel sends no route message for a route that disappears with its link or address.
 	const groups = unix.RTMGRP_IPV4_ROUTE | rules | unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR
 	if err = unix.Bind(events, &unix.SockaddrNetlink{Family: family, Groups: groups}); err != nil {
 		unix.Close(events)
@@ -81,8 +81,8 @@ func watchRoutes() *routes {
 	return r
 }
 
-// listen counts changes until Close. What a message says does not matter, nor how many were lost. While there is an error that
-// it does not know, anything may have changed every now and then.
+// listen counts changes until Close. It ignores the content of the messages, and how many were lost. While reading
+// fails with an unknown error, it counts a change at intervals, because anything may have changed.
 func (r *routes) listen() {
 	b := make([]byte, 4096)
 	for {
@@ -97,7 +97,7 @@ func (r *routes) listen() {
 	}
 }
 
-// Close ends the listening.
+// Close ends listen.
 func (r *routes) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -108,15 +108,15 @@ func (r *routes) Close() error {
 	return r.events.Close()
 }
 
-// concerns reports whether the route of t matters: not if it looks like a cookie reply, which goes to a stranger, and back to
-// where that one sent to in any case.
+// concerns reports whether the route of t matters. It does not matter for a train that looks like a cookie reply: that
+// goes to a stranger, and always from the address that the stranger sent to.
 func (r *routes) concerns(t *wireguard.Train) bool {
 	const size, kind = 64, 3
 	return r != nil && t.Endpoint.Source.Unmap().Is4() && (len(t.Data) != size || t.Data[0] != kind)
 }
 
-// check lets go of the source of e if the route from it, for packets of the socket, now leads by another interface, or by none
-// since the source is gone. Both ends of e are IPv4 addresses.
+// check drops the source of e if the route from it, for packets of the socket, now uses another interface, or none
+// because the source is gone. Both addresses of e are IPv4.
 func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
 	p := pair{e.Addr.Addr().As4(), e.Source.As4(), e.Addr.Port()}
 	changes := r.changes.Load()
@@ -134,8 +134,8 @@ func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
 	}
 }
 
-// moved asks for the way of p, if it is not known of after so many changes and there is a question left, and reports whether
-// it was another one before.
+// moved asks for the way of p, unless the way is known after this number of changes or no question is left. It reports
+// whether the way differs from the one before.
 func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -155,7 +155,7 @@ func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 	return had && known.ifindex != ifindex
 }
 
-// find is what is known of p. r.mu is held.
+// find returns the known way of p. r.mu is held.
 func (r *routes) find(p pair) (way, bool) {
 	if w, ok := r.now[p]; ok {
 		return w, true
@@ -164,7 +164,7 @@ func (r *routes) find(p pair) (way, bool) {
 	return w, ok
 }
 
-// put notes the way of p. r.mu is held.
+// put stores the way of p. r.mu is held.
 func (r *routes) put(p pair, w way) {
 	if len(r.now) >= maxWays {
 		r.old, r.now = r.now, nil
@@ -176,7 +176,7 @@ func (r *routes) put(p pair, w way) {
 	r.last.Store(&seen{p, w.changes})
 }
 
-// mayAsk takes one question of those that are left in this second. r.mu is held.
+// mayAsk takes one of the questions left in this second, and reports whether there was one. r.mu is held.
 func (r *routes) mayAsk() bool {
 	if now := time.Now(); now.Sub(r.since) >= time.Second {
 		r.since, r.asked = now, 0
@@ -188,7 +188,7 @@ func (r *routes) mayAsk() bool {
 	return true
 }
 
-// markOf is the mark of a socket's packets.
+// markOf returns the mark of a socket's packets.
 func markOf(socket syscall.RawConn) (mark uint32) {
 	socket.Control(func(fd uintptr) {
 		m, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK)
@@ -197,14 +197,14 @@ func markOf(socket syscall.RawConn) (mark uint32) {
 	return mark
 }
 
-// outgoing asks the system by which interface packets with a mark go from an IPv4 address to another; 0 if by none, which is
-// also the answer for a source that it does not have. It reports whether there was an answer.
+// outgoing asks the system through which interface packets with this mark leave from one IPv4 address to another. The
+// index is 0 if there is no route, or if the system does not have the source. ok reports whether the system answered.
 func outgoing(netlink int, p pair, mark uint32) (ifindex uint32, ok bool) {
 	if unix.Sendto(netlink, question(p, mark), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
 		return 0, false
 	}
 	var answer [1024]byte
-	n, _, err := unix.Recvfrom(netlink, answer[:], unix.MSG_DONTWAIT) // the system answers within sendto
+	n, _, err := unix.Recvfrom(netlink, answer[:], unix.MSG_DONTWAIT) // the system has answered within sendto
 	if err != nil {
 		return 0, false
 	}
@@ -228,14 +228,14 @@ func outgoing(netlink int, p pair, mark uint32) (ifindex uint32, ok bool) {
 	return ifindex, true
 }
 
-// isNoWay reports whether errno says that packets do not get out: for their source, for want of a route, or by one that is
-// made to refuse them.
+// isNoWay reports whether errno says that packets cannot leave: because of their source, because no route exists, or
+// because a route refuses them.
 func isNoWay(errno syscall.Errno) bool {
 	return isSourceGone(errno) || errno == unix.EHOSTUNREACH || errno == unix.EACCES
 }
 
-// question is the message that outgoing sends. Like the kernel's own lookup it says where from, for the sake of rules about
-// sources.
+// question returns the message that outgoing sends. Like the kernel's own lookup, it names the source, because rules
+// may depend on it.
 func question(p pair, mark uint32) []byte {
 	const attribute = unix.SizeofRtAttr + 4
 	const size = unix.SizeofNlMsghdr + unix.SizeofRtMsg + 3*attribute
@@ -246,7 +246,7 @@ func question(p pair, mark uint32) []byte {
 	q = native.AppendUint16(q, unix.NLM_F_REQUEST)
 	q = append(q, make([]byte, 8)...)                  // sequence, port
 	q = append(q, unix.AF_INET, 32, 32)                // family, lengths of destination and source
-	q = append(q, make([]byte, unix.SizeofRtMsg-3)...) // everything else open
+	q = append(q, make([]byte, unix.SizeofRtMsg-3)...) // all other fields unset
 	q = native.AppendUint16(q, attribute)
 	q = append(native.AppendUint16(q, unix.RTA_DST), p.to[:]...)
 	q = native.AppendUint16(q, attribute)

@@ -11,24 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The way out on Linux, in the order a train meets it:
+// The outbound path on Linux, in the order in which a train passes it:
 //
-//	send ─▶ a flight from the pool ─▶ train: cut to what one message may carry ─▶ add: address and control messages
-//	     ─▶ flush: sendmmsg, or sendmsg for a single message ─▶ fault: what the first message left was refused for
+//	send ─▶ a flight from the pool ─▶ train: cut to the size of a message ─▶ add: address and control messages
+//	     ─▶ flush: sendmmsg, or sendmsg for a single message ─▶ fault: handle the refusal of the first message left
 
 const (
-	maxMessages = 64 // of one sendmmsg
-	maxSegments = 64 // of one message (UDP_MAX_SEGMENTS)
+	maxMessages = 64 // per sendmmsg
+	maxSegments = 64 // per message (UDP_MAX_SEGMENTS)
 )
 
 // maxPayload is the largest UDP payload in a packet of 65,535 bytes.
 var maxPayload = [families]int{65535 - 20 - 8, 65535 - 40 - 8}
 
-// A flight is the messages of one system call.
+// A flight holds the messages of one system call.
 type flight struct {
 	path *linuxPath
 	n    int // messages added
-	at   int // of which so many are dealt with
+	at   int // messages that are sent or have failed
 
 	messages [maxMessages]message
 	hdrs     [maxMessages]mmsghdr
@@ -36,18 +36,18 @@ type flight struct {
 	names    [maxMessages]unix.RawSockaddrInet6 // or RawSockaddrInet4, which is smaller
 	oobs     [maxMessages]controlBuffer
 
-	// The outcome of the last system call.
+	// These fields hold the result of the last system call.
 	sent  int
 	errno syscall.Errno
 	try   func(fd uintptr)      // sendmmsg, bound once
-	retry func(fd uintptr) bool // the same, false if there is no room yet
+	retry func(fd uintptr) bool // the same; false if the buffer is still full
 }
 
-// A message is datagrams of one train that go out together.
+// A message holds datagrams of one train that are sent together.
 type message struct {
 	train *wireguard.Train
 	data  []byte
-	tried bool // and failed for a reason that can be an earlier datagram's
+	tried bool // sent once, and failed with an error that may belong to an earlier datagram
 }
 
 // segmented reports whether m is more than one datagram.
@@ -82,7 +82,7 @@ func (p *linuxPath) newFlight() *flight {
 	return f
 }
 
-// land sends what the flight still holds and gives it back.
+// land sends the messages that the flight still holds and returns the flight to the pool.
 func (f *flight) land() {
 	f.flush()
 	f.path = nil
@@ -103,7 +103,7 @@ func (p *linuxPath) send(ts []wireguard.Train) {
 	f.land()
 }
 
-// perMessage is how many of t's datagrams one message may carry.
+// perMessage returns how many of t's datagrams one message may carry.
 func (p *linuxPath) perMessage(t *wireguard.Train) int {
 	if t.Size <= 0 || len(t.Data) <= t.Size || !p.gso || p.plain.has(t.Endpoint.Addr.Addr()) {
 		return 1
@@ -111,7 +111,7 @@ func (p *linuxPath) perMessage(t *wireguard.Train) int {
 	return max(1, min(maxSegments, maxPayload[p.family]/t.Size))
 }
 
-// train adds t in messages of per datagrams.
+// train adds t in messages of per datagrams each.
 func (f *flight) train(t *wireguard.Train, per int) {
 	size := t.Size * per
 	if t.Size <= 0 {
@@ -139,7 +139,7 @@ func (f *flight) add(t *wireguard.Train, data []byte) {
 	f.address(i)
 }
 
-// address writes where message i goes, and its control messages.
+// address writes the destination of message i, and its control messages.
 func (f *flight) address(i int) {
 	m, h := &f.messages[i], &f.hdrs[i].hdr
 	e := &m.train.Endpoint
@@ -190,7 +190,7 @@ func (f *flight) flush() {
 		f.count()
 		f.at += f.sent
 	}
-	// What is pooled must not keep the caller's memory.
+	// A pooled flight must not keep the caller's memory.
 	for i := range f.n {
 		f.iovs[i].Base = nil
 		f.messages[i] = message{}
@@ -198,8 +198,8 @@ func (f *flight) flush() {
 	f.n, f.at = 0, 0
 }
 
-// write is one system call for all messages that are left. It may send the first of them only. The file is not
-// locked meanwhile, so that senders do not wait for each other, except for those that found the socket's buffer full.
+// write makes one system call for all messages that are left. The call may send only the first of them. write does not
+// lock the file, so that senders do not wait for each other, except for those that found the socket's buffer full.
 func (f *flight) write() error {
 	if err := f.path.raw.Control(f.try); err != nil {
 		return err
@@ -219,8 +219,8 @@ func (f *flight) count() {
 	f.path.out.add(datagrams, bytes)
 }
 
-// fault deals with the first message that is left, which failed with errno: it is changed to be tried again, sent
-// otherwise, or given up. Each change happens once, so this ends.
+// fault handles the first message that is left, which failed with errno. It changes the message for another attempt,
+// sends it in another way, or gives it up. Each change happens at most once, so the attempts end.
 func (f *flight) fault(errno syscall.Errno) {
 	m := &f.messages[f.at]
 	e := &m.train.Endpoint
@@ -233,8 +233,8 @@ func (f *flight) fault(errno syscall.Errno) {
 			f.address(i)
 		}
 	case !m.tried:
-		// The error can be that of a datagram sent earlier, which the system had kept for us; it can come from an
-		// interface that was replaced by one of another index, or from a source that has been cleared meanwhile.
+		// The error can belong to a datagram sent earlier, for which the system kept it. It can also come from an
+		// interface that was replaced by one with another index, or from a source that has been cleared meanwhile.
 		m.tried = true
 		if e.Addr.Addr().Zone() != "" {
 			f.path.zones.forget()
@@ -245,7 +245,7 @@ func (f *flight) fault(errno syscall.Errno) {
 	}
 }
 
-// fail gives the first message that is left up.
+// fail gives up the first message that is left.
 func (f *flight) fail(err error) {
 	if t := f.messages[f.at].train; t.Err == nil {
 		t.Err = err
@@ -253,8 +253,8 @@ func (f *flight) fail(err error) {
 	f.at++
 }
 
-// single sends the datagrams of m one by one, since the system refused them together. If it takes them so, it was not
-// the source that it refused, and the destination gets single datagrams for a while.
+// single sends the datagrams of m one by one, since the system refused them together. If the system takes them singly,
+// the source was not the reason, and the destination gets single datagrams for a while.
 func (f *flight) single(m *message) {
 	p, t := f.path, m.train
 	p.out.faults.Add(1)
@@ -271,13 +271,13 @@ func (f *flight) single(m *message) {
 	}
 }
 
-// isTrainRefused reports whether errno can mean that the system does not take a train: EIO without checksum offload or
-// with IPsec, EMSGSIZE or, in older kernels, EINVAL where its datagrams are larger than the path's MTU.
+// isTrainRefused reports whether errno can mean that the system does not take a train. EIO means no checksum offload,
+// or IPsec. EMSGSIZE, or EINVAL in older kernels, means datagrams larger than the path's MTU.
 func isTrainRefused(errno syscall.Errno) bool {
 	return errno == unix.EMSGSIZE || errno == unix.EIO || errno == unix.EINVAL
 }
 
-// sendmmsg sends what it can of m without waiting. It is a raw call as recvmmsg is.
+// sendmmsg sends as many messages of m as it can without waiting. It is a raw call, as recvmmsg is.
 func sendmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_SENDMSG, unix.SYS_SENDMMSG, fd, m)
 }

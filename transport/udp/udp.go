@@ -42,16 +42,16 @@ type family int
 const (
 	ipv4 family = iota
 	ipv6
-	families // how many there are
+	families // the number of families
 
-	noFamily family = -1 // of an endpoint without address
+	noFamily family = -1 // of an endpoint without an address
 )
 
 const (
 	// pairTries limits the search for a port that is free in both families.
 	pairTries = 100
 
-	// bufferSize is asked for in each direction of a socket.
+	// bufferSize is the buffer that this package asks for in each direction of a socket, in bytes.
 	bufferSize = 7 << 20
 )
 
@@ -65,7 +65,7 @@ func (f family) any() netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// familyOf is the family of the socket that reaches a; an IPv4-mapped IPv6 address is reached by IPv4.
+// familyOf returns the family of the socket that reaches a. IPv4 reaches an IPv4-mapped IPv6 address.
 func familyOf(a netip.Addr) family {
 	switch {
 	case a.Is4(), a.Is4In6():
@@ -92,7 +92,7 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 		if err == nil {
 			return s, nil
 		}
-		// Port 0 found a port for the first family that is taken in the second.
+		// The port that the system chose for the first family is taken in the second.
 		if port == 0 && try < pairTries && errors.Is(err, errnoInUse) {
 			continue
 		}
@@ -156,7 +156,7 @@ func (b *Bind) open(f family, port uint16) (path, error) {
 	return c.path(b), nil
 }
 
-// A path is how datagrams cross the socket of one family: the system's fast one or the portable one.
+// A path carries datagrams across the socket of one family: a linuxPath or the portable path.
 type path interface {
 	wireguard.Receiver
 
@@ -174,10 +174,10 @@ type conn struct {
 	gso    bool // the system can take a train in one call
 	gro    bool // the system may hand out a train in one call
 
-	also io.Closer // what Close closes besides; nil: nothing
+	also io.Closer // Close closes this too; may be nil
 
 	in  traffic
-	_   [64]byte // the two directions are counted by different cores
+	_   [64]byte // different cores count the two directions
 	out traffic
 }
 

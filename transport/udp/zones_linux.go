@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// zones knows the interfaces that link-local addresses were used with, so that the system is not asked for each
-// datagram. The zero value is empty. It is safe for concurrent use. An interface that is renamed is known by both
-// names; forget is for one that went.
+// zones caches the interfaces of link-local addresses, so that it does not ask the system for each datagram. The zero
+// value is empty. It is safe for concurrent use. A renamed interface stays known by both names. Call forget after an
+// interface has disappeared.
 type zones struct {
 	mu      sync.RWMutex
 	names   map[uint32]string
@@ -17,7 +17,7 @@ type zones struct {
 
 const maxZones = 256
 
-// name is the zone of the interface with an index: its name, or the number where it has none any more.
+// name returns the zone of the interface with this index: its name, or its number if the interface no longer exists.
 func (z *zones) name(index uint32) string {
 	z.mu.RLock()
 	name, ok := z.names[index]
@@ -33,7 +33,7 @@ func (z *zones) name(index uint32) string {
 	return i.Name
 }
 
-// index is the inverse of name; 0 if there is no such interface.
+// index is the inverse of name. It returns 0 if there is no such interface.
 func (z *zones) index(name string) uint32 {
 	z.mu.RLock()
 	index, ok := z.indexes[name]
@@ -59,7 +59,8 @@ func (z *zones) learn(i *net.Interface) {
 	z.names[uint32(i.Index)], z.indexes[i.Name] = i.Name, uint32(i.Index)
 }
 
-// forget is for after a failure that an interface which went, or came back with another index, can explain.
+// forget empties the cache. Call it after a failure that may come from an interface that has disappeared or has a new
+// index.
 func (z *zones) forget() {
 	z.mu.Lock()
 	z.names, z.indexes = nil, nil
