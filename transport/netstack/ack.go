@@ -8,18 +8,20 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// ackDelay is how long an acknowledgement waits at most (RFC 9293, section 3.8.6.3: "an ACK should not be excessively
-// delayed; in particular, the delay MUST be less than 0.5 seconds").
+// ackDelay is the longest time that an acknowledgement waits (RFC 9293, section 3.8.6.3: "an ACK should not be
+// excessively delayed; in particular, the delay MUST be less than 0.5 seconds").
 const ackDelay = time.Millisecond
 
-// Acks delay acknowledgements, which gVisor does not: it sends one for each segment that arrives alone, just before
-// the program that reads it has its turn. Held back for a moment, it travels with the program's answer, if there is one: a
-// request and its answer take two packets in place of four, which halves the time of a round trip.
+// acks delays acknowledgements. gVisor does not: it acknowledges each segment that arrives alone, just before the
+// program that reads the segment runs. An acknowledgement that is held for a moment travels with the program's answer,
+// if there is one. A request and its answer then take two packets instead of four, which halves the time of a round
+// trip.
 //
-// What is held is a bare acknowledgement of no more than one new segment; the next packet of its connection replaces it. A
-// second one in a row is never held ("in a stream of full-sized segments, there SHOULD be an ACK for at least every
-// second segment"), nor is one that has news besides: a repeated number, a selective acknowledgement. A hold that
-// nothing replaces is ended by a timer that covers all connections, and runs only while something is held.
+// acks holds only a bare acknowledgement of at most one new segment. The next packet of the connection replaces it.
+// acks never holds a second one in a row ("in a stream of full-sized segments, there SHOULD be an ACK for at least
+// every second segment"). Nor does it hold one that carries other news: a repeated number, or a selective
+// acknowledgement. One timer for all connections sends an acknowledgement that nothing replaced. It runs only while
+// acks holds something.
 //
 // All methods are called with the link's mutex held. The zero value is ready.
 type acks struct {
@@ -28,14 +30,15 @@ type acks struct {
 	timer *time.Timer
 }
 
-// An ackSlot is what is known of a connection. Those that share a slot take it from each other unless something is held.
+// An ackSlot is what acks knows of a connection. Connections that share a slot take it from each other unless it holds
+// an acknowledgement.
 type ackSlot struct {
-	hash uint32 // 0: the slot is free
+	hash uint32 // 0 means that the slot is free
 	last uint32 // the number last acknowledged
 	held *stack.PacketBuffer
 }
 
-// pass looks at a packet that a connection of the stack sends now, and reports whether it was held.
+// pass handles a packet that a connection of the stack sends now, and reports whether it holds the packet.
 func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 	if p.GSOOptions.Type == stack.GSONone || p.Hash == 0 {
 		return false
@@ -65,12 +68,12 @@ func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 
 // isBareAck reports whether p, with the header tcp, acknowledges and does nothing else.
 func isBareAck(p *stack.PacketBuffer, tcp []byte) bool {
-	const timestamps = 12 // bytes of that option, with two of padding in front
+	const timestamps = 12 // bytes of that option, with two bytes of padding in front
 	return p.Data().Size() == 0 && tcp[tcpFlags] == tcpACK && (len(tcp) == header.TCPMinimumSize ||
 		len(tcp) == header.TCPMinimumSize+timestamps && tcp[header.TCPMinimumSize+2] == header.TCPOptionTS)
 }
 
-// take gives all that is held to f, which takes over the references.
+// take gives all held acknowledgements to f, which takes over the references.
 func (a *acks) take(f func(*stack.PacketBuffer)) {
 	for i := range a.slots {
 		if s := &a.slots[i]; s.held != nil {
@@ -80,8 +83,7 @@ func (a *acks) take(f func(*stack.PacketBuffer)) {
 	}
 }
 
-// holdsBack reports whether p waits for something to travel with, and sees to it that it does not wait long. l.mu is
-// held.
+// holdsBack reports whether acks holds p, and starts the timer for it if need be. l.mu is held.
 func (l *link) holdsBack(p *stack.PacketBuffer) bool {
 	if !l.acks.pass(p, l.mtu) {
 		return false
@@ -99,7 +101,7 @@ func (l *link) holdsBack(p *stack.PacketBuffer) bool {
 	return true
 }
 
-// endHold sends all acknowledgements that are held.
+// endHold sends all held acknowledgements.
 func (l *link) endHold() {
 	defer l.running.Done()
 	l.mu.Lock()
@@ -116,7 +118,7 @@ func (l *link) endHold() {
 	}
 }
 
-// dropHeld forgets what is held and stops the timer. l.mu is held.
+// dropHeld drops all held acknowledgements and stops the timer. l.mu is held.
 func (l *link) dropHeld() {
 	l.acks.take((*stack.PacketBuffer).DecRef)
 	if l.acks.armed && l.acks.timer.Stop() {

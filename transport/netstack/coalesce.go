@@ -5,14 +5,14 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 )
 
-// A coalescer joins consecutive TCP segments of one connection to one large packet, within one call of WritePackets. The
-// packets are borrowed until Flush. It is the sink of its own runs.
+// A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets.
+// It borrows the packets until Flush. It is the sink of its own runs.
 type coalescer struct {
 	packet.Coalescer
 	link *link
 }
 
-// segment takes the TCP packet p, whose IP header, checked, is l3 bytes long.
+// segment takes the TCP packet p, whose IP header is l3 bytes long and already checked.
 func (c *coalescer) segment(p []byte, l3 int) {
 	l := c.link
 	l4, ok := packet.TCPEnd(p, l3)
@@ -27,7 +27,7 @@ func (c *coalescer) segment(p []byte, l3 int) {
 	c.Add(c, p, l3, l4, false, true)
 }
 
-// Single delivers a packet by itself.
+// Single delivers a single packet.
 func (c *coalescer) Single(p []byte, l4 int) { c.link.deliver(networkOf(p), p, l4, true) }
 
 // Merged delivers a run.
@@ -42,8 +42,8 @@ func (c *coalescer) Merged(r *packet.Run) {
 	}
 }
 
-// merge copies a run to one packet. Its TCP checksum stays that of the first segment: it has been checked, segment by
-// segment, and nobody looks at it again.
+// merge copies a run into one packet. The packet keeps the TCP checksum of the first segment: the checksum of each
+// segment has been checked, and nothing reads it again.
 func merge(r *packet.Run) (b buffer.Buffer) {
 	var headers [packet.MaxHeaders]byte
 	appendHeaders(&b, headers[:r.Headers(headers[:])])

@@ -17,16 +17,16 @@ type TCPConn struct {
 	socket
 	local, remote *net.TCPAddr
 
-	readMu  sync.Mutex // one Read at a time; guards the next two
+	readMu  sync.Mutex // held during a Read; guards the next two fields
 	into    tcpip.SliceWriter
 	unmoved int // bytes read since the receive buffer was last reconsidered
 
-	writeMu sync.Mutex    // one Write at a time, so that its bytes stay together; guards from
-	from    *bytes.Reader // by itself, since gVisor remembers the last one it read from
+	writeMu sync.Mutex    // held during a Write, so that its bytes stay together; guards from
+	from    *bytes.Reader // allocated separately, since gVisor remembers the last reader
 }
 
-// moderateEvery is how many bytes are read before gVisor is asked to reconsider the size of the receive buffer, which
-// takes the connection's lock.
+// moderateEvery is how many bytes Read reads before it asks gVisor to reconsider the size of the receive buffer. The
+// question takes the connection's lock.
 const moderateEvery = 128 << 10
 
 func newTCPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue) *TCPConn {
@@ -163,12 +163,13 @@ func (c *TCPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", c.setDeadlines(t, &c.writes))
 }
 
-// SetNoDelay says whether small writes are sent at once, which is the default, or gathered while data is in flight.
+// SetNoDelay says whether the connection sends small writes at once, which is the default, or gathers them while data
+// is in flight.
 func (c *TCPConn) SetNoDelay(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetDelayOption(!on) })
 }
 
-// SetKeepAlive says whether an idle connection is probed. The default is not to.
+// SetKeepAlive says whether the stack probes an idle connection. The default is false.
 func (c *TCPConn) SetKeepAlive(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetKeepAlive(on) })
 }
@@ -184,13 +185,13 @@ func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
 	return nil
 }
 
-// SetLinger says what Close does with data that is not acknowledged yet: 0 discards it and resets the connection, and any
+// SetLinger says what Close does with data that is not acknowledged yet. 0 discards it and resets the connection. Any
 // other number delivers it in the background.
 func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }
 
-// SetReadBuffer sets the size of the receive buffer, in bytes. The size no longer adapts to the path then.
+// SetReadBuffer sets the size of the receive buffer, in bytes. From then on the size does not adapt to the path.
 func (c *TCPConn) SetReadBuffer(bytes int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetReceiveBufferSize(int64(bytes), true) })
 }
@@ -208,8 +209,8 @@ func (c *TCPConn) option(set func(*tcpip.SocketOptions)) error {
 	return nil
 }
 
-// WriteTo copies what arrives to w until the end, as io.Copy does. It holds a buffer only while there is data to copy, so
-// that a relay of idle connections costs no memory.
+// WriteTo copies all data that arrives to w, until the other end closes, as io.Copy does. It holds a buffer only while
+// there is data to copy, so that a relay of idle connections costs no memory.
 func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
 	for {
 		if err := c.waitReadable(); err != nil {
@@ -239,7 +240,7 @@ const copyBuffer = 128 << 10
 
 var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
 
-// waitReadable waits until Read would not, or the read deadline.
+// waitReadable waits until Read would not wait, or until the read deadline.
 func (c *TCPConn) waitReadable() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
@@ -257,7 +258,7 @@ func (c *TCPConn) waitReadable() error {
 	}
 }
 
-// wrap makes err one of package net's; io.EOF and nil stay what they are.
+// wrap turns err into an error of package net. It leaves io.EOF and nil unchanged.
 func (c *TCPConn) wrap(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err

@@ -8,14 +8,14 @@ import (
 // A deadline is the time limit of one direction of a connection. The zero value is no limit. It is safe for concurrent
 // use and must not be copied.
 type deadline struct {
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex // guards the fields below
 	timer   *time.Timer
-	expired chan struct{} // closed when the limit has passed; nil until somebody waits
-	past    bool          // expired is, or would be, closed
-	setting uint          // counts calls of set, so that a timer that is too late to stop does nothing
+	expired chan struct{} // closed when the limit has passed; nil until someone waits
+	past    bool          // the limit has passed
+	setting uint          // counts calls of set, so that a timer that set could not stop does nothing
 }
 
-// set moves the limit to t, for operations that wait now as well; the zero time removes it.
+// set moves the limit to t, also for operations that wait now. The zero time removes the limit.
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -12,23 +12,23 @@ import (
 )
 
 const (
-	// fallbackDelay is the lead that one family gets over the other (RFC 6555 recommends 150 to 250 ms, package net
-	// has 300).
+	// fallbackDelay is the head start of the preferred family (RFC 6555 recommends 150 to 250 ms; package net uses
+	// 300).
 	fallbackDelay = 300 * time.Millisecond
-	// leastTry is the time that one address gets, where a deadline must be shared between several.
+	// leastTry is the least time for one address when several addresses share a deadline.
 	leastTry = 2 * time.Second
 )
 
-// Dial is DialContext without a context. For TCP it gives up after about two minutes, which is gVisor's limit.
+// Dial is like DialContext without a context. For TCP it gives up after about two minutes, which is gVisor's limit.
 func (n *Net) Dial(network, address string) (net.Conn, error) {
 	return n.DialContext(context.Background(), network, address)
 }
 
-// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6, and
-// address is "host:port". The tunnel's name servers resolve a name. The addresses of its two families race, with a head
-// start for the better one, and the addresses of a family are tried one after another. Once the connection is made, the
-// end of ctx has no effect on it. The connection is a *[TCPConn] or a *[UDPConn]. An http.Transport takes DialContext as
-// it is.
+// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
+// and address is "host:port". The tunnel's name servers resolve a name. The addresses of its two families race, with a
+// head start for the better family. DialContext tries the addresses of one family one after another. Once the
+// connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the
+// DialContext of an http.Transport.
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
@@ -162,7 +162,7 @@ func (n *Net) dialSerial(ctx context.Context, network string, remotes []netip.Ad
 	return nil, first
 }
 
-// share is ctx with the time that is left divided by the number of tries, but no less than leastTry of it.
+// share returns ctx limited to the time that is left divided by the number of tries, but to no less than leastTry.
 func share(ctx context.Context, tries int) (context.Context, context.CancelFunc) {
 	end, limited := ctx.Deadline()
 	if !limited || tries == 1 {
@@ -172,8 +172,8 @@ func share(ctx context.Context, tries int) (context.Context, context.CancelFunc)
 	return context.WithTimeout(ctx, min(left, max(left/time.Duration(tries), leastTry)))
 }
 
-// dialRace tries the family of the first address, and the other one as well when the first has failed or takes too long.
-// The first connection wins; if there is none, the first family's error does.
+// dialRace tries the family of the first address. It also tries the other family once the first has failed or takes too
+// long. The first connection wins. If there is none, dialRace returns the first family's error.
 func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.AddrPort) (net.Conn, error) {
 	preferred, others := byFamily(remotes)
 	if len(others) == 0 || network[0] == 'u' {
@@ -186,7 +186,7 @@ func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.Addr
 		err       error
 		preferred bool
 	}
-	results := make(chan result) // unbuffered: who finds nobody there closes its connection
+	results := make(chan result) // unbuffered: a goroutine that finds no receiver closes its connection
 	returned := make(chan struct{})
 	defer close(returned)
 	race := func(remotes []netip.AddrPort, preferred bool) {
@@ -228,7 +228,7 @@ func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.Addr
 	return nil, failure
 }
 
-// byFamily is the addresses of the first one's family, and those of the other.
+// byFamily returns the addresses of the first address's family, and those of the other family.
 func byFamily(remotes []netip.AddrPort) (preferred, others []netip.AddrPort) {
 	for _, a := range remotes {
 		if a.Addr().Is4() == remotes[0].Addr().Is4() {

@@ -10,8 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// errnoOf is the system's name of what gVisor reports, so that programs find what they find with package net. It is nil
-// for those that the system has no name for.
+// errnoOf returns the system's error number for an error of gVisor, so that programs get the same errors as from
+// package net. It returns nil if the system has no such number.
 func errnoOf(err tcpip.Error) error {
 	switch err.(type) {
 	case *tcpip.ErrConnectionRefused:
@@ -52,7 +52,7 @@ func errnoOf(err tcpip.Error) error {
 	return nil
 }
 
-// systemError is err of the call named, as package net would wrap it.
+// systemError returns err of the named call, as package net would wrap it.
 func systemError(call string, err tcpip.Error) error {
 	if errno := errnoOf(err); errno != nil {
 		return os.NewSyscallError(call, errno)
@@ -60,7 +60,7 @@ func systemError(call string, err tcpip.Error) error {
 	return errors.New(call + ": " + err.String())
 }
 
-// contextError is the end of ctx in the words of package net.
+// contextError returns why ctx ended, as an error of package net.
 func contextError(ctx context.Context) error {
 	if err := ctx.Err(); !errors.Is(err, context.DeadlineExceeded) {
 		return canceledError{}
@@ -78,7 +78,7 @@ func (timeoutError) Is(err error) bool {
 	return err == context.DeadlineExceeded || err == os.ErrDeadlineExceeded
 }
 
-// A canceledError is a dial that was called off.
+// A canceledError is a net.Error for a dial that was canceled.
 type canceledError struct{}
 
 func (canceledError) Error() string     { return "operation was canceled" }

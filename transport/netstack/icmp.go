@@ -12,21 +12,21 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// maxErrors is how many ICMP errors wait to be delivered.
+// maxErrors is how many ICMP errors may wait for delivery.
 const maxErrors = 64
 
-// An errorQueue delivers ICMP errors to the stack on a goroutine of its own, and whatever may hide one: fragments,
-// extension headers. gVisor takes the lock of the connection that an error is about; its holder may be waiting in
-// WritePacket for room, or be in Device.Send. So the receiving goroutine must not do it: it would wait. The zero
-// value is ready.
+// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may hide an
+// ICMP error: fragments, and packets with extension headers. For an error, gVisor takes the lock of the connection that
+// the error is about. The holder of that lock may be waiting for room in WritePacket, or be in Device.Send. So the
+// receiving goroutine must not deliver errors: it would wait. The zero value is ready.
 type errorQueue struct {
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex // guards the fields below
 	packets [][]byte
-	running bool // a goroutine delivers
+	running bool // whether a goroutine is delivering
 	closed  bool
 }
 
-// icmpError takes the ICMP error p, whose sum, checksum field included, is sum.
+// icmpError takes the ICMP error p. sum is the sum over p, including the checksum field.
 func (l *link) icmpError(p []byte, sum uint16) {
 	if sum != 0xffff {
 		l.drops.checksum.Add(1)
@@ -46,7 +46,7 @@ func (q *errorQueue) put(l *link, p []byte) {
 	q.packets = append(q.packets, bytes.Clone(p))
 	if !q.running {
 		q.running = true
-		l.running.Add(1) // before close returns, and with it before the wait for this
+		l.running.Add(1) // before close returns, and so before Close waits for running
 		go l.deliverErrors()
 	}
 }
@@ -77,7 +77,7 @@ func (l *link) deliverErrors() {
 	}
 }
 
-// deliverError hands a packet from the queue to the stack and, if it is an error, to who pings.
+// deliverError hands a packet from the queue to the stack and, if it is an error, to the pings.
 func (l *link) deliverError(p []byte) {
 	if p[0]>>4 == 4 {
 		if !isFragment4(p) {
@@ -95,9 +95,9 @@ func (l *link) deliverError(p []byte) {
 	l.deliver(ipv6.ProtocolNumber, p, header.IPv6MinimumSize, false)
 }
 
-// deliverUnreachable6 tells the connection that the ICMPv6 error p is about that its peer cannot be reached, and reports
-// whether p was of this kind. gVisor itself knows two codes of seven, and "address unreachable", which a device sends, is
-// not among them.
+// deliverUnreachable6 tells the connection that the ICMPv6 error p is about that its peer cannot be reached, and
+// reports whether p was such an error. gVisor itself knows two of the seven codes, and "address unreachable", which a
+// device sends, is not one of them.
 func (l *link) deliverUnreachable6(p []byte) bool {
 	const icmp, quote = header.IPv6MinimumSize, header.IPv6MinimumSize + header.ICMPv6DstUnreachableMinimumSize
 	if len(p) < quote+header.IPv6MinimumSize || header.ICMPv6Type(p[icmp]) != header.ICMPv6DstUnreachable {
@@ -111,7 +111,7 @@ func (l *link) deliverUnreachable6(p []byte) bool {
 	if d == nil {
 		return true
 	}
-	t, ok := (*d).(stack.TransportDispatcher) // gVisor's interfaces are both
+	t, ok := (*d).(stack.TransportDispatcher) // gVisor's interfaces implement both
 	if !ok {
 		return false
 	}

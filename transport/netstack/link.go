@@ -10,56 +10,59 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// Who calls WritePacket, and what they hold meanwhile (read in gVisor's source):
+// The callers of WritePacket, and the locks that they hold (from gVisor's source):
 //
 //   - a user's Write, Read, Close or Connect of a TCP connection, one of gVisor's TCP processors (as many goroutines as
-//     GOMAXPROCS), or a timer: each holds the lock of its connection, so that one connection's packets come in order;
+//     GOMAXPROCS), or a timer: each holds the lock of its connection, so that one connection's packets arrive in order;
 //   - a user's Write to a UDP or ICMP endpoint: holds nothing;
-//   - the goroutine that called Net.WritePackets: resets, echo replies and ICMP errors are made inline there, holding
+//   - the goroutine that called Net.WritePackets: it makes resets, echo replies and ICMP errors inline and holds
 //     nothing.
 //
-// The first kind may wait for room: nothing that Net.WritePackets does needs a connection's lock, see errorQueue. The
-// last kind must not, or two devices of one process could wait for each other in a ring. What a goroutine is cannot be
-// asked, but what it brings can: data of a TCP connection never comes from inside Net.WritePackets, so that is what
-// waits here, and UDPConn.Write waits before it enters gVisor. Everything else is dropped when the queue is full.
+// The first kind may wait for room, because nothing in Net.WritePackets needs a connection's lock; see errorQueue. The
+// last kind must not wait, or two devices of one process could wait for each other in a ring. WritePacket cannot ask
+// which kind its caller is, but it can look at the packet: data of a TCP connection never comes from inside
+// Net.WritePackets. So WritePacket waits with TCP data, and UDPConn.Write waits before it enters gVisor. A full queue
+// drops everything else.
 
 const (
-	// maxQueued is how many bytes may wait for the goroutine that sends: a millisecond's worth on a fast machine. It
-	// is payload that TCP keeps for retransmission in any case.
+	// maxQueued is how many bytes may wait for the sending goroutine. A fast machine sends them in a millisecond. TCP
+	// keeps their payload for retransmission in any case.
 	maxQueued = 1 << 20
-	// maxQueuedUrgent is the limit of those that cannot wait, so that acknowledgements are not lost to bulk data.
+	// maxQueuedUrgent is the limit for packets whose sender cannot wait, so that bulk data does not push out
+	// acknowledgements.
 	maxQueuedUrgent = maxQueued + 256<<10
-	// queuedOverhead is the memory of a queued packet besides its bytes, roughly.
+	// queuedOverhead is roughly the memory of a queued packet besides its bytes.
 	queuedOverhead = 256
-	// maxSpare is the length of a queue whose memory is kept while the link is idle.
+	// maxSpare is the length of the longest queue whose memory the link keeps while it is idle.
 	maxSpare = 256
 )
 
-// A link is the one network interface of a stack: gVisor's way out to the device, and the device's way in.
+// A link is the only network interface of a stack. It connects gVisor and the device in both directions.
 //
-// Out: whoever comes first takes the turn and carries its packet through Device.Send, on its own goroutine. Who finds
-// the turn taken leaves its packet in the queue and goes away; the holder hands a queue that it finds at the end of its
-// turn to a goroutine, which sends it in full batches and ends when the queue is empty. So an idle link has no
-// goroutine, a lone sender no hop, and under load sealing gets a core of its own.
+// Outbound, the first sender takes the turn and carries its packet through Device.Send on its own goroutine. A sender
+// that finds the turn taken puts its packet into the queue and returns. If the holder finds a queue at the end of its
+// turn, it passes the turn to a new goroutine. That goroutine sends the queue in full batches and ends when the queue
+// is empty. So an idle link has no goroutine, a lone sender needs no switch of goroutines, and under load sealing runs
+// on a separate core.
 type link struct {
 	mtu   int
 	owner *Net
 
 	mu     sync.Mutex // guards the rest of this group; innermost
-	exit   *exit      // nil: not attached yet
-	busy   bool       // somebody has the turn
-	refuse bool       // data: nobody waits any more
+	exit   *exit      // nil until attached
+	busy   bool       // a goroutine has the turn
+	refuse bool       // senders of data no longer wait
 	closed bool
 	queue  []*stack.PacketBuffer // in order; each holds a reference
-	spare  []*stack.PacketBuffer // the memory of the queue before this one
+	spare  []*stack.PacketBuffer // the memory of the previous queue
 	queued int                   // bytes in queue, with their overhead
-	room   sync.Cond             // the queue got shorter, or nobody waits any more
-	signal chan struct{}         // closed at the same time, for datagrams; nil: none waits
+	room   sync.Cond             // the queue got shorter, or refuse was set
+	signal chan struct{}         // closed at the same time, for datagrams; nil while none waits
 	acks   acks
 
 	running sync.WaitGroup // drain, endHold and deliverErrors
 
-	dispatcher atomic.Pointer[stack.NetworkDispatcher] // nil: the interface is gone
+	dispatcher atomic.Pointer[stack.NetworkDispatcher] // nil once the interface is gone
 	endpoint4  stack.NetworkEndpoint
 	endpoint6  stack.NetworkEndpoint
 	errors     errorQueue
@@ -73,7 +76,7 @@ func newLink(mtu int, owner *Net) *link {
 	return l
 }
 
-// attach opens the way out. A second device replaces the first.
+// attach opens the outbound path. A second device replaces the first.
 func (l *link) attach(o outlet) {
 	x := &exit{to: o, batch: o.NewBatch(), drops: &l.drops}
 	l.mu.Lock()
@@ -81,8 +84,8 @@ func (l *link) attach(o outlet) {
 	l.mu.Unlock()
 }
 
-// WritePacket takes a packet from gVisor. It is called by the stack in place of a queueing discipline, and concurrently.
-// The caller keeps its reference.
+// WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
+// keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	l.mu.Lock()
 	if err := l.usable(); err != nil {
@@ -117,8 +120,8 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	return nil
 }
 
-// enqueue leaves p for the holder of the turn, or waits for room if p may wait: then it reports false, and the turn may
-// be free. l.mu is held, but for the wait.
+// enqueue leaves p for the holder of the turn. If the queue is full and p may wait, it waits for room and then reports
+// false, because the turn may be free. l.mu is held, except during the wait.
 func (l *link) enqueue(p *stack.PacketBuffer) (queued bool, err tcpip.Error) {
 	if isTCPData(p) && !l.refuse {
 		if l.queued >= maxQueued {
@@ -133,13 +136,13 @@ func (l *link) enqueue(p *stack.PacketBuffer) (queued bool, err tcpip.Error) {
 	return true, nil
 }
 
-// push appends p to the queue, which takes over a reference. l.mu is held.
+// push appends p to the queue, which takes a reference. l.mu is held.
 func (l *link) push(p *stack.PacketBuffer) {
 	l.queue = append(l.queue, p)
 	l.queued += p.Size() + queuedOverhead
 }
 
-// usable is why nothing can be sent, or nil. l.mu is held.
+// usable returns why the link cannot send, or nil. l.mu is held.
 func (l *link) usable() tcpip.Error {
 	switch {
 	case l.closed:
@@ -152,12 +155,12 @@ func (l *link) usable() tcpip.Error {
 }
 
 // isTCPData reports whether p carries payload of a connection. gVisor marks the segments of a connection for
-// segmentation, however short they are, but neither SYNs nor the resets that no connection stands behind.
+// segmentation, however short they are. It marks neither SYNs nor resets without a connection.
 func isTCPData(p *stack.PacketBuffer) bool {
 	return p.GSOOptions.Type != stack.GSONone && p.Data().Size() > 0
 }
 
-// drain has the turn, sends what is queued, and gives the turn back when nothing is left.
+// drain holds the turn, sends the queue, and gives the turn back when the queue is empty.
 func (l *link) drain() {
 	defer l.running.Done()
 	for {
@@ -191,8 +194,8 @@ func (l *link) drain() {
 	}
 }
 
-// full is nil if a packet of a datagram endpoint would find room in the queue, or else a channel that is closed when it
-// is worth asking again. Who waits for it must hold no lock of gVisor's.
+// full returns nil if a packet of a datagram endpoint would find room in the queue. Otherwise it returns a channel that
+// is closed when there may be room. A goroutine that waits for the channel must not hold a lock of gVisor's.
 func (l *link) full() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -205,7 +208,7 @@ func (l *link) full() <-chan struct{} {
 	return l.signal
 }
 
-// wake releases all who wait for room. l.mu is held.
+// wake wakes all senders that wait for room. l.mu is held.
 func (l *link) wake() {
 	l.room.Broadcast()
 	if l.signal != nil {
@@ -214,8 +217,8 @@ func (l *link) wake() {
 	}
 }
 
-// refuseData releases all who wait for room, and lets nobody wait from now on: data is dropped as everything else is
-// when the queue is full. What aborting connections has to say still goes out.
+// refuseData wakes all senders that wait for room, and lets no sender wait from now on. A full queue then drops data
+// like everything else. Packets of aborting connections are still sent.
 func (l *link) refuseData() {
 	l.mu.Lock()
 	l.refuse = true
@@ -223,7 +226,7 @@ func (l *link) refuseData() {
 	l.mu.Unlock()
 }
 
-// close lets nothing more out. The holder of the turn may still be in Device.Send.
+// close stops all sending. The holder of the turn may still be in Device.Send.
 func (l *link) close() {
 	l.mu.Lock()
 	l.closed = true
@@ -237,7 +240,7 @@ func (l *link) close() {
 	l.errors.close()
 }
 
-// WritePackets is the same for those who hold the link itself, as packet sockets do.
+// WritePackets is the same for callers that hold the link itself, such as packet sockets.
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	for i, p := range pkts.AsSlice() {
 		if err := l.WritePacket(p); err != nil {
@@ -247,7 +250,7 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	return pkts.Len(), nil
 }
 
-// Attach tells the link where received packets go; nil when the interface is removed.
+// Attach tells the link where to deliver received packets. d is nil when the interface is removed.
 func (l *link) Attach(d stack.NetworkDispatcher) {
 	if d == nil {
 		l.dispatcher.Store(nil)
@@ -258,18 +261,18 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 
 func (l *link) IsAttached() bool { return l.dispatcher.Load() != nil }
 
-// Capabilities says that received checksums are checked here; see deliver for what is not. The other direction is left
-// to gVisor: segments of a connection come with the pseudo-header's sum alone in any case, since segmentation implies
-// it, and a fragmented datagram could not be summed here.
+// Capabilities says that the link checks received checksums; see deliver for the exceptions. gVisor computes the
+// checksums of sent packets. Segments of a connection have only the pseudo-header's sum in any case, because
+// segmentation implies that. The link could not sum a fragmented datagram.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
 func (l *link) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
 
-// GSOMaxSize is chosen so that the segments of one large packet make one train: a UDP datagram run holds at most 65,507
-// bytes and 64 segments, and each segment gets 32 bytes longer. It counts in the shortest payload that full
-// segments have (IPv6, all TCP options).
+// GSOMaxSize returns a size at which the segments of one large packet make one train. A train holds at most 65,507
+// bytes and 64 segments, and each segment gets 32 bytes longer. The count assumes the shortest payload of a full
+// segment (IPv6, all TCP options).
 func (l *link) GSOMaxSize() uint32 {
 	const (
 		train    = 65507
@@ -278,7 +281,7 @@ func (l *link) GSOMaxSize() uint32 {
 	)
 	segments := max(1, min(64, train/(l.mtu+overhead)))
 	payload := segments * (l.mtu - headers)
-	// gVisor takes this off before it fills a packet.
+	// gVisor subtracts these headers before it fills a packet.
 	return uint32(min(payload, 65535-header.TCPTotalHeaderMaximumSize-1) + header.TCPTotalHeaderMaximumSize + 1)
 }
 
@@ -294,7 +297,7 @@ func (l *link) SetOnCloseAction(func())                 {}
 func (l *link) Wait()                                   {}
 func (l *link) Close()                                  {}
 
-// An outlet is what the link needs of a wireguard.Device.
+// An outlet is the part of a wireguard.Device that the link needs.
 type outlet interface {
 	NewBatch() *wireguard.Batch
 	Send(*wireguard.Batch) error
@@ -307,7 +310,7 @@ var (
 	_ stack.QueueingDiscipline = (*link)(nil)
 )
 
-// drops counts what the link did not carry.
+// drops counts the packets that the link dropped.
 type drops struct {
 	detached, full, malformed, checksum, errors atomic.Uint64
 }

@@ -21,15 +21,15 @@ type TCPListener struct {
 	socket
 	addr *net.TCPAddr
 
-	acceptMu sync.Mutex // one Accept waits at a time
+	acceptMu sync.Mutex // held during an Accept
 }
 
-// backlog is how many connections wait to be accepted, as Linux has it.
+// backlog is how many connections may wait for Accept, as on Linux.
 const backlog = 4096
 
 // Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". An empty or
-// unspecified host means all addresses of the Net, and port 0 a free one. The host must be an IP address, since names are
-// not resolved. The listener is a *[TCPListener].
+// unspecified host means all addresses of the Net, and port 0 means a free port. The host must be an IP address, since
+// names are not resolved. The listener is a *[TCPListener].
 func (n *Net) Listen(network, address string) (net.Listener, error) {
 	local, err := n.parseLocal(network, address)
 	if err == nil {
@@ -46,7 +46,7 @@ func (n *Net) Listen(network, address string) (net.Listener, error) {
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: tcpAddr(local), Err: err}
 }
 
-// ListenTCP is Listen for an address. The zero AddrPort means all addresses and a free port.
+// ListenTCP is like Listen, for a netip.AddrPort. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenTCP(local netip.AddrPort) (*TCPListener, error) {
 	l, err := n.listenTCP("tcp", local)
 	if err != nil {
@@ -117,7 +117,7 @@ func (l *TCPListener) accept() (*TCPConn, error) {
 	}
 }
 
-// Close stops listening, and resets connections that nobody accepted. Closing again fails with net.ErrClosed.
+// Close stops listening, and resets connections that Accept has not returned. Closing again fails with net.ErrClosed.
 func (l *TCPListener) Close() error {
 	if !l.close() {
 		return l.wrap("close", net.ErrClosed)
@@ -159,7 +159,7 @@ func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
 }
 
-// ListenUDP is ListenPacket for an address. The zero AddrPort means all addresses and a free port.
+// ListenUDP is like ListenPacket, for a netip.AddrPort. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenUDP(local netip.AddrPort) (*UDPConn, error) {
 	c, err := n.openUDP("udp", local, netip.AddrPort{})
 	if err != nil {
@@ -168,7 +168,7 @@ func (n *Net) ListenUDP(local netip.AddrPort) (*UDPConn, error) {
 	return c, nil
 }
 
-// openUDP makes a connection that is bound to local and, if remote is valid, connected to that.
+// openUDP makes a connection that is bound to local and, if remote is valid, connected to remote.
 func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn, err error) {
 	of := local.Addr()
 	if remote.IsValid() {
@@ -196,8 +196,8 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	return c, err
 }
 
-// family is the protocol of an endpoint at address a on network, and whether it is of that one family alone. Without an
-// address it is of both, where the Net has both.
+// family returns the protocol of an endpoint at address a on network, and whether the endpoint has only that family.
+// Without an address the endpoint has both families, if the Net has both.
 func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolNumber, only bool, err error) {
 	want4, want6 := network[len(network)-1] == '4', network[len(network)-1] == '6'
 	switch {
@@ -226,7 +226,7 @@ func (n *Net) parseLocal(network, address string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a.Unmap().WithZone(""), port), nil
 }
 
-// tcpAddr is a as a net.Addr, nil if there is nothing to tell.
+// tcpAddr returns a as a net.Addr, or nil if a is the zero AddrPort.
 func tcpAddr(a netip.AddrPort) net.Addr {
 	if a == (netip.AddrPort{}) {
 		return nil

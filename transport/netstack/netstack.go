@@ -1,16 +1,17 @@
-// Package netstack is a network stack inside the program: gVisor's TCP, UDP and ICMP, whose packets leave through a
-// [wireguard.Device]. It needs neither privileges nor an interface of the system.
+// Package netstack gives a program network connections through a [wireguard.Device], using gVisor's TCP, UDP and ICMP.
+// It needs neither privileges nor an interface of the system.
 //
 //	n, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 //	d, err := wireguard.New(wireguard.Config{Tunnel: n, Bind: ..., ...})
 //	err = d.Up()
 //	c, err := n.Dial("tcp", "10.0.0.1:80")
 //
-// A [Net] has the shape of package net. An http.Transport takes its DialContext, and an http.Server a listener of its Listen.
+// A [Net] has functions like those of package net. An http.Transport can use its DialContext, and an http.Server can
+// serve a listener from its Listen.
 //
-// An outbound packet passes conn.go or udp.go, gVisor, link.go (whose turn it is) and split.go (into the device's batch). An
-// inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. Above connections, dial.go,
-// listen.go and resolve.go do what package net does.
+// An outbound packet passes conn.go or udp.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
+// device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
+// files dial.go, listen.go and resolve.go do what package net does.
 package netstack
 
 import (
@@ -34,14 +35,15 @@ import (
 // NICID is the number of a Net's only interface in its [Net.Stack].
 const NICID tcpip.NICID = 1
 
-// A Config says what a Net is. Addresses must be set; the zero value of any other field means its default. New copies
-// what it needs.
+// A Config describes a Net. Addresses must be set. The zero value of any other field means its default. New copies what
+// it needs.
 type Config struct {
-	// Addresses are the Net's own addresses: IPv4, IPv6 or both. All other addresses are reached through the tunnel.
+	// Addresses are the Net's own addresses: IPv4, IPv6 or both. The Net reaches all other addresses through the
+	// tunnel.
 	Addresses []netip.Addr
 
-	// DNS are the name servers, in order of preference. They are asked through the tunnel. Without any, names do not
-	// resolve.
+	// DNS lists the name servers, in order of preference. The Net asks them through the tunnel. Without name servers,
+	// names do not resolve.
 	DNS []netip.Addr
 
 	// MTU is the size of the largest packet, in bytes: 576 to 65535, and at least 1280 with an IPv6 address. Zero means 1420,
@@ -62,7 +64,7 @@ func (c *Config) mtu() int {
 	return c.MTU
 }
 
-// check returns everything that is wrong with c, or nil.
+// check returns all errors in c, or nil.
 func (c *Config) check() error {
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf("netstack: "+format, args...)) }
@@ -79,11 +81,11 @@ func (c *Config) check() error {
 		case a.Is4In6():
 			wrong("Config.Addresses[%d] is %v: write an IPv4 address as such, not mapped into IPv6", i, a)
 		case a.Zone() != "":
-			wrong("Config.Addresses[%d] is %v: an address of a stack's own has no zone", i, a)
+			wrong("Config.Addresses[%d] is %v: remove the zone", i, a)
 		case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback():
 			wrong("Config.Addresses[%d] is %v: want the address of one host that can be reached from outside", i, a)
 		case seen[a]:
-			wrong("Config.Addresses[%d] is %v for the second time", i, a)
+			wrong("Config.Addresses[%d] repeats %v: name each address once", i, a)
 		}
 		seen[a] = true
 	}
@@ -101,11 +103,12 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// A Net is a network stack inside the program, and the [wireguard.Tunnel] of the device that joins it to others. New
+// A Net is a network stack inside the program, and the [wireguard.Tunnel] of the device that connects it to peers. New
 // makes it. It is safe for concurrent use and must not be copied.
 //
-// A Net is a [wireguard.Attacher]: the device does not read it. It calls Device.Send from the goroutine that writes to a
-// connection, or from one of gVisor's. It drops packets while no device is attached, and while its device is down.
+// A Net is a [wireguard.Attacher]: the device does not read it. It calls Device.Send from the goroutine that writes to
+// a connection, or from a goroutine of gVisor. It drops packets while no device is attached, and while its device is
+// down.
 type Net struct {
 	stack    *stack.Stack
 	link     *link
@@ -121,8 +124,8 @@ type Net struct {
 	once sync.Once
 }
 
-// New makes a Net. If c is wrong, the error tells everything that is. New starts GOMAXPROCS goroutines, which are
-// gVisor's for TCP; Close ends them.
+// New makes a Net. The error lists everything that is wrong with c. New starts GOMAXPROCS goroutines for gVisor's TCP,
+// and Close ends them.
 func New(c Config) (*Net, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -181,26 +184,26 @@ func (n *Net) setUp() error {
 	return nil
 }
 
-// tune sets what gVisor's defaults are not made for. Measured on two shared cores: bulk between two Nets in one process,
-// and through a wire with a delay and random loss.
+// tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
+// two Nets in one process, and through a wire with a delay and random loss.
 func (n *Net) tune() error {
 	const maxBuffer = 8 << 20
 	var (
-		// Through 20 ms with a loss of 0.01 % CUBIC carries 370 Mbit/s, Reno 62; elsewhere they are alike.
+		// With 20 ms of delay and 0.01 % loss, CUBIC carries 370 Mbit/s and Reno 62. Elsewhere they are equal.
 		congestion = tcpip.CongestionControlOption("cubic")
-		// The most that is in flight is half the receive buffer: 8 MiB carry 220 Mbit/s through 100 ms, the default
-		// of 4 MiB half of that. Buffers begin at 1 MiB and grow where the path is long.
+		// At most half the receive buffer is in flight. With 100 ms of delay, 8 MiB carry 220 Mbit/s, and the default
+		// of 4 MiB half of that. Buffers begin at 1 MiB and grow if the path is long.
 		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultReceiveBufferSize, Max: maxBuffer}
 		send    = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultSendBufferSize, Max: maxBuffer}
-		// A connection closed by this end first is remembered, with 7 KiB, for this long in place of a minute, and its
-		// port is taken before it if no other is free: several hundred connections a second to one server would use
-		// up all ports otherwise.
+		// After this end closes a connection first, the stack keeps its state (7 KiB) for this long instead of a
+		// minute. If no other port is free, it reuses the connection's port earlier. Otherwise several hundred
+		// connections a second to one server would use up all ports.
 		wait  = tcpip.TCPTimeWaitTimeoutOption(10 * time.Second)
 		reuse = tcpip.TCPTimeWaitReuseGlobal
 	)
-	// RACK stays on as gVisor has it: off, it is 3 to 6 % faster where nothing gets lost and a round trip takes
-	// microseconds, but 10 to 100 % slower where 0.3 to 3 % is lost. SACK stays on likewise; its option costs 28 bytes of
-	// each segment.
+	// RACK stays on, as in gVisor. Without it, bulk is 3 to 6 % faster if nothing is lost and a round trip takes
+	// microseconds, but 10 to 100 % slower if 0.3 to 3 % is lost. SACK stays on too. Its option costs 28 bytes of each
+	// segment.
 	for _, o := range []tcpip.SettableTransportProtocolOption{&congestion, &receive, &send, &wait, &reuse} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("netstack: %T: %v", o, err)
@@ -222,13 +225,13 @@ func (n *Net) Attach(d *wireguard.Device) { n.link.attach(d) }
 // MTU returns the size of the largest packet, in bytes.
 func (n *Net) MTU() int { return n.mtu }
 
-// Stack returns gVisor's own stack, for what a Net does not offer: raw endpoints, options, statistics. Its only interface is
-// NICID. Close closes the endpoints that were made there. gVisor promises no compatibility between its versions, and neither
-// does this module for what comes from Stack and NICID.
+// Stack returns gVisor's stack, for features that a Net does not offer: raw endpoints, options, statistics. Its only
+// interface is NICID. Close closes the endpoints that were made on it. gVisor promises no compatibility between its
+// versions, so this module promises none for Stack and NICID.
 func (n *Net) Stack() *stack.Stack { return n.stack }
 
-// Stats counts what a Net did since New: so far, the packets that it dropped. It is a comparable value. gVisor counts its own
-// drops in Stack().Stats().
+// Stats counts the packets that a Net dropped since New. It is a comparable value. gVisor counts its own drops in
+// Stack().Stats().
 type Stats struct {
 	Detached  uint64 // packets to send, dropped because no device was attached
 	Full      uint64 // packets to send, dropped because the queue was full and their sender cannot wait
@@ -254,9 +257,9 @@ func (n *Net) Close() error {
 		close(n.done)
 		n.life.Unlock()
 
-		n.link.refuseData() // those who wait for room hold locks that aborting takes
+		n.link.refuseData() // senders that wait for room hold locks that aborting takes
 		n.stack.Close()
-		// A handshake that was in a processor's hands meanwhile may have made an endpoint after Close looked.
+		// A handshake in one of gVisor's processors may have made an endpoint after Close looked.
 		n.stack.TransportProtocolInstance(tcp.ProtocolNumber).Wait()
 		for _, e := range n.stack.RegisteredEndpoints() {
 			e.Abort()

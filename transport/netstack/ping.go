@@ -17,14 +17,14 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// pings are the echo requests on their way, so that an ICMP error can end one: gVisor's own echo endpoints do not
-// hear of errors. The zero value is ready.
+// pings holds the echo requests that wait for an answer, so that an ICMP error can end one. gVisor does not tell its
+// echo endpoints about errors. The zero value is ready.
 type pings struct {
 	mu      sync.Mutex             // guards waiting
-	waiting map[pingKey]chan error // each of one element
+	waiting map[pingKey]chan error // each with room for one element
 }
 
-// A pingKey is what an ICMP error quotes of an echo request.
+// A pingKey is the part of an echo request that an ICMP error quotes.
 type pingKey struct {
 	to    netip.Addr
 	ident uint16
@@ -56,15 +56,15 @@ func (ps *pings) fail(p []byte) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	select {
-	case ps.waiting[k] <- err: // the channel is nil, and never ready, where nobody waits
+	case ps.waiting[k] <- err: // a nil channel, which is never ready, if nobody waits
 	default:
 	}
 }
 
-// quotedEcho is the echo request that the ICMP error p, a packet with its header intact, quotes, and what the
-// error means. The error is nil where p is about something else, or does not end it.
+// quotedEcho returns the key of the echo request that the ICMP error p quotes, and what the error means. The header of
+// p must be intact. The error is nil if p is about something else, or does not end the request.
 func quotedEcho(p []byte) (k pingKey, err error) {
-	const quote = header.ICMPv4MinimumSize // behind the ICMP header of either version
+	const quote = header.ICMPv4MinimumSize // offset after the ICMP header of either version
 	var to []byte
 	if p[0]>>4 == 4 {
 		l3 := int(p[0]&15) * 4
@@ -113,7 +113,7 @@ func unreachable6(code byte) error {
 	return syscall.EHOSTUNREACH
 }
 
-// pingData is the bytes of data in an echo request, as ping(8) has it.
+// pingData is the number of data bytes in an echo request, as in ping(8).
 const pingData = 56
 
 // Ping sends one ICMP echo request of 56 bytes to addr and returns how long the answer took. It fails when ctx ends, or
@@ -133,7 +133,7 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 	if ctx.Err() != nil {
 		return 0, contextError(ctx)
 	}
-	// The types differ between the versions; identifier, sequence number and data do not.
+	// The versions have different types. Identifier, sequence number and data are the same.
 	transport, request := icmp.ProtocolNumber4, byte(header.ICMPv4Echo)
 	if addr.Is6() {
 		transport, request = icmp.ProtocolNumber6, byte(header.ICMPv6EchoRequest)
@@ -150,7 +150,7 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 		return 0, err
 	}
 	defer s.close()
-	local, terr := s.ep.GetLocalAddress() // its port is the identifier that gVisor chose
+	local, terr := s.ep.GetLocalAddress() // the port is the identifier that gVisor chose
 	if terr != nil {
 		return 0, s.failure("getsockname", terr)
 	}
@@ -171,7 +171,7 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 	return time.Since(begin), nil
 }
 
-// awaitEcho reads until an answer comes that ends as want does, the sequence number and the data.
+// awaitEcho reads until an answer arrives whose sequence number and data are want.
 func (s *socket) awaitEcho(ctx context.Context, want []byte, failed <-chan error) error {
 	for {
 		drain(s.readable)

@@ -14,10 +14,10 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// WritePackets delivers packets that came through the tunnel to the stack, on the caller's goroutine. Segments of one
-// connection that follow each other become one large packet, as a network card would do it. It copies what it
-// keeps, never waits, and is safe for concurrent use. What is malformed or has a wrong checksum is dropped
-// and counted here, not reported to the caller.
+// WritePackets delivers packets that came through the tunnel to the stack, on the caller's goroutine. Consecutive
+// segments of one connection become one large packet, as in a network card. It copies what it keeps, never waits, and
+// is safe for concurrent use. It drops and counts packets that are malformed or have a wrong checksum, and does not
+// report them to the caller.
 func (n *Net) WritePackets(pkts [][]byte) (int, error) {
 	select {
 	case <-n.done:
@@ -37,7 +37,7 @@ func (n *Net) WritePackets(pkts [][]byte) (int, error) {
 
 var coalescers = sync.Pool{New: func() any { return new(coalescer) }}
 
-// receive checks one packet and delivers it, or leaves it with c.
+// receive checks one packet, and delivers it or gives it to c.
 func (l *link) receive(c *coalescer, p []byte) {
 	if len(p) < header.IPv4MinimumSize {
 		l.drops.malformed.Add(1)
@@ -64,13 +64,13 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		return
 	}
 	if p[ip4Addresses] == 127 || p[ip4Addresses+4] == 127 {
-		l.drops.malformed.Add(1) // gVisor would drop it too, and write so to the standard error
+		l.drops.malformed.Add(1) // gVisor would drop it too, and write to the standard error
 		return
 	}
-	// A fragment's sum can only be checked when the packet is whole again: gVisor does it then.
+	// gVisor checks a fragment's sum after it has reassembled the packet.
 	if isFragment4(p) {
 		if p[ip4Protocol] == protoICMP4 {
-			l.errors.put(l, p) // of an error, perhaps
+			l.errors.put(l, p) // it may be part of an ICMP error
 			return
 		}
 		l.deliver(ipv4.ProtocolNumber, p, l3, false)
@@ -116,13 +116,13 @@ func (l *link) receive6(c *coalescer, p []byte) {
 		}
 		l.errors.put(l, p)
 	case ip6HopByHop, ip6Routing, ip6Destination:
-		l.errors.put(l, p) // an error, perhaps, behind it
+		l.errors.put(l, p) // an ICMP error may follow it
 	default:
 		l.deliver(ipv6.ProtocolNumber, p, l3, false)
 	}
 }
 
-// Extension headers that gVisor looks behind.
+// gVisor parses these extension headers.
 const (
 	ip6HopByHop    = uint8(header.IPv6HopByHopOptionsExtHdrIdentifier)
 	ip6Routing     = uint8(header.IPv6RoutingExtHdrIdentifier)
@@ -130,7 +130,7 @@ const (
 	ip6Destination = uint8(header.IPv6DestinationOptionsExtHdrIdentifier)
 )
 
-// isFragment4 reports whether the IPv4 packet p is a part of one.
+// isFragment4 reports whether the IPv4 packet p is a fragment.
 func isFragment4(p []byte) bool {
 	return binary.BigEndian.Uint16(p[ip4Fragment:])&^(uint16(header.IPv4FlagDontFragment)<<13) != 0
 }
@@ -149,7 +149,7 @@ func (l *link) datagram(p []byte, l3 int) {
 	}
 	is4 := p[0]>>4 == 4
 	// RFC 768: "An all zero transmitted checksum value means that the transmitter generated no checksum". RFC 8200,
-	// section 8.1, forbids it.
+	// section 8.1, forbids that for IPv6.
 	if sent := binary.BigEndian.Uint16(udp[udpChecksum:]); sent != 0 || !is4 {
 		if sent == 0 || packet.TransportSum(p[:l3+n], l3) != 0xffff {
 			l.drops.checksum.Add(1)
@@ -166,9 +166,9 @@ func networkOf(p []byte) tcpip.NetworkProtocolNumber {
 	return ipv6.ProtocolNumber
 }
 
-// deliver hands a copy of the packet p to the stack. headers is where its payload begins, as far as known. checked says
-// that all its sums are right, as gVisor takes for granted of what comes through the interface's front door; the
-// other packets go round it, and are checked there.
+// deliver hands a copy of the packet p to the stack. headers is the offset of its payload, as far as known. checked
+// says that all its sums are right. gVisor assumes that of packets from the interface. deliver passes the other packets
+// to gVisor in another way, which checks them.
 func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int, checked bool) {
 	var b buffer.Buffer
 	appendHeaders(&b, p[:headers])
@@ -191,16 +191,16 @@ func (l *link) hand(proto tcpip.NetworkProtocolNumber, b buffer.Buffer, checked 
 	}
 }
 
-// forwards reports whether the stack routes packets on, which only its user can have asked for: a merged packet would be
-// too big for the next hop, so then nothing is merged.
+// forwards reports whether the stack forwards packets, which only the user of Stack can turn on. The link then merges
+// nothing, because a merged packet would be too big for the next hop.
 func (l *link) forwards(proto tcpip.NetworkProtocolNumber) bool {
 	on, err := l.owner.stack.NICForwarding(NICID, proto)
 	return on && err == nil
 }
 
-// appendHeaders puts headers into a view of their own. gVisor asks for them while it shares them with itself, and then
-// copies the whole chunk that they are in: so that chunk is small. It is filled from its end, since gVisor fills up
-// what is left of a chunk with the next view's bytes.
+// appendHeaders puts the headers into a separate view with a small chunk. gVisor reads them while the chunk is shared,
+// and then copies the whole chunk. appendHeaders fills the chunk from its end, since gVisor fills the rest of a chunk
+// with the next view's bytes.
 func appendHeaders(b *buffer.Buffer, headers []byte) {
 	v := buffer.NewView(len(headers))
 	v.Grow(v.Capacity())
@@ -210,9 +210,9 @@ func appendHeaders(b *buffer.Buffer, headers []byte) {
 	_ = b.Append(v)
 }
 
-// viewSize is the size of the chunks that payload is copied to, one of those that gVisor pools: the powers of two up to
-// 64 KiB. With the largest, receiving a train takes 8 % less, but a connection that nobody reads could hold twice the
-// memory that it accounts for.
+// viewSize is the size of the chunks for payload. It must be one of the sizes that gVisor pools: the powers of two up
+// to 64 KiB. With the largest size, receiving a train takes 8 % less time, but a connection that nobody reads could
+// hold twice the memory that it accounts for.
 const viewSize = 16 << 10
 
 func appendPayload(b *buffer.Buffer, p []byte) {

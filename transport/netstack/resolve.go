@@ -10,16 +10,16 @@ import (
 	"sync/atomic"
 )
 
-// A resolver asks the tunnel's name servers by way of package net's own resolver, which is told to use Go's code and
-// to reach its servers through the tunnel.
+// A resolver asks the tunnel's name servers through package net's resolver, which it makes use Go's code and reach its
+// servers through the tunnel.
 type resolver struct {
 	net     *Net
 	servers []netip.AddrPort
-	current atomic.Uint32 // the server to ask, modulo their number; moves on when one does not answer
+	current atomic.Uint32 // the server to ask, modulo their number; incremented when a server does not answer
 	r       net.Resolver
 }
 
-var errNoServers = errors.New("netstack: Config.DNS names no server of a family that the Net has an address of")
+var errNoServers = errors.New("netstack: no server in Config.DNS is of a family in Config.Addresses: add one that is")
 
 func (r *resolver) init(n *Net, servers []netip.Addr) {
 	r.net = n
@@ -31,12 +31,13 @@ func (r *resolver) init(n *Net, servers []netip.Addr) {
 	r.r = net.Resolver{PreferGo: true, Dial: r.dial}
 }
 
-// Resolver returns a resolver that asks Config.DNS through the tunnel: for addresses, TXT, SRV, MX and all else that
-// package net knows, with TCP for answers that are too long for a datagram. Like every resolver of package net it looks
-// at the system's hosts file first, and tries the system's search list for names that do not end in a dot.
+// Resolver returns a resolver that asks the servers of Config.DNS through the tunnel. It looks up addresses, TXT, SRV,
+// MX and all other records that package net knows, and uses TCP for answers that are too long for a datagram. Like
+// every resolver of package net, it reads the system's hosts file first, and tries the system's search list for names
+// that do not end in a dot.
 func (n *Net) Resolver() *net.Resolver { return &n.resolver.r }
 
-// dial connects to the current name server in place of the one that the system's configuration names.
+// dial connects to the current name server instead of the server in the system's configuration.
 func (r *resolver) dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	if len(r.servers) == 0 {
 		return nil, errNoServers
@@ -50,12 +51,12 @@ func (r *resolver) dial(ctx context.Context, network, _ string) (net.Conn, error
 		return nil, err
 	}
 	if u, ok := c.(*UDPConn); ok {
-		return &udpQuery{u, q}, nil // package net tells datagrams from streams by the methods
+		return &udpQuery{u, q}, nil // package net distinguishes datagrams and streams by their methods
 	}
 	return &tcpQuery{c, q}, nil
 }
 
-// A query is a connection's part in the choice of the server: whoever gets no answer moves on to the next.
+// A query is a connection to a name server. If it gets no answer, it moves the resolver on to the next server.
 type query struct {
 	*resolver
 	asked uint32
@@ -99,7 +100,8 @@ func (n *Net) splitHostPort(ctx context.Context, network, address string) (host 
 	return host, uint16(p), err
 }
 
-// lookup is the addresses of host that network can reach, best first. An empty or unspecified host is the Net itself.
+// lookup returns the addresses of host that network can reach, best first. An empty or unspecified host means the Net
+// itself.
 func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	want4, want6 := !strings.HasSuffix(network, "6"), !strings.HasSuffix(network, "4")
 	unfit := func(a netip.Addr) bool { return a.Is4() && !want4 || a.Is6() && !want6 }
@@ -122,11 +124,11 @@ func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, e
 		family = "ip6"
 	}
 	if !strings.HasSuffix(host, ".") {
-		host += "." // the system's search list is not about names inside the tunnel
+		host += "." // the system's search list does not apply to names inside the tunnel
 	}
 	addrs, err := n.resolver.r.LookupNetIP(ctx, family, host)
 	if err != nil && n.isClosed() {
-		return nil, net.ErrClosed // package net keeps the text of why a question failed, and not the error
+		return nil, net.ErrClosed // package net keeps only the text of the error
 	}
 	if err != nil {
 		return nil, err
@@ -138,9 +140,9 @@ func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, e
 	return addrs, nil
 }
 
-// rank orders destinations by family. Package net sorts them by what the system's own interfaces could reach, which is
-// beside the point here. RFC 6724: a destination whose label is that of our own address comes first (rule
-// 5), and of the others IPv6 (rule 6), so a unique local address does not draw global destinations away from IPv4.
+// rank orders destinations by family. Package net sorts them by what the system's interfaces can reach, which does not
+// matter here. RFC 6724 puts a destination with the same label as our own address first (rule 5), and then IPv6 (rule
+// 6). So a unique local address of ours does not make IPv6 preferred for global destinations.
 func (n *Net) rank(to netip.Addr) int {
 	if to.Is4() {
 		return 1

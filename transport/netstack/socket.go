@@ -11,16 +11,16 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A socket is what all kinds of connections and listeners share: an endpoint of gVisor's, which never blocks, and the
-// means to wait for it. It must not be copied.
+// A socket is the part that all connections and listeners share: an endpoint of gVisor, which never blocks, and the
+// channels to wait for it. It must not be copied.
 type socket struct {
 	net     *Net
 	network string // as in net.OpError
 	ep      tcpip.Endpoint
 	queue   *waiter.Queue
 
-	// Registered for the life of the socket, so that waiting allocates nothing. A channel of one element: a
-	// notification that finds it full is covered by the one that is there.
+	// The notifiers stay registered for the life of the socket, so that waiting allocates nothing. Each is a channel
+	// with room for one element. A notification that finds it full may be dropped.
 	readable, writable         waiter.ChannelNotifier
 	readableEntry, writerEntry waiter.Entry
 
@@ -43,7 +43,7 @@ func (s *socket) init(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue
 	q.EventRegister(&s.writerEntry)
 }
 
-// usable is why an operation with the limit d cannot be begun, or nil.
+// usable returns why an operation with the limit d cannot begin, or nil.
 func (s *socket) usable(d *deadline) error {
 	switch {
 	case s.isClosed():
@@ -65,8 +65,8 @@ func (s *socket) isClosed() bool {
 	}
 }
 
-// wait returns nil when it is worth trying again, or why to give up. ready must have been drained before the try
-// that did not succeed.
+// wait returns nil when another attempt may succeed, or an error that says why to give up. The caller must have drained
+// ready before the failed attempt.
 func (s *socket) wait(ready <-chan struct{}, d *deadline) error {
 	select {
 	case <-ready:
@@ -80,7 +80,7 @@ func (s *socket) wait(ready <-chan struct{}, d *deadline) error {
 	}
 }
 
-// drain takes a notification of before.
+// drain removes an old notification.
 func drain(c waiter.ChannelNotifier) {
 	select {
 	case <-c:
@@ -88,7 +88,7 @@ func drain(c waiter.ChannelNotifier) {
 	}
 }
 
-// failure is err, of the system call named, or net.ErrClosed if closing is what it is about.
+// failure returns err as an error of the named system call, or net.ErrClosed if the socket was closed.
 func (s *socket) failure(call string, err tcpip.Error) error {
 	if s.isClosed() {
 		return net.ErrClosed
@@ -96,7 +96,8 @@ func (s *socket) failure(call string, err tcpip.Error) error {
 	return systemError(call, err)
 }
 
-// close ends all operations and lets go of the endpoint, which finishes on its own. It reports whether it was the first.
+// close ends all operations and releases the endpoint, which gVisor finishes in the background. first reports whether
+// this was the first call.
 func (s *socket) close() (first bool) {
 	s.once.Do(func() {
 		first = true
@@ -110,8 +111,8 @@ func (s *socket) close() (first bool) {
 	return first
 }
 
-// makeEndpoint makes an endpoint and calls use with it, all of which is done before Close looks for endpoints to
-// abort. If use fails, the endpoint is closed.
+// makeEndpoint makes an endpoint and calls use with it. Close looks for endpoints to abort only before or after that.
+// If use fails, makeEndpoint closes the endpoint.
 func (n *Net) makeEndpoint(transport tcpip.TransportProtocolNumber, network tcpip.NetworkProtocolNumber, use func(tcpip.Endpoint, *waiter.Queue) error) error {
 	n.life.RLock()
 	defer n.life.RUnlock()
@@ -130,7 +131,7 @@ func (n *Net) makeEndpoint(transport tcpip.TransportProtocolNumber, network tcpi
 	return nil
 }
 
-// SetDeadline is SetReadDeadline and SetWriteDeadline at once.
+// setDeadlines moves all the given limits to t.
 func (s *socket) setDeadlines(t time.Time, ds ...*deadline) error {
 	if s.isClosed() {
 		return net.ErrClosed
@@ -141,8 +142,8 @@ func (s *socket) setDeadlines(t time.Time, ds ...*deadline) error {
 	return nil
 }
 
-// fullAddress is a in gVisor's words. An invalid address is any one. No interface is named: gVisor would then take any
-// IPv4 address for a local one.
+// fullAddress returns a as gVisor's type. An invalid address means any address. fullAddress names no interface, because
+// gVisor would then treat any IPv4 address as local.
 func fullAddress(a netip.AddrPort) tcpip.FullAddress {
 	f := tcpip.FullAddress{Port: a.Port()}
 	if a.Addr().IsValid() && !a.Addr().IsUnspecified() {
@@ -151,7 +152,7 @@ func fullAddress(a netip.AddrPort) tcpip.FullAddress {
 	return f
 }
 
-// addrPort is f in the words of netip, IPv4 always as such.
+// addrPort returns f as a netip.AddrPort. An IPv4 address is never mapped into IPv6.
 func addrPort(f tcpip.FullAddress) netip.AddrPort {
 	a, _ := netip.AddrFromSlice(f.Addr.AsSlice())
 	return netip.AddrPortFrom(a.Unmap(), f.Port)

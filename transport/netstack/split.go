@@ -8,7 +8,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// Offsets of fields, from the start of their header.
+// These are offsets of fields from the start of their header.
 const (
 	ip4Length, ip4Fragment, ip4Protocol, ip4Addresses = packet.IP4Length, packet.IP4Fragment, packet.IP4Protocol, packet.IP4Addresses
 	ip6Length, ip6Next, ip6Addresses                  = packet.IP6Length, packet.IP6Next, packet.IP6Addresses
@@ -27,8 +27,9 @@ const (
 	tcpACK = packet.ACK
 )
 
-// An exit carries packets from gVisor's memory to a device. It belongs to whoever has the link's turn. Each byte is
-// copied once, to where it will be sealed and sent from, and summed while it is in the first-level cache.
+// An exit carries packets from gVisor's memory to a device. Only the goroutine with the link's turn uses it. It copies
+// each byte once, to the memory where the device seals it and sends it from. It computes the byte's checksum while the
+// byte is in the first-level cache.
 type exit struct {
 	to    outlet
 	batch *wireguard.Batch
@@ -54,7 +55,7 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	c.read(h)
 	l3, l4, ok := tcpHeaders(h)
 	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, packet.PseudoSum(h, 0)) {
-		x.drops.malformed.Add(1) // cannot be: gVisor asks this of its own TCP only
+		x.drops.malformed.Add(1) // cannot happen: gVisor segments only its own TCP
 		return
 	}
 	c = newCursor(p)
@@ -62,7 +63,7 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	x.split(&c, size-l4, int(gso.MSS))
 }
 
-// tcpHeaders finds where the IP header ends and where the TCP header behind it. ok is false unless b holds both whole, with
+// tcpHeaders finds where the IP header and the TCP header after it end. ok is false unless b holds both whole, with
 // nothing between them.
 func tcpHeaders(b []byte) (l3, l4 int, ok bool) {
 	if len(b) < packet.IP4Header {
@@ -102,7 +103,7 @@ func (x *exit) split(payload *cursor, n, mss int) {
 	}
 }
 
-// next is room for n bytes in the batch, which is sent first if it is full.
+// next returns room for n bytes in the batch. It sends a full batch first.
 func (x *exit) next(n int) []byte {
 	if room := x.batch.Next(n); room != nil {
 		return room
@@ -115,7 +116,7 @@ func (x *exit) next(n int) []byte {
 	return room
 }
 
-// flush sends what is in the batch. An error of Send is the device's to count: it is down, or closed.
+// flush sends the batch. It ignores an error of Send, because a device that is down or closed counts these packets.
 func (x *exit) flush() {
 	if x.batch.Len() > 0 {
 		_ = x.to.Send(x.batch)
@@ -159,7 +160,7 @@ func (c *cursor) skip(n int) {
 	}
 }
 
-// read fills dst. The packet has as many bytes left.
+// read fills dst. The packet must have enough bytes left.
 func (c *cursor) read(dst []byte) {
 	for len(dst) > 0 && c.fill() {
 		k := copy(dst, c.b)

@@ -12,14 +12,14 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included. A dialed
-// one has a fixed remote address. It is safe for concurrent use and must not be copied.
+// A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included. A
+// dialed UDPConn has a fixed remote address. It is safe for concurrent use and must not be copied.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
-	mapped        bool         // the endpoint is of both families, and is given IPv4 addresses as IPv6 ones
+	mapped        bool         // the endpoint has both families, and takes IPv4 addresses mapped into IPv6
 
-	readMu sync.Mutex // one at a time; guards into
+	readMu sync.Mutex // held during a read; guards into
 	into   tcpip.SliceWriter
 
 	writeMu sync.Mutex // guards from and to
@@ -56,7 +56,7 @@ func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, net.UDPAddrFromAddrPort(from), nil
 }
 
-// ReadFromUDPAddrPort is ReadFrom without an allocation.
+// ReadFromUDPAddrPort is like ReadFrom, but does not allocate.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 	n, from, err := c.read(b)
 	return n, from, c.wrap("read", nil, err)
@@ -76,7 +76,7 @@ func (c *UDPConn) read(b []byte) (int, netip.AddrPort, error) {
 		switch err.(type) {
 		case nil:
 			return res.Count, addrPort(res.RemoteAddr), nil
-		case *tcpip.ErrBadBuffer: // b is empty, the datagram is not
+		case *tcpip.ErrBadBuffer: // b is empty and the datagram is not
 			return 0, addrPort(res.RemoteAddr), nil
 		case *tcpip.ErrWouldBlock:
 		case *tcpip.ErrClosedForReceive:
@@ -90,7 +90,7 @@ func (c *UDPConn) read(b []byte) (int, netip.AddrPort, error) {
 	}
 }
 
-// Write sends one datagram to the address that was dialed.
+// Write sends one datagram to the dialed address.
 func (c *UDPConn) Write(b []byte) (int, error) {
 	if c.remote == nil {
 		return 0, c.wrap("write", nil, systemError("write", &tcpip.ErrDestinationRequired{}))
@@ -109,7 +109,7 @@ func (c *UDPConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	return n, err
 }
 
-// WriteToUDPAddrPort is WriteTo without an allocation.
+// WriteToUDPAddrPort is like WriteTo, but does not allocate.
 func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	var n int
 	err := error(net.ErrWriteToConnected)
@@ -122,7 +122,7 @@ func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	return n, nil
 }
 
-// write sends b to the address dialed if to is the zero one.
+// write sends b to to, or to the dialed address if to is the zero AddrPort.
 func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
@@ -148,7 +148,7 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 		switch err.(type) {
 		case nil:
 			return int(n), nil
-		case *tcpip.ErrNoBufferSpace: // others took the room meanwhile
+		case *tcpip.ErrNoBufferSpace: // other senders took the room meanwhile
 			if err := c.usable(&c.writes); err != nil {
 				return 0, err
 			}
@@ -163,7 +163,7 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	}
 }
 
-// waitForRoom waits until there is room on the way to the device, or is why to give up.
+// waitForRoom waits until the link has room. Its error says why to give up.
 func (c *UDPConn) waitForRoom() error {
 	for full := c.net.link.full(); full != nil; full = c.net.link.full() {
 		if err := c.wait(full, &c.writes); err != nil {
@@ -176,7 +176,7 @@ func (c *UDPConn) waitForRoom() error {
 	return nil
 }
 
-// fullAddress is to as the endpoint wants it.
+// fullAddress returns to in the form that the endpoint needs.
 func (c *UDPConn) fullAddress(to netip.AddrPort) tcpip.FullAddress {
 	a := to.Addr().Unmap().WithZone("")
 	if c.mapped && a.Is4() {
@@ -239,7 +239,7 @@ func (c *UDPConn) SetWriteBuffer(bytes int) error {
 	return nil
 }
 
-// wrap makes err one of package net's. remote is the address of one operation, nil for the dialed one.
+// wrap turns err into an error of package net. remote is the address of one operation, or nil for the dialed address.
 func (c *UDPConn) wrap(op string, remote net.Addr, err error) error {
 	if err == nil {
 		return nil
@@ -261,8 +261,8 @@ func network(a net.Addr) string {
 	return a.Network()
 }
 
-// addrPortOf is f as the local address of an endpoint: one that is bound to no address in particular has the
-// unspecified one of its family.
+// addrPortOf returns f as the local address of an endpoint. An endpoint that is not bound to a specific address gets
+// the unspecified address of its family.
 func addrPortOf(f tcpip.FullAddress, proto tcpip.NetworkProtocolNumber) netip.AddrPort {
 	if f.Addr.Len() == 0 {
 		if proto == ipv6.ProtocolNumber {
