@@ -1,4 +1,4 @@
-// Package boottime is a clock that counts the time that the machine sleeps, and an alarm that rings by it.
+// Package boottime provides a clock that counts the time that the machine sleeps, and an alarm that follows this clock.
 package boottime
 
 import (
@@ -6,15 +6,16 @@ import (
 	"time"
 )
 
-// A Clock tells the system's time. The zero value is ready, all Clocks are the same one, and any goroutine may read it.
+// A Clock tells the system's time. The zero value is ready. All Clocks show the same time, and any goroutine may read
+// them.
 type Clock struct{}
 
-// Wall is the system's calendar time.
+// Wall returns the system's calendar time.
 func (Clock) Wall() time.Time { return time.Now() }
 
-// An Alarm rings when a time has passed, asleep or awake.
+// An Alarm rings after a time, which includes the time that the machine sleeps.
 type Alarm interface {
-	// Set makes the alarm ring once after in, or now if in is not positive. It replaces what was set before.
+	// Set makes the alarm ring once after in, or now if in is not positive. It replaces the previous setting.
 	Set(in time.Duration)
 	// Wait waits until the alarm rings, and returns false once it is closed. One goroutine waits.
 	Wait() bool
@@ -22,7 +23,8 @@ type Alarm interface {
 	Close()
 }
 
-// A timer is an Alarm on the runtime's timers. They stop while the machine sleeps, so it rings late after a sleep.
+// A timer is an Alarm that uses the runtime's timers. They stop while the machine sleeps, so the Alarm rings late after
+// a sleep.
 type timer struct {
 	t    *time.Timer
 	done chan struct{}

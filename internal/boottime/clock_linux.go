@@ -9,23 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reading CLOCK_BOOTTIME takes a system call, while Go reads the monotonic clock and the calendar without one, and the
-// clock is read for each batch of packets. So Now is the monotonic clock plus the time asleep. It asks the kernel for the
-// time asleep again when the calendar has moved against the monotonic clock, as a resume makes it move, and once per second.
+// CLOCK_BOOTTIME needs a system call. Go reads the monotonic clock and the calendar without one. A device reads the
+// clock for each batch of packets. So Now is the monotonic clock plus the time asleep. Now asks the kernel for the time
+// asleep again once per second, and when the calendar has moved against the monotonic clock, as after a resume.
 var asleep struct {
-	offset atomic.Int64 // CLOCK_BOOTTIME less the monotonic clock; it only grows
-	apart  atomic.Int64 // the calendar less the monotonic clock, when the kernel was asked
-	until  atomic.Int64 // when to ask again, by the monotonic clock
+	offset atomic.Int64 // CLOCK_BOOTTIME minus the monotonic clock; only grows
+	apart  atomic.Int64 // the calendar minus the monotonic clock, at the last question to the kernel
+	until  atomic.Int64 // when to ask again, on the monotonic clock
 }
 
 const (
-	asleepGrain = int64(time.Millisecond) // the calendar moves by less without a resume
+	asleepGrain = int64(time.Millisecond) // without a resume, the calendar moves by less
 	asleepAgain = int64(time.Second)
 )
 
 var clockStart = time.Now()
 
-// Now is the time since the machine was started.
+// Now returns the time since the machine started.
 func (Clock) Now() time.Duration {
 	now := time.Now()
 	mono := int64(now.Sub(clockStart))
@@ -44,8 +44,8 @@ func askBootTime() time.Duration {
 	}
 	now := time.Now()
 	mono := int64(now.Sub(clockStart))
-	// The time that passed since the kernel answered makes the difference too small, never too large. So the greatest
-	// difference is the best one, and with it time never goes back.
+	// The time since the kernel's answer makes the difference too small, never too large. So the greatest difference is
+	// the most accurate. With it, the clock never goes back.
 	for {
 		old := asleep.offset.Load()
 		offset := max(old, ts.Nano()-mono)
@@ -57,7 +57,8 @@ func askBootTime() time.Duration {
 	}
 }
 
-// A timerfd is an Alarm of the kernel's. It counts suspend, so a deadline that passed during a suspend is met at the resume.
+// A timerfd is an Alarm that uses the kernel's timer. It counts suspended time, so a deadline that passed during a
+// suspend rings at the resume.
 type timerfd struct {
 	mu     sync.Mutex // keeps Set from using a closed descriptor
 	f      *os.File
@@ -65,7 +66,8 @@ type timerfd struct {
 	closed bool
 }
 
-// NewAlarm makes an Alarm that counts sleep. If the system has none, it returns one that does not, and an error.
+// NewAlarm makes an Alarm that counts sleep. If the system cannot provide one, NewAlarm returns an Alarm that does not
+// count sleep, and an error.
 func NewAlarm() (Alarm, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {
@@ -80,7 +82,7 @@ func (a *timerfd) Set(in time.Duration) {
 	if a.closed {
 		return
 	}
-	// A time of zero would disarm it.
+	// A time of zero would disarm the timer.
 	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(max(in, 1)))}
 	unix.TimerfdSettime(a.fd, 0, &spec, nil)
 }

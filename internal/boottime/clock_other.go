@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// Elsewhere the clock advances by the monotonic clock or by the calendar, whichever moved further, because the monotonic
-// clock may stop while the machine sleeps. Setting the calendar forward ages sessions, which costs a handshake; setting
-// it back does nothing.
+// On other systems the monotonic clock may stop while the machine sleeps. So the clock advances as far as the monotonic
+// clock or the calendar, whichever moved further. If someone sets the calendar forward, sessions age, which costs a
+// handshake. If someone sets it back, nothing happens.
 var passed struct {
 	mu   sync.Mutex
 	last time.Time
 	sum  time.Duration
 }
 
-// Now is the time since the first call.
+// Now returns the time since the first call.
 func (Clock) Now() time.Duration {
 	passed.mu.Lock()
 	defer passed.mu.Unlock()
@@ -24,7 +24,7 @@ func (Clock) Now() time.Duration {
 	if !passed.last.IsZero() {
 		mono, wall := now.Sub(passed.last), now.Round(0).Sub(passed.last.Round(0))
 		if wall-mono < time.Second {
-			wall = mono // the calendar is coarse or being slewed; a sleep or a step is more
+			wall = mono // the calendar is coarse or being slewed; a sleep or a step moves it further
 		}
 		passed.sum += wall
 	}
@@ -32,5 +32,5 @@ func (Clock) Now() time.Duration {
 	return passed.sum
 }
 
-// NewAlarm makes the alarm that goes with Clock. It does not count sleep here.
+// NewAlarm makes an Alarm. It does not count sleep on these systems.
 func NewAlarm() (Alarm, error) { return NewTimer(), nil }

@@ -2,10 +2,10 @@ package packet
 
 import "encoding/binary"
 
-// ECNMask is the ECN bits of a type of service.
+// ECNMask selects the ECN bits of a type of service.
 const ECNMask = 3
 
-// The values of the ECN bits (RFC 3168).
+// These are the values of the ECN bits (RFC 3168).
 const (
 	ecnNotECT = iota
 	ecnECT1
@@ -13,9 +13,10 @@ const (
 	ecnCE
 )
 
-// OuterTOS is the type of service of the outer packet for a packet with the given ECN bits: the same bits, so that a
-// congested router marks the packet and does not drop it, but never a mark that is already set; DSCP 0 (RFC 6040,
-// compatibility mode for CE, as Linux does it).
+// OuterTOS returns the type of service of the outer packet for an inner packet with the given ECN bits. The outer
+// packet has the same bits, so that a congested router marks the packet instead of dropping it. The exception is CE, a
+// mark that is already set, which OuterTOS does not copy. The DSCP is 0. (RFC 6040, compatibility mode for CE, as on
+// Linux.)
 func OuterTOS(ecn uint8) uint8 {
 	if ecn == ecnCE {
 		return ecnECT0
@@ -43,7 +44,7 @@ func DecapsulateECN(outer uint8, p []byte) (mismatch bool) {
 	case v4:
 		old, sum := binary.BigEndian.Uint16(p), p[IP4Checksum:]
 		p[1] = p[1]&^ECNMask | outer
-		// RFC 1624, equation 3. A checksum that was wrong stays wrong.
+		// The update follows RFC 1624, equation 3. A wrong checksum stays wrong.
 		binary.BigEndian.PutUint16(sum, ^Add(Add(^binary.BigEndian.Uint16(sum), ^old), binary.BigEndian.Uint16(p)))
 	default:
 		p[1] = p[1]&^(ECNMask<<4) | outer<<4

@@ -1,5 +1,5 @@
-// Package packet reads, writes, cuts and joins the IP packets inside a tunnel, and answers them with ICMP errors. It holds
-// the module's one Internet checksum. Its functions neither lock, wait, read a clock nor do I/O.
+// Package packet reads, writes, cuts and joins the IP packets inside a tunnel, and answers them with ICMP errors. It
+// holds the module's only Internet checksum. Its functions do not lock, wait, read a clock or do I/O.
 package packet
 
 import (
@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Offsets of fields, from the start of their header.
+// These are offsets of fields from the start of their header.
 const (
 	IP4Length, IP4ID, IP4Fragment, IP4TTL, IP4Protocol, IP4Checksum, IP4Addresses = 2, 4, 6, 8, 9, 10, 12
 	IP6Length, IP6Next, IP6HopLimit, IP6Addresses                                 = 4, 6, 7, 8
@@ -17,14 +17,15 @@ const (
 	UDPLength, UDPChecksum = 4, 6
 )
 
-// Lengths of headers, in bytes: without options, and of the longest IP and TCP header together.
+// These are lengths of headers in bytes, without options. MaxHeaders is the length of the longest IP and TCP header
+// together.
 const (
 	IP4Header, IP6Header, TCPHeader, UDPHeader = 20, 40, 20, 8
 
 	MaxHeaders = 60 + 60
 )
 
-// Protocol numbers, flags of TCP, and the bits of IPv4's fragment offset.
+// These are protocol numbers, TCP flags, and the bits of IPv4's fragment offset.
 const (
 	ICMP, TCP, UDP, ip6Fragment, ICMP6 = 1, 6, 17, 44, 58
 
@@ -33,8 +34,8 @@ const (
 	dontFragment, fragmentOffset = 0x4000, 0x1fff
 )
 
-// Destination is the address that the IP packet p is for, and its ECN bits. ok is false if p is not an IP packet or is
-// shorter than its header.
+// Destination returns the destination address of the IP packet p, and its ECN bits. ok is false if p is not an IP
+// packet or is shorter than its header.
 func Destination(p []byte) (dst netip.Addr, ecn uint8, ok bool) {
 	switch {
 	case len(p) >= IP4Header && p[0]>>4 == 4:
@@ -70,8 +71,8 @@ func Unpad(p []byte) (packet []byte, src netip.Addr, ok bool) {
 	return nil, src, false
 }
 
-// CarriedSession is the receiver's index in the WireGuard data message that the IP packet p, or its first fragment, carries
-// over UDP. ok is false for any other packet.
+// CarriedSession returns the receiver's index in the WireGuard data message that the IP packet p, or its first
+// fragment, carries over UDP. ok is false for any other packet.
 func CarriedSession(p []byte) (index uint32, ok bool) {
 	const data, dataHeader = 4, 16
 	l4 := 0
@@ -99,7 +100,7 @@ func CarriedSession(p []byte) (index uint32, ok bool) {
 	return binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint32(m) == data
 }
 
-// TCPEnd finds where the TCP header ends that begins at l3. ok is false unless b holds it whole.
+// TCPEnd returns where the TCP header that begins at l3 ends. ok is false unless b holds the whole header.
 func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
 	if len(b) < l3+TCPHeader {
 		return 0, false
@@ -108,8 +109,8 @@ func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
 	return l4, l4 >= l3+TCPHeader && l4 <= len(b)
 }
 
-// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, which is zero there, and returns
-// the header's length. src and dst are of one family, and the hop limit is 64.
+// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, and returns the header's
+// length. b must be zero there. src and dst must be of one family. The hop limit is 64.
 func PutIP(b []byte, n int, src, dst netip.Addr, proto, tos uint8) (l3 int) {
 	const hops = 64
 	if dst.Is4() {

@@ -2,5 +2,5 @@
 
 package testkit
 
-// Race reports whether the race detector is on. It makes programs slow, and it allocates.
+// Race reports whether the race detector is on. The race detector makes programs slow and allocates.
 const Race = true

@@ -10,18 +10,20 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Bind makes a conn.Bind of wireguard-go serve as the datagram side of one device of this library. b belongs to it. The
-// caller may still call methods that are not in conn.Bind, such as those of conn.PeekLookAtSocketFd.
+// Bind makes a conn.Bind of wireguard-go serve as the datagram side of one device of this library. It takes over b. The
+// caller may still call methods of b that are not in conn.Bind, such as those of conn.PeekLookAtSocketFd.
 //
-// b is either open or closed, but a wireguard.Bind has several sockets while its device changes the port. So Bind opens b
-// for the newest socket, on the same port if need be, and closes b for the older ones first. Those receive nothing
-// meanwhile, and what they send leaves through b as it is. When the newest socket is closed or could not be opened, Bind
-// opens b again for the one before, on its port and with its mark, and that socket goes on; what arrived in between is
-// lost. If that fails too, the socket's receivers report it, and try again each time they are called.
+// b is either open or closed, but a wireguard.Bind has several sockets while its device changes the port. So Bind
+// closes b for the older sockets and opens it for the newest, on the same port if need be. The older sockets receive
+// nothing meanwhile, and send through b as it is open now. When the newest socket closes or cannot be opened, Bind
+// opens b again for the previous socket, with that socket's port and mark. The previous socket then continues, but
+// datagrams that arrived in between are lost. If that fails too, the socket's receivers report the error, and try again
+// at each call.
 //
-// Endpoints of b that are an IP address and port become an Addr, with the local address to answer from if b has it. All
-// other endpoints become a Link; see [ParseEndpoint]. b gets at most its batch size of datagrams at a time. If one of
-// several such runs says that the source is gone, the whole train is sent again, so that datagrams can leave twice.
+// An endpoint of b that is an IP address and port becomes an Addr, with the local address to answer from if b has it.
+// Any other endpoint becomes a Link; see [ParseEndpoint]. b gets at most its batch size of datagrams per call. If one
+// of several such calls fails because the source is gone, Bind sends the whole train again, so some datagrams can be
+// sent twice.
 func Bind(b conn.Bind) wireguard.Bind {
 	_, std := b.(*conn.StdNetBind)
 	w := &bind{inner: b, batch: max(b.BatchSize(), 1), inPlace: std, routes: routes{bind: b}}
@@ -29,17 +31,17 @@ func Bind(b conn.Bind) wireguard.Bind {
 	return w
 }
 
-// A bind is a conn.Bind as a wireguard.Bind.
+// A bind wraps a conn.Bind as a wireguard.Bind.
 type bind struct {
 	inner   conn.Bind
 	batch   int
-	inPlace bool // inner leaves the bytes of what it sends as they are
+	inPlace bool // inner does not change the bytes that it sends
 	routes  routes
 	runs    sync.Pool // of *run
 
 	mu     sync.RWMutex // for writing: Open, Close and SetMark of inner, and the fields below; for reading: Send
-	newest *socket      // inner is open for it, unless it is lost; nil: inner is closed
-	left   *socket      // inner was open for it before; its receivers may still be on their way out of there
+	newest *socket      // inner is open for it, unless it is lost; nil if inner is closed
+	left   *socket      // inner was open for it before; its receivers may not have returned from inner yet
 }
 
 // Listen opens b for a new socket.
@@ -66,14 +68,14 @@ func (b *bind) Listen(port uint16) (wireguard.Socket, error) {
 	return s, nil
 }
 
-// shut closes inner, which was open for s. await must come before it is opened again. The caller holds mu, as it does
-// for the methods below.
+// shut closes inner, which was open for s. Call await before inner is opened again. The caller holds mu, here and in
+// the methods below.
 func (b *bind) shut(s *socket) error {
 	b.left = s
 	return b.inner.Close()
 }
 
-// await waits until no receiver is in inner, which is closed.
+// await waits until no receiver is in inner. inner must be closed.
 func (b *bind) await() {
 	if b.left != nil {
 		b.left.wait()
@@ -81,7 +83,7 @@ func (b *bind) await() {
 	}
 }
 
-// reopen opens inner once more for s, on its port. inner is closed.
+// reopen opens inner again for s, on its port. inner must be closed.
 func (b *bind) reopen(s *socket) error {
 	b.await()
 	fns, _, err := b.inner.Open(s.port)
@@ -98,7 +100,7 @@ func (b *bind) reopen(s *socket) error {
 	return nil
 }
 
-// revive reopens inner for s if that is lost.
+// revive reopens inner for s if s is lost.
 func (b *bind) revive(s *socket) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -109,7 +111,7 @@ func (b *bind) revive(s *socket) error {
 	return b.reopen(s)
 }
 
-// close closes inner if it is open for s, and gives it back to the socket before.
+// close closes inner if it is open for s, and reopens it for the previous socket.
 func (b *bind) close(s *socket) (err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

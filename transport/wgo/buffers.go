@@ -1,11 +1,11 @@
 package wgo
 
 const (
-	room = 16      // bytes in front of each packet that a tun.Device gets
-	slot = 1 << 16 // bytes of each buffer of theirs, room included; no packet that came through UDP is larger
+	room = 16      // bytes of room in front of each packet for a tun.Device
+	slot = 1 << 16 // bytes of each buffer for wireguard-go, including room; no packet that arrived through UDP is larger
 )
 
-// newSlots makes n buffers, one after another in memory.
+// newSlots makes n consecutive buffers.
 func newSlots(n int) (memory []byte, slots [][]byte) {
 	memory, slots = make([]byte, n*slot), make([][]byte, n)
 	for i := range slots {
@@ -14,10 +14,10 @@ func newSlots(n int) (memory []byte, slots [][]byte) {
 	return memory, slots
 }
 
-// A run is what one call of a foreign Write or Send gets: at most as many buffers as its batch size.
+// A run holds the buffers for one call of wireguard-go's Write or Send, at most as many as the batch size.
 type run struct {
 	bufs  [][]byte // the callee may change the elements
-	slots [][]byte // memory for copies, made when first used
+	slots [][]byte // memory for copies, allocated at the first use
 }
 
 func newRun(batch int) *run { return &run{bufs: make([][]byte, 0, batch)} }
@@ -27,7 +27,8 @@ func (r *run) full() bool { return len(r.bufs) == cap(r.bufs) }
 // add puts p itself into the run.
 func (r *run) add(p []byte) { r.bufs = append(r.bufs, p) }
 
-// copy puts a copy of p, with room in front and all of a slot behind, into the run. What does not fit is left out.
+// copy puts a copy of p into the run, with room in front and the rest of the slot behind. It leaves out a p that does
+// not fit.
 func (r *run) copy(p []byte, room int) {
 	if room+len(p) > slot {
 		return
@@ -39,7 +40,7 @@ func (r *run) copy(p []byte, room int) {
 	r.add(r.slots[i][:room+copy(r.slots[i][room:], p)])
 }
 
-// reset empties the run and forgets what is not its own.
+// reset empties the run and drops references to the caller's memory.
 func (r *run) reset() {
 	clear(r.bufs)
 	r.bufs = r.bufs[:0]

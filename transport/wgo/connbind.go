@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	trainBytes     = 65507 // of UDP payload in one IPv4 packet, the smaller of the two families'
-	trainDatagrams = 64    // Linux's UDP_MAX_SEGMENTS where it is smallest
+	trainBytes     = 65507 // of UDP payload in one IPv4 packet; an IPv6 packet holds more
+	trainDatagrams = 64    // the smallest UDP_MAX_SEGMENTS of Linux
 
-	interned = 256 // endpoints a receiver remembers
+	interned = 256 // endpoints that a receiver remembers
 )
 
 // ConnBind makes a datagram side of this library serve wireguard-go's device. It copies runs of datagrams of equal size,
@@ -25,8 +25,8 @@ const (
 // out of their trains. It allocates nothing per packet, and one endpoint per new source address. It copies all datagrams for a
 // b that is a wireguard.Framer, since wireguard-go leaves no room in front of them.
 //
-// SetMark does nothing if the sockets of b are no wireguard.Marker. An endpoint with a Link is known after it was heard
-// from; ParseEndpoint takes an address and port only. The type of service of all datagrams is 0.
+// SetMark does nothing if the sockets of b do not implement wireguard.Marker. Endpoints with a Link come only from
+// received datagrams, because ParseEndpoint takes an address and port. The type of service of all datagrams is 0.
 func ConnBind(b wireguard.Bind) conn.Bind {
 	c := &connBind{inner: b}
 	if f, ok := b.(wireguard.Framer); ok {
@@ -36,7 +36,7 @@ func ConnBind(b wireguard.Bind) conn.Bind {
 	return c
 }
 
-// A connBind is a wireguard.Bind as a conn.Bind.
+// A connBind wraps a wireguard.Bind as a conn.Bind.
 type connBind struct {
 	inner    wireguard.Bind
 	headroom int       // of inner
@@ -46,7 +46,7 @@ type connBind struct {
 	socket atomic.Pointer[wireguard.Socket]
 }
 
-// Open makes a socket. It fails while the one before is open.
+// Open makes a socket. It fails while the previous socket is open.
 func (c *connBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,7 +76,7 @@ func (c *connBind) Close() error {
 	return nil
 }
 
-// SetMark marks what is sent, where the socket can.
+// SetMark marks the datagrams that are sent, if the socket supports marks.
 func (c *connBind) SetMark(mark uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,7 +88,7 @@ func (c *connBind) SetMark(mark uint32) error {
 	return nil
 }
 
-// BatchSize is that of StdNetBind.
+// BatchSize returns the batch size of StdNetBind.
 func (c *connBind) BatchSize() int { return conn.IdealBatchSize }
 
 // ParseEndpoint parses an address and port.
@@ -100,8 +100,8 @@ func (c *connBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	return &endpoint{Endpoint: e}, nil
 }
 
-// An endpoint is an Endpoint as a conn.Endpoint. It never changes but for forgetting its source: wireguard-go calls
-// ClearSrc while others send to it.
+// An endpoint wraps an Endpoint as a conn.Endpoint. It never changes, except that it drops its source: wireguard-go
+// calls ClearSrc while other goroutines send to it.
 type endpoint struct {
 	wireguard.Endpoint
 	noSource atomic.Bool
@@ -124,7 +124,7 @@ func (e *endpoint) SrcToString() string {
 	return ""
 }
 
-// DstIP is what handshakes are limited by. A link has none, but its key tells as much.
+// DstIP returns the address by which wireguard-go limits handshakes. A Link has no address, so its key serves instead.
 func (e *endpoint) DstIP() netip.Addr {
 	if e.Link != nil {
 		return netip.AddrFrom16(e.Link.Key())
@@ -132,7 +132,7 @@ func (e *endpoint) DstIP() netip.Addr {
 	return e.Addr.Addr()
 }
 
-// DstToBytes is what cookies are bound to.
+// DstToBytes returns the bytes that cookies are bound to.
 func (e *endpoint) DstToBytes() []byte {
 	if e.Link != nil {
 		key := e.Link.Key()
@@ -142,7 +142,7 @@ func (e *endpoint) DstToBytes() []byte {
 	return b
 }
 
-// to is where to send.
+// to returns the endpoint to send to.
 func (e *endpoint) to() wireguard.Endpoint {
 	to := e.Endpoint
 	if e.noSource.Load() {
@@ -151,18 +151,18 @@ func (e *endpoint) to() wireguard.Endpoint {
 	return to
 }
 
-// An intake turns trains of one receiver into single datagrams. One goroutine uses it.
+// An intake turns the trains of one receiver into single datagrams. One goroutine uses it.
 type intake struct {
 	bind     *connBind
 	socket   *wireguard.Socket
 	receiver wireguard.Receiver
 
-	trains []wireguard.Train // what is left to hand on; borrowed from the receiver until it is called again
+	trains []wireguard.Train // trains still to hand on; borrowed from the receiver until its next call
 	known  map[wireguard.Endpoint]*endpoint
-	last   *endpoint // the newest of them
+	last   *endpoint // the newest endpoint
 }
 
-// receive copies what is left of the last trains, or those that come next, to bufs. It is a conn.ReceiveFunc.
+// receive copies the rest of the last trains, or the next trains, to bufs. It is a conn.ReceiveFunc.
 func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int, err error) {
 	for n == 0 {
 		if in.bind.socket.Load() != in.socket {
@@ -178,7 +178,7 @@ func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n in
 			t := &in.trains[0]
 			size := min(t.Size, len(t.Data))
 			if size <= 0 {
-				size = len(t.Data) // one datagram, as Train.Len has it
+				size = len(t.Data) // one datagram, as in Train.Len
 			}
 			if m := t.Data[min(t.Headroom, size):size]; len(m) > 0 && len(m) <= len(bufs[n]) {
 				sizes[n], eps[n] = copy(bufs[n], m), in.endpoint(&t.Endpoint)
@@ -192,8 +192,8 @@ func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n in
 	return n, nil
 }
 
-// received is err as wireguard-go is to see it: net.ErrClosed bare, and nothing else a net.Error, since one that is not
-// temporary would end its receiver for ever.
+// received returns err in the form for wireguard-go. net.ErrClosed is not wrapped. No other error is a net.Error, since
+// a net.Error that is not temporary would end wireguard-go's receiver for ever.
 func received(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return net.ErrClosed
@@ -201,7 +201,7 @@ func received(err error) error {
 	return fmt.Errorf("wgo: receiving: %w", err)
 }
 
-// endpoint is e as a conn.Endpoint: the same one as before where that still has its source.
+// endpoint returns e as a conn.Endpoint. It returns the same one as before, if that still has its source.
 func (in *intake) endpoint(e *wireguard.Endpoint) *endpoint {
 	if in.last != nil && in.last.Endpoint == *e && !in.last.noSource.Load() {
 		return in.last
@@ -218,13 +218,13 @@ func (in *intake) endpoint(e *wireguard.Endpoint) *endpoint {
 	return ep
 }
 
-// An outgoing is the memory of one call of Send.
+// An outgoing is the scratch memory of one call of Send.
 type outgoing struct {
 	data   []byte
 	trains []wireguard.Train
 }
 
-// Send sends bufs as trains and reports the first error of them.
+// Send sends bufs as trains and returns their first error.
 func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	e, ok := ep.(*endpoint)
 	if !ok {
@@ -245,15 +245,15 @@ func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 			err = t.Err
 		}
 		if !t.Endpoint.Source.IsValid() && e.Source.IsValid() {
-			e.ClearSrc() // the socket found it gone
+			e.ClearSrc() // the socket found the source gone
 		}
 	}
 	clear(o.trains)
 	return err
 }
 
-// assemble makes trains to one endpoint of bufs, in order: each as long as the datagrams are equal in size but for the
-// last, shorter one. A datagram on its own stays where it is, unless it needs headroom.
+// assemble makes trains of bufs to one endpoint, in order. The datagrams of a train are equal in size, except for a
+// shorter last one. A train of one datagram is not copied, unless it needs headroom.
 func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) {
 	o.data, o.trains = o.data[:0], o.trains[:0]
 	for len(bufs) > 0 {
@@ -261,7 +261,7 @@ func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) 
 		t := wireguard.Train{Data: bufs[0], Size: headroom + len(bufs[0]), Headroom: headroom, Endpoint: to}
 		if n > 1 || headroom > 0 {
 			if cap(o.data)-len(o.data) < bytes {
-				o.data = make([]byte, 0, max(bytes, 2*cap(o.data))) // trains made before keep theirs
+				o.data = make([]byte, 0, max(bytes, 2*cap(o.data))) // earlier trains keep the old memory
 			}
 			at := len(o.data)
 			for _, b := range bufs[:n] {
@@ -275,7 +275,7 @@ func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) 
 	}
 }
 
-// trainLen is how many of bufs, from the first on, make one train, and their bytes with headroom.
+// trainLen returns how many of the first bufs make one train, and their bytes with headroom.
 func trainLen(bufs [][]byte, headroom int) (n, bytes int) {
 	size := len(bufs[0])
 	for n < len(bufs) && n < trainDatagrams {

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A link is a conn.Endpoint that has no IP address and port: a node key, a URL. Its name is what its bind parses.
+// A link is a conn.Endpoint without an IP address and port, such as a node key or a URL. The bind can parse its name.
 type link struct{ name string }
 
 func (l link) Key() [16]byte {
@@ -20,9 +20,9 @@ func (l link) Key() [16]byte {
 
 func (l link) String() string { return l.name }
 
-// ParseEndpoint parses an endpoint in the form that b understands, for the configuration of a peer that is reached
-// through Bind(b). A b with endpoints other than an address and port needs it. For an address and port, as with
-// StdNetBind, [wireguard.ParseEndpoint] and [wireguard.EndpointOf] suffice.
+// ParseEndpoint parses an endpoint in the form that b understands, for the configuration of a peer behind Bind(b). Use
+// it if the endpoints of b are not an address and port. For an address and port, as with StdNetBind,
+// [wireguard.ParseEndpoint] and [wireguard.EndpointOf] suffice.
 func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	ep, err := b.ParseEndpoint(s)
 	if err != nil {
@@ -31,7 +31,7 @@ func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	return endpointOf(ep), nil
 }
 
-// endpointOf is ep as a comparable value. It allocates for all but the endpoints of StdNetBind.
+// endpointOf returns ep as a comparable value. It allocates for all endpoints except those of StdNetBind.
 func endpointOf(ep conn.Endpoint) wireguard.Endpoint {
 	var e wireguard.Endpoint
 	if std, ok := ep.(*conn.StdNetEndpoint); ok {
@@ -52,22 +52,22 @@ func endpointOf(ep conn.Endpoint) wireguard.Endpoint {
 	return e
 }
 
-// routeLimit is how many endpoints one generation of routes holds. Two of them take about 1 MiB when strangers from as
-// many addresses have filled them.
+// routeLimit is how many endpoints one generation of routes holds. Two generations take about 1 MiB when strangers have
+// filled them.
 const routeLimit = 2048
 
-// routes remember which conn.Endpoint stands behind an Endpoint: the one with its source address in it can be
-// received and not made. They hold two generations. What is in use moves to the new one, and when that is full the
-// old one is dropped, so strangers cannot fill memory; a peer whose route they pushed out is answered from an address
-// of the system's choice until it is heard again.
+// routes maps an Endpoint to its conn.Endpoint, because a conn.Endpoint with a source address can only be received, not
+// made. It holds two generations. Routes in use move to the new generation. When the new generation is full, routes
+// drops the old one, so strangers cannot fill memory. If strangers push out the route of a peer, the system chooses the
+// source of answers to that peer until it is heard from again.
 type routes struct {
 	bind conn.Bind
 
-	mu       sync.RWMutex // guards the maps, taken by the receivers and by senders
+	mu       sync.RWMutex // guards the maps; receivers and senders take it
 	now, old map[wireguard.Endpoint]conn.Endpoint
 }
 
-// received notes that e is ep. Only what is new is written.
+// received stores ep for e. It writes only if that is new.
 func (r *routes) received(e *wireguard.Endpoint, ep conn.Endpoint) {
 	if _, ok := r.lookup(e); !ok {
 		r.put(e, ep)
@@ -97,7 +97,8 @@ func (r *routes) put(e *wireguard.Endpoint, ep conn.Endpoint) {
 	r.now[*e] = ep
 }
 
-// find is the conn.Endpoint to send to e with: from its source if that one is known, otherwise from any.
+// find returns the conn.Endpoint for sending to e: the one with e's source if it is known, otherwise one without a
+// source.
 func (r *routes) find(e *wireguard.Endpoint) (conn.Endpoint, error) {
 	if ep, ok := r.lookup(e); ok {
 		return ep, nil

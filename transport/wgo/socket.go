@@ -15,26 +15,26 @@ import (
 
 var errSocketClosed = fmt.Errorf("wgo: the socket is closed: %w", net.ErrClosed)
 
-// What a socket is.
+// A state is the state of a socket.
 type state uint8
 
 const (
-	running state = iota // its bind is open for it
-	paused               // its bind is open for a newer one, or about to be
-	lost                 // its bind was closed by somebody else, or did not open again
+	running state = iota // the bind is open for it
+	paused               // the bind is open for a newer socket, or about to be
+	lost                 // someone else closed the bind, or it did not open again
 	ended                // closed
 )
 
-// A socket is one opening of a bind, and those that follow from giving the bind back to it.
+// A socket is one opening of a bind, including the times that the bind is reopened for it.
 type socket struct {
 	bind   *bind
 	port   uint16
-	before *socket // the next newest that is not closed; guarded by bind.mu
+	before *socket // the next older socket that is not closed; guarded by bind.mu
 	mark   uint32  // guarded by bind.mu
 
 	mu      sync.Mutex // guards the fields below; taken after bind.mu
-	changed sync.Cond  // of state, or of inside to 0
-	state   state      // changes with bind.mu held, but for running to lost
+	changed sync.Cond  // signals a change of state, or of inside to 0
+	state   state      // changes with bind.mu held, except from running to lost
 	fns     []conn.ReceiveFunc
 	inside  int // receivers that are in one of fns
 }
@@ -61,8 +61,8 @@ func (s *socket) wait() {
 	}
 }
 
-// enter is the i-th function to receive with, after which leave is called; nil where the socket is lost. It waits
-// while another socket has the bind.
+// enter returns the i-th function to receive with, or nil if the socket is lost. The caller calls leave afterwards.
+// enter waits while another socket has the bind.
 func (s *socket) enter(i int) (conn.ReceiveFunc, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,15 +72,15 @@ func (s *socket) enter(i int) (conn.ReceiveFunc, error) {
 	switch {
 	case s.state == lost:
 		return nil, nil
-	case s.state == ended || i >= len(s.fns): // a bind that opened again may have a family less
+	case s.state == ended || i >= len(s.fns): // a reopened bind may have fewer families
 		return nil, errSocketClosed
 	}
 	s.inside++
 	return s.fns[i], nil
 }
 
-// leave notes that a function of enter has returned err. It reports whether that only means that the bind was closed
-// under the socket, which enter tells more about.
+// leave notes that a function from enter has returned err. again reports whether err only means that the bind was
+// closed under the socket. The caller then calls enter again.
 func (s *socket) leave(err error) (again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,7 +90,7 @@ func (s *socket) leave(err error) (again bool) {
 	if s.state != running {
 		return err != nil
 	}
-	if errors.Is(err, net.ErrClosed) { // not by us
+	if errors.Is(err, net.ErrClosed) { // someone else closed the bind
 		s.state = lost
 	}
 	return false
@@ -99,10 +99,10 @@ func (s *socket) leave(err error) (again bool) {
 // Port is the port that the bind chose.
 func (s *socket) Port() uint16 { return s.port }
 
-// Close ends the receivers and closes the bind, or gives it back to the socket before.
+// Close ends the receivers and closes the bind, or reopens it for the previous socket.
 func (s *socket) Close() error { return s.bind.close(s) }
 
-// SetMark marks what the bind sends from now on.
+// SetMark marks the datagrams that the bind sends from now on.
 func (s *socket) SetMark(mark uint32) error {
 	b := s.bind
 	b.mu.Lock()
@@ -114,7 +114,7 @@ func (s *socket) SetMark(mark uint32) error {
 	return b.inner.SetMark(mark)
 }
 
-// Receivers are the functions that the bind's Open returned.
+// Receivers returns a receiver for each function that the bind's Open returned.
 func (s *socket) Receivers() []wireguard.Receiver {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,19 +125,19 @@ func (s *socket) Receivers() []wireguard.Receiver {
 	return rs
 }
 
-// A receiver is one function of a bind's Open, with memory for what it receives.
+// A receiver holds one function from a bind's Open, and memory for the datagrams that it receives.
 type receiver struct {
 	socket *socket
 	i      int
 
-	memory []byte // of bufs, one after another
+	memory []byte // of all bufs, consecutive
 	bufs   [][]byte
 	sizes  []int
 	eps    []conn.Endpoint
 	trains []wireguard.Train
 }
 
-// Receive returns what one call of the bind's function brought, as few trains as can be.
+// Receive calls the bind's function once and returns the datagrams in as few trains as possible.
 func (r *receiver) Receive() ([]wireguard.Train, error) {
 	if r.bufs == nil {
 		batch := r.socket.bind.batch
@@ -161,7 +161,7 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 		switch again := r.socket.leave(err); {
 		case again:
 		case errors.Is(err, net.ErrClosed):
-			return nil, fmt.Errorf("wgo: the conn.Bind was closed by somebody else: %v", err) // not wrapped
+			return nil, fmt.Errorf("wgo: the conn.Bind was closed from outside; leave closing it to the device: %v", err) // not wrapped
 		case err != nil:
 			return nil, fmt.Errorf("wgo: receiving: %w", err)
 		default:
@@ -172,12 +172,12 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// collect makes trains of the first n buffers. What can be in one train is moved there: memmove of a datagram costs
-// less than what the device does for each train.
+// collect makes trains of the first n buffers. It moves datagrams together into one train where possible, because
+// moving a datagram costs less than the device's work for each train.
 func (r *receiver) collect(n int) []wireguard.Train {
 	r.trains = r.trains[:0]
 	var last *wireguard.Train
-	end := 0 // of last's data in memory; never behind the next buffer's beginning
+	end := 0 // where last's data ends in memory; never beyond the start of the next buffer
 	for i := range n {
 		size := r.sizes[i]
 		if size == 0 || r.eps[i] == nil {
@@ -223,8 +223,8 @@ func (s *socket) Send(ts []wireguard.Train) {
 	}
 }
 
-// sourceGone reports whether err is what systems say when a datagram's source address is not theirs (any more), or
-// when there is no way from it.
+// sourceGone reports whether err says that the system does not have a datagram's source address, or that it has no
+// route from it.
 func sourceGone(err error) bool {
 	for _, e := range [...]error{syscall.EINVAL, syscall.EADDRNOTAVAIL, syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENODEV} {
 		if errors.Is(err, e) {
@@ -234,8 +234,8 @@ func sourceGone(err error) bool {
 	return false
 }
 
-// send sends all of t, in runs of the bind's batch size, each whatever became of the one before. As for Train.Len, a Size
-// of 0 or less stands for one datagram.
+// send sends all of t, in runs of the bind's batch size. It sends each run even if an earlier run failed. As for
+// Train.Len, a Size of 0 or less means one datagram.
 func (b *bind) send(t *wireguard.Train) error {
 	ep, err := b.routes.find(&t.Endpoint)
 	if err != nil {
@@ -261,8 +261,8 @@ func (b *bind) send(t *wireguard.Train) error {
 	return err
 }
 
-// add puts the first n bytes of data into r. In place, their capacity reaches to the end of the train: what StdNetBind
-// appends there is the next datagram, to where that already stands.
+// add puts the first n bytes of data into r. Without a copy, their capacity reaches to the end of the train: StdNetBind
+// appends the next datagram there, which is exactly where it already is.
 func (b *bind) add(r *run, data []byte, n int) {
 	if b.inPlace {
 		r.add(data[:n:len(data)])
@@ -271,7 +271,7 @@ func (b *bind) add(r *run, data []byte, n int) {
 	}
 }
 
-// sent is what remains of an error of Send: nothing, if the bind sent the datagrams on a second try.
+// sent returns the final error of a Send: nil if the bind sent the datagrams at its second attempt.
 func sent(err error) error {
 	if disabled, ok := errors.AsType[conn.ErrUDPGSODisabled](err); ok {
 		return disabled.RetryErr

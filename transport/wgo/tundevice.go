@@ -14,18 +14,18 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// errGone is what wireguard-go takes for the quiet end of a tun.Device.
+// errGone is the error that wireguard-go takes for a normal end of a tun.Device.
 var errGone = fmt.Errorf("wgo: the tunnel is closed: %w", os.ErrClosed)
 
-// TUNDevice makes a packet side of this library serve wireguard-go's device. The tun.Device owns t from then on and
-// closes it in Close, which may be called again. It begins with an EventUp, as tun/netstack does, after which
-// wireguard-go's device goes up. The next Read or Write notices a new MTU of t and sends an event.
+// TUNDevice makes a packet side of this library serve wireguard-go's device. The tun.Device takes over t and closes it
+// in Close, which may be called again. Its first event is EventUp, as in tun/netstack, which brings wireguard-go's
+// device up. When the MTU of t changes, the next Read or Write sends an event.
 //
-// TUNDevice copies each packet that it reads once, and passes packets to write to t as they are. It allocates nothing per
-// packet.
+// The tun.Device copies each packet that it reads once, and passes written packets to t without a copy. It allocates
+// nothing per packet.
 //
-// TUNDevice refuses a wireguard.Attacher, which pushes its packets into a device of this library, and a tunnel with any
-// number of queues but one, since wireguard-go reads one.
+// TUNDevice refuses a wireguard.Attacher, which pushes its packets into a device of this library. It also refuses a
+// tunnel that does not have exactly one queue, because wireguard-go reads one queue.
 func TUNDevice(t wireguard.Tunnel) (tun.Device, error) {
 	source, err := sourceOf(t)
 	if err != nil {
@@ -52,42 +52,43 @@ func sourceOf(t wireguard.Tunnel) (wireguard.PacketSource, error) {
 	case wireguard.PacketSource:
 		return t, nil
 	}
-	return nil, fmt.Errorf("wgo: no packets can come from a %T: implement wireguard.PacketSource", t)
+	return nil, fmt.Errorf("wgo: a %T cannot be read: implement wireguard.PacketSource", t)
 }
 
-// A tunDevice is a wireguard.Tunnel as a tun.Device.
+// A tunDevice wraps a wireguard.Tunnel as a tun.Device.
 type tunDevice struct {
 	tunnel wireguard.Tunnel
 	source wireguard.PacketSource
-	mtu    atomic.Int64 // the one that the last event told of
-	lists  sync.Pool    // of *[][]byte, one a Write that runs
+	mtu    atomic.Int64 // the MTU that the last event reported
+	lists  sync.Pool    // of *[][]byte, one per running Write
 
-	reading sync.Mutex // guards the fields below: one Read at a time
+	reading sync.Mutex // held during a Read; guards the fields below
 	batch   wireguard.Batch
-	next    int   // the first packet of batch that is still to be read
-	err     error // what follows those
+	next    int   // the first unread packet of batch
+	err     error // returned after these packets
 
 	mu     sync.Mutex // guards the fields below
 	events chan tun.Event
 	closed bool
 }
 
-// File is nil: there is none.
+// File returns nil, because the tunnel has no file.
 func (d *tunDevice) File() *os.File { return nil }
 
-// Name is made up: a tunnel has none.
+// Name returns a fixed name, because a tunnel has no name.
 func (d *tunDevice) Name() (string, error) { return "wgo", nil }
 
-// Events is closed by Close.
+// Events returns a channel that Close closes.
 func (d *tunDevice) Events() <-chan tun.Event { return d.events }
 
-// BatchSize is that of StdNetBind.
+// BatchSize returns the batch size of StdNetBind.
 func (d *tunDevice) BatchSize() int { return conn.IdealBatchSize }
 
-// MTU is that of the tunnel.
+// MTU returns the MTU of the tunnel.
 func (d *tunDevice) MTU() (int, error) { return d.tunnel.MTU(), nil }
 
-// watchMTU tells of a changed MTU. Where there is no room for the event, the next call tries again.
+// watchMTU sends an event after the MTU has changed. If the channel has no room for the event, the next call tries
+// again.
 func (d *tunDevice) watchMTU() {
 	mtu := int64(d.tunnel.MTU())
 	if d.mtu.Load() == mtu {
@@ -105,7 +106,7 @@ func (d *tunDevice) watchMTU() {
 	}
 }
 
-// Read copies packets to bufs, from offset on. One that is too large for its buffer has a size of 0.
+// Read copies packets to bufs, from offset on. A packet that is too large for its buffer has a size of 0.
 func (d *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
 	d.reading.Lock()
 	defer d.reading.Unlock()
@@ -125,7 +126,7 @@ func (d *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 		d.next++
 	}
 	if d.next == d.batch.Len() {
-		d.batch.Reset() // gives its memory back before the wait for more
+		d.batch.Reset() // frees its memory before the wait for more packets
 		d.next = 0
 	}
 	if n == 0 {
@@ -134,7 +135,8 @@ func (d *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 	return n, nil
 }
 
-// read fills the batch and maps the error to wireguard-go's: os.ErrClosed is a quiet end, all others a loud one.
+// read fills the batch and maps the error for wireguard-go, which takes os.ErrClosed for a normal end and logs all
+// other errors.
 func (d *tunDevice) read() error {
 	err := d.source.ReadPackets(&d.batch)
 	d.watchMTU()
@@ -144,7 +146,7 @@ func (d *tunDevice) read() error {
 	return err
 }
 
-// Write hands on what stands behind offset in each buffer.
+// Write passes on the bytes after offset in each buffer.
 func (d *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 	d.watchMTU()
 	list := d.lists.Get().(*[][]byte)

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	defaultMTU = 1420 // of a tun.Device that cannot tell
+	defaultMTU = 1420 // for a tun.Device that cannot tell its MTU
 
-	readFailures = 8 // errors in a row after which a tun.Device is held to be broken
+	readFailures = 8 // consecutive errors after which a tun.Device counts as broken
 
 	closeQuiet = 5 * time.Millisecond
 	closeWait  = 100 * time.Millisecond
@@ -26,17 +26,16 @@ const (
 
 var errClosed = fmt.Errorf("wgo: the tunnel is closed: %w", net.ErrClosed)
 
-// Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel owns dev
-// from then on and closes it in Close. It is a [wireguard.PacketSource]. It takes dev's events, follows a change of MTU,
-// and ignores up and down.
+// Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel takes over
+// dev and closes it in Close. It is a [wireguard.PacketSource]. It reads dev's events, follows a change of MTU, and
+// ignores up and down.
 //
-// Reading copies each packet into the batch, and writing copies it into a buffer of the kind that dev wants. Neither
+// Reading copies each packet into the batch, and writing copies it into a buffer of the kind that dev needs. Neither
 // allocates. No goroutine runs before the first ReadPackets.
 func Tunnel(dev tun.Device) wireguard.Tunnel { return TunnelWithEvents(dev, nil) }
 
-// TunnelWithEvents is Tunnel with a function that is called for each event of dev, one at a time, on a goroutine that
-// serves nothing else. A program whose device follows the interface calls Up and Down from there, as wireguard-go does. A
-// nil function is not called.
+// TunnelWithEvents is like Tunnel, and calls onEvent for each event of dev, one at a time, on a separate goroutine. A
+// program whose device follows the interface calls Up and Down from onEvent, as wireguard-go does. onEvent may be nil.
 func TunnelWithEvents(dev tun.Device, onEvent func(tun.Event)) wireguard.Tunnel {
 	t := &tunnel{dev: dev, onEvent: onEvent, reading: make(chan struct{}, 1), closed: make(chan struct{})}
 	batch := max(dev.BatchSize(), 1)
@@ -46,17 +45,17 @@ func TunnelWithEvents(dev tun.Device, onEvent func(tun.Event)) wireguard.Tunnel 
 	return t
 }
 
-// A tunnel is a tun.Device as a wireguard.Tunnel.
+// A tunnel wraps a tun.Device as a wireguard.Tunnel.
 type tunnel struct {
 	dev     tun.Device
 	onEvent func(tun.Event)
 	mtu     atomic.Int32
-	follow  sync.Once // starts the goroutine that takes the events
+	follow  sync.Once // starts the goroutine that reads the events
 
-	reading chan struct{} // who has put a token in may read dev, and use r
+	reading chan struct{} // a goroutine that has put in a token may read dev and use r
 	r       reader
 
-	writing sync.RWMutex // held for reading by dev.Write, for writing by dev.Close
+	writing sync.RWMutex // read-held during dev.Write, write-held during dev.Close
 	runs    sync.Pool    // of *run
 
 	closing  sync.Once
@@ -64,15 +63,15 @@ type tunnel struct {
 	closeErr error
 }
 
-// A reader is the packets that dev.Read returned and no batch has taken yet.
+// A reader holds the packets that dev.Read returned and no batch has taken yet.
 type reader struct {
 	bufs    [][]byte
 	sizes   []int
 	next, n int   // bufs[next:n] are still to be taken
-	end     error // set once dev.Read failed for good; not called again
+	end     error // set once dev.Read has failed for good; dev.Read is then not called again
 }
 
-// MTU is that of the tun.Device, as of its last event.
+// MTU returns the MTU of the tun.Device, as of its last event.
 func (t *tunnel) MTU() int { return int(t.mtu.Load()) }
 
 func (t *tunnel) loadMTU() {
@@ -81,8 +80,8 @@ func (t *tunnel) loadMTU() {
 	}
 }
 
-// takeEvents runs until the device closes its channel. Nobody waits for it: onEvent may be in a call that waits for
-// Close.
+// takeEvents runs until the device closes its channel. Nothing may wait for takeEvents, because onEvent may be in a
+// call that waits for Close.
 func (t *tunnel) takeEvents() {
 	for e := range t.dev.Events() {
 		if e&tun.EventMTUUpdate != 0 {
@@ -109,7 +108,7 @@ func (t *tunnel) isClosed() bool {
 	}
 }
 
-// ReadPackets reads the device once what it read before has been taken.
+// ReadPackets returns the packets that were read before, or else reads the device.
 func (t *tunnel) ReadPackets(b *wireguard.Batch) error {
 	t.follow.Do(t.startEvents)
 	t.reading <- struct{}{}
@@ -141,12 +140,12 @@ func (t *tunnel) read() error {
 	for failures := 0; r.end == nil; {
 		n, err := t.dev.Read(r.bufs, r.sizes, room)
 		if r.next, r.n = 0, max(n, 0); r.n > 0 {
-			return nil // an error that lasts comes again
+			return nil // a permanent error occurs again
 		}
 		switch {
 		case err == nil || errors.Is(err, tun.ErrTooManySegments):
 		case gone(err):
-			r.end = fmt.Errorf("wgo: the tun.Device has gone: %v", err) // not wrapped: nobody asked for it
+			r.end = fmt.Errorf("wgo: the tun.Device has gone: %v", err) // not wrapped, because nobody called Close
 		case temporary(err) && !t.isClosed():
 			t.pause(0)
 		default:
@@ -162,7 +161,7 @@ func (t *tunnel) read() error {
 	return r.end
 }
 
-// gone reports whether err says that there is nothing left to read, for ever.
+// gone reports whether err says that the device has ended.
 func gone(err error) bool {
 	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF)
 }
@@ -185,7 +184,7 @@ func (t *tunnel) pause(failures int) {
 	}
 }
 
-// WritePackets writes pkts in runs of the device's batch size, each whatever became of the one before.
+// WritePackets writes pkts in runs of the device's batch size. It writes each run even if an earlier run failed.
 func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	t.writing.RLock()
 	defer t.writing.RUnlock()
@@ -207,7 +206,7 @@ func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, err
 }
 
-// write writes bufs and guesses how many of them were taken: at least one was not when there is an error.
+// write writes bufs and guesses how many of them the device took. After an error, it took at least one less.
 func (t *tunnel) write(bufs [][]byte) (int, error) {
 	if len(bufs) == 0 {
 		return 0, nil
@@ -219,9 +218,9 @@ func (t *tunnel) write(bufs [][]byte) (int, error) {
 	return max(0, min(n, len(bufs)-1)), err
 }
 
-// Close closes the device once no Write runs and Read has had nothing to give for 5 ms, or after 100 ms: goroutines of
-// the device may be waiting for somebody to read, and that of tun/netstack panics if they are when it is closed. It reads
-// on until the device says that it is closed. All but the first call wait for the first and return what that returned.
+// Close closes the device once no Write runs and Read has returned nothing for 5 ms, or after 100 ms. Goroutines of the
+// device may be waiting for a reader, and tun/netstack panics if it is closed while they wait. Close keeps reading
+// until the device says that it is closed. Further calls wait for the first call and return its result.
 func (t *tunnel) Close() error {
 	t.closing.Do(func() {
 		close(t.closed)
@@ -244,8 +243,8 @@ func (t *tunnel) Close() error {
 	return t.closeErr
 }
 
-// drain reads to the end, counts what it reads and drops it. A reader of the tunnel, with which it takes turns, sees
-// the same end.
+// drain reads until the device ends, and counts and drops the packets. It takes turns with a reader of the tunnel,
+// which sees the same end.
 func (t *tunnel) drain(reads *atomic.Int64) {
 	t.reading <- struct{}{}
 	defer func() { <-t.reading }()
