@@ -50,17 +50,17 @@ type File struct {
 	Interface Interface // the [Interface] section
 	Peers     []Peer    // the [Peer] sections, in the order of the file
 
-	sections []*section // as read, in order; the first is what stands above all sections
-	first    place      // of the first section
+	sections []*section // as read, in order; the first holds the lines above all sections
+	first    place      // the place of the first section
 }
 
-// A place is the number of a section among all that this process has read; 0 is none. It stands in for a pointer, which
-// package fmt would follow to the keys in the text.
+// A place is the number of a section among all sections that this process has read. 0 means none. A place replaces a
+// pointer, which package fmt would follow to the keys in the text.
 type place uint64
 
-var places atomic.Uint64 // given out
+var places atomic.Uint64 // the last place given out
 
-// at is the section at a place, or nil: none, or another File's.
+// at returns the section of f at a place, or nil if f does not have it.
 func (f *File) at(p place) *section {
 	if n := uint64(len(f.sections)); p == 0 || p < f.first || uint64(p-f.first) >= n {
 		return nil
@@ -154,19 +154,19 @@ func Errors(err error) (es []*Error) {
 	return es
 }
 
-// A section is lines of the file.
+// A section holds lines of the file.
 type section struct {
 	name  string // "Interface", "Peer", or "" above all sections and where the name is unknown
 	line  int    // of the header, from 1
-	above []line // comments that stand right above the header
-	head  line   // the header; none where the section stands above all
+	above []line // comments directly above the header
+	head  line   // the header; empty for the lines above all sections
 	lines []line
 }
 
-// A line is what was read, with its end of line if it has one.
+// A line is a line of the file, with its end of line if it has one.
 type line struct {
 	text string
-	key  string // in lower case; empty: a comment, or nothing
+	key  string // in lower case; empty for a comment or a blank line
 }
 
 // Parse parses the text of a file. If anything is wrong, the file is nil, and the error joins one [Error] with its line for
@@ -188,7 +188,7 @@ func Parse(text []byte) (*File, error) {
 func ReadFile(name string) (*File, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
-		return nil, err // has the name
+		return nil, err // the error names the file
 	}
 	f, err := Parse(text)
 	if err != nil {
@@ -197,7 +197,7 @@ func ReadFile(name string) (*File, error) {
 	return f, nil
 }
 
-// settle gives the sections their places. Until then an Interface and a Peer are from the index of their section.
+// settle gives the sections their places. Until then, the from of an Interface or a Peer is the index of its section.
 func (f *File) settle() {
 	n := uint64(len(f.sections))
 	f.first = place(places.Add(n) - n + 1)
@@ -209,7 +209,7 @@ func (f *File) settle() {
 	}
 }
 
-// splitLines keeps the ends of the lines.
+// splitLines splits s into lines and keeps their ends.
 func splitLines(s string) []string {
 	lines := strings.SplitAfter(s, "\n")
 	if lines[len(lines)-1] == "" {
@@ -220,7 +220,7 @@ func splitLines(s string) []string {
 
 type parser struct {
 	file    *File
-	section *section // the last one
+	section *section // the last section
 	errs    []error
 }
 
@@ -231,12 +231,12 @@ func (p *parser) wrong(n int, key string, format string, args ...any) {
 func (p *parser) line(n int, text string) {
 	content, _, _ := strings.Cut(text, "#")
 	if n == 1 {
-		content = strings.TrimPrefix(content, "\ufeff") // as some editors begin a file; wg(8) stumbles over it
+		content = strings.TrimPrefix(content, "\ufeff") // some editors begin a file with it; wg(8) refuses it
 	}
 	content = strings.Trim(content, space)
 	switch {
 	case strings.ContainsRune(content, 0):
-		p.wrong(n, "", "a NUL byte; this is not a text file")
+		p.wrong(n, "", "the line has a NUL byte; this is not a text file")
 	case content == "":
 		p.section.lines = append(p.section.lines, line{text: text})
 	case content[0] == '[':
@@ -254,7 +254,7 @@ func (p *parser) header(n int, text, content string) {
 	case "[interface]":
 		s.name = sectionInterface
 		if first := p.file.Interface.from; first != 0 {
-			p.wrong(n, "[Interface]", "the second such section, after line %d; join the two", p.file.sections[first].line)
+			p.wrong(n, "[Interface]", "line %d begins such a section already; join the two", p.file.sections[first].line)
 		} else {
 			p.file.Interface.from = from
 		}
@@ -266,7 +266,7 @@ func (p *parser) header(n int, text, content string) {
 	p.section = s
 }
 
-// takeComments takes the comments at the end of s, without a blank line among them: they belong to what comes next.
+// takeComments takes the comments at the end of s, up to a blank line. They belong to the next section.
 func (s *section) takeComments() []line {
 	i := len(s.lines)
 	for i > 0 && strings.HasPrefix(strings.TrimLeft(s.lines[i-1].text, space), "#") {
@@ -307,7 +307,7 @@ func (p *parser) keyValue(n int, text, content string) {
 	}
 }
 
-// each is the errors that err was joined from.
+// each returns the errors that err was joined from.
 func each(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
@@ -322,7 +322,7 @@ const (
 	space = " \t\n\v\f\r" // isspace of the C locale
 )
 
-// squeeze takes all white space out of s.
+// squeeze removes all white space from s.
 func squeeze(s string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune(space, r) {
@@ -334,9 +334,10 @@ func squeeze(s string) string {
 
 var short = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,6}$`)
 
-// printable is an unknown key's name for an error, or empty if it could be the last line of a secret that was broken in two:
-// letters, and a = with nothing behind it. Others have a value. What is no misspelling of a known name must be short,
-// too, as the names of other programs' keys are (Jc, Jmin, S1).
+// printable returns an unknown key's name for an error, or an empty string if the line could be the end of a secret
+// that was broken in two. Such a line consists of letters and a = with nothing after it. So the key must have a value.
+// The name must also be a misspelling of a known name, or short, as the names of other programs' keys are (Jc, Jmin,
+// S1).
 func printable(name, value string) string {
 	key := strings.ToLower(name)
 	if known(sectionInterface, key) || known(sectionPeer, key) ||
@@ -353,8 +354,8 @@ var (
 	hostRun   = regexp.MustCompile(`^[a-z0-9]{1,19}(/[0-9]{1,3})?$`)
 )
 
-// quote is a value for an error: in quotes, of bounded length, and not at all if it could be a part of a secret. It is for the
-// values of those keys alone that are not to be secret.
+// quote returns a value for an error, in quotes and of bounded length. It hides a value that could be a part of a
+// secret. Use it only for keys whose values are not secret.
 func quote(s string) string {
 	switch {
 	case secretive(s):
@@ -365,8 +366,9 @@ func quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// secretive reports whether a part of s could be one of a secret: eight characters of base64 in a row that are no number, nor of
-// what is a host's name or an address by all of its characters. White space does not keep them apart.
+// secretive reports whether a part of s could be a part of a secret: eight characters of base64 in a row. White space
+// between them does not count. A number is not secret, and neither is a text that as a whole looks like a host's name
+// or an address.
 func secretive(s string) bool {
 	s = squeeze(s)
 	host := hostLike.MatchString(s)
@@ -381,7 +383,7 @@ func (f *File) Unknown() (es []*Error) {
 	for _, s := range f.sections[min(1, len(f.sections)):] {
 		n := s.line
 		if s.name == "" {
-			es = append(es, &Error{n, "", errors.New("an unknown section; want [Interface] or [Peer]")})
+			es = append(es, &Error{n, "", errors.New("this section is unknown; want [Interface] or [Peer]")})
 			continue
 		}
 		for _, l := range s.lines {
@@ -396,7 +398,7 @@ func (f *File) Unknown() (es []*Error) {
 	return es
 }
 
-// cut takes a line without a comment apart.
+// cut splits a line without its comment into key and value.
 func cut(content string) (key, value string, ok bool) {
 	key, value, ok = strings.Cut(content, "=")
 	return squeeze(key), strings.Trim(value, space), ok

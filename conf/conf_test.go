@@ -323,12 +323,12 @@ func TestUnknown(t *testing.T) {
 		got = append(got, e.Error())
 	}
 	want := []string{
-		"line 2: PrivteKey: not a key of [Interface]; PrivateKey is meant?",
-		"line 3: PublicKey: not a key of [Interface], but of [Peer]: move it there",
+		"line 2: PrivteKey: not a key of [Interface]; write PrivateKey if that is meant",
+		"line 3: PublicKey: not a key of [Interface], but a key of [Peer]; move it there",
 		"line 4: Jc: not a key of [Interface]; the keys are PrivateKey, ListenPort, FwMark, Address, DNS, MTU, Table, PreUp, PostUp, PreDown, PostDown, SaveConfig",
 		"line 5: not a key of [Interface]; the keys are PrivateKey, ListenPort, FwMark, Address, DNS, MTU, Table, PreUp, PostUp, PreDown, PostDown, SaveConfig",
-		"line 8: AllowedIP: not a key of [Peer]; AllowedIPs is meant?",
-		"line 9: an unknown section; want [Interface] or [Peer]",
+		"line 8: AllowedIP: not a key of [Peer]; write AllowedIPs if that is meant",
+		"line 9: this section is unknown; want [Interface] or [Peer]",
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%s", strings.Join(got, "\n"))
@@ -363,7 +363,7 @@ func TestValidate(t *testing.T) {
 	f := parse(t, "[Interface]\nPrivateKey = "+privateText+"\n[Peer]\nAllowedIPs = 10.0.0.0/8\n[Peer]\nPublicKey = "+publicText+
 		"\n[Peer]\n# again\nPublicKey = "+publicText+"\n[Peer]\nPublicKey = "+own+"\n")
 	want := []string{
-		"line 3: PublicKey: this peer has none; every [Peer] needs the key that wg pubkey prints at the other end",
+		"line 3: PublicKey: this peer has no key; give the key that wg pubkey prints at the other end",
 		"line 9: PublicKey: the peer of line 6 has the same key; join the two sections",
 		"line 11: PublicKey: this is the interface's own key; write the other end's",
 	}

@@ -28,7 +28,7 @@ func (f *File) Validate() error {
 		switch {
 		case p.PublicKey.IsZero():
 			line = f.at(p.from).lineOf("")
-			wrong("this peer has none; every [Peer] needs the key that wg pubkey prints at the other end")
+			wrong("this peer has no key; give the key that wg pubkey prints at the other end")
 			continue
 		case twice && before != 0:
 			wrong("the peer of line %d has the same key; join the two sections", before)
@@ -44,12 +44,12 @@ func (f *File) Validate() error {
 	return errors.Join(errs...)
 }
 
-// addressesTwice is what the system would refuse to add to the interface: of IPv4 an address with the same length, of IPv6
-// an address whatever its length.
+// addressesTwice returns an error for each address that the system would refuse to add to the interface a second time.
+// For IPv4 that is an address with the same length, and for IPv6 an address with any length.
 func (f *File) addressesTwice() (errs []error) {
 	as := f.Interface.Addresses
 	lines := f.addressLines()
-	first := make(map[netip.Prefix]int, len(as)) // to an index
+	first := make(map[netip.Prefix]int, len(as)) // maps to an index of as
 	for n, p := range as {
 		a := p.Addr()
 		if a.Is6() {
@@ -60,15 +60,16 @@ func (f *File) addressesTwice() (errs []error) {
 		case !twice:
 			first[p] = n
 		case lines[before] != lines[n]:
-			errs = append(errs, &Error{lines[n], "Address", fmt.Errorf("line %d has %v already; take one of the two out", lines[before], a)})
+			errs = append(errs, &Error{lines[n], "Address", fmt.Errorf("line %d has %v already; remove one of the two", lines[before], a)})
 		default:
-			errs = append(errs, &Error{lines[n], "Address", fmt.Errorf("%v is there twice; take one of the two out", a)})
+			errs = append(errs, &Error{lines[n], "Address", fmt.Errorf("%v appears twice; remove one of the two", a)})
 		}
 	}
 	return errs
 }
 
-// addressLines is the line of each of the interface's addresses: that of the last ones where a program has changed them.
+// addressLines returns the line of each address of the interface. If a program has changed the addresses, it returns
+// the line of the last ones.
 func (f *File) addressLines() (lines []int) {
 	s := f.at(f.Interface.from)
 	var read Interface
@@ -86,7 +87,7 @@ func (f *File) addressLines() (lines []int) {
 	return lines
 }
 
-// writable is what of f cannot be written. Of what was read, all can.
+// writable returns an error for each value of f that cannot be written. Every value that was read can be written.
 func (f *File) writable() error {
 	errs := check(&f.Interface, f.at(f.Interface.from), interfaceFields)
 	for i := range f.Peers {
@@ -99,7 +100,7 @@ func (f *File) writable() error {
 	return errors.Join(errs...)
 }
 
-// check parses what would be written, so that a program's values are held to what a file's are.
+// check parses what would be written, so that a program's values follow the same rules as a file's.
 func check[T any](v *T, s *section, fields []field[T]) (errs []error) {
 	for _, f := range fields {
 		for _, value := range f.values(v) {
@@ -111,14 +112,14 @@ func check[T any](v *T, s *section, fields []field[T]) (errs []error) {
 	return errs
 }
 
-// checkValue reports whether value would be read again as it is.
+// checkValue returns an error unless value would be read again unchanged.
 func checkValue[T any](f *field[T], value string) error {
 	var scratch T
 	if err := f.parse(&scratch, value); err != nil {
 		return err
 	}
 	if back := f.values(&scratch); len(back) != 1 || back[0] != value || strings.Trim(value, space) != value || strings.ContainsAny(value, "#\n\x00") {
-		return errors.New("this would not be read as it is written: a value has no #, no end of line, and no white space at an end")
+		return errors.New("this value would be read differently; write it without a #, an end of line, or white space at either end")
 	}
 	return nil
 }
@@ -218,7 +219,7 @@ func (f *File) Addition() (wireguard.Change, error) {
 	return c, nil
 }
 
-// checkDevice is Validate, and that there is an address for each name.
+// checkDevice does what Validate does, and checks that each name has an address.
 func (f *File) checkDevice() error {
 	errs := []error{f.Validate()}
 	for i := range f.Peers {

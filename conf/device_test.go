@@ -102,9 +102,9 @@ func TestAddressesTwice(t *testing.T) {
 	for text, want := range map[string]string{
 		"Address = 10.0.0.1/24, fd00::1/64\nAddress = 10.0.0.2/24":          "",
 		"Address = 10.0.0.1/24\nAddress = 10.0.0.1/32":                      "",
-		"Address = 10.0.0.1/24\nMTU = 1400\nAddress = fd00::1, 10.0.0.1/24": "line 4: Address: line 2 has 10.0.0.1 already; take one of the two out",
-		"MTU = 1400\nAddress = 10.0.0.1/24, 10.0.0.1/24":                    "line 3: Address: 10.0.0.1 is there twice; take one of the two out",
-		"Address = fd00::1/64\nAddress = fd00:0::1/128":                     "line 3: Address: line 2 has fd00::1 already; take one of the two out",
+		"Address = 10.0.0.1/24\nMTU = 1400\nAddress = fd00::1, 10.0.0.1/24": "line 4: Address: line 2 has 10.0.0.1 already; remove one of the two",
+		"MTU = 1400\nAddress = 10.0.0.1/24, 10.0.0.1/24":                    "line 3: Address: 10.0.0.1 appears twice; remove one of the two",
+		"Address = fd00::1/64\nAddress = fd00:0::1/128":                     "line 3: Address: line 2 has fd00::1 already; remove one of the two",
 	} {
 		err := parse(t, "[Interface]\n"+text+"\n").Validate()
 		if err == nil && want != "" || err != nil && err.Error() != want {
@@ -113,12 +113,12 @@ func TestAddressesTwice(t *testing.T) {
 	}
 	f := new(File)
 	f.Interface.Addresses = prefixes("10.0.0.1/24", "10.0.0.1/24")
-	if err := f.Validate(); err == nil || err.Error() != "Address: 10.0.0.1 is there twice; take one of the two out" {
+	if err := f.Validate(); err == nil || err.Error() != "Address: 10.0.0.1 appears twice; remove one of the two" {
 		t.Errorf("of a program: %v", err)
 	}
 	f = parse(t, "[Interface]\nAddress = 10.0.0.1/24\n")
 	f.Interface.Addresses = prefixes("10.0.0.3/24", "10.0.0.3/24")
-	if err := f.Validate(); err == nil || err.Error() != "line 2: Address: 10.0.0.3 is there twice; take one of the two out" {
+	if err := f.Validate(); err == nil || err.Error() != "line 2: Address: 10.0.0.3 appears twice; remove one of the two" {
 		t.Errorf("of a program, in a file: %v", err)
 	}
 }

@@ -25,7 +25,7 @@ type Endpoint struct {
 func ParseEndpoint(s string) (Endpoint, error) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 || strings.HasSuffix(s, "]") {
-		return Endpoint{}, fmt.Errorf("%s: the port is missing; want host:port, as 192.0.2.1:51820", quote(s))
+		return Endpoint{}, fmt.Errorf("%s: the port is missing; want host:port, such as 192.0.2.1:51820", quote(s))
 	}
 	host := s[:i]
 	port, ok := decimal(s[i+1:], 16)
@@ -37,10 +37,10 @@ func ParseEndpoint(s string) (Endpoint, error) {
 			return Endpoint{}, fmt.Errorf("%s: the closing bracket is missing; want [address]:port", quote(s))
 		}
 		if _, err := netip.ParseAddr(host); err != nil {
-			return Endpoint{}, fmt.Errorf("%s: want an address in the brackets, as [2001:db8::1]:51820", quote(s))
+			return Endpoint{}, fmt.Errorf("%s: want an address in the brackets, such as [2001:db8::1]:51820", quote(s))
 		}
 	} else if _, err := netip.ParseAddr(s); err == nil {
-		return Endpoint{}, fmt.Errorf("%s: an IPv6 address, with a port or without? Write [address]:port", quote(s))
+		return Endpoint{}, fmt.Errorf("%s: want brackets around an IPv6 address, as in [address]:port", quote(s))
 	}
 	return newEndpoint(host, uint16(port), s)
 }
@@ -150,7 +150,7 @@ func (r Resolution) try(ctx context.Context, host string) (netip.Addr, error) {
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return netip.Addr{}, fmt.Errorf("%w; correct the name, or write an address", err)
 	case err != nil:
-		return netip.Addr{}, fmt.Errorf("resolve %s: %w; look at the resolver (/etc/resolv.conf) and the network, or write an address", host, err)
+		return netip.Addr{}, fmt.Errorf("resolve %s: %w; check the resolver (/etc/resolv.conf) and the network, or write an address", host, err)
 	}
 	if len(as) == 0 {
 		return netip.Addr{}, fmt.Errorf("resolve %s: the name has no address; correct it, or write one", host)
@@ -158,7 +158,7 @@ func (r Resolution) try(ctx context.Context, host string) (netip.Addr, error) {
 	return as[0].Unmap(), nil
 }
 
-// mayPass reports whether another try may succeed. The end of the context is none that may.
+// mayPass reports whether another attempt may succeed. After ctx ends, none can.
 func mayPass(err error) bool {
 	var dns *net.DNSError
 	if errors.As(err, &dns) {

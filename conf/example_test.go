@@ -55,7 +55,7 @@ func ExampleParse_errors() {
 	}
 	// Output:
 	// line 2: PrivateKey: want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them
-	// line 3: MTU: "9": want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6
-	// line 5: Endpoint: "192.0.2.1": the port is missing; want host:port, as 192.0.2.1:51820
+	// line 3: MTU: "9": want bytes from 68 to 65535; 1420 is usual, and IPv6 needs at least 1280
+	// line 5: Endpoint: "192.0.2.1": the port is missing; want host:port, such as 192.0.2.1:51820
 	// 5 Endpoint; 3 MTU; 2 PrivateKey;
 }

@@ -13,22 +13,22 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// A kind says how a key's values stand in the file.
+// A kind says how the file holds a key's values.
 type kind uint8
 
 const (
 	single kind = iota // one value; the last line counts
-	list               // lines of values with commas between
-	lines              // one value a line
+	list               // any number of lines, each with values between commas
+	lines              // one value per line
 )
 
-// A field is a key: T is Interface or Peer.
+// A field describes a key. T is Interface or Peer.
 type field[T any] struct {
 	name   string
 	kind   kind
-	quick  bool                   // wg-quick(8)'s, not wg(8)'s
-	parse  func(*T, string) error // adds a line's value to what was there
-	values func(*T) []string      // what to write
+	quick  bool                   // wg-quick(8) knows the key, and wg(8) does not
+	parse  func(*T, string) error // adds a line's value to the earlier values
+	values func(*T) []string      // the values to write
 }
 
 var interfaceFields = []field[Interface]{
@@ -68,7 +68,7 @@ var peerFields = []field[Peer]{
 	}},
 }
 
-// find is the field that key names, in any case, or nil.
+// find returns the field that key names, in upper or lower case, or nil.
 func find[T any](fields []field[T], key string) *field[T] {
 	for i := range fields {
 		if strings.EqualFold(fields[i].name, key) {
@@ -89,22 +89,22 @@ func names[T any](fields []field[T]) (names []string) {
 	return names
 }
 
-// guess tells what an unknown key may have been meant to be.
+// guess says which key an unknown key may stand for.
 func guess(section, key string) string {
 	other := sectionPeer
 	if section == sectionPeer {
 		other = sectionInterface
 	}
 	if known(other, key) {
-		return fmt.Sprintf(", but of [%s]: move it there", other)
+		return fmt.Sprintf(", but a key of [%s]; move it there", other)
 	}
 	if n := meant(section, key); n != "" {
-		return fmt.Sprintf("; %s is meant?", n)
+		return fmt.Sprintf("; write %s if that is meant", n)
 	}
 	return "; the keys are " + strings.Join(keys(section), ", ")
 }
 
-// meant is the name of a section's key that key is a misspelling of, or empty.
+// meant returns the name of a section's key of which key is a misspelling, or an empty string.
 func meant(section, key string) string {
 	for _, n := range keys(section) {
 		if distance(strings.ToLower(n), key) <= 2 {
@@ -114,7 +114,7 @@ func meant(section, key string) string {
 	return ""
 }
 
-// keys is the names of a section's keys.
+// keys returns the names of a section's keys.
 func keys(section string) []string {
 	if section == sectionPeer {
 		return names(peerFields)
@@ -122,7 +122,7 @@ func keys(section string) []string {
 	return names(interfaceFields)
 }
 
-// distance is the number of letters to insert, delete or replace to make b of a.
+// distance returns how many letters to insert, delete or replace to turn a into b.
 func distance(a, b string) int {
 	if len(b) > 2*len(a) {
 		return len(b)
@@ -164,7 +164,7 @@ func texts[T fmt.Stringer](vs []T, before string) (ts []string) {
 	return ts
 }
 
-// keyError says what the root package says, without its name in front.
+// keyError returns the root package's error without that package's name in front.
 func keyError(err error) error {
 	if err == nil {
 		return nil
@@ -218,7 +218,7 @@ func parseFwMark(i *Interface, v string) error {
 		ok = err == nil
 	}
 	if !ok {
-		return fmt.Errorf("%s: want a number of 32 bits, as 51820 or 0xca6c, or off", quote(v))
+		return fmt.Errorf("%s: want a number of 32 bits, such as 51820 or 0xca6c, or off", quote(v))
 	}
 	i.FwMark = uint32(n)
 	return nil
@@ -241,7 +241,7 @@ func parseKeepalive(p *Peer, v string) error {
 func parseMTU(i *Interface, v string) error {
 	n, ok := decimal(v, 16)
 	if !ok || n < 68 {
-		return fmt.Errorf("%s: want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6", quote(v))
+		return fmt.Errorf("%s: want bytes from 68 to 65535; 1420 is usual, and IPv6 needs at least 1280", quote(v))
 	}
 	i.MTU = int(n)
 	return nil
@@ -275,7 +275,7 @@ func parseSaveConfig(i *Interface, v string) error {
 func hook(of func(*Interface) *[]string) func(*Interface, string) error {
 	return func(i *Interface, v string) error {
 		if v == "" {
-			return errors.New("no command; take the line out, or write one")
+			return errors.New("the command is missing; write one, or remove the line")
 		}
 		hooks := of(i)
 		*hooks = append(*hooks, v)
@@ -283,7 +283,7 @@ func hook(of func(*Interface) *[]string) func(*Interface, string) error {
 	}
 }
 
-// split takes a list of wg-quick(8)'s apart, at commas and white space.
+// split splits a list of wg-quick(8) at commas and white space.
 func split(v string) []string {
 	return strings.FieldsFunc(v, func(r rune) bool { return r == ',' || strings.ContainsRune(space, r) })
 }
@@ -293,18 +293,18 @@ func parseAddress(i *Interface, v string) error {
 	for _, s := range split(v) {
 		p, err := parsePrefix(s)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: want an address with a length, as 10.0.0.1/24 or fd00::1/64", quote(s)))
+			errs = append(errs, fmt.Errorf("%s: want an address with a length, such as 10.0.0.1/24 or fd00::1/64", quote(s)))
 			continue
 		}
 		i.Addresses = append(i.Addresses, p)
 	}
 	if len(errs) == 0 && len(split(v)) == 0 {
-		return errors.New("no address; take the line out, or write one as 10.0.0.1/24")
+		return errors.New("the address is missing; write one such as 10.0.0.1/24, or remove the line")
 	}
 	return errors.Join(errs...)
 }
 
-// parsePrefix parses a prefix, or an address as the prefix of it alone. Both are without a zone, as in a tunnel.
+// parsePrefix parses a prefix, or an address as a prefix of one address. Neither may have a zone.
 func parsePrefix(s string) (netip.Prefix, error) {
 	address, length, hasLength := strings.Cut(s, "/")
 	a, err := netip.ParseAddr(address)
@@ -344,7 +344,7 @@ func parsePeerEndpoint(p *Peer, v string) (err error) {
 	return err
 }
 
-// parseAllowedIPs carries out a line: what a later entry says of a prefix replaces what an earlier one said.
+// parseAllowedIPs applies a line to p. A later entry for a prefix replaces an earlier one.
 func parseAllowedIPs(p *Peer, v string) error {
 	v = squeeze(v)
 	if v == "" {
@@ -358,7 +358,7 @@ func parseAllowedIPs(p *Peer, v string) error {
 		}
 		prefix, err := parsePrefix(rest)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: want a prefix, as 10.0.0.0/24 or fd00::/64, and a comma between two", quote(s)))
+			errs = append(errs, fmt.Errorf("%s: want a prefix, such as 10.0.0.0/24 or fd00::/64, and a comma between two", quote(s)))
 			continue
 		}
 		p.Incremental = p.Incremental || sign != ""
@@ -374,7 +374,7 @@ func parseAllowedIPs(p *Peer, v string) error {
 	return errors.Join(errs...)
 }
 
-// isIncremental also holds for a peer that a program made, with prefixes to remove alone.
+// isIncremental is also true for a peer that a program made and that has prefixes to remove.
 func (p *Peer) isIncremental() bool { return p.Incremental || len(p.RemoveAllowedIPs) > 0 }
 
 func allowedIPsValues(p *Peer) []string {

@@ -20,7 +20,7 @@ func (f *File) Text() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// written is the sections as they are to be written.
+// written returns the sections to write.
 func (f *File) written() (out []*section) {
 	used := make(map[*section]*Peer, len(f.Peers))
 	var added []*section
@@ -61,7 +61,7 @@ func (f *File) written() (out []*section) {
 	return out
 }
 
-// newInterface is the interface's section where the file has none and needs one.
+// newInterface returns a new section for the interface if the file has none and needs one.
 func (f *File) newInterface(home *section) []*section {
 	s := edit(newSection(sectionInterface, f.eol()), new(Interface), &f.Interface, interfaceFields)
 	if home != nil || len(s.lines) == 0 {
@@ -77,7 +77,7 @@ func newSection(name, eol string) *section {
 	return &section{name: name, head: line{text: "[" + name + "]" + eol}}
 }
 
-// eol is how the file's lines end.
+// eol returns the end of line that the file uses.
 func (f *File) eol() string {
 	for _, s := range f.sections {
 		if strings.HasSuffix(s.head.text, "\r\n") {
@@ -87,7 +87,7 @@ func (f *File) eol() string {
 	return "\n"
 }
 
-// reread is what s says.
+// reread returns the values that s holds.
 func reread[T any](s *section, fields []field[T]) (v T) {
 	for _, l := range s.lines {
 		if f := find(fields, l.key); f != nil && l.key != "" {
@@ -97,7 +97,7 @@ func reread[T any](s *section, fields []field[T]) (v T) {
 	return v
 }
 
-// edit is s, which says old, made to say v. s stays as it is.
+// edit returns a copy of s, which holds old, changed to hold v. It does not change s.
 func edit[T any](s *section, old, v *T, fields []field[T]) *section {
 	e := *s
 	for _, f := range fields {
@@ -122,7 +122,8 @@ func edit[T any](s *section, old, v *T, fields []field[T]) *section {
 	return &e
 }
 
-// putSingle writes the one value of key, or none. Of several lines the last counts, and is the one to change.
+// putSingle writes the single value of key, or removes it. If several lines have the key, the last one counts, and
+// putSingle changes that line.
 func (s *section) putSingle(key string, values []string) {
 	at := s.indexes(key)
 	switch {
@@ -137,8 +138,8 @@ func (s *section) putSingle(key string, values []string) {
 	}
 }
 
-// putLines writes values of key, a line each, over the lines with old. What is the same before and after the change keeps
-// its line.
+// putLines writes the values of key, one per line, over the lines with old. Unchanged values at the start and at the
+// end keep their lines.
 func (s *section) putLines(key string, old, values []string) {
 	at := s.indexes(key)
 	for len(old) > 0 && len(values) > 0 && old[0] == values[0] {
@@ -166,8 +167,9 @@ func (s *section) putLines(key string, old, values []string) {
 	}
 }
 
-// putList writes values of key with commas between. Each keeps its line where the order allows, with the line's comment;
-// a new one goes to the last line, and a line that is left without any goes. read is the values of a line.
+// putList writes the values of key with commas between. Each value keeps its line, with the line's comment, where the
+// order allows. A new value goes to the last line. putList removes a line without values. read returns the values of a
+// line.
 func (s *section) putList(key string, values []string, read func(line string) []string) {
 	at := s.indexes(key)
 	if len(at) == 0 || len(values) == 0 {
@@ -192,7 +194,7 @@ func (s *section) putList(key string, values []string, read func(line string) []
 	}
 }
 
-// indexes is where key stands.
+// indexes returns the indexes of the lines with key.
 func (s *section) indexes(key string) (at []int) {
 	for i, l := range s.lines {
 		if strings.EqualFold(l.key, key) && l.key != "" {
@@ -202,7 +204,7 @@ func (s *section) indexes(key string) (at []int) {
 	return at
 }
 
-// end is the place behind the last key.
+// end returns the index after the last key.
 func (s *section) end() int {
 	for i := len(s.lines); i > 0; i-- {
 		if s.lines[i-1].key != "" {
@@ -220,14 +222,14 @@ func (s *section) insert(at int, key, value string) {
 	s.lines = slices.Insert(s.lines, at, line{key: strings.ToLower(key), text: key + " = " + value + eol})
 }
 
-// value is what stands between the = and a comment.
+// value returns the text between the = and a comment.
 func (l line) value() string {
 	content, _, _ := strings.Cut(l.text, "#")
 	_, v, _ := strings.Cut(content, "=")
 	return strings.Trim(v, space)
 }
 
-// setValue changes what stands between the = and a comment, and leaves the white space round it.
+// setValue changes the text between the = and a comment, and keeps the white space around it.
 func (l *line) setValue(v string) {
 	content, comment, hasComment := strings.Cut(l.text, "#")
 	before, old, _ := strings.Cut(content, "=")
@@ -242,7 +244,7 @@ func (l *line) setValue(v string) {
 	}
 }
 
-// write writes s, but for the lines that keep refuses. Each line ends before the next begins.
+// write writes s without the lines that keep refuses. It ends each line before the next begins.
 func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
 	write := func(l line) {
 		if n := b.Len(); n > 0 && b.Bytes()[n-1] != '\n' && l.text != "" {
@@ -261,10 +263,10 @@ func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
 	}
 }
 
-// has reports whether the section that was read, if there is one, has key.
+// has reports whether s has key. s may be nil.
 func (s *section) has(key string) bool { return s != nil && len(s.indexes(key)) > 0 }
 
-// lineOf is the line of the last key of that name in the section that was read, or else the header's, or 0.
+// lineOf returns the line of the last such key in s. Without one it returns the line of the header, and 0 if s is nil.
 func (s *section) lineOf(key string) int {
 	if s == nil {
 		return 0

@@ -4,7 +4,7 @@ package uapi
 
 import "syscall"
 
-// The numbers are the system's, as wg(8) on the same system reads them.
+// These are the system's numbers, which wg(8) on the same system reads.
 const (
 	errnoIO           = int(syscall.EIO)
 	errnoTooBig       = int(syscall.E2BIG)

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// Windows has other numbers. wg.exe reads those of Linux.
+// These are the numbers of Linux, which wg.exe reads, although Windows has other numbers.
 const (
 	errnoIO           = 5
 	errnoTooBig       = 7

@@ -36,17 +36,17 @@ func Get(w io.Writer, d *wireguard.Device) error {
 	return nil
 }
 
-// A lineWriter writes lines. An error is kept by w and told by its Flush.
+// A lineWriter writes lines. w keeps an error, and its Flush returns the error.
 type lineWriter struct {
 	w       *bufio.Writer
-	scratch []byte // the line being made
+	scratch []byte // the line that is being built
 }
 
 func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
 	b.key("public_key", p.PublicKey)
-	b.key("preshared_key", psk) // zero: none
+	b.key("preshared_key", psk) // zero means none
 	b.line("protocol_version", "1")
-	if p.Endpoint.Addr.IsValid() { // a Link alone has no form that wg(8) could read
+	if p.Endpoint.Addr.IsValid() { // wg(8) could not read a Link
 		b.line("endpoint", p.Endpoint.Addr.String())
 	}
 	seconds, nanoseconds := wallParts(p.LastHandshake)
@@ -62,7 +62,8 @@ func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
 	}
 }
 
-// wallParts is t since 1970. The zero time, which means never, and times before are 0, 0.
+// wallParts returns the time from 1970 to t. It returns 0, 0 for times before 1970, and for the zero time, which means
+// never.
 func wallParts(t time.Time) (seconds, nanoseconds uint64) {
 	if t.IsZero() || t.Unix() < 0 {
 		return 0, 0
@@ -91,7 +92,7 @@ func (b *lineWriter) number(name string, n uint64) {
 	b.end()
 }
 
-// key writes a key in hexadecimal. The copies of a secret in w and scratch go with the garbage collector.
+// key writes a key in hexadecimal. The garbage collector frees the copies of a secret in w and scratch.
 func (b *lineWriter) key(name string, k [32]byte) {
 	b.begin(name)
 	b.scratch = hex.AppendEncode(b.scratch, k[:])

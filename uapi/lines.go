@@ -9,28 +9,27 @@ import (
 )
 
 const (
-	maxLine    = 512      // bytes; the longest that means something has about 100
-	maxRequest = 64 << 20 // bytes of requests being read at a time: 65,000 allowed IPs have about 2 << 20
-	readBuffer = 4096     // bytes, and the least that a bufio.Reader must have to be used as it is
+	maxLine    = 512      // bytes; the longest valid line has about 100
+	maxRequest = 64 << 20 // bytes of requests that are being read at a time; 65,000 allowed IPs take about 2 << 20
+	readBuffer = 4096     // bytes; a bufio.Reader with at least this size is used directly
 )
 
-// errEnd is the end of the input where a line was to begin.
+// errEnd means that the input ended where a line should begin.
 var errEnd = errors.New("the input ends before the empty line that ends a request")
 
-// A lineReader reads the lines of one request. Their length is counted in inUse, which several requests share, until
-// done.
+// A lineReader reads the lines of one request. It adds their length to inUse, which several requests share, until done.
 type lineReader struct {
 	r     *bufio.Reader
 	inUse *atomic.Int64
 	limit int64 // of inUse
 	bytes int64
 	n     int  // the line's number, from 1
-	cut   bool // r is in the middle of a line
-	ended bool // the empty line was read
+	cut   bool // whether r is in the middle of a line
+	ended bool // whether the empty line was read
 }
 
-// next is the next line without its end, borrowed until the next call. It is empty at the end of the request; at the
-// end of the input the error wraps errEnd.
+// next returns the next line without its end, borrowed until the next call. The line is empty at the end of the
+// request. At the end of the input the error wraps errEnd.
 func (l *lineReader) next() ([]byte, error) {
 	l.n++
 	line, err := l.r.ReadSlice('\n')
@@ -39,7 +38,7 @@ func (l *lineReader) next() ([]byte, error) {
 	case err == io.EOF && len(line) == 0:
 		return nil, &Error{errnoIO, errEnd}
 	case len(line) > maxLine:
-		return nil, l.errorf(errnoProtocol, "longer than %d bytes", maxLine)
+		return nil, l.errorf(errnoProtocol, "the line is longer than %d bytes", maxLine)
 	case err != nil && err != io.EOF:
 		return nil, &Error{errnoIO, fmt.Errorf("read the request: %w", err)}
 	}
@@ -54,7 +53,7 @@ func (l *lineReader) next() ([]byte, error) {
 	return line, nil
 }
 
-// skip reads on to the end of a request that was refused, in no memory. An error is one of reading.
+// skip reads to the end of a request that was refused, without keeping it. It fails only if reading fails.
 func (l *lineReader) skip() error {
 	for !l.ended {
 		line, err := l.r.ReadSlice('\n')
@@ -67,13 +66,13 @@ func (l *lineReader) skip() error {
 	return nil
 }
 
-// done gives back what was counted.
+// done subtracts the counted bytes from inUse.
 func (l *lineReader) done() {
 	l.inUse.Add(-l.bytes)
 	l.bytes = 0
 }
 
-// errorf is what is wrong with this line. It must not be given a value of the request, which may be a secret.
+// errorf returns an error about this line. Do not pass it a value of the request, which may be a secret.
 func (l *lineReader) errorf(errno int, format string, args ...any) error {
 	return &Error{errno, fmt.Errorf("line %d: %w", l.n, fmt.Errorf(format, args...))}
 }

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// socketDirectory is where wg(8) looks for interfaces of userspace. Tests change it.
+// socketDirectory is where wg(8) looks for userspace interfaces. Tests change it.
 var socketDirectory = "/var/run/wireguard"
 
 func socketPath(name string) string { return filepath.Join(socketDirectory, name+".sock") }
@@ -56,7 +56,7 @@ func ListenFile(name string, f *os.File) (net.Listener, error) {
 	}
 	fl, err := net.FileListener(f)
 	if err != nil {
-		return nil, fmt.Errorf("uapi: the inherited descriptor is no listening socket: %w", err)
+		return nil, fmt.Errorf("uapi: the inherited descriptor is not a listening socket: %w", err)
 	}
 	l, ok := fl.(*net.UnixListener)
 	if !ok {
@@ -66,7 +66,7 @@ func ListenFile(name string, f *os.File) (net.Listener, error) {
 	return watched(l, socketPath(name))
 }
 
-// makeDirectory sees to it that nobody else can put a socket in the place of ours.
+// makeDirectory makes the directory, and ensures that no other user can replace our socket.
 func makeDirectory() error {
 	if err := os.MkdirAll(socketDirectory, 0o755); err != nil {
 		return fmt.Errorf("uapi: the directory of control sockets (needs root): %w", err)
@@ -87,7 +87,7 @@ func isOurs(info fs.FileInfo) bool {
 	return ok && (s.Uid == 0 || int(s.Uid) == os.Geteuid())
 }
 
-// checkFree reports what stands at path, but for a socket that nobody answers.
+// checkFree returns an error if path is taken, except by a socket that nobody answers.
 func checkFree(path, name string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -96,7 +96,7 @@ func checkFree(path, name string) error {
 	case err != nil:
 		return fmt.Errorf("uapi: the control socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("uapi: %s is no socket: remove it: %w", path, fs.ErrExist)
+		return fmt.Errorf("uapi: %s is not a socket; remove it: %w", path, fs.ErrExist)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
@@ -105,12 +105,12 @@ func checkFree(path, name string) error {
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return fmt.Errorf("uapi: another process serves %s already at %s: stop it, or choose another name: %w",
+	return fmt.Errorf("uapi: another process serves %s already at %s; stop it, or choose another name: %w",
 		name, path, syscall.EADDRINUSE)
 }
 
-// listenAt makes the socket in a directory of its own, which no one else can enter, closes it to others, and only then
-// moves it to its place.
+// listenAt makes the socket in a separate directory, which no other user can enter. It closes the socket to others, and
+// only then moves it to path.
 func listenAt(path string) (*net.UnixListener, error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".new-*") // mode 0700
 	if err != nil {
@@ -137,20 +137,20 @@ func listenAt(path string) (*net.UnixListener, error) {
 type listener struct {
 	*net.UnixListener
 	path    string
-	file    fs.FileInfo // ours, as opposed to a successor's
+	file    fs.FileInfo // our file, as opposed to a successor's
 	removed atomic.Bool
 	watcher watcher
-	watched chan struct{} // closed when the watch is over
+	watched chan struct{} // closed when watch has ended
 	once    sync.Once
 }
 
-// A watcher waits for changes that may concern a file.
+// A watcher waits for changes that may affect a file.
 type watcher interface {
-	wait() bool // false: the watcher is closed
+	wait() bool // returns false once the watcher is closed
 	close()
 }
 
-// watched takes over l, which is bound to path.
+// watched takes over unix, which must be bound to path.
 func watched(unix *net.UnixListener, path string) (net.Listener, error) {
 	unix.SetUnlinkOnClose(false)
 	info, err := os.Lstat(path)
@@ -158,7 +158,7 @@ func watched(unix *net.UnixListener, path string) (net.Listener, error) {
 	case err != nil:
 		err = fmt.Errorf("uapi: the control socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		err = fmt.Errorf("uapi: %s is no socket: %w", path, fs.ErrExist)
+		err = fmt.Errorf("uapi: %s is not a socket: %w", path, fs.ErrExist)
 	case info.Mode().Perm()&0o077 != 0 || !isOurs(info):
 		err = fmt.Errorf("uapi: %s (%v) would give the private key away: its owner must be root or this user, and its mode 0600: %w",
 			path, info.Mode(), fs.ErrPermission)
@@ -173,7 +173,7 @@ func watched(unix *net.UnixListener, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// watch ends the listener when its file is gone.
+// watch closes the listener when its file is gone.
 func (l *listener) watch() {
 	defer close(l.watched)
 	for l.inPlace() {
@@ -185,7 +185,7 @@ func (l *listener) watch() {
 	l.UnixListener.Close()
 }
 
-// inPlace reports whether the file is there and ours.
+// inPlace reports whether the file exists and is ours.
 func (l *listener) inPlace() bool {
 	info, err := os.Lstat(l.path)
 	return err == nil && os.SameFile(info, l.file)
@@ -200,7 +200,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// Addr is the path of the socket.
+// Addr returns the path of the socket.
 func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 // Close ends the listener and removes its file, but not that of a successor.

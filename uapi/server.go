@@ -43,20 +43,20 @@ type Server struct {
 	Timeout time.Duration
 
 	inUse atomic.Int64 // bytes of set requests being read
-	// config lets no get see a half of a set. It is held while nothing is read from or written to a connection.
+	// config prevents a get from seeing a part of a set. It is not held while a connection is read or written.
 	config sync.RWMutex
 
-	mu        sync.Mutex // guards all below; nothing is taken while it is held
+	mu        sync.Mutex // guards the fields below; innermost lock
 	closed    bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
-	wg        sync.WaitGroup // a goroutine a connection
+	wg        sync.WaitGroup // one goroutine per connection
 }
 
 // A conn is a connection to the control socket.
 type conn struct {
 	net.Conn
-	idle time.Time // since when it waits for a request; zero: it does not; guarded by the server's mu
+	idle time.Time // when it began to wait for a request; zero during a request; guarded by the server's mu
 }
 
 const (
@@ -92,7 +92,7 @@ func (s *Server) Serve(l net.Listener) error {
 			return nil
 		case isPassing(err):
 			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
-			s.log(slog.LevelWarn, "the control socket cannot accept for now", "err", err)
+			s.log(slog.LevelWarn, "the control socket cannot accept a connection now", "err", err)
 			time.Sleep(wait)
 		default:
 			return fmt.Errorf("uapi: accept: %w", err)
@@ -100,7 +100,7 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 }
 
-// isPassing reports whether an error of Accept may be gone the next time.
+// isPassing reports whether the next Accept may succeed after this error.
 func isPassing(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) ||
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
@@ -146,7 +146,7 @@ func (s *Server) forget(l net.Listener) {
 	delete(s.listeners, l)
 }
 
-// admit serves a new connection, if there is room.
+// admit serves a new connection if there is room.
 func (s *Server) admit(nc net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +163,7 @@ func (s *Server) admit(nc net.Conn) {
 	go s.serve(c)
 }
 
-// makeRoom ends the connection that has been idle longest, if there are too many. mu is held.
+// makeRoom closes the connection that has been idle longest if there are too many. mu is held.
 func (s *Server) makeRoom() bool {
 	if len(s.conns) < orDefault(s.MaxConns, maxConns) {
 		return true
@@ -182,7 +182,7 @@ func (s *Server) makeRoom() bool {
 	return true
 }
 
-// setIdle notes that c waits for a request, or that it does no longer, and gives it until Timeout for either.
+// setIdle notes whether c waits for a request, and restarts its Timeout.
 func (s *Server) setIdle(c *conn, idle bool) {
 	now := time.Now()
 	c.SetDeadline(now.Add(orDefault(s.Timeout, timeout)))
@@ -215,7 +215,7 @@ func (s *Server) serve(c *conn) {
 	}
 }
 
-// answer reads one request and answers it. It reports whether another one can follow.
+// answer reads one request and answers it. It reports whether another request can follow.
 func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	lines := lineReader{r: r, inUse: &s.inUse, limit: int64(orDefault(s.MaxRequest, maxRequest))}
 	operation, err := lines.next()
@@ -231,7 +231,7 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	default:
 		known, err = false, &Error{errnoProtocol, errors.New("want get=1 or set=1 on the first line of a request")}
 	}
-	lines.done() // before the answer: who has that may ask for more at once
+	lines.done() // before the answer, because a client that has it may send more at once
 	errno := 0
 	var refused *Error
 	if errors.As(err, &refused) {
@@ -239,7 +239,7 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	}
 	s.logRequest(lines.n, err)
 	if known && lines.skip() != nil {
-		return false // the connection ended: nobody waits for an answer
+		return false // the connection has ended, so nobody waits for an answer
 	}
 	if errno == 0 {
 		body.WriteString("errno=0\n\n")
@@ -278,7 +278,7 @@ func (s *Server) set(lines *lineReader) error {
 	return q.apply(s.Device)
 }
 
-// tryPort opens and closes a port that a device which is down is to have.
+// tryPort opens and closes a port that a device that is down is to use later.
 func (s *Server) tryPort(port *uint16) error {
 	if s.Bind == nil || port == nil || *port == 0 || s.Device.Status().Up {
 		return nil
@@ -287,7 +287,7 @@ func (s *Server) tryPort(port *uint16) error {
 	switch {
 	case err == nil:
 		return socket.Close()
-	case s.Device.Status().Up: // since just now, perhaps on this very port: Configure decides
+	case s.Device.Status().Up: // it came up just now, perhaps on this port; Configure decides
 		return nil
 	}
 	return err
@@ -295,7 +295,7 @@ func (s *Server) tryPort(port *uint16) error {
 
 func (s *Server) logRequest(lines int, err error) {
 	if errors.Is(err, net.ErrClosed) {
-		return // Close came in the middle
+		return // Close was called meanwhile
 	}
 	if err != nil {
 		s.log(slog.LevelWarn, "control request refused", "err", err)

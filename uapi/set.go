@@ -36,14 +36,14 @@ type request struct {
 	block  block
 }
 
-// A block is the lines of one peer, of which the change is the last one of the request's. In a block the later line
-// wins; but a PeerChange takes prefixes away after it has added others, so what is taken away waits here.
+// A block holds the lines of one peer. Its change is the last change of the request. In a block a later line wins, but
+// a PeerChange removes prefixes after it has added others. So the block collects the prefixes to remove.
 type block struct {
-	removed  map[netip.Prefix]struct{} // prefixes whose last line takes them away
-	replaced int                       // allowed IPs of the change that replace_allowed_ips took away again
+	removed  map[netip.Prefix]struct{} // prefixes whose last line removes them
+	replaced int                       // number of allowed IPs of the change that replace_allowed_ips removed again
 }
 
-// readRequest reads to the empty line. If the input ends before it, the error wraps errEnd and the request is what was
+// readRequest reads up to the empty line. If the input ends before that, the error wraps errEnd and q holds what was
 // read.
 func readRequest(lines *lineReader) (q *request, err error) {
 	q = new(request)
@@ -73,8 +73,8 @@ func (q *request) apply(d *wireguard.Device) error {
 	return nil
 }
 
-// peersToChange leaves out self, which wg(8) expects to be ignored. With replace, what is named is removed first: a
-// Change alone would let it keep its session.
+// peersToChange returns the changes without self, because wg(8) expects a device to ignore its own key. With replace,
+// it removes the named peers first, because a Change alone would let them keep their sessions.
 func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, replace bool) (all []wireguard.PeerChange) {
 	if replace {
 		all = make([]wireguard.PeerChange, 0, 2*len(named))
@@ -96,21 +96,21 @@ func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, repla
 
 var (
 	errNoEquals  = errors.New("want a key, = and a value")
-	errUnknown   = errors.New("an unknown key")
-	errDeviceKey = errors.New("a device's key after public_key: device keys come first")
-	errPeerKey   = errors.New("a peer's key before any public_key: it belongs to none")
+	errUnknown   = errors.New("the key is unknown")
+	errDeviceKey = errors.New("this is a key of the device; write it before the first public_key")
+	errPeerKey   = errors.New("this is a key of a peer; write it after a public_key")
 	errTrue      = errors.New("want true, or leave the line out")
 	errKey       = errors.New("want a key: 64 hexadecimal digits")
-	errZeroKey   = errors.New("a public key of zeros names nobody")
+	errZeroKey   = errors.New("the public key is all zero; want a peer's key")
 	errPort      = errors.New("want a port from 0 to 65535")
 	errMark      = errors.New("want a mark from 0 to 4294967295, in decimal")
 	errInterval  = errors.New("want seconds from 0 to 65535")
-	errEndpoint  = errors.New("want the address of a host and its port, as 192.0.2.1:51820 or [2001:db8::1]:51820")
-	errPrefix    = errors.New("want a prefix, as 10.0.0.0/24 or 2001:db8::/64, with a + or - before it or not")
+	errEndpoint  = errors.New("want the address of a host and its port, such as 192.0.2.1:51820 or [2001:db8::1]:51820")
+	errPrefix    = errors.New("want a prefix, such as 10.0.0.0/24 or 2001:db8::/64, optionally after a + or -")
 	errVersion   = errors.New("want protocol version 1")
 )
 
-// A lineError is what is wrong with the line of a known key.
+// A lineError says what is wrong with the line of a known key.
 type lineError struct {
 	name string
 	err  error
@@ -119,7 +119,7 @@ type lineError struct {
 func (e *lineError) Error() string { return e.name + ": " + e.err.Error() }
 func (e *lineError) Unwrap() error { return e.err }
 
-// line takes in a line, or says what is wrong with it.
+// line adds a line to the request, or returns what is wrong with it.
 func (q *request) line(line []byte) (errno int, err error) {
 	name, value, ok := bytes.Cut(line, []byte("="))
 	if !ok {
@@ -181,7 +181,7 @@ var peerKeys = map[string]func(c *wireguard.PeerChange, b *block, value []byte) 
 		return parseKey((*[32]byte)(c.PresharedKey), value)
 	},
 	"endpoint": func(c *wireguard.PeerChange, _ *block, value []byte) error {
-		a, err := netip.ParseAddrPort(string(value)) // ParseEndpoint accepts more than the protocol has
+		a, err := netip.ParseAddrPort(string(value)) // ParseEndpoint accepts more than the protocol allows
 		if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
 			return errEndpoint
 		}

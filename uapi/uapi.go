@@ -6,10 +6,10 @@
 //	s := &uapi.Server{Device: device}
 //	err = s.Serve(l)             // until s.Close, or until somebody removes the socket
 //
-// A request goes this way:
+// A request takes this path:
 //
-//	Listen ─▶ Server.Serve ─▶ a goroutine a connection ─┬▶ set=1: set.go, the lines into one wireguard.Change ─▶ Device.Configure
-//	                                                    └▶ get=1: get.go, Device.Status and Device.Peers into lines
+//	Listen ─▶ Server.Serve ─▶ one goroutine per connection ─┬▶ set=1: set.go, the lines into one wireguard.Change ─▶ Device.Configure
+//	                                                        └▶ get=1: get.go, Device.Status and Device.Peers into lines
 //
 // A request is carried out as a whole or not at all. A wrong line, a port that is taken, or a connection that ends in the
 // middle leaves everything as it was. The connection of a refused request stays usable. An error gives the number of the line
@@ -46,8 +46,8 @@ func (e *Error) Error() string { return fmt.Sprintf("uapi: errno %d: %v", e.Errn
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// errnoOf is the number for what Device.Configure returned. taken says that a port was asked for: a Bind whose error
-// carries no number is then taken to mean that the port is in use.
+// errnoOf returns the number for an error of Device.Configure. taken says that the request named a port. An error of a
+// Bind without a number then means that the port is in use.
 func errnoOf(err error, taken bool) int {
 	var number syscall.Errno
 	switch {
@@ -63,10 +63,10 @@ func errnoOf(err error, taken bool) int {
 	return errnoInvalid
 }
 
-// checkName reports a name that is no interface's.
+// checkName refuses a name that no interface can have.
 func checkName(name string) error {
 	if name == "" || name == "." || name == ".." || len(name) > 64 || strings.ContainsAny(name, "/\\\x00") {
-		return fmt.Errorf("uapi: %q is no name of an interface: %w", name, syscall.EINVAL)
+		return fmt.Errorf("uapi: the interface name %q is not valid; want 1 to 64 bytes without / and \\: %w", name, syscall.EINVAL)
 	}
 	return nil
 }

@@ -9,14 +9,14 @@ import (
 // An inotifier is a watcher that the kernel wakes.
 type inotifier struct{ f *os.File }
 
-// newWatcher watches the file at path. A removal, a move and a file in its place each change its count of links or its
-// name. Where the system has no inotify instance left, it looks once a second.
+// newWatcher watches the file at path. Removing, moving or replacing the file changes its count of links or its name.
+// If the system has no inotify instance left, the watcher looks once per second.
 func newWatcher(path string) watcher {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return newPoller()
 	}
-	f := os.NewFile(uintptr(fd), "inotify") // through the netpoller, since it does not block
+	f := os.NewFile(uintptr(fd), "inotify") // the descriptor is non-blocking, so it uses the netpoller
 	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF); err != nil {
 		f.Close()
 		return newPoller()
@@ -25,7 +25,7 @@ func newWatcher(path string) watcher {
 }
 
 func (i inotifier) wait() bool {
-	var events [4096]byte // which they are does not matter
+	var events [4096]byte // their content does not matter
 	_, err := i.f.Read(events[:])
 	return err == nil
 }

@@ -2,5 +2,5 @@
 
 package uapi
 
-// newWatcher looks at the file once a second.
+// newWatcher returns a watcher that looks at the file once per second.
 func newWatcher(string) watcher { return newPoller() }

@@ -48,13 +48,13 @@ const (
 // A pair is a path's two ends. A nil end of a cut means any.
 type pair struct{ from, to *End }
 
-// A path is the state of one that needs some.
+// A path is the state of a path with conditions, a cut or a rate.
 type path struct {
-	set        bool // conditions are its own, not the network's
+	set        bool // SetPath set its conditions
 	conditions Conditions
 
-	busy time.Time // when the line has sent all that waits for its Rate
-	rest int64     // what rounding busy down to nanoseconds left out, in nanoseconds times Rate
+	busy time.Time // when the line has sent all datagrams that wait for Rate
+	rest int64     // the part lost when busy was rounded down to nanoseconds, in nanoseconds times Rate
 }
 
 // SetConditions sets the conditions of every path that SetPath did not set. Datagrams under way arrive as they would
@@ -114,7 +114,7 @@ func (n *Network) Mend(a, b *End) {
 	n.settle()
 }
 
-// path is the state of a path, made if there is none. It is called with n.mu held.
+// path returns the state of a path, and makes it if there is none. n.mu is held.
 func (n *Network) path(of pair) *path {
 	p := n.paths[of]
 	if p == nil {
@@ -124,7 +124,7 @@ func (n *Network) path(of pair) *path {
 	return p
 }
 
-// conditionsOf and isCut are called with n.mu held, at least for reading.
+// n.mu is held during conditionsOf and isCut, at least for reading.
 func (n *Network) conditionsOf(of pair) *Conditions {
 	if p := n.paths[of]; p != nil && p.set {
 		return &p.conditions
@@ -141,13 +141,13 @@ func (n *Network) isCut(of pair) bool {
 	return false
 }
 
-// chance is true with probability p. What is impossible or certain costs no randomness, so that a condition that is off
-// does not change the course of the others.
+// chance returns true with probability p. It draws no random number if p is 0 or 1, so that a condition that is off
+// does not change the results of the others.
 func (n *Network) chance(p float64) bool {
 	return p > 0 && (p >= 1 || n.random.Float64() < p)
 }
 
-// launch applies the conditions to f, and sends it on its way or says what became of it. It is called with n.mu held.
+// launch applies the conditions to f, and sends it or returns its fate. n.mu is held.
 func (n *Network) launch(f *flight) (fate Fate, gone bool) {
 	of := pair{f.Sender, n.peek(f)}
 	c := n.conditionsOf(of)
@@ -178,7 +178,7 @@ func (n *Network) launch(f *flight) (fate Fate, gone bool) {
 	return 0, false
 }
 
-// depart takes f on its way, unless too much waits for the rate. It is called with n.mu held.
+// depart sends f, unless too many bytes wait for the rate. n.mu is held.
 func (n *Network) depart(f *flight, of pair, c *Conditions, size int) bool {
 	now := time.Now()
 	at := now
@@ -204,7 +204,7 @@ func (n *Network) depart(f *flight, of pair, c *Conditions, size int) bool {
 	return true
 }
 
-// transmit is when the last of size bytes has left, after all that waits already.
+// transmit returns when the last of size bytes has left, after all bytes that wait already.
 func (p *path) transmit(now time.Time, size int, c *Conditions) (time.Time, bool) {
 	if p.busy.Before(now) {
 		p.busy, p.rest = now, 0
@@ -213,7 +213,8 @@ func (p *path) transmit(now time.Time, size int, c *Conditions) (time.Time, bool
 	if queue <= 0 {
 		queue = defaultRateQueue
 	}
-	// What waits is what the line still has to send of the earlier ones. Floating point is exact enough for it.
+	// waits counts the bytes of earlier datagrams that the line has still to send. Floating point is exact enough for
+	// that.
 	waits := p.busy.Sub(now).Seconds() * float64(c.Rate)
 	if math.Round(waits)+float64(size) > float64(queue) && waits >= 1 {
 		return now, false

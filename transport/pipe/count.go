@@ -88,7 +88,7 @@ func countTrain(data []byte, size int) (c Counts) {
 
 type counter = atomic.Uint64
 
-// counters are Counts while they count.
+// counters is Counts with atomic fields.
 type counters struct {
 	types [types]counter
 	bytes counter

@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	firstPort   = 49152 // of those that an end chooses
+	firstPort   = 49152 // of the ports that an end chooses
 	lastPort    = 65535
 	maxDatagram = 65507 // bytes of UDP payload
 )
 
-// Errors of Send. They are made once, so that a failing train allocates nothing.
+// These are errors of Send. They are made once, so that a failing train allocates nothing.
 var (
-	errClosed   = fmt.Errorf("pipe: socket: %w", net.ErrClosed)
-	errTooBig   = fmt.Errorf("pipe: datagram larger than the MTU of its path: %w", syscall.EMSGSIZE)
-	errOverlong = fmt.Errorf("pipe: datagram of more than 65507 bytes: %w", syscall.EMSGSIZE)
-	errFamily   = fmt.Errorf("pipe: the end has no address of the destination's family: %w", syscall.ENETUNREACH)
-	errPlace    = errors.New("pipe: want an endpoint with address and port, and no Link")
-	errTrain    = errors.New("pipe: want a train with data and a Size of at least 1")
+	errClosed   = fmt.Errorf("pipe: the socket is closed: %w", net.ErrClosed)
+	errTooBig   = fmt.Errorf("pipe: send: the datagram is larger than the MTU of its path: %w", syscall.EMSGSIZE)
+	errOverlong = fmt.Errorf("pipe: send: the datagram has more than 65507 bytes: %w", syscall.EMSGSIZE)
+	errFamily   = fmt.Errorf("pipe: send: the end has no address of the destination's family: %w", syscall.ENETUNREACH)
+	errPlace    = errors.New("pipe: send: want an endpoint with an address and a port, and without a Link")
+	errTrain    = errors.New("pipe: send: want a train with data and a Size of at least 1")
 )
 
 // An End is a machine on the wire, or a program on it. It is a [wireguard.Bind], and makes any number of sockets.
@@ -34,7 +34,7 @@ type End struct {
 	network        *Network
 	sent, received counters
 
-	// All below is guarded by network.mu.
+	// network.mu guards the fields below.
 	behind   *NAT
 	addrs    []netip.Addr
 	sockets  []*socket
@@ -108,7 +108,8 @@ func (e *End) Listen(port uint16) (wireguard.Socket, error) {
 	return s, nil
 }
 
-// taken is called with network.mu held. An end without addresses still has but one socket a port.
+// taken reports whether port is taken at an address of the end. An end without addresses still has only one socket per
+// port. network.mu is held.
 func (e *End) taken(port uint16) (at netip.AddrPort, taken bool) {
 	for _, a := range e.addrs {
 		at = netip.AddrPortFrom(a, port)
@@ -119,8 +120,8 @@ func (e *End) taken(port uint16) (at netip.AddrPort, taken bool) {
 	return at, slices.ContainsFunc(e.sockets, func(s *socket) bool { return s.port == port })
 }
 
-// choosePort goes round, so that a port is not used again soon; 0 means that none is free. It is called with
-// network.mu held.
+// choosePort returns a free port, or 0 if none is free. It goes through all ports in turn, so that it does not reuse a
+// port soon. network.mu is held.
 func (e *End) choosePort() uint16 {
 	for range lastPort - firstPort + 1 {
 		port := e.nextPort
@@ -146,7 +147,7 @@ func (s *socket) Port() uint16 { return s.port }
 
 func (s *socket) Receivers() []wireguard.Receiver { return []wireguard.Receiver{&s.queue} }
 
-// Close takes the socket off the wire. What waits in its queue is gone.
+// Close takes the socket off the wire and drops the datagrams in its queue.
 func (s *socket) Close() error {
 	n := s.end.network
 	n.mu.Lock()
@@ -201,8 +202,8 @@ func (s *socket) send(t *wireguard.Train) error {
 	return n.sendWhole(s, to, t, from)
 }
 
-// source is the address that goes with e, which loses a Source that is not the end's. It is called with network.mu
-// held, at least for reading.
+// source returns the address to send from to e. It removes a Source from e that is not an address of the end.
+// network.mu is held, at least for reading.
 func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 	if s.closed.Load() {
 		return netip.AddrPort{}, errClosed
@@ -222,8 +223,8 @@ func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 	return netip.AddrPort{}, errFamily
 }
 
-// sendWhole delivers a train at once. Network.mu is not held: between the look at the table and here, the receiving
-// socket may close, and its queue then takes nothing.
+// sendWhole delivers a train at once. Network.mu is not held, so the receiving socket may close after the caller found
+// it in the table. Its queue then takes nothing.
 func (n *Network) sendWhole(s, to *socket, t *wireguard.Train, from netip.AddrPort) error {
 	sent := countTrain(t.Data, t.Size)
 	s.end.sent.add(&sent)

@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	defaultIdle = 30 * time.Second // of Linux, for a flow without an answer
+	defaultIdle = 30 * time.Second // as on Linux, for a flow without an answer
 	maxMappings = 1 << 14
-	natPort     = 20000 // the first one of a lease; there are more above it than there can be leases
+	natPort     = 20000 // the first port of a lease; more ports follow it than there can be leases
 )
 
 // A NATConfig says what a new NAT is. Addrs must be set; the zero value of any other field means its default.
@@ -37,28 +37,28 @@ type NAT struct {
 	network *Network
 	config  NATConfig // Addrs change with Rebind
 
-	// All below is guarded by network.mu.
+	// network.mu guards the fields below.
 	out    map[flow]*mapping // by inside and remote
 	in     map[flow]*mapping // by outside and remote
 	leases map[flow]*lease   // by inside, and by remote if the NAT is symmetric
 	ports  map[uint16]*lease // by port outside
-	port   uint16            // of the newest lease
+	port   uint16            // port of the newest lease
 }
 
-// A flow is a socket's address, inside or outside, and that of whom it talks to.
+// A flow is a socket's address, inside or outside the NAT, and the address of its remote.
 type flow struct{ local, remote netip.AddrPort }
 
-// A mapping lets one flow through. A lease is the port that it goes through, which several share unless the NAT is
-// symmetric. Those that have expired stay in their tables until someone needs the room.
+// A mapping lets one flow through. A lease is the mapping's port outside. Several mappings share a lease unless the NAT
+// is symmetric. Expired mappings and leases stay in their tables until the room is needed.
 type mapping struct {
 	*lease
 	remote netip.AddrPort
-	last   time.Time // when it let something through
+	last   time.Time // when the mapping last let a datagram through
 }
 
 type lease struct {
 	inside, outside netip.AddrPort
-	last            time.Time // the latest of its mappings
+	last            time.Time // the latest time of its mappings
 }
 
 func (m *mapping) use(now time.Time) { m.last, m.lease.last = now, now }
@@ -85,9 +85,9 @@ func (nat *NAT) NewEnd(addrs ...netip.Addr) *End {
 	return nat.network.newEnd(nat, addrs)
 }
 
-// Rebind forgets all mappings, as a NAT does that restarts: nothing gets in until something got out, and what gets out
-// comes from another port. If addresses are given, the NAT has these from then on. If one of them is in use, Rebind fails
-// and changes nothing.
+// Rebind forgets all mappings, as a NAT does that restarts. Nothing gets in until something got out, and outbound
+// datagrams then have another port. If addresses are given, the NAT has these from then on. If one of them is in use,
+// Rebind fails and changes nothing.
 func (nat *NAT) Rebind(addrs ...netip.Addr) error {
 	nat.network.mu.Lock()
 	defer nat.network.mu.Unlock()
@@ -113,7 +113,7 @@ func (nat *NAT) Mappings() int {
 	return len(nat.out)
 }
 
-// move is called with network.mu held.
+// move gives the NAT new addresses. network.mu is held.
 func (nat *NAT) move(addrs []netip.Addr) error {
 	n := nat.network
 	var errs []error
@@ -141,8 +141,8 @@ func (nat *NAT) move(addrs []netip.Addr) error {
 	return nil
 }
 
-// translate gives f the source that it has outside of the NAT that its sender is behind, and reports whether it gets
-// out. It is called with n.mu held.
+// translate gives f the source that it has outside of its sender's NAT, and reports whether the NAT lets f out. n.mu is
+// held.
 func (n *Network) translate(f *flight, behind *NAT, now time.Time) bool {
 	if behind == nil {
 		return true
@@ -158,7 +158,7 @@ func (n *Network) translate(f *flight, behind *NAT, now time.Time) bool {
 	return ok
 }
 
-// open is the outside of the mapping of a flow, which it makes or keeps alive.
+// open returns the outside address of a flow's mapping. It makes the mapping or keeps it alive.
 func (nat *NAT) open(inside, remote netip.AddrPort, now time.Time) (outside netip.AddrPort, ok bool) {
 	m := nat.out[flow{inside, remote}]
 	if m == nil || nat.dead(m.last, now) {
@@ -195,7 +195,7 @@ func (nat *NAT) mapping(inside, remote netip.AddrPort, now time.Time) *mapping {
 	return m
 }
 
-// choosePort goes round, so that a flow whose mapping expired is seen to come from another port.
+// choosePort goes through all ports in turn, so that a flow whose mapping expired gets another port.
 func (nat *NAT) choosePort(now time.Time) uint16 {
 	for {
 		if nat.port++; nat.port < natPort {
@@ -218,8 +218,8 @@ func (nat *NAT) expire(now time.Time) {
 	maps.DeleteFunc(nat.ports, func(_ uint16, l *lease) bool { return nat.dead(l.last, now) })
 }
 
-// route is the socket that f goes to and its address there, by way of a NAT if the destination is one: then blocked
-// says that there is no mapping. It keeps the mapping alive. It is called with n.mu held.
+// route returns the socket that f is for and the address of the socket. If the destination is a NAT, route goes through
+// its mapping and keeps the mapping alive. blocked means that there is no mapping. n.mu is held.
 func (n *Network) route(f *flight, now time.Time) (to *socket, at netip.AddrPort, blocked bool) {
 	if to = n.sockets[place{f.scope, f.To}]; to != nil || f.scope != nil {
 		return to, f.To, false
@@ -236,7 +236,7 @@ func (n *Network) route(f *flight, now time.Time) (to *socket, at netip.AddrPort
 	return n.sockets[place{nat, m.inside}], m.inside, false
 }
 
-// peek is the end that f would reach now, whatever a NAT says to it; nil: none. It is called with n.mu held.
+// peek returns the end that f would reach now if every NAT let it through, or nil. n.mu is held.
 func (n *Network) peek(f *flight) *End {
 	if to := n.sockets[place{f.scope, f.To}]; to != nil {
 		return to.end

@@ -7,9 +7,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// UDPPacket returns an IP packet with a UDP datagram in it, IPv4 or IPv6 as its addresses are, with right checksums: what
-// a test sends through a Tunnel. It panics unless src and dst are of one family and payload has at most 65507 bytes. It
-// copies payload.
+// UDPPacket returns an IP packet with a UDP datagram in it and with right checksums, for a test to send through a
+// Tunnel. The packet is IPv4 or IPv6, as the addresses are. It panics unless src and dst are of one family and payload
+// has at most 65507 bytes. It copies payload.
 func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	if src.Addr().Is4() != dst.Addr().Is4() || !src.IsValid() || !dst.IsValid() {
 		panic("pipe: UDPPacket: want two addresses of one family")
@@ -37,7 +37,7 @@ func putHeaders(h []byte, src, dst netip.AddrPort, tos uint8, payload []byte) {
 	binary.BigEndian.PutUint16(udp[packet.UDPLength:], uint16(length))
 	sum := ^packet.Sum(payload, packet.Sum(udp, packet.PseudoSum(h, length)))
 	if sum == 0 {
-		sum = 0xffff // zero would say that there is no checksum (RFC 768)
+		sum = 0xffff // zero would mean no checksum (RFC 768)
 	}
 	binary.BigEndian.PutUint16(udp[packet.UDPChecksum:], sum)
 }

@@ -8,7 +8,7 @@ import (
 const (
 	pcapMagic   = 0xa1b23c4d // little-endian as we write it; times in nanoseconds
 	pcapLength  = 1 << 16    // bytes of a packet, at most
-	linktypeRaw = 101        // LINKTYPE_RAW: begins with the IP header
+	linktypeRaw = 101        // LINKTYPE_RAW: a packet begins with the IP header
 )
 
 // WritePcap returns a Tap that writes what it sees to w as a capture file, which Wireshark opens: each datagram with IP

@@ -70,7 +70,7 @@ func (c *Config) chunks() int {
 // concurrent use, also from filters and taps. It has no goroutine, and needs no closing once its sockets are closed.
 type Network struct {
 	lossless bool
-	limit    int // chunks a socket's queue
+	limit    int // chunks per socket's queue
 	pool     pool
 
 	sent       counters
@@ -78,37 +78,37 @@ type Network struct {
 	injected   counter
 	fates      [fates]counter
 
-	mu      sync.RWMutex // guards all below; never held while waiting, or calling a filter or tap
+	mu      sync.RWMutex // guards the fields below; not held during a wait or a call of a filter or tap
 	sockets map[place]*socket
 	ends    []*End
 	nats    map[netip.Addr]*NAT
-	chosen  int // addresses that NewEnd chose
+	chosen  int // number of addresses that NewEnd chose
 	random  *rand.Rand
 
 	conditions Conditions
 	paths      map[pair]*path
 	cuts       map[pair]struct{}
-	slow       bool // datagrams go one by one, by way of filters, conditions and taps
+	slow       bool // datagrams go one by one, through filters, conditions and taps
 
 	filters []*filter // replaced, never changed
 	taps    []*tap    // replaced, never changed
 
-	// turn is held by the one goroutine that moves datagrams on. It holds no lock meanwhile, so that filters and
-	// taps may use the network; whoever finds the turn taken leaves its datagrams in the inbox and goes away.
+	// One goroutine at a time holds the turn and moves datagrams on. It holds no lock meanwhile, so that filters and
+	// taps may use the network. A goroutine that finds the turn taken leaves its datagrams in the inbox and returns.
 	turn     bool
 	inbox    []*flight
 	held     []*flight // by a filter, until Release
-	underWay flights   // by the time they arrive
-	number   uint64    // of the last flight, so that those of one instant keep their order
-	flying   int       // flights that met no fate yet
-	weight   int       // their memory, in bytes
+	underWay flights   // ordered by arrival
+	number   uint64    // of the last flight; keeps the order of flights with equal times
+	flying   int       // flights without a fate
+	weight   int       // memory of these flights, in bytes
 	spare    []*flight
 	timer    *time.Timer
 }
 
-// A place is a socket's address. That of an end behind a NAT means nothing elsewhere.
+// A place is a socket's address. An address behind a NAT means nothing elsewhere.
 type place struct {
-	behind *NAT // nil: the public network
+	behind *NAT // nil means the public network
 	at     netip.AddrPort
 }
 
@@ -146,8 +146,8 @@ func (n *Network) newEnd(behind *NAT, addrs []netip.Addr) *End {
 	return e
 }
 
-// choose picks addresses from the ranges for benchmarks (RFC 2544, RFC 5180). They are nobody's by construction unless
-// the caller uses the same ranges, in which case sharing an address is allowed.
+// choose picks addresses from the ranges for benchmarks (RFC 2544, RFC 5180). No other end has them unless the caller
+// uses the same ranges, and then the ends may share an address.
 func (n *Network) choose() []netip.Addr {
 	n.chosen++
 	var v4 [4]byte
@@ -157,7 +157,7 @@ func (n *Network) choose() []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
 }
 
-// place gives e its addresses, and its sockets with it, or changes nothing. It is called with n.mu held.
+// place gives e and its sockets these addresses, or changes nothing. n.mu is held.
 func (n *Network) place(e *End, behind *NAT, addrs []netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
@@ -187,7 +187,7 @@ func (n *Network) place(e *End, behind *NAT, addrs []netip.Addr) error {
 	return nil
 }
 
-// add and remove make s reachable, or not, at each address of its end. They are called with n.mu held.
+// add makes s reachable at each address of its end, and remove undoes that. n.mu is held.
 func (n *Network) add(s *socket) {
 	for _, a := range s.end.addrs {
 		n.sockets[place{s.end.behind, netip.AddrPortFrom(a, s.port)}] = s
@@ -200,11 +200,11 @@ func (n *Network) remove(s *socket) {
 	}
 }
 
-// plain reports whether trains may go straight into their queue. It is called with n.mu held, at least for reading.
-// While someone moves datagrams on, a train must go behind those that wait in the inbox.
+// plain reports whether trains may go straight into their queue. n.mu is held, at least for reading. While another
+// goroutine moves datagrams on, a train must queue behind those in the inbox.
 func (n *Network) plain() bool { return !n.slow && !n.turn }
 
-// settle recomputes slow after a change. It is called with n.mu held.
+// settle recomputes slow after a change. n.mu is held.
 func (n *Network) settle() {
 	n.slow = len(n.filters) > 0 || len(n.taps) > 0 || len(n.nats) > 0 || len(n.cuts) > 0 || len(n.paths) > 0 ||
 		n.conditions != Conditions{}

@@ -9,23 +9,23 @@ import (
 
 const (
 	chunkSize   = 64 << 10 // bytes; any datagram fits
-	chunkTrains = 128      // trains a chunk, at most
-	batchSize   = 128      // datagrams a Receive, at most
-	poolChunks  = 32       // free chunks a network keeps: 2 MiB
+	chunkTrains = 128      // most trains per chunk
+	batchSize   = 128      // most datagrams per Receive
+	poolChunks  = 32       // free chunks that a network keeps, 2 MiB
 )
 
-// A chunk is memory that trains are packed into back to back.
+// A chunk is memory that holds trains back to back.
 type chunk struct {
 	data   [chunkSize]byte
 	used   int // bytes
 	trains []wireguard.Train
-	next   int  // first train that is not received, or not all of it
-	lent   bool // a receiver has a part of it, at least
+	next   int  // the first train that is not completely received
+	lent   bool // a receiver has at least a part of it
 }
 
-// A pool keeps chunks for the next one that needs them. The last one in is the first one out: it is still in a cache.
+// A pool keeps free chunks. It hands out the last returned chunk first, because that is still in a cache.
 type pool struct {
-	mu   sync.Mutex // guards free; taken last of all locks
+	mu   sync.Mutex // guards free; innermost lock
 	free []*chunk
 }
 
@@ -53,21 +53,21 @@ func (p *pool) put(cs []*chunk) {
 	clear(cs)
 }
 
-// A queue is what waits at a socket for its receiver: it is that wireguard.Receiver.
+// A queue holds the trains that wait at a socket. It is the socket's wireguard.Receiver.
 //
 //	chunks   ▓▓▓▓▓▓▓▓▓▓  ▓▓▓▓▓░░░░░   filled at the end by senders, emptied at the front by Receive
 //	lent     ▓▓▓▓▓▓▓▓▓▓               received whole; goes to the pool at the next Receive
 type queue struct {
 	network *Network
 
-	mu     sync.Mutex // guards all below but batch
+	mu     sync.Mutex // guards the fields below except batch
 	ready  sync.Cond  // chunks holds a train, or closed
-	room   sync.Cond  // chunks are fewer than the limit, or someone's socket closed
+	room   sync.Cond  // chunks are fewer than the limit, or a socket closed
 	chunks []*chunk
 	lent   []*chunk
 	closed bool
 
-	batch []wireguard.Train // what Receive returned last; the receiver's alone
+	batch []wireguard.Train // what Receive returned last; only the receiver uses it
 }
 
 func (q *queue) init(n *Network) {
@@ -76,7 +76,7 @@ func (q *queue) init(n *Network) {
 }
 
 // put copies the datagrams of t into the queue, and returns how many of its bytes found room and whether the queue was
-// open. If waiting is not nil, it waits for room until the queue or that socket is closed.
+// open. If waiting is not nil, put waits for room until the queue or that socket is closed.
 func (q *queue) put(t *wireguard.Train, waiting *socket) (done int, open bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -98,7 +98,7 @@ func (q *queue) put(t *wireguard.Train, waiting *socket) (done int, open bool) {
 	return done, !q.closed
 }
 
-// tail is the chunk that a datagram of n bytes goes to, or nil if the queue is full.
+// tail returns the chunk for a datagram of n bytes, or nil if the queue is full.
 func (q *queue) tail(n int) *chunk {
 	if last := len(q.chunks) - 1; last >= 0 {
 		if c := q.chunks[last]; c.used+n <= chunkSize && len(c.trains) < chunkTrains {
@@ -113,8 +113,8 @@ func (q *queue) tail(n int) *chunk {
 	return c
 }
 
-// append copies as many datagrams of t, from byte from on, as there is room for, and returns how many bytes they are.
-// They join the last train if they continue it, as UDP GRO would have them.
+// append copies as many datagrams of t, starting at byte from, as there is room for, and returns their length in bytes.
+// They join the last train if they continue it, as in UDP GRO.
 func (c *chunk) append(t *wireguard.Train, from int) (n int) {
 	data := t.Data[from:]
 	if room := chunkSize - c.used; len(data) > room {
@@ -135,14 +135,14 @@ func (c *chunk) append(t *wireguard.Train, from int) (n int) {
 	return n
 }
 
-// continues reports whether n bytes of t can be appended to l: l ends with a datagram of full size, and those of t are
-// of that size too, or t is one that is smaller.
+// continues reports whether n bytes of t can be appended to l. l must end with a datagram of full size. The datagrams
+// of t must have that size too, or t must be one smaller datagram.
 func continues(l, t *wireguard.Train, n int) bool {
 	return l.Endpoint == t.Endpoint && l.TOS == t.TOS && len(l.Data)%l.Size == 0 &&
 		(t.Size == l.Size || n <= l.Size && n <= t.Size) && len(l.Data)+n <= maxDatagram
 }
 
-// Receive returns what waits, up to 128 datagrams.
+// Receive returns up to 128 datagrams that wait.
 func (q *queue) Receive() ([]wireguard.Train, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -169,7 +169,7 @@ func (q *queue) Receive() ([]wireguard.Train, error) {
 	return q.batch, nil
 }
 
-// take appends trains of up to budget datagrams to batch, and returns what is left of the budget.
+// take appends trains of up to budget datagrams to batch, and returns the rest of the budget.
 func (c *chunk) take(batch []wireguard.Train, budget int) ([]wireguard.Train, int) {
 	c.lent = true
 	for !c.empty() && budget > 0 {
@@ -189,7 +189,7 @@ func (c *chunk) take(batch []wireguard.Train, budget int) ([]wireguard.Train, in
 
 func (c *chunk) empty() bool { return c.next == len(c.trains) }
 
-// close drops what waits. What was lent stays as it is until the next Receive, or for ever if there is none.
+// close drops the trains that wait. Lent memory stays unchanged until the next Receive, or for ever if there is none.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -203,7 +203,7 @@ func (q *queue) close() {
 	q.room.Broadcast()
 }
 
-// wakeSenders makes those that wait for room look again at whether their own socket is open.
+// wakeSenders makes senders that wait for room check again whether their own socket is open.
 func (q *queue) wakeSenders() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

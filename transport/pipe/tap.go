@@ -68,7 +68,8 @@ func (n *Network) Tap(see func(p Packet)) (remove func()) {
 	return add(n, &n.taps, &tap{see})
 }
 
-// add appends v to a list of n's that is read without the lock, and so is never changed in place. remove takes v out.
+// add appends v to a list of n, and remove takes v out. The list is read without the lock, so add and remove replace it
+// and never change it in place.
 func add[T comparable](n *Network, list *[]T, v T) (remove func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -82,7 +83,7 @@ func add[T comparable](n *Network, list *[]T, v T) (remove func()) {
 	}
 }
 
-// filter asks the filters about f and does what they say. The caller holds the turn, and not n.mu.
+// filter applies the verdicts of the filters to f. The caller holds the turn, but not n.mu.
 func (n *Network) filter(f *flight) {
 	n.mu.RLock()
 	filters := n.filters
@@ -93,7 +94,7 @@ func (n *Network) filter(f *flight) {
 		if len(p.Data) == 0 || len(p.Data) > maxDatagram {
 			verdict = Drop
 		}
-		f.memory = append(f.memory[:0], p.Data...) // which may be a part of itself
+		f.memory = append(f.memory[:0], p.Data...) // p.Data may be a part of f.memory
 		f.Data, f.Type, f.TOS, f.Delay = f.memory, TypeOf(f.memory), p.TOS, p.Delay
 		switch verdict {
 		case Drop:
@@ -124,7 +125,7 @@ func (n *Network) Release() {
 func (n *Network) Inject(from, to netip.AddrPort, data []byte) error {
 	switch {
 	case !from.IsValid() || !to.IsValid():
-		return errors.New("pipe: inject: want an address and port to come from and one to go to")
+		return errors.New("pipe: inject: want a source and a destination, each with an address and a port")
 	case len(data) == 0 || len(data) > maxDatagram:
 		return fmt.Errorf("pipe: inject: %d bytes; want 1 to %d: %w", len(data), maxDatagram, syscall.EMSGSIZE)
 	}

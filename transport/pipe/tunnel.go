@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	tunnelPackets = 1024    // each way, at most
-	tunnelBytes   = 4 << 20 // each way, at most
+	tunnelPackets = 1024    // most packets per direction
+	tunnelBytes   = 4 << 20 // most bytes per direction
 	spareBuffers  = 128
 	spareBuffer   = 2 << 10 // bytes
 )
@@ -22,8 +22,8 @@ const (
 // queues, and Receive returns the packets that the device received and opened. NewTunnel makes it. It must not be copied.
 // All methods are safe for concurrent use. It holds up to 1024 packets and 4 MiB in each direction.
 type Tunnel struct {
-	mu      sync.Mutex // guards all below
-	changed sync.Cond  // anything that someone may wait for
+	mu      sync.Mutex // guards the fields below
+	changed sync.Cond  // signals every change
 	in, out packets
 	spare   [][]byte
 	mtu     int
@@ -34,11 +34,11 @@ type Tunnel struct {
 var _ wireguard.Tunnel = (*Tunnel)(nil)
 
 var (
-	errTunnelClosed = fmt.Errorf("pipe: tunnel: %w", net.ErrClosed)
+	errTunnelClosed = fmt.Errorf("pipe: the tunnel is closed: %w", net.ErrClosed)
 	errPacketSize   = errors.New("pipe: tunnel: want packets of 1 to 65535 bytes")
 )
 
-// packets is a queue, in order.
+// packets is a queue of packets, in order.
 type packets struct {
 	all   [][]byte
 	bytes int
@@ -54,7 +54,7 @@ func (q *packets) push(p []byte) {
 	q.bytes += len(p)
 }
 
-// drop takes away the first n.
+// drop removes the first n packets.
 func (q *packets) drop(n int) {
 	for _, p := range q.all[:n] {
 		q.bytes -= len(p)
@@ -164,7 +164,7 @@ func (t *Tunnel) TryReceive() []byte {
 	return t.first()
 }
 
-// first takes the memory itself, so it does not come back to spare.
+// first returns the packet's own memory, which therefore does not return to spare.
 func (t *Tunnel) first() []byte {
 	p := t.out.all[0]
 	t.out.drop(1)
@@ -185,8 +185,8 @@ func (t *Tunnel) Dropped() uint64 {
 	return t.dropped
 }
 
-// wait waits until ready, or fails when the tunnel closes or ctx ends. It is called with t.mu held, and gives it up
-// meanwhile.
+// wait waits until ready returns true, or fails when the tunnel closes or ctx ends. t.mu is held, except during the
+// wait.
 func (t *Tunnel) wait(ctx context.Context, ready func() bool) error {
 	if ready() {
 		return nil
@@ -209,7 +209,7 @@ func (t *Tunnel) wait(ctx context.Context, ready func() bool) error {
 	return nil
 }
 
-// ReadPackets is called by the device.
+// ReadPackets is for the device.
 func (t *Tunnel) ReadPackets(b *wireguard.Batch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -229,7 +229,7 @@ func (t *Tunnel) ReadPackets(b *wireguard.Batch) error {
 	return nil
 }
 
-// WritePackets is called by the device.
+// WritePackets is for the device.
 func (t *Tunnel) WritePackets(pkts [][]byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

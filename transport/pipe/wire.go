@@ -11,27 +11,27 @@ import (
 const (
 	maxWeight    = 64 << 20 // bytes of memory of flights without a fate
 	flightWeight = 256      // bytes of memory of a flight besides its data
-	spareFlights = 256      // free flights a network keeps
-	spareMemory  = 2 << 10  // bytes of data that a free flight keeps, at most
+	spareFlights = 256      // free flights that a network keeps
+	spareMemory  = 2 << 10  // most bytes of data that a free flight keeps
 )
 
-// A stage says what is next for a flight.
+// A stage says what happens next to a flight.
 type stage uint8
 
 const (
-	stageFilter    stage = iota // it is just sent
-	stageLaunch                 // a filter held it and let it go
-	stageArrive                 // it is due
-	stageOverflown              // it is a copy that found no room
-	stageBlocked                // it found no way out of its NAT
+	stageFilter    stage = iota // it was just sent
+	stageLaunch                 // a filter held it and released it
+	stageArrive                 // its arrival is due
+	stageOverflown              // it is a copy for which there was no room
+	stageBlocked                // its NAT did not let it out
 )
 
-// A flight is one datagram on its way. It belongs to the network's mutex while in a queue, and to who holds the turn
-// after that.
+// A flight is one datagram under way. The network's mutex guards it while it is in a queue. After that it belongs to
+// the holder of the turn.
 type flight struct {
 	Packet
-	memory []byte // what Data is, unless a filter changed it
-	scope  *NAT   // the private network that it never leaves; nil: the public one
+	memory []byte // holds Data, unless a filter changed Data
+	scope  *NAT   // the private network that it never leaves; nil means the public network
 	stage  stage
 	weight int
 
@@ -39,7 +39,7 @@ type flight struct {
 	number uint64
 }
 
-// size is the size of the IP packet.
+// size returns the size of the IP packet.
 func (f *flight) size() int { return len(f.Data) + headers(f.To.Addr()) }
 
 func headers(a netip.Addr) int {
@@ -49,7 +49,7 @@ func headers(a netip.Addr) int {
 	return 40 + 8
 }
 
-// flights is a heap by time; those of one instant keep their order.
+// flights is a heap by time. Flights with equal times keep their order.
 type flights []*flight
 
 func (h flights) Len() int { return len(h) }
@@ -112,7 +112,7 @@ func (n *Network) refuses(f *flight) bool {
 	return c.RefuseTooBig && c.MTU > 0 && f.size() > c.MTU
 }
 
-// newFlight copies data into a flight. It is called with n.mu held.
+// newFlight copies data into a flight. n.mu is held.
 func (n *Network) newFlight(data []byte) *flight {
 	f := new(flight)
 	if last := len(n.spare) - 1; last >= 0 {
@@ -127,8 +127,8 @@ func (n *Network) newFlight(data []byte) *flight {
 	return f
 }
 
-// land says that f is on its way no more, keep that nobody looks at it any more and its memory can serve another. They
-// are called with n.mu held.
+// land ends f's time under way. keep says that nothing uses f any more, so that its memory can serve another flight.
+// n.mu is held.
 func (n *Network) land(f *flight) {
 	n.weight -= f.weight
 	n.flying--
@@ -145,18 +145,18 @@ func (n *Network) keep(f *flight) {
 	}
 }
 
-// fly lets f arrive at a later time, which may be now. It is called with n.mu held.
+// fly lets f arrive at a later time, which may be now. n.mu is held.
 func (n *Network) fly(f *flight, at time.Time) {
 	n.number++
 	f.stage, f.due, f.number = stageArrive, at, n.number
 	heap.Push(&n.underWay, f)
 }
 
-// run moves on all that can move, in order, or leaves that to the one who does so already.
+// run moves on all flights that can move, in order. If another goroutine has the turn, run leaves that to it.
 func (n *Network) run() {
 	n.mu.Lock()
 	if n.turn {
-		n.mu.Unlock() // who holds the turn looks into the inbox again before giving it back
+		n.mu.Unlock() // the holder checks the inbox again before it gives the turn back
 		return
 	}
 	n.turn = true
@@ -178,7 +178,7 @@ func (n *Network) run() {
 	n.mu.Unlock()
 }
 
-// next is the flight whose turn it is, nil if all have to wait. It is called with n.mu held.
+// next returns the next flight to move, or nil if all must wait. n.mu is held.
 func (n *Network) next() (f *flight) {
 	switch {
 	case len(n.underWay) > 0 && !n.underWay[0].due.After(time.Now()):
@@ -193,7 +193,7 @@ func (n *Network) next() (f *flight) {
 	return nil
 }
 
-// arm sets the timer to the next arrival. It is called with n.mu held.
+// arm sets the timer to the next arrival. n.mu is held.
 func (n *Network) arm() {
 	if len(n.underWay) == 0 {
 		return
@@ -206,7 +206,7 @@ func (n *Network) arm() {
 	}
 }
 
-// move takes f one stage further. The caller holds the turn, and not n.mu.
+// move takes f one stage further. The caller holds the turn, but not n.mu.
 func (n *Network) move(f *flight) {
 	switch f.stage {
 	case stageFilter:
@@ -222,7 +222,7 @@ func (n *Network) move(f *flight) {
 	}
 }
 
-// pass puts f under the conditions of its path.
+// pass applies the conditions of its path to f.
 func (n *Network) pass(f *flight) {
 	n.mu.Lock()
 	fate, gone := n.launch(f)
@@ -232,7 +232,7 @@ func (n *Network) pass(f *flight) {
 	}
 }
 
-// arrive delivers f to whoever is at its destination now.
+// arrive delivers f to the socket that is at its destination now.
 func (n *Network) arrive(f *flight) {
 	n.mu.Lock()
 	to, at, blocked := n.route(f, time.Now())
@@ -271,7 +271,7 @@ func (n *Network) deliver(f *flight, to *socket, at netip.AddrPort) {
 	}
 }
 
-// finish counts the fate of f, tells the taps, and ends it.
+// finish counts the fate of f, calls the taps, and ends f.
 func (n *Network) finish(f *flight, fate Fate) {
 	n.mu.Lock()
 	n.fates[fate].Add(1)
