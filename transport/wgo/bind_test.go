@@ -318,7 +318,7 @@ func TestBindRevives(t *testing.T) {
 	wantTrain(t, in, "back", 4)
 
 	f.Close()
-	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "somebody else") {
+	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "from outside") {
 		t.Errorf("closed from outside: %v", err)
 	}
 	f.deliver("10.0.0.1:1", "back again")
