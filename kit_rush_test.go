@@ -38,6 +38,7 @@ type rush struct {
 	pause   time.Duration // the hub's socket waits up to this long before each send
 	sockets atomic.Int32  // how many the hub opened
 	handed  atomic.Uint64 // packets, by all sources
+	seen    atomic.Uint64 // drops, by pace
 
 	mu       sync.Mutex             // guards sessions
 	sessions map[uint32]rushSession // by index at the spoke
@@ -274,9 +275,12 @@ func (r *rush) peers() (ds []*wireguard.Device) {
 	return ds
 }
 
-// pace waits until at most 500 packets are under way, or 20 ms have passed. Without it most packets, and handshakes, would meet
-// a full queue.
+// pace waits until at most 500 packets are under way, or 20 ms have passed, and a moment where packets were dropped since the last
+// call. Without it most packets, and handshakes, would meet a full queue.
 func (r *rush) pace() {
+	if n := r.dropped(); r.seen.Swap(n) < n {
+		time.Sleep(2 * time.Millisecond)
+	}
 	for start := time.Now(); r.delivered()+r.dropped()+500 < r.handed.Load() && time.Since(start) < 20*time.Millisecond; {
 		time.Sleep(50 * time.Microsecond)
 	}

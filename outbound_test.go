@@ -67,7 +67,7 @@ func TestOutboundOrder(t *testing.T) {
 			r.wantCounted(r.spokes...)
 			r.wantNothingQueued("the sources have ended")
 			t.Logf("%d packets delivered, %d dropped", r.delivered(), r.dropped())
-			if r.delivered() < total/10 { // a socket that is held up for long makes senders drop most of what they have
+			if r.delivered() < total/2 {
 				t.Errorf("only %d of %d packets were delivered", r.delivered(), r.handed.Load())
 			}
 		})
