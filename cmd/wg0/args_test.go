@@ -48,7 +48,7 @@ func TestPrintError(t *testing.T) {
 	var b strings.Builder
 	printError(&b, errors.Join(&fileError{"/x/a.conf", err}, errors.New("wireguard: the tunnel: tun: it does not exist")))
 	printError(&b, errReported)
-	want := "wg0: /x/a.conf:2: MTU: \"x\": want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6\n" +
+	want := "wg0: /x/a.conf:2: MTU: \"x\": want bytes from 68 to 65535; 1420 is usual, and IPv6 needs at least 1280\n" +
 		"wg0: /x/a.conf:3: Table: \"a b\": want auto, off, or a routing table's number or name\n" +
 		"wg0: /x/a.conf:4: neither a [section] nor a key = value; write # before a comment\n" +
 		"wg0: the tunnel: tun: it does not exist\n"

@@ -395,7 +395,7 @@ func TestUpAndDown(t *testing.T) {
 	})
 	s.must("ip", "link", "set", iface, "up")
 	f.wantLog(t, `level=ERROR msg="the interface is up, but the tunnel is not; wg0 keeps trying" err="listen on port 5555: udp: port 5555 is taken `+
-		`by another socket; stop that, or listen on another port, or on 0 for any: listen udp4 0.0.0.0:5555: bind: address already in use"`+"\n")
+		`by another socket; close that socket, or listen on another port, or on 0 for any: listen udp4 0.0.0.0:5555: bind: address already in use"`+"\n")
 	taken.Close()
 	testkit.Eventually(t, "the port is open", func() bool { return s.ports() == open })
 	s.daemonOf(iface).Signal(syscall.SIGTERM)

@@ -31,10 +31,10 @@ func TestRollback(t *testing.T) {
 		postDown         bool // whether hooks have started, so that PostDown must run
 	}{
 		{"PreUp", "PreUp = true\nPreUp = exit 3", `wg0: the hook "exit 3" failed: exit status 3`, true},
-		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: udp: port 4242 is taken by another socket; stop that, or listen on another port, or on 0 for any: " +
+		{"the port", "ListenPort = 4242", "wg0: listen on port 4242: udp: port 4242 is taken by another socket; close that socket, or listen on another port, or on 0 for any: " +
 			"listen udp4 0.0.0.0:4242: bind: address already in use\n", false},
 		{"an address", "Address = 10.9.0.1/24, ::1/128", "wg0: ip -6 address add ::1/128 dev " + o.iface + ": ", false},
-		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; take one of the two out\n", false},
+		{"an address twice", "Address = 10.9.0.1/24\nAddress = 10.9.0.1/24", ":5: Address: line 4 has 10.9.0.1 already; remove one of the two\n", false},
 		{"DNS", "Address = 10.9.0.1/24\nDNS = 10.9.0.2", "wg0: cannot set DNS: this host has neither resolvconf nor resolvectl; install", false},
 		{"a table", "Table = nosuchtable", "; set Table to a number, or to a name that ip route knows (rt_tables)\n", false},
 		{"PostUp", "Address = 10.9.0.1/24, fd09::1/64\nPostUp = echo so far; exit 4", `wg0: the hook "echo so far; exit 4" failed: exit status 4`, true},
@@ -57,7 +57,7 @@ func TestRollback(t *testing.T) {
 	file := alone.write(o.iface+".conf", strings.Replace(string(text), "198.51.100.1:", "vpn.example.com:", 1), 0o600)
 	out, code := alone.run(built(t), "up", file)
 	want := "wg0: " + file + ":9: Endpoint: resolve vpn.example.com: "
-	if code != 1 || strings.Count(out, want) != 1 || strings.Count(out, "trying again in 1.0 seconds") != 1 || !strings.Contains(out, "look at the resolver") {
+	if code != 1 || strings.Count(out, want) != 1 || strings.Count(out, "trying again in 1.0 seconds") != 1 || !strings.Contains(out, "check the resolver") {
 		t.Errorf("no resolver: exit status %d\n%s", code, out)
 	}
 	alone.wantGone(o.iface)
@@ -117,13 +117,13 @@ func TestFaults(t *testing.T) {
 		{"no interface's file", []string{"up", dir}, nil, 1, []string{`wg0: "` + dir + `" does not name an interface: want a name of 1 to 15 letters and digits, or a file named after it, as in wg0.conf`}},
 		{"a bad file", []string{"up", bad}, nil, 1, []string{
 			"wg0: " + bad + ":2: PrivateKey: want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them",
-			"wg0: " + bad + `:4: MTU: "10": want bytes from 68 to 65535; 1420 is usual, and 1280 the least for IPv6`,
-			"wg0: " + bad + `:7: Endpoint: "x": the port is missing; want host:port, as 192.0.2.1:51820`,
+			"wg0: " + bad + `:4: MTU: "10": want bytes from 68 to 65535; 1420 is usual, and IPv6 needs at least 1280`,
+			"wg0: " + bad + `:7: Endpoint: "x": the port is missing; want host:port, such as 192.0.2.1:51820`,
 			"wg0: " + bad + ":8: PublicKey: want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them",
 		}},
 		{"an unknown key", []string{"up", unknown}, nil, 1, []string{
-			"wg0: " + unknown + ":3: PublicKey: this peer has none; every [Peer] needs the key that wg pubkey prints at the other end",
-			"wg0: " + unknown + ":2: PrivatKey: not a key of [Interface]; PrivateKey is meant?",
+			"wg0: " + unknown + ":3: PublicKey: this peer has no key; give the key that wg pubkey prints at the other end",
+			"wg0: " + unknown + ":2: PrivatKey: not a key of [Interface]; write PrivateKey if that is meant",
 		}},
 		{"down of what is not up", []string{"down", good}, nil, 1, []string{"wg0: good is not up: no daemon answers at /var/run/wireguard/good.sock"}},
 		{"down of nothing", []string{"down", dir + "/none.conf"}, nil, 1, []string{"wg0: " + dir + "/none.conf does not exist; give the file that brought up none, or the interface's name"}},

@@ -267,7 +267,7 @@ func TestInherited(t *testing.T) {
 		"not between 68":     {MTU: 70000},
 		"longer than":        {Name: "a-name-of-16-byte"},
 		"is not valid for":   {Name: "a b"},
-		"only as one %d":     {Name: "wg%s"},
+		"only in one %d":     {Name: "wg%s"},
 		"setting the MTU of": {Name: "wg0", MTU: 60},
 	} {
 		n.do(t, func() {
