@@ -176,7 +176,7 @@ func (p *daemonPair) ping(family int) {
 // iperf runs iperf3 against the machine's iperf3.
 func (p *daemonPair) iperf(family int, name, options string) {
 	p.t.Helper()
-	p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 ' /proc/net/tcp6; do usleep 10000; done")
+	p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 [0-9A-F:]* 0A ' /proc/net/tcp6; do usleep 10000; done")
 	r, err := p.host.IperfClient(kernelAddrs[family], options)
 	if err != nil {
 		p.t.Fatal(err)

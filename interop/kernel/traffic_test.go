@@ -95,7 +95,7 @@ func TestIperf3(t *testing.T) {
 			port := p.forward(t, netip.AddrPortFrom(kernelAddrs[family], 5201))
 			for _, direction := range []string{"to", "from"} {
 				t.Run(direction+" the kernel", func(t *testing.T) {
-					p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 ' /proc/net/tcp6; do usleep 10000; done")
+					p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 [0-9A-F:]* 0A ' /proc/net/tcp6; do usleep 10000; done")
 					args := []string{"-c", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "1", "-J"}
 					if direction == "from" {
 						args = append(args, "-R")
