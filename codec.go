@@ -43,7 +43,7 @@ func (e Endpoint) MarshalText() ([]byte, error) {
 		text += " from " + e.Source.String()
 	}
 	if e.Interface != 0 {
-		text += " ifindex " + strconv.Itoa(int(e.Interface))
+		text += " ifindex " + strconv.FormatUint(uint64(e.Interface), 10)
 	}
 	if back, err := ParseEndpoint(text); err != nil || back != e {
 		return nil, fmt.Errorf("wireguard: endpoint %v has no text form: want an address with a port, and no Link", e)
