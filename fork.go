@@ -15,7 +15,7 @@ import "sync/atomic"
 type fork struct {
 	part func(i int) // does part i; called concurrently
 	join func()      // f.help, made once
-	over chan struct{}
+	over atomic.Bool // the helpers are done; no channel, since a fork may outlive a synctest bubble
 	idle
 
 	// Fields that all goroutines write have separate cache lines.
@@ -35,7 +35,7 @@ const (
 )
 
 func newFork(part func(i int)) *fork {
-	f := &fork{part: part, over: make(chan struct{}, 1)}
+	f := &fork{part: part}
 	f.join = f.help
 	return f
 }
@@ -75,7 +75,7 @@ func (f *fork) help() {
 	defer f.out.Add(-1)
 	for more := true; more; more = f.linger(func() bool { return f.left.Load() > 0 }) {
 		if n := f.take(); n > 0 && f.pending.Add(int32(-n)) == 0 {
-			f.over <- struct{}{}
+			f.over.Store(true)
 		}
 	}
 }
@@ -99,6 +99,7 @@ func (f *fork) take() (n int) {
 // wait returns when the helpers have finished their last parts. That takes at most the time of one part, so wait spins
 // before it parks.
 func (f *fork) wait() {
-	spin(waitLooks, func() bool { return len(f.over) > 0 })
-	<-f.over
+	for !spin(waitLooks, f.over.Load) {
+	}
+	f.over.Store(false)
 }
