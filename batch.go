@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	batchPackets = 128 // packets a batch, at most
+	batchPackets = 128 // the most packets in a batch
 
-	// slabSize is the memory of a batch. It holds two trains of the largest size a UDP datagram run can have, and
-	// any single packet. Smaller is warmer: the memory of a batch should stay in a core's second-level cache.
+	// slabSize is the memory of a batch. It holds two trains of the largest size, or any single packet, and still fits
+	// into a core's second-level cache.
 	slabSize = 128<<10 + 1<<10
 
 	maxPacket = 65535 // bytes of the largest IP packet
@@ -27,9 +27,9 @@ const (
 // one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an
 // empty batch whose padding knows no MTU, as tests of a PacketSource use it.
 type Batch struct {
-	*load           // nil: the batch is empty
-	room        int // what Next handed out last
-	mtu         int // padding is clamped to it; 0: not clamped
+	*load           // nil means that the batch is empty
+	room        int // the bytes that Next returned last
+	mtu         int // padding is clamped to it; 0 means that it is not clamped
 	forHeadroom int // bytes in front of each message, for the Bind's header
 }
 
@@ -42,15 +42,15 @@ type load struct {
 	msgs     []message // in the order of their memory
 
 	runs   []run
-	second *slab // where runs that stand apart are sealed; nil: none does
+	second *slab // where runs that stand apart are sealed; nil if there are none
 
 	r    *running // of the device, when the load was routed
 	now  int64
-	feed *feed        // the source that it was read from; nil: it came from a sender
+	feed *feed        // the source that it was read from; nil for the load of a sender
 	full bool         // a peer's queue had no room for a run
 	refs atomic.Int32 // the goroutine that has the load, and each of its runs that waits in a queue
 
-	fork *fork // of seal; nil: so far no load in this memory was large enough
+	fork *fork // of seal; nil until a load in this memory was large enough
 	part int   // messages in each part of the fork
 
 	// Scratch of lead.
@@ -65,9 +65,9 @@ type load struct {
 type message struct {
 	at, n, padded int32
 	to            int32 // where the message is sealed to, in its run's memory
-	run           int16 // index of its run; none: the packet is not sent
+	run           int16 // index of its run; none if the packet is not sent
 	nth           int16 // its place in the run, from 0
-	next          int16 // index of the run's next message; none: it is the last
+	next          int16 // index of the run's next message; none in the last one
 	tos           uint8 // of the outer packet
 }
 
@@ -75,7 +75,7 @@ const none = -1
 
 func (m message) size() int { return int(m.padded) + messageOverhead }
 
-// Len is the number of packets in the batch.
+// Len returns the number of packets in the batch.
 func (b *Batch) Len() int {
 	if b.load == nil {
 		return 0
@@ -83,7 +83,7 @@ func (b *Batch) Len() int {
 	return len(b.msgs)
 }
 
-// Packet is the i-th packet, in place. It may be changed, within its length, until the batch is sent or reset.
+// Packet returns the i-th packet, in place. The caller may change it, within its length, until the batch is sent or reset.
 func (b *Batch) Packet(i int) []byte { return b.packet(i) }
 
 func (l *load) packet(i int) []byte {
@@ -92,9 +92,8 @@ func (l *load) packet(i int) []byte {
 	return l.slab[at : at+int(m.n) : at+int(m.n)]
 }
 
-// Next hands out room for a packet of up to n bytes, for the caller to write to, or nil if that does not fit any more:
-// then the batch is to be sent first. An empty batch has room for any IP packet. Until Commit, calling Next again
-// hands out the same room.
+// Next returns room for a packet of up to n bytes, which the caller fills. It returns nil if the batch has no such room:
+// send the batch first. An empty batch has room for any IP packet. Until Commit, Next returns the same room again.
 func (b *Batch) Next(n int) []byte {
 	if n <= 0 || n > maxPacket {
 		return nil
@@ -115,8 +114,8 @@ func (l *load) fits(n int) bool {
 	return len(l.msgs) < batchPackets && l.end+l.headroom+messageOverhead+n+maxPadding <= slabSize
 }
 
-// Commit makes a packet of the first n bytes of the room that Next handed out last. n larger than that room panics;
-// n of 0 gives the room back.
+// Commit makes a packet of the first n bytes of the room that Next returned last. It panics if n is larger than that room.
+// If n is 0, it returns the room.
 func (b *Batch) Commit(n int) {
 	if n < 0 || n > b.room {
 		panic("wireguard: Batch.Commit of more than Next handed out")
@@ -152,7 +151,7 @@ func (d *Device) sendForeign(b *Batch) (err error) {
 	return err
 }
 
-// Append copies p into the batch and reports whether it fitted.
+// Append copies p into the batch and reports whether there was room for it.
 func (b *Batch) Append(p []byte) bool {
 	room := b.Next(len(p))
 	if room == nil {
@@ -162,24 +161,24 @@ func (b *Batch) Append(p []byte) bool {
 	return true
 }
 
-// Reset empties the batch and gives its memory back.
+// Reset empties the batch and returns its memory.
 func (b *Batch) Reset() {
 	if l := b.takeLoad(); l != nil {
 		l.release()
 	}
 }
 
-// takeLoad empties the batch: its packets, if it has any, are the caller's, who releases them.
+// takeLoad empties the batch and returns its load, or nil if there is none. The caller releases the load.
 func (b *Batch) takeLoad() *load {
 	l := b.load
 	b.load, b.room = nil, 0
 	return l
 }
 
-// loads are those that hold no packets.
+// loads holds empty loads without slabs.
 var loads = sync.Pool{New: func() any { return new(load) }}
 
-// newLoad is an empty load. The caller releases it.
+// newLoad returns an empty load. The caller releases it.
 func newLoad(headroom int) *load {
 	l := loads.Get().(*load)
 	l.headroom = headroom
@@ -188,7 +187,7 @@ func newLoad(headroom int) *load {
 	return l
 }
 
-// release gives up one reference. The last one gives the memory back.
+// release drops one reference. The last one returns the memory.
 func (l *load) release() {
 	if l.refs.Add(-1) != 0 {
 		return
@@ -218,11 +217,11 @@ type run struct {
 	apart       bool  // the messages do not stand back to back in the slab
 	carries     bool  // a packet looks like a data message; see dropLoops
 
-	k        *keypair // nil: the run is not numbered, there is nothing to send
+	k        *keypair // nil means that the run has no counters and is not sent here
 	counter  uint64   // of the first message
 	endpoint Endpoint
 	heard    uint32 // the peer's, when the run was numbered
-	trains   int    // how many
+	trains   int    // the number that pack made
 	leads    bool   // the goroutine that has the load sends the run, which is in no queue
 
 	// A run that waits for others of its peer. The peer's mutex guards these fields.
@@ -232,7 +231,7 @@ type run struct {
 	sealed   bool // ready to be sent
 	collects bool // others append small runs; the goroutine that leads seals it
 
-	// What became of it.
+	// The result of sending.
 	packets, bytes uint64 // packets without keepalives
 	failed         int    // packets
 	err            error  // the first one
@@ -391,8 +390,8 @@ func (run *run) tally(t *Train) {
 	}
 }
 
-// pad is the length of a packet of n bytes once padded: to the next multiple of 16, but not over the MTU, so that
-// the outer packet is never larger than that of a full packet. A packet that is larger than the MTU is padded by its
+// pad returns the padded length of a packet of n bytes: the next multiple of 16, but at most the MTU, so that the outer
+// packet is never larger than that of a full packet. A packet that is larger than the MTU is padded by its
 // remainder modulo the MTU (Linux, calculate_skb_padding). An mtu of 0 does not clamp.
 func pad(n, mtu int) int {
 	if mtu <= 0 {
@@ -434,6 +433,6 @@ func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
 // A slab is the memory of one batch.
 type slab [slabSize]byte
 
-// slabs keeps those that no batch uses. What it holds is bounded by the number of batches that held packets at one time,
-// and goes back to the system by way of the garbage collector.
+// slabs holds the slabs that no batch uses: at most as many as were in use at one time. The garbage collector returns
+// their memory to the system.
 var slabs = sync.Pool{New: func() any { return new(slab) }}

@@ -15,7 +15,7 @@ import "sync/atomic"
 type fork struct {
 	part func(i int) // does part i; called concurrently
 	join func()      // f.help, made once
-	over atomic.Bool // the helpers are done; no channel, since a fork may outlive a synctest bubble
+	over atomic.Bool // the helpers are done; not a channel, since pooled forks pass from one synctest bubble to another
 	idle
 
 	// Fields that all goroutines write have separate cache lines.
@@ -96,8 +96,8 @@ func (f *fork) take() (n int) {
 	}
 }
 
-// wait returns when the helpers have finished their last parts. That takes at most the time of one part, so wait spins
-// before it parks.
+// wait returns when the helpers have finished their last parts. That takes at most the time of one part, so wait spins and
+// yields, and never parks.
 func (f *fork) wait() {
 	for !spin(waitLooks, f.over.Load) {
 	}

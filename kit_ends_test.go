@@ -405,7 +405,7 @@ func (e *end) connect(t testing.TB, r *remote) {
 	e.line.receive(r.train(r.data(nil)))
 }
 
-// packet4 is an IP packet of n bytes from src to dst, and packet6 is the same: their names say which family is meant.
+// packet4 returns an IPv4 packet of n bytes from src to dst, and packet6 an IPv6 packet.
 func packet4(n int, src, dst netip.Addr) []byte {
 	p := make([]byte, n)
 	for i := packet.PutIP(p, n, src, dst, packet.UDP, 0); i < n; i++ {

@@ -124,7 +124,7 @@ func checkValue[T any](f *field[T], value string) error {
 	return nil
 }
 
-// Addrs returns the addresses of the interface without their prefix lengths, in the order of the file and each once. A network
+// Addrs returns the addresses of the interface without their prefix lengths, in the order of the file and without repeats. A network
 // stack in the program takes them; a kernel's interface takes Interface.Addresses.
 func (f *File) Addrs() (as []netip.Addr) {
 	for _, p := range f.Interface.Addresses {

@@ -29,7 +29,7 @@ func (s *script) byte() byte {
 	return b
 }
 
-// next is another packet and the flow that it belongs to, or -1 if it is of none that keeps an order.
+// next returns another packet and its flow. The flow is -1 if the order of the packet does not matter.
 func (s *script) next() (p []byte, flow int) {
 	flow = int(s.byte()) % len(s.flows)
 	f := &s.flows[flow]
