@@ -176,7 +176,7 @@ func (b *Batch) takeLoad() *load {
 }
 
 // loads holds empty loads without slabs.
-var loads = sync.Pool{New: func() any { return new(load) }}
+var loads = sync.Pool{New: func() any { return &load{msgs: make([]message, 0, batchPackets)} }}
 
 // newLoad returns an empty load. The caller releases it.
 func newLoad(headroom int) *load {
