@@ -161,13 +161,13 @@ func (d *Device) changeIdentity(id *identity) {
 		var out outbox
 		p.mu.Lock()
 		p.retire(id, &out)
+		if id == nil {
+			p.endWaits(ErrNoPrivateKey)
+		}
 		if p.staged.n > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)
-	}
-	if id == nil {
-		d.waiters.endAll(ErrNoPrivateKey)
 	}
 	d.changePeers(self, false)
 }
@@ -254,7 +254,7 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 		e.Addr = EndpointOf(e.Addr).Addr
 		p.setEndpoint(e)
 		if !p.endpoint.IsValid() {
-			d.waiters.end(p, ErrNoEndpoint)
+			p.endWaits(ErrNoEndpoint)
 		}
 	}
 	if c.Timestamp != nil && c.Timestamp.After(p.lastTimestamp) {
@@ -294,6 +294,7 @@ func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
 	p.mu.Lock()
 	p.removed = true
 	p.stop(&out)
+	p.endWaits(ErrNoPeer)
 	d.dropQueue(p, DropNoSession)
 	p.forgetSecrets()
 	d.forgetDeadline(p)
@@ -302,7 +303,6 @@ func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
 	if lookedUp {
 		d.lookups.gone()
 	}
-	d.waiters.end(p, ErrNoPeer)
 }
 
 // SetPeer gives a peer the configuration c, and adds the peer if it does not exist. The peer's session stays. SetPeer is

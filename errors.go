@@ -27,11 +27,14 @@ var (
 	errUnopened = errors.New("wireguard: answers arrived that did not open; check the public keys and the preshared key")
 )
 
-// errorf is fmt.Errorf with the prefix "wireguard: ", which errors that it wraps have no more then.
+// errorf is fmt.Errorf with the prefix "wireguard: ". It takes this prefix from the errors that it wraps, and joins their
+// lines into one.
 func errorf(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	return &prefixed{"wireguard: " + strings.ReplaceAll(err.Error(), "wireguard: ", ""), err}
+	return &prefixed{"wireguard: " + oneLine.Replace(err.Error()), err}
 }
+
+var oneLine = strings.NewReplacer("wireguard: ", "", "\n", "; ")
 
 type prefixed struct {
 	text string

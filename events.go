@@ -26,8 +26,8 @@ type Event struct {
 	Missed int // how many events of this kind were lost before this one; see Subscription
 }
 
-// publish tells subscribers what happened to p. p.mu is held: the events of a peer are published in the order in which
-// they happened, or a merged event would not be the newest.
+// publish tells subscribers, and the calls that wait for p, what happened to p. p.mu is held: the events of a peer are
+// published in the order in which they happened, or a merged event would not be the newest.
 func (d *Device) publish(p *peer, events []outEvent) {
 	for i := range events {
 		e := Event{Kind: events[i].kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: events[i].endpoint}
@@ -35,10 +35,12 @@ func (d *Device) publish(p *peer, events []outEvent) {
 		case EventHandshake:
 			p.handshakeWall = e.Time.UnixNano() // computed later, it would shift with the clock
 			e.Timestamp, e.SentTimestamp = p.lastTimestamp, p.ownTimestamp
+			p.endWaits(nil)
 		case EventAttemptFailed:
 			e.Attempt, e.Err = int(p.timers.tries), p.attemptError()
 		case EventHandshakeFailed:
 			e.Err = p.attemptError()
+			p.endWaits(p.because(ErrNoAnswer))
 		}
 		d.subscriptions.publish(e)
 	}

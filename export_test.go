@@ -51,12 +51,12 @@ func LimitedSources(d *Device) int {
 	return len(d.cookies.limit.sources)
 }
 
-// Waiters is the number of calls of Handshake that wait.
+// Waiters is the number of calls of Handshake and Renew that wait.
 func Waiters(d *Device) (n int) {
-	d.waiters.mu.Lock()
-	defer d.waiters.mu.Unlock()
-	for _, cs := range d.waiters.m {
-		n += len(cs)
+	for _, p := range d.peers.all() {
+		p.mu.Lock()
+		n += len(p.waits)
+		p.mu.Unlock()
 	}
 	return n
 }

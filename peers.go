@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -26,6 +25,8 @@ type peer struct {
 
 	queue  sendQueue // numbered runs that are not sent yet
 	handed bool      // the slow path is to send from the head of queue
+
+	waits []chan error // of calls that wait for a session; each takes one value before it waits again
 
 	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
 
@@ -55,15 +56,13 @@ func (p *peer) attemptError() error {
 	return ErrNoAnswer
 }
 
-// because adds to an error what is known of the attempt that it ends.
+// because adds to err what is known of the attempt that it ends. The next attempt forgets that, so because is called at the
+// moment when the attempt ends. It makes no text: that calls the program, and p.mu is held.
 func (p *peer) because(err error) error {
-	p.mu.Lock()
-	cause := p.attemptError()
-	p.mu.Unlock()
-	if cause == ErrNoAnswer {
-		return err
+	if cause := p.attemptError(); cause != ErrNoAnswer {
+		return errors.Join(err, cause)
 	}
-	return fmt.Errorf("%w; %w", err, cause)
+	return err
 }
 
 // prefixes is the list that the table of allowed IPs keeps in step.

@@ -95,7 +95,6 @@ type Device struct {
 	slow          slowPath
 	deadlines     deadlines
 	lookups       lookups
-	waiters       waiters
 	subscriptions subscriptions
 
 	drops         dropCounters
@@ -235,19 +234,19 @@ func (d *Device) stop() *running {
 	d.deadlines.use(nil)
 	r.alarm.Close()
 	r.socket.Load().close()
-	for _, p := range d.peers.all() {
-		var out outbox
-		p.mu.Lock()
-		p.stop(&out)
-		d.dropQueue(p, DropDown)
-		d.forgetDeadline(p)
-		d.release(p, &out)
-	}
 	why := ErrDown
 	if d.closing.Load() {
 		why = errClosed
 	}
-	d.waiters.endAll(why)
+	for _, p := range d.peers.all() {
+		var out outbox
+		p.mu.Lock()
+		p.stop(&out)
+		p.endWaits(why)
+		d.dropQueue(p, DropDown)
+		d.forgetDeadline(p)
+		d.release(p, &out)
+	}
 	return r
 }
 
@@ -319,7 +318,6 @@ func (d *Device) end(why error) {
 			d.closeErr = errorf("close the tunnel: %w", err)
 		}
 		d.slow.close()
-		d.waiters.close()
 		d.wg.Wait()
 		d.subscriptions.close()
 		d.err = why
@@ -428,6 +426,9 @@ func (d *Device) settle(p *peer, out *outbox) (visit bool) {
 		d.schedule(p)
 	}
 	d.publish(p, out.events)
+	if out.revived {
+		p.endWaits(nil)
+	}
 	return (out.initiate || p.handed) && p.enterSlow()
 }
 
@@ -440,9 +441,6 @@ func (d *Device) carryOut(p *peer, out *outbox, visit bool) {
 	}
 	for _, e := range out.events {
 		d.tell(p, e)
-	}
-	if out.revived {
-		d.waiters.end(p, nil)
 	}
 	if visit {
 		d.slow.peer(d, p)
@@ -464,15 +462,8 @@ func (d *Device) drop(p *peer, r DropReason, n int) {
 	d.drops.add(r, n)
 }
 
-// tell ends the waits that an event of p ends, and logs it. Unlike publish it is called without p.mu: the log is the
-// program's code.
+// tell logs an event of p. Unlike publish it is called without p.mu: the log is the program's code.
 func (d *Device) tell(p *peer, e outEvent) {
-	switch e.kind {
-	case EventHandshake:
-		d.waiters.end(p, nil)
-	case EventHandshakeFailed:
-		d.waiters.end(p, ErrNoAnswer)
-	}
 	if d.log != nil { // or the arguments would be allocated for nothing
 		d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
 	}
