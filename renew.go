@@ -42,22 +42,11 @@ func (p *peerState) renew(now int64, out *outbox) {
 	}
 }
 
+// mayRenew forgets initiations that are older than 5 s, and reports whether the others permit one more now.
 func (p *peerState) mayRenew(now int64) bool {
-	n := 0
-	for i := range p.recent {
-		if s := &p.recent[i]; now-s.at < rekeyTimeout {
-			if n++; s.to.SamePlace(p.endpoint) {
-				return false
-			}
-		}
-	}
-	return n < maxRecent
-}
-
-// noteInitiation is called when an initiation is about to be made.
-func (p *peerState) noteInitiation(now int64) {
 	p.recent = slices.DeleteFunc(p.recent, func(s sentInitiation) bool { return now-s.at >= rekeyTimeout })
-	p.recent = append(p.recent, sentInitiation{p.endpoint, now})
+	return len(p.recent) < maxRecent &&
+		!slices.ContainsFunc(p.recent, func(s sentInitiation) bool { return s.to.SamePlace(p.endpoint) })
 }
 
 // setEndpoint is called with an endpoint from the configuration.
