@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 )
 
 // A contest compares this checkout with another one. Both benches execute the same order with their own library, in pairs. The
@@ -101,7 +100,7 @@ func (r *runner) runAgainst(ctx context.Context, dir string, ms []measure, asJSO
 // the samples contain it.
 func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 	rounds := c.ours.rounds
-	ctx, cancel := context.WithTimeout(ctx, perSample*time.Duration(rounds))
+	ctx, cancel := context.WithTimeout(ctx, c.ours.timeLimit(m))
 	defer cancel()
 	labels := [2]string{sideOurs, "theirs"}
 	var takings [2][]*taking

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -64,6 +65,10 @@ func (n gvisorNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, e
 
 func (n gvisorNetwork) listen(port uint16) (net.Listener, error) {
 	return gonet.ListenTCP(n.stack, tcpip.FullAddress{NIC: nic, Port: port}, ipv4.ProtocolNumber)
+}
+
+func (n gvisorNetwork) ping(context.Context, netip.Addr) (time.Duration, error) {
+	return 0, errors.ErrUnsupported
 }
 
 // A gvisorLink is one end of a link between two stacks of this process. It has a queue and a goroutine that delivers the queued

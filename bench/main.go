@@ -22,7 +22,7 @@ func measures() []measure {
 }
 
 // onDemand returns the measures that run only with -only.
-func onDemand() []measure { return slices.Concat(curveMeasures(), sendersMeasures()) }
+func onDemand() []measure { return slices.Concat(curveMeasures(), sendersMeasures(), wanMeasures()) }
 
 func main() {
 	if os.Getenv(generatorEnv) != "" {
@@ -54,6 +54,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	flags.SetOutput(messages)
 	only := flags.String("only", "", "measure only these `names`, separated by commas; a family's name, as in memory, selects all of the family")
 	rounds := flags.Int("rounds", defaultRounds, "samples per side")
+	transfer := flags.Duration("transfer", fullEffort.Transfer, "the `time` that a transfer of the family wan takes; wan/upload-ping takes three times as long")
 	asJSON := flags.Bool("json", false, "print one JSON object per line, and everything else to standard error")
 	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the packet size, as SVG to this `file`")
 	profiles := flags.String("profile", "", "write a CPU profile of each sample to this `folder`")
@@ -69,6 +70,8 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 		return fmt.Errorf("unexpected argument %q; write names after -only, as in -only netstack/tcp1", flags.Arg(0))
 	case *rounds < 1:
 		return fmt.Errorf("-rounds %d: want at least 1", *rounds)
+	case *transfer <= 0:
+		return fmt.Errorf("-transfer %v: want more than 0, as in 8s", *transfer)
 	}
 	all := measures()
 	switch {
@@ -86,7 +89,9 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 			return err
 		}
 	}
-	r := runner{rounds: *rounds, effort: fullEffort, profile: *profiles, start: alone(messages, start)}
+	effort := fullEffort
+	effort.Transfer = *transfer
+	r := runner{rounds: *rounds, effort: effort, profile: *profiles, start: alone(messages, start)}
 	defer r.close()
 	if *claimed != "" {
 		return r.checkClaims(ctx, *claimed, ms, out)

@@ -63,6 +63,7 @@ func TestWrongUse(t *testing.T) {
 		{"-only netstack/tcp2", `-only "netstack/tcp2": there is no such name; the names are netstack/tcp1, netstack/tcp4,`},
 		{"-only netstack/tcp1,", `-only "": there is no such name`},
 		{"-rounds 0", "-rounds 0: want at least 1"},
+		{"-transfer 0s", "-transfer 0s: want more than 0, as in 8s"},
 		{"netstack/tcp1", `unexpected argument "netstack/tcp1"; write names after -only`},
 		{"-bogus", "flag provided but not defined: -bogus"},
 	} {

@@ -33,11 +33,20 @@ type measure struct {
 	bound     func(*stage) (sample, error)
 	boundName string
 
+	// boundMissing returns why this host cannot measure the bound, or an empty string if it can. Nil means that every host can.
+	boundMissing func() string
+
+	// boundRoot means that bound runs in its own namespaces.
+	boundRoot bool
+
 	// daemons means that run starts the side's program as daemons and runs in its own namespaces.
 	daemons bool
 
 	// rounds is the most rounds that fit into the minute that each name may take. Zero means no limit.
 	rounds int
+
+	// spans is how many times effort.Transfer a sample takes, in addition to the time of a usual sample.
+	spans int
 }
 
 // single reports whether the measure has only one side.
@@ -73,6 +82,8 @@ type effort struct {
 	Settle time.Duration // the half minute of memory/after
 	Echoes int
 	Peers  int
+
+	Transfer time.Duration // the measured span of the family wan
 }
 
 // fullEffort lets each name finish within a minute with the default rounds.
@@ -82,6 +93,8 @@ var fullEffort = effort{
 	Settle: 30 * time.Second,
 	Echoes: 5000,
 	Peers:  10000,
+
+	Transfer: 20 * time.Second,
 }
 
 // A stage holds the resources of a sample.
@@ -89,6 +102,7 @@ type stage struct {
 	effort
 	lib     library
 	program string // path of the side's daemon, if the measure uses daemons
+	round   int    // from 0
 
 	// rest announces that the sample needs no more processor time, so that another sample may begin.
 	rest func()
@@ -151,9 +165,9 @@ type library interface {
 	// node brings up a device without peers.
 	node(st *stage, c nodeConfig) (node, error)
 
-	// stack brings up a device without peers over loopback sockets. An in-process TCP/IP stack at addr sends and receives its
-	// packets.
-	stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, network, error)
+	// stack brings up a device without peers over bind. Nil means loopback sockets. An in-process TCP/IP stack at addr sends and
+	// receives its packets.
+	stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wireguard.Bind) (node, network, error)
 }
 
 // A nodeConfig describes a device to make.
@@ -190,4 +204,6 @@ type peer struct {
 type network interface {
 	dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	listen(port uint16) (net.Listener, error)
+	// ping returns how long an echo request and its answer took.
+	ping(ctx context.Context, to netip.Addr) (time.Duration, error)
 }

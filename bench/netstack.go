@@ -51,11 +51,11 @@ func netstackMeasures() []measure {
 // joinByTunnel joins two stacks with the measured library, over loopback sockets.
 func joinByTunnel(st *stage) (*stacks, error) {
 	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
-	a, from, err := st.lib.stack(st, ka, addrA)
+	a, from, err := st.lib.stack(st, ka, addrA, nil)
 	if err != nil {
 		return nil, err
 	}
-	b, to, err := st.lib.stack(st, kb, addrB)
+	b, to, err := st.lib.stack(st, kb, addrB, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -40,13 +40,16 @@ func (ours) node(st *stage, c nodeConfig) (node, error) {
 	return n, n.up(st, config)
 }
 
-func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, network, error) {
+func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wireguard.Bind) (node, network, error) {
 	t, err := netstack.New(netstack.Config{Addresses: []netip.Addr{addr}, MTU: mtu})
 	if err != nil {
 		return nil, nil, err
 	}
+	if bind == nil {
+		bind = countedBind{st}
+	}
 	n := &ourNode{}
-	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: countedBind{st}})
+	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: bind})
 }
 
 // A countedBind is a udp.Bind that remembers its sockets, so that the sample can read their counters.
@@ -165,4 +168,8 @@ func (n ourNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, erro
 
 func (n ourNetwork) listen(port uint16) (net.Listener, error) {
 	return n.net.ListenTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port))
+}
+
+func (n ourNetwork) ping(ctx context.Context, to netip.Addr) (time.Duration, error) {
+	return n.net.Ping(ctx, to)
 }

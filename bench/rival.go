@@ -9,8 +9,13 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/wgo"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
@@ -40,12 +45,16 @@ func (rival) node(st *stage, c nodeConfig) (node, error) {
 	return newRivalNode(st, c.key, t, bind)
 }
 
-func (rival) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr) (node, network, error) {
+func (rival) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wireguard.Bind) (node, network, error) {
 	t, n, err := netstack.CreateNetTUN([]netip.Addr{addr}, nil, mtu)
 	if err != nil {
 		return nil, nil, err
 	}
-	node, err := newRivalNode(st, key, t, conn.NewStdNetBind())
+	b := conn.NewStdNetBind()
+	if bind != nil {
+		b = wgo.ConnBind(bind)
+	}
+	node, err := newRivalNode(st, key, t, b)
 	return node, rivalNetwork{n}, err
 }
 
@@ -119,4 +128,27 @@ func (n rivalNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, er
 
 func (n rivalNetwork) listen(port uint16) (net.Listener, error) {
 	return n.net.ListenTCP(&net.TCPAddr{Port: int(port)})
+}
+
+func (n rivalNetwork) ping(ctx context.Context, to netip.Addr) (time.Duration, error) {
+	c, err := n.net.Dial("ping4", to.String())
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{Seq: 1, Data: make([]byte, 56)}}
+	b, err := m.Marshal(nil)
+	if err != nil {
+		return 0, err
+	}
+	deadline, _ := ctx.Deadline()
+	if err := c.SetReadDeadline(deadline); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	if _, err := c.Write(b); err != nil {
+		return 0, err
+	}
+	_, err = c.Read(b)
+	return time.Since(begin), err
 }

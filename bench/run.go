@@ -32,8 +32,12 @@ type order struct {
 	Name, Side string
 	Effort     effort
 	Profile    string // a file for a CPU profile; empty means no profile
-	Program    string // a daemon; empty means that the sample needs neither a daemon nor namespaces
+	Program    string // a daemon; empty means that the sample needs none
+	Isolated   bool   // the sample runs in its own namespaces, as one with a daemon does
+	Round      int    // from 0; the seed of what is drawn at random
 }
+
+func (o *order) isolated() bool { return o.Isolated || o.Program != "" }
 
 // A reply is one line of the standard output of a process that executes an order.
 type reply struct {
@@ -51,13 +55,13 @@ func answer(text string, out *os.File) error {
 	if err != nil {
 		return err
 	}
-	if o.Program != "" {
+	if o.isolated() {
 		if err := enterIsolated(); err != nil {
 			return err
 		}
 	}
 	replies := json.NewEncoder(out)
-	st := &stage{effort: o.Effort, program: o.Program, rest: func() { replies.Encode(reply{Resting: true}) }}
+	st := &stage{effort: o.Effort, program: o.Program, round: o.Round, rest: func() { replies.Encode(reply{Resting: true}) }}
 	if o.Profile != "" {
 		f, err := os.Create(o.Profile)
 		if err != nil {
@@ -114,7 +118,7 @@ func startProgram(ctx context.Context, path string, o order) (*taking, error) {
 	}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = append(os.Environ(), orderEnv+"="+string(text))
-	if o.Program != "" {
+	if o.isolated() {
 		isolate(cmd)
 	}
 	var trouble bytes.Buffer
@@ -171,7 +175,7 @@ type runner struct {
 
 // begin starts one sample and returns when the machine is free again. label is the side's name in the file name of a profile.
 func (r *runner) begin(ctx context.Context, m *measure, side, label string, round int) (*taking, error) {
-	o := order{Name: m.name, Side: side, Effort: r.effort}
+	o := order{Name: m.name, Side: side, Effort: r.effort, Round: round, Isolated: side == sideBound && m.boundRoot}
 	if m.daemons {
 		var err error
 		if o.Program, err = r.daemon(side); err != nil {
@@ -189,18 +193,19 @@ func (r *runner) begin(ctx context.Context, m *measure, side, label string, roun
 	return t, nil
 }
 
-// perSample is longer than any sample takes.
+// perSample is longer than any sample takes, except for its spans.
 const perSample = time.Minute
 
 // run measures one name. It alternates samples: ours, wireguard-go, ours, wireguard-go, and so on.
 func (r *runner) run(ctx context.Context, m *measure) (row, error) {
-	ctx, cancel := context.WithTimeout(ctx, perSample*time.Duration(r.rounds))
+	ctx, cancel := context.WithTimeout(ctx, r.timeLimit(m))
 	defer cancel()
 	sides := []string{sideOurs, sideTheirs}
 	if m.single() {
 		sides = sides[:1]
 	}
-	if m.bound != nil {
+	withoutBound := m.withoutBound()
+	if m.bound != nil && withoutBound == "" {
 		sides = append(sides, sideBound)
 	}
 	rounds := r.rounds
@@ -229,5 +234,20 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	if m.single() {
 		samples[sideTheirs] = samples[sideOurs]
 	}
-	return newRow(m, samples[sideOurs], samples[sideTheirs], samples[sideBound]), nil
+	w := newRow(m, samples[sideOurs], samples[sideTheirs], samples[sideBound])
+	w.withoutBound = withoutBound
+	return w, nil
+}
+
+// timeLimit is longer than all samples of m take, on up to three sides.
+func (r *runner) timeLimit(m *measure) time.Duration {
+	return time.Duration(r.rounds) * (perSample + 3*time.Duration(m.spans)*r.effort.Transfer)
+}
+
+// withoutBound returns why this host cannot measure the bound, or an empty string.
+func (m *measure) withoutBound() string {
+	if m.bound == nil || m.boundMissing == nil {
+		return ""
+	}
+	return m.boundMissing()
 }

@@ -10,6 +10,15 @@ type summary struct {
 	median, low, high float64
 	aside             []aside // medians, in the order of the samples' asides; Wrong if it is in any sample
 	n                 int
+	values            []float64 // in the order of the rounds
+}
+
+// worst returns the worst sample.
+func (s *summary) worst(lower bool) float64 {
+	if lower {
+		return s.high
+	}
+	return s.low
 }
 
 // median returns the middle of vs, or the mean of the two middle values. It returns NaN if vs is empty. It does not change vs.
@@ -27,7 +36,7 @@ func summarize(samples []sample) summary {
 	for i, s := range samples {
 		values[i] = s.Value
 	}
-	sum := summary{median(values), slices.Min(values), slices.Max(values), nil, len(samples)}
+	sum := summary{median: median(values), low: slices.Min(values), high: slices.Max(values), n: len(samples), values: slices.Clone(values)}
 	for i, a := range samples[0].Aside {
 		values, worst := values[:0], 0.0
 		for _, s := range samples {
@@ -50,6 +59,7 @@ type row struct {
 	*measure
 	ours, theirs summary
 	bound        *summary
+	withoutBound string // why bound is nil although the measure has a bound
 
 	// ratio is ours / theirs, computed from the medians. low and high are the extremes of the rounds' ratios.
 	ratio, low, high float64

@@ -70,9 +70,34 @@ func printRow(w io.Writer, r row) {
 				figure(a.Value), figure(b.Value), a.Unit, figure(quotient(a.Value, b.Value)))
 		}
 	}
+	if r.spans > 0 {
+		printWorst(w, &r)
+	}
+	if r.withoutBound != "" {
+		fmt.Fprintf(w, "  %s: left out: %s\n", r.boundName, r.withoutBound)
+	}
 	if b := r.bound; b != nil {
+		printAsides(w, r.boundName, b.aside)
 		fmt.Fprintf(w, "  %s: %s %s (%s); ours is %.2f of it, wireguard-go %.2f\n", r.boundName,
 			figure(b.median), r.unit, spread(b.low, b.high), r.ours.median/b.median, r.theirs.median/b.median)
+	}
+}
+
+// printWorst writes the worst sample of each side, and all samples in the order of the rounds.
+func printWorst(w io.Writer, r *row) {
+	sides := []struct {
+		name string
+		*summary
+	}{{"ours", &r.ours}, {"wireguard-go", &r.theirs}, {r.boundName, r.bound}}
+	for _, s := range sides {
+		if s.summary == nil {
+			continue
+		}
+		var all []string
+		for _, v := range s.values {
+			all = append(all, figure(v))
+		}
+		fmt.Fprintf(w, "  %s: median %s, worst %s %s; all %s\n", s.name, figure(s.median), figure(s.worst(r.lower)), r.unit, strings.Join(all, " "))
 	}
 }
 

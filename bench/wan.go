@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// wanFamily measures TCP over long paths. A sample takes 20 seconds, so bench measures the family only on demand.
+const wanFamily = "wan"
+
+// A wanCell is a path: the same line in each direction.
+type wanCell struct {
+	name  string
+	rate  float64       // Mbit/s of IP packets that carry the tunnel
+	trip  time.Duration // of a packet and its answer, without queues
+	queue time.Duration // the time that a full queue takes to drain; packets beyond it are dropped
+	loss  float64       // probability
+}
+
+var wanCells = []wanCell{
+	{"500m-20ms", 500, 20 * time.Millisecond, 50 * time.Millisecond, 0},
+	{"500m-100ms", 500, 100 * time.Millisecond, 50 * time.Millisecond, 0},
+	{"100m-100ms", 100, 100 * time.Millisecond, 100 * time.Millisecond, 0},
+	{"50m-150ms", 50, 150 * time.Millisecond, 150 * time.Millisecond, 0},
+	{"1g-200ms", 1000, 200 * time.Millisecond, 200 * time.Millisecond, 0},
+	{"500m-50ms-0.1", 500, 50 * time.Millisecond, 50 * time.Millisecond, 0.001},
+	{"500m-50ms-1", 500, 50 * time.Millisecond, 50 * time.Millisecond, 0.01},
+	{"500m-200ms-0.1", 500, 200 * time.Millisecond, 50 * time.Millisecond, 0.001},
+}
+
+// wanUpload is the path of wan/upload-ping: a home with a slow uplink and a deep queue.
+var wanUpload = wanCell{"upload-ping", 50, 30 * time.Millisecond, 250 * time.Millisecond, 0}
+
+// wanUploadSpans is how many times as long as another sample of the family wan/upload-ping takes.
+const wanUploadSpans = 3
+
+func wanMeasures() (ms []measure) {
+	for _, c := range wanCells {
+		ms = append(ms, c.measure("Mbit/s", 1, runDownload))
+	}
+	m := wanUpload.measure("ms", wanUploadSpans, runUploadPing)
+	m.lower = true
+	return append(ms, m)
+}
+
+func (c wanCell) measure(unit string, spans int, run func(*stage, *wanPath) (sample, error)) measure {
+	over := func(join func(*stage, wanCell) (*wanPath, error)) func(*stage) (sample, error) {
+		return func(st *stage) (sample, error) {
+			p, err := join(st, c)
+			if err != nil {
+				return sample{}, err
+			}
+			return run(st, p)
+		}
+	}
+	return measure{
+		name: wanFamily + "/" + c.name, unit: unit, rounds: 5, spans: spans,
+		run:          over(joinByWan),
+		bound:        over(joinKernels),
+		boundName:    "the kernel's TCP with CUBIC",
+		boundMissing: missingForKernel,
+		boundRoot:    true,
+	}
+}
+
+// conditions returns what the wire does in each direction.
+func (c wanCell) conditions() pipe.Conditions {
+	perSecond := c.rate * 1e6 / 8
+	return pipe.Conditions{
+		Rate:  int(perSecond),
+		Queue: int(perSecond * c.queue.Seconds()),
+		Delay: c.trip / 2,
+		Loss:  c.loss,
+	}
+}
+
+// wire makes the path. All sides of a round draw their losses from the same seed.
+func (c wanCell) wire(st *stage) *pipe.Network {
+	// The sockets' queues are large, so that only the path's own queue drops.
+	n := pipe.NewNetwork(pipe.Config{Seed: uint64(st.round), Queue: 64 << 20})
+	n.SetConditions(c.conditions())
+	return n
+}
+
+// A wanPath is two stacks, joined by the path of a cell.
+type wanPath struct {
+	*stacks
+	ping func(context.Context) (time.Duration, error) // from the stack that dials to the other one
+}
+
+// joinByWan joins two stacks with the measured library.
+func joinByWan(st *stage, c wanCell) (*wanPath, error) {
+	n := c.wire(st)
+	ea, eb := n.NewEnd(), n.NewEnd()
+	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	a, from, err := st.lib.stack(st, ka, addrA, ea)
+	if err != nil {
+		return nil, err
+	}
+	b, to, err := st.lib.stack(st, kb, addrB, eb)
+	if err != nil {
+		return nil, err
+	}
+	at := func(e *pipe.End, n node) netip.AddrPort { return e.Endpoint(n.port()).Addr }
+	if err := a.plan(peer{kb.Public(), at(eb, b), netip.PrefixFrom(addrB, 32)})(); err != nil {
+		return nil, err
+	}
+	if err := b.plan(peer{ka.Public(), at(ea, a), netip.PrefixFrom(addrA, 32)})(); err != nil {
+		return nil, err
+	}
+	s, err := listen(st, from, to)
+	if err != nil {
+		return nil, err
+	}
+	return &wanPath{s, func(ctx context.Context) (time.Duration, error) { return from.ping(ctx, addrB) }}, nil
+}
+
+// runDownload measures the goodput of one connection, whose dialer reads. The time begins with the dial, so it includes the
+// handshakes and the slow start.
+func runDownload(st *stage, p *wanPath) (sample, error) {
+	p.serve(func(c net.Conn) {
+		b := make([]byte, chunk)
+		for {
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	})
+	c0, begin := cpuTime(), time.Now()
+	c, err := p.open()
+	if err != nil {
+		return sample{}, err
+	}
+	st.atClose(func() { c.Close() })
+	end := begin.Add(st.Transfer)
+	if err := c.SetReadDeadline(end); err != nil {
+		return sample{}, err
+	}
+	var total, half int
+	b := make([]byte, chunk)
+	for {
+		n, err := c.Read(b)
+		total += n
+		if time.Since(begin) < st.Transfer/2 {
+			half = total
+		}
+		var late net.Error
+		if errors.As(err, &late) && late.Timeout() {
+			break
+		}
+		if err != nil {
+			return sample{}, fmt.Errorf("after %v: %w", time.Since(begin), err)
+		}
+	}
+	mbit := func(n int, d time.Duration) float64 { return float64(n) * 8 / 1e6 / d.Seconds() }
+	return sample{mbit(total, st.Transfer), []aside{
+		{Name: "second half", Unit: "Mbit/s", Value: mbit(total-half, st.Transfer/2)},
+		{Name: "cpu", Unit: "s/s", Value: (cpuTime() - c0).Seconds() / st.Transfer.Seconds()},
+	}}, nil
+}
+
+// pingEvery is the time between two pings of wan/upload-ping.
+const pingEvery = 100 * time.Millisecond
+
+// runUploadPing measures the 95th percentile of pings beside an upload. A ping without an answer within 5 seconds counts as 5
+// seconds.
+func runUploadPing(st *stage, p *wanPath) (sample, error) {
+	var received atomic.Int64
+	p.serve(func(c net.Conn) {
+		b := make([]byte, chunk)
+		for {
+			n, err := c.Read(b)
+			received.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	during := wanUploadSpans * st.Transfer
+	begin := time.Now()
+	c, err := p.open()
+	if err != nil {
+		return sample{}, err
+	}
+	st.atClose(func() { c.Close() })
+	go func() {
+		b := make([]byte, chunk)
+		for {
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	trips, lost := pings(p, begin.Add(during))
+	mbit := float64(received.Load()) * 8 / 1e6 / time.Since(begin).Seconds()
+	if len(trips) == 0 {
+		return sample{}, errors.New("no ping was sent")
+	}
+	slices.Sort(trips)
+	return sample{trips[len(trips)*95/100], []aside{
+		{Name: "upload", Unit: "Mbit/s", Value: mbit},
+		{Name: "median ping", Unit: "ms", Value: trips[len(trips)/2]},
+		{Name: "pings lost", Value: float64(lost)},
+	}}, nil
+}
+
+// pings sends pings until end, and returns how long each took, in milliseconds, and how many had no answer.
+func pings(p *wanPath, end time.Time) (trips []float64, lost int) {
+	const patience = 5 * time.Second
+	var mu sync.Mutex // guards trips and lost
+	var all sync.WaitGroup
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	for now := range tick.C {
+		if now.After(end) {
+			break
+		}
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			took, err := p.ping(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				took = patience
+				lost++
+			}
+			trips = append(trips, float64(took)/1e6)
+		})
+	}
+	all.Wait()
+	return trips, lost
+}

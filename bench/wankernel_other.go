@@ -1,0 +1,9 @@
+//go:build !linux
+
+package main
+
+import "errors"
+
+func missingForKernel() string { return "it needs Linux's network namespaces" }
+
+func joinKernels(*stage, wanCell) (*wanPath, error) { return nil, errors.New(missingForKernel()) }
