@@ -1,0 +1,299 @@
+// Package ordered has sorted sets with many readers and one writer. A [Set] never changes, so readers need no lock. An
+// [Edit] makes the next set from it, and copies only the nodes that change. The package takes no lock and starts nothing.
+package ordered
+
+import (
+	"iter"
+	"slices"
+)
+
+// An Item is what a Set holds. Compare returns a negative number if the item is less than o, 0 if the two are equal, and a
+// positive number otherwise.
+type Item[T any] interface {
+	Compare(o T) int
+}
+
+// A Set is a sorted set of items without equals. The zero value is empty. A Set may be copied, and read from any goroutine.
+type Set[T Item[T]] struct {
+	root *node[T] // nil if the set is empty
+	n    int
+	edit uint64 // the number of the edit that made the set
+}
+
+// maxItems is the capacity of a node. An edit of one item copies a node of each level, and a set of 1,000,000 items has
+// five or six levels.
+const maxItems = 16
+
+// A node of a B+ tree. In a leaf, items are items of the set. Elsewhere items[i] is at most the least item below kids[i],
+// and greater than all items below kids[i-1]; items[0] has no meaning.
+type node[T Item[T]] struct {
+	edit  uint64 // the number of the edit that may change the node in place
+	items []T
+	kids  []*node[T] // nil in a leaf
+}
+
+// Len returns the number of items.
+func (s Set[T]) Len() int { return s.n }
+
+// Get returns the item that is equal to x, and whether the set has one.
+func (s Set[T]) Get(x T) (item T, ok bool) {
+	n := s.root
+	for n != nil && n.kids != nil {
+		n = n.kids[n.below(x)]
+	}
+	if n != nil {
+		if i, found := n.search(x); found {
+			return n.items[i], true
+		}
+	}
+	return item, false
+}
+
+// From returns the items that are not less than x in order. The first costs O(log n), each other O(1).
+func (s Set[T]) From(x T) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		if s.root != nil {
+			s.root.from(&x, yield)
+		}
+	}
+}
+
+// from yields the items not less than *x, or all items if x is nil. It returns false if yield did.
+func (n *node[T]) from(x *T, yield func(T) bool) bool {
+	if n.kids == nil {
+		i := 0
+		if x != nil {
+			i, _ = n.search(*x)
+		}
+		for ; i < len(n.items); i++ {
+			if !yield(n.items[i]) {
+				return false
+			}
+		}
+		return true
+	}
+	i := 0
+	if x != nil {
+		i = n.below(*x)
+	}
+	for ; i < len(n.kids); i++ {
+		if !n.kids[i].from(x, yield) {
+			return false
+		}
+		x = nil // all that follows is greater
+	}
+	return true
+}
+
+// search returns the place of x in a leaf, or where it would be inserted.
+func (n *node[T]) search(x T) (i int, found bool) {
+	low, high := 0, len(n.items)
+	for low < high {
+		if m := int(uint(low+high) / 2); n.items[m].Compare(x) < 0 {
+			low = m + 1
+		} else {
+			high = m
+		}
+	}
+	return low, low < len(n.items) && n.items[low].Compare(x) == 0
+}
+
+// below returns the place of the child that holds x if the tree does.
+func (n *node[T]) below(x T) int {
+	low, high := 1, len(n.items)
+	for low < high {
+		if m := int(uint(low+high) / 2); n.items[m].Compare(x) <= 0 {
+			low = m + 1
+		} else {
+			high = m
+		}
+	}
+	return low - 1
+}
+
+// An Edit is a set that is being changed. It is for one goroutine.
+type Edit[T Item[T]] struct{ s Set[T] }
+
+// Edit returns an edit that begins with the items of s. All edits of s must descend from one another: make the next edit
+// from the set that the last one returned.
+func (s Set[T]) Edit() Edit[T] {
+	s.edit++
+	return Edit[T]{s}
+}
+
+// Set returns the set as it is now. The edit may go on; the returned set does not change.
+func (e *Edit[T]) Set() Set[T] {
+	s := e.s
+	e.s.edit++
+	return s
+}
+
+// Len returns the number of items.
+func (e *Edit[T]) Len() int { return e.s.n }
+
+// Get is Set.Get.
+func (e *Edit[T]) Get(x T) (item T, ok bool) { return e.s.Get(x) }
+
+// From is Set.From. The edit must not be changed inside the loop.
+func (e *Edit[T]) From(x T) iter.Seq[T] { return e.s.From(x) }
+
+// Put adds x, in the place of an item that is equal to it.
+func (e *Edit[T]) Put(x T) {
+	if e.s.root == nil {
+		e.s.root = &node[T]{edit: e.s.edit}
+	}
+	left, right := e.put(e.s.root, x)
+	if right != nil {
+		root := &node[T]{edit: e.s.edit, items: make([]T, 1, roundUp(2)), kids: make([]*node[T], 1, roundUp(2))}
+		root.kids[0] = left // items[0] has no meaning
+		left = root
+		root.insert(1, right.items[0], right)
+	}
+	e.s.root = left
+}
+
+// put adds x below n. It returns the node that takes n's place, and a node that follows it if n was full.
+func (e *Edit[T]) put(n *node[T], x T) (left, right *node[T]) {
+	n = e.own(n)
+	if n.kids == nil {
+		i, found := n.search(x)
+		if found {
+			n.items[i] = x
+			return n, nil
+		}
+		e.s.n++
+		return n, e.insert(n, i, x, nil)
+	}
+	i := n.below(x)
+	kid, next := e.put(n.kids[i], x)
+	n.kids[i] = kid
+	if next == nil {
+		return n, nil
+	}
+	return n, e.insert(n, i+1, next.items[0], next)
+}
+
+// insert inserts an item, and a child if n has children. If n is full, insert moves a part of it to a node that it returns.
+// This is the upper half, or nothing if the item is the greatest: so nodes that are filled in order are full.
+func (e *Edit[T]) insert(n *node[T], i int, x T, kid *node[T]) (right *node[T]) {
+	if len(n.items) < maxItems {
+		n.insert(i, x, kid)
+		return nil
+	}
+	at := maxItems / 2
+	if i == maxItems {
+		at = maxItems
+	}
+	right = &node[T]{edit: e.s.edit, items: resized(n.items[at:], 1)}
+	n.items = resized(n.items[:at], 1)
+	if kid != nil {
+		right.kids = resized(n.kids[at:], 1)
+		n.kids = resized(n.kids[:at], 1)
+	}
+	if i > at || i == maxItems {
+		right.insert(i-at, x, kid)
+	} else {
+		n.insert(i, x, kid)
+	}
+	return right
+}
+
+func (n *node[T]) insert(i int, x T, kid *node[T]) {
+	if len(n.items) == cap(n.items) {
+		n.items = resized(n.items, 1)
+	}
+	n.items = slices.Insert(n.items, i, x)
+	if kid != nil {
+		if len(n.kids) == cap(n.kids) {
+			n.kids = resized(n.kids, 1)
+		}
+		n.kids = slices.Insert(n.kids, i, kid)
+	}
+}
+
+// Delete removes the item that is equal to x, and returns whether there was one.
+func (e *Edit[T]) Delete(x T) bool {
+	before, root := e.s.n, e.s.root
+	if root == nil {
+		return false
+	}
+	root = e.delete(root, x)
+	for len(root.kids) == 1 {
+		root = root.kids[0]
+	}
+	if len(root.items) == 0 {
+		root = nil
+	}
+	e.s.root = root
+	return e.s.n < before
+}
+
+// delete removes x, if it is below n, and returns the node that takes n's place. It may be empty.
+func (e *Edit[T]) delete(n *node[T], x T) *node[T] {
+	n = e.own(n)
+	if n.kids == nil {
+		if i, found := n.search(x); found {
+			n.remove(i)
+			e.s.n--
+		}
+		return n
+	}
+	i := n.below(x)
+	n.kids[i] = e.delete(n.kids[i], x)
+	if left := len(n.kids[i].items); left == 0 {
+		n.remove(i)
+	} else if left < maxItems/2 && !e.join(n, i) {
+		e.join(n, i-1)
+	}
+	return n
+}
+
+// join merges the children i and i+1 of n if there are two and one node can hold both.
+func (e *Edit[T]) join(n *node[T], i int) bool {
+	if i < 0 || i+1 >= len(n.kids) || len(n.kids[i].items)+len(n.kids[i+1].items) > maxItems {
+		return false
+	}
+	left, right := e.own(n.kids[i]), n.kids[i+1]
+	at := len(left.items)
+	left.items = append(resized(left.items, len(right.items)), right.items...)
+	if left.kids != nil {
+		left.items[at] = n.items[i+1] // which has no meaning in right
+		left.kids = append(resized(left.kids, len(right.kids)), right.kids...)
+	}
+	n.kids[i] = left
+	n.remove(i + 1)
+	return true
+}
+
+// remove removes an item, and the child at its place.
+func (n *node[T]) remove(i int) {
+	n.items = slices.Delete(n.items, i, i+1)
+	if n.kids != nil {
+		n.kids = slices.Delete(n.kids, i, i+1)
+	}
+}
+
+// own returns n if this edit made it, and otherwise a copy.
+func (e *Edit[T]) own(n *node[T]) *node[T] {
+	if n.edit == e.s.edit {
+		return n
+	}
+	c := &node[T]{edit: e.s.edit, items: resized(n.items, 1)}
+	if n.kids != nil {
+		c.kids = resized(n.kids, 1)
+	}
+	return c
+}
+
+// resized returns a copy of s with room for more items, and little beyond that.
+func resized[S any](s []S, more int) []S {
+	return append(make([]S, 0, roundUp(len(s)+more)), s...)
+}
+
+// roundUp returns the capacity of a slice for n items, at most maxItems.
+func roundUp(n int) int {
+	if n <= 2 {
+		return n
+	}
+	return min((n+3)&^3, maxItems)
+}

@@ -1,0 +1,205 @@
+package ordered
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// A pair is equal to all pairs with its key.
+type pair struct{ key, value int }
+
+func (a pair) Compare(b pair) int { return cmp.Compare(a.key, b.key) }
+
+// TestModel compares sets with a map, through changes of all kinds, and checks that no set changes that was returned.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var s Set[pair]
+		model := make(map[int]int)
+		keys := rapid.IntRange(0, rapid.SampledFrom([]int{20, 5000}).Draw(t, "keys"))
+		for range rapid.IntRange(1, 8).Draw(t, "edits") {
+			before, modelBefore := s, maps.Clone(model)
+			e := s.Edit()
+			for range rapid.IntRange(1, 4).Draw(t, "steps") {
+				kind := rapid.IntRange(0, 4).Draw(t, "kind")
+				from, n := keys.Draw(t, "from"), rapid.SampledFrom([]int{1, 3, 100, 3000}).Draw(t, "n")
+				switch kind {
+				case 0, 1: // in order, up or down
+					for i := range n {
+						key := from + i*(1-2*kind)
+						e.Put(pair{key, i})
+						model[key] = i
+					}
+				case 2: // at random, as far as there is a pattern
+					for i := range n {
+						key := (from + i*7919) % 10007
+						e.Put(pair{key, i})
+						model[key] = i
+					}
+				case 3:
+					for i := range n {
+						_, had := model[from+i]
+						if e.Delete(pair{key: from + i}) != had {
+							t.Fatalf("Delete(%d) is not %v", from+i, had)
+						}
+						delete(model, from+i)
+					}
+				case 4: // a set in between
+					middle, modelMiddle := e.Set(), maps.Clone(model)
+					defer func() { check(t, middle, modelMiddle) }()
+				}
+			}
+			s = e.Set()
+			check(t, s, model)
+			check(t, before, modelBefore)
+		}
+	})
+}
+
+func check(t *rapid.T, s Set[pair], model map[int]int) {
+	want := slices.Sorted(maps.Keys(model))
+	if s.Len() != len(want) {
+		t.Fatalf("%d items, want %d", s.Len(), len(want))
+	}
+	from := rapid.IntRange(-10, 10010).Draw(t, "from")
+	for _, at := range []int{-1 << 62, from} {
+		i, _ := slices.BinarySearch(want, at)
+		for item := range s.From(pair{key: at}) {
+			if i == len(want) || item.key != want[i] || item.value != model[item.key] {
+				t.Fatalf("from %d on, item %v follows %v", at, item, want[:i])
+			}
+			i++
+		}
+		if i != len(want) {
+			t.Fatalf("from %d on, %d items are missing", at, len(want)-i)
+		}
+	}
+	value, has := model[from]
+	if item, ok := s.Get(pair{key: from}); ok != has || has && item.value != value {
+		t.Fatalf("Get(%d) is %v, %v", from, item, ok)
+	}
+	if s.root != nil {
+		checkNode(t, s.root, true)
+	}
+}
+
+// checkNode checks the shape below n, and returns the levels.
+func checkNode(t *rapid.T, n *node[pair], isRoot bool) (levels int) {
+	if len(n.items) == 0 || len(n.items) > maxItems || cap(n.items) > maxItems || isRoot && len(n.kids) == 1 {
+		t.Fatalf("a node has %d items in %d places, and %d children", len(n.items), cap(n.items), len(n.kids))
+	}
+	if n.kids == nil {
+		return 1
+	}
+	if len(n.kids) != len(n.items) {
+		t.Fatalf("%d children, but %d items", len(n.kids), len(n.items))
+	}
+	for i, kid := range n.kids {
+		if l := checkNode(t, kid, false); i > 0 && l != levels {
+			t.Fatalf("a child has %d levels beside one with %d", l, levels)
+		} else {
+			levels = l
+		}
+	}
+	return levels + 1
+}
+
+// filled returns a set of n items, put in order or at random.
+func filled(n int, inOrder bool) Set[pair] {
+	var s Set[pair]
+	e := s.Edit()
+	for i := range n {
+		key := i
+		if !inOrder {
+			key = i * 7919 % n // n is not a multiple of 7919
+		}
+		e.Put(pair{key, i})
+	}
+	return e.Set()
+}
+
+// nodes returns the nodes of a set, and the places for items in its leaves.
+func (s Set[T]) nodes() (nodes, places int) {
+	var count func(n *node[T])
+	count = func(n *node[T]) {
+		nodes++
+		if n.kids == nil {
+			places += cap(n.items)
+		}
+		for _, kid := range n.kids {
+			count(kid)
+		}
+	}
+	if s.root != nil {
+		count(s.root)
+	}
+	return nodes, places
+}
+
+// TestSpace: nodes are well filled, in each order of insertion, and after most items were deleted.
+func TestSpace(t *testing.T) {
+	const n = 100_000
+	for name, c := range map[string]struct {
+		inOrder bool
+		most    float64 // places per item
+	}{"in order": {true, 1.01}, "at random": {false, 1.4}} {
+		s := filled(n, c.inOrder)
+		if _, places := s.nodes(); float64(places) > c.most*n {
+			t.Errorf("%s: %d places for %d items, want %.2f times as many at most", name, places, n, c.most)
+		}
+		e := s.Edit()
+		for i := range n {
+			if i%100 != 0 {
+				e.Delete(pair{key: i})
+			}
+		}
+		left := e.Set()
+		if _, places := left.nodes(); left.Len() != n/100 || places > 5*left.Len() {
+			t.Errorf("%s: %d places for the %d items that are left", name, places, left.Len())
+		}
+	}
+}
+
+// TestEditCost: a change of one item copies a node per level, and the number of levels grows with the logarithm.
+func TestEditCost(t *testing.T) {
+	for _, c := range []struct{ n, levels int }{{1000, 3}, {100_000, 5}} {
+		s := filled(c.n, false)
+		allocs := testing.AllocsPerRun(100, func() {
+			e := s.Edit()
+			e.Put(pair{c.n / 2, 1})
+			e.Delete(pair{key: c.n / 3})
+		})
+		if limit := float64(2 * 3 * (c.levels + 1)); allocs > limit { // a node, its items and its children
+			t.Errorf("%d items: %v allocations for two changes, want %v at most", c.n, allocs, limit)
+		}
+	}
+	s := filled(100_000, false)
+	if allocs := testing.AllocsPerRun(100, func() {
+		if _, ok := s.Get(pair{key: 7}); !ok {
+			t.Error("an item is missing")
+		}
+		for range s.From(pair{key: 5}) {
+			break
+		}
+	}); allocs > 4 { // the closures of the loop
+		t.Errorf("%v allocations to read, want 4 at most", allocs)
+	}
+}
+
+func BenchmarkPut(b *testing.B) {
+	for b.Loop() {
+		filled(100_000, false)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100_000, "ns/item")
+}
+
+func BenchmarkGet(b *testing.B) {
+	s, i := filled(100_000, false), 0
+	for b.Loop() {
+		i = (i + 7919) % 100_000
+		s.Get(pair{key: i})
+	}
+}
