@@ -46,19 +46,46 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")) // with bits beyond its length
 }
 
+// threePeers returns peers with numbers that differ.
+func threePeers() (ps []*peer) {
+	for i := range 3 {
+		p := newPeer(PublicKey{byte(i + 1)})
+		p.serial = uint64(i)
+		ps = append(ps, p)
+	}
+	return ps
+}
+
 // TestAllowedIPsModel carries out changes of all kinds, each by one of the two ways that a change can take, and
 // compares every lookup, every peer's own list, and a state that a reader still holds.
 func TestAllowedIPsModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var a allowedIPs[*peer]
 		model := make(routesModel)
-		peers := []*peer{newPeer(PublicKey{1}), newPeer(PublicKey{2}), newPeer(PublicKey{3})}
+		peers := threePeers()
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
 			before, modelBefore := a.routes(), model.clone()
-			edit := a.edit(rapid.SampledFrom([]int{0, 1 << 20}).Draw(t, "persistent or clone"))
+			edit := a.edit()
+			edit.paths = rapid.SampledFrom([]int{-1 << 20, 0, 1 << 20}).Draw(t, "persistent, either, or clone")
 			for range rapid.IntRange(1, 8).Draw(t, "steps") {
 				p := rapid.SampledFrom(peers).Draw(t, "peer")
-				switch rapid.IntRange(0, 5).Draw(t, "step") {
+				switch rapid.IntRange(0, 6).Draw(t, "step") {
+				case 6: // replace
+					for prefix, owner := range model {
+						if owner == p {
+							delete(model, prefix)
+						}
+					}
+					var all []netip.Prefix
+					for range rapid.IntRange(0, 4).Draw(t, "prefixes") {
+						prefix := drawPrefix(t)
+						if known := slices.Collect(a.of(p, netip.Prefix{})); len(known) > 0 && rapid.Bool().Draw(t, "kept") {
+							prefix = rapid.SampledFrom(known).Draw(t, "kept prefix")
+						}
+						all = append(all, prefix)
+						model[prefix.Masked()] = p
+					}
+					edit.change(all, nil, true, p)
 				case 0:
 					edit.removeAll(p)
 					for prefix, owner := range model {
@@ -93,7 +120,7 @@ func TestAllowedIPsModel(t *testing.T) {
 			edit.publish()
 			checkRoutes(t, a.routes(), model)
 			checkRoutes(t, before, modelBefore)
-			checkOwned(t, peers, model)
+			checkOwned(t, &a, peers, model)
 		}
 	})
 }
@@ -121,17 +148,21 @@ func checkRoutes(t *rapid.T, r routes[*peer], model routesModel) {
 	}
 }
 
-func checkOwned(t *rapid.T, peers []*peer, model routesModel) {
+// checkOwned compares the prefixes of each peer, from a prefix on, and how many it has.
+func checkOwned(t *rapid.T, a *allowedIPs[*peer], peers []*peer, model routesModel) {
 	owned := make(map[*peer][]netip.Prefix)
 	for prefix, p := range model {
 		owned[p] = append(owned[p], prefix)
 	}
+	after := drawPrefix(t)
 	for _, p := range peers {
-		got := slices.Clone(p.allowed)
-		slices.SortFunc(got, netip.Prefix.Compare)
 		slices.SortFunc(owned[p], netip.Prefix.Compare)
-		if !slices.Equal(got, owned[p]) {
-			t.Fatalf("peer %v has the prefixes %v, want %v", name(p), got, owned[p])
+		if got := slices.Collect(a.of(p, netip.Prefix{})); !slices.Equal(got, owned[p]) || int(p.prefixes.Load()) != len(got) {
+			t.Fatalf("peer %v has the %d prefixes %v, want %v in that order", name(p), p.prefixes.Load(), got, owned[p])
+		}
+		rest := slices.DeleteFunc(slices.Clone(owned[p]), func(prefix netip.Prefix) bool { return prefix.Compare(after) <= 0 })
+		if got := slices.Collect(a.of(p, after)); !slices.Equal(got, rest) {
+			t.Fatalf("after %v, peer %v has %v, want %v", after, name(p), got, rest)
 		}
 	}
 }
@@ -145,15 +176,20 @@ func name(p *peer) string {
 
 // TestAllowedIPsTable has the cases that programs got wrong: nested prefixes of two peers, and the last writer.
 func TestAllowedIPsTable(t *testing.T) {
-	a, b, c := newPeer(PublicKey{1}), newPeer(PublicKey{2}), newPeer(PublicKey{3})
 	prefix := netip.MustParsePrefix
-	for _, n := range []int{0, 1 << 20} {
-		a.allowed, b.allowed, c.allowed = nil, nil, nil
+	for _, paths := range []int{-1 << 20, 1 << 20} {
+		ps := threePeers()
+		a, b, c := ps[0], ps[1], ps[2]
 		var table allowedIPs[*peer]
+		begin := func() routesEdit[*peer] {
+			e := table.edit()
+			e.paths = paths
+			return e
+		}
 		if table.routes().peer(netip.MustParseAddr("10.0.0.1")) != nil {
 			t.Fatal("the zero value routes")
 		}
-		edit := table.edit(n)
+		edit := begin()
 		edit.insert(prefix("0.0.0.0/0"), a)
 		edit.insert(prefix("10.0.0.0/8"), b)
 		edit.insert(prefix("10.1.2.3/16"), c) // is 10.1.0.0/16
@@ -172,20 +208,20 @@ func TestAllowedIPsTable(t *testing.T) {
 		want("11.0.0.0", a, "the default route")
 		want("2001:db8::1", b, "each family has its own default route")
 
-		edit = table.edit(n)
+		edit = begin()
 		edit.remove(prefix("10.1.0.0/16"), b)
 		edit.publish()
 		want("10.1.2.4", c, "a prefix is taken from its own peer alone")
 
-		edit = table.edit(n)
+		edit = begin()
 		edit.insert(prefix("10.1.0.0/16"), b)
 		edit.publish()
 		want("10.1.2.4", b, "the last writer wins")
-		if len(c.allowed) != 0 || len(b.allowed) != 3 {
-			t.Error("the peers' own lists are not in step")
+		if c.prefixes.Load() != 0 || b.prefixes.Load() != 3 {
+			t.Error("the peers' counts are not in step")
 		}
 
-		edit = table.edit(n)
+		edit = begin()
 		edit.removeAll(b)
 		edit.publish()
 		want("10.1.2.4", a, "removing a peer restores nothing, and uncovers what was there")
@@ -196,20 +232,22 @@ func TestAllowedIPsTable(t *testing.T) {
 // TestAllowedIPsReaders looks up while prefixes move between two peers: a reader finds one or the other, never none,
 // and within one state of the table the same owner for all that moves together.
 func TestAllowedIPsReaders(t *testing.T) {
-	a, b := newPeer(PublicKey{1}), newPeer(PublicKey{2})
+	ps := threePeers()
+	a, b := ps[0], ps[1]
 	var prefixes []netip.Prefix
 	for i := range 100 {
 		prefixes = append(prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24))
 	}
 	var table allowedIPs[*peer]
-	give := func(p *peer, n int) {
-		edit := table.edit(n)
+	give := func(p *peer, paths int) {
+		edit := table.edit()
+		edit.paths = paths
 		for _, prefix := range prefixes {
 			edit.insert(prefix, p)
 		}
 		edit.publish()
 	}
-	give(a, len(prefixes))
+	give(a, 0)
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	for range 2 {
@@ -229,7 +267,7 @@ func TestAllowedIPsReaders(t *testing.T) {
 		}()
 	}
 	for i := range 60 {
-		give([]*peer{b, a}[i%2], []int{0, 1 << 20}[i/2%2])
+		give([]*peer{b, a}[i%2], []int{-1 << 20, 1 << 20}[i/2%2])
 	}
 	stop.Store(true)
 	wg.Wait()
@@ -237,7 +275,7 @@ func TestAllowedIPsReaders(t *testing.T) {
 
 func TestAllowedIPsLookupAllocatesNothing(t *testing.T) {
 	var table allowedIPs[*peer]
-	edit := table.edit(1)
+	edit := table.edit()
 	edit.insert(netip.MustParsePrefix("10.0.0.0/8"), new(peer))
 	edit.insert(netip.MustParsePrefix("2001:db8::/32"), new(peer))
 	edit.publish()

@@ -11,21 +11,20 @@ import (
 	"time"
 )
 
-// A Config describes a new device. Tunnel and Bind must be set. The zero value of any other field means its default. The
-// device copies what it needs, so the caller may change the Config and its slices afterwards.
+// A Config says what a new device is. Tunnel and Bind must be set; the zero value of every other field means its
+// default. The device copies what it needs: the Config and its slices stay the caller's.
 type Config struct {
-	// PrivateKey is the device's identity. Zero means none: the device neither makes nor answers handshakes until
-	// Configure sets a key.
+	// PrivateKey is the device's identity. Zero: none yet; the device makes and answers no handshake until
+	// Configure sets one.
 	PrivateKey PrivateKey
 
-	// ListenPort is the UDP port. Zero means that the Bind chooses a port each time the device goes up.
+	// ListenPort is the UDP port. Zero: the Bind chooses one each time the device goes up.
 	ListenPort uint16
 
-	// FirewallMark is the mark of the datagrams that the sockets send. Zero means no mark. Up fails with any other value if
-	// the Bind's sockets are not Markers.
+	// FirewallMark marks what the sockets send, where the Bind can. Zero: no mark.
 	FirewallMark uint32
 
-	// Peers are the first peers of the device. Configure and Lookup add others later.
+	// Peers are those from the start. None: Configure and Lookup add some.
 	Peers []PeerConfig
 
 	// Tunnel is where packets come from and go to. It must implement PacketSource, Queues or Attacher as well. The
@@ -35,132 +34,124 @@ type Config struct {
 	// Bind is where datagrams come from and go to. The device closes the sockets that it makes.
 	Bind Bind
 
-	// Lookup supplies a peer that is not configured, when its first authentic initiation arrives. The device calls it on a
-	// new goroutine, for at most MaxLookups keys at a time, and for each key only once at a time. The context ends when
-	// the device goes down, and Close waits for the call. If Lookup returns an error, or a PeerConfig for another key, the
-	// initiation remains unanswered.
-	//
-	// The device forgets such a peer when no session is left: 540 s after its last session was made, or after 180 s if it
-	// never confirmed one. The EventPeerForgotten carries the Timestamp that Lookup should return the next time, so that
-	// nobody can bring the peer back with a recorded initiation. A Subscription says whether it missed such events. Once
-	// Configure names a peer that Lookup supplied, the device does not forget it any more.
-	//
-	// Nil means that the device drops the initiations of strangers.
+	// Lookup supplies a peer that is not configured when its first, authentic initiation arrives. It is called
+	// on a goroutine of its own, at most MaxLookups at a time and once at a time for each key; its context ends when the
+	// device goes down, and Close waits for it. Returning an error, or a PeerConfig for another key, leaves the initiation unanswered.
+	// A peer that came this way is forgotten when it has no session left: 540 s after the last one, or 180 s after
+	// it was added when none was confirmed. An EventPeerForgotten then carries the Timestamp to return from
+	// Lookup the next time, so that a recorded initiation cannot bring the peer back; a subscriber that missed
+	// events has missed some of those. A looked-up peer that Configure names is an ordinary peer from then on.
+	// Nil: strangers are dropped.
 	Lookup func(ctx context.Context, key PublicKey) (PeerConfig, error)
 
-	// MaxLookedUp limits how many peers supplied by Lookup the device has at a time. Zero means 65536.
+	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero: 65536.
 	MaxLookedUp int
 
-	// MaxLookups limits how many calls of Lookup run at a time. While that many run, the device drops the initiations of
-	// other strangers. Zero means 64.
+	// MaxLookups limits the calls of Lookup at one time. Initiations of other strangers are dropped meanwhile. Zero: 64.
 	MaxLookups int
 
-	// StagedBytes limits the memory for packets that wait for a handshake, over all peers, in bytes. Zero means 16 MiB. In
-	// addition, at most 128 packets wait per peer.
+	// StagedBytes limits the memory of packets that wait for a handshake, over all peers. Zero: 16 MiB. Besides, at most
+	// 128 packets per peer wait.
 	StagedBytes int
 
-	// StagedPerPeer limits how much of StagedBytes the packets of one peer may take, in bytes. The device drops the peer's
-	// oldest packets to make room. Zero means 512 KiB. A negative value means no limit besides StagedBytes.
+	// StagedPerPeer limits the part of StagedBytes that one peer's packets may take, in bytes. The peer's oldest packets
+	// are dropped to make room. Zero: 512 KiB. Negative: no limit besides StagedBytes.
 	StagedPerPeer int
 
-	// Helpers limits how many goroutines on idle cores help one batch to encrypt or decrypt. Zero means one per core, minus
-	// the core of the batch. A negative value means none: each batch stays on one goroutine.
+	// Helpers limits the goroutines that help one batch on idle cores to encrypt or decrypt. Zero: one for each core but
+	// the batch's own. Negative: none, so that each batch stays with one goroutine.
 	Helpers int
 
-	// IndexPrefix is the beginning of every session index of the device. A program uses it to tell apart devices that
-	// share one socket. The zero value means no prefix. With 16 bits, the device has room for 49,152 sessions and
-	// handshakes.
+	// IndexPrefix is how every session index of the device begins, so that a program can tell apart devices that share
+	// one socket. The zero value is no prefix. With 16 bits, 49,152 sessions and handshakes can be under way.
 	IndexPrefix IndexPrefix
 
-	// SentTimestamp is the floor for the timestamps of the initiations that the device sends: all are greater, to every
-	// peer. A device that replaces another one with the same private key sets it to a time that the predecessor has not
-	// reached. Zero means no floor besides the wall clock.
+	// SentTimestamp is less than every timestamp that the device sends in its initiations, to any peer. A device that
+	// takes the place of another one with the same private key sets it to a time that the predecessor has not reached.
+	// Zero: the wall clock alone counts.
 	SentTimestamp Timestamp
 
-	// Logger gets handshakes (Debug), the device's life cycle (Info) and trouble with sockets (Warn). Packets and strangers
-	// cause no records above Debug. Nil means no log.
+	// Logger is told of handshakes (Debug), of the device's life (Info) and of trouble with sockets (Warn). What
+	// a packet or a stranger does is never above Debug. Nil: silent.
 	Logger *slog.Logger
 
-	// Clock tells the time. Nil means the clock of the system.
+	// Clock tells the time. Nil: the system's.
 	Clock Clock
 }
 
-// A PeerConfig describes a peer. The zero value of a field means that the peer does not have it; PublicKey must be set.
+// A PeerConfig says who a peer is and what it may send. Zero fields mean none.
 type PeerConfig struct {
-	// PublicKey names the peer. Zero is an error.
+	// PublicKey is whose configuration it is. Zero is refused.
 	PublicKey PublicKey
 
-	// PresharedKey is mixed into each handshake with the peer, which must have the same key. Zero means none.
+	// PresharedKey is mixed into each handshake with the peer, which must have the same. Zero: none.
 	PresharedKey PresharedKey
 
-	// Endpoint is where messages to the peer are sent at first. Later the device uses the place from which the peer's
-	// newest authentic message arrived. Zero means that the device waits until it hears the peer.
+	// Endpoint is where the peer is at first; it moves with the peer's authentic packets. Zero: known once the
+	// peer sends something.
 	Endpoint Endpoint
 
-	// AllowedIPs are the prefixes that are routed to the peer, and from which the peer may send. The longest prefix that
-	// contains an address decides. A prefix belongs to one peer: the last one that it was given to. Bits beyond the prefix
-	// length are cleared.
+	// AllowedIPs are the addresses that the peer may send from and that are routed to it. The longest prefix
+	// wins. A prefix belongs to one peer: the last one it is given to. Bits beyond the prefix length are cleared.
 	AllowedIPs []netip.Prefix
 
-	// PersistentKeepalive is the interval at which the device sends an empty packet if it sent nothing else, so that a NAT
-	// on the path keeps its mapping. It is in whole seconds, up to 65535. Zero means off.
+	// PersistentKeepalive is the interval, in whole seconds up to 65535, at which an empty packet is sent if
+	// nothing else was, so that a NAT on the way keeps its mapping. Zero: off.
 	PersistentKeepalive time.Duration
 
-	// MTU is the size of the largest packet that is sent to the peer, in bytes, from 576 to 65535. It is useful where the
-	// path to the peer carries less than the Tunnel's MTU. The device drops larger packets and tells the sender by ICMP,
-	// with two exceptions. An IPv4 packet that may be fragmented is sent whole, in an outer packet that may be fragmented
-	// too. IPv6 packets of up to 1280 bytes are always sent, because IPv6 has no smaller MTU. Zero means the MTU of the
-	// Tunnel.
+	// MTU is the largest packet, in bytes, that is sent to the peer, from 576 to 65535, where the path to the peer takes
+	// less than the Tunnel brings. A larger packet is dropped and its sender told by ICMP, with two exceptions. An
+	// IPv4 packet that may be fragmented is sent whole, in an outer packet that may be fragmented too. And IPv6
+	// packets of up to 1280 bytes are always sent, since IPv6 has no smaller MTU. Zero: the MTU of the Tunnel.
 	MTU int
 
-	// Timestamp is the timestamp of the newest initiation already accepted from this peer. The device refuses initiations
-	// that are not newer, because they are replays. Zero means none.
+	// Timestamp is the newest initiation already seen from this peer: older and equal ones are replays. Zero: none.
 	Timestamp Timestamp
 
-	// SentTimestamp is the timestamp of the newest initiation that this device, or a predecessor with its private key, sent
-	// to the peer. The timestamps of all later initiations are greater. Zero means none.
+	// SentTimestamp is the newest initiation timestamp that this device, or a predecessor with its private key, sent to
+	// the peer. Those sent from now on are greater. Zero: none.
 	SentTimestamp Timestamp
 }
 
-// A Change is a difference to the configuration of a running device. What it does not name stays as it is, including
-// sessions. The device checks all of it first, and changes nothing if anything is wrong.
+// A Change is a difference to a running device's configuration: what it does not name stays as it is, sessions
+// included. All of it is checked first; if anything is wrong, nothing is changed.
 type Change struct {
-	PrivateKey   *PrivateKey // nil means unchanged; the zero key removes the private key
-	ListenPort   *uint16     // nil means unchanged
-	FirewallMark *uint32     // nil means unchanged; 0 removes the mark
+	PrivateKey   *PrivateKey // nil: unchanged; zero key: none any more
+	ListenPort   *uint16     // nil: unchanged
+	FirewallMark *uint32     // nil: unchanged; 0: none any more
 
-	// ReplacePeers removes every peer that Peers does not name. A peer that Peers names keeps its session.
+	// ReplacePeers removes every peer that Peers does not name. A peer that it names keeps its session.
 	ReplacePeers bool
 
-	// Peers are applied in order. They may name a peer several times.
+	// Peers are carried out in order; one peer may be named several times.
 	Peers []PeerChange
 }
 
-// A PeerChange is a difference to one peer. If the peer does not exist, it is added.
+// A PeerChange is a difference to one peer, or a new peer: a peer that does not exist is added.
 type PeerChange struct {
-	PublicKey PublicKey // the peer to change; zero is an error
+	PublicKey PublicKey // whose configuration is changed; zero is refused
 
-	// Remove removes the peer with its session, and the other fields are ignored. If the peer does not exist, nothing
-	// happens.
+	// Remove removes the peer with its session; other fields are ignored. Removing a peer that does not exist is
+	// no error.
 	Remove bool
-	// UpdateOnly ignores the whole change if the peer does not exist.
+	// UpdateOnly leaves out the whole change where the peer does not exist.
 	UpdateOnly bool
 
-	PresharedKey        *PresharedKey  // nil means unchanged; the zero key removes it; applies from the next handshake on
-	Endpoint            *Endpoint      // nil means unchanged; the zero Endpoint means unknown
-	PersistentKeepalive *time.Duration // nil means unchanged; 0 means off
-	MTU                 *int           // nil means unchanged; 0 means the MTU of the Tunnel
-	Timestamp           *Timestamp     // nil means unchanged; a value older than the peer's is ignored
-	SentTimestamp       *Timestamp     // nil means unchanged; a value older than the peer's is ignored
+	PresharedKey        *PresharedKey  // nil: unchanged; zero key: none any more. Used from the next handshake on.
+	Endpoint            *Endpoint      // nil: unchanged; zero: forgotten
+	PersistentKeepalive *time.Duration // nil: unchanged; 0: off
+	MTU                 *int           // nil: unchanged; 0: that of the Tunnel
+	Timestamp           *Timestamp     // nil: unchanged; an older one than the peer's is ignored
+	SentTimestamp       *Timestamp     // nil: unchanged; an older one than the peer's is ignored
 
-	// ReplaceAllowedIPs removes all prefixes of the peer before AllowedIPs are added.
+	// ReplaceAllowedIPs takes all prefixes from the peer before AllowedIPs are added.
 	ReplaceAllowedIPs bool
-	AllowedIPs        []netip.Prefix // to add; a prefix of another peer moves to this one
-	RemoveAllowedIPs  []netip.Prefix // to remove from this peer, after AllowedIPs were added; those of other peers are ignored
+	AllowedIPs        []netip.Prefix // added, and taken from whoever has them
+	RemoveAllowedIPs  []netip.Prefix // taken from this peer, if they are its; after AllowedIPs were added
 }
 
-// Change returns the difference that adds the peer c, or that gives an existing peer with the same key the configuration c.
-// If c has no Endpoint, an existing peer keeps its own. The result shares AllowedIPs with c.
+// Change returns the difference that adds the peer c, or gives an existing peer with the same key the configuration c. A
+// zero Endpoint leaves the one that the peer was heard from. The result shares AllowedIPs with c.
 func (c PeerConfig) Change() PeerChange {
 	change := PeerChange{
 		PublicKey:           c.PublicKey,
@@ -205,7 +196,7 @@ const (
 	maxIndexBits = 16
 )
 
-// headroomOf returns how many bytes b needs in front of each datagram.
+// headroomOf returns the bytes that b wants in front of each datagram.
 func headroomOf(b Bind) int {
 	if f, ok := b.(Framer); ok {
 		return f.Headroom()
@@ -213,7 +204,7 @@ func headroomOf(b Bind) int {
 	return 0
 }
 
-// check returns all errors in c, or nil. headroom is that of its Bind.
+// check returns everything that is wrong with c, whose Bind wants headroom, or nil.
 func (c *Config) check(headroom int) error {
 	var errs []error
 	if c.Tunnel == nil {
@@ -251,7 +242,7 @@ func (c *Config) check(headroom int) error {
 	return errors.Join(append(errs, checkPeers(changes, c.PrivateKey.Public()))...)
 }
 
-// checkPeers returns all errors in changes, or nil. self is the public key of the device.
+// checkPeers returns everything that is wrong with changes to the peers of a device whose own key is self.
 func checkPeers(changes []PeerChange, self PublicKey) error {
 	var errs []error
 	for i := range changes {

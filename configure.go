@@ -1,61 +1,14 @@
 package wireguard
 
 import (
-	"bytes"
 	"encoding/binary"
 	"iter"
-	"math"
 	"net"
 	"net/netip"
-	"slices"
-	"sync"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
-
-// A peerTable finds peers by their public key. The zero value is ready.
-type peerTable struct {
-	mu sync.RWMutex // guards m; taken after the configuration lock, and held while nothing else is taken
-	m  map[PublicKey]*peer
-}
-
-func (t *peerTable) find(key PublicKey) *peer {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.m[key]
-}
-
-func (t *peerTable) len() int {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return len(t.m)
-}
-
-// all is the peers of this moment, by public key.
-func (t *peerTable) all() []*peer {
-	t.mu.RLock()
-	ps := make([]*peer, 0, len(t.m))
-	for _, p := range t.m {
-		ps = append(ps, p)
-	}
-	t.mu.RUnlock()
-	slices.SortFunc(ps, func(a, b *peer) int { return bytes.Compare(a.key[:], b.key[:]) })
-	return ps
-}
-
-func (t *peerTable) put(p *peer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.m == nil {
-		t.m = make(map[PublicKey]*peer)
-	}
-	t.m[p.key] = p
-}
-
-func (t *peerTable) remove(p *peer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.m, p.key)
-}
 
 // Configure carries out a change as a whole: if anything in it is wrong, the error tells all of that, and nothing is
 // changed. A new port is opened before the old one is closed. Packets flow on meanwhile.
@@ -109,7 +62,7 @@ func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueF
 
 // changeSocket sets port and mark. This is the part that can fail.
 func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
-	port, mark := d.port, d.mark
+	port, mark := uint16(d.port.Load()), d.mark.Load()
 	if c.ListenPort != nil {
 		port = *c.ListenPort
 	}
@@ -127,25 +80,26 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 		old = r.socket.Swap(s)
 		d.startReceivers(r, s)
 		old.close()
-	case mark != d.mark:
+	case mark != d.mark.Load():
 		if err := setMark(r.socket.Load().Socket, mark); err != nil {
 			return nil, err
 		}
 	}
-	if old != nil || mark != d.mark {
-		for _, p := range d.peers.all() {
+	if old != nil || mark != d.mark.Load() {
+		for p := range d.peers.all() {
 			p.mu.Lock()
 			p.endpoint.forgetSource()
 			p.mu.Unlock()
 		}
 	}
-	d.port, d.mark = port, mark
+	d.port.Store(uint32(port))
+	d.mark.Store(mark)
 	return old, nil
 }
 
 // isOtherPort reports whether a socket is to be opened for port. One that Wake could not open again is no socket.
 func (d *Device) isOtherPort(port uint16, s *openSocket) bool {
-	return s.isClosed() || port == 0 && d.port != 0 || port != 0 && port != s.port
+	return s.isClosed() || port == 0 && d.port.Load() != 0 || port != 0 && port != s.port
 }
 
 // changeIdentity gives the device another private key, or none.
@@ -153,7 +107,7 @@ func (d *Device) changeIdentity(id *identity) {
 	d.identity.Store(id)
 	now := d.now()
 	var self []PeerChange
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		if id != nil && p.key == id.public {
 			self = append(self, PeerChange{PublicKey: p.key, Remove: true})
 			continue
@@ -172,52 +126,52 @@ func (d *Device) changeIdentity(id *identity) {
 	d.changePeers(self, false)
 }
 
-// changePeers carries out changes to peers that were checked. All prefixes change at one moment. mu is held.
+// An edit is a change to the tables of peers and of allowed IPs. Readers see it once it is published.
+type edit struct {
+	peers  ordered.Edit[keyedPeer]
+	routes routesEdit[*peer]
+}
+
+// edit begins a change. mu is held until the change is published.
+func (d *Device) edit() *edit { return &edit{d.peers.set().Edit(), d.allowed.edit()} }
+
+func (e *edit) publish(d *Device) {
+	peers := e.peers.Set()
+	d.peers.state.Store(&peers)
+	e.routes.publish()
+}
+
+// changePeers carries out changes to peers that were checked. Peers and prefixes appear and disappear at one moment. mu is
+// held.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
-	edit := d.allowed.edit(d.editSize(changes, replace))
+	e := d.edit()
 	if replace {
 		named := make(map[PublicKey]bool, len(changes))
 		for i := range changes {
 			named[changes[i].PublicKey] = true
 		}
-		for _, p := range d.peers.all() {
+		for p := range d.peers.all() {
 			if !named[p.key] {
-				d.removePeer(p, &edit)
+				d.removePeer(p, e)
 			}
 		}
 	}
 	for i := range changes {
-		if p, keepalive := d.changePeer(&changes[i], &edit); p != nil {
+		if p, keepalive := d.changePeer(&changes[i], e); p != nil {
 			due = append(due, dueFlush{p, keepalive})
 		}
 	}
-	edit.publish()
+	e.publish(d)
 	return due
 }
 
-// editSize is about how many prefixes change.
-func (d *Device) editSize(changes []PeerChange, replace bool) (n int) {
-	if replace {
-		return math.MaxInt
-	}
-	for i := range changes {
-		c := &changes[i]
-		n += len(c.AllowedIPs) + len(c.RemoveAllowedIPs)
-		if c.Remove || c.ReplaceAllowedIPs {
-			if p := d.peers.find(c.PublicKey); p != nil {
-				n += len(p.allowed)
-			}
-		}
-	}
-	return n
-}
-
 // changePeer carries out one change. It returns the peer if something is to be sent to it.
-func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, keepalive bool) {
-	p := d.peers.find(c.PublicKey)
+func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) {
+	named, _ := e.peers.Get(keyedPeer{key: c.PublicKey})
+	p := named.p
 	if c.Remove {
 		if p != nil {
-			d.removePeer(p, edit)
+			d.removePeer(p, e)
 		}
 		return nil, false
 	}
@@ -225,18 +179,9 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 		if c.UpdateOnly {
 			return nil, false
 		}
-		p = d.addPeer(c.PublicKey)
+		p = d.addPeer(c.PublicKey, e)
 	}
-	if c.ReplaceAllowedIPs {
-		edit.removeAll(p)
-	}
-	p.allowed = slices.Grow(p.allowed, len(c.AllowedIPs))
-	for _, prefix := range c.AllowedIPs {
-		edit.insert(prefix, p)
-	}
-	for _, prefix := range c.RemoveAllowedIPs {
-		edit.remove(prefix, p)
-	}
+	e.routes.change(c.AllowedIPs, c.RemoveAllowedIPs, c.ReplaceAllowedIPs, p)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,9 +195,9 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 	wasSilent := p.persistent == 0 || !p.endpoint.IsValid()
 	if c.Endpoint != nil {
 		p.sendErr = nil
-		e := *c.Endpoint
-		e.Addr = EndpointOf(e.Addr).Addr
-		p.setEndpoint(e)
+		to := *c.Endpoint
+		to.Addr = EndpointOf(to.Addr).Addr
+		p.setEndpoint(to)
 		if !p.endpoint.IsValid() {
 			p.endWaits(ErrNoEndpoint)
 		}
@@ -277,19 +222,21 @@ func (d *Device) changePeer(c *PeerChange, edit *routesEdit[*peer]) (due *peer, 
 }
 
 // addPeer makes a peer of which nothing is known but its key.
-func (d *Device) addPeer(key PublicKey) *peer {
+func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	var seed [4]byte
 	d.random(seed[:])
 	p := newPeer(key)
 	p.timers.seed = binary.LittleEndian.Uint32(seed[:])
-	d.peers.put(p)
+	d.serial++
+	p.serial = d.serial
+	e.peers.Put(keyedPeer{key, p})
 	return p
 }
 
-// removePeer ends a peer. Who has a pointer to it finds it removed.
-func (d *Device) removePeer(p *peer, edit *routesEdit[*peer]) {
-	edit.removeAll(p)
-	d.peers.remove(p)
+// removePeer ends a peer. A goroutine that has a pointer to the peer finds it removed.
+func (d *Device) removePeer(p *peer, e *edit) {
+	e.routes.removeAll(p)
+	e.peers.Delete(keyedPeer{key: p.key})
 	var out outbox
 	p.mu.Lock()
 	p.removed = true
@@ -360,12 +307,11 @@ func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 	return p.psk, !p.removed
 }
 
-// Status is what the device is at this moment.
+// Status returns what the device is at this moment. It waits for nothing. While Configure runs, it shows the device as
+// before or as after the change.
 func (d *Device) Status() Status {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	s := Status{
-		ListenPort: d.port, FirewallMark: d.mark, Peers: d.peers.len(),
+		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.len(),
 		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.cookieReplies.Load(),
 		UnderLoad: d.slow.loaded(d.now()),
 	}
@@ -378,10 +324,17 @@ func (d *Device) Status() Status {
 	return s
 }
 
-// Peers goes through the peers of this moment, in the order of their public keys. The device may be changed meanwhile.
-func (d *Device) Peers() iter.Seq[PeerStatus] {
+// Peers returns the peers in the order of their public keys: those that exist when the loop begins and still exist when
+// the loop reaches them. The device may be changed meanwhile, also inside the loop. Each step costs the same, however many
+// peers there are.
+func (d *Device) Peers() iter.Seq[PeerStatus] { return d.PeersAfter(PublicKey{}) }
+
+// PeersAfter returns the peers whose public keys are greater than key, as Peers does. A program that shows one page of
+// peers at a time passes the last key of the page before. A peer that stays is then on one page, whatever peers come and
+// go. Peers go by the bytes of their keys, as bytes.Compare compares them.
+func (d *Device) PeersAfter(key PublicKey) iter.Seq[PeerStatus] {
 	return func(yield func(PeerStatus) bool) {
-		for _, p := range d.peers.all() {
+		for p := range d.peers.after(key) {
 			if s, ok := d.peerStatus(p); ok && !yield(s) {
 				return
 			}
@@ -389,7 +342,7 @@ func (d *Device) Peers() iter.Seq[PeerStatus] {
 	}
 }
 
-// Peer is what a peer is at this moment.
+// Peer returns what a peer is at this moment, and whether it exists.
 func (d *Device) Peer(key PublicKey) (s PeerStatus, ok bool) {
 	if p := d.peers.find(key); p != nil {
 		return d.peerStatus(p)
@@ -397,10 +350,23 @@ func (d *Device) Peer(key PublicKey) (s PeerStatus, ok bool) {
 	return s, false
 }
 
+// AllowedIPs returns the prefixes that belong to a peer when the loop begins, in the order of netip.Prefix.Compare. A peer
+// that does not exist has none. Each step costs the same, however many prefixes there are.
+func (d *Device) AllowedIPs(peer PublicKey) iter.Seq[netip.Prefix] {
+	return d.AllowedIPsAfter(peer, netip.Prefix{})
+}
+
+// AllowedIPsAfter returns the prefixes of a peer that are greater than prefix, as AllowedIPs does. A program that shows one
+// page at a time passes the last prefix of the page before.
+func (d *Device) AllowedIPsAfter(peer PublicKey, prefix netip.Prefix) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		if p := d.peers.find(peer); p != nil {
+			d.allowed.of(p, prefix)(yield)
+		}
+	}
+}
+
 func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
-	d.mu.Lock()
-	allowed := slices.Clone(p.allowed)
-	d.mu.Unlock()
 	now, wall := d.now(), d.clock.Wall()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -408,7 +374,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 		return s, false
 	}
 	s = PeerStatus{
-		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: allowed,
+		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: int(p.prefixes.Load()),
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, MTU: int(p.mtu.Load()), LookedUp: p.lookedUp,
 		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: p.staged.n,
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),

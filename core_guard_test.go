@@ -23,18 +23,21 @@ import (
 // reads a clock or does I/O; of a package that can do more, only the names given here may be used.
 var coreImports = map[string][]string{
 	"bytes":                                 {"Compare"},
+	"cmp":                                   nil,
 	"crypto/cipher":                         {"AEAD"},
 	"crypto/subtle":                         nil,
 	"encoding/binary":                       {"LittleEndian", "BigEndian"}, // Read and Write do I/O
 	"errors":                                nil,
 	"hash":                                  nil,
+	"iter":                                  nil,
 	"net/netip":                             nil,
 	"slices":                                nil,
 	"sync/atomic":                           {"Pointer"},
 	"github.com/cloudflare/circl/dh/x25519": {"Key", "KeyGen", "Shared"},
 	"github.com/gaissmai/bart":              {"Table"},
-	"golang.org/x/crypto/blake2s":           nil,
-	"golang.org/x/crypto/chacha20poly1305":  nil,
+	"github.com/seed-86b749af/wireguard/internal/ordered": nil,
+	"golang.org/x/crypto/blake2s":                         nil,
+	"golang.org/x/crypto/chacha20poly1305":                nil,
 }
 
 // coreFiles are the core's files. The seven that give the package its shape keep their names.

@@ -174,7 +174,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		p.mu.Lock()
 		p.timers.attempts = maxAttempts
 		p.timers.set(timerRetransmit, 1) // the last try went unanswered
@@ -184,7 +184,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 	d.wg.Add(1)
 	d.keepTime(new(ringing))
 	wipes := make(map[int64]bool) // 540 s after each was given up
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		wipes[p.timers.at[timerWipe]] = true
 	}
 	if len(wipes) != 3 || wipes[0] {

@@ -53,7 +53,7 @@ func LimitedSources(d *Device) int {
 
 // Waiters is the number of calls of Handshake and Renew that wait.
 func Waiters(d *Device) (n int) {
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		p.mu.Lock()
 		n += len(p.waits)
 		p.mu.Unlock()

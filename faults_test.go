@@ -117,7 +117,7 @@ func TestFaultChangesInARow(t *testing.T) {
 			{PublicKey: key, AllowedIPs: prefixesOf("10.2.0.0/16"), PersistentKeepalive: ptr(2 * time.Hour)},
 			{PublicKey: key, RemoveAllowedIPs: prefixesOf("10.1.0.0/16"), UpdateOnly: true},
 		}})
-		if s := a.status(b); len(s.AllowedIPs) != 3 || s.PersistentKeepalive != 2*time.Hour || !s.Session {
+		if s := a.status(b); s.AllowedIPs != 3 || s.PersistentKeepalive != 2*time.Hour || !s.Session {
 			w.Fatalf("peer %+v: want all three changes", s)
 		}
 		if _, ok := a.Route(netip.MustParseAddr("10.1.0.1")); ok {

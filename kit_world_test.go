@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -253,6 +254,9 @@ func (n *node) status(o *node) wireguard.PeerStatus {
 	}
 	return s
 }
+
+// allowed is what n lets o send from, in order.
+func (n *node) allowed(o *node) []netip.Prefix { return slices.Collect(n.AllowedIPs(o.pub())) }
 
 // packet is an IPv4 packet from n to o.
 func (n *node) packet(o *node, payload string) []byte {

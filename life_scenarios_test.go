@@ -116,7 +116,7 @@ func TestDownAndUpAgain(t *testing.T) {
 		}
 		s := a.status(b)
 		if s.Sent != before.Sent || s.Received != before.Received || s.Timestamp != before.Timestamp ||
-			s.LastHandshake.IsZero() || s.Endpoint.Addr != before.Endpoint.Addr || len(s.AllowedIPs) != 2 {
+			s.LastHandshake.IsZero() || s.Endpoint.Addr != before.Endpoint.Addr || s.AllowedIPs != 2 {
 			w.Fatalf("before %+v\nafter %+v", before, s)
 		}
 		if s.Session || s.NextReason != "" {

@@ -142,9 +142,9 @@ func (d *Device) forget(p *peer) {
 	if gone || stays {
 		return
 	}
-	edit := d.allowed.edit(len(p.allowed))
-	d.removePeer(p, &edit)
-	edit.publish()
+	e := d.edit()
+	d.removePeer(p, e)
+	e.publish(d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d.subscriptions.publish(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key,

@@ -1,17 +1,24 @@
 package wireguard
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
 	"errors"
+	"iter"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
 // A peer is one other end: what the protocol keeps with it, and what the device needs to call the protocol from many
 // goroutines.
 type peer struct {
-	mtu atomic.Int32 // PeerConfig.MTU; the outbound path reads it without mu
+	mtu      atomic.Int32 // PeerConfig.MTU; the outbound path reads it without mu
+	prefixes atomic.Int32 // the number of allowed IPs; written with the configuration lock held
+	serial   uint64       // differs from that of every other peer of the device; constant
 
 	mu sync.Mutex // guards all below, except for the fields that name another lock
 
@@ -27,8 +34,6 @@ type peer struct {
 	handed bool      // the slow path is to send from the head of queue
 
 	waits []chan error // of calls that wait for a session; each takes one value before it waits again
-
-	allowed []netip.Prefix // in no order; guarded by the device's configuration lock
 
 	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
 
@@ -65,5 +70,54 @@ func (p *peer) because(err error) error {
 	return err
 }
 
-// prefixes is the list that the table of allowed IPs keeps in step.
-func (p *peer) prefixes() *[]netip.Prefix { return &p.allowed }
+func (p *peer) serialNumber() uint64 { return p.serial }
+func (p *peer) addPrefixes(n int)    { p.prefixes.Add(int32(n)) }
+
+// A peerTable finds peers by their public key, and lists them in the order of their keys. Readers take no lock. The
+// device's configuration lock serialises writers, which publish a new state. The zero value is empty.
+type peerTable struct {
+	state atomic.Pointer[ordered.Set[keyedPeer]]
+}
+
+// A keyedPeer is a peer with a copy of its key, so that a search reads no peer.
+type keyedPeer struct {
+	key PublicKey
+	p   *peer
+}
+
+// Compare orders by key.
+func (k keyedPeer) Compare(other keyedPeer) int {
+	// Keys are random, so that their first bytes nearly always decide.
+	if a, b := binary.BigEndian.Uint64(k.key[:]), binary.BigEndian.Uint64(other.key[:]); a != b {
+		return cmp.Compare(a, b)
+	}
+	return bytes.Compare(k.key[:], other.key[:])
+}
+
+func (t *peerTable) set() (s ordered.Set[keyedPeer]) {
+	if published := t.state.Load(); published != nil {
+		s = *published
+	}
+	return s
+}
+
+func (t *peerTable) find(key PublicKey) *peer {
+	found, _ := t.set().Get(keyedPeer{key: key})
+	return found.p
+}
+
+func (t *peerTable) len() int { return t.set().Len() }
+
+// after returns the peers of the moment when the loop begins whose keys are greater than key, in order.
+func (t *peerTable) after(key PublicKey) iter.Seq[*peer] {
+	return func(yield func(*peer) bool) {
+		for k := range t.set().From(keyedPeer{key: key}) {
+			if k.key != key && !yield(k.p) {
+				return
+			}
+		}
+	}
+}
+
+// all returns the peers of the moment when the loop begins, in order. The zero key is nobody's.
+func (t *peerTable) all() iter.Seq[*peer] { return t.after(PublicKey{}) }

@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"iter"
-	"net/netip"
 	"sync/atomic"
 	"time"
 )
@@ -60,12 +59,12 @@ type Status struct {
 
 // A PeerStatus describes a peer at one moment: its configuration and its state.
 type PeerStatus struct {
-	PublicKey           PublicKey      // the peer's name; never zero
-	Endpoint            Endpoint       // where the peer was last heard, or as configured; zero means unknown
-	AllowedIPs          []netip.Prefix // the addresses that are routed to the peer, and that it may send from
-	PersistentKeepalive time.Duration  // as configured; zero means off
-	MTU                 int            // as configured, in bytes; zero means the MTU of the Tunnel
-	LookedUp            bool           // whether Config.Lookup supplied the peer
+	PublicKey           PublicKey     // the peer's name; never zero
+	Endpoint            Endpoint      // where the peer was last heard, or as configured; zero means unknown
+	AllowedIPs          int           // the number of prefixes that belong to the peer; Device.AllowedIPs returns them
+	PersistentKeepalive time.Duration // as configured; zero means off
+	MTU                 int           // as configured, in bytes; zero means the MTU of the Tunnel
+	LookedUp            bool          // whether Config.Lookup supplied the peer
 
 	// Timestamp is that of the newest initiation accepted from the peer. Zero means none.
 	Timestamp Timestamp

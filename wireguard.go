@@ -54,8 +54,8 @@ import (
 //
 // From inside a call that the device makes, some methods would wait for themselves, and must not be called:
 //
-//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer,
-//     RemovePeer, Status, Peer, and ranging over Peers. They take the lock of the configuration, which is held there.
+//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer and
+//     RemovePeer. They take the lock of the configuration, which is held there.
 //   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, which wait for the
 //     receivers, and a receiver makes these calls; and Handshake, whose answer may be what the call keeps from coming.
 //   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for those.
@@ -77,13 +77,13 @@ type Device struct {
 
 	// mu is the configuration lock: it is taken first of all, by what changes the configuration, and never while a
 	// packet is under way.
-	mu       sync.Mutex
-	port     uint16 // as configured
-	mark     uint32
-	reading  bool // whether the sources' goroutines were started
-	identity atomic.Pointer[identity]
-	running  atomic.Pointer[running] // nil: down
-	closing  atomic.Bool
+	mu         sync.Mutex
+	port, mark atomic.Uint32 // as configured; written with mu held
+	serial     uint64        // the number of peers that were ever added; guarded by mu
+	reading    bool          // whether the sources' goroutines were started
+	identity   atomic.Pointer[identity]
+	running    atomic.Pointer[running] // nil: down
+	closing    atomic.Bool
 
 	peers    peerTable
 	allowed  allowedIPs[*peer]
@@ -137,13 +137,15 @@ func New(c Config) (*Device, error) {
 	}
 	d := &Device{
 		tunnel: c.Tunnel, bind: c.Bind, log: c.Logger, clock: c.Clock, lookup: c.Lookup,
-		headroom: headroom, port: c.ListenPort, mark: c.FirewallMark, sentTimestamp: c.SentTimestamp,
+		headroom: headroom, sentTimestamp: c.SentTimestamp,
 		random: func(b []byte) { rand.Read(b) },
 		done:   make(chan struct{}),
 	}
 	if d.clock == nil {
 		d.clock = boottime.Clock{}
 	}
+	d.port.Store(uint32(c.ListenPort))
+	d.mark.Store(c.FirewallMark)
 	d.sessions.prefix = c.IndexPrefix
 	d.setLimits(&c)
 	d.start = d.clock.Now()
@@ -184,7 +186,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	if d.running.Load() != nil {
 		return nil, nil
 	}
-	s, err := d.open(d.port, d.mark)
+	s, err := d.open(uint16(d.port.Load()), d.mark.Load())
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +200,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	go d.keepTime(r.alarm)
 	d.startReceivers(r, s)
 	d.startSources()
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		p.mu.Lock()
 		if p.lookedUp {
 			p.timers.set(timerWipe, d.now()+rejectAfterTime) // forgotten, unless it comes back
@@ -238,7 +240,7 @@ func (d *Device) stop() *running {
 	if d.closing.Load() {
 		why = errClosed
 	}
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		var out outbox
 		p.mu.Lock()
 		p.stop(&out)
@@ -262,9 +264,9 @@ func (d *Device) Wake() error {
 	}
 	old := r.socket.Load()
 	old.close()
-	s, err := d.open(old.port, d.mark)
-	if err != nil && d.port == 0 {
-		s, err = d.open(0, d.mark)
+	s, err := d.open(old.port, d.mark.Load())
+	if err != nil && d.port.Load() == 0 {
+		s, err = d.open(0, d.mark.Load())
 	}
 	if err == nil {
 		r.socket.Store(s)
@@ -278,7 +280,7 @@ func (d *Device) Wake() error {
 	}
 	now := d.now()
 	d.deadlines.ring()
-	for _, p := range d.peers.all() {
+	for p := range d.peers.all() {
 		var out outbox
 		p.mu.Lock()
 		p.wake(now, &out)

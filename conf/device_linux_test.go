@@ -138,7 +138,7 @@ func TestSetconfAndShowconf(t *testing.T) {
 		got, ok := d.Peer(want.PublicKey)
 		psk, _ := d.PresharedKey(want.PublicKey)
 		if !ok || psk != want.PresharedKey || got.Endpoint != want.Endpoint || got.PersistentKeepalive != want.PersistentKeepalive ||
-			len(got.AllowedIPs) != len(want.AllowedIPs) {
+			got.AllowedIPs != len(want.AllowedIPs) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}
 	}

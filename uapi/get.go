@@ -12,10 +12,20 @@ import (
 )
 
 // Get writes the answer to a get request, secret keys included, without the errno and the empty line at its end. The peers are
-// in the order of their public keys. If d is changed meanwhile, the answer may show some peers as before and some as
-// after. Requests to one Server exclude each other, so there only changes from elsewhere have this effect.
+// in the order of their public keys. Get writes peer by peer, so it needs the same memory for any number of peers. If d is
+// changed meanwhile, the answer may show some peers as before and some as after.
 func Get(w io.Writer, d *wireguard.Device) error {
-	b := lineWriter{w: bufio.NewWriter(w)}
+	b := bufio.NewWriter(w)
+	writeDevice(b, d)
+	if err := b.Flush(); err != nil {
+		return &Error{errnoIO, fmt.Errorf("write the answer: %w", err)}
+	}
+	return nil
+}
+
+// writeDevice is Get without the last Flush. It ends early if writing fails; then Flush returns the error.
+func writeDevice(w *bufio.Writer, d *wireguard.Device) {
+	b := lineWriter{w: w}
 	s := d.Status()
 	if key := d.PrivateKey(); !key.IsZero() {
 		b.key("private_key", key)
@@ -29,17 +39,25 @@ func Get(w io.Writer, d *wireguard.Device) error {
 	for p := range d.Peers() {
 		psk, _ := d.PresharedKey(p.PublicKey)
 		b.peer(&p, psk)
+		for prefix := range d.AllowedIPs(p.PublicKey) {
+			if b.failed {
+				break
+			}
+			b.begin("allowed_ip")
+			b.scratch = prefix.AppendTo(b.scratch)
+			b.end()
+		}
+		if b.failed {
+			return
+		}
 	}
-	if err := b.w.Flush(); err != nil {
-		return &Error{errnoIO, fmt.Errorf("write the answer: %w", err)}
-	}
-	return nil
 }
 
 // A lineWriter writes lines. w keeps an error, and its Flush returns the error.
 type lineWriter struct {
 	w       *bufio.Writer
 	scratch []byte // the line that is being built
+	failed  bool   // whether w has an error
 }
 
 func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
@@ -47,7 +65,9 @@ func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
 	b.key("preshared_key", psk) // zero means none
 	b.line("protocol_version", "1")
 	if p.Endpoint.Addr.IsValid() { // wg(8) could not read a Link
-		b.line("endpoint", p.Endpoint.Addr.String())
+		b.begin("endpoint")
+		b.scratch = p.Endpoint.Addr.AppendTo(b.scratch)
+		b.end()
 	}
 	seconds, nanoseconds := wallParts(p.LastHandshake)
 	b.number("last_handshake_time_sec", seconds)
@@ -55,11 +75,6 @@ func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
 	b.number("tx_bytes", p.Sent.Bytes)
 	b.number("rx_bytes", p.Received.Bytes)
 	b.number("persistent_keepalive_interval", uint64(p.PersistentKeepalive/time.Second))
-	for _, prefix := range p.AllowedIPs {
-		b.begin("allowed_ip")
-		b.scratch = prefix.AppendTo(b.scratch)
-		b.end()
-	}
 }
 
 // wallParts returns the time from 1970 to t. It returns 0, 0 for times before 1970, and for the zero time, which means
@@ -77,7 +92,8 @@ func (b *lineWriter) begin(name string) {
 
 func (b *lineWriter) end() {
 	b.scratch = append(b.scratch, '\n')
-	b.w.Write(b.scratch)
+	_, err := b.w.Write(b.scratch)
+	b.failed = err != nil
 }
 
 func (b *lineWriter) line(name, value string) {

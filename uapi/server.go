@@ -2,11 +2,9 @@ package uapi
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -43,7 +41,8 @@ type Server struct {
 	Timeout time.Duration
 
 	inUse atomic.Int64 // bytes of set requests being read
-	// config prevents a get from seeing a part of a set. It is not held while a connection is read or written.
+	// config prevents a set from changing the device while a get puts a part of its answer together. It is not held while a
+	// connection is read or written.
 	config sync.RWMutex
 
 	mu        sync.Mutex // guards the fields below; innermost lock
@@ -219,13 +218,14 @@ func (s *Server) serve(c *conn) {
 func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	lines := lineReader{r: r, inUse: &s.inUse, limit: int64(orDefault(s.MaxRequest, maxRequest))}
 	operation, err := lines.next()
-	var body bytes.Buffer
+	out := answerWriter{conn: c, config: &s.config}
+	body := bufio.NewWriterSize(&out, answerBuffer)
 	known := true
 	switch {
 	case err != nil:
 		known = false
 	case string(operation) == "get=1":
-		err = s.get(&body, &lines)
+		err = s.get(&out, body, &lines)
 	case string(operation) == "set=1":
 		err = s.set(&lines)
 	default:
@@ -244,15 +244,15 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	if errno == 0 {
 		body.WriteString("errno=0\n\n")
 	} else {
-		fmt.Fprintf(&body, "errno=-%d\n\n", errno)
+		fmt.Fprintf(body, "errno=-%d\n\n", errno)
 	}
-	_, err = c.Write(body.Bytes())
-	return err == nil && known
+	return body.Flush() == nil && known
 }
 
 var errGet = errors.New("want an empty line after get=1")
 
-func (s *Server) get(w io.Writer, lines *lineReader) error {
+// get writes the answer through body to out.
+func (s *Server) get(out *answerWriter, body *bufio.Writer, lines *lineReader) error {
 	line, err := lines.next()
 	if err != nil {
 		return err
@@ -260,9 +260,40 @@ func (s *Server) get(w io.Writer, lines *lineReader) error {
 	if len(line) > 0 {
 		return lines.errorf(errnoInvalid, "%w", errGet)
 	}
-	s.config.RLock()
-	defer s.config.RUnlock()
-	return Get(w, s.Device)
+	out.lock()
+	defer out.unlock()
+	writeDevice(body, s.Device)
+	return nil
+}
+
+// answerBuffer is how many bytes of an answer are written at a time. No set changes the device while they are put
+// together, so most answers show the device at one moment.
+const answerBuffer = 64 << 10
+
+// An answerWriter writes to a connection. It holds the server's config between lock and unlock, except while it writes,
+// so that a client that reads slowly holds up nobody.
+type answerWriter struct {
+	conn   net.Conn
+	config *sync.RWMutex
+	locked bool
+}
+
+func (w *answerWriter) lock() {
+	w.config.RLock()
+	w.locked = true
+}
+
+func (w *answerWriter) unlock() {
+	w.config.RUnlock()
+	w.locked = false
+}
+
+func (w *answerWriter) Write(b []byte) (int, error) {
+	if w.locked {
+		w.unlock()
+		defer w.lock()
+	}
+	return w.conn.Write(b)
 }
 
 func (s *Server) set(lines *lineReader) error {

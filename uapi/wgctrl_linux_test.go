@@ -73,7 +73,7 @@ func TestWGCtrl(t *testing.T) {
 	}})
 	s, ok := d.Peer(public(1))
 	kept, _ := d.PresharedKey(wireguard.PublicKey(a))
-	if !ok || s.Endpoint.Addr != netip.MustParseAddrPort("192.0.2.1:6") || kept != wireguard.PresharedKey(psk) || len(s.AllowedIPs) != 2 || d.Status().Peers != 1 {
+	if !ok || s.Endpoint.Addr != netip.MustParseAddrPort("192.0.2.1:6") || kept != wireguard.PresharedKey(psk) || s.AllowedIPs != 2 || d.Status().Peers != 1 {
 		t.Errorf("after an update the device has %d peers, of which one is %+v", d.Status().Peers, s)
 	}
 

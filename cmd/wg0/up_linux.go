@@ -457,7 +457,7 @@ func has(command string) bool {
 // longestFirst returns the allowed IPs of all peers, the most specific first.
 func longestFirst(d *wireguard.Device) (ps []netip.Prefix) {
 	for p := range d.Peers() {
-		ps = append(ps, p.AllowedIPs...)
+		ps = slices.AppendSeq(ps, d.AllowedIPs(p.PublicKey))
 	}
 	slices.SortStableFunc(ps, func(a, b netip.Prefix) int { return b.Bits() - a.Bits() })
 	return ps
