@@ -11,8 +11,10 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A TCPConn is a TCP connection through the tunnel. It behaves as a *net.TCPConn does, errors included, except that
-// keepalives are off until SetKeepAlive. It is safe for concurrent use and must not be copied.
+// A TCPConn is a TCP connection through the tunnel. It behaves as a *net.TCPConn does, errors included. It is safe for
+// concurrent use and must not be copied.
+//
+// It has no File and no SyscallConn, because it has no file descriptor. Endpoint takes their place.
 type TCPConn struct {
 	socket
 	local, remote *net.TCPAddr
@@ -29,9 +31,14 @@ type TCPConn struct {
 // question takes the connection's lock.
 const moderateEvery = 128 << 10
 
-func newTCPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue) *TCPConn {
+// newTCPConn returns a connection that owns ep. network is as in net.OpError.
+func newTCPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, probes net.KeepAliveConfig) *TCPConn {
 	c := &TCPConn{from: new(bytes.Reader)}
-	c.init(n, "tcp", ep, q)
+	c.init(n, network, ep, q)
+	if probes.Enable {
+		_ = setKeepAlive(ep, probes) // gVisor accepts every value
+		ep.SocketOptions().SetKeepAlive(true)
+	}
 	if a, err := ep.GetLocalAddress(); err == nil {
 		c.local = net.TCPAddrFromAddrPort(addrPort(a))
 	}
@@ -169,24 +176,8 @@ func (c *TCPConn) SetNoDelay(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetDelayOption(!on) })
 }
 
-// SetKeepAlive says whether the stack probes an idle connection. The default is false.
-func (c *TCPConn) SetKeepAlive(on bool) error {
-	return c.option(func(o *tcpip.SocketOptions) { o.SetKeepAlive(on) })
-}
-
-// SetKeepAlivePeriod sets the time until the first probe and between probes.
-func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
-	idle, interval := tcpip.KeepaliveIdleOption(d), tcpip.KeepaliveIntervalOption(d)
-	for _, o := range []tcpip.SettableSocketOption{&idle, &interval} {
-		if err := c.ep.SetSockOpt(o); err != nil {
-			return c.wrap("set", c.failure("setsockopt", err))
-		}
-	}
-	return nil
-}
-
 // SetLinger says what Close does with data that is not acknowledged yet. 0 discards it and resets the connection. Any
-// other number delivers it in the background.
+// other number delivers it in the background, and Close does not wait.
 func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }

@@ -1,9 +1,11 @@
 package netstack
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -19,80 +21,49 @@ const (
 	leastTry = 2 * time.Second
 )
 
-// Dial is like DialContext without a context. For TCP it gives up after about two minutes, which is gVisor's limit.
-func (n *Net) Dial(network, address string) (net.Conn, error) {
-	return n.DialContext(context.Background(), network, address)
+// dialOne connects to one address.
+func (n *Net) dialOne(ctx context.Context, network string, remote netip.AddrPort) (net.Conn, error) {
+	return (&attempt{Dialer: &Dialer{Net: n}, network: network}).one(ctx, remote)
 }
 
-// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
-// and address is "host:port". The tunnel's name servers resolve a name. The addresses of its two families race, with a
-// head start for the better family. DialContext tries the addresses of one family one after another. Once the
-// connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the
-// DialContext of an http.Transport.
-func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	fail := func(err error) (net.Conn, error) {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
-	}
-	switch network {
-	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
-	default:
-		return fail(net.UnknownNetworkError(network))
-	}
-	host, port, err := n.splitHostPort(ctx, network, address)
-	if err != nil {
-		return fail(err)
-	}
-	addrs, err := n.lookup(ctx, network, host)
-	if err != nil {
-		return fail(err)
-	}
-	remotes := make([]netip.AddrPort, len(addrs))
-	for i, a := range addrs {
-		remotes[i] = netip.AddrPortFrom(a, port)
-	}
-	return n.dialRace(ctx, network, remotes)
+// An attempt is one call of a Dialer.
+type attempt struct {
+	*Dialer
+	network string
+	local   netip.AddrPort // zero: the Net chooses
 }
 
-// DialTCP connects to remote. A valid local is the address to connect from; its port may be 0.
-func (n *Net) DialTCP(ctx context.Context, local, remote netip.AddrPort) (*TCPConn, error) {
-	c, err := n.dialTCP(ctx, local, remote)
-	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Source: tcpAddr(local), Addr: tcpAddr(remote), Err: err}
+// tcp connects to remote.
+func (a *attempt) tcp(ctx context.Context, remote netip.AddrPort) (*TCPConn, error) {
+	n := a.Net
+	if !remote.Addr().IsValid() {
+		return nil, errMissingRemote
 	}
-	return c, nil
-}
-
-// DialUDP returns a connection that sends to remote and receives from it alone. A valid local is the address to send
-// from; its port may be 0.
-func (n *Net) DialUDP(local, remote netip.AddrPort) (*UDPConn, error) {
-	var c *UDPConn
-	err := error(&net.AddrError{Err: "missing remote address"})
-	if remote.IsValid() {
-		c, err = n.openUDP("udp", unmap(local), unmap(remote))
-	}
-	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: "udp", Source: udpAddr(local), Addr: udpAddr(remote), Err: err}
-	}
-	return c, nil
-}
-
-func (n *Net) dialTCP(ctx context.Context, local, remote netip.AddrPort) (c *TCPConn, err error) {
-	if !remote.IsValid() {
-		return nil, &net.AddrError{Err: "missing remote address"}
-	}
-	local, remote = unmap(local), unmap(remote)
 	if ctx.Err() != nil {
 		return nil, contextError(ctx)
+	}
+	remote = n.self(remote)
+	if err := n.unreachable("connect", remote.Addr()); err != nil {
+		return nil, err
+	}
+	if _, _, err := n.family(a.network, remote.Addr()); err != nil {
+		return nil, err
+	}
+	if remote.Addr().IsMulticast() || remote.Addr() == broadcast {
+		return nil, refused("connect", syscall.ENETUNREACH, remote.Addr().String()+" stands for several hosts, and TCP connects to one")
+	}
+	if err := n.notOurs(a.local.Addr()); err != nil {
+		return nil, err
 	}
 	var (
 		ep    tcpip.Endpoint
 		queue *waiter.Queue
 	)
 	entry, notify := waiter.NewChannelEntry(waiter.WritableEvents | hangUp)
-	err = n.makeEndpoint(tcp.ProtocolNumber, protocolOf(remote.Addr()), func(e tcpip.Endpoint, q *waiter.Queue) error {
+	err := n.makeEndpoint(tcp.ProtocolNumber, protocolOf(remote.Addr()), func(e tcpip.Endpoint, q *waiter.Queue) error {
 		ep, queue = e, q
-		if local.IsValid() {
-			if err := ep.Bind(fullAddress(local)); err != nil {
+		if a.local != (netip.AddrPort{}) {
+			if err := ep.Bind(fullAddress(a.local)); err != nil {
 				return systemError("bind", err)
 			}
 		}
@@ -116,7 +87,7 @@ func (n *Net) dialTCP(ctx context.Context, local, remote netip.AddrPort) (c *TCP
 			}
 			return nil, systemError("connect", err)
 		}
-		return newTCPConn(n, ep, queue), nil
+		return newTCPConn(n, a.network, ep, queue, keepAlives(a.KeepAlive, a.KeepAliveConfig)), nil
 	case <-ctx.Done():
 		err = contextError(ctx)
 	case <-n.done:
@@ -126,28 +97,38 @@ func (n *Net) dialTCP(ctx context.Context, local, remote netip.AddrPort) (c *TCP
 	return nil, err
 }
 
-// dialOne connects to one address.
-func (n *Net) dialOne(ctx context.Context, network string, remote netip.AddrPort) (net.Conn, error) {
-	if network[0] == 'u' {
-		c, err := n.openUDP(network, netip.AddrPort{}, remote)
+func (a *attempt) udp(ctx context.Context, remote netip.AddrPort) (*UDPConn, error) {
+	if !remote.Addr().IsValid() {
+		return nil, errMissingRemote
+	}
+	if ctx.Err() != nil {
+		return nil, contextError(ctx)
+	}
+	return a.Net.openUDP(a.network, a.local, a.Net.self(remote))
+}
+
+// one connects to one address.
+func (a *attempt) one(ctx context.Context, remote netip.AddrPort) (net.Conn, error) {
+	if a.network[0] == 'u' {
+		c, err := a.udp(ctx, remote)
 		if err != nil {
-			return nil, &net.OpError{Op: "dial", Net: network, Addr: udpAddr(remote), Err: err}
+			return nil, &net.OpError{Op: "dial", Net: a.network, Source: udpAddr(a.local), Addr: udpAddr(remote), Err: err}
 		}
 		return c, nil
 	}
-	c, err := n.dialTCP(ctx, netip.AddrPort{}, remote)
+	c, err := a.tcp(ctx, remote)
 	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: network, Addr: tcpAddr(remote), Err: err}
+		return nil, &net.OpError{Op: "dial", Net: a.network, Source: tcpAddr(a.local), Addr: tcpAddr(remote), Err: err}
 	}
 	return c, nil
 }
 
-// dialSerial tries one address after another and returns the first error if all fail.
-func (n *Net) dialSerial(ctx context.Context, network string, remotes []netip.AddrPort) (net.Conn, error) {
+// serial tries one address after another and returns the first error if all fail.
+func (a *attempt) serial(ctx context.Context, remotes []netip.AddrPort) (net.Conn, error) {
 	var first error
 	for i, remote := range remotes {
 		try, cancel := share(ctx, len(remotes)-i)
-		c, err := n.dialOne(try, network, remote)
+		c, err := a.one(try, remote)
 		cancel()
 		if err == nil {
 			return c, nil
@@ -172,12 +153,12 @@ func share(ctx context.Context, tries int) (context.Context, context.CancelFunc)
 	return context.WithTimeout(ctx, min(left, max(left/time.Duration(tries), leastTry)))
 }
 
-// dialRace tries the family of the first address. It also tries the other family once the first has failed or takes too
-// long. The first connection wins. If there is none, dialRace returns the first family's error.
-func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.AddrPort) (net.Conn, error) {
+// race tries the family of the first address. It also tries the other family once the first has failed or takes too
+// long. The first connection wins. If there is none, race returns the first family's error.
+func (a *attempt) race(ctx context.Context, remotes []netip.AddrPort) (net.Conn, error) {
 	preferred, others := byFamily(remotes)
-	if len(others) == 0 || network[0] == 'u' {
-		return n.dialSerial(ctx, network, remotes)
+	if len(others) == 0 || a.network[0] == 'u' || a.FallbackDelay < 0 {
+		return a.serial(ctx, remotes)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -189,8 +170,8 @@ func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.Addr
 	results := make(chan result) // unbuffered: a goroutine that finds no receiver closes its connection
 	returned := make(chan struct{})
 	defer close(returned)
-	race := func(remotes []netip.AddrPort, preferred bool) {
-		c, err := n.dialSerial(ctx, network, remotes)
+	family := func(remotes []netip.AddrPort, preferred bool) {
+		c, err := a.serial(ctx, remotes)
 		select {
 		case results <- result{c, err, preferred}:
 		case <-returned:
@@ -199,8 +180,8 @@ func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.Addr
 			}
 		}
 	}
-	go race(preferred, true)
-	delay := time.NewTimer(fallbackDelay)
+	go family(preferred, true)
+	delay := time.NewTimer(cmp.Or(a.FallbackDelay, fallbackDelay))
 	defer delay.Stop()
 	var failure error
 	for running, started := 1, false; running > 0; {
@@ -209,7 +190,7 @@ func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.Addr
 			if !started {
 				started = true
 				running++
-				go race(others, false)
+				go family(others, false)
 			}
 		case r := <-results:
 			if r.err == nil {
@@ -221,7 +202,7 @@ func (n *Net) dialRace(ctx context.Context, network string, remotes []netip.Addr
 			if running--; !started {
 				started = true
 				running++
-				go race(others, false)
+				go family(others, false)
 			}
 		}
 	}
@@ -238,6 +219,21 @@ func byFamily(remotes []netip.AddrPort) (preferred, others []netip.AddrPort) {
 		}
 	}
 	return preferred, others
+}
+
+// broadcast is the address of all hosts of a network.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// self returns to, with an address of the Net in place of the unspecified one, as package net connects to the own host.
+func (n *Net) self(to netip.AddrPort) netip.AddrPort {
+	if to.Addr().IsUnspecified() {
+		for _, own := range n.addrs {
+			if own.Is4() == to.Addr().Is4() {
+				return netip.AddrPortFrom(own, to.Port())
+			}
+		}
+	}
+	return to
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort {

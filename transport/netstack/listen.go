@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -17,9 +18,13 @@ import (
 
 // A TCPListener waits for TCP connections through the tunnel. It behaves as a *net.TCPListener does. It is safe for
 // concurrent use and must not be copied.
+//
+// It has no File and no SyscallConn, because it has no file descriptor. Endpoint takes their place.
 type TCPListener struct {
 	socket
-	addr *net.TCPAddr
+	addr   *net.TCPAddr
+	place  place
+	probes net.KeepAliveConfig // of accepted connections
 
 	acceptMu sync.Mutex // held during an Accept
 }
@@ -27,52 +32,107 @@ type TCPListener struct {
 // backlog is how many connections may wait for Accept, as on Linux.
 const backlog = 4096
 
-// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". An empty or
-// unspecified host means all addresses of the Net, and port 0 means a free port. The host must be an IP address, since
-// names are not resolved. The listener is a *[TCPListener].
-func (n *Net) Listen(network, address string) (net.Listener, error) {
-	local, err := n.parseLocal(network, address)
+// A ListenConfig listens on a Net, with the options of a net.ListenConfig except for Control, since a Net has no file
+// descriptors. Set Net. The zero value of any other field means its default. A ListenConfig may be used concurrently
+// while nobody changes its fields.
+type ListenConfig struct {
+	// Net is the Net to listen on.
+	Net *Net
+
+	// KeepAlive is how long an accepted connection must be idle before the stack probes it. Zero means 15 s, and a
+	// negative value turns the probes off. It has no effect if KeepAliveConfig.Enable is true.
+	KeepAlive time.Duration
+
+	// KeepAliveConfig has all options of the probes. It has an effect if its Enable is true.
+	KeepAliveConfig net.KeepAliveConfig
+}
+
+// Listen is like [Net.Listen], with the options of c. ctx has no effect, because names are not resolved.
+func (c *ListenConfig) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var local netip.AddrPort
+	err := checkNetwork("tcp", network)
+	if err == nil && c.Net == nil {
+		err = errNoNet
+	}
 	if err == nil {
-		switch network {
-		case "tcp", "tcp4", "tcp6":
-			var l *TCPListener
-			if l, err = n.listenTCP(network, local); err == nil {
-				return l, nil
-			}
-		default:
-			err = net.UnknownNetworkError(network)
+		local, err = c.Net.parseLocal(network, address)
+	}
+	if err == nil {
+		var l *TCPListener
+		if l, err = c.Net.listenTCP(network, local, keepAlives(c.KeepAlive, c.KeepAliveConfig)); err == nil {
+			return l, nil
 		}
 	}
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: tcpAddr(local), Err: err}
 }
 
+// ListenPacket is like [Net.ListenPacket]. ctx has no effect.
+func (c *ListenConfig) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	var local netip.AddrPort
+	err := checkNetwork("udp", network)
+	if err == nil && c.Net == nil {
+		err = errNoNet
+	}
+	if err == nil {
+		local, err = c.Net.parseLocal(network, address)
+	}
+	if err == nil {
+		var u *UDPConn
+		if u, err = c.Net.openUDP(network, local, netip.AddrPort{}); err == nil {
+			return u, nil
+		}
+	}
+	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
+}
+
+// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". An empty or
+// unspecified host means all addresses of the Net, and port 0 means a free port. The host must be an IP address, since
+// names are not resolved. As with package net, connections of a former listener do not keep the port from being listened
+// on again. The listener is a *[TCPListener]. A [ListenConfig] has options.
+func (n *Net) Listen(network, address string) (net.Listener, error) {
+	return (&ListenConfig{Net: n}).Listen(context.Background(), network, address)
+}
+
 // ListenTCP is like Listen, for a netip.AddrPort. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenTCP(local netip.AddrPort) (*TCPListener, error) {
-	l, err := n.listenTCP("tcp", local)
+	l, err := n.listenTCP("tcp", unmap(local), keepAlives(0, net.KeepAliveConfig{}))
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: "tcp", Addr: tcpAddr(local), Err: err}
 	}
 	return l, nil
 }
 
-func (n *Net) listenTCP(network string, local netip.AddrPort) (*TCPListener, error) {
+func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAliveConfig) (*TCPListener, error) {
 	proto, only, err := n.family(network, local.Addr())
 	if err != nil {
 		return nil, err
 	}
-	l := new(TCPListener)
+	if err := n.notOurs(local.Addr()); err != nil {
+		return nil, err
+	}
+	l := &TCPListener{probes: probes}
+	n.places.Lock()
+	defer n.places.Unlock()
 	return l, n.makeEndpoint(tcp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
+		ep.SocketOptions().SetReuseAddress(true) // beside connections, also those in TIME-WAIT
 		if err := ep.Bind(fullAddress(local)); err != nil {
 			return systemError("bind", err)
 		}
+		a, err := ep.GetLocalAddress()
+		if err != nil {
+			return systemError("getsockname", err)
+		}
+		l.addr = net.TCPAddrFromAddrPort(addrPortOf(a, proto))
+		l.place = place{addrPort(a), proto == ipv4.ProtocolNumber || !only, proto == ipv6.ProtocolNumber}
+		if err := n.places.take(l.place); err != nil {
+			return err
+		}
 		if err := ep.Listen(backlog); err != nil {
+			n.places.free(l.place)
 			return systemError("listen", err)
 		}
 		l.init(n, network, ep, q)
-		if a, err := ep.GetLocalAddress(); err == nil {
-			l.addr = net.TCPAddrFromAddrPort(addrPortOf(a, proto))
-		}
 		return nil
 	})
 }
@@ -106,7 +166,7 @@ func (l *TCPListener) accept() (*TCPConn, error) {
 		ep, q, err := l.ep.Accept(nil)
 		switch err.(type) {
 		case nil:
-			return newTCPConn(l.net, ep, q), nil
+			return newTCPConn(l.net, l.network, ep, q, l.probes), nil
 		case *tcpip.ErrWouldBlock:
 		default:
 			return nil, l.failure("accept", err)
@@ -122,6 +182,9 @@ func (l *TCPListener) Close() error {
 	if !l.close() {
 		return l.wrap("close", net.ErrClosed)
 	}
+	l.net.places.Lock()
+	defer l.net.places.Unlock()
+	l.net.places.free(l.place)
 	return nil
 }
 
@@ -144,24 +207,12 @@ func (l *TCPListener) wrap(op string, err error) error {
 // ListenPacket listens for UDP datagrams. network is "udp", "udp4" or "udp6", and address is as for Listen. The
 // connection is a *[UDPConn].
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
-	local, err := n.parseLocal(network, address)
-	if err == nil {
-		switch network {
-		case "udp", "udp4", "udp6":
-			var c *UDPConn
-			if c, err = n.openUDP(network, local, netip.AddrPort{}); err == nil {
-				return c, nil
-			}
-		default:
-			err = net.UnknownNetworkError(network)
-		}
-	}
-	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
+	return (&ListenConfig{Net: n}).ListenPacket(context.Background(), network, address)
 }
 
 // ListenUDP is like ListenPacket, for a netip.AddrPort. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenUDP(local netip.AddrPort) (*UDPConn, error) {
-	c, err := n.openUDP("udp", local, netip.AddrPort{})
+	c, err := n.openUDP("udp", unmap(local), netip.AddrPort{})
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: "udp", Addr: udpAddr(local), Err: err}
 	}
@@ -174,12 +225,21 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	if remote.IsValid() {
 		of = remote.Addr()
 	}
+	if remote.IsValid() {
+		if err := n.unreachable("connect", remote.Addr()); err != nil {
+			return nil, err
+		}
+	}
 	proto, only, err := n.family(network, of)
 	if err != nil {
 		return nil, err
 	}
+	if err := n.notOurs(local.Addr()); err != nil {
+		return nil, err
+	}
 	err = n.makeEndpoint(udp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
+		ep.SocketOptions().SetBroadcast(true) // as package net does
 		if local != (netip.AddrPort{}) || !remote.IsValid() {
 			if err := ep.Bind(fullAddress(local)); err != nil {
 				return systemError("bind", err)
@@ -190,7 +250,7 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 				return systemError("connect", err)
 			}
 		}
-		c = newUDPConn(n, ep, q, proto, remote.IsValid())
+		c = newUDPConn(n, network, ep, q, proto, remote.IsValid())
 		return nil
 	})
 	return c, err
@@ -203,6 +263,8 @@ func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolN
 	switch {
 	case a.IsValid() && (want4 && !a.Is4() || want6 && !a.Is6()):
 		return 0, false, &net.AddrError{Err: "not an address of network " + network, Addr: a.String()}
+	case want4 && !n.has4 || want6 && !n.has6:
+		return 0, false, n.missing("socket", syscall.EAFNOSUPPORT, network, want4)
 	case a.Is4() && !(a.IsUnspecified() && !want4 && n.has6):
 		return ipv4.ProtocolNumber, true, nil
 	case a.Is6() && !a.IsUnspecified():

@@ -118,6 +118,7 @@ type Net struct {
 	has6     bool
 	resolver resolver
 	pings    pings
+	places   places
 
 	life sync.RWMutex // read-held while an endpoint is made; write-held to close done
 	done chan struct{}

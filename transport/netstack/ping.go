@@ -133,6 +133,9 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 	if ctx.Err() != nil {
 		return 0, contextError(ctx)
 	}
+	if err := n.unreachable("connect", addr); err != nil {
+		return 0, err
+	}
 	// The versions have different types. Identifier, sequence number and data are the same.
 	transport, request := icmp.ProtocolNumber4, byte(header.ICMPv4Echo)
 	if addr.Is6() {

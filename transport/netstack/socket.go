@@ -43,6 +43,12 @@ func (s *socket) init(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue
 	q.EventRegister(&s.writerEntry)
 }
 
+// Endpoint returns gVisor's endpoint, in place of SyscallConn and File: its GetSockOpt, SetSockOpt and SocketOptions know
+// the options that have no method here, such as tcpip.TCPInfoOption and tcpip.TCPUserTimeoutOption. Leave reading, writing
+// and closing to the connection. gVisor promises no compatibility between its versions, so this module promises none for
+// what Endpoint returns.
+func (s *socket) Endpoint() tcpip.Endpoint { return s.ep }
+
 // usable returns why an operation with the limit d cannot begin, or nil.
 func (s *socket) usable(d *deadline) error {
 	switch {

@@ -27,9 +27,10 @@ type UDPConn struct {
 	to      tcpip.FullAddress
 }
 
-func newUDPConn(n *Net, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool) *UDPConn {
+// newUDPConn returns a connection that owns ep. network is as in net.OpError.
+func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool) *UDPConn {
 	c := &UDPConn{mapped: proto == ipv6.ProtocolNumber && !ep.SocketOptions().GetV6Only()}
-	c.init(n, "udp", ep, q)
+	c.init(n, network, ep, q)
 	if a, err := ep.GetLocalAddress(); err == nil {
 		c.local = net.UDPAddrFromAddrPort(addrPortOf(a, proto))
 	}
@@ -134,7 +135,11 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 		if !to.Addr().IsValid() {
 			return 0, &net.AddrError{Err: "not an IP address", Addr: to.String()}
 		}
-		c.to = c.fullAddress(to)
+		to = unmap(to)
+		if err := c.net.unreachable("sendto", to.Addr()); err != nil {
+			return 0, err
+		}
+		c.to = c.fullAddress(c.net.self(to))
 		opts.To = &c.to
 	}
 	defer c.from.Reset(nil)
@@ -176,9 +181,9 @@ func (c *UDPConn) waitForRoom() error {
 	return nil
 }
 
-// fullAddress returns to in the form that the endpoint needs.
+// fullAddress returns to, which is not mapped, in the form that the endpoint needs.
 func (c *UDPConn) fullAddress(to netip.AddrPort) tcpip.FullAddress {
-	a := to.Addr().Unmap().WithZone("")
+	a := to.Addr()
 	if c.mapped && a.Is4() {
 		a = netip.AddrFrom16(a.As16())
 	}

@@ -1,0 +1,193 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// A Dialer connects through a Net, with the options of a net.Dialer. Set Net. The zero value of any other field means its
+// default. A Dialer may be used concurrently while nobody changes its fields.
+//
+// It lacks four fields of a net.Dialer: Control and ControlContext, because a Net has no file descriptors; Resolver,
+// because the Net's own name servers resolve names; and Cancel, which is deprecated. A context does its work.
+type Dialer struct {
+	// Net is the Net whose connections the Dialer makes.
+	Net *Net
+
+	// Timeout is how long a dial may take. Zero means no limit. If a name has several addresses, they share the time.
+	Timeout time.Duration
+
+	// Deadline is when a dial gives up. The zero time means never.
+	Deadline time.Time
+
+	// LocalAddr is the address to connect from: a *net.TCPAddr or a *net.UDPAddr. Nil means that the Net chooses.
+	LocalAddr net.Addr
+
+	// FallbackDelay is the head start of the better address family of a name. Zero means 300 ms. A negative value means
+	// that the families do not race: the addresses are tried one after another.
+	FallbackDelay time.Duration
+
+	// KeepAlive is how long a TCP connection must be idle before the stack probes it. Zero means 15 s, and a negative
+	// value turns the probes off. It has no effect if KeepAliveConfig.Enable is true.
+	KeepAlive time.Duration
+
+	// KeepAliveConfig has all options of the probes. It has an effect if its Enable is true.
+	KeepAliveConfig net.KeepAliveConfig
+}
+
+// Dial is like DialContext without a context.
+func (d *Dialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialContext(context.Background(), network, address)
+}
+
+// DialContext is like [Net.DialContext], with the Dialer's options.
+func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	fail := func(err error) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: network, Source: d.LocalAddr, Err: err}
+	}
+	switch network {
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
+	default:
+		return fail(net.UnknownNetworkError(network))
+	}
+	if d.Net == nil {
+		return fail(errNoNet)
+	}
+	ctx, cancel := d.limit(ctx)
+	defer cancel()
+	local, err := d.local(network)
+	if err != nil {
+		return fail(err)
+	}
+	host, port, err := d.Net.splitHostPort(ctx, network, address)
+	if err != nil {
+		return fail(err)
+	}
+	addrs, err := d.Net.lookup(ctx, network, host)
+	if err != nil {
+		return fail(err)
+	}
+	a := attempt{Dialer: d, network: network, local: local}
+	var remotes []netip.AddrPort
+	for _, to := range addrs {
+		if from := local.Addr(); !from.IsValid() || from.IsUnspecified() || from.Is4() == to.Is4() {
+			remotes = append(remotes, netip.AddrPortFrom(to, port))
+		}
+	}
+	if len(remotes) == 0 {
+		return fail(&net.AddrError{Err: "no address of the family of the local address", Addr: host})
+	}
+	return a.race(ctx, remotes)
+}
+
+// DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". A local that is not the zero AddrPort is the address to
+// connect from; its port may be 0, and its address may be invalid, for a port alone.
+func (d *Dialer) DialTCP(ctx context.Context, network string, local, remote netip.AddrPort) (*TCPConn, error) {
+	var c *TCPConn
+	err := checkNetwork("tcp", network)
+	if err == nil && d.Net == nil {
+		err = errNoNet
+	}
+	if err == nil {
+		a := attempt{Dialer: d, network: network, local: unmap(local)}
+		ctx, cancel := d.limit(ctx)
+		defer cancel()
+		c, err = a.tcp(ctx, unmap(remote))
+	}
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Source: tcpAddr(local), Addr: tcpAddr(remote), Err: err}
+	}
+	return c, nil
+}
+
+// DialUDP returns a connection that sends to remote and receives from it alone. network is "udp", "udp4" or "udp6", and
+// local is as for DialTCP.
+func (d *Dialer) DialUDP(ctx context.Context, network string, local, remote netip.AddrPort) (*UDPConn, error) {
+	var c *UDPConn
+	err := checkNetwork("udp", network)
+	if err == nil && d.Net == nil {
+		err = errNoNet
+	}
+	if err == nil {
+		a := attempt{Dialer: d, network: network, local: unmap(local)}
+		ctx, cancel := d.limit(ctx)
+		defer cancel()
+		c, err = a.udp(ctx, unmap(remote))
+	}
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Source: udpAddr(local), Addr: udpAddr(remote), Err: err}
+	}
+	return c, nil
+}
+
+var (
+	errNoNet         = errors.New("netstack: the field Net is not set: set it to the Net to use")
+	errMissingRemote = &net.AddrError{Err: "missing remote address"}
+)
+
+// checkNetwork returns an error if network is neither the named protocol nor one of its two families.
+func checkNetwork(protocol, network string) error {
+	if family, ok := strings.CutPrefix(network, protocol); ok && (family == "" || family == "4" || family == "6") {
+		return nil
+	}
+	return net.UnknownNetworkError(network)
+}
+
+// limit returns ctx with the time limits of d.
+func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	end := d.Deadline
+	if d.Timeout != 0 { // a negative one has passed, as in package net
+		if t := time.Now().Add(d.Timeout); end.IsZero() || t.Before(end) {
+			end = t
+		}
+	}
+	if end.IsZero() {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, end)
+}
+
+// local returns d.LocalAddr, or the zero AddrPort if it is nil.
+func (d *Dialer) local(network string) (netip.AddrPort, error) {
+	switch a := d.LocalAddr.(type) {
+	case nil:
+		return netip.AddrPort{}, nil
+	case *net.TCPAddr:
+		if network[0] == 't' {
+			return unmap(a.AddrPort()), nil
+		}
+	case *net.UDPAddr:
+		if network[0] == 'u' {
+			return unmap(a.AddrPort()), nil
+		}
+	}
+	return netip.AddrPort{}, &net.AddrError{Err: "mismatched type of local address for network " + network, Addr: d.LocalAddr.String()}
+}
+
+// Dial is like DialContext without a context. For TCP it gives up after about two minutes, which is gVisor's limit.
+func (n *Net) Dial(network, address string) (net.Conn, error) {
+	return n.DialContext(context.Background(), network, address)
+}
+
+// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
+// and address is "host:port". The tunnel's name servers resolve a name. The addresses of its two families race, with a
+// head start for the better family. DialContext tries the addresses of one family one after another. Once the
+// connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the
+// DialContext of an http.Transport. A [Dialer] has options.
+func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return (&Dialer{Net: n}).DialContext(ctx, network, address)
+}
+
+// DialTCP is like [Dialer.DialTCP] with the network "tcp".
+func (n *Net) DialTCP(ctx context.Context, local, remote netip.AddrPort) (*TCPConn, error) {
+	return (&Dialer{Net: n}).DialTCP(ctx, "tcp", local, remote)
+}
+
+// DialUDP is like [Dialer.DialUDP] with the network "udp".
+func (n *Net) DialUDP(local, remote netip.AddrPort) (*UDPConn, error) {
+	return (&Dialer{Net: n}).DialUDP(context.Background(), "udp", local, remote)
+}

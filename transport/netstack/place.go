@@ -1,0 +1,59 @@
+package netstack
+
+import (
+	"net/netip"
+	"sync"
+	"syscall"
+)
+
+// places holds where a Net listens. Listeners use SO_REUSEADDR, so that connections do not keep their port from being
+// listened on again. With it, gVisor would let a listener on one address exist beside a listener on all addresses. Linux
+// refuses that, and so does places. The zero value is ready.
+type places struct {
+	sync.Mutex                    // taken while a listener is made, before the Net's life
+	taken      map[uint16][]place // by port
+}
+
+// A place is what one listener listens on.
+type place struct {
+	netip.AddrPort      // an invalid Addr means all addresses
+	ip4, ip6       bool // the families; both only for all addresses
+}
+
+// overlaps reports whether one connection could reach both p and q, which have the same port.
+func (p place) overlaps(q place) bool {
+	all := !p.Addr().IsValid() || !q.Addr().IsValid()
+	return (p.ip4 && q.ip4 || p.ip6 && q.ip6) && (all || p.Addr() == q.Addr())
+}
+
+// take adds p. The places are locked.
+func (ps *places) take(p place) error {
+	for _, q := range ps.taken[p.Port()] {
+		if p.overlaps(q) {
+			where := "all addresses"
+			if q.Addr().IsValid() {
+				where = q.Addr().String()
+			}
+			return refused("bind", syscall.EADDRINUSE, "another listener has this port on "+where+"; close it, or use another port")
+		}
+	}
+	if ps.taken == nil {
+		ps.taken = make(map[uint16][]place)
+	}
+	ps.taken[p.Port()] = append(ps.taken[p.Port()], p)
+	return nil
+}
+
+// free removes p. The places are locked.
+func (ps *places) free(p place) {
+	left := ps.taken[p.Port()]
+	for i, q := range left {
+		if q == p {
+			left = append(left[:i], left[i+1:]...)
+			break
+		}
+	}
+	if ps.taken[p.Port()] = left; len(left) == 0 {
+		delete(ps.taken, p.Port())
+	}
+}

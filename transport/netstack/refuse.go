@@ -1,0 +1,83 @@
+package netstack
+
+import (
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// A refusal is an error that the Net finds before it sends a packet. It says what the Net has and what to do, and it
+// wraps the error number that package net would return.
+type refusal struct {
+	errno syscall.Errno
+	why   string
+}
+
+func (r *refusal) Error() string { return r.errno.Error() + ": " + r.why }
+func (r *refusal) Unwrap() error { return r.errno }
+
+// refused returns a refusal in the form that package net gives a failed system call.
+func refused(call string, errno syscall.Errno, why string) error {
+	return &os.SyscallError{Syscall: call, Err: &refusal{errno, why}}
+}
+
+// unreachable returns why the Net cannot send to the address to, or nil. call names the system call for the error.
+func (n *Net) unreachable(call string, to netip.Addr) error {
+	switch {
+	case to.IsLoopback():
+		return refused(call, syscall.ENETUNREACH, to.String()+" is a loopback address, and a Net has no loopback interface; "+
+			"to reach this Net itself, use its own address: "+n.addresses())
+	case to.Is4() && !n.has4, to.Is6() && !n.has6:
+		return n.missing(call, syscall.ENETUNREACH, to.String(), to.Is4())
+	}
+	return nil
+}
+
+// missing returns an error for what, which needs a family that the Net does not have: IPv4 if is4, otherwise IPv6.
+func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) error {
+	lacks, has := "IPv6", "IPv4"
+	if is4 {
+		lacks, has = has, lacks
+	}
+	return refused(call, errno, what+" needs "+lacks+", and the Net has only "+has+" ("+n.addresses()+"); add an "+lacks+
+		" address to Config.Addresses")
+}
+
+// notOurs returns why the Net cannot use the address a as the local end of a socket, or nil. The unspecified address,
+// which a may be too, means all addresses.
+func (n *Net) notOurs(a netip.Addr) error {
+	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || n.owns(a) {
+		return nil
+	}
+	return refused("bind", syscall.EADDRNOTAVAIL, a.String()+" is not an address of the Net, which has "+n.addresses()+
+		"; use one of these, or none to mean all of them")
+}
+
+// owns reports whether a is one of the Net's own addresses.
+func (n *Net) owns(a netip.Addr) bool {
+	for _, own := range n.addrs {
+		if own == a {
+			return true
+		}
+	}
+	return false
+}
+
+// addresses lists the Net's addresses for an error.
+func (n *Net) addresses() string {
+	const most = 4
+	var s strings.Builder
+	for i, a := range n.addrs {
+		if i == most {
+			s.WriteString(" and " + strconv.Itoa(len(n.addrs)-most) + " more")
+			break
+		}
+		if i > 0 {
+			s.WriteString(", ")
+		}
+		s.WriteString(a.String())
+	}
+	return s.String()
+}
