@@ -1,9 +1,12 @@
 package uapi
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -81,6 +84,79 @@ func TestLarge(t *testing.T) {
 		}
 	}
 	t.Errorf("adding 65,000 allowed IPs takes %v, removing them one by one %v: it was about the same, and 60 times as long while it was quadratic", adding, removing)
+}
+
+// A largestWrite counts what is written, and how much at a time.
+type largestWrite struct{ all, largest int }
+
+func (w *largestWrite) Write(b []byte) (int, error) {
+	w.all, w.largest = w.all+len(b), max(w.largest, len(b))
+	return len(b), nil
+}
+
+// TestGetIsWrittenInParts: a get builds nothing of the size of its answer.
+func TestGetIsWrittenInParts(t *testing.T) {
+	d := newDown(t)
+	set(t, d, largeRequest())
+	var w largestWrite
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := Get(&w, d); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if w.all < 2<<20 || w.largest > answerBuffer {
+		t.Errorf("%d bytes are written, up to %d at a time", w.all, w.largest)
+	}
+	if bytes := after.TotalAlloc - before.TotalAlloc; bytes > 5000*64+64<<10 {
+		t.Errorf("%d bytes are allocated for 5,000 peers with 65,000 prefixes", bytes)
+	}
+}
+
+// TestSlowReaderHoldsUpNobody: a client that does not read its answer delays no request of another.
+func TestSlowReaderHoldsUpNobody(t *testing.T) {
+	d := newDown(t)
+	set(t, d, largeRequest())
+	s := &Server{Device: d}
+	client, server := net.Pipe() // without a buffer
+	defer client.Close()
+	go s.answer(server, bufio.NewReaderSize(server, readBuffer))
+	if _, err := io.WriteString(client, "get=1\n\n"); err != nil {
+		t.Fatal(err)
+	}
+	answer := bufio.NewReader(client)
+	if line, err := answer.ReadString('\n'); err != nil || !strings.HasPrefix(line, "public_key=") {
+		t.Fatalf("the answer begins with %q, %v", line, err)
+	}
+	other := &script{in: bytes.NewReader([]byte("set=1\nfwmark=1\n\n"))}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.answer(other, bufio.NewReaderSize(other.in, readBuffer))
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a set waits for a client that does not read")
+	}
+	if got := other.out.String(); got != "errno=0\n\n" || d.Status().FirewallMark != 1 {
+		t.Errorf("the set is answered with %q", got)
+	}
+	for n := 1; ; {
+		line, err := answer.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the answer ends after %d peers: %v", n, err)
+		}
+		if strings.HasPrefix(line, "public_key=") {
+			n++
+		}
+		if line == "errno=0\n" {
+			if n != 5000 {
+				t.Errorf("the answer has %d peers, want 5000", n)
+			}
+			return
+		}
+	}
 }
 
 func BenchmarkSet(b *testing.B) {

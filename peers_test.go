@@ -1,0 +1,301 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
+
+// crowdKey returns a key whose place in the order does not follow from i.
+func crowdKey(i int) (k PublicKey) {
+	binary.BigEndian.PutUint64(k[:], uint64(i+1)*0x9e3779b97f4a7c15)
+	binary.BigEndian.PutUint64(k[8:], uint64(i+1))
+	return k
+}
+
+// hostPrefixes returns n prefixes of one address each, in order.
+func hostPrefixes(n int) (ps []netip.Prefix) {
+	for i := range n {
+		ps = append(ps, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32))
+	}
+	return ps
+}
+
+// strangers is a change that adds n peers without prefixes, from number `from` on, or removes them.
+func strangers(from, n int, remove bool) (c Change) {
+	for i := range n {
+		c.Peers = append(c.Peers, PeerChange{PublicKey: crowdKey(from + i), Remove: remove})
+	}
+	return c
+}
+
+func (e *end) mustConfigure(t testing.TB, c Change) {
+	t.Helper()
+	if err := e.Configure(c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPagesOfPeers reads pages while peers come and go between them, and within a page: each peer that stays is read
+// once, in the order of keys.
+func TestPagesOfPeers(t *testing.T) {
+	const stay, page = 500, 7
+	e := newEnd(t, testKey(1))
+	e.mustConfigure(t, strangers(0, 2*stay, false))
+	var seen []PublicKey
+	next := 2 * stay
+	for after := (PublicKey{}); ; {
+		n := 0
+		for s := range e.PeersAfter(after) {
+			if bytes.Compare(s.PublicKey[:], after[:]) <= 0 {
+				t.Fatalf("%v follows %v", s.PublicKey, after)
+			}
+			after = s.PublicKey
+			seen = append(seen, after)
+			e.mustConfigure(t, strangers(next, 3, false))
+			e.mustConfigure(t, strangers(next-stay, 3, true))
+			next += 3
+			if n++; n == page {
+				break
+			}
+		}
+		if n < page {
+			break
+		}
+	}
+	for i := range stay {
+		n := 0
+		for _, key := range seen {
+			if key == crowdKey(i) {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("peer %d stayed, and was read %d times", i, n)
+		}
+	}
+	if !slices.Equal(seen, slices.Compact(slices.Clone(seen))) {
+		t.Error("a peer was read twice")
+	}
+}
+
+// TestPagesOfAllowedIPs is the same with the prefixes of one peer.
+func TestPagesOfAllowedIPs(t *testing.T) {
+	prefixes := hostPrefixes(600)
+	stay, goes := prefixes[:300], prefixes[300:]
+	key := crowdKey(1)
+	e := newEnd(t, testKey(1), PeerConfig{PublicKey: key, AllowedIPs: stay})
+	var seen []netip.Prefix
+	for after, round := (netip.Prefix{}), 0; ; round++ {
+		n := 0
+		for prefix := range e.AllowedIPsAfter(key, after) {
+			after = prefix
+			seen = append(seen, prefix)
+			if n++; n == 7 {
+				break
+			}
+		}
+		if n < 7 {
+			break
+		}
+		c := PeerChange{PublicKey: key, RemoveAllowedIPs: goes}
+		if round%2 == 0 {
+			c = PeerChange{PublicKey: key, AllowedIPs: goes}
+		}
+		e.mustConfigure(t, Change{Peers: []PeerChange{c}})
+	}
+	if got := seen[:min(len(stay), len(seen))]; !slices.Equal(got, stay) {
+		t.Errorf("read %v, want the prefixes that stay in order, each once", got)
+	}
+	for range e.AllowedIPs(PublicKey{9}) {
+		t.Error("an unknown peer has a prefix")
+	}
+}
+
+// A hookedBind calls a function while the device holds the lock of the configuration.
+type hookedBind struct {
+	Bind
+	listen func()
+}
+
+func (b hookedBind) Listen(port uint16) (Socket, error) {
+	b.listen()
+	return b.Bind.Listen(port)
+}
+
+// TestStatusWaitsForNothing reads everything while the lock of the configuration is held.
+func TestStatusWaitsForNothing(t *testing.T) {
+	var d *Device
+	read := false
+	line, _ := newLoop()
+	key, prefixes := crowdKey(1), hostPrefixes(3)
+	d, err := New(Config{PrivateKey: testKey(1), Tunnel: newDrain(), Peers: []PeerConfig{{PublicKey: key, AllowedIPs: prefixes}},
+		Bind: hookedBind{line, func() {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				s, ok := d.Peer(key)
+				_, hasKey := d.PresharedKey(key)
+				read = d.Status().Peers == 1 && ok && hasKey && s.AllowedIPs == 3 && slices.Equal(slices.Collect(d.AllowedIPs(key)), prefixes)
+				for range d.Peers() {
+				}
+			}()
+			select {
+			case <-done:
+			case <-time.After(20 * time.Second):
+				t.Error("a status waits for the lock of the configuration")
+			}
+		}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Up(); err != nil || !read {
+		t.Errorf("%v; what was read while Up held the lock is wrong", err)
+	}
+	d.Close()
+}
+
+// TestStatusSeesAllOrNothing counts peers while Configure adds many: they appear at one moment.
+func TestStatusSeesAllOrNothing(t *testing.T) {
+	n := crowdSize(20_000)
+	e := newEnd(t, testKey(1))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.mustConfigure(t, strangers(0, n, false))
+	}()
+	for ended := false; !ended; {
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+		status, listed := e.Status().Peers, 0
+		for range e.Peers() {
+			listed++
+		}
+		if status != 0 && status != n || listed != 0 && listed != n {
+			t.Fatalf("%d peers, of which %d are listed, want 0 or %d", status, listed, n)
+		}
+	}
+	if got := e.Status().Peers; got != n {
+		t.Fatalf("%d peers, want %d", got, n)
+	}
+}
+
+// A cost is what a change or a look takes on average, and at best.
+type cost struct {
+	bytes uint64
+	time  time.Duration // of the fastest try, which other work did not interrupt
+}
+
+func costOf(f func(try int)) (c cost) {
+	const tries = 50
+	c.time = time.Hour
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for try := range tries {
+		began := time.Now()
+		f(try)
+		c.time = min(c.time, time.Since(began))
+	}
+	runtime.ReadMemStats(&after)
+	c.bytes = (after.TotalAlloc - before.TotalAlloc) / tries
+	return c
+}
+
+// TestCostOfOne: a change or a look at one of many prefixes or peers costs about the same among 1,000 as among 64 times
+// as many.
+func TestCostOfOne(t *testing.T) {
+	costs := func(n int) map[string]cost {
+		prefixes, key, other := hostPrefixes(n), crowdKey(1), crowdKey(n+1)
+		e := newEnd(t, testKey(1))
+		e.mustConfigure(t, strangers(0, n, false))
+		e.mustConfigure(t, Change{Peers: []PeerChange{{PublicKey: key, AllowedIPs: prefixes}}})
+		one := func(c PeerChange) { e.mustConfigure(t, Change{Peers: []PeerChange{c}}) }
+		m := n / 2
+		return map[string]cost{
+			"move a prefix":   costOf(func(i int) { one(PeerChange{PublicKey: other, AllowedIPs: prefixes[m+i : m+i+1]}) }),
+			"remove a prefix": costOf(func(i int) { one(PeerChange{PublicKey: key, RemoveAllowedIPs: prefixes[m+i+100 : m+i+101]}) }),
+			"Peer":            costOf(func(int) { e.Peer(key) }),
+			"add a peer":      costOf(func(i int) { one(PeerChange{PublicKey: crowdKey(n + 10 + i)}) }),
+			"remove a peer":   costOf(func(i int) { one(PeerChange{PublicKey: crowdKey(n + 10 + i), Remove: true}) }),
+			"a page of peers": costOf(func(int) {
+				n := 0
+				for range e.PeersAfter(key) {
+					if n++; n == 50 {
+						break
+					}
+				}
+			}),
+			"a page of prefixes": costOf(func(int) {
+				n := 0
+				for range e.AllowedIPsAfter(key, prefixes[m]) {
+					if n++; n == 50 {
+						break
+					}
+				}
+			}),
+		}
+	}
+	few, many := costs(1000), costs(64_000)
+	for what, c := range many {
+		t.Logf("%s: %v, %d B among 1,000; %v, %d B among 64,000", what, few[what].time, few[what].bytes, c.time, c.bytes)
+		if c.bytes > 64<<10 || c.bytes > 5*few[what].bytes+1024 {
+			t.Errorf("%s: %d bytes among 64,000, and %d among 1,000", what, c.bytes, few[what].bytes)
+		}
+		if c.time > 16*few[what].time+20*time.Microsecond {
+			t.Errorf("%s: %v among 64,000, and %v among 1,000", what, c.time, few[what].time)
+		}
+	}
+}
+
+// TestSetPeerOfTheSame: a peer that is set to what it is changes no table, and one whose prefixes differ by one copies none.
+func TestSetPeerOfTheSame(t *testing.T) {
+	prefixes := hostPrefixes(10_000)
+	c := PeerConfig{PublicKey: crowdKey(1), AllowedIPs: slices.Clone(prefixes)}
+	e := newEnd(t, testKey(1), c)
+	before := e.allowed.table.Load()
+	slices.Reverse(c.AllowedIPs)
+	c.AllowedIPs = append(c.AllowedIPs, c.AllowedIPs[:9]...)
+	if err := e.SetPeer(c); err != nil || e.allowed.table.Load() != before {
+		t.Errorf("%v; the same prefixes in another order, and some of them twice, make another table", err)
+	}
+	c.AllowedIPs = append(prefixes[1:], netip.MustParsePrefix("192.0.2.0/24"))
+	edit := e.allowed.edit()
+	edit.change(c.AllowedIPs, nil, true, e.peers.find(c.PublicKey))
+	if edit.copied || edit.paths != 2 {
+		t.Errorf("a set that differs by two prefixes changes %d, and copies the table: %v", edit.paths, edit.copied)
+	}
+	edit.publish()
+	if s, _ := e.Peer(c.PublicKey); s.AllowedIPs != len(prefixes) || !slices.Equal(slices.Collect(e.AllowedIPs(c.PublicKey)), c.AllowedIPs) {
+		t.Errorf("the peer has %d prefixes", s.AllowedIPs)
+	}
+}
+
+// TestRemovedPeersLeaveNothing: tables give back the memory of the peers that are removed, while others stay.
+func TestRemovedPeersLeaveNothing(t *testing.T) {
+	n := crowdSize(20_000)
+	e := newEnd(t, testKey(1), PeerConfig{PublicKey: crowdKey(n + 1)})
+	before := heapAndStack()
+	c := strangers(0, n, false)
+	for i, prefix := range hostPrefixes(n) {
+		c.Peers[i].AllowedIPs = []netip.Prefix{prefix}
+	}
+	e.mustConfigure(t, c)
+	c = strangers(0, n, true)
+	e.mustConfigure(t, c)
+	c = Change{}
+	if left := heapAndStack() - before; left > int64(20*n) && !testkit.Race {
+		t.Errorf("%d bytes are left of %d peers", left, n)
+	}
+	if e.Status().Peers != 1 {
+		t.Errorf("%d peers are left, want 1", e.Status().Peers)
+	}
+}
