@@ -279,8 +279,6 @@ func checkPeers(changes []PeerChange, self PublicKey) error {
 				wrong("an allowed IP is not a valid prefix; want one as in 10.0.0.0/24 or 2001:db8::/64")
 			case p.Addr().Is4In6():
 				wrong("allowed IP %v: write an IPv4 prefix as such, not mapped into IPv6", p)
-			case p.Addr().Zone() != "":
-				wrong("allowed IP %v: an address inside the tunnel has no zone", p)
 			}
 		}
 	}

@@ -130,7 +130,11 @@ func (r Resolution) Lookup(ctx context.Context, host string) (netip.Addr, error)
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return netip.Addr{}, fmt.Errorf("resolve %s: %w", host, context.Cause(ctx))
+			err := ctx.Err()
+			if cause := context.Cause(ctx); cause != err {
+				err = fmt.Errorf("%w: %w", err, cause)
+			}
+			return netip.Addr{}, fmt.Errorf("resolve %s: %w", host, err)
 		}
 	}
 }

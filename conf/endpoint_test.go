@@ -70,14 +70,16 @@ func TestLookupRetries(t *testing.T) {
 	})
 }
 
-// TestLookupEnds: the context ends the waiting.
+// TestLookupEnds: the context ends the waiting, and the error wraps the context's error and its cause.
 func TestLookupEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-		defer cancel()
-		_, err := Resolution{Resolver: resolver{"x": {timeout}}}.Lookup(ctx, "x")
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
+		for _, cause := range []error{nil, errors.ErrUnsupported} {
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 1500*time.Millisecond, cause)
+			_, err := Resolution{Resolver: resolver{"x": {timeout}}}.Lookup(ctx, "x")
+			if !errors.Is(err, context.DeadlineExceeded) || cause != nil && !errors.Is(err, cause) {
+				t.Errorf("%v, want one that wraps %v and %v", err, context.DeadlineExceeded, cause)
+			}
+			cancel()
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -213,7 +214,7 @@ func TestSetConfigureFails(t *testing.T) {
 		t.Errorf("the device was changed to\n%s", got)
 	}
 	d.Close()
-	if err := Set(strings.NewReader(before), d); !errors.As(err, &e) || e.Errno != errnoNoDevice {
+	if err := Set(strings.NewReader(before), d); !errors.As(err, &e) || e.Errno != errnoNoDevice || !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a closed device gives %v, want number %d", err, errnoNoDevice)
 	}
 }

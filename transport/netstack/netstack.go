@@ -156,14 +156,14 @@ func (n *Net) setUp() error {
 		return err
 	}
 	if err := n.stack.CreateNICWithOptions(NICID, n.link, stack.NICOptions{Name: "wg", QDisc: n.link}); err != nil {
-		return fmt.Errorf("netstack: create interface: %v", err)
+		return fmt.Errorf("netstack: %w", systemError("create interface", err))
 	}
 	var err tcpip.Error
 	if n.link.endpoint4, err = n.stack.GetNetworkEndpoint(NICID, ipv4.ProtocolNumber); err != nil {
-		return fmt.Errorf("netstack: IPv4: %v", err)
+		return fmt.Errorf("netstack: %w", systemError("IPv4", err))
 	}
 	if n.link.endpoint6, err = n.stack.GetNetworkEndpoint(NICID, ipv6.ProtocolNumber); err != nil {
-		return fmt.Errorf("netstack: IPv6: %v", err)
+		return fmt.Errorf("netstack: %w", systemError("IPv6", err))
 	}
 	for _, a := range n.addrs {
 		err := n.stack.AddProtocolAddress(NICID, tcpip.ProtocolAddress{
@@ -171,7 +171,7 @@ func (n *Net) setUp() error {
 			AddressWithPrefix: tcpip.AddrFromSlice(a.AsSlice()).WithPrefix(),
 		}, stack.AddressProperties{})
 		if err != nil {
-			return fmt.Errorf("netstack: address %v: %v", a, err)
+			return fmt.Errorf("netstack: %w", systemError("address "+a.String(), err))
 		}
 		n.has4 = n.has4 || a.Is4()
 		n.has6 = n.has6 || a.Is6()
@@ -207,7 +207,7 @@ func (n *Net) tune() error {
 	// segment.
 	for _, o := range []tcpip.SettableTransportProtocolOption{&congestion, &receive, &send, &wait, &reuse} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
-			return fmt.Errorf("netstack: %T: %v", o, err)
+			return fmt.Errorf("netstack: %w", systemError(fmt.Sprintf("%T", o), err))
 		}
 	}
 	return nil

@@ -104,7 +104,7 @@ func newPlaceIn(ns *os.File) (p place, err error) {
 		defer close(done)
 		runtime.LockOSThread()
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("%w (%v)", errElsewhere, err)
+			err = fmt.Errorf("%w (%w)", errElsewhere, err)
 			return
 		}
 		p, err = newPlace()

@@ -3,6 +3,7 @@
 package tun
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -13,7 +14,7 @@ import (
 type system struct{}
 
 func (d *Interface) open(*Config) error {
-	return fmt.Errorf("tun: this package has no TUN interfaces on %s; use transport/netstack, or transport/wgo with your own tun.Device", runtime.GOOS)
+	return fmt.Errorf("tun: this package has no TUN interfaces on %s; use transport/netstack, or transport/wgo with your own tun.Device: %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
 func (d *Interface) sources() []wireguard.PacketSource { return nil }

@@ -29,7 +29,7 @@ func (d *Interface) open(c *Config) (err error) {
 		mtu = defaultMTU
 	}
 	if c.Queues > 1 {
-		return fmt.Errorf("tun: an interface of this system has one queue, not %d; leave Queues at 0", c.Queues)
+		return fmt.Errorf("tun: an interface of this system has one queue, not %d; leave Queues at 0: %w", c.Queues, errors.ErrUnsupported)
 	}
 	if c.File != nil {
 		d.dev, err = inherited(c.File, mtu)
@@ -107,7 +107,8 @@ func (q queue) ReadPackets(b *wireguard.Batch) error {
 	if err == nil {
 		return nil
 	}
-	d.end(fmt.Errorf("%w: %v", ErrDeleted, err)) // unless it was closed
+	// After Close this has no effect. Before it, err may say that the file was closed, but nobody called Close.
+	d.end(fmt.Errorf("%w: %v", ErrDeleted, err)) // err is not wrapped
 	return d.ending()
 }
 

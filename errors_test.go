@@ -1,0 +1,373 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io/fs"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// errInner are the texts of errors that never leave the package, and of those that others always wrap.
+var errInner = []string{
+	"wireguard: message is not authentic",
+	"wireguard: Diffie-Hellman result is zero",
+	"wireguard: what was computed on has changed",
+	"wireguard: a stranger's key",
+	"wireguard: nearly all session indices are taken",
+}
+
+// errForeign is an error of a Tunnel or a Bind that has the prefix already.
+var errForeign = errors.New("wireguard: foreign: broken")
+
+// A broken is a Tunnel and a Bind whose calls fail, from the call named on.
+type broken struct {
+	*drain
+	*line
+	call string
+}
+
+func (b *broken) fails(call string) error {
+	if b.call == call {
+		return errForeign
+	}
+	return nil
+}
+func (b *broken) Close() error { b.drain.Close(); return b.fails("Close") }
+func (b *broken) ReadPackets(batch *Batch) error {
+	if err := b.fails("ReadPackets"); err != nil {
+		return err
+	}
+	return b.drain.ReadPackets(batch)
+}
+func (b *broken) Listen(port uint16) (Socket, error) {
+	s, err := b.line.Listen(port)
+	return brokenSocket{s, b}, errors.Join(err, b.fails("Listen"))
+}
+
+type brokenSocket struct {
+	Socket
+	b *broken
+}
+
+func (s brokenSocket) SetMark(uint32) error { return s.b.fails("SetMark") }
+func (s brokenSocket) Send(ts []Train) {
+	for i := range ts {
+		ts[i].Err = s.b.fails("Send")
+	}
+}
+
+// newBroken makes a device whose ends fail in one call, with one peer.
+func newBroken(t *testing.T, call string) *Device {
+	b := &broken{newDrain(), newLine(), call}
+	d, err := New(Config{PrivateKey: testKey(1), Tunnel: b, Bind: b, Peers: []PeerConfig{newRemote(2, PublicKey{}).config()}, FirewallMark: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// A mute is a Tunnel without packets, and a Bind with an absurd headroom.
+type mute struct{ PacketSink }
+
+func (mute) MTU() int                      { return 0 }
+func (mute) Close() error                  { return nil }
+func (mute) Headroom() int                 { return -1 }
+func (mute) Listen(uint16) (Socket, error) { return nil, nil }
+
+// returned are errors of each text that the package makes, as its callers get them, with the sentinels that they wrap.
+func returned(t *testing.T) (all []returnedError) {
+	add := func(err error, is ...error) { all = append(all, returnedError{err, is}) }
+	second := func(_ any, err error) error { return err }
+
+	// Configuration.
+	add(second(New(Config{StagedBytes: -1, MaxLookedUp: -1, IndexPrefix: IndexPrefix{Bits: 17}})))
+	key, prefixes := newRemote(2, PublicKey{}).id.public, []netip.Prefix{
+		{}, netip.MustParsePrefix("::ffff:10.0.0.0/104")}
+	at := func(s string) Endpoint { return EndpointOf(netip.MustParseAddrPort(s)) }
+	add(second(New(Config{PrivateKey: testKey(1), Tunnel: mute{}, Bind: mute{}, Peers: []PeerConfig{
+		{}, {PublicKey: testKey(1).Public()}, {PublicKey: key, PersistentKeepalive: -1}, {PublicKey: key, MTU: 1}, {PublicKey: key, Endpoint: at("192.0.2.1:0")},
+		{PublicKey: key, Endpoint: at("224.0.0.1:1"), AllowedIPs: prefixes},
+	}})))
+
+	// Forms of values.
+	add(second(ParseEndpoint("x")))
+	add(second(ParseEndpoint("192.0.2.1:0")))
+	add(second(Endpoint{Interface: 1}.MarshalText()))
+	add(second(ParsePublicKey("x")))
+	add(second(ParsePrivateKey(strings.Repeat("!", 44))))
+	add(second(PrivateKey{}.MarshalText()))
+	add(new(PresharedKey).UnmarshalBinary(nil))
+	add(new(Timestamp).UnmarshalText([]byte("x")))
+	add(second(EventKind(200).MarshalText()))
+	add(new(DropReason).UnmarshalText([]byte("x")))
+
+	// A device's life.
+	d := newBroken(t, "")
+	add(d.Send(d.NewBatch()), ErrDown)
+	sub := d.Subscribe()
+	sub.Close()
+	add(second(sub.Next(t.Context())), net.ErrClosed)
+	d.Close()
+	add(d.Up(), net.ErrClosed)
+	add(d.Send(d.NewBatch()), net.ErrClosed)
+	add(d.Configure(Change{}), net.ErrClosed)
+	add(newBroken(t, "Listen").Up(), errForeign)
+	add(newBroken(t, "SetMark").Up(), errForeign)
+	e := newEnd(t, testKey(1))
+	e.Configure(Change{FirewallMark: new(uint32(7))})
+	add(e.Up(), errors.ErrUnsupported)
+	add(newBroken(t, "Close").Close(), errForeign)
+	d = newBroken(t, "ReadPackets")
+	d.Up()
+	<-d.Done()
+	add(d.Err(), errForeign)
+
+	// Waits for a session; all endings are in TestHandshakeEndings.
+	for _, wait := range []func(*Device, context.Context, PublicKey) error{(*Device).Handshake, (*Device).Renew} {
+		d := newBroken(t, "Send")
+		add(wait(d, t.Context(), key), ErrDown)
+		add(wait(d, t.Context(), PublicKey{}), ErrNoPeer)
+		d.Up()
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for p := d.peers.find(key); !failedToSend(p); {
+				time.Sleep(time.Millisecond)
+			}
+			cancel()
+		}()
+		add(wait(d, ctx, key), context.Canceled, errForeign)
+		d.Configure(Change{Peers: []PeerChange{{PublicKey: key, Endpoint: &Endpoint{}}}})
+		add(wait(d, t.Context(), key), ErrNoEndpoint)
+		d.Configure(Change{PrivateKey: &PrivateKey{}})
+		add(wait(d, t.Context(), key), ErrNoPrivateKey)
+	}
+	for want, set := range map[error]func(*peer){
+		ErrNoAnswer: func(*peer) {},
+		errUnopened: func(p *peer) { p.unopened = true },
+		errForeign:  func(p *peer) { p.sendErr = errForeign },
+	} {
+		p, waits := newPeer(key), make(chan error, 1)
+		set(p)
+		p.waits = append(p.waits, waits)
+		d.publish(p, []outEvent{{kind: EventHandshakeFailed}})
+		add(p.attemptError(), want)        // in an event
+		p.unopened, p.sendErr = false, nil // the next attempt was quicker than the call that waits
+		add(errorf("renew the session with %v: %w", key, <-waits), ErrNoAnswer, want)
+	}
+	return all
+}
+
+func failedToSend(p *peer) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sendErr != nil
+}
+
+type returnedError struct {
+	error
+	is []error
+}
+
+// TestErrorTexts: each error that this package returns begins with "wireguard: ", once in a line, and wraps what a program
+// branches on. No text in the source is left out.
+func TestErrorTexts(t *testing.T) {
+	sentinels := []error{ErrDown, ErrNoPeer, ErrNoEndpoint, ErrNoPrivateKey, ErrNoAnswer, net.ErrClosed, errors.ErrUnsupported,
+		context.Canceled, errForeign, errUnopened}
+	source, made := sourceTexts(t), make(map[string]bool)
+	for _, r := range returned(t) {
+		if r.error == nil {
+			t.Error("a call that should fail does not")
+			continue
+		}
+		for line := range strings.Lines(r.Error()) {
+			text, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "wireguard: ")
+			if !ok || strings.Contains(text, "wireguard: ") {
+				t.Errorf("%q: want one prefix", line)
+			}
+			for _, at := range regexp.MustCompile("^|: |; ").FindAllStringIndex(text, -1) {
+				made[source.find(text[at[1]:])] = true
+			}
+		}
+		for _, s := range sentinels {
+			if got := errors.Is(r.error, s); got != slices.Contains(r.is, s) {
+				t.Errorf("%q is %q: %v, want %v", r, s, got, !got)
+			}
+		}
+	}
+	for text, s := range source {
+		if inner := slices.Contains(errInner, text); inner == made[text] {
+			t.Errorf("%s: %q: is in errInner: %v, and no call above returns it: %v", s.at, text, inner, !inner)
+		}
+	}
+}
+
+// errorTexts are the texts of errors, as they are in the source.
+type errorTexts map[string]sourceText
+
+type sourceText struct {
+	at       token.Position
+	pattern  *regexp.Regexp
+	literals int // characters besides the verbs
+}
+
+// find returns the text that s was made of. Where several fit, it is the one that says most.
+func (texts errorTexts) find(s string) (found string) {
+	for text, x := range texts {
+		if x.pattern.MatchString(s) && (found == "" || x.literals > texts[found].literals) {
+			found = text
+		}
+	}
+	return found
+}
+
+var verb = regexp.MustCompile(`%#?[a-zA-Z]`)
+
+// add takes a literal of the source. open says that something is appended to it.
+func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
+	text, err := strconv.Unquote(lit.Value)
+	s := strings.TrimPrefix(text, "wireguard: ")
+	if _, twice := texts[text]; err != nil || s == "" || twice {
+		return
+	}
+	pattern := "^" + verb.ReplaceAllStringFunc(regexp.QuoteMeta(s), func(verb string) string {
+		switch verb {
+		case "%d":
+			return "-?[0-9]+"
+		case "%q":
+			return `".*"`
+		}
+		return ".*"
+	})
+	if !open {
+		pattern += "$"
+	}
+	texts[text] = sourceText{at, regexp.MustCompile(pattern), len(verb.ReplaceAllString(s, ""))}
+}
+
+// sourceTexts are the texts of errors in the source: the first argument of what makes an error, whatever begins with the
+// prefix, except in a panic, and what a method Error holds.
+func sourceTexts(t *testing.T) errorTexts {
+	fset, files := rootFiles(t)
+	texts := make(errorTexts)
+	for _, f := range files {
+		ast.Inspect(f, func(n ast.Node) bool {
+			all := false // whether each literal in n is a text
+			switch x := n.(type) {
+			case *ast.BasicLit:
+				all = strings.HasPrefix(x.Value, `"wireguard: `)
+			case *ast.FuncDecl:
+				all = x.Name.Name == "Error" && x.Recv != nil
+			case *ast.CallExpr:
+				switch types.ExprString(x.Fun) {
+				case "errors.New", "fmt.Errorf", "errorf", "wrong":
+					n, all = x.Args[0], true
+				case "panic":
+					return false
+				}
+			}
+			if all {
+				_, open := n.(*ast.BinaryExpr)
+				ast.Inspect(n, func(n ast.Node) bool {
+					if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+						texts.add(fset.Position(lit.Pos()), lit, open)
+					}
+					return true
+				})
+			}
+			return true
+		})
+	}
+	if len(texts) < 40 {
+		t.Fatalf("only %d texts were found", len(texts))
+	}
+	return texts
+}
+
+// TestErrorsKeepTheirChain: no package loses what errors.Is looks for. An error that goes into another one is wrapped, or a
+// comment in that line says why not; and a type of errors that holds an error unwraps to it.
+func TestErrorsKeepTheirChain(t *testing.T) {
+	seen := 0
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() && (name == "internal" || name == "bench") {
+			return fs.SkipDir // what they return ends in a test or on the terminal
+		}
+		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, name, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		explained := make(map[int]bool) // lines
+		for _, c := range f.Comments {
+			explained[fset.Position(c.Pos()).Line] = strings.Contains(c.Text(), "not wrapped")
+		}
+		methods, holders := make(map[string]bool), make(map[string]token.Pos)
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.CallExpr:
+				if !strings.HasSuffix(strings.ToLower(types.ExprString(n.Fun)), "errorf") {
+					return true
+				}
+				seen++
+				if at := fset.Position(n.Pos()); unwrapped(n) && !explained[at.Line] {
+					t.Errorf("%s: an error is not wrapped: want %%w, or a comment that says why it is not wrapped", at)
+				}
+			case *ast.FuncDecl:
+				if n.Recv != nil {
+					methods[strings.TrimPrefix(types.ExprString(n.Recv.List[0].Type), "*")+"."+n.Name.Name] = true
+				}
+			case *ast.TypeSpec:
+				if s, ok := n.Type.(*ast.StructType); ok && slices.ContainsFunc(s.Fields.List, func(f *ast.Field) bool {
+					return types.ExprString(f.Type) == "error"
+				}) {
+					holders[n.Name.Name] = n.Pos()
+				}
+			}
+			return true
+		})
+		for name, pos := range holders {
+			if methods[name+".Error"] && !methods[name+".Unwrap"] && !methods[name+".Is"] {
+				t.Errorf("%s: %s is an error and holds one, but has no method Unwrap", fset.Position(pos), name)
+			}
+		}
+		return nil
+	})
+	if err != nil || seen < 100 {
+		t.Fatalf("%d calls were read: %v", seen, err)
+	}
+}
+
+// unwrapped reports whether call formats an error, which is told by its name, with another verb than %w.
+func unwrapped(call *ast.CallExpr) bool {
+	for i, arg := range call.Args {
+		lit, ok := arg.(*ast.BasicLit)
+		if !ok || lit.Kind != token.STRING {
+			continue
+		}
+		verbs := verb.FindAllString(strings.ReplaceAll(lit.Value, "%%", ""), -1)
+		for j, arg := range call.Args[i+1:] {
+			name := types.ExprString(arg)
+			name = name[strings.LastIndex(name, ".")+1:]
+			if slices.Contains([]string{"err", "Err", "cause"}, name) && (j >= len(verbs) || verbs[j] != "%w") {
+				return true
+			}
+		}
+		break
+	}
+	return false
+}
