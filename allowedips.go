@@ -37,7 +37,7 @@ type owned struct {
 	bits      uint8  // the length of the prefix
 }
 
-// ownedBy makes an owned of a masked prefix. The zero Prefix comes before all others of the owner.
+// ownedBy returns a masked prefix with the number of its owner. The zero Prefix is less than all others of the owner.
 func ownedBy(owner uint64, prefix netip.Prefix) owned {
 	o := owned{owner: owner << 1}
 	if !prefix.IsValid() {
@@ -65,7 +65,7 @@ func (o owned) prefix() netip.Prefix {
 	return netip.PrefixFrom(a, int(o.bits))
 }
 
-// Compare orders by owner, and the prefixes of one owner as netip does.
+// Compare orders items by owner. It orders the prefixes of one owner as netip.Prefix.Compare does.
 func (o owned) Compare(other owned) int {
 	switch {
 	case o.owner != other.owner:
@@ -78,8 +78,8 @@ func (o owned) Compare(other owned) int {
 	return cmp.Compare(o.bits, other.bits)
 }
 
-// of returns the prefixes of p that follow after, in order, in the state of the moment when the loop begins. The zero
-// Prefix comes before all others.
+// of returns, in order, the prefixes that p has when the loop begins and that are greater than after. The zero Prefix is less
+// than all others.
 func (a *allowedIPs[P]) of(p P, after netip.Prefix) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		if s := a.listed.Load(); s != nil {
@@ -127,9 +127,9 @@ func (a *allowedIPs[P]) edit() routesEdit[P] {
 	return e
 }
 
-// inPlace reports whether the next change to t is to be made in place, rather than in a copy of the path to its prefix.
-// Copying the whole table costs about a fiftieth of a path per prefix in it. An edit does so once its paths have cost as
-// much.
+// inPlace reports whether the next change is to be made to t itself. Otherwise the change copies the path to its prefix. A
+// path costs about as much as fifty prefixes of a copy of the whole table. An edit copies paths until they have cost as much
+// as the table would. Then it copies the table once, and changes the copy in place.
 func (e *routesEdit[P]) inPlace() bool {
 	if e.paths++; !e.copied && e.paths > e.t.Size()/50 {
 		e.t, e.copied = e.t.Clone(), true
@@ -191,7 +191,7 @@ func (e *routesEdit[P]) removeAll(p P) {
 
 // change carries out what a PeerChange says about the prefixes of p. A prefix that p has and keeps is only looked up.
 func (e *routesEdit[P]) change(add, remove []netip.Prefix, replace bool, p P) {
-	if _, ok := e.next(p, netip.Prefix{}); ok && replace {
+	if replace {
 		e.removeOthers(add, p)
 	}
 	for _, prefix := range add {
@@ -202,8 +202,11 @@ func (e *routesEdit[P]) change(add, remove []netip.Prefix, replace bool, p P) {
 	}
 }
 
-// removeOthers takes all prefixes except these from p.
+// removeOthers takes from p all prefixes except for these.
 func (e *routesEdit[P]) removeOthers(prefixes []netip.Prefix, p P) {
+	if _, has := e.next(p, netip.Prefix{}); !has {
+		return // as of a new peer, without sorting
+	}
 	keep := make([]owned, len(prefixes))
 	for i := range prefixes {
 		keep[i] = ownedBy(p.serialNumber(), prefixes[i].Masked())

@@ -119,7 +119,7 @@ func (p *peerState) sentLately(now int64) bool {
 // beginInitiation is called when an initiation that was asked for is about to be made. It returns the timestamp to
 // send, or false if the initiation is no longer wanted.
 func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
-	renewing := p.mayRenew(now) && p.renewing
+	renewing := p.mayRenew(now) && p.renewing // in this order, since mayRenew also keeps p.recent short
 	p.initiating, p.renewing = false, false
 	if p.removed || !p.endpoint.IsValid() {
 		return ts, false

@@ -79,7 +79,7 @@ type peerTable struct {
 	state atomic.Pointer[ordered.Set[keyedPeer]]
 }
 
-// A keyedPeer is a peer with a copy of its key, so that a search reads no peer.
+// A keyedPeer is a peer with a copy of its key. A search compares the copies, so it does not read the memory of the peers.
 type keyedPeer struct {
 	key PublicKey
 	p   *peer

@@ -9,9 +9,10 @@ import (
 // the configuration last changed the peer's endpoint, and no data has been unanswered for 10 s. If there is none, it
 // makes one, as Renew does.
 //
-// It fails when ctx ends, with ErrNoAnswer after 20 attempts (about 100 s), and with ErrNoPeer, ErrNoEndpoint,
-// ErrNoPrivateKey or ErrDown, also where that happens while it waits. After Close the error wraps net.ErrClosed. When ctx
-// ends, and after 20 attempts, the error also wraps the Bind's error where the last message to the peer was not sent.
+// Handshake fails when ctx ends. It fails with ErrNoAnswer once 20 initiations went unanswered, which takes about 100 s;
+// those from before the call count, unless the peer was heard since. It fails with ErrNoPeer, ErrNoEndpoint, ErrNoPrivateKey
+// or ErrDown, also if that happens while it waits. After Close the error wraps net.ErrClosed. When ctx ends, and with
+// ErrNoAnswer, the error also wraps the Bind's error if the last message to the peer was not sent.
 func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 	if err := d.await(ctx, key, false); err != nil {
 		return errorf("handshake with %v: %w", key, err)
@@ -58,8 +59,8 @@ func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err erro
 	return err
 }
 
-// look reports whether w still has to wait for p's session; if so, it sees to it that an initiation is made. The error says
-// why none can be.
+// look reports whether w still has to wait for the session with p. If so, it makes sure that an initiation is made. The error
+// says why no session can be made.
 func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 	var out outbox
 	now := d.now()

@@ -102,19 +102,30 @@ func (s *stacks) open() (net.Conn, error) {
 	return s.dial(ctx)
 }
 
+// fill writes to c until that fails, and returns the error.
+func fill(c net.Conn) error {
+	for b := make([]byte, chunk); ; {
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+	}
+}
+
+// drain reads from c until that fails, and adds the bytes to total.
+func drain(c net.Conn, total *atomic.Int64) {
+	for b := make([]byte, chunk); ; {
+		n, err := c.Read(b)
+		total.Add(int64(n))
+		if err != nil {
+			return
+		}
+	}
+}
+
 // runBulk measures how much the streams carry in one direction.
 func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 	var total atomic.Int64
-	s.serve(func(c net.Conn) {
-		b := make([]byte, chunk)
-		for {
-			n, err := c.Read(b)
-			total.Add(int64(n))
-			if err != nil {
-				return
-			}
-		}
-	})
+	s.serve(func(c net.Conn) { drain(c, &total) })
 	var failed atomic.Pointer[error]
 	for range streams {
 		c, err := s.open()
@@ -123,13 +134,8 @@ func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 		}
 		st.atClose(func() { c.Close() })
 		go func() {
-			b := make([]byte, chunk)
-			for {
-				if _, err := c.Write(b); err != nil {
-					failed.Store(&err)
-					return
-				}
-			}
+			err := fill(c)
+			failed.Store(&err)
 		}()
 	}
 	c, err := count(&total, st.Warm, st.Span)

@@ -11,9 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/transport/wgo"
 	"golang.zx2c4.com/wireguard/conn"
@@ -136,8 +133,7 @@ func (n rivalNetwork) ping(ctx context.Context, to netip.Addr) (time.Duration, e
 		return 0, err
 	}
 	defer c.Close()
-	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{Seq: 1, Data: make([]byte, 56)}}
-	b, err := m.Marshal(nil)
+	b, err := echoRequest(1)
 	if err != nil {
 		return 0, err
 	}

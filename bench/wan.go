@@ -11,6 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
@@ -128,14 +131,7 @@ func joinByWan(st *stage, c wanCell) (*wanPath, error) {
 // runDownload measures the goodput of one connection, whose dialer reads. The time begins with the dial, so it includes the
 // handshakes and the slow start.
 func runDownload(st *stage, p *wanPath) (sample, error) {
-	p.serve(func(c net.Conn) {
-		b := make([]byte, chunk)
-		for {
-			if _, err := c.Write(b); err != nil {
-				return
-			}
-		}
-	})
+	p.serve(func(c net.Conn) { _ = fill(c) })
 	c0, begin := cpuTime(), time.Now()
 	c, err := p.open()
 	if err != nil {
@@ -176,16 +172,7 @@ const pingEvery = 100 * time.Millisecond
 // seconds.
 func runUploadPing(st *stage, p *wanPath) (sample, error) {
 	var received atomic.Int64
-	p.serve(func(c net.Conn) {
-		b := make([]byte, chunk)
-		for {
-			n, err := c.Read(b)
-			received.Add(int64(n))
-			if err != nil {
-				return
-			}
-		}
-	})
+	p.serve(func(c net.Conn) { drain(c, &received) })
 	during := wanUploadSpans * st.Transfer
 	begin := time.Now()
 	c, err := p.open()
@@ -193,14 +180,7 @@ func runUploadPing(st *stage, p *wanPath) (sample, error) {
 		return sample{}, err
 	}
 	st.atClose(func() { c.Close() })
-	go func() {
-		b := make([]byte, chunk)
-		for {
-			if _, err := c.Write(b); err != nil {
-				return
-			}
-		}
-	}()
+	go fill(c)
 	trips, lost := pings(p, begin.Add(during))
 	mbit := float64(received.Load()) * 8 / 1e6 / time.Since(begin).Seconds()
 	if len(trips) == 0 {
@@ -214,7 +194,14 @@ func runUploadPing(st *stage, p *wanPath) (sample, error) {
 	}}, nil
 }
 
-// pings sends pings until end, and returns how long each took, in milliseconds, and how many had no answer.
+// echoRequest returns an ICMPv4 echo request as large as that of ping(8). Its identifier and its sequence number are the two
+// halves of number.
+func echoRequest(number uint32) ([]byte, error) {
+	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(number >> 16), Seq: int(number & 0xffff), Data: make([]byte, 56)}}
+	return m.Marshal(nil)
+}
+
+// pings sends a ping every pingEvery until end. It returns how long each took, in milliseconds, and how many got no answer.
 func pings(p *wanPath, end time.Time) (trips []float64, lost int) {
 	const patience = 5 * time.Second
 	var mu sync.Mutex // guards trips and lost

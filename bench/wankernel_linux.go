@@ -145,16 +145,7 @@ type kernelNetwork struct {
 
 // dial blocks its thread, so ctx has to allow for that.
 func (k kernelNetwork) dial(ctx context.Context, to netip.AddrPort) (c net.Conn, err error) {
-	err = k.host.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		f := os.NewFile(uintptr(fd), "tcp")
-		defer f.Close()
-		if err := cubic(fd); err != nil {
-			return err
-		}
+	err = k.socket(func(fd int, f *os.File) (err error) {
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
 			return err
 		}
@@ -165,14 +156,8 @@ func (k kernelNetwork) dial(ctx context.Context, to netip.AddrPort) (c net.Conn,
 }
 
 func (k kernelNetwork) listen(port uint16) (l net.Listener, err error) {
-	err = k.host.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		f := os.NewFile(uintptr(fd), "tcp")
-		defer f.Close()
-		if err := errors.Join(cubic(fd), unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}), unix.Listen(fd, 16)); err != nil {
+	err = k.socket(func(fd int, f *os.File) (err error) {
+		if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}), unix.Listen(fd, 16)); err != nil {
 			return err
 		}
 		l, err = net.FileListener(f)
@@ -181,14 +166,26 @@ func (k kernelNetwork) listen(port uint16) (l net.Listener, err error) {
 	return l, err
 }
 
-func cubic(fd int) error {
-	return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+// socket runs use with a new TCP socket of the namespace, which use has to copy, and with its descriptor.
+func (k kernelNetwork) socket(use func(fd int, f *os.File) error) error {
+	return k.host.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fd), "tcp")
+		defer f.Close()
+		if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic"); err != nil {
+			return err
+		}
+		return use(fd, f)
+	})
 }
 
 // pingNumber tells the kernel's pings of this process apart.
 var pingNumber atomic.Uint32
 
-// ping sends an echo request as large as ping(8) does.
+// ping opens a socket for each request.
 func (k kernelNetwork) ping(ctx context.Context, to netip.Addr) (took time.Duration, err error) {
 	var c *icmp.PacketConn
 	err = k.host.Do(func() (err error) {
@@ -200,8 +197,7 @@ func (k kernelNetwork) ping(ctx context.Context, to netip.Addr) (took time.Durat
 	}
 	defer c.Close()
 	number := pingNumber.Add(1)
-	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(number >> 16), Seq: int(number & 0xffff), Data: make([]byte, 56)}}
-	b, err := m.Marshal(nil)
+	b, err := echoRequest(number)
 	if err != nil {
 		return 0, err
 	}

@@ -219,12 +219,13 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	lines := lineReader{r: r, inUse: &s.inUse, limit: int64(orDefault(s.MaxRequest, maxRequest))}
 	operation, err := lines.next()
 	out := answerWriter{conn: c, config: &s.config}
-	body := bufio.NewWriterSize(&out, answerBuffer)
+	body := bufio.NewWriter(&out)
 	known := true
 	switch {
 	case err != nil:
 		known = false
 	case string(operation) == "get=1":
+		body = bufio.NewWriterSize(&out, answerBuffer)
 		err = s.get(&out, body, &lines)
 	case string(operation) == "set=1":
 		err = s.set(&lines)

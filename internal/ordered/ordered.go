@@ -114,22 +114,19 @@ func (n *node[T]) below(x T) int {
 // An Edit is a set that is being changed. It is for one goroutine.
 type Edit[T Item[T]] struct{ s Set[T] }
 
-// Edit returns an edit that begins with the items of s. All edits of s must descend from one another: make the next edit
-// from the set that the last one returned.
+// Edit returns an edit that begins with the items of s. Edit a set only once: begin the next edit with the set that this one
+// returns.
 func (s Set[T]) Edit() Edit[T] {
 	s.edit++
 	return Edit[T]{s}
 }
 
-// Set returns the set as it is now. The edit may go on; the returned set does not change.
+// Set returns the edited set. Later changes by the edit do not affect it.
 func (e *Edit[T]) Set() Set[T] {
 	s := e.s
 	e.s.edit++
 	return s
 }
-
-// Len returns the number of items.
-func (e *Edit[T]) Len() int { return e.s.n }
 
 // Get is Set.Get.
 func (e *Edit[T]) Get(x T) (item T, ok bool) { return e.s.Get(x) }
@@ -137,7 +134,7 @@ func (e *Edit[T]) Get(x T) (item T, ok bool) { return e.s.Get(x) }
 // From is Set.From. The edit must not be changed inside the loop.
 func (e *Edit[T]) From(x T) iter.Seq[T] { return e.s.From(x) }
 
-// Put adds x, in the place of an item that is equal to it.
+// Put adds x. If the set has an equal item, x replaces it.
 func (e *Edit[T]) Put(x T) {
 	if e.s.root == nil {
 		e.s.root = &node[T]{edit: e.s.edit}
@@ -173,8 +170,8 @@ func (e *Edit[T]) put(n *node[T], x T) (left, right *node[T]) {
 	return n, e.insert(n, i+1, next.items[0], next)
 }
 
-// insert inserts an item, and a child if n has children. If n is full, insert moves a part of it to a node that it returns.
-// This is the upper half, or nothing if the item is the greatest: so nodes that are filled in order are full.
+// insert inserts an item, and a child if n has children. If n is full, insert returns a second node and moves the upper half
+// of n to it. If the item is the greatest, insert moves nothing, so items that are added in order fill their nodes.
 func (e *Edit[T]) insert(n *node[T], i int, x T, kid *node[T]) (right *node[T]) {
 	if len(n.items) < maxItems {
 		n.insert(i, x, kid)

@@ -23,7 +23,7 @@ const (
 
 // dialOne connects to one address.
 func (n *Net) dialOne(ctx context.Context, network string, remote netip.AddrPort) (net.Conn, error) {
-	return (&attempt{Dialer: &Dialer{Net: n}, network: network}).one(ctx, remote)
+	return (&attempt{&Dialer{Net: n}, network, netip.AddrPort{}}).one(ctx, remote)
 }
 
 // An attempt is one call of a Dialer.
@@ -224,7 +224,8 @@ func byFamily(remotes []netip.AddrPort) (preferred, others []netip.AddrPort) {
 // broadcast is the address of all hosts of a network.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// self returns to, with an address of the Net in place of the unspecified one, as package net connects to the own host.
+// self returns to. If its address is unspecified, self replaces it with an address of the Net: package net connects to the
+// host itself then.
 func (n *Net) self(to netip.AddrPort) netip.AddrPort {
 	if to.Addr().IsUnspecified() {
 		for _, own := range n.addrs {

@@ -13,7 +13,7 @@ import (
 // default. A Dialer may be used concurrently while nobody changes its fields.
 //
 // It lacks four fields of a net.Dialer: Control and ControlContext, because a Net has no file descriptors; Resolver,
-// because the Net's own name servers resolve names; and Cancel, which is deprecated. A context does its work.
+// because the Net's own name servers resolve names; and Cancel, which is deprecated: cancel the context instead.
 type Dialer struct {
 	// Net is the Net whose connections the Dialer makes.
 	Net *Net
@@ -27,8 +27,8 @@ type Dialer struct {
 	// LocalAddr is the address to connect from: a *net.TCPAddr or a *net.UDPAddr. Nil means that the Net chooses.
 	LocalAddr net.Addr
 
-	// FallbackDelay is the head start of the better address family of a name. Zero means 300 ms. A negative value means
-	// that the families do not race: the addresses are tried one after another.
+	// FallbackDelay is how long a dial tries the first address family of a name before it tries the other family as well.
+	// Zero means 300 ms. A negative value means that the Dialer tries all addresses one after another.
 	FallbackDelay time.Duration
 
 	// KeepAlive is how long a TCP connection must be idle before the stack probes it. Zero means 15 s, and a negative
@@ -49,10 +49,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	fail := func(err error) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Source: d.LocalAddr, Err: err}
 	}
-	switch network {
-	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
-	default:
-		return fail(net.UnknownNetworkError(network))
+	if err := checkNetwork(network, "tcp", "udp"); err != nil {
+		return fail(err)
 	}
 	if d.Net == nil {
 		return fail(errNoNet)
@@ -71,7 +69,6 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return fail(err)
 	}
-	a := attempt{Dialer: d, network: network, local: local}
 	var remotes []netip.AddrPort
 	for _, to := range addrs {
 		if from := local.Addr(); !from.IsValid() || from.IsUnspecified() || from.Is4() == to.Is4() {
@@ -81,23 +78,13 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if len(remotes) == 0 {
 		return fail(&net.AddrError{Err: "no address of the family of the local address", Addr: host})
 	}
-	return a.race(ctx, remotes)
+	return (&attempt{d, network, local}).race(ctx, remotes)
 }
 
 // DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". A local that is not the zero AddrPort is the address to
 // connect from; its port may be 0, and its address may be invalid, for a port alone.
 func (d *Dialer) DialTCP(ctx context.Context, network string, local, remote netip.AddrPort) (*TCPConn, error) {
-	var c *TCPConn
-	err := checkNetwork("tcp", network)
-	if err == nil && d.Net == nil {
-		err = errNoNet
-	}
-	if err == nil {
-		a := attempt{Dialer: d, network: network, local: unmap(local)}
-		ctx, cancel := d.limit(ctx)
-		defer cancel()
-		c, err = a.tcp(ctx, unmap(remote))
-	}
+	c, err := dialAddr(ctx, d, "tcp", network, local, remote, (*attempt).tcp)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: network, Source: tcpAddr(local), Addr: tcpAddr(remote), Err: err}
 	}
@@ -107,21 +94,25 @@ func (d *Dialer) DialTCP(ctx context.Context, network string, local, remote neti
 // DialUDP returns a connection that sends to remote and receives from it alone. network is "udp", "udp4" or "udp6", and
 // local is as for DialTCP.
 func (d *Dialer) DialUDP(ctx context.Context, network string, local, remote netip.AddrPort) (*UDPConn, error) {
-	var c *UDPConn
-	err := checkNetwork("udp", network)
-	if err == nil && d.Net == nil {
-		err = errNoNet
-	}
-	if err == nil {
-		a := attempt{Dialer: d, network: network, local: unmap(local)}
-		ctx, cancel := d.limit(ctx)
-		defer cancel()
-		c, err = a.udp(ctx, unmap(remote))
-	}
+	c, err := dialAddr(ctx, d, "udp", network, local, remote, (*attempt).udp)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: network, Source: udpAddr(local), Addr: udpAddr(remote), Err: err}
 	}
 	return c, nil
+}
+
+// dialAddr is the part that DialTCP and DialUDP share.
+func dialAddr[C any](ctx context.Context, d *Dialer, protocol, network string, local, remote netip.AddrPort,
+	dial func(*attempt, context.Context, netip.AddrPort) (C, error)) (c C, err error) {
+	if err := checkNetwork(network, protocol); err != nil {
+		return c, err
+	}
+	if d.Net == nil {
+		return c, errNoNet
+	}
+	ctx, cancel := d.limit(ctx)
+	defer cancel()
+	return dial(&attempt{d, network, unmap(local)}, ctx, unmap(remote))
 }
 
 var (
@@ -129,10 +120,12 @@ var (
 	errMissingRemote = &net.AddrError{Err: "missing remote address"}
 )
 
-// checkNetwork returns an error if network is neither the named protocol nor one of its two families.
-func checkNetwork(protocol, network string) error {
-	if family, ok := strings.CutPrefix(network, protocol); ok && (family == "" || family == "4" || family == "6") {
-		return nil
+// checkNetwork returns an error unless network is one of the protocols, alone or followed by 4 or 6.
+func checkNetwork(network string, protocols ...string) error {
+	for _, protocol := range protocols {
+		if family, ok := strings.CutPrefix(network, protocol); ok && (family == "" || family == "4" || family == "6") {
+			return nil
+		}
 	}
 	return net.UnknownNetworkError(network)
 }
@@ -174,9 +167,9 @@ func (n *Net) Dial(network, address string) (net.Conn, error) {
 }
 
 // DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
-// and address is "host:port". The tunnel's name servers resolve a name. The addresses of its two families race, with a
-// head start for the better family. DialContext tries the addresses of one family one after another. Once the
-// connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the
+// and address is "host:port". The tunnel's name servers resolve a name. DialContext tries the addresses of the family of the
+// first address one after another. Once they failed, or after 300 ms, it tries those of the other family as well, and
+// the first connection wins. Once the connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the
 // DialContext of an http.Transport. A [Dialer] has options.
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return (&Dialer{Net: n}).DialContext(ctx, network, address)

@@ -49,14 +49,7 @@ type ListenConfig struct {
 
 // Listen is like [Net.Listen], with the options of c. ctx has no effect, because names are not resolved.
 func (c *ListenConfig) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	var local netip.AddrPort
-	err := checkNetwork("tcp", network)
-	if err == nil && c.Net == nil {
-		err = errNoNet
-	}
-	if err == nil {
-		local, err = c.Net.parseLocal(network, address)
-	}
+	local, err := c.local("tcp", network, address)
 	if err == nil {
 		var l *TCPListener
 		if l, err = c.Net.listenTCP(network, local, keepAlives(c.KeepAlive, c.KeepAliveConfig)); err == nil {
@@ -68,14 +61,7 @@ func (c *ListenConfig) Listen(ctx context.Context, network, address string) (net
 
 // ListenPacket is like [Net.ListenPacket]. ctx has no effect.
 func (c *ListenConfig) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
-	var local netip.AddrPort
-	err := checkNetwork("udp", network)
-	if err == nil && c.Net == nil {
-		err = errNoNet
-	}
-	if err == nil {
-		local, err = c.Net.parseLocal(network, address)
-	}
+	local, err := c.local("udp", network, address)
 	if err == nil {
 		var u *UDPConn
 		if u, err = c.Net.openUDP(network, local, netip.AddrPort{}); err == nil {
@@ -85,10 +71,21 @@ func (c *ListenConfig) ListenPacket(ctx context.Context, network, address string
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
 }
 
-// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". An empty or
-// unspecified host means all addresses of the Net, and port 0 means a free port. The host must be an IP address, since
-// names are not resolved. As with package net, connections of a former listener do not keep the port from being listened
-// on again. The listener is a *[TCPListener]. A [ListenConfig] has options.
+// local returns the address to listen on.
+func (c *ListenConfig) local(protocol, network, address string) (local netip.AddrPort, err error) {
+	if err := checkNetwork(network, protocol); err != nil {
+		return local, err
+	}
+	if c.Net == nil {
+		return local, errNoNet
+	}
+	return c.Net.parseLocal(network, address)
+}
+
+// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". If the host is empty
+// or unspecified, Listen uses all addresses of the Net. Otherwise the host must be one of these addresses, because Listen
+// does not resolve names. Port 0 means a free port. As with package net, a program can listen on a port again while
+// connections of an earlier listener still use it. The listener is a *[TCPListener]. A [ListenConfig] has options.
 func (n *Net) Listen(network, address string) (net.Listener, error) {
 	return (&ListenConfig{Net: n}).Listen(context.Background(), network, address)
 }
@@ -224,8 +221,6 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	of := local.Addr()
 	if remote.IsValid() {
 		of = remote.Addr()
-	}
-	if remote.IsValid() {
 		if err := n.unreachable("connect", remote.Addr()); err != nil {
 			return nil, err
 		}

@@ -11,7 +11,8 @@
 //
 // An outbound packet passes conn.go or udp.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
-// files dial.go, listen.go and resolve.go do what package net does.
+// files dialer.go, dial.go, listen.go, keepalive.go and resolve.go do what package net does. place.go and refuse.go hold
+// what the Net refuses before it sends a packet.
 package netstack
 
 import (

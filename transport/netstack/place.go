@@ -6,9 +6,9 @@ import (
 	"syscall"
 )
 
-// places holds where a Net listens. Listeners use SO_REUSEADDR, so that connections do not keep their port from being
-// listened on again. With it, gVisor would let a listener on one address exist beside a listener on all addresses. Linux
-// refuses that, and so does places. The zero value is ready.
+// places holds where a Net listens. Listeners use SO_REUSEADDR, so that a program can listen again on a port that connections
+// still use. With SO_REUSEADDR, gVisor permits one listener on a single address and another one on all addresses. Linux
+// refuses the second one, and so does places. The zero value is ready.
 type places struct {
 	sync.Mutex                    // taken while a listener is made, before the Net's life
 	taken      map[uint16][]place // by port

@@ -23,7 +23,7 @@ func refused(call string, errno syscall.Errno, why string) error {
 	return &os.SyscallError{Syscall: call, Err: &refusal{errno, why}}
 }
 
-// unreachable returns why the Net cannot send to the address to, or nil. call names the system call for the error.
+// unreachable returns why the Net cannot send to an address, or nil. call is the system call that the error names.
 func (n *Net) unreachable(call string, to netip.Addr) error {
 	switch {
 	case to.IsLoopback():
@@ -35,7 +35,8 @@ func (n *Net) unreachable(call string, to netip.Addr) error {
 	return nil
 }
 
-// missing returns an error for what, which needs a family that the Net does not have: IPv4 if is4, otherwise IPv6.
+// missing returns the error for an address or a network of a family in which the Net has no address. what names the address
+// or the network. is4 means that the family is IPv4.
 func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) error {
 	lacks, has := "IPv6", "IPv4"
 	if is4 {
@@ -45,8 +46,8 @@ func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) e
 		" address to Config.Addresses")
 }
 
-// notOurs returns why the Net cannot use the address a as the local end of a socket, or nil. The unspecified address,
-// which a may be too, means all addresses.
+// notOurs returns why the Net cannot use the address a as the local end of a socket, or nil. It permits the unspecified
+// address, which means all addresses.
 func (n *Net) notOurs(a netip.Addr) error {
 	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || n.owns(a) {
 		return nil
