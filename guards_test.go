@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
@@ -121,6 +122,14 @@ func TestIdlePeersAfterUse(t *testing.T) {
 		t.Errorf("%d sessions and %d staged bytes are left, and %d keepalives were sent", got, StagedBytes(e.Device), keepalives.Load())
 	}
 	e.wantLight(t, n, goroutines, heap)
+}
+
+// TestPeerFitsItsClass guards the size of a peer on 64 bits. The allocator puts 8 bytes in front of an object of more than 512
+// bytes, and has a class of 640 bytes; the next one has 704.
+func TestPeerFitsItsClass(t *testing.T) {
+	if got := unsafe.Sizeof(peer{}); got > 640-8 {
+		t.Errorf("a peer takes %d bytes, want %d at most: place small fields next to each other", got, 640-8)
+	}
 }
 
 // FuzzText parses keys and endpoints: what is accepted has one text form.
