@@ -113,10 +113,23 @@ func runNetstackMemory(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	type weight struct {
-		mean float64
-		err  error
+	weighed := meanResident(st)
+	bulk, err := runBulk(st, s, 4)
+	if err != nil {
+		return sample{}, err
 	}
+	w := <-weighed
+	return sample{w.mean / (1 << 20), []aside{{Name: "meanwhile", Unit: "Gbit/s", Value: bulk.Value}}}, w.err
+}
+
+// A weight is the mean of several readings of the resident memory, in bytes.
+type weight struct {
+	mean float64
+	err  error
+}
+
+// meanResident reads the resident memory of this process during the measured span, and delivers the mean.
+func meanResident(st *stage) <-chan weight {
 	during := st.Span
 	weighed := make(chan weight, 1)
 	go func() {
@@ -133,12 +146,7 @@ func runNetstackMemory(st *stage) (sample, error) {
 		}
 		weighed <- w
 	}()
-	bulk, err := runBulk(st, s, 4)
-	if err != nil {
-		return sample{}, err
-	}
-	w := <-weighed
-	return sample{w.mean / (1 << 20), []aside{{Name: "meanwhile", Unit: "Gbit/s", Value: bulk.Value}}}, w.err
+	return weighed
 }
 
 // identities makes n peers with a prefix and an endpoint each, and their private keys.
