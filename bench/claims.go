@@ -8,28 +8,70 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // claimTries is how often the bench tries a name that misses half of its claim, because the machine may be busy.
 const claimTries = 3
 
-// A claim is a row of a Markdown table: the name, ours, wireguard-go's, their ratio, its spread, and the claimed ratio.
-var claim = regexp.MustCompile("(?m)^\\| `([a-z0-9]+/[a-z0-9]+)`[^|]*\\|[^|]*\\|[^|]*\\|[^|]*\\|[^|]*\\| *([0-9.]+) *\\|$")
+// These match the parts of a table of claims in Markdown. Its columns are the name, ours, wireguard-go's, their ratio, its
+// spread, and the claimed ratio.
+var (
+	claimsHead = regexp.MustCompile(`^\|.*\| *claimed *\|$`)
+	claimedBy  = regexp.MustCompile(`^\|([^|]*)\|[^|]*\|[^|]*\|[^|]*\|[^|]*\| *([^|]*?) *\|$`)
+	claimName  = regexp.MustCompile("^ *`([^`/ ]+/[^`/ ]+)`")
+)
 
-// claims returns the ratios that text claims, keyed by name.
+// claims returns the ratios that text claims, keyed by name. It fails on a row that it cannot read. A row whose last column is
+// empty claims nothing.
 func claims(text string) (map[string]float64, error) {
 	found := map[string]float64{}
-	for _, m := range claim.FindAllStringSubmatch(text, -1) {
-		ratio, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			return nil, fmt.Errorf("parse the ratio claimed for %s: %w", m[1], err)
+	inTable := false
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		switch {
+		case claimsHead.MatchString(line):
+			inTable = true
+			continue
+		case !strings.HasPrefix(line, "|"):
+			inTable = false
 		}
-		found[m[1]] = ratio
+		if !inTable || strings.Trim(line, "|-: ") == "" {
+			continue
+		}
+		if err := readClaim(line, found); err != nil {
+			return nil, fmt.Errorf("row %q: %w", line, err)
+		}
 	}
 	if len(found) == 0 {
-		return nil, errors.New("no claims: want rows with a name in backquotes in the first column and the claimed ratio in the sixth, the last one")
+		return nil, errors.New("no claims: want a table whose last column is headed claimed, with a name in backquotes at the beginning of the first column and the ratio in the sixth")
 	}
 	return found, nil
+}
+
+// readClaim adds the claim of a table's row to found.
+func readClaim(line string, found map[string]float64) error {
+	row := claimedBy.FindStringSubmatch(line)
+	if row == nil {
+		return errors.New("want six columns, the last of them for the claimed ratio")
+	}
+	if row[2] == "" {
+		return nil
+	}
+	m := claimName.FindStringSubmatch(row[1])
+	if m == nil {
+		return errors.New("a row with a claimed ratio must begin with a name in backquotes, as in `netstack/tcp1`")
+	}
+	name := m[1]
+	ratio, err := strconv.ParseFloat(row[2], 64)
+	if err != nil || !(ratio > 0) {
+		return fmt.Errorf("the claimed ratio %q is not a number above 0", row[2])
+	}
+	if found[name] != 0 {
+		return fmt.Errorf("%s has two claims; remove one", name)
+	}
+	found[name] = ratio
+	return nil
 }
 
 // checkClaims measures each name for which file claims a ratio, one round at a time. It fails if none of three tries is half as

@@ -26,6 +26,32 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// A row that claims cannot read is an error, so that no claim goes unchecked.
+func TestClaimsInDoubt(t *testing.T) {
+	const head = "| | ours | wireguard-go | ratio | spread | claimed |\n|---|---|---|---|---|---|\n"
+	for _, c := range []struct{ row, want string }{
+		{"| `a/2000-memory`, MiB | 1 | 2 | 0.5 | | 0.5 |", ""},
+		{"| `a/500m-50ms-0.1` | 1 | 2 | 0.5 | | 0.5 |", ""},
+		{"| a/more | 1 | 2 | 0.5 | | 0.5 |", "must begin with a name in backquotes"},
+		{"| like `a/more` | 1 | 2 | 0.5 | | 0.5 |", "must begin with a name in backquotes"},
+		{"| `a/more` like `a/less` | 1 | 2 | 0.5 | | 0.5 |", ""},
+		{"| `a` | 1 | 2 | 0.5 | | 0.5 |", "must begin with a name"},
+		{"| `a/more` | 1 | 2 | 0.5 | | 2 x |", `the claimed ratio "2 x" is not a number above 0`},
+		{"| `a/more` | 1 | 2 | 0.5 | | 0 |", `the claimed ratio "0" is not a number above 0`},
+		{"| `a/more` | 1 | 2 | 0.5 | 0.5 |", "want six columns"},
+		{"| `a/more` | 1 | 2 | 0.5 | | 0.5 | |", "want six columns"},
+		{"| `a/sure` | 1 | 2 | 0.5 | | 3 |", "a/sure has two claims"},
+	} {
+		_, err := claims("# A text\n\n" + head + "| `a/sure` | 1 | 2 | 0.5 | | 0.5 |\n" + c.row + "\n")
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: %v", c.row, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: error is %v, want %q", c.row, err, c.want)
+		}
+	}
+}
+
 // TestReadmeClaims checks that the check finds the README's rows, and that bench measures each of their names.
 func TestReadmeClaims(t *testing.T) {
 	text, err := os.ReadFile("../README.md")
