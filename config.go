@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -75,6 +76,11 @@ type Config struct {
 	// a packet or a stranger does is never above Debug. Nil: silent.
 	Logger *slog.Logger
 
+	// KeyLog is told the secrets of each handshake, so that Wireshark can open what was captured: its preference
+	// wg.keylog_file names a file of these lines. Whoever has them can read all traffic, so it is for debugging only.
+	// Each handshake is one Write of four lines, before its message is sent; Writes do not overlap, and the handshake
+	// waits for them. After an error nothing more is written, and Logger is warned. Nil: no secret leaves the device.
+	KeyLog io.Writer
 	// Clock tells the time. Nil: the system's.
 	Clock Clock
 }

@@ -67,8 +67,10 @@ func (d *Device) sendInitiation(p *peer) {
 	}
 	p.commitInitiation(h, m[:], now, &out)
 	h = nil
-	to := p.endpoint
+	to, psk := p.endpoint, p.psk
 	d.release(p, &out)
+	d.logKeys(id, p, ephemeral, &psk)
+	clear(psk[:])
 	d.sendHandshake(r, p, m[:], to)
 }
 
@@ -293,11 +295,13 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 		return
 	}
 	k := newKeypair(&keys.send, &keys.receive, local, step.remote, false, now)
-	k.id = h.id
+	id := h.id // commitResponse wipes h
+	k.id = id
 	d.sessions.set(local, p, k)
 	p.commitResponse(k, m[:], now, &out)
 	to := p.endpoint
 	d.release(p, &out)
+	d.logKeys(id, p, ephemeral, psk)
 	d.sendHandshake(r, p, m[:], to)
 }
 

@@ -59,11 +59,13 @@ import (
 //   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, which wait for the
 //     receivers, and a receiver makes these calls; and Handshake, whose answer may be what the call keeps from coming.
 //   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for those.
+//   - In Config.KeyLog: Close, which waits for the handshakes under way, and Handshake, which would wait for itself.
 //   - In Config.Logger: all of these. In Config.Clock: any.
 type Device struct {
 	tunnel   Tunnel
 	bind     Bind
 	log      *slog.Logger // nil: silent
+	keyLog   keyLog
 	clock    Clock
 	start    time.Duration // what clock told in New
 	random   func([]byte)
@@ -148,6 +150,7 @@ func New(c Config) (*Device, error) {
 	d.mark.Store(c.FirewallMark)
 	d.sessions.prefix = c.IndexPrefix
 	d.setLimits(&c)
+	d.keyLog.w = c.KeyLog
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
 	changes := make([]PeerChange, len(c.Peers))

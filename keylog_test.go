@@ -1,0 +1,164 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// keyLogPair brings up two devices with a preshared key, of which a logs its keys, and has each begin one handshake with
+// the other and send a packet on the new session. It returns the capture of all that crossed the wire.
+func keyLogPair(t *testing.T, a wireguard.Config) (capture []byte, static wireguard.PrivateKey, peer wireguard.PublicKey, psk wireguard.PresharedKey) {
+	var file bytes.Buffer
+	insideA, insideB := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	static, psk = wireguard.NewPrivateKey(), wireguard.NewPresharedKey()
+	other := wireguard.NewPrivateKey()
+	n := pipe.NewNetwork(pipe.Config{Seed: 1})
+	n.Tap(pipe.WritePcap(&file))
+	endA, endB := n.NewEnd(), n.NewEnd()
+	tunA, tunB := pipe.NewTunnel(1420), pipe.NewTunnel(1420)
+	device := func(c wireguard.Config, key wireguard.PrivateKey, end, to *pipe.End, tun *pipe.Tunnel, peer wireguard.PublicKey, inside netip.Addr) *wireguard.Device {
+		c.PrivateKey, c.Bind, c.Tunnel, c.ListenPort, c.Clock = key, end, tun, 51820, pipe.NewClock()
+		c.Peers = []wireguard.PeerConfig{{PublicKey: peer, PresharedKey: psk, Endpoint: to.Endpoint(51820), AllowedIPs: []netip.Prefix{netip.PrefixFrom(inside, 32)}}}
+		d, err := wireguard.New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Up(); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	da := device(a, static, endA, endB, tunA, other.Public(), insideB)
+	db := device(wireguard.Config{}, other, endB, endA, tunB, static.Public(), insideA)
+	defer da.Close()
+	defer db.Close()
+
+	send := func(from, to *pipe.Tunnel, src, dst netip.Addr, text string) {
+		packet := pipe.UDPPacket(netip.AddrPortFrom(src, 7000), netip.AddrPortFrom(dst, 7000), []byte(text))
+		if !from.TrySend(packet) {
+			t.Fatal("the tunnel takes no packet")
+		}
+		synctest.Wait()
+		if got := to.TryReceive(); !bytes.Equal(got, packet) {
+			t.Fatalf("received %d bytes, want the %d that were sent", len(got), len(packet))
+		}
+	}
+	send(tunA, tunB, insideA, insideB, "asked by a")
+	time.Sleep(6 * time.Second) // "one initiation in 5 s"
+	if err := db.Renew(t.Context(), static.Public()); err != nil {
+		t.Fatal(err)
+	}
+	send(tunB, tunA, insideB, insideA, "asked by b")
+	return file.Bytes(), static, other.Public(), psk
+}
+
+func TestKeyLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log writes
+		_, static, peer, psk := keyLogPair(t, wireguard.Config{KeyLog: &log})
+		if len(log) != 2 {
+			t.Fatalf("%d writes, want one for each of 2 handshakes:\n%s", len(log), log.text())
+		}
+		var ephemeral [2]string
+		for i, w := range log {
+			want := []string{
+				"LOCAL_STATIC_PRIVATE_KEY = " + static.Text(),
+				"REMOTE_STATIC_PUBLIC_KEY = " + peer.String(),
+				"LOCAL_EPHEMERAL_PRIVATE_KEY = ",
+				"PRESHARED_KEY = " + psk.Text(),
+				"",
+			}
+			lines := strings.Split(w, "\n")
+			if len(lines) != len(want) {
+				t.Fatalf("handshake %d: %d lines, want %d:\n%s", i, len(lines), len(want), w)
+			}
+			rest, ok := strings.CutPrefix(lines[2], want[2])
+			if key, err := base64.StdEncoding.DecodeString(rest); !ok || err != nil || len(key) != 32 {
+				t.Fatalf("handshake %d: line 3 is %q, want an ephemeral key", i, lines[2])
+			}
+			ephemeral[i], want[2] = rest, lines[2]
+			for j := range want {
+				if lines[j] != want[j] {
+					t.Errorf("handshake %d: line %d is %q, want %q", i, j+1, lines[j], want[j])
+				}
+			}
+		}
+		if ephemeral[0] == ephemeral[1] {
+			t.Error("two handshakes have one ephemeral key")
+		}
+	})
+}
+
+// Wireshark opens what was captured, in either role.
+func TestWiresharkReadsTheKeyLog(t *testing.T) {
+	tshark, err := exec.LookPath("tshark")
+	if err != nil {
+		t.Skip("needs tshark: install it to have its dissector open the session")
+	}
+	var log writes
+	var capture []byte
+	synctest.Test(t, func(t *testing.T) { capture, _, _, _ = keyLogPair(t, wireguard.Config{KeyLog: &log}) })
+
+	dir := t.TempDir()
+	pcap, keys := filepath.Join(dir, "outer.pcap"), filepath.Join(dir, "keys")
+	if err := errors.Join(os.WriteFile(pcap, capture, 0o600), os.WriteFile(keys, []byte(log.text()), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	read := func(options ...string) string {
+		c := exec.Command(tshark, append([]string{"-n", "-r", pcap, "-Y", "wg", "-T", "fields", "-e", "ip.src", "-e", "data.text", "-e", "data.data"}, options...)...)
+		c.Env = append(os.Environ(), "HOME="+dir) // nobody's preferences
+		out, err := c.Output()
+		if err != nil {
+			t.Fatalf("tshark: %v", err)
+		}
+		return string(out)
+	}
+	const a, b = "61736b65642062792061", "61736b65642062792062" // "asked by a" and "asked by b"
+	if out := read(); strings.Contains(out, a) || strings.Contains(out, b) {
+		t.Fatalf("readable without keys:\n%s", out)
+	}
+	if out := read("-o", "wg.keylog_file:"+keys); !strings.Contains(out, a) || !strings.Contains(out, b) {
+		t.Errorf("not decrypted: want both %s and %s in\n%s", a, b, out)
+	}
+}
+
+// A device works on when its log takes no more, asks it no more, and says so once.
+func TestKeyLogThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		var log failing
+		keyLogPair(t, wireguard.Config{KeyLog: &log, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		if log != 1 {
+			t.Errorf("%d writes, want none after the first one failed", log)
+		}
+		if n := strings.Count(out.String(), io.ErrShortWrite.Error()); n != 1 {
+			t.Errorf("%d warnings, want 1:\n%s", n, out.String())
+		}
+	})
+}
+
+// writes are the writes to a log. A device's log needs no lock, since its writes do not overlap.
+type writes []string
+
+func (w *writes) Write(b []byte) (int, error) { *w = append(*w, string(b)); return len(b), nil }
+
+func (w *writes) text() string { return strings.Join(*w, "") }
+
+// failing counts writes and takes none.
+type failing int
+
+func (f *failing) Write([]byte) (int, error) { *f++; return 0, io.ErrShortWrite }
