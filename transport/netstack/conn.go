@@ -202,13 +202,18 @@ func (c *TCPConn) option(set func(*tcpip.SocketOptions)) error {
 
 // WriteTo copies all data that arrives to w, until the other end closes, as io.Copy does. It holds a buffer only while
 // there is data to copy, so that a relay of idle connections costs no memory.
-func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
+func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
+	n, err := c.writeTo(w)
+	return n, c.wrap("writeto", err)
+}
+
+func (c *TCPConn) writeTo(w io.Writer) (total int64, err error) {
 	for {
 		if err := c.waitReadable(); err != nil {
-			return total, c.wrap("read", err)
+			return total, err
 		}
 		b := copyBuffers.Get().(*[copyBuffer]byte)
-		n, rerr := c.Read(b[:])
+		n, rerr := c.read(b[:])
 		var m int
 		var werr error
 		if n > 0 {
@@ -219,6 +224,8 @@ func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
 		switch {
 		case werr != nil:
 			return total, werr
+		case m < n:
+			return total, io.ErrShortWrite
 		case rerr == io.EOF:
 			return total, nil
 		case rerr != nil:
@@ -227,9 +234,45 @@ func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
 	}
 }
 
-const copyBuffer = 128 << 10
+// ReadFrom copies r to the connection until io.EOF, as io.Copy does.
+func (c *TCPConn) ReadFrom(r io.Reader) (int64, error) {
+	b := relayBuffers.Get().(*[relayBuffer]byte)
+	n, err := c.readFrom(r, b[:])
+	relayBuffers.Put(b)
+	return n, c.wrap("readfrom", err)
+}
 
-var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
+func (c *TCPConn) readFrom(r io.Reader, b []byte) (total int64, err error) {
+	for {
+		n, rerr := r.Read(b)
+		if n > 0 {
+			m, err := c.write(b[:n])
+			total += int64(m)
+			if err != nil {
+				return total, err
+			}
+		}
+		switch {
+		case rerr == io.EOF:
+			return total, nil
+		case rerr != nil:
+			return total, rerr
+		}
+	}
+}
+
+// MultipathTCP returns false: gVisor's TCP has a single path.
+func (c *TCPConn) MultipathTCP() (bool, error) { return false, nil }
+
+const (
+	copyBuffer  = 128 << 10
+	relayBuffer = 32 << 10 // held also while the reader has nothing, as io.Copy does
+)
+
+var (
+	copyBuffers  = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
+	relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
+)
 
 // waitReadable waits until Read would not wait, or until the read deadline.
 func (c *TCPConn) waitReadable() error {

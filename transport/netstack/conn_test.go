@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"golang.org/x/net/nettest"
@@ -221,6 +223,39 @@ func TestWriteTo(t *testing.T) {
 	n, err := io.Copy(&got, c)
 	if n != int64(len(want)) || err != nil || !bytes.Equal(got.Bytes(), want) {
 		t.Errorf("copied %d bytes, %v; want %d, the same, and no error", n, err, len(want))
+	}
+}
+
+// TestReadFrom copies a stream into a connection: io.Copy finds ReadFrom.
+func TestReadFrom(t *testing.T) {
+	a, b := pair(t)
+	c, s := connectedTCP(t, a, b, b4)
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	got := make(chan []byte)
+	go func() {
+		all, _ := io.ReadAll(s)
+		got <- all
+	}()
+	source := io.MultiReader(bytes.NewReader(want)) // hides WriteTo
+	if n, err := io.Copy(c, source); n != int64(len(want)) || err != nil {
+		t.Errorf("copied %d bytes, %v; want %d", n, err, len(want))
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-got; !bytes.Equal(got, want) {
+		t.Errorf("%d bytes arrived, want %d, the same", len(got), len(want))
+	}
+	broken := errors.New("broken source")
+	_, err := c.ReadFrom(iotest.ErrReader(broken))
+	wantOpError(t, "ReadFrom of a broken source", err, broken)
+	n, err := c.ReadFrom(strings.NewReader("x"))
+	wantOpError(t, "ReadFrom after CloseWrite", err, syscall.EPIPE)
+	if n != 0 {
+		t.Errorf("ReadFrom after CloseWrite copied %d bytes", n)
+	}
+	if on, err := c.MultipathTCP(); on || err != nil {
+		t.Errorf("MultipathTCP: %v, %v", on, err)
 	}
 }
 

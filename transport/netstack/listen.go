@@ -202,7 +202,8 @@ func (l *TCPListener) wrap(op string, err error) error {
 }
 
 // ListenPacket listens for UDP datagrams. network is "udp", "udp4" or "udp6", and address is as for Listen. The
-// connection is a *[UDPConn].
+// connection is a *[UDPConn]. As with package net, a multicast address means its port on all addresses, and the connection
+// receives datagrams to the group only after JoinGroup; ListenMulticastUDP joins too.
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	return (&ListenConfig{Net: n}).ListenPacket(context.Background(), network, address)
 }
@@ -235,6 +236,10 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	err = n.makeEndpoint(udp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
 		ep.SocketOptions().SetBroadcast(true) // as package net does
+		if local.Addr().IsMulticast() {       // package net too binds to all addresses then, and shares the port
+			ep.SocketOptions().SetReuseAddress(true)
+			local = netip.AddrPortFrom(netip.Addr{}, local.Port())
+		}
 		if local != (netip.AddrPort{}) || !remote.IsValid() {
 			if err := ep.Bind(fullAddress(local)); err != nil {
 				return systemError("bind", err)

@@ -159,7 +159,10 @@ func fullAddress(a netip.AddrPort) tcpip.FullAddress {
 }
 
 // addrPort returns f as a netip.AddrPort. An IPv4 address is never mapped into IPv6.
-func addrPort(f tcpip.FullAddress) netip.AddrPort {
-	a, _ := netip.AddrFromSlice(f.Addr.AsSlice())
-	return netip.AddrPortFrom(a.Unmap(), f.Port)
+func addrPort(f tcpip.FullAddress) netip.AddrPort { return netip.AddrPortFrom(addr(f.Addr), f.Port) }
+
+// addr returns a as a netip.Addr, which is not mapped, and is invalid if a is empty.
+func addr(a tcpip.Address) netip.Addr {
+	ip, _ := netip.AddrFromSlice(a.AsSlice())
+	return ip.Unmap()
 }

@@ -2,9 +2,12 @@ package netstack
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -14,10 +17,15 @@ import (
 
 // A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included. A
 // dialed UDPConn has a fixed remote address. It is safe for concurrent use and must not be copied.
+//
+// It has no File and no SyscallConn, because it has no file descriptor. SetTOS, SetTTL, SetDontFragment, JoinGroup and the
+// like take the place of socket options, and Endpoint has the rest.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
+	bound         netip.Addr   // the local address; invalid means all addresses
 	mapped        bool         // the endpoint has both families, and takes IPv4 addresses mapped into IPv6
+	whole         atomic.Bool  // whether datagrams must not be fragmented
 
 	readMu sync.Mutex // held during a read; guards into
 	into   tcpip.SliceWriter
@@ -31,8 +39,10 @@ type UDPConn struct {
 func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool) *UDPConn {
 	c := &UDPConn{mapped: proto == ipv6.ProtocolNumber && !ep.SocketOptions().GetV6Only()}
 	c.init(n, network, ep, q)
+	reportAll(ep.SocketOptions())
 	if a, err := ep.GetLocalAddress(); err == nil {
 		c.local = net.UDPAddrFromAddrPort(addrPortOf(a, proto))
+		c.bound = addrPort(a).Addr()
 	}
 	if dialed {
 		if a, err := ep.GetRemoteAddress(); err == nil {
@@ -44,26 +54,36 @@ func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, prot
 
 // Read reads one datagram. The part that does not fit into b is lost.
 func (c *UDPConn) Read(b []byte) (int, error) {
-	n, _, err := c.read(b)
+	n, _, err := c.read(b, nil)
 	return n, c.wrap("read", nil, err)
 }
 
 // ReadFrom reads one datagram and returns its source as a *net.UDPAddr. The part that does not fit into b is lost.
 func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	n, from, err := c.read(b)
+	n, from, err := c.ReadFromUDP(b)
+	if err != nil {
+		return n, nil, err
+	}
+	return n, from, nil
+}
+
+// ReadFromUDP is like ReadFrom, with the type of its address.
+func (c *UDPConn) ReadFromUDP(b []byte) (int, *net.UDPAddr, error) {
+	n, from, err := c.read(b, nil)
 	if err != nil {
 		return n, nil, c.wrap("read", nil, err)
 	}
 	return n, net.UDPAddrFromAddrPort(from), nil
 }
 
-// ReadFromUDPAddrPort is like ReadFrom, but does not allocate.
+// ReadFromUDPAddrPort is like ReadFrom, but does not allocate. It never returns an IPv4 address mapped into IPv6.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
-	n, from, err := c.read(b)
+	n, from, err := c.read(b, nil)
 	return n, from, c.wrap("read", nil, err)
 }
 
-func (c *UDPConn) read(b []byte) (int, netip.AddrPort, error) {
+// read reads one datagram into b, and what control messages say about it into m, which may be nil.
+func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	if err := c.usable(&c.reads); err != nil {
@@ -74,6 +94,9 @@ func (c *UDPConn) read(b []byte) (int, netip.AddrPort, error) {
 		c.into = b
 		res, err := c.ep.Read(&c.into, tcpip.ReadOptions{NeedRemoteAddr: true})
 		c.into = nil
+		if m != nil {
+			m.take(&res)
+		}
 		switch err.(type) {
 		case nil:
 			return res.Count, addrPort(res.RemoteAddr), nil
@@ -103,11 +126,18 @@ func (c *UDPConn) Write(b []byte) (int, error) {
 // WriteTo sends one datagram to addr, which must be a *net.UDPAddr.
 func (c *UDPConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	to, ok := addr.(*net.UDPAddr)
-	if !ok || to == nil {
-		return 0, c.wrap("write", addr, &net.AddrError{Err: "want a *net.UDPAddr", Addr: network(addr)})
+	if !ok {
+		return 0, c.wrap("write", addr, refused("sendto", syscall.EINVAL, "want a *net.UDPAddr, not an address of type "+network(addr)))
 	}
-	n, err := c.WriteToUDPAddrPort(b, to.AddrPort())
-	return n, err
+	return c.WriteToUDP(b, to)
+}
+
+// WriteToUDP is like WriteTo, with the type of its address.
+func (c *UDPConn) WriteToUDP(b []byte, addr *net.UDPAddr) (int, error) {
+	if addr == nil {
+		return 0, c.wrap("write", nil, errMissingRemote)
+	}
+	return c.WriteToUDPAddrPort(b, addr.AddrPort())
 }
 
 // WriteToUDPAddrPort is like WriteTo, but does not allocate.
@@ -142,6 +172,9 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 		c.to = c.fullAddress(c.net.self(to))
 		opts.To = &c.to
 	}
+	if err := c.fits("sendto", len(b), c.sends4(to)); err != nil {
+		return 0, err
+	}
 	defer c.from.Reset(nil)
 	for {
 		if err := c.waitForRoom(); err != nil {
@@ -166,6 +199,14 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// sends4 reports whether a datagram to to, which is zero for the dialed address, is IPv4.
+func (c *UDPConn) sends4(to netip.AddrPort) bool {
+	if to.IsValid() {
+		return to.Addr().Is4()
+	}
+	return c.remote.IP.To4() != nil
 }
 
 // waitForRoom waits until the link has room. Its error says why to give up.
@@ -241,6 +282,48 @@ func (c *UDPConn) SetWriteBuffer(bytes int) error {
 		return c.wrap("set", nil, net.ErrClosed)
 	}
 	c.ep.SocketOptions().SetSendBufferSize(int64(bytes), true)
+	return nil
+}
+
+// SetTOS sets the type of service of IPv4 datagrams and the traffic class of IPv6 datagrams: 0 to 255, with the ECN bits.
+// The default is 0. The device copies the ECN bits to the packets of the tunnel and back.
+func (c *UDPConn) SetTOS(tos int) error {
+	return c.setNumber(tos, 0, 255, tcpip.IPv4TOSOption, tcpip.IPv6TrafficClassOption)
+}
+
+// SetTTL sets the TTL of IPv4 datagrams and the hop limit of IPv6 datagrams: 1 to 255. The default is 64. For multicast
+// addresses, SetMulticastTTL does that.
+func (c *UDPConn) SetTTL(ttl int) error {
+	return c.setNumber(ttl, 1, 255, tcpip.IPv4TTLOption, tcpip.IPv6HopLimitOption)
+}
+
+// SetDontFragment says whether a datagram that is larger than the Net's MTU fails with syscall.EMSGSIZE, and whether
+// routers must not fragment datagrams either. The default is false: the Net fragments them.
+func (c *UDPConn) SetDontFragment(on bool) error {
+	strategy := tcpip.PMTUDiscoveryDont
+	if on {
+		strategy = tcpip.PMTUDiscoveryDo
+	}
+	if err := c.setNumber(int(strategy), 0, 255, tcpip.MTUDiscoverOption); err != nil {
+		return err
+	}
+	c.whole.Store(on)
+	return nil
+}
+
+// setNumber sets options to v, which must be within bounds.
+func (c *UDPConn) setNumber(v, least, most int, options ...tcpip.SockOptInt) error {
+	if c.isClosed() {
+		return c.wrap("set", nil, net.ErrClosed)
+	}
+	if v < least || v > most {
+		return c.wrap("set", nil, refused("setsockopt", syscall.EINVAL, fmt.Sprintf("want %d to %d, not %d", least, most, v)))
+	}
+	for _, o := range options {
+		if err := c.ep.SetSockOptInt(o, v); err != nil {
+			return c.wrap("set", nil, c.failure("setsockopt", err))
+		}
+	}
 	return nil
 }
 
