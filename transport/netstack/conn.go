@@ -210,10 +210,10 @@ func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
 func (c *TCPConn) writeTo(w io.Writer) (total int64, err error) {
 	for {
 		if err := c.waitReadable(); err != nil {
-			return total, err
+			return total, c.wrap("read", err)
 		}
 		b := copyBuffers.Get().(*[copyBuffer]byte)
-		n, rerr := c.read(b[:])
+		n, rerr := c.Read(b[:])
 		var m int
 		var werr error
 		if n > 0 {
@@ -246,7 +246,7 @@ func (c *TCPConn) readFrom(r io.Reader, b []byte) (total int64, err error) {
 	for {
 		n, rerr := r.Read(b)
 		if n > 0 {
-			m, err := c.write(b[:n])
+			m, err := c.Write(b[:n])
 			total += int64(m)
 			if err != nil {
 				return total, err

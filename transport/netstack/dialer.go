@@ -117,7 +117,7 @@ func dialAddr[C any](ctx context.Context, d *Dialer, protocol, network string, l
 
 var (
 	errNoNet         = errors.New("netstack: the field Net is not set: set it to the Net to use")
-	errMissingRemote = &net.AddrError{Err: "missing remote address"}
+	errMissingRemote = errors.New("missing remote address")
 )
 
 // checkNetwork returns an error unless network is one of the protocols, alone or followed by 4 or 6.

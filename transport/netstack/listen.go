@@ -251,6 +251,9 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 			}
 		}
 		c = newUDPConn(n, network, ep, q, proto, remote.IsValid())
+		if remote.IsValid() && c.remote == nil { // gVisor does not report port 0
+			c.remote = net.UDPAddrFromAddrPort(remote)
+		}
 		return nil
 	})
 	return c, err
@@ -261,7 +264,7 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolNumber, only bool, err error) {
 	want4, want6 := network[len(network)-1] == '4', network[len(network)-1] == '6'
 	switch {
-	case a.IsValid() && (want4 && !a.Is4() || want6 && !a.Is6()):
+	case a.IsValid() && (want4 && !a.Is4() && a != netip.IPv6Unspecified() || want6 && !a.Is6()):
 		return 0, false, &net.AddrError{Err: "not an address of network " + network, Addr: a.String()}
 	case want4 && !n.has4 || want6 && !n.has6:
 		return 0, false, n.missing("socket", syscall.EAFNOSUPPORT, network, want4)
@@ -275,8 +278,12 @@ func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolN
 	return ipv6.ProtocolNumber, want6 || !n.has4, nil
 }
 
-// parseLocal parses the address of a listener. An empty host gives an invalid Addr.
+// parseLocal parses the address of a listener. An empty host gives an invalid Addr. An empty address means all addresses and
+// a free port, as with package net.
 func (n *Net) parseLocal(network, address string) (netip.AddrPort, error) {
+	if address == "" {
+		return netip.AddrPort{}, nil
+	}
 	host, port, err := n.splitHostPort(context.Background(), network, address)
 	if err != nil || host == "" {
 		return netip.AddrPortFrom(netip.Addr{}, port), err

@@ -161,7 +161,7 @@ type outbound struct {
 // outbound finds the route of m to to. The caller releases it.
 func (c *UDPConn) outbound(m *message, to netip.AddrPort) (o outbound, err error) {
 	n := c.net
-	if err := n.unreachable("sendmsg", to.Addr()); err != nil {
+	if err := c.reaches("sendmsg", to.Addr()); err != nil {
 		return o, err
 	}
 	if to.Port() == 0 {

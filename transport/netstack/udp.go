@@ -24,6 +24,7 @@ type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
 	bound         netip.Addr   // the local address; invalid means all addresses
+	is4           bool         // whether the endpoint is for IPv4 alone
 	mapped        bool         // the endpoint has both families, and takes IPv4 addresses mapped into IPv6
 	whole         atomic.Bool  // whether datagrams must not be fragmented
 
@@ -37,7 +38,8 @@ type UDPConn struct {
 
 // newUDPConn returns a connection that owns ep. network is as in net.OpError.
 func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool) *UDPConn {
-	c := &UDPConn{mapped: proto == ipv6.ProtocolNumber && !ep.SocketOptions().GetV6Only()}
+	c := &UDPConn{is4: proto != ipv6.ProtocolNumber}
+	c.mapped = !c.is4 && !ep.SocketOptions().GetV6Only()
 	c.init(n, network, ep, q)
 	reportAll(ep.SocketOptions())
 	if a, err := ep.GetLocalAddress(); err == nil {
@@ -106,7 +108,7 @@ func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 		case *tcpip.ErrClosedForReceive:
 			return 0, netip.AddrPort{}, net.ErrClosed
 		default:
-			return 0, netip.AddrPort{}, c.failure("recvfrom", err)
+			return 0, netip.AddrPort{}, c.failure(c.call("read", "recvfrom"), err)
 		}
 		if err := c.wait(c.readable, &c.reads); err != nil {
 			return 0, netip.AddrPort{}, err
@@ -137,14 +139,22 @@ func (c *UDPConn) WriteToUDP(b []byte, addr *net.UDPAddr) (int, error) {
 	if addr == nil {
 		return 0, c.wrap("write", nil, errMissingRemote)
 	}
+	if c.remote == nil && !addr.AddrPort().IsValid() {
+		return 0, c.wrap("write", addr, &net.AddrError{Err: "not an IP address", Addr: addr.String()})
+	}
 	return c.WriteToUDPAddrPort(b, addr.AddrPort())
 }
 
 // WriteToUDPAddrPort is like WriteTo, but does not allocate.
 func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	var n int
-	err := error(net.ErrWriteToConnected)
-	if c.remote == nil {
+	var err error
+	switch {
+	case c.remote != nil:
+		err = net.ErrWriteToConnected
+	case !to.Addr().IsValid():
+		err = errMissingRemote
+	default:
 		n, err = c.write(b, to)
 	}
 	if err != nil {
@@ -162,17 +172,14 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	}
 	var opts tcpip.WriteOptions
 	if to != (netip.AddrPort{}) {
-		if !to.Addr().IsValid() {
-			return 0, &net.AddrError{Err: "not an IP address", Addr: to.String()}
-		}
 		to = unmap(to)
-		if err := c.net.unreachable("sendto", to.Addr()); err != nil {
+		if err := c.reaches("sendto", to.Addr()); err != nil {
 			return 0, err
 		}
 		c.to = c.fullAddress(c.net.self(to))
 		opts.To = &c.to
 	}
-	if err := c.fits("sendto", len(b), c.sends4(to)); err != nil {
+	if err := c.fits(c.call("write", "sendto"), len(b), c.sends4(to)); err != nil {
 		return 0, err
 	}
 	defer c.from.Reset(nil)
@@ -193,12 +200,34 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 			continue
 		case *tcpip.ErrWouldBlock:
 		default:
-			return 0, c.failure("sendto", err)
+			return 0, c.failure(c.call("write", "sendto"), err)
 		}
 		if err := c.wait(c.writable, &c.writes); err != nil {
 			return 0, err
 		}
 	}
+}
+
+// reaches returns why c cannot send to an address that is not mapped, or nil.
+func (c *UDPConn) reaches(call string, to netip.Addr) error {
+	if err := c.net.unreachable(call, to); err != nil {
+		return err
+	}
+	switch {
+	case c.is4 && !to.Is4():
+		return &net.AddrError{Err: "the connection is for IPv4 alone, and this is not an IPv4 address", Addr: to.String()}
+	case !c.is4 && !c.mapped && to.Is4():
+		return refused(call, syscall.ENETUNREACH, to.String()+" is an IPv4 address, and the connection is for IPv6 alone; use one of network udp")
+	}
+	return nil
+}
+
+// call returns the name of the system call that package net would have made: the first for a dialed connection.
+func (c *UDPConn) call(dialed, other string) string {
+	if c.remote != nil {
+		return dialed
+	}
+	return other
 }
 
 // sends4 reports whether a datagram to to, which is zero for the dialed address, is IPv4.
