@@ -34,7 +34,7 @@ func main() {
 
 	file := must(conf.ReadFile(*name))
 	check(file.Resolve(ctx, conf.Resolution{}))
-	stack := must(netstack.New(netstack.Config{Addresses: file.Addrs(), DNS: file.Interface.DNS, MTU: file.Interface.MTU}))
+	stack := must(netstack.New(netstack.Config{Addresses: file.Addrs(), DNS: file.Interface.DNS, Search: file.Interface.Search, MTU: file.Interface.MTU}))
 	config := must(file.Config())
 	config.Tunnel, config.Bind = stack, &udp.Bind{}
 	device := must(wireguard.New(config))

@@ -28,7 +28,7 @@ func main() {
 	defer stop()
 	file := must(conf.ReadFile(*name))
 	must(file, file.Resolve(ctx, conf.Resolution{}))
-	stack := must(netstack.New(netstack.Config{Addresses: file.Addrs(), DNS: file.Interface.DNS, MTU: file.Interface.MTU}))
+	stack := must(netstack.New(netstack.Config{Addresses: file.Addrs(), DNS: file.Interface.DNS, Search: file.Interface.Search, MTU: file.Interface.MTU}))
 	config := must(file.Config())
 	config.Tunnel, config.Bind = stack, &udp.Bind{}
 	device := must(wireguard.New(config))

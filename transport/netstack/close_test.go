@@ -28,7 +28,7 @@ func TestCloseUnblocks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, da, db := twoNets(t)
-			a.resolver.init(a, []netip.Addr{b4}) // which does not answer
+			a.resolver.init(a, &Config{DNS: []netip.Addr{b4}}) // which does not answer
 			reads, _ := connectedTCP(t, a, b, b4)
 			writes, _ := connectedTCP(t, a, b, b6)
 			l, err := a.Listen("tcp", ":80")

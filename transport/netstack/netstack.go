@@ -11,8 +11,8 @@
 //
 // An outbound packet passes conn.go or udp.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
-// files dialer.go, dial.go, listen.go, keepalive.go and resolve.go do what package net does. place.go and refuse.go hold
-// what the Net refuses before it sends a packet.
+// files dialer.go, dial.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
+// for names. place.go and refuse.go hold what the Net refuses before it sends a packet.
 package netstack
 
 import (
@@ -43,9 +43,24 @@ type Config struct {
 	// tunnel.
 	Addresses []netip.Addr
 
-	// DNS lists the name servers, in order of preference. The Net asks them through the tunnel. Without name servers,
-	// names do not resolve.
+	// DNS lists the name servers, in order of preference. The Net asks them through the tunnel. If a server fails or
+	// does not answer, the Net asks the next one, and avoids that server for a while. Without name servers, names do not
+	// resolve.
 	DNS []netip.Addr
+
+	// Search lists the domains that complete a name, as "host" becomes "host.example.com". A name that ends in a dot is
+	// complete. A domain that begins with "~" is for systemd-resolved and has no effect. If Search is empty, all names
+	// are complete.
+	Search []string
+
+	// Ndots is how many dots a name must have to be tried first as it is, and then with the domains of Search. A name
+	// with fewer dots is tried with these domains first. Zero means 1, as in resolv.conf. A negative number means that
+	// each name is tried first as it is.
+	Ndots int
+
+	// DNSTimeout is how long the servers have to answer a question. Zero means 10 seconds. The Net asks the next server
+	// when one has not answered for a second, or sooner if there would not be time for all of them.
+	DNSTimeout time.Duration
 
 	// MTU is the size of the largest packet, in bytes: 576 to 65535, and at least 1280 with an IPv6 address. Zero means 1420,
 	// which leaves room for WireGuard's overhead in a packet of 1500 bytes over IPv4 and IPv6.
@@ -91,9 +106,17 @@ func (c *Config) check() error {
 		seen[a] = true
 	}
 	for i, a := range c.DNS {
-		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
-			wrong("Config.DNS[%d] is %v: want the address of one name server, without a zone", i, a)
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+			wrong("Config.DNS[%d] is %v: want the address of one name server behind the tunnel, without a zone", i, a)
 		}
+	}
+	for i, s := range c.Search {
+		if d := searchDomain(s); d != "" && !validName(d) {
+			wrong("Config.Search[%d] is %q: want a domain, as in example.com", i, s)
+		}
+	}
+	if c.DNSTimeout < 0 {
+		wrong("Config.DNSTimeout is %v: want a time, or 0 for %v", c.DNSTimeout, defaultDNSTimeout)
 	}
 	switch mtu := c.mtu(); {
 	case mtu < minMTU || mtu > maxMTU:
@@ -142,7 +165,7 @@ func New(c Config) (*Net, error) {
 		addrs: append([]netip.Addr(nil), c.Addresses...),
 		done:  make(chan struct{}),
 	}
-	n.resolver.init(n, c.DNS)
+	n.resolver.init(n, &c)
 	if err := n.setUp(); err != nil {
 		_ = n.Close()
 		return nil, err

@@ -3,91 +3,75 @@ package netstack
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 )
 
-// A resolver asks the tunnel's name servers through package net's resolver, which it makes use Go's code and reach its
-// servers through the tunnel.
+// A resolver looks up names at the tunnel's name servers. It reads no file of the host and asks no resolver of the host.
+//
+//	resolve.go   the names that Dial gets
+//	lookup.go    the methods of Net, which have the signatures of net.Resolver
+//	names.go     search list, names with special rules
+//	ask.go       the choice of servers; questions that several lookups share
+//	cache.go     answers that are kept
+//	exchange.go  one question to one server
+//	answer.go    what a message says
+//	stub.go      the *net.Resolver for those who need one
 type resolver struct {
 	net     *Net
-	servers []netip.AddrPort
-	current atomic.Uint32 // the server to ask, modulo their number; incremented when a server does not answer
-	r       net.Resolver
+	servers []nameServer
+	missing error // why servers is empty
+	search  []string
+	ndots   int
+	timeout time.Duration
+	stub    net.Resolver
+
+	mu      sync.Mutex // guards the fields below, and what is known of servers; held briefly
+	cache   answerCache
+	flights map[question]*flight // has as many elements as there are lookups that wait, at most
 }
 
-var errNoServers = errors.New("netstack: no server in Config.DNS is of a family in Config.Addresses: add one that is")
+const (
+	defaultDNSTimeout = 10 * time.Second
+	defaultNdots      = 1
+)
 
-func (r *resolver) init(n *Net, servers []netip.Addr) {
-	r.net = n
-	for _, a := range servers {
-		if slices.ContainsFunc(n.addrs, func(own netip.Addr) bool { return own.Is4() == a.Is4() }) {
-			r.servers = append(r.servers, netip.AddrPortFrom(a, 53))
+// init prepares r. c is not kept.
+func (r *resolver) init(n *Net, c *Config) {
+	r.net, r.servers, r.missing, r.search = n, nil, nil, nil
+	for _, a := range c.DNS {
+		at := netip.AddrPortFrom(a, 53)
+		usable := slices.ContainsFunc(n.addrs, func(own netip.Addr) bool { return own.Is4() == a.Is4() })
+		if usable && !slices.ContainsFunc(r.servers, func(s nameServer) bool { return s.addr == at }) {
+			r.servers = append(r.servers, nameServer{addr: at})
 		}
 	}
-	r.r = net.Resolver{PreferGo: true, Dial: r.dial}
-}
-
-// Resolver returns a resolver that asks the servers of Config.DNS through the tunnel. It looks up addresses, TXT, SRV,
-// MX and all other records that package net knows, and uses TCP for answers that are too long for a datagram. Like
-// every resolver of package net, it reads the system's hosts file first, and tries the system's search list for names
-// that do not end in a dot.
-func (n *Net) Resolver() *net.Resolver { return &n.resolver.r }
-
-// dial connects to the current name server instead of the server in the system's configuration.
-func (r *resolver) dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	if len(r.servers) == 0 {
-		return nil, errNoServers
+	switch {
+	case len(c.DNS) == 0:
+		r.missing = errors.New("Config.DNS names no server: add one, or use IP addresses instead of names")
+	case len(r.servers) == 0:
+		r.missing = fmt.Errorf("no server in Config.DNS (%v) is of a family in Config.Addresses (%v): add one that is", c.DNS, n.addrs)
 	}
-	i := r.current.Load()
-	q := query{resolver: r, asked: i}
-	server := r.servers[i%uint32(len(r.servers))]
-	c, err := r.net.dialOne(ctx, network, server)
-	if err != nil {
-		q.failed()
-		return nil, err
+	for _, s := range c.Search {
+		if s = searchDomain(s); s != "" {
+			r.search = append(r.search, s)
+		}
 	}
-	if u, ok := c.(*UDPConn); ok {
-		return &udpQuery{u, q}, nil // package net distinguishes datagrams and streams by their methods
+	r.ndots, r.timeout = c.Ndots, c.DNSTimeout
+	if r.ndots == 0 {
+		r.ndots = defaultNdots
 	}
-	return &tcpQuery{c, q}, nil
-}
-
-// A query is a connection to a name server. If it gets no answer, it moves the resolver on to the next server.
-type query struct {
-	*resolver
-	asked uint32
-}
-
-func (q *query) failed() { q.current.CompareAndSwap(q.asked, q.asked+1) }
-
-type udpQuery struct {
-	*UDPConn
-	query
-}
-
-func (q *udpQuery) Read(b []byte) (int, error) {
-	n, err := q.UDPConn.Read(b)
-	if err != nil {
-		q.failed()
+	if r.timeout == 0 {
+		r.timeout = defaultDNSTimeout
 	}
-	return n, err
-}
-
-type tcpQuery struct {
-	net.Conn
-	query
-}
-
-func (q *tcpQuery) Read(b []byte) (int, error) {
-	n, err := q.Conn.Read(b)
-	if err != nil {
-		q.failed()
-	}
-	return n, err
+	r.stub = net.Resolver{PreferGo: true, Dial: r.dialStub}
 }
 
 // splitHostPort parses "host:port", where port may be the name of a service.
@@ -96,7 +80,7 @@ func (n *Net) splitHostPort(ctx context.Context, network, address string) (host 
 	if err != nil {
 		return "", 0, err
 	}
-	p, err := n.resolver.r.LookupPort(ctx, network, service)
+	p, err := n.LookupPort(ctx, network, service)
 	return host, uint16(p), err
 }
 
@@ -112,32 +96,21 @@ func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, e
 			addrs = slices.Clone(n.addrs)
 		}
 		if addrs = slices.DeleteFunc(addrs, unfit); len(addrs) == 0 {
-			return nil, &net.AddrError{Err: "no suitable address", Addr: host}
+			return nil, &net.AddrError{Err: "no suitable address found", Addr: host}
 		}
 		return addrs, nil
 	}
-	family := "ip"
-	switch want4, want6 = want4 && n.has4, want6 && n.has6; {
-	case !want6:
-		family = "ip4"
-	case !want4:
-		family = "ip6"
+	var types []dnsmessage.Type // nothing is asked about a family that the Net does not have
+	if want4 && n.has4 {
+		types = append(types, dnsmessage.TypeA)
 	}
-	if !strings.HasSuffix(host, ".") {
-		host += "." // the system's search list does not apply to names inside the tunnel
+	if want6 && n.has6 {
+		types = append(types, dnsmessage.TypeAAAA)
 	}
-	addrs, err := n.resolver.r.LookupNetIP(ctx, family, host)
-	if err != nil && n.isClosed() {
-		return nil, net.ErrClosed // package net keeps only the text of the error
+	if len(types) == 0 {
+		return nil, &net.AddrError{Err: fmt.Sprintf("no address of network %s in Config.Addresses (%v): add one", network, n.addrs), Addr: host}
 	}
-	if err != nil {
-		return nil, err
-	}
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return n.rank(a) - n.rank(b) })
-	return addrs, nil
+	return n.resolver.addresses(ctx, host, types...)
 }
 
 // rank orders destinations by family. Package net sorts them by what the system's interfaces can reach, which does not

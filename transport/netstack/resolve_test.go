@@ -1,9 +1,7 @@
 package netstack
 
 import (
-	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,160 +11,6 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 )
-
-// A nameServer answers for the zone "test".
-type nameServer struct {
-	udp, tcp atomic.Int64 // questions
-	mute     atomic.Bool  // answers nothing over UDP
-}
-
-func serveDNS(t testing.TB, n *Net) *nameServer {
-	t.Helper()
-	s := new(nameServer)
-	u, err := n.ListenUDP(netip.AddrPortFrom(netip.Addr{}, 53))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := n.ListenTCP(netip.AddrPortFrom(netip.Addr{}, 53))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = u.Close(), l.Close() })
-	go s.serveUDP(u)
-	go s.serveTCP(l)
-	return s
-}
-
-func (s *nameServer) serveUDP(c *UDPConn) {
-	b := make([]byte, 1500)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(b)
-		if err != nil {
-			return
-		}
-		s.udp.Add(1)
-		if !s.mute.Load() {
-			_, _ = c.WriteToUDPAddrPort(answer(b[:n], 1232), from)
-		}
-	}
-}
-
-func (s *nameServer) serveTCP(l *TCPListener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		s.tcp.Add(1)
-		go func() {
-			defer c.Close()
-			var size [2]byte
-			if _, err := io.ReadFull(c, size[:]); err != nil {
-				return
-			}
-			b := make([]byte, binary.BigEndian.Uint16(size[:]))
-			if _, err := io.ReadFull(c, b); err != nil {
-				return
-			}
-			a := answer(b, 65535)
-			_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...))
-		}()
-	}
-}
-
-var longTexts = func() (texts []string) {
-	for range 20 {
-		texts = append(texts, strings.Repeat("long ", 40))
-	}
-	return texts
-}()
-
-// answer is the answer to the question q, with nothing in it but the truncation flag if it is longer than limit.
-func answer(q []byte, limit int) []byte {
-	var m dnsmessage.Message
-	if err := m.Unpack(q); err != nil {
-		return nil
-	}
-	m.Response, m.Authoritative, m.Additionals = true, true, nil
-	add := func(b dnsmessage.ResourceBody) {
-		h := dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60}
-		m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: b})
-	}
-	has4, has6 := false, false
-	switch m.Questions[0].Name.String() {
-	case "both.test.":
-		has4, has6 = true, true
-	case "four.test.":
-		has4 = true
-	case "two.test.":
-		if m.Questions[0].Type == dnsmessage.TypeA {
-			add(&dnsmessage.AResource{A: netip.MustParseAddr("10.8.0.9").As4()})
-		}
-		has4 = true
-	case "text.test.":
-		add(&dnsmessage.TXTResource{TXT: []string{"some text"}})
-	case "long.test.":
-		add(&dnsmessage.TXTResource{TXT: longTexts})
-	case "_web._tcp.test.":
-		add(&dnsmessage.SRVResource{Priority: 1, Weight: 2, Port: 80, Target: dnsmessage.MustNewName("both.test.")})
-	default:
-		m.RCode = dnsmessage.RCodeNameError
-	}
-	switch m.Questions[0].Type {
-	case dnsmessage.TypeA:
-		if has4 {
-			add(&dnsmessage.AResource{A: b4.As4()})
-		}
-	case dnsmessage.TypeAAAA:
-		if has6 {
-			add(&dnsmessage.AAAAResource{AAAA: b6.As16()})
-		}
-	}
-	b, err := m.Pack()
-	if err != nil {
-		return nil
-	}
-	if len(b) > limit {
-		m.Answers, m.Truncated = nil, true
-		b, _ = m.Pack()
-	}
-	return b
-}
-
-func TestResolver(t *testing.T) {
-	a, b := pair(t)
-	s := serveDNS(t, b)
-	r := a.Resolver()
-
-	addrs, err := r.LookupHost(t.Context(), "both.test")
-	slices.Sort(addrs)
-	if want := []string{"10.8.0.2", "fd08::2"}; !slices.Equal(addrs, want) || err != nil {
-		t.Errorf("A and AAAA: %v, %v; want %v", addrs, err, want)
-	}
-	texts, err := r.LookupTXT(t.Context(), "text.test")
-	if want := []string{"some text"}; !slices.Equal(texts, want) || err != nil {
-		t.Errorf("TXT: %v, %v; want %v", texts, err, want)
-	}
-	_, srvs, err := r.LookupSRV(t.Context(), "web", "tcp", "test")
-	if err != nil || len(srvs) != 1 || *srvs[0] != (net.SRV{Target: "both.test.", Port: 80, Priority: 1, Weight: 2}) {
-		t.Errorf("SRV: %v, %v", srvs, err)
-	}
-	if s.tcp.Load() != 0 {
-		t.Error("short answers took TCP")
-	}
-	texts, err = r.LookupTXT(t.Context(), "long.test")
-	if err != nil || strings.Join(texts, "") != strings.Join(longTexts, "") {
-		t.Errorf("TXT over TCP: %d texts, %v", len(texts), err)
-	}
-	if s.tcp.Load() != 1 {
-		t.Errorf("a truncated answer led to %d questions over TCP, want 1", s.tcp.Load())
-	}
-	_, err = r.LookupHost(t.Context(), "nowhere.test")
-	var dns *net.DNSError
-	if !errors.As(err, &dns) || !dns.IsNotFound {
-		t.Errorf("a name that does not exist: %v", err)
-	}
-}
 
 func TestDialName(t *testing.T) {
 	a, b := pair(t)
@@ -178,23 +22,57 @@ func TestDialName(t *testing.T) {
 	}
 	roundTrip(t, c)
 	_ = c.Close()
-	asked := s.udp.Load()
+	s.questions()
 	_, err = a.Dial("tcp", "nowhere.test:80")
 	var dns *net.DNSError
-	if !errors.As(err, &dns) || !dns.IsNotFound {
+	if !errors.As(err, &dns) || !dns.IsNotFound || dns.Server != "10.8.0.2:53" {
 		t.Errorf("dial of a name that does not exist: %v", err)
 	}
-	// One for each family: the search list of this system must not be tried.
-	if n := s.udp.Load() - asked; n != 2 {
-		t.Errorf("it took %d questions, want 2", n)
+	// The search list of this system must not be tried. Whichever family is asked first, its answer is for both only if
+	// the other question has not left yet.
+	if asked := s.questions(); len(asked) > 2 {
+		t.Errorf("it took the questions %v, want at most one per family", asked)
 	}
 	if _, err := a.Dial("tcp6", "four.test:80"); err == nil {
 		t.Error("dialed over IPv6 to a name that has no such address")
 	}
 }
 
-// TestServers asks the second name server when the first does not answer, and from then on at once.
-func TestServers(t *testing.T) {
+// TestDialFamilies checks that Dial asks nothing about a family that it cannot use.
+func TestDialFamilies(t *testing.T) {
+	const a, aaaa = dnsmessage.TypeA, dnsmessage.TypeAAAA
+	for _, x := range []struct {
+		own     []netip.Addr
+		network string
+		want    []dnsmessage.Type
+	}{
+		{[]netip.Addr{a4}, "tcp", []dnsmessage.Type{a}},
+		{[]netip.Addr{a4, a6}, "tcp", []dnsmessage.Type{a, aaaa}},
+		{[]netip.Addr{a4, a6}, "udp", []dnsmessage.Type{a, aaaa}},
+		{[]netip.Addr{a4, a6}, "tcp4", []dnsmessage.Type{a}},
+		{[]netip.Addr{a4, a6}, "udp6", []dnsmessage.Type{aaaa}},
+		{[]netip.Addr{a4}, "tcp6", nil},
+	} {
+		n, s := namesNet(t, Config{Addresses: x.own}, fails(dnsmessage.RCodeServerFailure))
+		_, err := n.Dial(x.network, "both.test:80")
+		if err == nil {
+			t.Fatalf("%v: dialed without an address", x)
+		}
+		if x.want == nil && !strings.Contains(err.Error(), "Config.Addresses") {
+			t.Errorf("%s with %v: %v; want what to do about it", x.network, x.own, err)
+		}
+		var types []dnsmessage.Type
+		for _, q := range s[0].questions() {
+			types = append(types, q.t)
+		}
+		if slices.Sort(types); !slices.Equal(types, x.want) {
+			t.Errorf("%s with %v asked for %v, want %v", x.network, x.own, types, x.want)
+		}
+	}
+}
+
+// TestUnreachableServer asks the second name server when ICMP says that the first is not there, and from then on at once.
+func TestUnreachableServer(t *testing.T) {
 	_, b := pair(t)
 	s := serveDNS(t, b)
 	n, err := New(Config{Addresses: []netip.Addr{a4}, DNS: []netip.Addr{b6, netip.MustParseAddr("10.8.0.77"), b4}})
@@ -210,11 +88,12 @@ func TestServers(t *testing.T) {
 		}
 		lost.Add(1)
 		// What a device says of an address that nobody has.
-		go func() { _, _ = n.WritePackets([][]byte{portUnreachable(p)}) }()
+		e := portUnreachable(p)
+		go func() { _, _ = n.WritePackets([][]byte{e}) }()
 		return true
 	}})
-	for range 3 {
-		if addrs, err := n.Resolver().LookupNetIP(t.Context(), "ip4", "both.test."); err != nil || len(addrs) != 1 {
+	for _, name := range []string{"both.test.", "four.test.", "two.test."} {
+		if addrs, err := n.LookupNetIP(t.Context(), "ip4", name); err != nil || len(addrs) == 0 {
 			t.Fatalf("lookup: %v, %v", addrs, err)
 		}
 	}
@@ -224,13 +103,26 @@ func TestServers(t *testing.T) {
 }
 
 func TestNoServers(t *testing.T) {
-	n, err := New(Config{Addresses: []netip.Addr{a4}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
-	if _, err := n.Dial("tcp", "both.test:80"); err == nil || !strings.Contains(err.Error(), "Config.DNS") {
-		t.Errorf("dial of a name without a name server: %v; want what to do about it", err)
+	for _, x := range []struct {
+		dns  []netip.Addr
+		want string
+	}{
+		{nil, "names no server"},
+		{[]netip.Addr{b6}, "fd08::2"},
+	} {
+		n, err := New(Config{Addresses: []netip.Addr{a4}, DNS: x.dns})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		_, err = n.Dial("tcp", "both.test:80")
+		var dns *net.DNSError
+		if !errors.As(err, &dns) || dns.Server != "" || !strings.Contains(err.Error(), "Config.DNS") || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("dial of a name with the servers %v: %v; want what to do about it", x.dns, err)
+		}
+		if _, err := n.Resolver().LookupHost(t.Context(), "both.test."); err == nil || !strings.Contains(err.Error(), "Config.DNS") {
+			t.Errorf("lookup with the servers %v: %v; want what to do about it", x.dns, err)
+		}
 	}
 }
 

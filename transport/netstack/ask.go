@@ -1,0 +1,328 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/boottime"
+)
+
+// A question that the cache does not answer becomes a flight, which all lookups of the same question join. The flight
+// asks the servers:
+//
+//	first server ──┬── answers ────────────────────────────────────────────► done
+//	               ├── says that it failed ─────► the next server, at once
+//	               └── says nothing for a while ► the next server; the first one may still answer
+//
+// After the last server, the flight asks those servers again that said nothing, because the question may be lost, up to
+// rounds times in all. A server that was asked before the one that answers counts as bad, and for a while it is asked
+// last.
+
+const (
+	// maxPatience is how long to wait for one server before the next one is asked too.
+	maxPatience = time.Second
+
+	// rounds is how often a server that says nothing is asked the same question.
+	rounds = 3
+
+	// A server that failed is asked last for firstBad. The time doubles with each further failure up to maxBad.
+	firstBad = 30 * time.Second
+	maxBad   = 8 * time.Minute
+
+	// maxChase bounds the further questions about aliases whose records are missing in an answer.
+	maxChase = 8
+)
+
+// A nameServer is a server and what is known of it. The resolver's mutex guards bad and badUntil.
+type nameServer struct {
+	addr     netip.AddrPort
+	bad      int           // failures since its last answer
+	badUntil time.Duration // as boottime.Clock has it
+}
+
+// A flight is a question that the servers are being asked.
+type flight struct {
+	question
+	cancel  context.CancelFunc
+	waiters int   // lookups that wait; the resolver's mutex guards it
+	tries   []try // one per server that was asked, in this order; the resolver's mutex guards it
+
+	done   chan struct{} // closed when answer and err are set
+	answer *answer
+	err    error
+}
+
+// A try is what one server did with a question.
+type try struct {
+	server int
+	err    error // nil: it has not answered
+}
+
+// An askError says why a question has no answer.
+type askError struct {
+	tries []namedTry
+	cause error // nil unless the lookup or the Net ended before the servers did
+}
+
+type namedTry struct {
+	server netip.AddrPort
+	err    error // nil: it did not answer
+}
+
+func (e *askError) Error() string { return e.dnsError("").Error() }
+
+// dnsError returns e as package net would for a lookup of name. Server is the first server asked, and Err what it said,
+// followed by what the other servers said.
+func (e *askError) dnsError(name string) *net.DNSError {
+	d := &net.DNSError{Name: name, UnwrapErr: e.cause}
+	var said []string
+	for i, t := range e.tries {
+		text := "no answer"
+		if t.err != nil {
+			text = t.err.Error()
+		}
+		if i == 0 {
+			d.Server = t.server.String()
+		} else {
+			text = t.server.String() + ": " + text
+		}
+		said = append(said, text)
+		var errno syscall.Errno
+		d.IsTimeout = d.IsTimeout || t.err == nil
+		d.IsTemporary = d.IsTemporary || t.err == nil || t.err == servfail || errors.As(t.err, &errno)
+	}
+	if e.cause != nil {
+		said = append(said, e.cause.Error())
+		timeout, ok := e.cause.(net.Error)
+		d.IsTimeout = ok && timeout.Timeout()
+		d.IsTemporary = d.IsTimeout
+	}
+	d.Err = strings.Join(said, "; ")
+	return d
+}
+
+// silent reports whether no server said anything.
+func (e *askError) silent() bool {
+	return !slices.ContainsFunc(e.tries, func(t namedTry) bool { return t.err != nil })
+}
+
+// resolve returns the answer to q. If a server gives only aliases, resolve asks for the name at their end.
+func (r *resolver) resolve(ctx context.Context, q question) (*answer, error) {
+	var seen []string
+	for {
+		a, err := r.ask(ctx, q)
+		if err != nil || a.next == "" {
+			return a, err
+		}
+		if seen = append(seen, q.name); slices.Contains(seen, a.next) || len(seen) == maxChase {
+			return nil, &askError{tries: []namedTry{{a.server, errAliasLoop}}}
+		}
+		q.name = a.next
+	}
+}
+
+// ask returns the answer to q from the cache or from the servers. The error is an *askError, or r.missing.
+func (r *resolver) ask(ctx context.Context, q question) (*answer, error) {
+	if a := specialAnswer(q); a != nil {
+		return a, nil
+	}
+	if r.net.isClosed() {
+		return nil, &askError{cause: net.ErrClosed}
+	}
+	if ctx.Err() != nil {
+		return nil, &askError{cause: contextError(ctx)}
+	}
+	r.mu.Lock()
+	if a := r.cache.get(clock.Now(), q); a != nil {
+		r.mu.Unlock()
+		return a, nil
+	}
+	if len(r.servers) == 0 {
+		r.mu.Unlock()
+		return nil, r.missing
+	}
+	f := r.flights[q]
+	if f == nil {
+		f = r.takeOff(ctx, q)
+	}
+	f.waiters++
+	r.mu.Unlock()
+
+	select {
+	case <-f.done:
+		return f.answer, f.err
+	case <-ctx.Done():
+		return nil, r.leave(f, contextError(ctx))
+	case <-r.net.done:
+		return nil, r.leave(f, net.ErrClosed)
+	}
+}
+
+var clock boottime.Clock
+
+// takeOff begins a flight. r.mu is held. ctx is the first lookup's: the flight does not end with it, but its deadline
+// says how soon the flight must have asked all servers.
+func (r *resolver) takeOff(ctx context.Context, q question) *flight {
+	left := r.timeout
+	if end, ok := ctx.Deadline(); ok {
+		left = min(left, time.Until(end))
+	}
+	patience := min(maxPatience, left/time.Duration(rounds*len(r.servers)+1))
+	f := &flight{question: q, done: make(chan struct{})}
+	ctx, f.cancel = context.WithTimeout(context.Background(), r.timeout)
+	if r.flights == nil {
+		r.flights = make(map[question]*flight)
+	}
+	r.flights[q] = f
+	order := r.order(clock.Now())
+	go func() {
+		defer close(f.done)
+		defer f.cancel()
+		f.answer, f.err = r.fly(ctx, f, order, patience)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.land(f)
+		if f.err == nil {
+			r.cache.put(clock.Now(), f.answer)
+		}
+	}()
+	return f
+}
+
+// land makes the next lookup of the question begin another flight. r.mu is held.
+func (r *resolver) land(f *flight) {
+	if r.flights[f.question] == f {
+		delete(r.flights, f.question)
+	}
+}
+
+// leave takes a lookup off f, and ends f if no lookup is left. It returns the error of that lookup.
+func (r *resolver) leave(f *flight, cause error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.waiters--; f.waiters == 0 {
+		f.cancel()
+		r.land(f)
+	}
+	return r.failure(f, cause)
+}
+
+// failure returns what the servers have said so far. r.mu is held.
+func (r *resolver) failure(f *flight, cause error) error {
+	e := &askError{cause: cause}
+	for _, t := range f.tries {
+		e.tries = append(e.tries, namedTry{r.servers[t.server].addr, t.err})
+	}
+	return e
+}
+
+// order returns the numbers of the servers as they should be asked: first those that are not bad. r.mu is held.
+func (r *resolver) order(now time.Duration) (order []int) {
+	var bad []int
+	for i := range r.servers {
+		if now < r.servers[i].badUntil {
+			bad = append(bad, i)
+		} else {
+			order = append(order, i)
+		}
+	}
+	return append(order, bad...)
+}
+
+type report struct {
+	server int
+	answer *answer
+	err    error
+}
+
+// fly asks the servers until one answers, all have failed, or ctx ends.
+func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience time.Duration) (*answer, error) {
+	left := slices.Repeat(order, rounds)
+	reports := make(chan report, len(left)) // has room for all, because fly may have returned
+	failed := make(map[int]bool)
+	// next asks the next server that has not failed, and reports whether there is one.
+	next := func() bool {
+		for len(left) > 0 {
+			i := left[0]
+			if left = left[1:]; failed[i] {
+				continue
+			}
+			r.note(f, i, nil)
+			go func() {
+				a, err := r.exchange(ctx, r.servers[i].addr, f.question)
+				reports <- report{i, a, err}
+			}()
+			return true
+		}
+		return false
+	}
+	next()
+	pace := time.NewTimer(patience)
+	defer pace.Stop()
+	for len(failed) < len(r.servers) {
+		select {
+		case <-pace.C:
+			if next() {
+				pace.Reset(patience)
+			}
+		case x := <-reports:
+			if x.err == nil {
+				r.credit(f, x.server)
+				return x.answer, nil
+			}
+			if ctx.Err() != nil {
+				continue // the end of ctx closed the socket
+			}
+			r.note(f, x.server, x.err)
+			if failed[x.server] = true; next() {
+				pace.Reset(patience)
+			}
+		case <-ctx.Done():
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return nil, r.failure(f, nil)
+		case <-r.net.done:
+			return nil, &askError{cause: net.ErrClosed}
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return nil, r.failure(f, nil)
+}
+
+// note keeps that a server is asked or, with an error, what it said.
+func (r *resolver) note(f *flight, server int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.IndexFunc(f.tries, func(t try) bool { return t.server == server })
+	switch {
+	case i < 0:
+		f.tries = append(f.tries, try{server, err})
+	case err != nil:
+		f.tries[i].err = err
+	}
+}
+
+// credit keeps that a server has answered, and that those that were asked before it are bad. A server that was asked
+// after it is bad only if it said that it failed.
+func (r *resolver) credit(f *flight, server int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, before := clock.Now(), true
+	for _, t := range f.tries {
+		s := &r.servers[t.server]
+		switch {
+		case t.server == server:
+			s.bad, s.badUntil, before = 0, 0, false
+		case t.err != nil || before:
+			s.badUntil = now + min(firstBad<<min(s.bad, 10), maxBad)
+			s.bad++
+		}
+	}
+}

@@ -1,0 +1,354 @@
+package netstack
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// LookupNetIP returns the addresses of host, best first. network is "ip" for both families, "ip4" or "ip6". The error is
+// a *[net.DNSError], as from package net: its IsNotFound says that there is no such name or no such address, IsTimeout
+// that no server answered in time, and its text names each server that was asked.
+//
+// The Net asks the servers of Config.DNS through the tunnel, and nothing of the host decides what a name means. An IP
+// address stands for itself, and "localhost" for the loopback addresses, which a Net cannot reach.
+func (n *Net) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	var types []dnsmessage.Type
+	switch network {
+	case "ip":
+		types = []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA}
+	case "ip4":
+		types = []dnsmessage.Type{dnsmessage.TypeA}
+	case "ip6":
+		types = []dnsmessage.Type{dnsmessage.TypeAAAA}
+	default:
+		return nil, net.UnknownNetworkError(network)
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		if a = a.Unmap(); network == "ip4" && !a.Is4() || network == "ip6" && !a.Is6() {
+			return nil, &net.AddrError{Err: "no suitable address found", Addr: host}
+		}
+		return []netip.Addr{a}, nil
+	}
+	return n.resolver.addresses(ctx, host, types...)
+}
+
+// LookupHost returns the addresses of host as text, best first. See LookupNetIP.
+func (n *Net) LookupHost(ctx context.Context, host string) ([]string, error) {
+	addrs, err := n.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	texts := make([]string, len(addrs))
+	for i, a := range addrs {
+		texts[i] = a.String()
+	}
+	return texts, nil
+}
+
+// LookupIP is like LookupNetIP, for the type net.IP.
+func (n *Net) LookupIP(ctx context.Context, network, host string) ([]net.IP, error) {
+	addrs, err := n.LookupNetIP(ctx, network, host)
+	if err != nil {
+		return nil, err
+	}
+	ips := make([]net.IP, len(addrs))
+	for i, a := range addrs {
+		ips[i] = a.AsSlice()
+	}
+	return ips, nil
+}
+
+// LookupIPAddr is like LookupNetIP for both families, for the type net.IPAddr.
+func (n *Net) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
+	addrs, err := n.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	ips := make([]net.IPAddr, len(addrs))
+	for i, a := range addrs {
+		ips[i] = net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()}
+	}
+	return ips, nil
+}
+
+// LookupCNAME returns the name at the end of host's aliases, with a final dot. A host that has addresses and no alias is
+// its own canonical name.
+func (n *Net) LookupCNAME(ctx context.Context, host string) (string, error) {
+	answers, err := n.resolver.find(ctx, host, dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeCNAME)
+	if err != nil {
+		return "", err
+	}
+	name := ""
+	for _, a := range answers { // the addresses' owners first
+		switch {
+		case name != "":
+		case a.t != dnsmessage.TypeCNAME:
+			name = a.owner
+		default:
+			_, all := records(a, (*dnsmessage.Parser).CNAMEResource)
+			name = all[0].CNAME.String()
+		}
+	}
+	if !validName(name) {
+		return "", malformedNames(host)
+	}
+	return name, nil
+}
+
+// LookupTXT returns the TXT records of name. The strings of one record are joined.
+func (n *Net) LookupTXT(ctx context.Context, name string) ([]string, error) {
+	a, err := n.resolver.findOne(ctx, name, dnsmessage.TypeTXT)
+	if err != nil {
+		return nil, err
+	}
+	_, all := records(a, (*dnsmessage.Parser).TXTResource)
+	texts := make([]string, len(all))
+	for i, r := range all {
+		texts[i] = strings.Join(r.TXT, "")
+	}
+	return texts, nil
+}
+
+// LookupSRV returns the SRV records of _service._proto.name, sorted by priority and, within a priority, at random by
+// weight (RFC 2782). If service and proto are empty, it looks up name itself. cname is the name that has the records. If
+// some targets are not valid names, LookupSRV returns the others with an error.
+func (n *Net) LookupSRV(ctx context.Context, service, proto, name string) (cname string, srvs []*net.SRV, err error) {
+	full := name
+	if service != "" || proto != "" {
+		full = "_" + service + "._" + proto + "." + name
+	}
+	a, err := n.resolver.findOne(ctx, full, dnsmessage.TypeSRV)
+	if err != nil {
+		return "", nil, err
+	}
+	cname, all := records(a, (*dnsmessage.Parser).SRVResource)
+	for _, r := range all {
+		if target := r.Target.String(); validName(target) {
+			srvs = append(srvs, &net.SRV{Target: target, Port: r.Port, Priority: r.Priority, Weight: r.Weight})
+		}
+	}
+	sortSRV(srvs)
+	if len(srvs) < len(all) {
+		return cname, srvs, malformedNames(name)
+	}
+	return cname, srvs, nil
+}
+
+// LookupMX returns the MX records of name, sorted by preference. If some hosts are neither valid names nor IP addresses,
+// LookupMX returns the others with an error.
+func (n *Net) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
+	a, err := n.resolver.findOne(ctx, name, dnsmessage.TypeMX)
+	if err != nil {
+		return nil, err
+	}
+	_, all := records(a, (*dnsmessage.Parser).MXResource)
+	var mxs []*net.MX
+	for _, r := range all {
+		host := r.MX.String()
+		if _, err := netip.ParseAddr(strings.TrimSuffix(host, ".")); err == nil || validName(host) {
+			mxs = append(mxs, &net.MX{Host: host, Pref: r.Pref})
+		}
+	}
+	// "The sender-SMTP MUST randomize" hosts of equal preference (RFC 5321, section 5.1).
+	rand.Shuffle(len(mxs), func(i, j int) { mxs[i], mxs[j] = mxs[j], mxs[i] })
+	slices.SortStableFunc(mxs, func(a, b *net.MX) int { return cmp.Compare(a.Pref, b.Pref) })
+	if len(mxs) < len(all) {
+		return mxs, malformedNames(name)
+	}
+	return mxs, nil
+}
+
+// LookupNS returns the NS records of name. If some hosts are not valid names, LookupNS returns the others with an error.
+func (n *Net) LookupNS(ctx context.Context, name string) ([]*net.NS, error) {
+	a, err := n.resolver.findOne(ctx, name, dnsmessage.TypeNS)
+	if err != nil {
+		return nil, err
+	}
+	_, all := records(a, (*dnsmessage.Parser).NSResource)
+	var hosts []*net.NS
+	for _, r := range all {
+		if host := r.NS.String(); validName(host) {
+			hosts = append(hosts, &net.NS{Host: host})
+		}
+	}
+	if len(hosts) < len(all) {
+		return hosts, malformedNames(name)
+	}
+	return hosts, nil
+}
+
+// LookupAddr returns the names of an IP address. If some are not valid names, LookupAddr returns the others with an
+// error.
+func (n *Net) LookupAddr(ctx context.Context, addr string) (names []string, err error) {
+	ip, err := netip.ParseAddr(addr)
+	if err != nil || ip.Zone() != "" {
+		return nil, &net.DNSError{Err: "unrecognized address", Name: addr}
+	}
+	a, err := n.resolver.findOne(ctx, reverseName(ip), dnsmessage.TypePTR)
+	if err != nil {
+		return nil, err
+	}
+	_, all := records(a, (*dnsmessage.Parser).PTRResource)
+	for _, r := range all {
+		if name := r.PTR.String(); validName(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) < len(all) {
+		return names, malformedNames(addr)
+	}
+	return names, nil
+}
+
+// sortSRV sorts by priority, and orders the records of one priority at random: "the larger the number in weight, the
+// more likely" a record is ahead (RFC 2782).
+func sortSRV(srvs []*net.SRV) {
+	slices.SortStableFunc(srvs, func(a, b *net.SRV) int {
+		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Weight, b.Weight))
+	})
+	for len(srvs) > 0 {
+		same := slices.IndexFunc(srvs, func(s *net.SRV) bool { return s.Priority != srvs[0].Priority })
+		if same < 0 {
+			same = len(srvs)
+		}
+		shuffleSRV(srvs[:same])
+		srvs = srvs[same:]
+	}
+}
+
+func shuffleSRV(srvs []*net.SRV) {
+	sum := 0
+	for _, s := range srvs {
+		sum += int(s.Weight)
+	}
+	for ; len(srvs) > 1; srvs = srvs[1:] {
+		at, i := rand.IntN(sum+1), 0
+		for at -= int(srvs[0].Weight); at > 0; at -= int(srvs[i].Weight) {
+			i++
+		}
+		srvs[0], srvs[i] = srvs[i], srvs[0]
+		sum -= int(srvs[0].Weight)
+	}
+}
+
+// addresses looks up host's addresses of the types A and AAAA, and sorts them as Dial tries them.
+func (r *resolver) addresses(ctx context.Context, host string, types ...dnsmessage.Type) (addrs []netip.Addr, err error) {
+	answers, err := r.find(ctx, host, types...)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range answers {
+		if a.t == dnsmessage.TypeA {
+			_, all := records(a, (*dnsmessage.Parser).AResource)
+			for _, r := range all {
+				addrs = append(addrs, netip.AddrFrom4(r.A))
+			}
+			continue
+		}
+		_, all := records(a, (*dnsmessage.Parser).AAAAResource)
+		for _, r := range all {
+			addrs = append(addrs, netip.AddrFrom16(r.AAAA).Unmap())
+		}
+	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return r.net.rank(a) - r.net.rank(b) })
+	return addrs, nil
+}
+
+func (r *resolver) findOne(ctx context.Context, name string, t dnsmessage.Type) (*answer, error) {
+	answers, err := r.find(ctx, name, t)
+	if err != nil {
+		return nil, err
+	}
+	return answers[0], nil
+}
+
+// find returns the answers that have records of host, at most one per type and in their order. It takes the first name
+// of the search list that has any. If CNAME is among the types, an alias without records counts too. The error is a
+// *net.DNSError.
+func (r *resolver) find(ctx context.Context, host string, types ...dnsmessage.Type) ([]*answer, error) {
+	if !validName(host) {
+		return nil, notFound(host, netip.AddrPort{})
+	}
+	search := r.search
+	if nameUseOf(host) != ordinary {
+		search = nil
+	}
+	useful := func(name string, a *answer) bool {
+		return a.found || a.owner != name && slices.Contains(types, dnsmessage.TypeCNAME)
+	}
+	var failure error
+	var server netip.AddrPort // which said that there is nothing
+	for _, name := range searchList(host, search, r.ndots) {
+		answers, err := r.resolveAll(ctx, name, types)
+		for _, a := range answers {
+			server = a.server
+		}
+		answers = slices.DeleteFunc(answers, func(a *answer) bool { return !useful(name, a) })
+		if len(answers) > 0 {
+			return answers, nil
+		}
+		if err == nil {
+			continue
+		}
+		if failure == nil {
+			failure = err
+		}
+		// As in the C library, a server that fails does not end the search, but servers that say nothing do.
+		if e, ok := err.(*askError); !ok || e.cause != nil || e.silent() {
+			break
+		}
+	}
+	if failure != nil {
+		return nil, lookupError(failure, host)
+	}
+	return nil, notFound(host, server)
+}
+
+// resolveAll asks about name at once for all types. It returns the answers to those questions that have one, and the
+// error of another.
+func (r *resolver) resolveAll(ctx context.Context, name string, types []dnsmessage.Type) (answers []*answer, err error) {
+	all, errs := make([]*answer, len(types)), make([]error, len(types))
+	ask := func(i int) { all[i], errs[i] = r.resolve(ctx, question{name, types[i]}) }
+	var others sync.WaitGroup
+	for i := range types[1:] {
+		others.Go(func() { ask(i + 1) })
+	}
+	ask(0)
+	others.Wait()
+	for i, a := range all {
+		if errs[i] == nil {
+			answers = append(answers, a)
+		} else if err == nil {
+			err = errs[i]
+		}
+	}
+	return answers, err
+}
+
+// lookupError returns an error of resolver.ask as package net would for a lookup of name.
+func lookupError(err error, name string) error {
+	if e, ok := err.(*askError); ok {
+		return e.dnsError(name)
+	}
+	return &net.DNSError{Err: err.Error(), Name: name}
+}
+
+func notFound(name string, server netip.AddrPort) error {
+	e := &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
+	if server.IsValid() {
+		e.Server = server.String()
+	}
+	return e
+}
+
+func malformedNames(name string) error {
+	return &net.DNSError{Err: "DNS response contained records which contain invalid names", Name: name}
+}
