@@ -1,13 +1,16 @@
 package netstack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -79,4 +82,170 @@ func TestCacheBound(t *testing.T) {
 		t.Errorf("a cached name that does not exist led to %v", asked)
 	}
 	t.Log(strings.TrimSpace(fmt.Sprintln(entries, "entries,", bytes, "bytes")))
+}
+
+// held is a server that answers once release is called.
+func held(t *testing.T) (act behaviour, release func()) {
+	c := make(chan struct{})
+	t.Cleanup(func() {
+		select {
+		case <-c:
+		default:
+			close(c)
+		}
+	})
+	return func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
+		<-c
+		honest(q, overTCP, reply)
+	}, func() { close(c) }
+}
+
+// waiting returns how many lookups wait for the servers to answer q.
+func waiting(n *Net, q question) int {
+	n.resolver.mu.Lock()
+	defer n.resolver.mu.Unlock()
+	if f := n.resolver.flights[q]; f != nil {
+		return f.waiters
+	}
+	return 0
+}
+
+type lookedUp struct {
+	addrs []netip.Addr
+	err   error
+}
+
+// lookUp looks up question4 in a goroutine.
+func lookUp(ctx context.Context, n *Net) <-chan lookedUp {
+	c := make(chan lookedUp, 1)
+	go func() {
+		addrs, err := n.LookupNetIP(ctx, "ip4", question4.name)
+		c <- lookedUp{addrs, err}
+	}()
+	return c
+}
+
+// TestJoin has many lookups of one name at once, of which some are cancelled: the server is asked one time.
+func TestJoin(t *testing.T) {
+	act, release := held(t)
+	n, s := namesNet(t, Config{}, act)
+	ctx, cancel := context.WithCancel(t.Context())
+	const each = 20
+	var kept, cancelled []<-chan lookedUp
+	cancelled = append(cancelled, lookUp(ctx, n)) // which asks, for the others too
+	testkit.Eventually(t, "a lookup waits", func() bool { return waiting(n, question4) == 1 })
+	for range each {
+		kept, cancelled = append(kept, lookUp(t.Context(), n)), append(cancelled, lookUp(ctx, n))
+	}
+	testkit.Eventually(t, "all lookups wait", func() bool { return waiting(n, question4) == 2*each+1 })
+	cancel()
+	for _, c := range cancelled {
+		if got := testkit.Next(t, c, "a cancelled lookup returns"); !errors.Is(got.err, context.Canceled) {
+			t.Errorf("a cancelled lookup: %v", got)
+		}
+	}
+	release()
+	for _, c := range kept {
+		if got := testkit.Next(t, c, "a lookup returns"); got.err != nil || len(got.addrs) != 1 || got.addrs[0] != b4 {
+			t.Errorf("a lookup beside cancelled ones: %v", got)
+		}
+	}
+	if got := s[0].udp.Load(); got != 1 {
+		t.Errorf("the server was asked %d times, want once", got)
+	}
+}
+
+// TestLookupEnds ends a lookup in each way while no server answers, and checks the error's fields.
+func TestLookupEnds(t *testing.T) {
+	for _, x := range []struct {
+		what               string
+		timeout            time.Duration // of the servers
+		context            func(t *testing.T) (context.Context, context.CancelFunc)
+		close              bool
+		wraps              error
+		timedOut, tryAgain bool
+		text               string
+	}{
+		{"cancelled", 0, func(t *testing.T) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(20*time.Millisecond, cancel)
+			return ctx, cancel
+		}, false, context.Canceled, false, false, "operation was canceled"},
+		{"deadline", 0, func(t *testing.T) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(t.Context(), 20*time.Millisecond)
+		}, false, context.DeadlineExceeded, true, true, "i/o timeout"},
+		{"closed", 0, nil, true, net.ErrClosed, false, false, "closed"},
+		{"DNSTimeout", 20 * time.Millisecond, nil, false, nil, true, true, "no answer"},
+	} {
+		t.Run(x.what, func(t *testing.T) {
+			n, _ := namesNet(t, Config{DNSTimeout: x.timeout}, silent)
+			ctx := t.Context()
+			if x.context != nil {
+				var cancel context.CancelFunc
+				ctx, cancel = x.context(t)
+				defer cancel()
+			}
+			result := lookUp(ctx, n)
+			if x.close {
+				testkit.Eventually(t, "the lookup waits", func() bool { return waiting(n, question4) == 1 })
+				_ = n.Close()
+			}
+			got := testkit.Next(t, result, "the lookup returns")
+			var dns *net.DNSError
+			if !errors.As(got.err, &dns) {
+				t.Fatalf("%v, want a *net.DNSError", got.err)
+			}
+			if x.wraps != nil && !errors.Is(got.err, x.wraps) || dns.IsTimeout != x.timedOut || dns.IsTemporary != x.tryAgain || dns.IsNotFound {
+				t.Errorf("%#v, want it to wrap %v, timeout %t, temporary %t", dns, x.wraps, x.timedOut, x.tryAgain)
+			}
+			if dns.Name != question4.name || dns.Server != "10.8.0.2:53" && !x.close || !strings.Contains(dns.Err, x.text) {
+				t.Errorf("%#v lacks the name, the tunnel's server or %q", dns, x.text)
+			}
+			testkit.Eventually(t, "the question is forgotten", func() bool {
+				n.resolver.mu.Lock()
+				defer n.resolver.mu.Unlock()
+				return len(n.resolver.flights) == 0
+			})
+			if _, err := n.LookupHost(ctx, "two.test"); x.close && !errors.Is(err, net.ErrClosed) {
+				t.Errorf("a lookup on a closed Net: %v", err)
+			}
+		})
+	}
+}
+
+// TestServerRecovers checks that a bad server is asked again once it is the only one that answers, and that it then
+// counts as good.
+func TestServerRecovers(t *testing.T) {
+	n, s := namesNet(t, Config{}, fails(dnsmessage.RCodeServerFailure), honest)
+	wantFour(t, n, "the second server")
+	s[0].become(honest)
+	s[1].become(fails(dnsmessage.RCodeServerFailure))
+	for _, host := range []string{"two.test", "both.test"} {
+		if _, err := n.LookupNetIP(t.Context(), "ip4", host); err != nil {
+			t.Error(err)
+		}
+	}
+	if a, b := s[0].udp.Load(), s[1].udp.Load(); a != 3 || b != 2 {
+		t.Errorf("%d and %d questions, want 3 and 2: the second server is bad from the second name on", a, b)
+	}
+}
+
+// TestBadTime says for how long a server that fails is avoided.
+func TestBadTime(t *testing.T) {
+	r := &resolver{servers: make([]nameServer, 2)}
+	f := &flight{tries: []try{{0, errLame}, {1, nil}}}
+	for _, want := range []time.Duration{30, 60, 120, 240, 480, 480, 480} {
+		before := clock.Now()
+		r.credit(f, 1)
+		got := r.servers[0].badUntil - before
+		if want *= time.Second; got < want || got > want+20*time.Second {
+			t.Errorf("avoided for %v, want %v", got, want)
+		}
+		if order := r.order(before + want - 1); order[0] != 1 {
+			t.Errorf("asked in the order %v while the first one is bad", order)
+		}
+	}
+	if order := r.order(clock.Now() + time.Hour); order[0] != 0 {
+		t.Errorf("asked in the order %v when the time is over", order)
+	}
 }

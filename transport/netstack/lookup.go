@@ -224,6 +224,8 @@ func sortSRV(srvs []*net.SRV) {
 	}
 }
 
+// shuffleSRV orders the records of one priority. Those of weight 0 are in front, so that they have "a very small chance of
+// being selected" first.
 func shuffleSRV(srvs []*net.SRV) {
 	sum := 0
 	for _, s := range srvs {
@@ -234,8 +236,10 @@ func shuffleSRV(srvs []*net.SRV) {
 		for at -= int(srvs[0].Weight); at > 0; at -= int(srvs[i].Weight) {
 			i++
 		}
-		srvs[0], srvs[i] = srvs[i], srvs[0]
-		sum -= int(srvs[0].Weight)
+		chosen := srvs[i]
+		copy(srvs[1:i+1], srvs[:i])
+		srvs[0] = chosen
+		sum -= int(chosen.Weight)
 	}
 }
 

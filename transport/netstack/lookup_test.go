@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"reflect"
@@ -163,4 +164,33 @@ func TestAliases(t *testing.T) {
 	if asked := len(s[0].questions()); asked > 4 {
 		t.Errorf("a loop of two aliases took %d questions, want one per alias and type", asked)
 	}
+}
+
+// TestSRVWeights orders records often enough to see their weights. The bounds are eight standard deviations wide.
+func TestSRVWeights(t *testing.T) {
+	const rounds = 20_000
+	first := make(map[string]int)
+	for range rounds {
+		srvs := []*net.SRV{
+			{Target: "last.", Priority: 2, Weight: 1000}, {Target: "light.", Priority: 1, Weight: 10},
+			{Target: "heavy.", Priority: 1, Weight: 30}, {Target: "zero.", Priority: 1},
+		}
+		sortSRV(srvs)
+		first[srvs[0].Target]++
+		if srvs[3].Target != "last." {
+			t.Fatal("weight counts for more than priority")
+		}
+		names := []string{srvs[0].Target, srvs[1].Target, srvs[2].Target}
+		if slices.Sort(names); !slices.Equal(names, []string{"heavy.", "light.", "zero."}) {
+			t.Fatalf("the records became %v", names)
+		}
+	}
+	// A number from 0 to 40 chooses: 0 chooses zero, the next 10 light, the other 30 heavy (RFC 2782).
+	for target, share := range map[string]float64{"zero.": 1. / 41, "light.": 10. / 41, "heavy.": 30. / 41} {
+		want, slack := rounds*share, 8*math.Sqrt(rounds*share*(1-share))
+		if got := float64(first[target]); math.Abs(got-want) > slack {
+			t.Errorf("%s was first %v times in %d, want %.0f", target, got, rounds, want)
+		}
+	}
+	sortSRV(nil)
 }
