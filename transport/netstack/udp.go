@@ -19,7 +19,8 @@ import (
 // dialed UDPConn has a fixed remote address. It is safe for concurrent use and must not be copied.
 //
 // It has no File and no SyscallConn, because it has no file descriptor. SetTOS, SetTTL, SetDontFragment, JoinGroup and the
-// like take the place of socket options, and Endpoint has the rest.
+// like take the place of socket options, and Endpoint has the rest. quic-go asks for a SyscallConn before it uses ECN and
+// UDP_SEGMENT; interop/apps/quicconn_test.go shows the wrapper that it needs.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed

@@ -1,0 +1,54 @@
+package apps
+
+import (
+	"net"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/quic-go/quic-go"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"golang.org/x/net/ipv4"
+)
+
+// A quicConn lets quic-go use ECN and UDP_SEGMENT over a Net, on Linux, Darwin and FreeBSD. Without it, quic-go takes a
+// *netstack.UDPConn as a plain net.PacketConn, since it has no SyscallConn, and does without both.
+type quicConn struct {
+	*netstack.UDPConn
+	segmented atomic.Int64 // writes that became several datagrams
+}
+
+var _ quic.OOBCapablePacketConn = (*quicConn)(nil)
+
+// newQUICConn returns c for a quic.Transport. quic-go probes for the largest datagram, so datagrams must not be fragmented.
+func newQUICConn(c *netstack.UDPConn) (*quicConn, error) {
+	return &quicConn{UDPConn: c}, c.SetDontFragment(true)
+}
+
+// SyscallConn returns a descriptor that is none: quic-go uses it to ask for options that a UDPConn has without being asked.
+func (c *quicConn) SyscallConn() (syscall.RawConn, error) { return noDescriptor{}, nil }
+
+// ReadBatch reads one datagram. quic-go calls it in place of recvmmsg.
+func (c *quicConn) ReadBatch(ms []ipv4.Message, _ int) (int, error) {
+	m := &ms[0]
+	n, oobn, flags, from, err := c.ReadMsgUDP(m.Buffers[0], m.OOB)
+	if err != nil {
+		return 0, err
+	}
+	m.N, m.NN, m.Flags, m.Addr = n, oobn, flags, from
+	return 1, nil
+}
+
+// WriteMsgUDP counts writes with UDP_SEGMENT, for the test.
+func (c *quicConn) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
+	if len(b) > 1500 {
+		c.segmented.Add(1)
+	}
+	return c.UDPConn.WriteMsgUDP(b, oob, to)
+}
+
+// noDescriptor is a syscall.RawConn whose calls succeed and do nothing.
+type noDescriptor struct{}
+
+func (noDescriptor) Control(func(fd uintptr)) error           { return nil }
+func (noDescriptor) Read(func(fd uintptr) (done bool)) error  { return nil }
+func (noDescriptor) Write(func(fd uintptr) (done bool)) error { return nil }
