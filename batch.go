@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -73,7 +74,8 @@ type message struct {
 
 const none = -1
 
-func (m message) size() int { return int(m.padded) + messageOverhead }
+// size takes a pointer: a copy would be read at a width that was not written, which stalls the processor for each packet.
+func (m *message) size() int { return int(m.padded) + messageOverhead }
 
 // Len returns the number of packets in the batch.
 func (b *Batch) Len() int {
@@ -109,6 +111,17 @@ func (b *Batch) Next(n int) []byte {
 	return b.slab[at : at+n : at+n]
 }
 
+// extend makes s longer by one element, which the caller fills in place. An append would build it elsewhere, and read it
+// back at another width than it was written. What lies behind the end of s must be zero.
+func extend[T any](s *[]T) *T {
+	n := len(*s)
+	if n == cap(*s) {
+		*s = slices.Grow(*s, 1)
+	}
+	*s = (*s)[:n+1]
+	return &(*s)[n]
+}
+
 // fits reports whether l has room for a packet of n bytes.
 func (l *load) fits(n int) bool {
 	return len(l.msgs) < batchPackets && l.end+l.headroom+messageOverhead+n+maxPadding <= slabSize
@@ -128,8 +141,8 @@ func (b *Batch) Commit(n int) {
 
 // place appends a message with a packet of n bytes, or an empty one.
 func (l *load) place(n, padded int) *message {
-	l.msgs = append(l.msgs, message{at: int32(l.end + l.headroom), n: int32(n), padded: int32(padded), run: none})
-	m := &l.msgs[len(l.msgs)-1]
+	m := extend(&l.msgs)
+	m.at, m.n, m.padded, m.run = int32(l.end+l.headroom), int32(n), int32(padded), none
 	l.end = int(m.at) + m.size()
 	return m
 }
@@ -196,6 +209,7 @@ func (l *load) release() {
 		l.feed.sent()
 	}
 	clear(l.runs)
+	clear(l.msgs)
 	l.runs, l.msgs, l.end = l.runs[:0], l.msgs[:0], 0
 	l.r, l.feed, l.full = nil, nil, false
 	slabs.Put(l.slab)
@@ -247,7 +261,8 @@ func (l *load) addToRun(p *peer, i int) *run {
 	}
 	if at < 0 {
 		at = len(l.runs)
-		l.runs = append(l.runs, run{p: p, first: int16(i), load: l})
+		r := extend(&l.runs)
+		r.p, r.first, r.load = p, int16(i), l
 	}
 	run := &l.runs[at]
 	if run.n > 0 {
@@ -363,9 +378,9 @@ func (r *run) pack(trains []Train) []Train {
 				break
 			}
 		}
-		trains = append(trains, Train{
-			Data: l.memory(r)[at:end:end], Size: l.headroom + size, Headroom: l.headroom, Endpoint: r.endpoint, TOS: head.tos,
-		})
+		t := extend(&trains)
+		t.Data, t.Size, t.Headroom = l.memory(r)[at:end:end], l.headroom+size, l.headroom
+		t.Endpoint, t.TOS = r.endpoint, head.tos
 	}
 	r.trains = len(trains) - before
 	return trains

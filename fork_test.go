@@ -91,9 +91,11 @@ func TestHelpers(t *testing.T) {
 		}
 		l, in := newLoad(0), inbound{help: e.helpers}
 		l.r = e.running.Load()
-		for range 64 {
+		train := &Train{Data: make([]byte, 64*1452)}
+		in.runs = append(in.runs, inboundRun{session: session{k: k}})
+		for i := range int32(64) {
 			l.place(1420, 1420)
-			in.opened = append(in.opened, opened{message: make([]byte, 1452), k: k})
+			in.opened = append(in.opened, opened{train: train, at: i * 1452, size: 1452})
 			in.bytes += 1452
 		}
 		l.seal()
