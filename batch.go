@@ -74,7 +74,7 @@ type message struct {
 
 const none = -1
 
-// size takes a pointer: a copy would be read at a width that was not written, which stalls the processor for each packet.
+// size takes a pointer, for a copy would be read at a width that was not written, which stalls the processor for each packet.
 func (m *message) size() int { return int(m.padded) + messageOverhead }
 
 // Len returns the number of packets in the batch.
@@ -225,7 +225,9 @@ func (l *load) release() {
 // back there and leave as one train.
 type run struct {
 	p           *peer
+	nth         int16 // its place in load.runs
 	first, last int16 // messages of the load, linked by message.next
+	end         int32 // where the next message would stand back to back with the last
 	n           int   // how many
 	size        int   // bytes of the messages
 	apart       bool  // the messages do not stand back to back in the slab
@@ -252,29 +254,37 @@ type run struct {
 	sourceGone     bool
 }
 
-// addToRun appends message i to the run of p's, and returns that run.
-func (l *load) addToRun(p *peer, i int) *run {
+// runTo returns the run to p, and begins it if there is none yet.
+func (l *load) runTo(p *peer) *run {
+	for at := len(l.runs) - 1; at >= 0; at-- {
+		if l.runs[at].p == p {
+			return &l.runs[at]
+		}
+	}
+	r := extend(&l.runs)
+	r.p, r.load, r.nth = p, l, int16(len(l.runs)-1)
+	return r
+}
+
+// add appends message i of l to the run.
+func (l *load) add(r *run, i int) {
 	m := &l.msgs[i]
-	at := len(l.runs) - 1
-	for at >= 0 && l.runs[at].p != p { // the run of the packet before, in most cases
-		at--
+	switch {
+	case r.n == 0:
+		r.first = int16(i)
+	default:
+		l.msgs[r.last].next = int16(i)
+		r.apart = r.apart || m.at != r.end
 	}
-	if at < 0 {
-		at = len(l.runs)
-		r := extend(&l.runs)
-		r.p, r.first, r.load = p, int16(i), l
-	}
-	run := &l.runs[at]
-	if run.n > 0 {
-		before := &l.msgs[run.last]
-		before.next = int16(i)
-		run.apart = run.apart || before.at+int32(before.size()+l.headroom) != m.at
-	}
-	m.run, m.next = int16(at), none
-	run.last = int16(i)
-	run.n++
-	run.size += m.size()
-	return run
+	m.run, m.next = r.nth, none
+	r.last, r.end = int16(i), m.at+m.padded+messageOverhead+int32(l.headroom)
+	r.n++
+	r.size += m.size()
+}
+
+// takes reports whether a run fits behind the messages of l.
+func (l *load) takes(r *run) bool {
+	return len(l.msgs)+r.n <= batchPackets && l.end+r.size+r.n*l.headroom <= slabSize
 }
 
 // layOut gives each numbered message its place in its run, and the place where it is sealed.

@@ -69,6 +69,11 @@ const (
 	inboundBytes    = 128 << 10
 	inboundPlaces   = 2 * inboundMessages
 
+	// Once it has this many messages, and this many of each run, it collects no more. More would only leave the
+	// first-level cache before they are opened.
+	enoughMessages = 128
+	enoughOfEach   = 16
+
 	receiveErrorMin = time.Millisecond
 	receiveErrorMax = time.Second
 )
@@ -131,7 +136,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 			d.receiveOther(m, t)
 			continue
 		}
-		if len(in.opened) == inboundMessages || len(in.runs) == inboundMessages || in.bytes >= inboundBytes {
+		if in.isFull() {
 			d.acceptAll(in)
 		}
 		run := d.runOf(in, binary.LittleEndian.Uint32(m[4:]))
@@ -156,8 +161,18 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 	}
 }
 
+// isFull reports whether what is collected is to be opened before more is.
+func (in *inbound) isFull() bool {
+	n := len(in.opened)
+	return n == inboundMessages || len(in.runs) == inboundMessages || in.bytes >= inboundBytes ||
+		n >= enoughMessages && n >= enoughOfEach*len(in.runs)
+}
+
 // runOf finds the run of the session with that index, or begins it.
 func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
+	if n := len(in.runs); n > 0 && in.runs[n-1].index == index {
+		return &in.runs[n-1]
+	}
 	if in.places == nil {
 		in.places = make([]int16, inboundPlaces)
 	}
@@ -263,7 +278,7 @@ func (in *inbound) inspect(run *inboundRun) {
 func (d *Device) accept(in *inbound, run *inboundRun) {
 	p, k := run.p, run.k
 	var from *Endpoint // of the last authentic message; nil: there is none
-	data := false
+	bytes, data, before := uint64(0), false, len(in.packets)
 	var out outbox
 	p.mu.Lock()
 	stands := !p.removed && p.holds(k)
@@ -276,30 +291,29 @@ func (d *Device) accept(in *inbound, run *inboundRun) {
 		case !k.window.accept(o.counter()):
 			d.drop(p, DropReplayed, 1)
 		default:
-			from = &o.train.Endpoint
-			data = data || o.size > messageOverhead
-			d.take(in, p, o)
+			from, data = &o.train.Endpoint, data || o.size > messageOverhead
+			if !o.ok {
+				d.drop(p, o.reason, 1)
+				continue
+			}
+			if bytes += uint64(o.size); o.size > messageOverhead {
+				d.keep(in, o)
+			}
 		}
 	}
+	p.received.Bytes += bytes
+	p.received.Packets += uint64(len(in.packets) - before)
 	if from != nil {
 		p.receive(k, from, data, in.now, &out)
 	}
 	d.release(p, &out)
 }
 
-// take keeps an authentic message's packet for delivery, and counts it. p.mu is held.
-func (d *Device) take(in *inbound, p *peer, o *opened) {
-	if !o.ok {
-		d.drop(p, o.reason, 1)
-		return
-	}
-	p.received.Bytes += uint64(o.size)
-	if o.size > messageOverhead {
-		p.received.Packets++
-		in.packets = append(in.packets, o.packet())
-		if tos := o.train.TOS; tos&packet.ECNMask != 0 && packet.DecapsulateECN(tos, o.packet()) {
-			d.ecnMismatches.Add(1)
-		}
+// keep keeps a packet for delivery, with the congestion that its outer packet met.
+func (d *Device) keep(in *inbound, o *opened) {
+	in.packets = append(in.packets, o.packet())
+	if tos := o.train.TOS; tos&packet.ECNMask != 0 && packet.DecapsulateECN(tos, o.packet()) {
+		d.ecnMismatches.Add(1)
 	}
 }
 

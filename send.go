@@ -75,14 +75,9 @@ func (p *peer) collect(l *load, small *run) {
 		m := l.msgs[i]
 		copied := r.load.place(int(m.n), int(m.padded))
 		copied.tos = m.tos
-		r.load.addToRun(p, len(r.load.msgs)-1)
+		r.load.add(r, len(r.load.msgs)-1)
 		copy(r.load.packet(len(r.load.msgs)-1), l.packet(int(i)))
 	}
-}
-
-// takes reports whether a run fits behind the messages of l.
-func (l *load) takes(r *run) bool {
-	return len(l.msgs)+r.n <= batchPackets && l.end+r.size+r.n*l.headroom <= slabSize
 }
 
 // isFull reports whether a sender's run may not wait.
@@ -225,7 +220,8 @@ func (d *Device) claimAll(l *load) error {
 func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
-	p, mtu := (*peer)(nil), 0 // mtu is that of p
+	var p *peer // whom last is routed to
+	var to *run // of the packet before
 	for i := range l.msgs {
 		pkt := l.packet(i)
 		dst, ecn, ok := packet.Destination(pkt)
@@ -234,22 +230,23 @@ func (d *Device) route(l *load) {
 			continue
 		}
 		if dst != last {
-			if last, p = dst, table.peer(dst); p != nil {
-				mtu = int(p.mtu.Load())
-			}
+			last, p = dst, table.peer(dst)
 		}
 		if p == nil {
 			d.drops.add(DropNoRoute, 1)
 			d.slow.unreachable(d, pkt, l.now)
 			continue
 		}
-		if mtu != 0 && !d.passes(l, i, mtu, p) {
+		if mtu := p.mtu.Load(); mtu != 0 && !d.passes(l, i, int(mtu), p) {
 			continue
 		}
 		l.msgs[i].tos = packet.OuterTOS(ecn)
-		run := l.addToRun(p, i)
+		if to == nil || to.p != p {
+			to = l.runTo(p)
+		}
+		l.add(to, i)
 		if _, ok := packet.CarriedSession(pkt); ok {
-			run.carries = true
+			to.carries = true
 		}
 	}
 }
@@ -488,7 +485,7 @@ func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
 		}
 		if p.staged.n > 0 && p.sending(1, l.now, &out) {
 			for p.staged.n > 0 && p.current.sendable(l.now, len(l.msgs)+1) && b.appendStaged(p.staged.head.b) {
-				l.addToRun(p, len(l.msgs)-1)
+				l.add(l.runTo(p), len(l.msgs)-1)
 				d.unstage(p.staged.pop())
 			}
 			p.number(l, &l.runs[0])

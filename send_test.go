@@ -30,7 +30,8 @@ func packSizes(t failer, headroom int, sizes []int, tos []uint8) (got []packed) 
 			t.Fatalf("message %d does not fit", i)
 		}
 		b.msgs[i].tos = tos[i%len(tos)]
-		r := b.addToRun(to, i)
+		r := b.runTo(to)
+		b.add(r, i)
 		r.k, r.endpoint, r.leads = new(keypair), coreEndpoint, true
 	}
 	defer b.Reset()
@@ -135,7 +136,7 @@ func TestSealedBackToBack(t *testing.T) {
 	b, a, staged, c := &Batch{forHeadroom: 8}, new(peer), new(peer), new(peer)
 	for i, to := range []*peer{a, staged, c, a, c, a} {
 		b.Append(packet4(65+i, here, here))
-		b.addToRun(to, i)
+		b.add(b.runTo(to), i)
 	}
 	defer b.Reset()
 	k := newKeypair(new([32]byte), new([32]byte), 1, 2, true, 0)
