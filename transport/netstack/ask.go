@@ -77,6 +77,8 @@ type namedTry struct {
 
 func (e *askError) Error() string { return e.dnsError("").Error() }
 
+func (e *askError) Unwrap() error { return e.cause }
+
 // dnsError returns e as package net would for a lookup of name. Server is the first server asked, and Err what it said,
 // followed by what the other servers said.
 func (e *askError) dnsError(name string) *net.DNSError {
