@@ -5,7 +5,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -49,10 +48,13 @@ func (a *attempt) tcp(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 	if _, _, err := n.family(a.network, remote.Addr()); err != nil {
 		return nil, err
 	}
-	if remote.Addr().IsMulticast() || remote.Addr() == broadcast {
-		return nil, refused("connect", syscall.ENETUNREACH, remote.Addr().String()+" stands for several hosts, and TCP connects to one")
+	if err := several("connect", remote.Addr(), "TCP connects to one"); err != nil {
+		return nil, err
 	}
-	if err := n.notOurs(a.local.Addr()); err != nil {
+	if err := noGroup(a.local.Addr()); err != nil {
+		return nil, err
+	}
+	if err := n.badLocal(a.local.Addr(), remote.Addr()); err != nil {
 		return nil, err
 	}
 	var (

@@ -140,7 +140,7 @@ func TestGroupMisuse(t *testing.T) {
 	_, err = four.ListenMulticastUDP("tcp", netip.MustParseAddrPort("224.0.0.1:1"))
 	wantOpError(t, "listen with TCP", err, net.UnknownNetworkError("tcp"))
 	_, err = four.ListenMulticastUDP("udp", netip.MustParseAddrPort("[ff02::1]:1"))
-	wantOpError(t, "listen without IPv6", err, syscall.ENODEV)
+	wantOpError(t, "listen without IPv6", err, syscall.EAFNOSUPPORT)
 	c, err := four.ListenUDP(netip.AddrPort{})
 	if err != nil {
 		t.Fatal(err)

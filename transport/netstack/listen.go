@@ -104,6 +104,9 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 	if err != nil {
 		return nil, err
 	}
+	if err := noGroup(local.Addr()); err != nil {
+		return nil, err
+	}
 	if err := n.notOurs(local.Addr()); err != nil {
 		return nil, err
 	}
@@ -230,7 +233,7 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	if err != nil {
 		return nil, err
 	}
-	if err := n.notOurs(local.Addr()); err != nil {
+	if err := n.badLocal(local.Addr(), remote.Addr()); err != nil {
 		return nil, err
 	}
 	err = n.makeEndpoint(udp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
@@ -290,7 +293,7 @@ func (n *Net) parseLocal(network, address string) (netip.AddrPort, error) {
 	}
 	a, err := netip.ParseAddr(host)
 	if err != nil {
-		return netip.AddrPort{}, &net.AddrError{Err: "want an IP address to listen on", Addr: address}
+		return netip.AddrPort{}, &net.AddrError{Err: "want an IP address to listen on, one of " + n.addresses() + ", or no host to mean all of them", Addr: address}
 	}
 	return netip.AddrPortFrom(a.Unmap().WithZone(""), port), nil
 }

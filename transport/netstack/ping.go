@@ -117,7 +117,8 @@ func unreachable6(code byte) error {
 const pingData = 56
 
 // Ping sends one ICMP echo request of 56 bytes to addr and returns how long the answer took. It fails when ctx ends, or
-// with the error that an ICMP message reports, such as syscall.EHOSTUNREACH from a device that has no route.
+// with the error that an ICMP message reports, such as syscall.EHOSTUNREACH from a device that has no route. An unspecified
+// addr means the Net itself.
 func (n *Net) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error) {
 	d, err := n.ping(ctx, addr.Unmap().WithZone(""))
 	if err != nil {
@@ -133,7 +134,11 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 	if ctx.Err() != nil {
 		return 0, contextError(ctx)
 	}
+	addr = n.self(netip.AddrPortFrom(addr, 0)).Addr()
 	if err := n.unreachable("connect", addr); err != nil {
+		return 0, err
+	}
+	if err := several("connect", addr, "Ping waits for the answer of one"); err != nil {
 		return 0, err
 	}
 	// The versions have different types. Identifier, sequence number and data are the same.

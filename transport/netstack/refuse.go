@@ -46,14 +46,48 @@ func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) e
 		" address to Config.Addresses")
 }
 
-// notOurs returns why the Net cannot use the address a as the local end of a socket, or nil. It permits the unspecified
-// address, which means all addresses.
+// several returns an error if a is an address of several hosts, or nil. call is the system call that the error names, and
+// does says what needs one host.
+func several(call string, a netip.Addr, does string) error {
+	if a.IsMulticast() || a == broadcast {
+		return refused(call, syscall.ENETUNREACH, a.String()+" stands for several hosts, and "+does)
+	}
+	return nil
+}
+
+// badLocal returns why the Net cannot use local as the local end of a socket that is connected to remote, or nil. An invalid
+// remote means that the socket is not connected. badLocal permits the unspecified address, which means all addresses.
+func (n *Net) badLocal(local, remote netip.Addr) error {
+	if err := n.notOurs(local); err != nil {
+		return err
+	}
+	if n.owns(local) && remote.IsValid() && local.Is4() != remote.Is4() {
+		return refused("connect", syscall.EINVAL, local.String()+" and "+remote.String()+
+			" are of different families; connect from an address of the other family, or from none")
+	}
+	return nil
+}
+
+// notOurs returns why the Net cannot use a as the local address of a socket, or nil. UDP may use multicast addresses.
 func (n *Net) notOurs(a netip.Addr) error {
-	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || n.owns(a) {
+	switch {
+	case !a.IsValid() || a.IsUnspecified() || n.owns(a):
 		return nil
+	case a.IsMulticast() && (a.Is4() && n.has4 || a.Is6() && n.has6):
+		return nil
+	case a.IsMulticast():
+		return n.missing("bind", syscall.EAFNOSUPPORT, a.String(), a.Is4())
 	}
 	return refused("bind", syscall.EADDRNOTAVAIL, a.String()+" is not an address of the Net, which has "+n.addresses()+
 		"; use one of these, or none to mean all of them")
+}
+
+// noGroup returns an error if a, the local address of a TCP socket, is a multicast address, or nil.
+func noGroup(a netip.Addr) error {
+	if a.IsMulticast() {
+		return refused("bind", syscall.EADDRNOTAVAIL, a.String()+" is a multicast address, which TCP cannot use; use UDP")
+	}
+	return nil
 }
 
 // owns reports whether a is one of the Net's own addresses.

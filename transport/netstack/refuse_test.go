@@ -55,6 +55,12 @@ func TestRefusals(t *testing.T) {
 			return err
 		}
 	}
+	udpFrom := func(n *Net, local, to string) func() error {
+		return func() error {
+			_, err := n.DialUDP(netip.MustParseAddrPort(local), netip.MustParseAddrPort(to))
+			return err
+		}
+	}
 	for name, x := range map[string]struct {
 		do   func() error
 		want syscall.Errno
@@ -78,6 +84,18 @@ func TestRefusals(t *testing.T) {
 		"send to loopback, IPv6": {send(both, "[::1]:53"), syscall.ENETUNREACH, []string{"no loopback"}},
 		"send without IPv6":      {send(four, "[fd08::2]:53"), syscall.ENETUNREACH, []string{"only IPv4"}},
 		"send without IPv4":      {send(six, "10.8.0.2:53"), syscall.ENETUNREACH, []string{"only IPv6"}},
+		"dial from a group":      {from(both, "224.0.0.1:0", "10.8.0.2:80"), syscall.EADDRNOTAVAIL, []string{"multicast", "TCP"}},
+		"dial from IPv4 to IPv6": {from(both, "10.8.0.1:0", "[fd08::2]:80"), syscall.EINVAL, []string{"10.8.0.1 and fd08::2", "families"}},
+		"dial from IPv6 to IPv4": {from(both, "[fd08::1]:0", "10.8.0.2:80"), syscall.EINVAL, []string{"fd08::1 and 10.8.0.2", "families"}},
+		"UDP from IPv4 to IPv6":  {udpFrom(both, "10.8.0.1:0", "[fd08::2]:80"), syscall.EINVAL, []string{"10.8.0.1 and fd08::2", "families"}},
+		"UDP from IPv6 to IPv4":  {udpFrom(both, "[fd08::1]:0", "10.8.0.2:80"), syscall.EINVAL, []string{"fd08::1 and 10.8.0.2", "families"}},
+		"UDP from elsewhere":     {udpFrom(both, "10.9.9.9:0", "10.8.0.2:80"), syscall.EADDRNOTAVAIL, []string{"10.9.9.9", "10.8.0.1, fd08::1"}},
+		"listen on a group":      {listen(both, "tcp", "224.0.0.1:80"), syscall.EADDRNOTAVAIL, []string{"multicast", "TCP"}},
+		"group without IPv6":     {packet(four, "udp", "[ff02::1]:80"), syscall.EAFNOSUPPORT, []string{"ff02::1", "only IPv4"}},
+		"group without IPv4":     {packet(six, "udp", "224.0.0.1:80"), syscall.EAFNOSUPPORT, []string{"224.0.0.1", "only IPv6"}},
+		"broadcast without IPv4": {send(six, "255.255.255.255:9"), syscall.ENETUNREACH, []string{"only IPv6"}},
+		"ping a group":           {ping(both, "ff02::1"), syscall.ENETUNREACH, []string{"several hosts"}},
+		"ping everybody":         {ping(both, "255.255.255.255"), syscall.ENETUNREACH, []string{"several hosts"}},
 		"ping loopback":          {ping(both, "127.0.0.1"), syscall.ENETUNREACH, []string{"no loopback"}},
 		"ping without IPv6":      {ping(four, "fd08::2"), syscall.ENETUNREACH, []string{"only IPv4"}},
 		"listen without IPv6":    {listen(four, "tcp6", ":80"), syscall.EAFNOSUPPORT, []string{"only IPv4", "10.8.0.1"}},
@@ -101,6 +119,19 @@ func TestRefusals(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestListenOnName passes a name to Listen and ListenPacket, which do not resolve names.
+func TestListenOnName(t *testing.T) {
+	n, _ := pair(t)
+	_, err1 := n.Listen("tcp", "localhost:80")
+	_, err2 := n.ListenPacket("udp", "localhost:80")
+	for _, err := range []error{err1, err2} {
+		var a *net.AddrError
+		if !errors.As(err, &a) || !strings.Contains(err.Error(), "one of 10.8.0.1, fd08::1") {
+			t.Errorf("%v, want a *net.AddrError that names the Net's addresses", err)
+		}
 	}
 }
 
@@ -153,6 +184,11 @@ func TestSelf(t *testing.T) {
 		if _, from, err := u.ReadFromUDPAddrPort(make([]byte, 1)); err != nil || from.Addr() != a4 && from.Addr() != a6 {
 			t.Errorf("a datagram to %v came from %v, %v", unspecified, from, err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if _, err := n.Ping(ctx, unspecified); err != nil {
+			t.Error(err)
+		}
+		cancel()
 	}
 }
 
