@@ -1,23 +1,13 @@
 package netstack
 
 import (
-	"cmp"
 	"context"
 	"net"
 	"net/netip"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
-)
-
-const (
-	// fallbackDelay is the head start of the preferred family (RFC 6555 recommends 150 to 250 ms; package net uses
-	// 300).
-	fallbackDelay = 300 * time.Millisecond
-	// leastTry is the least time for one address when several addresses share a deadline.
-	leastTry = 2 * time.Second
 )
 
 // dialOne connects to one address.
@@ -123,104 +113,6 @@ func (a *attempt) one(ctx context.Context, remote netip.AddrPort) (net.Conn, err
 		return nil, &net.OpError{Op: "dial", Net: a.network, Source: tcpAddr(a.local), Addr: tcpAddr(remote), Err: err}
 	}
 	return c, nil
-}
-
-// serial tries one address after another and returns the first error if all fail.
-func (a *attempt) serial(ctx context.Context, remotes []netip.AddrPort) (net.Conn, error) {
-	var first error
-	for i, remote := range remotes {
-		try, cancel := share(ctx, len(remotes)-i)
-		c, err := a.one(try, remote)
-		cancel()
-		if err == nil {
-			return c, nil
-		}
-		if first == nil {
-			first = err
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, first
-}
-
-// share returns ctx limited to the time that is left divided by the number of tries, but to no less than leastTry.
-func share(ctx context.Context, tries int) (context.Context, context.CancelFunc) {
-	end, limited := ctx.Deadline()
-	if !limited || tries == 1 {
-		return ctx, func() {}
-	}
-	left := time.Until(end)
-	return context.WithTimeout(ctx, min(left, max(left/time.Duration(tries), leastTry)))
-}
-
-// race tries the family of the first address. It also tries the other family once the first has failed or takes too
-// long. The first connection wins. If there is none, race returns the first family's error.
-func (a *attempt) race(ctx context.Context, remotes []netip.AddrPort) (net.Conn, error) {
-	preferred, others := byFamily(remotes)
-	if len(others) == 0 || a.network[0] == 'u' || a.FallbackDelay < 0 {
-		return a.serial(ctx, remotes)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type result struct {
-		net.Conn
-		err       error
-		preferred bool
-	}
-	results := make(chan result) // unbuffered: a goroutine that finds no receiver closes its connection
-	returned := make(chan struct{})
-	defer close(returned)
-	family := func(remotes []netip.AddrPort, preferred bool) {
-		c, err := a.serial(ctx, remotes)
-		select {
-		case results <- result{c, err, preferred}:
-		case <-returned:
-			if c != nil {
-				_ = c.Close()
-			}
-		}
-	}
-	go family(preferred, true)
-	delay := time.NewTimer(cmp.Or(a.FallbackDelay, fallbackDelay))
-	defer delay.Stop()
-	var failure error
-	for running, started := 1, false; running > 0; {
-		select {
-		case <-delay.C:
-			if !started {
-				started = true
-				running++
-				go family(others, false)
-			}
-		case r := <-results:
-			if r.err == nil {
-				return r.Conn, nil
-			}
-			if r.preferred || failure == nil {
-				failure = r.err
-			}
-			if running--; !started {
-				started = true
-				running++
-				go family(others, false)
-			}
-		}
-	}
-	return nil, failure
-}
-
-// byFamily returns the addresses of the first address's family, and those of the other family.
-func byFamily(remotes []netip.AddrPort) (preferred, others []netip.AddrPort) {
-	for _, a := range remotes {
-		if a.Addr().Is4() == remotes[0].Addr().Is4() {
-			preferred = append(preferred, a)
-		} else {
-			others = append(others, a)
-		}
-	}
-	return preferred, others
 }
 
 // broadcast is the address of all hosts of a network.

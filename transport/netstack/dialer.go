@@ -18,7 +18,8 @@ type Dialer struct {
 	// Net is the Net whose connections the Dialer makes.
 	Net *Net
 
-	// Timeout is how long a dial may take. Zero means no limit. If a name has several addresses, they share the time.
+	// Timeout is how long a dial may take. Zero means no limit. If a name has several addresses and FallbackDelay
+	// is negative, they share the time.
 	Timeout time.Duration
 
 	// Deadline is when a dial gives up. The zero time means never.
@@ -27,8 +28,8 @@ type Dialer struct {
 	// LocalAddr is the address to connect from: a *net.TCPAddr or a *net.UDPAddr. Nil means that the Net chooses.
 	LocalAddr net.Addr
 
-	// FallbackDelay is how long a dial tries the first address family of a name before it tries the other family as well.
-	// Zero means 300 ms. A negative value means that the Dialer tries all addresses one after another.
+	// FallbackDelay is how long a dial tries one address of a name before it tries the next one as well. Zero means
+	// 250 ms. A negative value means that the Dialer tries all addresses one after another.
 	FallbackDelay time.Duration
 
 	// KeepAlive is how long a TCP connection must be idle before the stack probes it. Zero means 15 s, and a negative
@@ -65,20 +66,36 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return fail(err)
 	}
-	addrs, err := d.Net.lookup(ctx, network, host)
+	grace := resolutionDelay
+	if d.FallbackDelay < 0 {
+		grace = 0
+	}
+	ctx, stop := context.WithCancel(ctx) // ends the lookups that are late
+	defer stop()
+	addrs, late, err := d.Net.lookup(ctx, network, host, grace)
 	if err != nil {
 		return fail(err)
 	}
-	var remotes []netip.AddrPort
-	for _, to := range addrs {
-		if from := local.Addr(); !from.IsValid() || from.IsUnspecified() || from.Is4() == to.Is4() {
-			remotes = append(remotes, netip.AddrPortFrom(to, port))
+	usable := func(addrs []netip.Addr) (remotes []netip.AddrPort) {
+		for _, to := range addrs {
+			if from := local.Addr(); !from.IsValid() || from.IsUnspecified() || from.Is4() == to.Is4() {
+				remotes = append(remotes, netip.AddrPortFrom(to, port))
+			}
+		}
+		return remotes
+	}
+	remotes := usable(addrs)
+	for len(remotes) == 0 && late != nil {
+		if more, ok := <-late; ok {
+			remotes = usable(more.addresses())
+		} else {
+			late = nil
 		}
 	}
 	if len(remotes) == 0 {
 		return fail(&net.AddrError{Err: "no address of the family of the local address", Addr: host})
 	}
-	return (&attempt{d, network, local}).race(ctx, remotes)
+	return (&attempt{d, network, local}).connect(ctx, remotes, late, usable)
 }
 
 // DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". A local that is not the zero AddrPort is the address to
@@ -167,10 +184,10 @@ func (n *Net) Dial(network, address string) (net.Conn, error) {
 }
 
 // DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
-// and address is "host:port". The tunnel's name servers resolve a name. DialContext tries the addresses of the family of the
-// first address one after another. Once they failed, or after 300 ms, it tries those of the other family as well, and
-// the first connection wins. Once the connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the
-// DialContext of an http.Transport. A [Dialer] has options.
+// and address is "host:port". The tunnel's name servers resolve a name. DialContext tries its addresses as RFC 8305 (Happy
+// Eyeballs) says: the families in turn, the next address once the last one has failed or after 250 ms, and the first
+// connection wins. Once the connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn].
+// DialContext can be the DialContext of an http.Transport. A [Dialer] has options.
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return (&Dialer{Net: n}).DialContext(ctx, network, address)
 }

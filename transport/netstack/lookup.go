@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -37,7 +36,8 @@ func (n *Net) LookupNetIP(ctx context.Context, network, host string) ([]netip.Ad
 		}
 		return []netip.Addr{a}, nil
 	}
-	return n.resolver.addresses(ctx, host, types...)
+	addrs, _, err := n.resolver.addresses(ctx, host, 0, types...)
+	return addrs, err
 }
 
 // LookupHost returns the addresses of host as text, best first. See LookupNetIP.
@@ -241,118 +241,4 @@ func shuffleSRV(srvs []*net.SRV) {
 		srvs[0] = chosen
 		sum -= int(chosen.Weight)
 	}
-}
-
-// addresses looks up host's addresses of the types A and AAAA, and sorts them as Dial tries them.
-func (r *resolver) addresses(ctx context.Context, host string, types ...dnsmessage.Type) (addrs []netip.Addr, err error) {
-	answers, err := r.find(ctx, host, types...)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range answers {
-		if a.t == dnsmessage.TypeA {
-			_, all := records(a, (*dnsmessage.Parser).AResource)
-			for _, r := range all {
-				addrs = append(addrs, netip.AddrFrom4(r.A))
-			}
-			continue
-		}
-		_, all := records(a, (*dnsmessage.Parser).AAAAResource)
-		for _, r := range all {
-			addrs = append(addrs, netip.AddrFrom16(r.AAAA).Unmap())
-		}
-	}
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return r.net.rank(a) - r.net.rank(b) })
-	return addrs, nil
-}
-
-func (r *resolver) findOne(ctx context.Context, name string, t dnsmessage.Type) (*answer, error) {
-	answers, err := r.find(ctx, name, t)
-	if err != nil {
-		return nil, err
-	}
-	return answers[0], nil
-}
-
-// find returns the answers that have records of host, at most one per type and in their order. It takes the first name
-// of the search list that has any. If CNAME is among the types, an alias without records counts too. The error is a
-// *net.DNSError.
-func (r *resolver) find(ctx context.Context, host string, types ...dnsmessage.Type) ([]*answer, error) {
-	if !validName(host) {
-		return nil, notFound(host, netip.AddrPort{})
-	}
-	search := r.search
-	if nameUseOf(host) != ordinary {
-		search = nil
-	}
-	useful := func(name string, a *answer) bool {
-		return a.found || a.owner != name && slices.Contains(types, dnsmessage.TypeCNAME)
-	}
-	var failure error
-	var server netip.AddrPort // which said that there is nothing
-	for _, name := range searchList(host, search, r.ndots) {
-		answers, err := r.resolveAll(ctx, name, types)
-		for _, a := range answers {
-			server = a.server
-		}
-		answers = slices.DeleteFunc(answers, func(a *answer) bool { return !useful(name, a) })
-		if len(answers) > 0 {
-			return answers, nil
-		}
-		if err == nil {
-			continue
-		}
-		if failure == nil {
-			failure = err
-		}
-		// As in the C library, a server that fails does not end the search, but servers that say nothing do.
-		if e, ok := err.(*askError); !ok || e.cause != nil || e.silent() {
-			break
-		}
-	}
-	if failure != nil {
-		return nil, lookupError(failure, host)
-	}
-	return nil, notFound(host, server)
-}
-
-// resolveAll asks about name at once for all types. It returns the answers to those questions that have one, and the
-// error of another.
-func (r *resolver) resolveAll(ctx context.Context, name string, types []dnsmessage.Type) (answers []*answer, err error) {
-	all, errs := make([]*answer, len(types)), make([]error, len(types))
-	ask := func(i int) { all[i], errs[i] = r.resolve(ctx, question{name, types[i]}) }
-	var others sync.WaitGroup
-	for i := range types[1:] {
-		others.Go(func() { ask(i + 1) })
-	}
-	ask(0)
-	others.Wait()
-	for i, a := range all {
-		if errs[i] == nil {
-			answers = append(answers, a)
-		} else if err == nil {
-			err = errs[i]
-		}
-	}
-	return answers, err
-}
-
-// lookupError returns an error of resolver.ask as package net would for a lookup of name.
-func lookupError(err error, name string) error {
-	if e, ok := err.(*askError); ok {
-		return e.dnsError(name)
-	}
-	return &net.DNSError{Err: err.Error(), Name: name}
-}
-
-func notFound(name string, server netip.AddrPort) error {
-	e := &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
-	if server.IsValid() {
-		e.Server = server.String()
-	}
-	return e
-}
-
-func malformedNames(name string) error {
-	return &net.DNSError{Err: "DNS response contained records which contain invalid names", Name: name}
 }

@@ -11,7 +11,7 @@
 //
 // An outbound packet passes conn.go or udp.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
-// files dialer.go, dial.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
+// files dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
 // for names. place.go and refuse.go hold what the Net refuses before it sends a packet.
 package netstack
 

@@ -18,6 +18,7 @@ import (
 //
 //	resolve.go   the names that Dial gets
 //	lookup.go    the methods of Net, which have the signatures of net.Resolver
+//	find.go      what these methods share: the search list, several types of records at once
 //	names.go     search list, names with special rules
 //	ask.go       the choice of servers; questions that several lookups share
 //	cache.go     answers that are kept
@@ -85,8 +86,9 @@ func (n *Net) splitHostPort(ctx context.Context, network, address string) (host 
 }
 
 // lookup returns the addresses of host that network can reach, best first. An empty or unspecified host means the Net
-// itself.
-func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, error) {
+// itself. grace and late are as for resolver.addresses.
+func (n *Net) lookup(ctx context.Context, network, host string,
+	grace time.Duration) (addrs []netip.Addr, late <-chan *answer, err error) {
 	want4, want6 := !strings.HasSuffix(network, "6"), !strings.HasSuffix(network, "4")
 	unfit := func(a netip.Addr) bool { return a.Is4() && !want4 || a.Is6() && !want6 }
 	if a, err := netip.ParseAddr(host); err == nil || host == "" {
@@ -96,9 +98,9 @@ func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, e
 			addrs = slices.Clone(n.addrs)
 		}
 		if addrs = slices.DeleteFunc(addrs, unfit); len(addrs) == 0 {
-			return nil, &net.AddrError{Err: "no suitable address found", Addr: host}
+			return nil, nil, &net.AddrError{Err: "no suitable address found", Addr: host}
 		}
-		return addrs, nil
+		return addrs, nil, nil
 	}
 	var types []dnsmessage.Type // nothing is asked about a family that the Net does not have
 	if want4 && n.has4 {
@@ -108,9 +110,9 @@ func (n *Net) lookup(ctx context.Context, network, host string) ([]netip.Addr, e
 		types = append(types, dnsmessage.TypeAAAA)
 	}
 	if len(types) == 0 {
-		return nil, &net.AddrError{Err: fmt.Sprintf("no address of network %s in Config.Addresses (%v): add one", network, n.addrs), Addr: host}
+		return nil, nil, &net.AddrError{Err: fmt.Sprintf("no address of network %s in Config.Addresses (%v): add one", network, n.addrs), Addr: host}
 	}
-	return n.resolver.addresses(ctx, host, types...)
+	return n.resolver.addresses(ctx, host, grace, types...)
 }
 
 // rank orders destinations by family. Package net sorts them by what the system's interfaces can reach, which does not

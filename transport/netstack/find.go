@@ -1,0 +1,198 @@
+package netstack
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// resolutionDelay is how long Dial waits for the addresses of one family when it has those of the other: "the
+// recommended value for the Resolution Delay is 50 milliseconds" (RFC 8305, section 8).
+const resolutionDelay = 50 * time.Millisecond
+
+// addresses looks up host's addresses of the types A and AAAA, and sorts them as Dial tries them. If grace is not 0,
+// addresses waits only for that time for one type when it has the other. late then brings the answers that have
+// addresses, and is closed after the last one. It is nil if none can follow.
+func (r *resolver) addresses(ctx context.Context, host string, grace time.Duration,
+	types ...dnsmessage.Type) (addrs []netip.Addr, late <-chan *answer, err error) {
+	answers, late, err := r.findSoon(ctx, host, grace, types)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, a := range answers {
+		addrs = append(addrs, a.addresses()...)
+	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return r.net.rank(a) - r.net.rank(b) })
+	return addrs, late, nil
+}
+
+// addresses returns the addresses in an answer of the type A or AAAA.
+func (a *answer) addresses() (addrs []netip.Addr) {
+	if a.t == dnsmessage.TypeA {
+		_, all := records(a, (*dnsmessage.Parser).AResource)
+		for _, r := range all {
+			addrs = append(addrs, netip.AddrFrom4(r.A))
+		}
+		return addrs
+	}
+	_, all := records(a, (*dnsmessage.Parser).AAAAResource)
+	for _, r := range all {
+		addrs = append(addrs, netip.AddrFrom16(r.AAAA).Unmap())
+	}
+	return addrs
+}
+
+func (r *resolver) findOne(ctx context.Context, name string, t dnsmessage.Type) (*answer, error) {
+	answers, err := r.find(ctx, name, t)
+	if err != nil {
+		return nil, err
+	}
+	return answers[0], nil
+}
+
+// find returns the answers that have records of host, at most one per type and in their order. It takes the first name
+// of the search list that has any. If CNAME is among the types, an alias without records counts too. The error is a
+// *net.DNSError.
+func (r *resolver) find(ctx context.Context, host string, types ...dnsmessage.Type) ([]*answer, error) {
+	answers, _, err := r.findSoon(ctx, host, 0, types)
+	return answers, err
+}
+
+// findSoon is find with grace and late as addresses has them.
+func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duration,
+	types []dnsmessage.Type) (_ []*answer, late <-chan *answer, err error) {
+	if !validName(host) {
+		return nil, nil, notFound(host, netip.AddrPort{})
+	}
+	search := r.search
+	if nameUseOf(host) != ordinary {
+		search = nil
+	}
+	var failure error
+	var server netip.AddrPort // which said that there is nothing
+	for _, name := range searchList(host, search, r.ndots) {
+		x := r.askAll(ctx, name, types)
+		answers, err := x.wait(grace)
+		for _, a := range answers {
+			server = a.server
+		}
+		answers = slices.DeleteFunc(answers, func(a *answer) bool { return !x.useful(a) })
+		if len(answers) > 0 {
+			return answers, x.late(), nil
+		}
+		if err == nil {
+			continue
+		}
+		if failure == nil {
+			failure = err
+		}
+		// As in the C library, a server that fails does not end the search, but servers that say nothing do.
+		if e, ok := err.(*askError); !ok || e.cause != nil || e.silent() {
+			break
+		}
+	}
+	if failure != nil {
+		return nil, nil, lookupError(failure, host)
+	}
+	return nil, nil, notFound(host, server)
+}
+
+// A querySet is the questions about one name, one per type, which are asked at once.
+type querySet struct {
+	name     string
+	types    []dnsmessage.Type
+	outcomes chan outcome // has room for all, because nobody may wait for the last ones
+	left     int          // outcomes that were not received yet
+}
+
+// An outcome is what became of the question for types[i].
+type outcome struct {
+	i      int
+	answer *answer
+	err    error
+}
+
+// askAll asks about name for all types.
+func (r *resolver) askAll(ctx context.Context, name string, types []dnsmessage.Type) *querySet {
+	x := &querySet{name, types, make(chan outcome, len(types)), len(types)}
+	for i, t := range types {
+		go func() {
+			a, err := r.resolve(ctx, question{name, t})
+			x.outcomes <- outcome{i, a, err}
+		}()
+	}
+	return x
+}
+
+// useful reports whether a says what find looks for.
+func (x *querySet) useful(a *answer) bool {
+	return a.found || a.owner != x.name && slices.Contains(x.types, dnsmessage.TypeCNAME)
+}
+
+// wait returns the answers in the order of the types, and the error of one question that has no answer. If grace is not
+// 0, it returns that time after the first useful answer.
+func (x *querySet) wait(grace time.Duration) (answers []*answer, err error) {
+	all := make([]outcome, len(x.types))
+	var enough <-chan time.Time
+	for waiting := true; waiting && x.left > 0; {
+		select {
+		case o := <-x.outcomes:
+			x.left--
+			all[o.i] = o
+			if grace != 0 && enough == nil && o.err == nil && x.useful(o.answer) {
+				enough = time.After(grace)
+			}
+		case <-enough:
+			waiting = false
+		}
+	}
+	for _, o := range all {
+		if o.answer != nil {
+			answers = append(answers, o.answer)
+		} else if err == nil {
+			err = o.err
+		}
+	}
+	return answers, err
+}
+
+// late brings the useful answers that arrive after wait, and is closed after the last one. It is nil if none can follow.
+func (x *querySet) late() <-chan *answer {
+	if x.left == 0 {
+		return nil
+	}
+	late := make(chan *answer, x.left)
+	go func() {
+		defer close(late)
+		for range x.left {
+			if o := <-x.outcomes; o.err == nil && x.useful(o.answer) {
+				late <- o.answer
+			}
+		}
+	}()
+	return late
+}
+
+// lookupError returns an error of resolver.ask as package net would for a lookup of name.
+func lookupError(err error, name string) error {
+	if e, ok := err.(*askError); ok {
+		return e.dnsError(name)
+	}
+	return &net.DNSError{Err: err.Error(), Name: name}
+}
+
+func notFound(name string, server netip.AddrPort) error {
+	e := &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
+	if server.IsValid() {
+		e.Server = server.String()
+	}
+	return e
+}
+
+func malformedNames(name string) error {
+	return &net.DNSError{Err: "DNS response contained records which contain invalid names", Name: name}
+}
