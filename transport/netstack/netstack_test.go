@@ -33,6 +33,11 @@ func TestConfig(t *testing.T) {
 		{Config{Addresses: addrs("10.0.0.1", "fd00::1"), DNS: addrs("1.1.1.1", "2606:4700::1111"), MTU: 1280}, nil},
 		{Config{Addresses: addrs("10.0.0.1"), MTU: 576}, nil},
 		{Config{Addresses: addrs("10.0.0.1"), MTU: 65535}, nil},
+		{Config{Addresses: addrs("10.0.0.1"), Search: []string{"example.com", "Corp.", "~lan", "~", "."}, Ndots: -1}, nil},
+		{
+			Config{Addresses: addrs("10.0.0.1"), DNS: addrs("127.0.0.53"), Search: []string{"", "a b", "ok", "-x"}, DNSTimeout: -1},
+			[]string{"DNS[0] is 127.0.0.53", `Search[1] is "a b"`, `Search[3] is "-x"`, "DNSTimeout is -1ns"},
+		},
 		{Config{}, []string{"Addresses is empty"}},
 		{Config{Addresses: addrs("10.0.0.1", "fd00::1"), MTU: 1279}, []string{"MTU is 1279", "1280"}},
 		{Config{Addresses: addrs("10.0.0.1"), MTU: 575}, []string{"MTU is 575"}},

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -120,10 +121,31 @@ func TestNoServers(t *testing.T) {
 		if !errors.As(err, &dns) || dns.Server != "" || !strings.Contains(err.Error(), "Config.DNS") || !strings.Contains(err.Error(), x.want) {
 			t.Errorf("dial of a name with the servers %v: %v; want what to do about it", x.dns, err)
 		}
+		for what, err := range lookAll(t.Context(), n) {
+			if !errors.As(err, &dns) || dns.IsNotFound || dns.IsTimeout || dns.Server != "" || !strings.Contains(err.Error(), x.want) {
+				t.Errorf("%s with the servers %v: %v; want what to do about it", what, x.dns, err)
+			}
+		}
 		if _, err := n.Resolver().LookupHost(t.Context(), "both.test."); err == nil || !strings.Contains(err.Error(), "Config.DNS") {
 			t.Errorf("lookup with the servers %v: %v; want what to do about it", x.dns, err)
 		}
 	}
+}
+
+// lookAll calls each method that asks a server, and returns the errors.
+func lookAll(ctx context.Context, n *Net) map[string]error {
+	all := make(map[string]error)
+	_, all["LookupAddr"] = n.LookupAddr(ctx, "10.8.0.2")
+	_, all["LookupCNAME"] = n.LookupCNAME(ctx, "both.test")
+	_, all["LookupHost"] = n.LookupHost(ctx, "both.test")
+	_, all["LookupIP"] = n.LookupIP(ctx, "ip4", "both.test")
+	_, all["LookupIPAddr"] = n.LookupIPAddr(ctx, "both.test")
+	_, all["LookupMX"] = n.LookupMX(ctx, "both.test")
+	_, all["LookupNS"] = n.LookupNS(ctx, "both.test")
+	_, all["LookupNetIP"] = n.LookupNetIP(ctx, "ip", "both.test")
+	_, _, all["LookupSRV"] = n.LookupSRV(ctx, "web", "tcp", "both.test")
+	_, all["LookupTXT"] = n.LookupTXT(ctx, "both.test")
+	return all
 }
 
 func TestRank(t *testing.T) {
