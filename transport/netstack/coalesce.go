@@ -24,6 +24,7 @@ func (c *coalescer) segment(p []byte, l3 int) {
 		l.drops.checksum.Add(1)
 		return
 	}
+	l.windows.inbound(p, l3, l4)
 	c.Add(c, p, l3, l4, false, true)
 }
 

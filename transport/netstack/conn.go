@@ -182,9 +182,10 @@ func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }
 
-// SetReadBuffer sets the size of the receive buffer, in bytes. From then on the size does not adapt to the path.
+// SetReadBuffer sets the size of the receive buffer, in bytes, to at least 4 KiB. From then on the size does not adapt to the
+// path.
 func (c *TCPConn) SetReadBuffer(bytes int) error {
-	return c.option(func(o *tcpip.SocketOptions) { o.SetReceiveBufferSize(int64(bytes), true) })
+	return c.option(func(o *tcpip.SocketOptions) { o.SetReceiveBufferSize(int64(max(bytes, minReadBuffer)), true) })
 }
 
 // SetWriteBuffer sets the size of the send buffer, in bytes.

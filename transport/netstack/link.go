@@ -66,6 +66,7 @@ type link struct {
 	endpoint4  stack.NetworkEndpoint
 	endpoint6  stack.NetworkEndpoint
 	errors     errorQueue
+	windows    windows
 
 	drops drops
 }
@@ -78,7 +79,7 @@ func newLink(mtu int, owner *Net) *link {
 
 // attach opens the outbound path. A second device replaces the first.
 func (l *link) attach(o outlet) {
-	x := &exit{to: o, batch: o.NewBatch(), drops: &l.drops}
+	x := &exit{to: o, batch: o.NewBatch(), drops: &l.drops, windows: &l.windows}
 	l.mu.Lock()
 	l.exit = x
 	l.mu.Unlock()

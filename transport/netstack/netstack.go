@@ -209,16 +209,24 @@ func (n *Net) setUp() error {
 	return nil
 }
 
+const (
+	// maxBuffer is the largest size of a connection's receive buffer, and of its send buffer, in bytes.
+	maxBuffer = 8 << 20
+	// minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in
+	// units of the scale that maxBuffer needs, which are at most maxBuffer/32768. A buffer that announced less than two
+	// units would stop its connection; see lowerSYN.
+	minReadBuffer = max(tcp.MinBufferSize, maxBuffer>>12)
+)
+
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
 // two Nets in one process, and through a wire with a delay and random loss.
 func (n *Net) tune() error {
-	const maxBuffer = 8 << 20
 	var (
 		// With 20 ms of delay and 0.01 % loss, CUBIC carries 370 Mbit/s and Reno 62. Elsewhere they are equal.
 		congestion = tcpip.CongestionControlOption("cubic")
 		// At most half the receive buffer is in flight. With 100 ms of delay, 8 MiB carry 220 Mbit/s, and the default
 		// of 4 MiB half of that. Buffers begin at 1 MiB and grow if the path is long.
-		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultReceiveBufferSize, Max: maxBuffer}
+		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: minReadBuffer, Default: tcp.DefaultReceiveBufferSize, Max: maxBuffer}
 		send    = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultSendBufferSize, Max: maxBuffer}
 		// After this end closes a connection first, the stack keeps its state (7 KiB) for this long instead of a
 		// minute. If no other port is free, it reuses the connection's port earlier. Otherwise several hundred

@@ -13,7 +13,7 @@ const (
 	ip4Length, ip4Fragment, ip4Protocol, ip4Addresses = packet.IP4Length, packet.IP4Fragment, packet.IP4Protocol, packet.IP4Addresses
 	ip6Length, ip6Next, ip6Addresses                  = packet.IP6Length, packet.IP6Next, packet.IP6Addresses
 
-	tcpAck, tcpFlags = packet.TCPAck, packet.TCPFlags
+	tcpSeq, tcpAck, tcpFlags, tcpWindow, tcpChecksum = packet.TCPSeq, packet.TCPAck, packet.TCPFlags, packet.TCPWindow, packet.TCPChecksum
 
 	udpLength, udpChecksum = packet.UDPLength, packet.UDPChecksum
 )
@@ -31,9 +31,10 @@ const (
 // each byte once, to the memory where the device seals it and sends it from. It computes the byte's checksum while the
 // byte is in the first-level cache.
 type exit struct {
-	to    outlet
-	batch *wireguard.Batch
-	drops *drops
+	to      outlet
+	batch   *wireguard.Batch
+	drops   *drops
+	windows *windows
 
 	template packet.Template // scratch
 }
@@ -46,6 +47,9 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	if gso.Type == stack.GSONone {
 		if room := x.next(size); room != nil {
 			c.read(room)
+			if !p.NetworkPacketInfo.IsForwardedPacket {
+				lowerSYN(room)
+			}
 			x.batch.Commit(size)
 		}
 		return
@@ -54,6 +58,9 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	h := headers[:min(size, len(headers))]
 	c.read(h)
 	l3, l4, ok := tcpHeaders(h)
+	if ok {
+		x.windows.outbound(h[:l4], l3, size == l4)
+	}
 	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, packet.PseudoSum(h, 0)) {
 		x.drops.malformed.Add(1) // cannot happen: gVisor segments only its own TCP
 		return

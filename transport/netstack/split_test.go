@@ -144,10 +144,14 @@ func FuzzSplit(f *testing.F) {
 		if (len(p)-l4)/size > 500 {
 			size = (len(p) - l4) / 500 // enough is enough
 		}
-		want := slowSplit(p, l3, l4, size)
+		announced := bytes.Clone(p)
+		if w := binary.BigEndian.Uint16(p[l3+14:]); w > 0 {
+			binary.BigEndian.PutUint16(announced[l3+14:], w-1) // see windows
+		}
+		want := slowSplit(announced, l3, l4, size)
 
 		var c collector
-		x := exit{to: &c, batch: c.NewBatch(), drops: new(drops)}
+		x := exit{to: &c, batch: c.NewBatch(), drops: new(drops), windows: new(windows)}
 		for range before % 128 { // packets that are in the batch already
 			x.batch.Append([]byte("xyz"))
 		}
@@ -173,10 +177,12 @@ func FuzzSplit(f *testing.F) {
 // TestPutWhole passes on what needs no segmentation as it is.
 func TestPutWhole(t *testing.T) {
 	var c collector
-	x := exit{to: &c, batch: c.NewBatch(), drops: new(drops)}
+	x := exit{to: &c, batch: c.NewBatch(), drops: new(drops), windows: new(windows)}
 	var want [][]byte
 	for n := range 200 {
 		p, l3, l4 := tcpPacket(rand.New(rand.NewSource(int64(n))), n%2 == 1, n%11, 100*n)
+		p[l3+13] &^= 0x02 // lowerSYN changes it
+		mendSums(p, l3)
 		pkt := gsoPacket(p, l3, l4, 0, 999)
 		pkt.GSOOptions = stack.GSO{}
 		x.put(pkt)
@@ -226,7 +232,7 @@ func TestSplitAllocates(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), v6, 3, 60000)
 		pkt := gsoPacket(p, l3, l4, 1348, 16384)
-		x := exit{to: discard{}, batch: new(wireguard.Batch), drops: new(drops)}
+		x := exit{to: discard{}, batch: new(wireguard.Batch), drops: new(drops), windows: new(windows)}
 		if n := testing.AllocsPerRun(100, func() { x.put(pkt); x.flush() }); n != 0 {
 			t.Errorf("splitting a packet of 45 segments allocates %v times", n)
 		}
@@ -243,7 +249,7 @@ func (discard) Send(b *wireguard.Batch) error { b.Reset(); return nil }
 func BenchmarkSplit(b *testing.B) {
 	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 3, 60000)
 	pkt := gsoPacket(p, l3, l4, 1368, 65536)
-	x := exit{to: discard{}, batch: new(wireguard.Batch), drops: new(drops)}
+	x := exit{to: discard{}, batch: new(wireguard.Batch), drops: new(drops), windows: new(windows)}
 	b.SetBytes(60000)
 	for b.Loop() {
 		x.put(pkt)

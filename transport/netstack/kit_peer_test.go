@@ -1,0 +1,187 @@
+package netstack
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+// A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and keeps what the Net
+// sends.
+type handPeer struct {
+	n *Net
+
+	mu   sync.Mutex // guards sent
+	sent [][]byte   // not yet taken by want
+}
+
+// byHand returns a Net with the addresses a4 and a6, and its peer.
+func byHand(t testing.TB) (*Net, *handPeer) {
+	t.Helper()
+	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.Close() })
+	h := &handPeer{n: n}
+	n.link.attach(h)
+	return n, h
+}
+
+func (h *handPeer) NewBatch() *wireguard.Batch { return new(wireguard.Batch) }
+
+func (h *handPeer) Send(b *wireguard.Batch) error {
+	h.mu.Lock()
+	for i := range b.Len() {
+		h.sent = append(h.sent, bytes.Clone(b.Packet(i)))
+	}
+	h.mu.Unlock()
+	b.Reset()
+	return nil
+}
+
+// write delivers packets to the Net.
+func (h *handPeer) write(t testing.TB, pkts ...[]byte) {
+	t.Helper()
+	if _, err := h.n.WritePackets(pkts); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// want returns the next segment of the Net that ok accepts, and skips others before it.
+func (h *handPeer) want(t testing.TB, what string, ok func(s segment) bool) segment {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		h.mu.Lock()
+		for i, p := range h.sent {
+			if s, is := parseSegment(p); is && ok(s) {
+				h.sent = h.sent[i+1:]
+				h.mu.Unlock()
+				return s
+			}
+		}
+		h.mu.Unlock()
+	}
+	t.Fatalf("the Net did not send %s", what)
+	return segment{}
+}
+
+// A segment is a TCP segment with its addresses.
+type segment struct {
+	from, to netip.AddrPort
+	seq, ack uint32
+	flags    uint8
+	window   uint16
+	options  []byte // a multiple of four bytes
+	payload  []byte
+}
+
+const (
+	flagFIN, flagSYN, flagRST, flagPSH, flagACK = 1, 2, 4, 8, 16
+)
+
+// packet makes the IP packet of s, with right checksums.
+func (s segment) packet() []byte {
+	l3 := packet.IP4Header
+	if s.from.Addr().Is6() {
+		l3 = packet.IP6Header
+	}
+	l4 := l3 + packet.TCPHeader + len(s.options)
+	p := make([]byte, l4+len(s.payload))
+	packet.PutIP(p, len(p), s.from.Addr(), s.to.Addr(), packet.TCP, 0)
+	tcp := p[l3:]
+	binary.BigEndian.PutUint16(tcp, s.from.Port())
+	binary.BigEndian.PutUint16(tcp[2:], s.to.Port())
+	binary.BigEndian.PutUint32(tcp[4:], s.seq)
+	binary.BigEndian.PutUint32(tcp[8:], s.ack)
+	tcp[12], tcp[13] = uint8((l4-l3)/4)<<4, s.flags
+	binary.BigEndian.PutUint16(tcp[14:], s.window)
+	copy(tcp[20:], s.options)
+	copy(p[l4:], s.payload)
+	mendSums(p, l3)
+	return p
+}
+
+// parseSegment reads a packet that a Net sent.
+func parseSegment(p []byte) (s segment, ok bool) {
+	l3, l4, ok := tcpHeaders(p)
+	if !ok {
+		return s, false
+	}
+	at, n := ip4Addresses, 4
+	if p[0]>>4 == 6 {
+		at, n = ip6Addresses, 16
+	}
+	from, _ := netip.AddrFromSlice(p[at : at+n])
+	to, _ := netip.AddrFromSlice(p[at+n : at+2*n])
+	tcp := p[l3:]
+	return segment{
+		from: netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp)),
+		to:   netip.AddrPortFrom(to, binary.BigEndian.Uint16(tcp[2:])),
+		seq:  binary.BigEndian.Uint32(tcp[4:]), ack: binary.BigEndian.Uint32(tcp[8:]),
+		flags: tcp[13], window: binary.BigEndian.Uint16(tcp[14:]), options: tcp[20 : l4-l3], payload: p[l4:],
+	}, true
+}
+
+func (s segment) String() string {
+	return fmt.Sprintf("%v to %v: flags %#x, seq %d, ack %d, window %d, %d bytes", s.from, s.to, s.flags, s.seq, s.ack, s.window, len(s.payload))
+}
+
+// A handConn is one connection of a handPeer with a listener of the Net. The peer sends by next and ack, and announces
+// window, without scaling.
+type handConn struct {
+	h         *handPeer
+	own, net  netip.AddrPort
+	next, ack uint32
+	scale     uint8 // of the windows that the Net announces
+	window    uint16
+}
+
+// connect opens a connection from own to the listener at to.
+func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
+	t.Helper()
+	c := &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
+	// MSS 1000, no operation, window scale 0.
+	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0}}.packet())
+	c.next++
+	s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
+	c.ack = s.seq + 1
+	for o := s.options; len(o) > 2 && o[0] != 0; {
+		if o[0] == 1 {
+			o = o[1:]
+			continue
+		}
+		if o[0] == 3 {
+			c.scale = o[2]
+		}
+		o = o[o[1]:]
+	}
+	h.write(t, c.segment(flagACK, nil).packet())
+	return c
+}
+
+// segment makes the next segment of c. It does not count the payload as sent.
+func (c *handConn) segment(flags uint8, payload []byte) segment {
+	return segment{from: c.own, to: c.net, seq: c.next, ack: c.ack, flags: flags, window: c.window, payload: payload}
+}
+
+// send sends n bytes in segments of 1,000 bytes.
+func (c *handConn) send(t testing.TB, n int) {
+	t.Helper()
+	for n > 0 {
+		k := min(n, 1000)
+		c.h.write(t, c.segment(flagACK|flagPSH, make([]byte, k)).packet())
+		c.next += uint32(k)
+		n -= k
+	}
+}
+
+// mine reports whether s belongs to c.
+func (c *handConn) mine(s segment) bool { return s.from == c.net && s.to == c.own }

@@ -1,0 +1,374 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
+
+// handFlows are one connection of each family.
+var handFlows = map[string][2]netip.AddrPort{
+	"IPv4": {netip.AddrPortFrom(b4, 4000), netip.AddrPortFrom(a4, 7)},
+	"IPv6": {netip.AddrPortFrom(b6, 4000), netip.AddrPortFrom(a6, 7)},
+}
+
+// accepted is a connection that the peer made by hand, and the Net's end of it.
+func accepted(t *testing.T, own, to netip.AddrPort) (*handConn, *TCPConn) {
+	t.Helper()
+	n, h := byHand(t)
+	l, err := n.Listen("tcp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	c := h.connect(t, own, to)
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return c, s.(*TCPConn)
+}
+
+// TestAckBeyondClosedWindow has a server that reads nothing until its write is through. The peer fills the window and
+// sends more, which the Net drops. Then the peer acknowledges what the server wrote. The number of that acknowledgement lies
+// beyond the closed window, and it must count nevertheless.
+func TestAckBeyondClosedWindow(t *testing.T) {
+	for name, f := range handFlows {
+		t.Run(name, func(t *testing.T) {
+			c, s := accepted(t, f[0], f[1])
+			if err := s.SetReadBuffer(64 << 10); err != nil {
+				t.Fatal(err)
+			}
+			const total = 200_000
+			written := make(chan error, 1)
+			go func() {
+				_, err := s.Write(make([]byte, total))
+				written <- err
+			}()
+			// The peer acknowledges nothing yet, so the server's window is full soon.
+			first := c.h.want(t, "data", func(s segment) bool { return c.mine(s) && len(s.payload) > 0 })
+			for a := c.h.want(t, "an acknowledgement", c.mine); a.window != 0; {
+				if a.ack == c.next {
+					c.send(t, min(5000, int(a.window)<<c.scale))
+				}
+				a = c.h.want(t, "an acknowledgement of all", func(s segment) bool { return c.mine(s) && s.ack == c.next })
+			}
+			c.send(t, 3000) // dropped
+			got := first.seq
+			for end := first.seq + total; got != end; {
+				// Acknowledge all that arrived.
+				s := c.h.want(t, "the rest of what the server wrote", func(s segment) bool {
+					return c.mine(s) && s.seq+uint32(len(s.payload)) != got && int32(s.seq-got) <= 0 && int32(s.seq+uint32(len(s.payload))-got) > 0
+				})
+				if s.window != 0 {
+					t.Fatalf("the window is open: %v", s)
+				}
+				got = s.seq + uint32(len(s.payload))
+				c.ack = got
+				c.h.write(t, c.segment(flagACK, nil).packet())
+			}
+			select {
+			case err := <-written:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("the server's write did not end, although the peer acknowledged everything")
+			}
+		})
+	}
+}
+
+// TestAckToClosedWindow has a peer that closes its window below what the Net has sent already, as after a reordered
+// acknowledgement. The Net's acknowledgements then have the number that the peer accepts, and no other.
+func TestAckToClosedWindow(t *testing.T) {
+	for name, f := range handFlows {
+		t.Run(name, func(t *testing.T) {
+			c, s := accepted(t, f[0], f[1])
+			if _, err := s.Write(make([]byte, 5000)); err != nil {
+				t.Fatal(err)
+			}
+			next := c.ack
+			for next != c.ack+5000 {
+				s := c.h.want(t, "5,000 bytes", func(s segment) bool { return c.mine(s) && s.seq == next && len(s.payload) > 0 })
+				next += uint32(len(s.payload))
+			}
+			ackOf := func(what string, seq uint32) {
+				t.Helper()
+				c.send(t, 1000)
+				c.send(t, 1000) // a second segment, whose acknowledgement is not delayed
+				a := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) == 0 && s.ack == c.next })
+				if a.seq != seq {
+					t.Errorf("%s has the number %d, want %d", what, int32(a.seq-next), int32(seq-next))
+				}
+			}
+			ackOf("an acknowledgement with an open window", next)
+			c.ack, c.window = next-3000, 0
+			ackOf("an acknowledgement with the window closed", next-3000)
+			stale := c.segment(flagACK, nil)
+			stale.ack, stale.window = next-4000, 65535
+			c.h.write(t, stale.packet())
+			ackOf("an acknowledgement after an old one", next-3000)
+			c.window = 65535
+			ackOf("an acknowledgement with the window open again", next)
+		})
+	}
+}
+
+// TestWindowKeepsItsEdge plays a receiver that counts as gVisor does, and a peer that fills what it was told. The peer must
+// never get beyond what the receiver accepts.
+func TestWindowKeepsItsEdge(t *testing.T) {
+	shrunk := 0
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		scale := r.IntN(12)
+		next := uint32(r.Uint64())
+		edge := next + 1 + r.Uint32N(1<<20) // gVisor's, which never moves back
+		told, was := next, next             // the farthest edge that the peer knows, and that it would know without windows
+		w := new(windows)
+		for range 200 {
+			window := min((edge-next)>>scale, 65535)
+			if accepts := next + window<<scale; int32(told-accepts) > 0 {
+				t.Fatalf("seed %d: the peer may send %d bytes beyond what gVisor accepts", seed, told-accepts)
+			} else if int32(was-accepts) > 0 {
+				shrunk++
+			}
+			h := segment{from: handFlows["IPv4"][0], to: handFlows["IPv4"][1], ack: next, flags: flagACK, window: uint16(window)}.packet()
+			w.outbound(h, packet.IP4Header, true)
+			s, _ := parseSegment(h)
+			if s.ack != next {
+				t.Fatal("the acknowledgement number changed")
+			}
+			forward := func(edge *uint32, to uint32) {
+				if int32(to-*edge) > 0 {
+					*edge = to
+				}
+			}
+			forward(&told, next+uint32(s.window)<<scale)
+			forward(&was, next+window<<scale)
+			if told != next {
+				next += 1 + r.Uint32N(told-next) // some of it arrives
+			}
+			if r.IntN(3) == 0 {
+				edge += r.Uint32N(1 << 16) // the program reads
+			}
+		}
+	}
+	if shrunk == 0 {
+		t.Error("the edge never moved back, so the test shows nothing")
+	}
+}
+
+// TestLowerSYN takes one unit off the window of a SYN.
+func TestLowerSYN(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range 4000 {
+		f := handFlows["IPv4"]
+		if i%2 == 1 {
+			f = handFlows["IPv6"]
+		}
+		scale := uint8(r.IntN(15))
+		s := segment{
+			from: f[0], to: f[1], seq: r.Uint32(), ack: r.Uint32(), flags: flagSYN | uint8(r.IntN(256)), window: uint16(r.Uint32()),
+			options: [][]byte{nil, {1, 3, 3, scale}, {2, 4, 5, 5, 1, 3, 3, scale}, {1, 3, 9, scale}}[i/2%4],
+		}
+		want := s.window
+		if len(s.options) > 0 && s.options[2] != 9 && scale > 0 {
+			want = uint16(max(int(want)-1<<scale, 0))
+		}
+		p := s.packet()
+		lowerSYN(p)
+		got, ok := parseSegment(p)
+		if !ok || got.window != want {
+			t.Fatalf("%v, options %x: window %d, want %d", s, s.options, got.window, want)
+		}
+		l3 := len(p) - packet.TCPHeader - len(s.options)
+		if packet.TransportSum(p, l3) != 0xffff {
+			t.Fatalf("%v: the checksum is wrong", s)
+		}
+	}
+	for name, p := range map[string][]byte{
+		"a fragment":      fragment(segment{from: handFlows["IPv4"][0], to: handFlows["IPv4"][1], flags: flagSYN, window: 999, options: []byte{1, 3, 3, 5}}.packet()),
+		"another segment": segment{from: handFlows["IPv4"][0], to: handFlows["IPv4"][1], flags: flagACK, window: 999, options: []byte{1, 3, 3, 5}}.packet(),
+		"nothing":         nil,
+	} {
+		was := string(p)
+		if lowerSYN(p); string(p) != was {
+			t.Errorf("lowerSYN changed %s", name)
+		}
+	}
+}
+
+// fragment marks the IPv4 packet p as the first fragment of a longer one.
+func fragment(p []byte) []byte {
+	p[6] = 0x20
+	return p
+}
+
+// numberedFlow is the i-th connection of many.
+func numberedFlow(i int) (f flow) {
+	binary.BigEndian.PutUint64(f[16:], uint64(i))
+	return f
+}
+
+// clipped is the sequence number that clip makes of n.
+func (c *closedWindows) clipped(f flow, n uint32) uint32 {
+	b := binary.BigEndian.AppendUint32(nil, n)
+	c.clip(f, b)
+	return binary.BigEndian.Uint32(b)
+}
+
+// TestClosedWindows opens, closes and forgets.
+func TestClosedWindows(t *testing.T) {
+	var c closedWindows
+	f, g := numberedFlow(1), numberedFlow(2)
+	want := func(what string, f flow, seq, clipped uint32, used int32) {
+		t.Helper()
+		if got := c.clipped(f, seq); got != clipped {
+			t.Errorf("%s: %d became %d, want %d", what, seq, got, clipped)
+		}
+		if got := c.used.Load(); got != used {
+			t.Errorf("%s: %d entries, want %d", what, got, used)
+		}
+	}
+	c.open(f, 1)
+	c.forget(f)
+	want("never closed", f, 100, 100, 0)
+	c.close(f, 100)
+	want("beyond", f, 101, 100, 1)
+	want("far beyond", f, 100+1<<31-1, 100, 1)
+	want("expected", f, 100, 100, 1)
+	want("a probe", f, 99, 99, 1)
+	want("another connection", g, 200, 200, 1)
+	c.open(f, 99)
+	want("opened by an older segment", f, 200, 100, 1)
+	c.close(f, 99)
+	want("closed by an older segment", f, 200, 100, 1)
+	c.close(f, 150)
+	want("closed by a newer segment", f, 200, 150, 1)
+	c.open(f, 150)
+	want("opened", f, 200, 200, 0)
+	c.close(f, 1<<32-10)
+	want("beyond the wrap", f, 5, 1<<32-10, 1)
+	c.close(f, 3)
+	want("closed after the wrap", f, 5, 3, 1)
+	c.forget(g)
+	want("another one forgotten", f, 5, 3, 1)
+	c.forget(f)
+	want("forgotten", f, 5, 5, 0)
+}
+
+// TestClosedWindowsBound closes more windows than there is room for. A connection whose window closes then still finds a
+// place, and keeps it while some hundred others close theirs.
+func TestClosedWindowsBound(t *testing.T) {
+	var c closedWindows
+	for i := range 100_000 {
+		c.close(numberedFlow(i), uint32(i))
+	}
+	if n := c.used.Load(); n > closedSets*closedWays {
+		t.Errorf("%d entries, want at most %d", n, closedSets*closedWays)
+	}
+	kept := 0
+	for i := range 1000 {
+		victim := numberedFlow(1<<40 + i)
+		c.close(victim, 500)
+		if got := c.clipped(victim, 600); got != 500 {
+			t.Fatal("a connection found no place in a full table")
+		}
+		for j := range 100 {
+			c.close(numberedFlow(1<<41+100*i+j), uint32(j))
+		}
+		if c.clipped(victim, 600) == 500 {
+			kept++
+		}
+	}
+	if kept < 900 {
+		t.Errorf("%d of 1000 connections kept their place while 100 others closed their windows", kept)
+	}
+	for i := range 100_000 {
+		c.forget(numberedFlow(i))
+	}
+	for i := range 1000 {
+		c.forget(numberedFlow(1<<40 + i))
+	}
+	for i := range 100_000 {
+		c.forget(numberedFlow(1<<41 + i))
+	}
+	if n := c.used.Load(); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
+}
+
+// TestWindowsForget ends connections with a reset, and begins them with a SYN, in either direction.
+func TestWindowsForget(t *testing.T) {
+	f := handFlows["IPv6"]
+	in := func(w *windows, flags uint8, window uint16) {
+		p := segment{from: f[0], to: f[1], seq: 7, ack: 9, flags: flags, window: window}.packet()
+		w.inbound(p, packet.IP6Header, len(p))
+	}
+	out := func(w *windows, flags uint8, window uint16) {
+		p := segment{from: f[1], to: f[0], seq: 9, ack: 7, flags: flags, window: window}.packet()
+		w.outbound(p, packet.IP6Header, true)
+	}
+	for name, end := range map[string]func(*windows){
+		"RST in":      func(w *windows) { in(w, flagRST, 0) },
+		"RST-ACK in":  func(w *windows) { in(w, flagRST|flagACK, 0) },
+		"SYN in":      func(w *windows) { in(w, flagSYN, 1000) },
+		"SYN-ACK in":  func(w *windows) { in(w, flagSYN|flagACK, 0) },
+		"RST-ACK out": func(w *windows) { out(w, flagRST|flagACK, 0) },
+	} {
+		w := new(windows)
+		in(w, flagACK, 0)
+		out(w, flagACK|flagPSH, 1) // announced as 0
+		if w.own.none() || w.peer.none() {
+			t.Fatal("a closed window is not noted")
+		}
+		if end(w); !w.own.none() || !w.peer.none() {
+			t.Errorf("%s: the connection is not forgotten", name)
+		}
+	}
+}
+
+func TestWindowsAllocate(t *testing.T) {
+	if testkit.Race {
+		t.Skip("the race detector allocates")
+	}
+	f := handFlows["IPv4"]
+	w := new(windows)
+	for _, window := range []uint16{65535, 0} {
+		p := segment{from: f[0], to: f[1], flags: flagACK, window: window}.packet()
+		q := segment{from: f[1], to: f[0], flags: flagACK, window: window}.packet()
+		w.inbound(p, packet.IP4Header, len(p)) // allocates the table
+		w.outbound(q, packet.IP4Header, true)
+		n := testing.AllocsPerRun(100, func() {
+			w.inbound(p, packet.IP4Header, len(p))
+			w.outbound(q, packet.IP4Header, true)
+		})
+		if n != 0 {
+			t.Errorf("with a window of %d: %v allocations per segment", window, n)
+		}
+	}
+}
+
+// TestSmallestBuffer gives a connection the smallest read buffer that gVisor allows. The Net must still announce a window:
+// lowerSYN takes a unit of its scale off and must leave something.
+func TestSmallestBuffer(t *testing.T) {
+	a, b := pair(t)
+	c, s := connectedTCP(t, a, b, b4)
+	if err := s.SetReadBuffer(1); err != nil {
+		t.Fatal(err)
+	}
+	const total = 200_000
+	go func() { _, _ = c.Write(make([]byte, total)) }()
+	_ = s.SetDeadline(time.Now().Add(30 * time.Second))
+	if n, err := io.CopyN(io.Discard, s, total); err != nil {
+		t.Errorf("after %d bytes: %v", n, err)
+	}
+}
