@@ -419,3 +419,31 @@ func TestDatagramFlood(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 }
+
+// TestUDPReadAllocatesNothing reads datagrams that wait, in each way that promises not to allocate.
+func TestUDPReadAllocatesNothing(t *testing.T) {
+	const reads = 100
+	a, b := pair(t)
+	c, s := connectedUDP(t, a, b, a4, b4)
+	if err := s.SetReadBuffer(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	buf, oob := make([]byte, 100), make([]byte, 128)
+	for name, read := range map[string]func() (int, error){
+		"Read":                func() (int, error) { return s.Read(buf) },
+		"ReadFromUDPAddrPort": func() (int, error) { n, _, err := s.ReadFromUDPAddrPort(buf); return n, err },
+		"ReadMsgUDPAddrPort":  func() (int, error) { n, _, _, _, err := s.ReadMsgUDPAddrPort(buf, oob); return n, err },
+	} {
+		for range reads + 1 { // AllocsPerRun reads once more
+			write(t, c, "datagram")
+		}
+		_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n := testing.AllocsPerRun(reads, func() {
+			if n, err := read(); n != len("datagram") || err != nil {
+				t.Errorf("%s: %d bytes, %v", name, n, err)
+			}
+		}); n != 0 {
+			t.Errorf("%s allocates %v times", name, n)
+		}
+	}
+}

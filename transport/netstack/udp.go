@@ -20,7 +20,9 @@ import (
 //
 // It has no File and no SyscallConn, because it has no file descriptor. SetTOS, SetTTL, SetDontFragment, JoinGroup and the
 // like take the place of socket options, and Endpoint has the rest. quic-go asks for a SyscallConn before it uses ECN and
-// UDP_SEGMENT; interop/apps/quicconn_test.go shows the wrapper that it needs.
+// UDP_SEGMENT; interop/apps/quicconn_test.go shows the wrapper that it needs. Packages ipv4 and ipv6 of
+// golang.org/x/net need a descriptor for their PacketConn, and its methods fail; their ControlMessage works with ReadMsgUDP
+// and WriteMsgUDP.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
@@ -146,7 +148,7 @@ func (c *UDPConn) WriteToUDP(b []byte, addr *net.UDPAddr) (int, error) {
 	return c.WriteToUDPAddrPort(b, addr.AddrPort())
 }
 
-// WriteToUDPAddrPort is like WriteTo, but does not allocate.
+// WriteToUDPAddrPort is like WriteTo, with a netip.AddrPort.
 func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	var n int
 	var err error
