@@ -1,5 +1,5 @@
 // Package apps tests programs and libraries that expect package net over two Nets: HTTP/3 with ECN (quic-go), streams of
-// gRPC, WebSockets, SSH with port forwarding, and net/http's server with Shutdown and a restart on the same port.
+// gRPC, WebSockets, SSH with port forwarding, multicast, and net/http's server with Shutdown and a restart on the same port.
 //
 // Each test runs over a tunnel of two devices, and compares what arrives with what was sent. It is a module of its own, so
 // that these libraries are no dependencies of the main module.

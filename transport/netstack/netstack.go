@@ -9,10 +9,18 @@
 // A [Net] has functions like those of package net. An http.Transport can use its DialContext, and an http.Server can
 // serve a listener from its Listen.
 //
-// An outbound packet passes conn.go or udp.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
+// Tests run the same calls against package net and against a Net. A Net differs in these points:
+//
+//   - It has no file descriptors. File, SyscallConn and the Control functions are missing, and Endpoint takes their place.
+//   - It has no loopback interface. Its own addresses reach the Net itself.
+//   - It has one interface. Addresses need no zone, and ListenMulticastUDP takes no interface.
+//   - It never shows an IPv4 address mapped into IPv6, as connections of package net do if they have both families.
+//   - Its errors say more about what it refuses, and a dial that takes too long is os.ErrDeadlineExceeded too.
+//
+// An outbound packet passes conn.go, udp.go or message.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
 // files dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
-// for names. place.go and refuse.go hold what the Net refuses before it sends a packet.
+// for names. group.go joins multicast groups. place.go and refuse.go hold what the Net refuses before it sends a packet.
 package netstack
 
 import (
