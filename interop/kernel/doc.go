@@ -19,6 +19,7 @@
 //
 //	./fetch.sh && go test .              # the short ones
 //	go test . -long                      # also those that wait for minutes on the kernel's clock
+//	go test . -run TestEcho -echoes 100  # bulk in both directions, for longer
 //
 // machine_test.go boots the machine and runs scripts in it, image_test.go makes its initramfs, line_test.go is the wire, and
 // pair_test.go sets up a test.

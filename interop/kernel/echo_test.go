@@ -1,0 +1,122 @@
+//go:build linux
+
+package kernel
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+)
+
+// echoes is how many connections TestEcho opens in each case, one after the other.
+var echoes = flag.Int("echoes", 2, "connections of 2 MiB each way per case of TestEcho")
+
+// TestEcho sends bulk data in both directions of a connection, with the echo server on either side. The server reads only
+// what it has room to write, so windows close and open again. Neither end may drop what the other one needs to go on.
+func TestEcho(t *testing.T) {
+	b, digest := payload(bulk)
+	shrink := func(t *testing.T, c net.Conn) {
+		// Small buffers close windows often, and fit into the buffer of QEMU's socket.
+		if err := errors.Join(c.(*netstack.TCPConn).SetReadBuffer(64<<10), c.(*netstack.TCPConn).SetWriteBuffer(64<<10)); err != nil {
+			t.Error(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * patience))
+	}
+	for family, name := range families {
+		t.Run(name+"/the kernel echoes", func(t *testing.T) {
+			p := newPair(t, setup{})
+			closed := p.smallBuffers()
+			for i := range *echoes {
+				served := p.inMachine("timeout 200 nc -l -p 7 -e cat")
+				var c net.Conn
+				p.want("connection", func() (ok bool) {
+					var err error
+					c, err = p.net.Dial("tcp", netip.AddrPortFrom(kernelAddrs[family], 7).String())
+					return err == nil
+				})
+				shrink(t, c)
+				go func() {
+					_, _ = c.Write(b)
+					_ = c.(*netstack.TCPConn).CloseWrite()
+				}()
+				h := sha256.New()
+				n, err := io.Copy(h, c)
+				_ = c.Close()
+				if err != nil || n != bulk || hex.EncodeToString(h.Sum(nil)) != digest {
+					t.Fatalf("connection %d: %d bytes of %d came back, %v", i, n, bulk, err)
+				}
+				served()
+			}
+			if n := closed(); n == 0 {
+				t.Error("the kernel closed no window, so the test shows nothing")
+			}
+		})
+		t.Run(name+"/the kernel is echoed", func(t *testing.T) {
+			p := newPair(t, setup{})
+			closed := p.smallBuffers()
+			l, err := p.net.Listen("tcp", netip.AddrPortFrom(ourAddrs[family], 7).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			for i := range *echoes {
+				// One process sends and another one receives. The server closes when it has echoed all.
+				sent := p.inMachine(`dd if=/dev/urandom of=/tmp/bulk bs=64k count=%d 2>/dev/null
+printf '#!/bin/sh\ncat /tmp/bulk &\nsha256sum >/tmp/got\n' >/tmp/client
+chmod +x /tmp/client
+timeout 200 nc %v 7 -e /tmp/client
+sha256sum </tmp/bulk
+cat /tmp/got
+rm /tmp/bulk /tmp/got`, bulk>>16, ourAddrs[family])
+				c, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				shrink(t, c)
+				n, err := io.CopyN(struct{ io.Writer }{c}, struct{ io.Reader }{c}, bulk)
+				_ = c.Close()
+				digests := strings.Fields(sent())
+				if err != nil || len(digests) != 4 || digests[0] != digests[2] {
+					t.Fatalf("connection %d: %d bytes of %d echoed, %v, digests %q", i, n, bulk, err, digests)
+				}
+			}
+			if n := closed(); n == 0 {
+				t.Error("the kernel closed no window, so the test shows nothing")
+			}
+		})
+	}
+}
+
+// smallBuffers gives the kernel's TCP buffers a fixed size, and keeps the usual scale of windows, until the test ends.
+// closed returns how many windows the kernel has closed since then.
+func (p *pair) smallBuffers() (closed func() int) {
+	const read, write, moderate = "/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_moderate_rcvbuf"
+	was := strings.Split(strings.TrimSpace(p.sh("cat %s %s", read, write)), "\n")
+	p.sh("echo 0 >%s\necho 4096 65536 6291456 >%s\necho 4096 65536 65536 >%s", moderate, read, write)
+	p.t.Cleanup(func() { p.sh("echo 1 >%s\necho %s >%s\necho %s >%s", moderate, was[0], read, was[1], write) })
+	before := p.closedWindows()
+	return func() int { return p.closedWindows() - before }
+}
+
+// closedWindows returns how many windows the kernel has closed since it booted.
+func (p *pair) closedWindows() int {
+	p.t.Helper()
+	lines := strings.Split(p.sh("grep ^TcpExt: /proc/net/netstat"), "\n")
+	names, values := strings.Fields(lines[0]), strings.Fields(lines[1])
+	n, err := strconv.Atoi(values[slices.Index(names, "TCPToZeroWindowAdv")])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return n
+}
