@@ -41,8 +41,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// NICID is the number of a Net's only interface in its [Net.Stack].
-const NICID tcpip.NICID = 1
+// NICID is the number of a Net's only interface in its [Net.Stack]. The number is unusual so that a line of gVisor's log
+// shows whether it is about a Net.
+const NICID tcpip.NICID = 0x77670001
 
 // A Config describes a Net. Addresses must be set. The zero value of any other field means its default. New copies what
 // it needs.
@@ -269,6 +270,15 @@ func (n *Net) MTU() int { return n.mtu }
 // Stack returns gVisor's stack, for features that a Net does not offer: raw endpoints, options, statistics. Its only
 // interface is NICID. Close closes the endpoints that were made on it. gVisor promises no compatibility between its
 // versions, so this module promises none for Stack and NICID.
+//
+// Code that handles packets in gVisor, such as a transport handler, must not take a packet for one piece of memory. The
+// headers of a packet that arrived lie in one view and the payload in others, so header.UDP(p.Network().Payload()) panics
+// on a datagram. Read the transport header with p.TransportHeader().Slice() and the payload with p.Data(). Copy what
+// must outlive the call. Several segments of a TCP connection may arrive as one packet, larger than the MTU, whose TCP
+// checksum is that of its first segment: the Net has checked the checksum of each segment.
+//
+// Do not remove or disable the interface, because the Net has no other. gVisor's log lines about packets of a Net are not
+// written to standard error. A program that calls SetTarget of gVisor's package log gets all lines.
 func (n *Net) Stack() *stack.Stack { return n.stack }
 
 // Stats counts the packets that a Net dropped since New. It is a comparable value. gVisor counts its own drops in
