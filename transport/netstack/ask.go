@@ -298,7 +298,7 @@ func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience tim
 	return nil, r.failure(f, nil)
 }
 
-// note keeps that a server is asked or, with an error, what it said.
+// note records that a server is asked or, with an error, what it said.
 func (r *resolver) note(f *flight, server int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -311,7 +311,7 @@ func (r *resolver) note(f *flight, server int, err error) {
 	}
 }
 
-// credit keeps that a server has answered, and that those that were asked before it are bad. A server that was asked
+// credit records that a server has answered, and that those that were asked before it are bad. A server that was asked
 // after it is bad only if it said that it failed.
 func (r *resolver) credit(f *flight, server int) {
 	r.mu.Lock()

@@ -168,11 +168,11 @@ func TestLookupEnds(t *testing.T) {
 	}{
 		{"cancelled", 0, func(t *testing.T) (context.Context, context.CancelFunc) {
 			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(20*time.Millisecond, cancel)
+			time.AfterFunc(quick, cancel)
 			return ctx, cancel
 		}, false, context.Canceled, false, false, "operation was canceled"},
 		{"deadline", 0, func(t *testing.T) (context.Context, context.CancelFunc) {
-			return context.WithTimeout(t.Context(), 20*time.Millisecond)
+			return context.WithTimeout(t.Context(), quick)
 		}, false, context.DeadlineExceeded, true, true, "i/o timeout"},
 		{"closed", 0, nil, true, net.ErrClosed, false, false, "closed"},
 		{"DNSTimeout", 20 * time.Millisecond, nil, false, nil, true, true, "no answer"},

@@ -16,7 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// evil is an address that no honest server gives.
+// evil is the address that only forged answers give.
 var evil = netip.MustParseAddr("10.66.66.66")
 
 // forge turns q into an answer that says evil, with one thing wrong.

@@ -22,7 +22,7 @@ type dnsServer struct {
 	asked []question
 }
 
-// A behaviour answers q by any number of calls of reply.
+// A behaviour answers q with any number of calls of reply.
 type behaviour func(q *dnsmessage.Message, overTCP bool, reply func([]byte))
 
 func (s *dnsServer) become(b behaviour) {
@@ -302,7 +302,7 @@ var lame = answers(zone{}, func(m *dnsmessage.Message) {
 	m.Authorities = []dnsmessage.Resource{resource("test.", 60, &dnsmessage.NSResource{NS: dnsName("ns.elsewhere.")})}
 })
 
-// garbage repeats the question and then sends what is no record.
+// garbage repeats the question and then sends bytes that are not a record.
 func garbage(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 	testZone.answer(q)
 	b := packed(q, overTCP)

@@ -87,7 +87,8 @@ type result struct {
 	number int
 }
 
-// begin begins the next attempt, and reports whether there is one. An ended ctx lets none begin.
+// begin begins the next attempt, and reports whether there is one. It begins no further attempt when ctx has
+// ended.
 func (r *race) begin(ctx context.Context) bool {
 	if len(r.pending) == 0 || r.running == maxAttempts || ctx.Err() != nil && r.begun > 0 {
 		return false
@@ -109,7 +110,7 @@ func (r *race) begin(ctx context.Context) bool {
 	return true
 }
 
-// lost takes note of an attempt that failed.
+// lost records that an attempt failed.
 func (r *race) lost(x result) {
 	r.running--
 	if r.err == nil || x.number < r.first {
