@@ -2,6 +2,7 @@ package uapi
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -28,8 +29,8 @@ type lineReader struct {
 	ended bool // whether the empty line was read
 }
 
-// next returns the next line without its end, borrowed until the next call. The line is empty at the end of the
-// request. At the end of the input the error wraps errEnd.
+// next returns the next line without its end, which is LF or CR LF, borrowed until the next call. The line is empty at
+// the end of the request. At the end of the input the error wraps errEnd.
 func (l *lineReader) next() ([]byte, error) {
 	l.n++
 	line, err := l.r.ReadSlice('\n')
@@ -47,7 +48,7 @@ func (l *lineReader) next() ([]byte, error) {
 		return nil, l.errorf(errnoTooBig, "more than %d bytes of requests are being read: send less at a time", l.limit)
 	}
 	if err == nil {
-		line = line[:len(line)-1]
+		line = bytes.TrimSuffix(line[:len(line)-1], []byte("\r"))
 		l.ended = len(line) == 0
 	}
 	return line, nil
@@ -60,7 +61,7 @@ func (l *lineReader) skip() error {
 		if err != nil && err != bufio.ErrBufferFull {
 			return err
 		}
-		l.ended = !l.cut && len(line) == 1 && err == nil
+		l.ended = !l.cut && err == nil && (string(line) == "\n" || string(line) == "\r\n")
 		l.cut = err != nil
 	}
 	return nil

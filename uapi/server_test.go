@@ -82,7 +82,8 @@ func TestServerPipelined(t *testing.T) {
 		"set=1\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" + // what is left of the line is no empty line
 		"set=1\nx\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" +
 		"get=1\nmore\n\n" +
-		"set=1\nfwmark=3\n\n" +
+		"set=1\r\nfwmark=3\r\n\r\n" + // as some clients end lines
+		"set=1\nno equals sign\nfwmark=9\r\n\r\n" +
 		"set=1\n\n" +
 		"get=1\n\n"
 	answers := "errno=0\n\n" +
@@ -91,6 +92,7 @@ func TestServerPipelined(t *testing.T) {
 		strings.Repeat(fmt.Sprintf("errno=-%d\n\n", errnoProtocol), 4) +
 		fmt.Sprintf("errno=-%d\n\n", errnoInvalid) +
 		"errno=0\n\n" +
+		fmt.Sprintf("errno=-%d\n\n", errnoProtocol) +
 		"errno=0\n\n" +
 		"fwmark=3\nerrno=0\n\n"
 	c := dial()
@@ -119,7 +121,7 @@ func TestServerPipelined(t *testing.T) {
 // TestServerUnknownOperation: what is no request is answered, and ends the connection.
 func TestServerUnknownOperation(t *testing.T) {
 	dial := serve(t, &Server{Device: newDown(t)})
-	for _, request := range []string{"\n", "get=2\n", "set=0\n", "fwmark=1\n", "GET / HTTP/1.1\r\n", "get=1\r\n", strings.Repeat("x", maxLine) + "\n"} {
+	for _, request := range []string{"\n", "get=2\n", "set=0\n", "fwmark=1\n", "GET / HTTP/1.1\r\n", "get=1\r\r\n", strings.Repeat("x", maxLine) + "\n"} {
 		c := dial()
 		c.send(request)
 		c.wants(fmt.Sprintf("errno=-%d\n\n", errnoProtocol))

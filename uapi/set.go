@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -73,9 +74,13 @@ func (q *request) apply(d *wireguard.Device) error {
 	return nil
 }
 
-// peersToChange returns the changes without self, because wg(8) expects a device to ignore its own key. With replace,
-// it removes the named peers first, because a Change alone would let them keep their sessions.
+// peersToChange returns the changes without self, because wg(8) expects a device to ignore its own key, and without the
+// zero key: the kernel's module takes a peer with that key, which can never have a session. With replace, it removes
+// the named peers first, because a Change alone would let them keep their sessions.
 func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, replace bool) (all []wireguard.PeerChange) {
+	named = slices.DeleteFunc(named, func(c wireguard.PeerChange) bool {
+		return c.PublicKey.IsZero() || c.PublicKey == self
+	})
 	if replace {
 		all = make([]wireguard.PeerChange, 0, 2*len(named))
 		seen := make(map[wireguard.PublicKey]bool, len(named))
@@ -86,12 +91,7 @@ func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, repla
 			}
 		}
 	}
-	for i := range named {
-		if self.IsZero() || named[i].PublicKey != self {
-			all = append(all, named[i])
-		}
-	}
-	return all
+	return append(all, named...)
 }
 
 var (
@@ -101,7 +101,6 @@ var (
 	errPeerKey   = errors.New("this is a key of a peer; write it after a public_key")
 	errTrue      = errors.New("want true, or leave the line out")
 	errKey       = errors.New("want a key: 64 hexadecimal digits")
-	errZeroKey   = errors.New("the public key is all zero; want a peer's key")
 	errPort      = errors.New("want a port from 0 to 65535")
 	errMark      = errors.New("want a mark from 0 to 4294967295, in decimal")
 	errInterval  = errors.New("want seconds from 0 to 65535")
@@ -242,9 +241,6 @@ func (q *request) beginBlock(value []byte) error {
 	var key wireguard.PublicKey
 	if err := parseKey((*[32]byte)(&key), value); err != nil {
 		return err
-	}
-	if key.IsZero() {
-		return errZeroKey
 	}
 	q.change.Peers = append(q.change.Peers, wireguard.PeerChange{PublicKey: key})
 	return nil

@@ -69,7 +69,6 @@ var badLines = []struct {
 	{"public_key=" + secret + "0", errnoInvalid},
 	{"public_key=" + secret[1:], errnoInvalid},
 	{"public_key=x" + secret[1:], errnoInvalid},
-	{"public_key=" + hexKey(0), errnoInvalid},
 	{"public_key= " + secret, errnoInvalid},
 	{strings.Repeat("x", maxLine), errnoProtocol},
 	{"public_key=" + strings.Repeat(secret, 2000), errnoProtocol},
@@ -369,6 +368,28 @@ func TestSetOwnKey(t *testing.T) {
 		t.Error("a key of zeros leaves the device its identity")
 	}
 	peers(public(2), key.Public())
+}
+
+// TestSetZeroKey: a peer with the zero key is taken, as the kernel's module takes it, and does nothing.
+func TestSetZeroKey(t *testing.T) {
+	d := newDown(t)
+	set(t, d, "public_key="+hexKey(1)+"\nallowed_ip=10.0.0.0/8\n")
+	for _, request := range []string{
+		"public_key=" + hexKey(0) + "\nallowed_ip=10.0.0.0/8\npersistent_keepalive_interval=1\n",
+		"public_key=" + hexKey(0) + "\nremove=true\n",
+	} {
+		set(t, d, request)
+		if k, ok := d.Route(netip.MustParseAddr("10.0.0.1")); !ok || k != public(1) {
+			t.Errorf("the prefix is routed to %v, %t after\n%swant it with its peer", k, ok, request)
+		}
+		if n := d.Status().Peers; n != 1 {
+			t.Errorf("%d peers after\n%swant 1", n, request)
+		}
+	}
+	set(t, d, "replace_peers=true\npublic_key="+hexKey(0)+"\n")
+	if n := d.Status().Peers; n != 0 {
+		t.Errorf("%d peers are left of those that were replaced", n)
+	}
 }
 
 // TestSetReadsNoFurther: of a bufio.Reader one request is read and no more. (A second request that was pipelined got lost
