@@ -19,22 +19,21 @@ type TCPConn struct {
 	socket
 	local, remote *net.TCPAddr
 
-	readMu  sync.Mutex // held during a Read; guards the next two fields
-	into    tcpip.SliceWriter
-	unmoved int // bytes read since the receive buffer was last reconsidered
+	memory *portion
+
+	readMu sync.Mutex // held during a Read; guards the next two fields
+	into   tcpip.SliceWriter
+	growth growth
 
 	writeMu sync.Mutex    // held during a Write, so that its bytes stay together; guards from
 	from    *bytes.Reader // allocated separately, since gVisor remembers the last reader
 }
 
-// moderateEvery is how many bytes Read reads before it asks gVisor to reconsider the size of the receive buffer. The
-// question takes the connection's lock.
-const moderateEvery = 128 << 10
-
 // newTCPConn returns a connection that owns ep. network is as in net.OpError.
 func newTCPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, probes net.KeepAliveConfig) *TCPConn {
 	c := &TCPConn{from: new(bytes.Reader)}
 	c.init(n, network, ep, q)
+	c.memory = n.budget.open(ep, q, n.mtu)
 	if probes.Enable {
 		_ = setKeepAlive(ep, probes) // gVisor accepts every value
 		ep.SocketOptions().SetKeepAlive(true)
@@ -71,9 +70,9 @@ func (c *TCPConn) read(b []byte) (int, error) {
 		c.into = nil
 		switch err.(type) {
 		case nil:
-			if c.unmoved += res.Count; c.unmoved >= moderateEvery {
-				c.ep.ModerateRecvBuf(c.unmoved)
-				c.unmoved = 0
+			c.memory.touch()
+			if size := c.memory.recv.size.Load(); c.growth.read(res.Count, size) {
+				c.memory.growRecv(c.growth.want(size, measuredTrip(c.ep)))
 			}
 			return res.Count, nil
 		case *tcpip.ErrWouldBlock:
@@ -111,8 +110,12 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 		n += int(m)
 		switch err.(type) {
 		case nil:
+			c.memory.touch()
 			continue
 		case *tcpip.ErrWouldBlock:
+			if c.memory.growSend(sendNeed(c.ep, c.net.mtu)) {
+				continue
+			}
 		default:
 			return n, c.failure("write", err)
 		}
@@ -125,9 +128,11 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 
 // Close closes the connection. Data that was written is still delivered. Closing again fails with net.ErrClosed.
 func (c *TCPConn) Close() error {
+	empty := c.memory.fits(0)
 	if !c.close() {
 		return c.wrap("close", net.ErrClosed)
 	}
+	c.memory.leave(empty)
 	return nil
 }
 
@@ -183,14 +188,15 @@ func (c *TCPConn) SetLinger(sec int) error {
 }
 
 // SetReadBuffer sets the size of the receive buffer, in bytes, to at least 4 KiB. From then on the size does not adapt to the
-// path.
+// path. It is smaller if Config.Memory does not suffice.
 func (c *TCPConn) SetReadBuffer(bytes int) error {
-	return c.option(func(o *tcpip.SocketOptions) { o.SetReceiveBufferSize(int64(max(bytes, minReadBuffer)), true) })
+	return c.option(func(*tcpip.SocketOptions) { c.memory.fixRecv(int64(max(bytes, minReadBuffer))) })
 }
 
-// SetWriteBuffer sets the size of the send buffer, in bytes.
+// SetWriteBuffer sets the size of the send buffer, in bytes. From then on the size does not adapt to the path. It is smaller
+// if Config.Memory does not suffice.
 func (c *TCPConn) SetWriteBuffer(bytes int) error {
-	return c.option(func(o *tcpip.SocketOptions) { o.SetSendBufferSize(int64(bytes), true) })
+	return c.option(func(*tcpip.SocketOptions) { c.memory.fixSend(int64(bytes)) })
 }
 
 func (c *TCPConn) option(set func(*tcpip.SocketOptions)) error {
@@ -213,14 +219,18 @@ func (c *TCPConn) writeTo(w io.Writer) (total int64, err error) {
 		if err := c.waitReadable(); err != nil {
 			return total, c.wrap("read", err)
 		}
-		b := copyBuffers.Get().(*[copyBuffer]byte)
-		n, rerr := c.Read(b[:])
+		pool := &copyBuffers
+		if c.memory.recv.size.Load() <= smallBuffer {
+			pool = &smallBuffers
+		}
+		b := pool.Get().(*[]byte)
+		n, rerr := c.Read(*b)
 		var m int
 		var werr error
 		if n > 0 {
-			m, werr = w.Write(b[:n])
+			m, werr = w.Write((*b)[:n])
 		}
-		copyBuffers.Put(b)
+		pool.Put(b)
 		total += int64(m)
 		switch {
 		case werr != nil:
@@ -267,11 +277,13 @@ func (c *TCPConn) MultipathTCP() (bool, error) { return false, nil }
 
 const (
 	copyBuffer  = 128 << 10
+	smallBuffer = 32 << 10 // for connections with no more to read at a time
 	relayBuffer = 32 << 10 // held also while the reader has nothing, as io.Copy does
 )
 
 var (
-	copyBuffers  = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
+	copyBuffers  = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallBuffer); return &b }}
 	relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
 )
 

@@ -48,17 +48,18 @@ type link struct {
 	mtu   int
 	owner *Net
 
-	mu     sync.Mutex // guards the rest of this group; innermost
-	exit   *exit      // nil until attached
-	busy   bool       // a goroutine has the turn
-	refuse bool       // senders of data no longer wait
-	closed bool
-	queue  []*stack.PacketBuffer // in order; each holds a reference
-	spare  []*stack.PacketBuffer // the memory of the previous queue
-	queued int                   // bytes in queue, with their overhead
-	room   sync.Cond             // the queue got shorter, or refuse was set
-	signal chan struct{}         // closed at the same time, for datagrams; nil while none waits
-	acks   acks
+	mu      sync.Mutex // guards the rest of this group; innermost
+	exit    *exit      // nil until attached
+	busy    bool       // a goroutine has the turn
+	refuse  bool       // senders of data no longer wait
+	closed  bool
+	queue   []*stack.PacketBuffer // in order; each holds a reference
+	spare   []*stack.PacketBuffer // the memory of the previous queue
+	queued  int                   // bytes in queue, with their overhead
+	waiters []chan struct{}       // senders that wait for room, in order; each has room for one element
+	placing bool                  // a sender has left waiters and does not run yet
+	signal  chan struct{}         // closed when there may be room for datagrams; nil while none waits
+	acks    acks
 
 	running sync.WaitGroup // drain, endHold and deliverErrors
 
@@ -72,10 +73,11 @@ type link struct {
 }
 
 func newLink(mtu int, owner *Net) *link {
-	l := &link{mtu: mtu, owner: owner}
-	l.room.L = &l.mu
-	return l
+	return &link{mtu: mtu, owner: owner}
 }
+
+// waiterPool has the channels of link.waiters.
+var waiterPool = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
 
 // attach opens the outbound path. A second device replaces the first.
 func (l *link) attach(o outlet) {
@@ -88,6 +90,7 @@ func (l *link) attach(o outlet) {
 // WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
+	noteHoles(p)
 	l.mu.Lock()
 	if err := l.usable(); err != nil {
 		l.mu.Unlock()
@@ -97,14 +100,15 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 		l.mu.Unlock()
 		return nil
 	}
-	for l.busy {
-		if queued, err := l.enqueue(p); queued || err != nil {
+	for placed := false; l.busy; placed = true {
+		if queued, err := l.enqueue(p, placed); queued || err != nil {
 			l.mu.Unlock()
 			return err
 		}
 	}
 	x := l.exit
 	l.busy = true
+	l.place()
 	l.mu.Unlock()
 
 	x.put(p)
@@ -113,6 +117,7 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	l.mu.Lock()
 	if len(l.queue) == 0 {
 		l.busy = false
+		l.wake()
 	} else {
 		l.running.Add(1) // with the turn held, which close waits for
 		go l.drain()
@@ -121,20 +126,46 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	return nil
 }
 
-// enqueue leaves p for the holder of the turn. If the queue is full and p may wait, it waits for room and then reports
-// false, because the turn may be free. l.mu is held, except during the wait.
-func (l *link) enqueue(p *stack.PacketBuffer) (queued bool, err tcpip.Error) {
-	if isTCPData(p) && !l.refuse {
-		if l.queued >= maxQueued {
-			l.room.Wait()
-			return false, l.usable()
+// enqueue leaves p for the holder of the turn. If p may wait, and the queue is full or others wait, it waits for its place
+// and then reports false, because the turn may be free. Senders get a place in the order in which they came, and each
+// gives the next one its place. placed says that p has its place. l.mu is held, except during the wait.
+func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcpip.Error) {
+	switch {
+	case !isTCPData(p) || l.refuse:
+		if l.queued >= maxQueuedUrgent {
+			l.drops.full.Add(1)
+			return false, &tcpip.ErrNoBufferSpace{}
 		}
-	} else if l.queued >= maxQueuedUrgent {
-		l.drops.full.Add(1)
-		return false, &tcpip.ErrNoBufferSpace{}
+	case !placed && (l.queued >= maxQueued || l.placing || len(l.waiters) > 0):
+		w := waiterPool.Get().(chan struct{})
+		l.waiters = append(l.waiters, w)
+		l.mu.Unlock()
+		<-w
+		waiterPool.Put(w)
+		l.mu.Lock()
+		l.placing = false
+		err := l.usable()
+		if err != nil || l.refuse {
+			l.place() // the order no longer matters
+		}
+		return false, err
 	}
 	l.push(p.IncRef())
+	l.place()
 	return true, nil
+}
+
+// place gives the first sender that waits its place, if there is room or the turn is free. One sender at a time has a place
+// that it has not taken yet. l.mu is held.
+func (l *link) place() {
+	if l.placing || len(l.waiters) == 0 || l.busy && l.queued >= maxQueued && !l.refuse {
+		return
+	}
+	l.placing = true
+	w := l.waiters[0]
+	l.waiters[0] = nil
+	l.waiters = l.waiters[1:]
+	w <- struct{}{}
 }
 
 // push appends p to the queue, which takes a reference. l.mu is held.
@@ -168,6 +199,7 @@ func (l *link) drain() {
 		l.mu.Lock()
 		if len(l.queue) == 0 {
 			l.busy = false
+			l.wake()
 			if cap(l.queue) > maxSpare {
 				l.queue = nil
 			}
@@ -209,9 +241,9 @@ func (l *link) full() <-chan struct{} {
 	return l.signal
 }
 
-// wake wakes all senders that wait for room. l.mu is held.
+// wake wakes the first sender that waits for room, and all datagrams. l.mu is held.
 func (l *link) wake() {
-	l.room.Broadcast()
+	l.place()
 	if l.signal != nil {
 		close(l.signal)
 		l.signal = nil

@@ -143,6 +143,41 @@ func TestRoom(t *testing.T) {
 	}
 }
 
+// TestRoomInOrder has senders wait for room one after another: their data is sent in that order, and in full batches.
+func TestRoomInOrder(t *testing.T) {
+	const senders = 50 // fewer than the elements of gate.entered
+	g, l := newGate(), newLink(1420, nil)
+	l.attach(g)
+	var wg sync.WaitGroup
+	wg.Go(func() { l.write(t, numbered(0, 1000)) })
+	<-g.entered
+	sent := 1
+	for l.queued < maxQueued {
+		l.write(t, numbered(sent, 60000))
+		sent++
+	}
+	waiting := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.waiters)
+	}
+	for i := range senders {
+		wg.Go(func() { l.write(t, numbered(sent+i, 60000)) })
+		for waiting() <= i {
+			time.Sleep(10 * time.Microsecond)
+		}
+	}
+	close(g.leave)
+	wg.Wait()
+	l.running.Wait()
+	if len(g.numbers) != sent+senders || !slices.IsSorted(g.numbers) {
+		t.Errorf("%d of %d packets were sent, in the order %v", len(g.numbers), sent+senders, g.numbers)
+	}
+	if len(l.waiters) != 0 || l.placing || l.busy {
+		t.Errorf("%d senders wait, a place is not taken: %v, the turn is taken: %v", len(l.waiters), l.placing, l.busy)
+	}
+}
+
 // TestRoomClosed has data wait for room when the link is closed, while Send does not return.
 func TestRoomClosed(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)

@@ -128,6 +128,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 		if err := n.places.take(l.place); err != nil {
 			return err
 		}
+		ep.SocketOptions().SetReceiveBufferSize(waitingRecv, false)
 		if err := ep.Listen(backlog); err != nil {
 			n.places.free(l.place)
 			return systemError("listen", err)

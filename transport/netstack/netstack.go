@@ -21,6 +21,7 @@
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
 // files dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
 // for names. group.go joins multicast groups. place.go and refuse.go hold what the Net refuses before it sends a packet.
+// memory.go and growth.go decide how large the buffers of TCP are.
 package netstack
 
 import (
@@ -74,6 +75,11 @@ type Config struct {
 	// MTU is the size of the largest packet, in bytes: 576 to 65535, and at least 1280 with an IPv6 address. Zero means 1420,
 	// which leaves room for WireGuard's overhead in a packet of 1500 bytes over IPv4 and IPv6.
 	MTU int
+
+	// Memory is a budget for the buffers of all TCP connections of the Net, in bytes: at least 1 MiB. Zero means 64 MiB. A
+	// single busy connection may use all of it, and many share it. Idle connections give theirs to those that need it. Every
+	// connection has at least 24 KiB, even if that exceeds the budget. SetReadBuffer and SetWriteBuffer are bound by it, too.
+	Memory int
 }
 
 const (
@@ -127,6 +133,9 @@ func (c *Config) check() error {
 	if c.DNSTimeout < 0 {
 		wrong("Config.DNSTimeout is %v: want a time, or 0 for %v", c.DNSTimeout, defaultDNSTimeout)
 	}
+	if m := c.memory(); m < minMemory {
+		wrong("Config.Memory is %d bytes: want at least %d (1 MiB), or 0 for %d (64 MiB)", m, minMemory, defaultMemory)
+	}
 	switch mtu := c.mtu(); {
 	case mtu < minMTU || mtu > maxMTU:
 		wrong("Config.MTU is %d: want %d to %d, or 0 for %d", mtu, minMTU, maxMTU, defaultMTU)
@@ -152,6 +161,7 @@ type Net struct {
 	resolver resolver
 	pings    pings
 	places   places
+	budget   *budget
 
 	life sync.RWMutex // read-held while an endpoint is made; write-held to close done
 	done chan struct{}
@@ -173,6 +183,8 @@ func New(c Config) (*Net, error) {
 		mtu:   c.mtu(),
 		addrs: append([]netip.Addr(nil), c.Addresses...),
 		done:  make(chan struct{}),
+
+		budget: newBudget(c.memory()),
 	}
 	n.resolver.init(n, &c)
 	if err := n.setUp(); err != nil {
@@ -219,12 +231,10 @@ func (n *Net) setUp() error {
 }
 
 const (
-	// maxBuffer is the largest size of a connection's receive buffer, and of its send buffer, in bytes.
-	maxBuffer = 8 << 20
 	// minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in
-	// units of the scale that maxBuffer needs, which are at most maxBuffer/32768. A buffer that announced less than two
-	// units would stop its connection; see lowerSYN.
-	minReadBuffer = max(tcp.MinBufferSize, maxBuffer>>12)
+	// units of at most 512 bytes; see maxWindow. A buffer that announced less than two units would
+	// stop its connection; see lowerSYN.
+	minReadBuffer = tcp.MinBufferSize
 )
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
@@ -233,20 +243,23 @@ func (n *Net) tune() error {
 	var (
 		// With 20 ms of delay and 0.01 % loss, CUBIC carries 370 Mbit/s and Reno 62. Elsewhere they are equal.
 		congestion = tcpip.CongestionControlOption("cubic")
-		// At most half the receive buffer is in flight. With 100 ms of delay, 8 MiB carry 220 Mbit/s, and the default
-		// of 4 MiB half of that. Buffers begin at 1 MiB and grow if the path is long.
-		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: minReadBuffer, Default: tcp.DefaultReceiveBufferSize, Max: maxBuffer}
-		send    = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultSendBufferSize, Max: maxBuffer}
+		// gVisor derives the unit of windows from the largest receive buffer. Otherwise these sizes are for endpoints that
+		// the user makes on Stack, and for the handshake of a dialed connection. See budget for all other connections.
+		limit   = n.budget.windowLimit()
+		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: minReadBuffer, Default: 64 << 10, Max: limit}
+		send    = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 64 << 10, Max: limit}
 		// After this end closes a connection first, the stack keeps its state (7 KiB) for this long instead of a
 		// minute. If no other port is free, it reuses the connection's port earlier. Otherwise several hundred
 		// connections a second to one server would use up all ports.
 		wait  = tcpip.TCPTimeWaitTimeoutOption(10 * time.Second)
 		reuse = tcpip.TCPTimeWaitReuseGlobal
 	)
-	// RACK stays on, as in gVisor. Without it, bulk is 3 to 6 % faster if nothing is lost and a round trip takes
-	// microseconds, but 10 to 100 % slower if 0.3 to 3 % is lost. SACK stays on too. Its option costs 28 bytes of each
-	// segment.
-	for _, o := range []tcpip.SettableTransportProtocolOption{&congestion, &receive, &send, &wait, &reuse} {
+	// RACK is off. After a timeout in the midst of a large flight, gVisor's RACK marks the whole flight as lost and enters
+	// recovery, but the count of outstanding segments ignores these marks. So it sends nothing until the next timeout, and
+	// then only two segments per timeout. Without RACK, recovery follows RFC 6675. SACK stays on. Its option costs 28 bytes
+	// of each segment.
+	recovery := tcpip.TCPRecovery(0)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&congestion, &receive, &send, &wait, &reuse, &recovery} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("netstack: %w", systemError(fmt.Sprintf("%T", o), err))
 		}
@@ -281,14 +294,18 @@ func (n *Net) MTU() int { return n.mtu }
 // written to standard error. A program that calls SetTarget of gVisor's package log gets all lines.
 func (n *Net) Stack() *stack.Stack { return n.stack }
 
-// Stats counts the packets that a Net dropped since New. It is a comparable value. gVisor counts its own drops in
-// Stack().Stats().
+// Stats counts the packets that a Net dropped since New, and the memory of its connections. It is a comparable value.
+// gVisor counts its own drops in Stack().Stats().
 type Stats struct {
 	Detached  uint64 // packets to send, dropped because no device was attached
 	Full      uint64 // packets to send, dropped because the queue was full and their sender cannot wait
 	Malformed uint64 // packets received and dropped: not a whole IP, TCP or UDP packet, or with an IPv4 loopback address
 	Checksum  uint64 // packets received and dropped because of the checksum of IPv4, TCP or UDP
 	Errors    uint64 // ICMP errors, and packets that may hide one, received and dropped because too many others waited
+
+	// Memory is how many bytes of Config.Memory the buffers of TCP connections may fill now. It falls when connections close,
+	// and when idle ones give theirs to others.
+	Memory uint64
 }
 
 // Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
@@ -296,7 +313,7 @@ func (n *Net) Stats() Stats {
 	d := &n.link.drops
 	return Stats{
 		Detached: d.detached.Load(), Full: d.full.Load(), Malformed: d.malformed.Load(),
-		Checksum: d.checksum.Load(), Errors: d.errors.Load(),
+		Checksum: d.checksum.Load(), Errors: d.errors.Load(), Memory: n.budget.used(),
 	}
 }
 

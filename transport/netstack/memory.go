@@ -1,0 +1,428 @@
+package netstack
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+const (
+	defaultMemory = 64 << 20
+	minMemory     = 1 << 20
+
+	// floorRecv and floorSend are the buffers, in bytes, that every connection has. With 2,000 busy connections between two
+	// Nets, 8 and 4 KiB cost twice the processor time per byte.
+	floorRecv = 16 << 10
+	floorSend = 8 << 10
+	// waitingRecv is the receive buffer of a connection that waits for Accept, which the budget does not count. A listener may
+	// have 4,096 of them.
+	waitingRecv = 8 << 10
+	// firstRecv and firstSend are the buffers of a new connection while few exist. With less, a new connection would fill its
+	// window before Read has measured the path.
+	firstRecv = 256 << 10
+	firstSend = 128 << 10
+	// noSACKRecv is the largest receive buffer of a connection without selective acknowledgements; see portion.holes.
+	noSACKRecv = 64 << 10
+	// maxWindow is the largest window that a connection announces, in bytes. Its unit is then 512 bytes, which is less than
+	// any full segment. A window is at most half of the receive buffer.
+	maxWindow = 65535 << 9
+
+	epoch   = time.Second // a connection that nobody used for one or two epochs is idle
+	perLook = 16          // connections that one call of reclaim looks at
+	maxSkip = 256         // refused calls of grow between two calls of reclaim that found nothing
+)
+
+// A budget divides Config.Memory among the TCP connections of a Net.
+//
+// It counts buffer sizes, and not the bytes in the buffers, because gVisor accepts whatever fits into a buffer, and counts
+// the memory of short and of out-of-order segments against its size. Every connection has its floor. What a connection has
+// beyond that is its extra. Read and Write ask for more when the path needs it. A refusal makes the budget take back extras
+// from connections that are idle, or that have more than a fair part.
+//
+// mu is taken outside the packets' paths: when a connection is made or closed, at most once per round trip by Read, and when
+// Write would wait. Some of gVisor's leaf locks are taken with it held, but never the lock of a connection.
+type budget struct {
+	total int64
+
+	epoch atomic.Uint32 // counts epochs in which a connection asked for memory
+	awake atomic.Int64  // connections that were used in this epoch
+
+	mu       sync.Mutex // guards the rest, and the fields of portions that say so
+	portions []*portion
+	floors   int64 // bytes
+	extra    int64 // bytes that all connections have beyond their floors
+	hand     int   // where reclaim continues in portions
+	skip     int   // refusals to ignore before the next reclaim
+	wait     int   // how many to ignore after the next reclaim in vain
+	before   int64 // connections that were used in the epoch before
+	epochAt  time.Time
+}
+
+// A portion is what one connection has of the budget. gVisor knows it as the owner of the connection's packets, which leads
+// the link from a packet to its connection.
+type portion struct {
+	budget *budget
+	ep     tcpip.Endpoint
+	queue  *waiter.Queue
+	index  int // in budget.portions; guarded by budget.mu; -1 after release
+
+	recv, send buf          // guarded by budget.mu, except for atomic fields
+	leaving    bool         // the connection is closed, but still has bytes to send; guarded by budget.mu
+	gone       waiter.Entry // releases the portion of a closed connection
+
+	noSACK bool // the other end does not know selective acknowledgements
+	// holes says that the endpoint holds out-of-order segments. The link copies it from each segment that the connection
+	// sends, because gVisor sends selective acknowledgements if and only if it holds such segments.
+	holes   atomic.Bool
+	touched atomic.Uint32 // the budget's epoch when bytes were last read or written
+}
+
+// A buf is a portion's receive or send buffer. All sizes are bytes.
+type buf struct {
+	floor    int64
+	reserved int64        // what the budget counts; more than size while the buffer may hold more
+	size     atomic.Int64 // the size that the endpoint has
+	fixed    atomic.Bool  // the user set the size
+}
+
+func (b *buf) extra() int64 { return b.reserved - b.floor }
+
+// have returns the extra of both buffers. budget.mu is held.
+func (s *portion) have() int64 { return s.recv.extra() + s.send.extra() }
+
+func (c *Config) memory() int64 {
+	if c.Memory == 0 {
+		return defaultMemory
+	}
+	return int64(c.Memory)
+}
+
+func newBudget(total int64) *budget {
+	return &budget{total: total, epochAt: time.Now()}
+}
+
+// windowLimit returns the receive buffer size that gVisor derives the unit of windows from.
+func (b *budget) windowLimit() int { return int(min(b.total/2, maxWindow)) }
+
+// free returns how many bytes connections may get beyond their floors. A quarter of the budget is for that, even if the
+// floors of many connections exceed the rest. b.mu is held.
+func (b *budget) free() int64 { return max(b.total-b.floors, b.total/4) - b.extra }
+
+// fair returns the extra that each connection may have. A few connections in use may have everything. The more there are,
+// the larger the part that stays free for new ones, since these would otherwise wait until reclaim finds something for them.
+// b.mu is held.
+func (b *budget) fair() int64 {
+	const many = 64 // that number of connections may have half of the budget
+	n := max(b.awake.Load(), b.before, 1)
+	return b.total / n * many / (n + many)
+}
+
+// open adds a connection to the budget and sets the sizes of its buffers.
+func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int) *portion {
+	s := &portion{budget: b, ep: ep, queue: q}
+	s.recv.floor = max(floorRecv, int64(4*mtu))
+	s.send.floor = max(floorSend, int64(2*mtu))
+	if e, ok := ep.(*tcp.Endpoint); ok {
+		e.LockUser()
+		e.SetOwner(s)
+		s.noSACK = !e.SACKPermitted
+		e.UnlockUser()
+	}
+	s.touched.Store(b.epoch.Load())
+	b.awake.Add(1)
+
+	b.mu.Lock()
+	s.index = len(b.portions)
+	b.portions = append(b.portions, s)
+	b.floors += s.recv.floor + s.send.floor
+	s.recv.reserved, s.send.reserved = s.recv.floor, s.send.floor
+	part := b.total / 64 / int64(len(b.portions))
+	recv := b.grant(s, &s.recv, max(min(part, firstRecv), s.recv.floor))
+	send := b.grant(s, &s.send, max(min(part/2, firstSend), s.send.floor))
+	b.mu.Unlock()
+
+	// The notifications make gVisor leave the sizes alone from now on.
+	s.recv.size.Store(recv)
+	s.send.size.Store(send)
+	ep.SocketOptions().SetReceiveBufferSize(recv, true)
+	ep.SocketOptions().SetSendBufferSize(send, true)
+	return s
+}
+
+// grant reserves up to want bytes for f, and returns how many f may have. b.mu is held.
+func (b *budget) grant(s *portion, f *buf, want int64) int64 {
+	if f == &s.recv && s.noSACK {
+		want = min(want, noSACKRecv)
+	}
+	have := s.have()
+	more := min(want-f.reserved, b.fair()-have, b.free())
+	if more > 0 {
+		f.reserved += more
+		b.extra += more
+	}
+	return min(want, f.reserved)
+}
+
+// grow returns how many bytes f may have, at most want. It takes memory back from other connections if that is less.
+func (b *budget) grow(s *portion, f *buf, want int64) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.index < 0 {
+		return f.size.Load()
+	}
+	if now := time.Now(); now.Sub(b.epochAt) >= epoch {
+		b.epochAt = now
+		b.epoch.Add(1)
+		b.before = b.awake.Swap(0)
+	}
+	got := b.grant(s, f, want)
+	if got < want && b.reclaim() {
+		got = b.grant(s, f, want)
+	}
+	return got
+}
+
+// reclaim takes memory back from some connections, and reports whether it did. b.mu is held.
+func (b *budget) reclaim() (found bool) {
+	if b.skip > 0 {
+		b.skip--
+		return false
+	}
+	before := b.extra
+	for n := min(perLook, len(b.portions)); n > 0 && len(b.portions) > 0; n-- {
+		b.hand %= len(b.portions)
+		s := b.portions[b.hand]
+		b.hand++
+		b.look(s)
+	}
+	if b.extra < before {
+		b.skip, b.wait = 0, 0
+		return true
+	}
+	b.wait = min(2*b.wait+1, maxSkip)
+	b.skip = b.wait
+	return false
+}
+
+// look takes back what s does not need. b.mu is held.
+func (b *budget) look(s *portion) {
+	have := s.have()
+	if s.leaving {
+		if drained(s.ep) {
+			b.remove(s)
+		}
+		return
+	}
+	if have == 0 {
+		return
+	}
+	switch {
+	case b.epoch.Load()-s.touched.Load() > 1: // idle
+		s.shrinkRecv(0)
+		s.shrinkSend(0)
+	case have > 2*b.fair():
+		s.shrinkRecv(s.recv.extra() / 2)
+		s.shrinkSend(s.send.extra() / 2)
+	default:
+		return
+	}
+	b.extra -= have - s.have()
+}
+
+// shrinkRecv leaves the receive buffer the extra given. The budget counts what the buffer holds until it is read. What the
+// window lets the other end send beyond the new size may be lost, and is sent again.
+func (s *portion) shrinkRecv(extra int64) {
+	f := &s.recv
+	size := f.floor + extra
+	if f.fixed.Load() {
+		return
+	}
+	if f.size.Load() > size {
+		f.size.Store(size)
+		s.ep.SocketOptions().SetReceiveBufferSize(size, false)
+	}
+	if s.ep.Readiness(waiter.ReadableEvents)&waiter.ReadableEvents == 0 && !s.holes.Load() {
+		f.reserved = size
+	}
+}
+
+// shrinkSend does the same for the send buffer, which keeps what it holds until that is acknowledged.
+func (s *portion) shrinkSend(extra int64) {
+	f := &s.send
+	size := f.floor + extra
+	if f.fixed.Load() {
+		return
+	}
+	f.size.Store(min(size, f.size.Load()))
+	if s.fits(f.size.Load()) {
+		f.reserved = size
+	}
+}
+
+// fits reports whether the send buffer holds at most size bytes. Then its size is size.
+func (s *portion) fits(size int64) bool {
+	o := s.ep.SocketOptions()
+	o.SetSendBufferSize(size+1, false)
+	writable := s.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents != 0 // it holds less than its size
+	o.SetSendBufferSize(size, false)
+	return writable
+}
+
+// touch notes that bytes were read or written.
+func (s *portion) touch() {
+	if e := s.budget.epoch.Load(); s.touched.Load() != e && s.touched.Swap(e) != e {
+		s.budget.awake.Add(1)
+	}
+}
+
+// growRecv lets the receive buffer grow up to want bytes, unless the user has set its size.
+func (s *portion) growRecv(want int64) {
+	if want > s.recv.size.Load() && !s.recv.fixed.Load() {
+		s.setRecv(want)
+	}
+}
+
+// growSend lets the send buffer grow up to want bytes, unless the user has set its size. It reports whether it grew.
+func (s *portion) growSend(want int64) bool {
+	before := s.send.size.Load()
+	if want <= before || s.send.fixed.Load() {
+		return false
+	}
+	return s.setSend(want) > before
+}
+
+// fixRecv sets the size of the receive buffer, in bytes, for good.
+func (s *portion) fixRecv(n int64) {
+	s.recv.fixed.Store(true)
+	s.setRecv(max(n, 1))
+}
+
+// fixSend sets the size of the send buffer, in bytes, for good.
+func (s *portion) fixSend(n int64) {
+	s.send.fixed.Store(true)
+	s.setSend(max(n, 1))
+	s.ep.SocketOptions().SetSendBufferSize(s.send.size.Load(), true) // wakes writers
+}
+
+// setRecv gives the receive buffer up to n bytes. gVisor announces the larger window if the other end waits for it, and
+// takes the connection's lock for that, so the budget's lock cannot be held.
+func (s *portion) setRecv(n int64) {
+	f := &s.recv
+	n = s.budget.grow(s, f, n)
+	if n == f.size.Load() {
+		return
+	}
+	f.size.Store(n)
+	s.ep.SocketOptions().SetReceiveBufferSize(n, true)
+
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	if s.index >= 0 && f.reserved < n { // look took it back meanwhile
+		f.size.Store(f.reserved)
+		s.ep.SocketOptions().SetReceiveBufferSize(f.reserved, false)
+	}
+}
+
+// setSend gives the send buffer up to n bytes, and returns how many it has.
+func (s *portion) setSend(n int64) int64 {
+	f := &s.send
+	n = s.budget.grow(s, f, n)
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	if s.index >= 0 {
+		n = min(n, f.reserved)
+		f.size.Store(n)
+		s.ep.SocketOptions().SetSendBufferSize(n, false)
+	}
+	return n
+}
+
+// leave gives the memory of a closed connection back. If its endpoint still has bytes to send, it keeps the part for them
+// until they are acknowledged or given up. empty says that it had none before it was closed.
+func (s *portion) leave(empty bool) {
+	b := s.budget
+	if !empty {
+		s.gone = waiter.NewFunctionEntry(waiter.EventHUp, func(waiter.EventMask) { b.drop(s) })
+		s.queue.EventRegister(&s.gone)
+	}
+	if empty || drained(s.ep) {
+		b.drop(s)
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.index < 0 {
+		return
+	}
+	s.leaving = true
+	b.floors -= s.recv.floor
+	b.extra -= s.recv.extra()
+	s.recv.floor, s.recv.reserved = 0, 0
+}
+
+// drained reports whether all that a closed endpoint had to send is acknowledged or given up.
+func drained(ep tcpip.Endpoint) bool {
+	switch tcp.EndpointState(ep.State()) {
+	case tcp.StateFinWait2, tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
+		return true
+	}
+	return false
+}
+
+// drop removes s from the budget. It may be called again.
+func (b *budget) drop(s *portion) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.remove(s)
+}
+
+// remove is drop with b.mu held.
+func (b *budget) remove(s *portion) {
+	if s.index < 0 {
+		return
+	}
+	last := len(b.portions) - 1
+	b.portions[s.index] = b.portions[last]
+	b.portions[s.index].index = s.index
+	b.portions[last] = nil
+	b.portions = b.portions[:last]
+	s.index = -1
+	b.extra -= s.have()
+	b.floors -= s.recv.floor + s.send.floor
+}
+
+// used returns how many bytes the connections may fill.
+func (b *budget) used() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return uint64(b.floors + b.extra)
+}
+
+// KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would use them.
+func (s *portion) KUID() uint32 { return 0 }
+func (s *portion) KGID() uint32 { return 0 }
+
+// noteHoles notes whether the sender of p, a segment of a connection, holds out-of-order segments. The connection's lock is
+// held, so its segments pass one after another.
+func noteHoles(p *stack.PacketBuffer) {
+	s, ok := p.Owner.(*portion)
+	if !ok {
+		return
+	}
+	const timestamps = 12 // bytes of that option, with two bytes of padding in front
+	options := p.TransportHeader().Slice()
+	if len(options) < header.TCPMinimumSize {
+		return
+	}
+	options = options[header.TCPMinimumSize:]
+	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
+	if s.holes.Load() != holes {
+		s.holes.Store(holes)
+	}
+}
