@@ -3,6 +3,8 @@ package examples
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,10 +17,12 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
 	"github.com/seed-86b749af/wireguard/internal/netlab"
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
@@ -211,6 +215,113 @@ func TestForward(t *testing.T) {
 	refused.says(`10\.0\.0\.1:9: connect: connection refused`)
 }
 
+// A client without root reaches the host's network through the gateway, which has no root either.
+//
+//	client 10.0.0.2 ── tunnel ── gateway 10.0.0.1 ── sockets of the host ── this test, at an address of the host
+func TestGateway(t *testing.T) {
+	host := hostAddr(t)
+	gatewayKey, key := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	gateway := start(t, "gateway", serverFile(t, gatewayKey, key.Public()))
+	file, err := conf.ReadFile(clientFile(t, key, gatewayKey.Public(), gateway.says(`UDP port (\d+)`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := file.Resolve(ctx, conf.Resolution{}); err != nil {
+		t.Fatal(err)
+	}
+	config, err := file.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := netstack.New(netstack.Config{Addresses: file.Addrs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Tunnel, config.Bind = client, &udp.Bind{}
+	devices.Up(t, config)
+
+	tcp, err := net.Listen("tcp", net.JoinHostPort(host.String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	go func() { // ends its own direction first
+		for c, err := tcp.Accept(); err == nil; c, err = tcp.Accept() {
+			io.WriteString(c, "hello")
+			c.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}()
+	packets, err := net.ListenPacket("udp", net.JoinHostPort(host.String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+	go func() {
+		b := make([]byte, 100)
+		for n, from, err := packets.ReadFrom(b); err == nil; n, from, err = packets.ReadFrom(b) {
+			packets.WriteTo(b[:n], from)
+		}
+	}()
+
+	c, err := client.DialContext(ctx, "tcp", tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
+		t.Errorf("over TCP: %q, %v", got, err)
+	}
+	if _, err := c.Write(make([]byte, 1<<20)); err != nil {
+		t.Errorf("after the other direction ended: %v", err)
+	}
+	c.Close()
+	gateway.says(regexp.QuoteMeta(key.Public().String()) + `: 10\.0\.0\.2:\d+ to ` + regexp.QuoteMeta(tcp.Addr().String()))
+
+	c, err = client.DialContext(ctx, "udp", packets.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	for _, text := range []string{"one", "two"} {
+		got := make([]byte, 100)
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(got); string(got[:n]) != text || err != nil {
+			t.Errorf("over UDP: %q, %v, want %q", got[:n], err, text)
+		}
+	}
+
+	tcp.Close()
+	if _, err := client.DialContext(ctx, "tcp", tcp.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a closed port of the host: %v, want a refusal", err)
+	}
+	canPing := exec.Command("ping", "-c", "1", host.String()).Run() == nil
+	if _, err := client.Ping(ctx, host); canPing != (err == nil) {
+		t.Errorf("ping: %v; whether the host can ping itself: %t", err, canPing)
+	}
+}
+
+// hostAddr returns an IPv4 address of the host that a router may forward packets to.
+func hostAddr(t *testing.T) netip.Addr {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			return p.Addr()
+		}
+	}
+	t.Skip("the host has no IPv4 address beside loopback and link-local ones")
+	return netip.Addr{}
+}
+
 // startEcho starts a device whose stack says "echo: " and echoes on TCP port 7 of 10.0.0.1.
 func startEcho(t *testing.T, key wireguard.PrivateKey, client wireguard.PublicKey) (port uint16) {
 	t.Helper()
@@ -273,6 +384,7 @@ func TestErrors(t *testing.T) {
 		{"client -config " + good + " gopher://10.0.0.1", "gopher"},
 		{"server -config /does/not/exist", "/does/not/exist"},
 		{"server -config " + good + " -listen 10.0.0.9:80", "10.0.0.9:80"},
+		{"gateway /does/not/exist", "/does/not/exist"},
 		{"forward -config " + good, "want two addresses"},
 		{"forward -config " + good + " " + taken.Addr().String() + " 10.0.0.1:80", "in use"},
 	} {

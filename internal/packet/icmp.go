@@ -5,17 +5,25 @@ import (
 	"net/netip"
 )
 
-// An icmpError is a kind of ICMP error: its type and code for IPv4 and for IPv6.
-type icmpError struct{ type4, code4, type6, code6 uint8 }
+// An ICMPError is a kind of ICMP error: its type and code for IPv4 and for IPv6.
+type ICMPError struct{ type4, code4, type6, code6 uint8 }
 
+// These are the errors that a packet's destination cannot be reached.
 var (
-	hostUnreachable = icmpError{3, 1, 1, 3} // host unreachable; address unreachable
-	tooBig          = icmpError{3, 4, 2, 0} // fragmentation needed; packet too big
+	NetUnreachable  = ICMPError{3, 0, 1, 0}  // net unreachable; no route to destination
+	HostUnreachable = ICMPError{3, 1, 1, 3}  // host unreachable; address unreachable
+	PortUnreachable = ICMPError{3, 3, 1, 4}  // port unreachable
+	Prohibited      = ICMPError{3, 13, 1, 1} // communication administratively prohibited
+
+	tooBig = ICMPError{3, 4, 2, 0} // fragmentation needed; packet too big
 )
+
+// About makes the ICMP error for the sender of p, or returns nil; see answer.
+func (e ICMPError) About(p []byte) []byte { return e.answer(p, 0) }
 
 // Unreachable makes the ICMP error that tells the sender of p that its destination cannot be reached, or returns nil; see
 // answer.
-func Unreachable(p []byte) []byte { return hostUnreachable.answer(p, 0) }
+func Unreachable(p []byte) []byte { return HostUnreachable.answer(p, 0) }
 
 // TooBig makes the ICMP error that tells the sender of p that p is larger than mtu, the largest packet that can pass, or
 // returns nil; see answer.
@@ -24,7 +32,7 @@ func TooBig(p []byte, mtu int) []byte { return tooBig.answer(p, uint32(mtu)) }
 // answer makes an ICMP error about p, which carries rest in the second four bytes of its header. It returns nil where no
 // error may be sent: about an ICMP error, to or from what is not one host, about a later fragment (RFC 1122, section 3.2.2;
 // RFC 4443, section 2.4). The error's source is the packet's destination, because the tunnel itself has no address.
-func (e icmpError) answer(p []byte, rest uint32) []byte {
+func (e ICMPError) answer(p []byte, rest uint32) []byte {
 	p, src, ok := Unpad(p)
 	if !ok {
 		return nil

@@ -35,7 +35,9 @@ func (c *coalescer) Single(p []byte, l4 int) { c.link.deliver(networkOf(p), p, l
 func (c *coalescer) Merged(r *packet.Run) {
 	network := networkOf(r.Packets[0])
 	if !c.link.forwards(network) {
-		c.link.hand(network, merge(r), true)
+		if to := c.link.portOf(r.Packets[0]); to != nil {
+			c.link.hand(to, network, merge(r), true)
+		}
 		return
 	}
 	for _, p := range r.Packets {

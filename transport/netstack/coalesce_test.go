@@ -52,7 +52,7 @@ func receiver(t testing.TB) (*Net, *inbox) {
 	t.Cleanup(func() { _ = n.Close() })
 	in := new(inbox)
 	n.link.Attach(in)
-	n.link.endpoint4, n.link.endpoint6 = in, in
+	n.link.own.endpoint4, n.link.own.endpoint6 = in, in
 	return n, in
 }
 

@@ -77,18 +77,21 @@ func (l *link) deliverErrors() {
 	}
 }
 
-// deliverError hands a packet from the queue to the stack and, if it is an error, to the pings.
+// deliverError hands a packet from the queue to the stack and, if it is an error, to the pings and the UDPSources.
 func (l *link) deliverError(p []byte) {
 	if p[0]>>4 == 4 {
 		if !isFragment4(p) {
 			l.owner.pings.fail(p)
+			if l.forward != nil && l.forward.sourceError(p) {
+				return
+			}
 		}
 		l.deliver(ipv4.ProtocolNumber, p, int(p[0]&15)*4, false)
 		return
 	}
 	if p[ip6Next] == protoICMP6 {
 		l.owner.pings.fail(p)
-		if l.deliverUnreachable6(p) {
+		if l.forward != nil && l.forward.sourceError(p) || l.deliverUnreachable6(p) {
 			return
 		}
 	}
@@ -107,7 +110,11 @@ func (l *link) deliverUnreachable6(p []byte) bool {
 	case header.ICMPv6NetworkUnreachable, header.ICMPv6PortUnreachable:
 		return false
 	}
-	d := l.dispatcher.Load()
+	to := l.portOf(p)
+	if to == nil {
+		return true
+	}
+	d := to.dispatcher.Load()
 	if d == nil {
 		return true
 	}

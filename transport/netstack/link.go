@@ -63,11 +63,10 @@ type link struct {
 
 	running sync.WaitGroup // drain, endHold and deliverErrors
 
-	dispatcher atomic.Pointer[stack.NetworkDispatcher] // nil once the interface is gone
-	endpoint4  stack.NetworkEndpoint
-	endpoint6  stack.NetworkEndpoint
-	errors     errorQueue
-	windows    windows
+	own     port       // the interface of the Net's own stack
+	forward *forwarder // nil without Config.Forward
+	errors  errorQueue
+	windows windows
 
 	drops drops
 }
@@ -85,6 +84,9 @@ func (l *link) attach(o outlet) {
 	l.mu.Lock()
 	l.exit = x
 	l.mu.Unlock()
+	if l.forward != nil {
+		l.forward.attach(o)
+	}
 }
 
 // WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
@@ -284,15 +286,9 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 }
 
 // Attach tells the link where to deliver received packets. d is nil when the interface is removed.
-func (l *link) Attach(d stack.NetworkDispatcher) {
-	if d == nil {
-		l.dispatcher.Store(nil)
-		return
-	}
-	l.dispatcher.Store(&d)
-}
+func (l *link) Attach(d stack.NetworkDispatcher) { l.own.attach(d) }
 
-func (l *link) IsAttached() bool { return l.dispatcher.Load() != nil }
+func (l *link) IsAttached() bool { return l.own.dispatcher.Load() != nil }
 
 // Capabilities says that the link checks received checksums; see deliver for the exceptions. gVisor computes the
 // checksums of sent packets. Segments of a connection have only the pseudo-header's sum in any case, because
@@ -346,4 +342,5 @@ var (
 // drops counts the packets that the link dropped.
 type drops struct {
 	detached, full, malformed, checksum, errors atomic.Uint64
+	martian, hairpin, flows, datagrams          atomic.Uint64
 }

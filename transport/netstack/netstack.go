@@ -80,6 +80,23 @@ type Config struct {
 	// single busy connection may use all of it, and many share it. Idle connections give theirs to those that need it. Every
 	// connection has at least 24 KiB, even if that exceeds the budget. SetReadBuffer and SetWriteBuffer are bound by it, too.
 	Memory int
+	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a
+	// new goroutine, for each TCP connection, UDP flow and ping that a peer begins to such an address. It decides by a
+	// method of the [Flow], and may go on to serve the connection. A flow that it has not decided about is discarded
+	// when it returns. Nil means that such packets are dropped. Packets that no router may forward are dropped in any
+	// case: with a loopback, link-local, reserved or unspecified address, from one of the Net's addresses, or to their
+	// own source. With Forward, New starts GOMAXPROCS goroutines more.
+	Forward func(*Flow)
+
+	// Forwarding has the bounds and timers of Forward.
+	Forwarding Forwarding
+
+	// Stack, if set, changes the options of the stack that has the Net's own addresses, before New makes it: for
+	// example, RawFactory allows raw endpoints on [Net.Stack]. HandleLocal is true, which lets the Net dial itself and
+	// makes promiscuous mode useless: gVisor then drops every packet, because its source could be the stack's own
+	// address. Set it to false for promiscuous mode, or use Forward. gVisor promises no compatibility between its
+	// versions, so this module promises none for Stack.
+	Stack func(*stack.Options)
 }
 
 const (
@@ -102,6 +119,10 @@ func (c *Config) check() error {
 	if len(c.Addresses) == 0 {
 		wrong("Config.Addresses is empty: name the address that the peer routes to this end, as in 10.0.0.2")
 	}
+	if c.Forward == nil && c.Forwarding != (Forwarding{}) {
+		wrong("Config.Forwarding is set without Config.Forward: set both or none")
+	}
+	errs = append(errs, c.Forwarding.check()...)
 	has6 := false
 	seen := make(map[netip.Addr]bool)
 	for i, a := range c.Addresses {
@@ -174,12 +195,16 @@ func New(c Config) (*Net, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
+	options := stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+		HandleLocal:        true,
+	}
+	if c.Stack != nil {
+		c.Stack(&options)
+	}
 	n := &Net{
-		stack: stack.New(stack.Options{
-			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
-			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-			HandleLocal:        true,
-		}),
+		stack: stack.New(options),
 		mtu:   c.mtu(),
 		addrs: append([]netip.Addr(nil), c.Addresses...),
 		done:  make(chan struct{}),
@@ -187,7 +212,7 @@ func New(c Config) (*Net, error) {
 		budget: newBudget(c.memory()),
 	}
 	n.resolver.init(n, &c)
-	if err := n.setUp(); err != nil {
+	if err := n.setUp(&c); err != nil {
 		_ = n.Close()
 		return nil, err
 	}
@@ -195,20 +220,22 @@ func New(c Config) (*Net, error) {
 }
 
 // setUp makes the interface with its addresses and routes.
-func (n *Net) setUp() error {
+func (n *Net) setUp(c *Config) error {
 	n.link = newLink(n.mtu, n)
-	if err := n.tune(); err != nil {
+	if c.Forward != nil {
+		var err error
+		if n.link.forward, err = newForwarder(n, c); err != nil {
+			return err
+		}
+	}
+	if err := n.tune(n.stack); err != nil {
 		return err
 	}
 	if err := n.stack.CreateNICWithOptions(NICID, n.link, stack.NICOptions{Name: "wg", QDisc: n.link}); err != nil {
 		return fmt.Errorf("netstack: %w", systemError("create interface", err))
 	}
-	var err tcpip.Error
-	if n.link.endpoint4, err = n.stack.GetNetworkEndpoint(NICID, ipv4.ProtocolNumber); err != nil {
-		return fmt.Errorf("netstack: %w", systemError("IPv4", err))
-	}
-	if n.link.endpoint6, err = n.stack.GetNetworkEndpoint(NICID, ipv6.ProtocolNumber); err != nil {
-		return fmt.Errorf("netstack: %w", systemError("IPv6", err))
+	if err := n.link.own.init(n.stack); err != nil {
+		return err
 	}
 	for _, a := range n.addrs {
 		err := n.stack.AddProtocolAddress(NICID, tcpip.ProtocolAddress{
@@ -239,7 +266,7 @@ const (
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
 // two Nets in one process, and through a wire with a delay and random loss.
-func (n *Net) tune() error {
+func (n *Net) tune(s *stack.Stack) error {
 	var (
 		// With 20 ms of delay and 0.01 % loss, CUBIC carries 370 Mbit/s and Reno 62. Elsewhere they are equal.
 		congestion = tcpip.CongestionControlOption("cubic")
@@ -260,7 +287,7 @@ func (n *Net) tune() error {
 	// of each segment.
 	recovery := tcpip.TCPRecovery(0)
 	for _, o := range []tcpip.SettableTransportProtocolOption{&congestion, &receive, &send, &wait, &reuse, &recovery} {
-		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("netstack: %w", systemError(fmt.Sprintf("%T", o), err))
 		}
 	}
@@ -306,6 +333,13 @@ type Stats struct {
 	// Memory is how many bytes of Config.Memory the buffers of TCP connections may fill now. It falls when connections close,
 	// and when idle ones give theirs to others.
 	Memory uint64
+
+	// These are zero without Config.Forward.
+
+	Martian          uint64 // packets received and dropped: no router may forward them, or their source is no peer's
+	Hairpin          uint64 // packets received and dropped: their destination is in the AllowedIPs of the peer that sent them
+	FlowsDropped     uint64 // packets received and dropped: they would begin a flow beyond the bounds of Config.Forwarding
+	DatagramsDropped uint64 // datagrams received and dropped: the program does not decide or read fast enough
 }
 
 // Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
@@ -314,6 +348,7 @@ func (n *Net) Stats() Stats {
 	return Stats{
 		Detached: d.detached.Load(), Full: d.full.Load(), Malformed: d.malformed.Load(),
 		Checksum: d.checksum.Load(), Errors: d.errors.Load(), Memory: n.budget.used(),
+		Martian: d.martian.Load(), Hairpin: d.hairpin.Load(), FlowsDropped: d.flows.Load(), DatagramsDropped: d.datagrams.Load(),
 	}
 }
 
@@ -326,13 +361,10 @@ func (n *Net) Close() error {
 		n.life.Unlock()
 
 		n.link.refuseData() // senders that wait for room hold locks that aborting takes
-		n.stack.Close()
-		// A handshake in one of gVisor's processors may have made an endpoint after Close looked.
-		n.stack.TransportProtocolInstance(tcp.ProtocolNumber).Wait()
-		for _, e := range n.stack.RegisteredEndpoints() {
-			e.Abort()
+		if n.link.forward != nil {
+			n.link.forward.close()
 		}
-		n.stack.Wait()
+		closeStack(n.stack)
 		n.link.close()
 		n.link.running.Wait()
 	})

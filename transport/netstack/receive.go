@@ -170,24 +170,41 @@ func networkOf(p []byte) tcpip.NetworkProtocolNumber {
 // says that all its sums are right. gVisor assumes that of packets from the interface. deliver passes the other packets
 // to gVisor in another way, which checks them.
 func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int, checked bool) {
+	to := l.portOf(p)
+	if to == nil {
+		return
+	}
 	var b buffer.Buffer
 	appendHeaders(&b, p[:headers])
 	appendPayload(&b, p[headers:])
-	l.hand(proto, b, checked)
+	l.hand(to, proto, b, checked)
 }
 
-func (l *link) hand(proto tcpip.NetworkProtocolNumber, b buffer.Buffer, checked bool) {
+// portOf returns the port that the packet p, with an intact IP header, is for. It returns nil after it has counted a
+// packet that must be dropped.
+func (l *link) portOf(p []byte) *port {
+	if l.forward == nil {
+		return &l.own
+	}
+	return l.forward.portOf(p)
+}
+
+func (l *link) hand(to *port, proto tcpip.NetworkProtocolNumber, b buffer.Buffer, checked bool) {
+	if checked && to != &l.own {
+		to.handTransport(proto, b)
+		return
+	}
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 	defer p.DecRef()
-	d := l.dispatcher.Load()
+	d := to.dispatcher.Load()
 	switch {
 	case d == nil:
 	case checked:
 		(*d).DeliverNetworkPacket(proto, p)
 	case proto == ipv4.ProtocolNumber:
-		l.endpoint4.HandlePacket(p)
+		to.endpoint4.HandlePacket(p)
 	default:
-		l.endpoint6.HandlePacket(p)
+		to.endpoint6.HandlePacket(p)
 	}
 }
 

@@ -1,0 +1,427 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+)
+
+// A Forwarding has the bounds and timers of [Config.Forward]. The zero value of each field means its default.
+//
+// Pending and Flows are divided among the peers: a peer may begin a flow while it has fewer than are free. So a peer
+// alone gets half of them, and other peers still find places when it takes all that it can. Beyond that, each peer has
+// 16 pending flows and 64 flows that no other peer can take.
+type Forwarding struct {
+	// Pending is how many flows may wait for the program's decision or, after Accept, for the end of TCP's handshake.
+	// Each takes a goroutine. Zero means 4096. A packet that would begin another is dropped and counted in
+	// Stats.FlowsDropped; its sender repeats it.
+	Pending int
+
+	// Flows is how many flows may exist, pending ones included. Zero means 65536. Packets are dropped as for Pending.
+	// A TCP connection counts until the program has closed it and gVisor has finished it.
+	Flows int
+
+	// UDPIdle is how long a UDP flow may carry nothing in either direction before the Net closes it. Zero means
+	// 5 minutes, as RFC 4787 recommends. The least is 2 minutes; a program that wants less closes the flow itself.
+	UDPIdle time.Duration
+
+	// Hairpin lets flows through whose destination is in the AllowedIPs of the peer that they come from. By default
+	// these packets are dropped and counted in Stats.Hairpin, since they would come back if the program sent them into
+	// the tunnel. Set it if a peer's AllowedIPs are 0.0.0.0/0 or ::/0 and the program never sends them there.
+	Hairpin bool
+}
+
+const (
+	defaultPending = 4096
+	defaultFlows   = 65536
+	defaultUDPIdle = 5 * time.Minute
+	// RFC 4787, REQ-5: "A NAT UDP mapping timer MUST NOT expire in less than two minutes".
+	minUDPIdle = 2 * time.Minute
+
+	leastPending = 16
+	leastFlows   = 64
+
+	// maxDatagrams is how many bytes of datagrams may wait in all UDPSources. leastDatagrams of them are each peer's.
+	maxDatagrams   = 16 << 20
+	leastDatagrams = 64 << 10
+
+	// maxBacklog is how many datagrams of a UDP flow wait for the program's decision.
+	maxBacklog = 16
+
+	// decideLimit is how long Forward may take to decide before Context ends.
+	decideLimit = time.Minute
+	// handshakeLimit is how long Accept waits for the end of TCP's handshake.
+	handshakeLimit = 30 * time.Second
+	// sweepEvery is how often the forwarder looks for flows that are idle, finished, or of another peer than before.
+	sweepEvery = time.Second
+)
+
+// check returns all errors in f.
+func (f *Forwarding) check() (errs []error) {
+	wrong := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("netstack: Config.Forwarding."+format, args...))
+	}
+	if f.Pending < 0 {
+		wrong("Pending is %d: want at least 1, or 0 for %d", f.Pending, defaultPending)
+	}
+	if f.Flows < 0 {
+		wrong("Flows is %d: want at least 1, or 0 for %d", f.Flows, defaultFlows)
+	}
+	if f.UDPIdle != 0 && f.UDPIdle < minUDPIdle {
+		wrong("UDPIdle is %v: want at least %v (RFC 4787, REQ-5), or 0 for %v; to end a flow earlier, close it", f.UDPIdle, minUDPIdle, defaultUDPIdle)
+	}
+	return errs
+}
+
+// A router tells which peer an address belongs to. A wireguard.Device is one.
+type router interface {
+	Route(netip.Addr) (wireguard.PublicKey, bool)
+}
+
+var _ router = (*wireguard.Device)(nil)
+
+// A forwarder takes the packets for addresses that are not the Net's, and hands each flow to the program.
+//
+//	packet ▶ portOf ▶ second stack ▶ an endpoint of an accepted flow
+//	                       │ no endpoint
+//	                       ╰▶ takeTCP, takeUDP, takePing ▶ open ▶ serve, on a new goroutine ▶ Config.Forward
+//
+// The take functions run on the goroutine that called Net.WritePackets, or on one of gVisor's. They never wait.
+type forwarder struct {
+	net      *Net
+	handle   func(*Flow)
+	hairpin  bool
+	udpIdle  time.Duration
+	port     port
+	stack    *stack.Stack
+	tcp      *tcp.Forwarder
+	peers    atomic.Pointer[router] // nil until a device is attached
+	fragment atomic.Uint32          // the identification of the last packet
+
+	mu         sync.Mutex // guards the rest; nothing of gVisor that takes a lock is called with it held
+	closed     bool
+	flows      map[flowKey]*Flow // until they end
+	sources    map[netip.AddrPort]*UDPSource
+	pending    quota          // flows without a decision
+	all        quota          // flows
+	datagrams  quota          // bytes in the queues of sources
+	deciding   sync.WaitGroup // calls of a Flow's methods that decide
+	timer      *time.Timer    // runs sweep while there are flows
+	sweeping   sync.WaitGroup // armed timers and running sweeps
+	armed      bool
+	sweepSpace []*Flow // the memory of the previous sweep; only the running sweep uses it
+}
+
+// A flowKey tells flows apart. For a ping, the ports are the identifier and the sequence number.
+type flowKey struct {
+	proto    uint8
+	src, dst netip.AddrPort
+}
+
+// newForwarder makes the second stack. The error leaves a forwarder that can be closed.
+func newForwarder(n *Net, c *Config) (*forwarder, error) {
+	or := func(v, otherwise int) int {
+		if v == 0 {
+			return otherwise
+		}
+		return v
+	}
+	fw := &forwarder{
+		net: n, handle: c.Forward, hairpin: c.Forwarding.Hairpin, udpIdle: c.Forwarding.UDPIdle,
+		flows: make(map[flowKey]*Flow), sources: make(map[netip.AddrPort]*UDPSource),
+		pending:   quota{limit: or(c.Forwarding.Pending, defaultPending), least: leastPending},
+		all:       quota{limit: or(c.Forwarding.Flows, defaultFlows), least: leastFlows},
+		datagrams: quota{limit: maxDatagrams, least: leastDatagrams},
+	}
+	if fw.udpIdle == 0 {
+		fw.udpIdle = defaultUDPIdle
+	}
+	var err error
+	if fw.stack, err = newForwardStack(n, n.link, &fw.port); err != nil {
+		return fw, err
+	}
+	fw.tcp = tcp.NewForwarder(fw.stack, 0, defaultFlows<<8, fw.serveTCP) // open keeps the bound
+	fw.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, fw.takeTCP)
+	fw.stack.SetTransportProtocolHandler(udp.ProtocolNumber, fw.takeUDP)
+	fw.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, fw.takePing)
+	fw.stack.SetTransportProtocolHandler(icmp.ProtocolNumber6, fw.takePing)
+	return fw, nil
+}
+
+// attach learns the device, which knows the peers.
+func (fw *forwarder) attach(o outlet) {
+	if r, ok := o.(router); ok {
+		fw.peers.Store(&r)
+	}
+}
+
+// peerOf returns the peer that a belongs to.
+func (fw *forwarder) peerOf(a netip.Addr) (peer wireguard.PublicKey, ok bool) {
+	if r := fw.peers.Load(); r != nil {
+		return (*r).Route(a)
+	}
+	return peer, false
+}
+
+// open makes the flow that the packet p begins, or returns nil after it has counted p. For TCP, p's flow waits for
+// serveTCP. fw.mu is held.
+func (fw *forwarder) open(key flowKey, p *stack.PacketBuffer) *Flow {
+	if fw.closed {
+		return nil
+	}
+	drops := &fw.net.link.drops
+	peer, ok := fw.peerOf(key.src.Addr())
+	if !ok {
+		drops.martian.Add(1)
+		return nil
+	}
+	if to, ok := fw.peerOf(key.dst.Addr()); ok && to == peer && !fw.hairpin {
+		drops.hairpin.Add(1)
+		return nil
+	}
+	if !fw.all.take(peer, 1) {
+		drops.flows.Add(1)
+		return nil
+	}
+	if !fw.pending.take(peer, 1) {
+		fw.all.give(peer, 1)
+		drops.flows.Add(1)
+		return nil
+	}
+	f := &Flow{fw: fw, key: key, peer: peer, begun: time.Now(), packets: []*stack.PacketBuffer{p.IncRef()}}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	fw.flows[key] = f
+	fw.arm()
+	return f
+}
+
+// serve runs the program's function for f.
+func (fw *forwarder) serve(f *Flow) {
+	defer f.leave()
+	fw.handle(f)
+}
+
+// takeTCP takes a segment that no connection wants, and reports whether it did. gVisor answers the others with a reset.
+func (fw *forwarder) takeTCP(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
+	const relevant = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst | header.TCPFlagFin
+	key := keyOf(protoTCP, id)
+	switch flags := header.TCP(p.TransportHeader().Slice()).Flags(); {
+	case flags&header.TCPFlagRst != 0:
+		fw.giveUp(key)
+		return false
+	case flags&relevant != header.TCPFlagSyn:
+		return false
+	}
+	fw.mu.Lock()
+	f := fw.flows[key]
+	known := f != nil && !f.isOver()
+	if !known {
+		fw.end(f)
+		f = fw.open(key, p)
+	}
+	fw.mu.Unlock()
+	if known || f == nil {
+		return true
+	}
+	if !fw.tcp.HandlePacket(id, p) { // calls serveTCP on a new goroutine
+		f.leave()
+	}
+	return true
+}
+
+// serveTCP runs the program's function for the flow of r.
+func (fw *forwarder) serveTCP(r *tcp.ForwarderRequest) {
+	fw.mu.Lock()
+	f := fw.flows[keyOf(protoTCP, r.ID())]
+	if f != nil {
+		f.request = r
+	}
+	fw.mu.Unlock()
+	if f == nil {
+		r.Complete(false)
+		return
+	}
+	fw.serve(f)
+}
+
+// giveUp cancels a flow that its peer has reset before the program's decision.
+func (fw *forwarder) giveUp(key flowKey) {
+	fw.mu.Lock()
+	f := fw.flows[key]
+	undecided := f != nil && f.state == flowUndecided
+	fw.mu.Unlock()
+	if undecided {
+		f.cancel(errFlowReset)
+	}
+}
+
+// takeUDP takes a datagram that no connection wants. It takes all, so that gVisor answers none.
+func (fw *forwarder) takeUDP(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
+	ip := p.Network()
+	whole, right := header.UDPValid(header.UDP(p.TransportHeader().Slice()), func() uint16 { return p.Data().Checksum() },
+		uint16(p.Data().Size()), p.NetworkProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), p.RXChecksumValidated)
+	if !whole || !right {
+		fw.net.link.drops.checksum.Add(1)
+		return true
+	}
+	key := keyOf(protoUDP, id)
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	if s := fw.sources[key.src]; s != nil {
+		s.push(p)
+		return true
+	}
+	f := fw.flows[key]
+	switch {
+	case f == nil || f.isOver():
+		fw.end(f)
+		if f = fw.open(key, p); f != nil {
+			go fw.serve(f)
+		}
+	case len(f.packets) < maxBacklog && f.state != flowAccepted:
+		f.packets = append(f.packets, p.IncRef())
+	default:
+		fw.net.link.drops.datagrams.Add(1)
+	}
+	return true
+}
+
+// takePing takes an echo request. It takes all other ICMP messages too, and drops them.
+func (fw *forwarder) takePing(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
+	h := p.TransportHeader().Slice()
+	if len(h) < header.ICMPv6EchoMinimumSize { // 8 bytes, as for IPv4
+		return true
+	}
+	key := keyOf(protoICMP4, id)
+	want := byte(header.ICMPv4Echo)
+	if p.NetworkProtocolNumber == header.IPv6ProtocolNumber {
+		key.proto, want = protoICMP6, byte(header.ICMPv6EchoRequest)
+	}
+	if h[0] != want {
+		return true
+	}
+	key.src = netip.AddrPortFrom(key.src.Addr(), header.ICMPv4(h).Ident())
+	key.dst = netip.AddrPortFrom(key.dst.Addr(), header.ICMPv4(h).Sequence())
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	if fw.flows[key] == nil {
+		if f := fw.open(key, p); f != nil {
+			go fw.serve(f)
+		}
+	}
+	return true
+}
+
+// keyOf returns the key of the flow that the peer's packets with id belong to.
+func keyOf(proto uint8, id stack.TransportEndpointID) flowKey {
+	return flowKey{
+		proto: proto,
+		src:   addrPort(tcpip.FullAddress{Addr: id.RemoteAddress, Port: id.RemotePort}),
+		dst:   addrPort(tcpip.FullAddress{Addr: id.LocalAddress, Port: id.LocalPort}),
+	}
+}
+
+// end forgets f, which may be nil. fw.mu is held.
+func (fw *forwarder) end(f *Flow) {
+	if f == nil || f.state == flowEnded {
+		return
+	}
+	if f.state != flowAccepted {
+		fw.pending.give(f.peer, 1)
+	}
+	fw.all.give(f.peer, 1)
+	f.state = flowEnded
+	f.drop()
+	if fw.flows[f.key] == f {
+		delete(fw.flows, f.key)
+	}
+}
+
+// arm starts the timer of sweep. fw.mu is held.
+func (fw *forwarder) arm() {
+	if fw.armed || fw.closed {
+		return
+	}
+	fw.armed = true
+	fw.sweeping.Add(1)
+	if fw.timer == nil {
+		fw.timer = time.AfterFunc(sweepEvery, fw.sweep)
+	} else {
+		fw.timer.Reset(sweepEvery)
+	}
+}
+
+// sweep looks at each flow. It runs once per sweepEvery while there are flows.
+func (fw *forwarder) sweep() {
+	defer fw.sweeping.Done()
+	now := time.Now()
+	fw.mu.Lock()
+	fs := fw.sweepSpace[:0]
+	for _, f := range fw.flows {
+		fs = append(fs, f)
+	}
+	fw.mu.Unlock()
+	for i, f := range fs {
+		f.sweep(now)
+		fs[i] = nil
+	}
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	fw.armed, fw.sweepSpace = false, nil
+	if len(fw.flows) > 0 {
+		fw.sweepSpace = fs[:0]
+		fw.arm()
+	}
+}
+
+// close ends all flows, waits for the calls that decide, and closes the second stack. The link no longer lets senders
+// wait.
+func (fw *forwarder) close() {
+	fw.mu.Lock()
+	fw.closed = true
+	if fw.armed && fw.timer.Stop() {
+		fw.armed = false
+		fw.sweeping.Done()
+	}
+	fs := make([]*Flow, 0, len(fw.flows))
+	for _, f := range fw.flows {
+		fs = append(fs, f)
+	}
+	fw.mu.Unlock()
+	for _, f := range fs {
+		f.cancel(net.ErrClosed)
+	}
+	fw.deciding.Wait()
+	fw.sweeping.Wait()
+	closeStack(fw.stack)
+}
+
+// closeStack aborts all endpoints of s and ends its goroutines.
+func closeStack(s *stack.Stack) {
+	s.Close()
+	// A handshake in one of gVisor's processors may have made an endpoint after Close looked.
+	s.TransportProtocolInstance(tcp.ProtocolNumber).Wait()
+	for _, e := range s.RegisteredEndpoints() {
+		e.Abort()
+	}
+	s.Wait()
+}
+
+var (
+	errFlowReset     = errors.New("the peer gave the flow up")
+	errFlowMoved     = errors.New("the source's address belongs to another peer now")
+	errFlowUndecided = fmt.Errorf("no decision within %v", decideLimit)
+)

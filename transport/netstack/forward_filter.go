@@ -1,0 +1,57 @@
+package netstack
+
+import (
+	"net/netip"
+	"slices"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// portOf returns the port for the packet p, with an intact IP header: the Net's own stack for the Net's addresses,
+// multicast and broadcast, and otherwise the second stack. It returns nil after it has counted a packet that nobody
+// forwards.
+func (fw *forwarder) portOf(p []byte) *port {
+	src, dst := addressesOf(p)
+	if slices.Contains(fw.net.addrs, dst) || dst.IsMulticast() || dst == broadcast {
+		return &fw.net.link.own
+	}
+	if !isForwardable(src) || !isForwardable(dst) || src == dst || slices.Contains(fw.net.addrs, src) || isOtherICMP(p) {
+		fw.net.link.drops.martian.Add(1)
+		return nil
+	}
+	return &fw.port
+}
+
+// addressesOf returns the addresses of the IP packet p.
+func addressesOf(p []byte) (src, dst netip.Addr) {
+	if p[0]>>4 == 4 {
+		return netip.AddrFrom4([4]byte(p[ip4Addresses:])), netip.AddrFrom4([4]byte(p[ip4Addresses+4:]))
+	}
+	return netip.AddrFrom16([16]byte(p[ip6Addresses:])), netip.AddrFrom16([16]byte(p[ip6Addresses+16:]))
+}
+
+// isForwardable reports whether a router may forward packets from and to a. RFC 6890 has the list; "forwardable" is
+// false there for the addresses that are left out here.
+func isForwardable(a netip.Addr) bool {
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6() {
+		return false
+	}
+	if a.Is4() {
+		first := a.As4()[0]
+		return first != 0 && first < 240 // "this network"; reserved, with the broadcast address
+	}
+	return true
+}
+
+// isOtherICMP reports whether p is an ICMP message that is neither an error nor an echo request. Nobody forwards it,
+// and gVisor would answer some of them. A fragment may still hide one; takePing then drops it.
+func isOtherICMP(p []byte) bool {
+	if p[0]>>4 == 4 {
+		l3 := int(p[0]&15) * 4
+		return p[ip4Protocol] == protoICMP4 && !isFragment4(p) &&
+			(len(p) <= l3 || !isICMP4Error(p[l3]) && header.ICMPv4Type(p[l3]) != header.ICMPv4Echo)
+	}
+	const l3 = header.IPv6MinimumSize
+	return p[ip6Next] == protoICMP6 &&
+		(len(p) <= l3 || !isICMP6Error(p[l3]) && header.ICMPv6Type(p[l3]) != header.ICMPv6EchoRequest)
+}

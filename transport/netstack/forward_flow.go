@@ -1,0 +1,495 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// A Flow is a TCP connection, a UDP flow or a ping that a peer began to an address that is not the Net's. The Net gives
+// it to [Config.Forward], which decides about it by one call of Accept, AcceptSource, Answer, Refuse or Discard before
+// it returns. Until then the peer gets no answer, as from a slow host. The decision may take as long as Context allows:
+// each flow has its own goroutine, and nothing else waits for it.
+//
+// A flow belongs to one peer, which its first packet fixes. While the flow exists, the Net checks each second that its
+// source still belongs to that peer, and otherwise resets the flow. Packets that the new peer sends before that reach
+// the flow.
+//
+// The Net is the other end of a forwarded flow, and not a router on its path: it ignores the hop limit and reassembles
+// fragments, and an ICMP error about a packet of the flow ends here.
+//
+// A Flow is safe for concurrent use and must not be copied.
+type Flow struct {
+	fw      *forwarder
+	key     flowKey
+	peer    wireguard.PublicKey
+	begun   time.Time
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	request *tcp.ForwarderRequest // of TCP; set before Config.Forward
+
+	state   flowState             // guarded by fw.mu, as the rest
+	packets []*stack.PacketBuffer // that wait for the decision; the first began the flow
+	to      forwarded             // what Accept or AcceptSource returned
+
+	seen  uint64    // activity at the last sweep; only sweep uses it
+	since time.Time // the sweep at which seen changed
+}
+
+type flowState uint8
+
+const (
+	flowUndecided flowState = iota
+	flowDeciding            // a method that decides is running
+	flowAccepted
+	flowEnded
+)
+
+// A forwarded is an accepted flow.
+type forwarded interface {
+	finished() bool   // the program has closed it, and it occupies nothing in gVisor
+	activity() uint64 // counts packets of UDP
+	idles() bool      // it ends after Forwarding.UDPIdle
+	reset()           // ends it
+}
+
+// Network returns "tcp", "udp" or "ping".
+func (f *Flow) Network() string {
+	switch f.key.proto {
+	case protoTCP:
+		return "tcp"
+	case protoUDP:
+		return "udp"
+	}
+	return "ping"
+}
+
+// Source returns the address of the end that began the flow, which is behind the peer. A ping has port 0.
+func (f *Flow) Source() netip.AddrPort { return f.end(f.key.src) }
+
+// Destination returns the address that the flow is for. A ping has port 0.
+func (f *Flow) Destination() netip.AddrPort { return f.end(f.key.dst) }
+
+func (f *Flow) end(a netip.AddrPort) netip.AddrPort {
+	if f.Network() == "ping" {
+		return netip.AddrPortFrom(a.Addr(), 0)
+	}
+	return a
+}
+
+// Peer returns the public key of the peer whose AllowedIPs held the source when the flow began.
+func (f *Flow) Peer() wireguard.PublicKey { return f.peer }
+
+// Context returns a context that ends when Config.Forward returns, when the peer gives the flow up, when the flow is
+// reset, after a minute without a decision, and when the Net is closed. It is made for the dial that decides.
+func (f *Flow) Context() context.Context { return f.ctx }
+
+// Data returns a copy of the data of a ping, which its answer repeats. It is nil for other flows.
+func (f *Flow) Data() []byte {
+	f.fw.mu.Lock()
+	defer f.fw.mu.Unlock()
+	if f.Network() != "ping" || len(f.packets) == 0 {
+		return nil
+	}
+	message := transportOf(f.packets[0])
+	return message[header.ICMPv6EchoMinimumSize:] // 8 bytes, as for IPv4
+}
+
+// Accept accepts a TCP connection or a UDP flow. The result is a *[TCPConn] or a *[UDPConn], whose local address is the
+// flow's destination and whose remote address is its source. For TCP, Accept sends the SYN-ACK and waits up to 30 s for
+// the end of the handshake. A *UDPConn carries the datagrams between these two addresses alone; see AcceptSource. The
+// Net closes it after [Forwarding.UDPIdle].
+func (f *Flow) Accept() (net.Conn, error) {
+	c, err := f.accept()
+	if err != nil {
+		return nil, f.wrap("accept", err)
+	}
+	return c, nil
+}
+
+func (f *Flow) accept() (net.Conn, error) {
+	if err := f.begin("Accept", "tcp", "udp"); err != nil {
+		return nil, err
+	}
+	if f.key.proto == protoUDP {
+		c, err := f.acceptUDP()
+		if err != nil {
+			f.settle(nil)
+			return nil, err
+		}
+		return c, nil
+	}
+	c, err := f.acceptTCP()
+	if err != nil {
+		f.settle(nil)
+		return nil, err
+	}
+	f.settle(forwardedTCP{c})
+	return c, nil
+}
+
+func (f *Flow) acceptTCP() (*TCPConn, error) {
+	ctx, cancel := context.WithTimeoutCause(f.ctx, handshakeLimit, timeoutError{})
+	defer cancel()
+	begun, aborted := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(aborted)
+		f.abortHandshake(begun)
+	})
+	q := new(waiter.Queue)
+	ep, err := f.request.CreateEndpoint(q)
+	close(begun)
+	if !stop() {
+		<-aborted // it reads the request, which Complete clears
+	}
+	f.request.Complete(false)
+	switch {
+	case ctx.Err() != nil:
+		if err == nil {
+			ep.Close()
+		}
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, systemError("accept", err)
+	}
+	return newTCPConn(f.fw.net, "tcp", ep, q, net.KeepAliveConfig{Enable: true}), nil
+}
+
+// abortHandshake aborts the handshake that CreateEndpoint waits for. gVisor offers no way to cancel it, and registers
+// the endpoint some time after the call began. begun is closed when CreateEndpoint has returned.
+func (f *Flow) abortHandshake(begun <-chan struct{}) {
+	id := f.request.ID()
+	network := protocolOf(f.key.src.Addr())
+	for {
+		if ep := f.fw.stack.FindTransportEndpoint(network, tcp.ProtocolNumber, id, NICID); ep != nil {
+			ep.Abort()
+			return
+		}
+		select {
+		case <-begun:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (f *Flow) acceptUDP() (*UDPConn, error) {
+	n := f.fw.net
+	n.life.RLock()
+	defer n.life.RUnlock()
+	if n.isClosed() {
+		return nil, net.ErrClosed
+	}
+	id := stack.TransportEndpointID{
+		LocalPort: f.key.dst.Port(), LocalAddress: tcpip.AddrFromSlice(f.key.dst.Addr().AsSlice()),
+		RemotePort: f.key.src.Port(), RemoteAddress: tcpip.AddrFromSlice(f.key.src.Addr().AsSlice()),
+	}
+	f.fw.mu.Lock()
+	first := f.packets[0].IncRef()
+	f.fw.mu.Unlock()
+	defer first.DecRef()
+	q := new(waiter.Queue)
+	ep, err := udp.NewForwarderRequest(f.fw.stack, id, first).CreateEndpoint(q) // delivers first
+	if err != nil {
+		return nil, systemError("accept", err)
+	}
+	c := newUDPConn(n, "udp", ep, q, first.NetworkProtocolNumber, true)
+	for i, p := range f.settle(forwardedUDP{c}) {
+		if i > 0 {
+			ep.(stack.TransportEndpoint).HandlePacket(id, p)
+		}
+		p.DecRef()
+	}
+	return c, nil
+}
+
+// AcceptSource accepts a UDP flow and all datagrams that its source sends from now on, whatever their destination. One
+// object then serves all destinations of one socket behind the peer, which is what a NAT with endpoint-independent
+// mapping needs (RFC 4787, REQ-1). Config.Forward gets no more flows of this source, except for what an earlier Accept
+// took. If flows of one source wait for decisions at the same time, the first AcceptSource makes the object. The others
+// add their datagrams to it and return it with began false.
+func (f *Flow) AcceptSource() (s *UDPSource, began bool, err error) {
+	if err := f.begin("AcceptSource", "udp"); err != nil {
+		return nil, false, f.wrap("accept", err)
+	}
+	fw := f.fw
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	ps := f.packets
+	f.packets = nil
+	if s = fw.sources[f.key.src]; s == nil {
+		s, began = newUDPSource(f), true
+		fw.sources[f.key.src] = s
+		f.settleLocked(s)
+	} else {
+		f.settleLocked(nil)
+	}
+	for _, p := range ps {
+		s.push(p)
+		p.DecRef()
+	}
+	return s, began, nil
+}
+
+// Answer answers a ping, from its destination.
+func (f *Flow) Answer() error {
+	if err := f.begin("Answer", "ping"); err != nil {
+		return f.wrap("answer", err)
+	}
+	f.fw.mu.Lock()
+	message := transportOf(f.packets[0])
+	f.fw.mu.Unlock()
+	f.settle(nil)
+	if message[0] = byte(header.ICMPv4EchoReply); f.key.proto == protoICMP6 {
+		message[0] = byte(header.ICMPv6EchoReply)
+	}
+	message[2], message[3] = 0, 0
+	return f.wrap("answer", f.fw.write(f.key.dst.Addr(), f.key.src.Addr(), f.key.proto, message[:8], message[8:], 0))
+}
+
+// A Refusal is how a flow is refused.
+type Refusal uint8
+
+const (
+	// PortUnreachable says that nothing listens there: a reset for TCP, an ICMP error for UDP. A ping gets
+	// HostUnreachable instead.
+	PortUnreachable Refusal = iota
+	// HostUnreachable is the ICMP error for a host that does not answer.
+	HostUnreachable
+	// NetUnreachable is the ICMP error for a network without a route.
+	NetUnreachable
+	// Prohibited is the ICMP error for what a policy forbids.
+	Prohibited
+)
+
+// RefusalOf returns the Refusal that tells the peer about err, the error of a dial.
+func RefusalOf(err error) Refusal {
+	var timeout interface{ Timeout() bool }
+	switch {
+	case isErrno(err, syscall.ECONNREFUSED, 10061), isErrno(err, syscall.ECONNRESET, 10054):
+		return PortUnreachable
+	case isErrno(err, syscall.ENETUNREACH, 10051), isErrno(err, syscall.EADDRNOTAVAIL, 10049), isErrno(err, syscall.EAFNOSUPPORT, 10047):
+		return NetUnreachable
+	case isErrno(err, syscall.EHOSTUNREACH, 10065), errors.As(err, &timeout) && timeout.Timeout():
+		return HostUnreachable
+	case isErrno(err, syscall.EACCES, 10013), isErrno(err, syscall.EPERM, 10013):
+		return Prohibited
+	}
+	return HostUnreachable
+}
+
+// isErrno reports whether err is e, or on Windows the number that winsock has for e.
+func isErrno(err error, e syscall.Errno, winsock uintptr) bool {
+	return errors.Is(err, e) || runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(winsock))
+}
+
+// Refuse refuses the flow. The packet that says so has the flow's destination as its source, because the peer's
+// AllowedIPs hold that address. The result says whether the packet was sent.
+func (f *Flow) Refuse(r Refusal) error {
+	if err := f.begin("Refuse", "tcp", "udp", "ping"); err != nil {
+		return f.wrap("refuse", err)
+	}
+	reset := f.key.proto == protoTCP && r == PortUnreachable
+	f.fw.mu.Lock()
+	message := transportOf(f.packets[0])
+	f.fw.mu.Unlock()
+	if f.request != nil {
+		f.request.Complete(reset)
+	}
+	f.settle(nil)
+	if reset {
+		return nil
+	}
+	return f.wrap("refuse", f.fw.refuse(f.key, message, r))
+}
+
+// Discard ends the flow without an answer, as a firewall that drops. A flow without a decision ends likewise when
+// Config.Forward returns.
+func (f *Flow) Discard() {
+	if f.begin("Discard", "tcp", "udp", "ping") != nil {
+		return
+	}
+	if f.request != nil {
+		f.request.Complete(false)
+	}
+	f.settle(nil)
+}
+
+// leave ends f if there was no decision. The program's function has returned.
+func (f *Flow) leave() {
+	f.cancel(context.Canceled)
+	f.fw.mu.Lock()
+	undecided := f.state == flowUndecided
+	if undecided {
+		f.fw.end(f)
+	}
+	f.fw.mu.Unlock()
+	if undecided && f.request != nil {
+		f.request.Complete(false)
+	}
+}
+
+// begin begins the decision that the named method makes about a flow of one of the networks. Its error says why it is
+// impossible.
+func (f *Flow) begin(method string, networks ...string) error {
+	ok := false
+	for _, n := range networks {
+		ok = ok || n == f.Network()
+	}
+	if !ok {
+		return errors.New(method + " is not for a flow of network " + f.Network())
+	}
+	f.fw.mu.Lock()
+	defer f.fw.mu.Unlock()
+	if err := context.Cause(f.ctx); err != nil && err != context.Canceled {
+		return err
+	}
+	if f.state != flowUndecided || f.fw.closed {
+		return net.ErrClosed
+	}
+	f.state = flowDeciding
+	f.fw.deciding.Add(1)
+	return nil
+}
+
+// settle ends the decision. to is the accepted flow, or nil if there is none. It returns the packets that waited, if
+// the flow was accepted.
+func (f *Flow) settle(to forwarded) []*stack.PacketBuffer {
+	f.fw.mu.Lock()
+	defer f.fw.mu.Unlock()
+	return f.settleLocked(to)
+}
+
+func (f *Flow) settleLocked(to forwarded) (ps []*stack.PacketBuffer) {
+	f.fw.deciding.Done()
+	if to == nil {
+		f.fw.end(f)
+		return nil
+	}
+	f.fw.pending.give(f.peer, 1)
+	f.state, f.to = flowAccepted, to
+	if f.key.proto == protoTCP {
+		f.drop()
+	}
+	ps = f.packets
+	f.packets = nil
+	return ps
+}
+
+// drop releases the packets that wait. fw.mu is held.
+func (f *Flow) drop() {
+	for _, p := range f.packets {
+		p.DecRef()
+	}
+	f.packets = nil
+}
+
+// isOver reports whether f was accepted and nothing of it is left. fw.mu is held.
+func (f *Flow) isOver() bool { return f.state == flowAccepted && f.to.finished() }
+
+// sweep ends f if it is over, idle, or of another peer than before.
+func (f *Flow) sweep(now time.Time) {
+	peer, ok := f.fw.peerOf(f.key.src.Addr())
+	moved := !ok || peer != f.peer
+	f.fw.mu.Lock()
+	state, to := f.state, f.to
+	if f.isOver() {
+		f.fw.end(f)
+		state = flowEnded
+	}
+	f.fw.mu.Unlock()
+	switch {
+	case state == flowEnded:
+	case state != flowAccepted:
+		if moved {
+			f.cancel(errFlowMoved)
+		} else if now.Sub(f.begun) > decideLimit && state == flowUndecided {
+			f.cancel(errFlowUndecided)
+		}
+	case moved:
+		f.cancel(errFlowMoved)
+		to.reset()
+	case to.idles():
+		if n := to.activity(); n != f.seen || f.since.IsZero() {
+			f.seen, f.since = n, now
+		} else if now.Sub(f.since) >= f.fw.udpIdle {
+			to.reset()
+		}
+	}
+}
+
+// wrap turns err into an error of package net.
+func (f *Flow) wrap(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &net.OpError{Op: op, Net: f.Network(), Err: err}
+	switch f.key.proto {
+	case protoTCP:
+		e.Source, e.Addr = tcpAddr(f.key.dst), tcpAddr(f.key.src)
+	case protoUDP:
+		e.Source, e.Addr = udpAddr(f.key.dst), udpAddr(f.key.src)
+	default:
+		e.Source, e.Addr = &net.IPAddr{IP: f.key.dst.Addr().AsSlice()}, &net.IPAddr{IP: f.key.src.Addr().AsSlice()}
+	}
+	return e
+}
+
+// transportOf returns a copy of p's transport header and payload.
+func transportOf(p *stack.PacketBuffer) []byte {
+	b := append([]byte(nil), p.TransportHeader().Slice()...)
+	return append(b, p.Data().AsRange().ToSlice()...)
+}
+
+// icmp returns the kind of ICMP error for r.
+func (r Refusal) icmp(proto uint8) packet.ICMPError {
+	switch r {
+	case NetUnreachable:
+		return packet.NetUnreachable
+	case Prohibited:
+		return packet.Prohibited
+	case PortUnreachable:
+		if proto == protoTCP || proto == protoUDP {
+			return packet.PortUnreachable
+		}
+	}
+	return packet.HostUnreachable
+}
+
+// A forwardedTCP is an accepted connection.
+type forwardedTCP struct{ *TCPConn }
+
+func (c forwardedTCP) finished() bool {
+	s := tcp.EndpointState(c.ep.State())
+	return c.isClosed() && (s == tcp.StateClose || s == tcp.StateError)
+}
+func (c forwardedTCP) activity() uint64 { return 0 }
+func (c forwardedTCP) idles() bool      { return false }
+func (c forwardedTCP) reset()           { c.ep.Abort() }
+
+// A forwardedUDP is an accepted UDP flow.
+type forwardedUDP struct{ *UDPConn }
+
+func (c forwardedUDP) finished() bool { return c.isClosed() }
+func (c forwardedUDP) activity() uint64 {
+	s, ok := c.ep.Stats().(*tcpip.TransportEndpointStats)
+	if !ok {
+		return 0
+	}
+	return s.PacketsReceived.Value() + s.PacketsSent.Value()
+}
+func (c forwardedUDP) idles() bool { return true }
+func (c forwardedUDP) reset()      { _ = c.Close() }

@@ -1,0 +1,286 @@
+package netstack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+var manyFlows = flag.Int("flows", 20_000, "how many flows one peer opens in TestForwardFlood")
+
+// floodPacket is a UDP datagram of client 0 that begins flow i.
+func floodPacket(i int) []byte {
+	const l3 = 20
+	p := make([]byte, l3+8+4)
+	packet.PutIP(p, len(p), clientAddrs[0][0], netip.AddrFrom4([4]byte{203, byte(i >> 16), byte(i >> 8), byte(i)}), protoUDP, 0)
+	binary.BigEndian.PutUint16(p[l3:], uint16(1024+i%60000))
+	binary.BigEndian.PutUint16(p[l3+2:], 53)
+	binary.BigEndian.PutUint16(p[l3+4:], 12)
+	binary.BigEndian.PutUint32(p[l3+8:], uint32(i)) // UDP's checksum stays 0: there is none
+	return p
+}
+
+// A peer opens as many flows as it can, and another peer still gets through: while they are pending, and while they are
+// accepted.
+func TestForwardFlood(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		hold bool // no decision
+	}{{"pending", true}, {"accepted", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			release := make(chan struct{})
+			answer := answering(t)
+			var g *gateway
+			g = newGateway(t, Config{Forward: func(f *Flow) {
+				switch {
+				case f.Peer() != g.keys[0]:
+					answer(f)
+				case c.hold:
+					<-release
+					f.Discard()
+				default:
+					if _, err := f.Accept(); err != nil && !errors.Is(err, net.ErrClosed) {
+						t.Error(err)
+					}
+				}
+			}})
+			for i := range *manyFlows {
+				if _, err := g.WritePackets([][]byte{floodPacket(i)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n := g.counts()
+			if limit := defaultPending / 2; n.pending > limit || c.hold && n.pending != limit {
+				t.Errorf("%d pending flows of one peer, want %d at most", n.pending, limit)
+			}
+			if limit := defaultFlows / 2; n.all > limit {
+				t.Errorf("%d flows of one peer, want %d at most", n.all, limit)
+			}
+			if n := g.Stats().FlowsDropped; c.hold && n != uint64(*manyFlows-defaultPending/2) {
+				t.Errorf("%d packets are counted as dropped, want the other %d", n, *manyFlows-defaultPending/2)
+			}
+			for range 20 {
+				conn, err := g.clients[1].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 80))
+				if err != nil {
+					t.Fatalf("the second peer: %v", err)
+				}
+				_ = conn.CloseWrite()
+				if _, err := io.ReadAll(conn); err != nil {
+					t.Errorf("the second peer: %v", err)
+				}
+				_ = conn.Close()
+			}
+			close(release)
+			if err := g.Close(); err != nil { // also what was accepted
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// sweep is the Net's look at its flows at the time now.
+func (g *gateway) sweep(now time.Time) {
+	fw := g.link.forward
+	fw.mu.Lock()
+	var fs []*Flow
+	for _, f := range fw.flows {
+		fs = append(fs, f)
+	}
+	fw.mu.Unlock()
+	for _, f := range fs {
+		f.sweep(now)
+	}
+}
+
+// A UDP flow that carries nothing ends after Forwarding.UDPIdle, and one that carries something does not.
+func TestForwardIdle(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		if c, err := f.Accept(); err != nil {
+			t.Error(err)
+		} else {
+			conns <- c
+		}
+	}})
+	g.link.forward.mu.Lock()
+	g.link.forward.armed = true // this test's clock looks instead
+	g.link.forward.mu.Unlock()
+	defer func() {
+		g.link.forward.mu.Lock()
+		g.link.forward.armed = false
+		g.link.forward.mu.Unlock()
+	}()
+	c, err := g.clients[0].DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far4, 53))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	accepted := <-conns
+	now := time.Now()
+	g.sweep(now)
+	g.sweep(now.Add(defaultUDPIdle - time.Second))
+	if _, err := c.Write([]byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	g.sweep(now.Add(defaultUDPIdle))
+	b := make([]byte, 10)
+	for range 2 {
+		if _, err := accepted.Read(b); err != nil {
+			t.Fatalf("closed although it carried something: %v", err)
+		}
+	}
+	g.sweep(now.Add(2*defaultUDPIdle + time.Second))
+	if _, err := accepted.Read(b); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("read after %v of silence: %v, want net.ErrClosed", defaultUDPIdle, err)
+	}
+	g.sweep(now.Add(2*defaultUDPIdle + 2*time.Second))
+	if n := g.counts(); n != (flowCounts{}) {
+		t.Errorf("%+v flows are left, want none", n)
+	}
+}
+
+// A flow ends when its source's address is given to another peer: before the decision by its context, after it by a reset.
+func TestForwardMoved(t *testing.T) {
+	for _, undecided := range []bool{true, false} {
+		ends, conns := make(chan error, 1), make(chan net.Conn, 1)
+		g := newGateway(t, Config{Forward: func(f *Flow) {
+			if undecided {
+				conns <- nil
+				<-f.Context().Done()
+				ends <- context.Cause(f.Context())
+				return
+			}
+			c, err := f.Accept()
+			if err != nil {
+				t.Error(err)
+			}
+			conns <- c
+			_, err = c.Read(make([]byte, 1))
+			ends <- err
+			_ = c.Close()
+		}})
+		go func() {
+			if c, err := g.clients[0].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 80)); err == nil {
+				_, _ = io.ReadAll(c)
+				_ = c.Close()
+			}
+		}()
+		<-conns
+		g.route(clientAddrs[0][0], 1)
+		if err := <-ends; err == nil {
+			t.Errorf("undecided %t: no error, want the end of the flow", undecided)
+		}
+		g.route(clientAddrs[0][0], 0)
+		_ = g.clients[0].Close() // ends the dial
+	}
+}
+
+// A peer that resets its connection before the decision ends the dial that decides.
+func TestForwardGivenUp(t *testing.T) {
+	begun, ends := make(chan struct{}), make(chan error, 1)
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		close(begun)
+		<-f.Context().Done()
+		ends <- context.Cause(f.Context())
+		if _, err := f.Accept(); err == nil {
+			t.Error("accepted a connection that its peer gave up")
+		}
+	}})
+	segment := func(flags byte) []byte {
+		const l3 = 20
+		p := make([]byte, l3+20)
+		packet.PutIP(p, len(p), clientAddrs[0][0], far4, protoTCP, 0)
+		binary.BigEndian.PutUint16(p[l3:], 5000)
+		binary.BigEndian.PutUint16(p[l3+2:], 80)
+		binary.BigEndian.PutUint32(p[l3+4:], 7)
+		p[l3+12], p[l3+13] = 5<<4, flags
+		binary.BigEndian.PutUint16(p[l3+14:], 1000)
+		mendSums(p, l3)
+		return p
+	}
+	const syn, rst = 2, 4
+	if _, err := g.WritePackets([][]byte{segment(syn)}); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	if _, err := g.WritePackets([][]byte{segment(rst)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ends; err != errFlowReset {
+		t.Errorf("the context ended by %v, want %v", err, errFlowReset)
+	}
+}
+
+// Close ends flows in every state, and waits for the calls that decide. TestMain looks for goroutines that are left.
+func TestForwardClose(t *testing.T) {
+	var working sync.WaitGroup
+	working.Add(50)
+	begun := make(chan struct{}, 50)
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		defer working.Done()
+		switch f.Destination().Port() {
+		case 1: // undecided
+			begun <- struct{}{}
+			<-f.Context().Done()
+		case 2: // accepted, and never closed
+			c, err := f.Accept()
+			if err != nil {
+				t.Error(err)
+			}
+			begun <- struct{}{}
+			_, _ = c.Read(make([]byte, 1))
+			_, _ = c.Read(make([]byte, 1))
+		case 3: // accepted as a source
+			s, _, err := f.AcceptSource()
+			if err != nil {
+				t.Error(err)
+			}
+			begun <- struct{}{}
+			for err == nil {
+				_, _, err = s.ReadTo(make([]byte, 1))
+			}
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("a source fails by %v, want net.ErrClosed", err)
+			}
+		}
+	}})
+	for i := range uint16(10) {
+		go func() {
+			_, _ = g.clients[0].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 1))
+		}()
+		go func() {
+			_, _ = g.clients[0].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 2))
+		}()
+		for port := uint16(1); port <= 3; port++ {
+			c, err := g.clients[0].DialUDP(netip.AddrPortFrom(clientAddrs[0][0], 1000+10*i+port), netip.AddrPortFrom(far4, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 50 {
+		<-begun
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	working.Wait()
+	if n := g.counts().pending; n != 0 {
+		t.Errorf("%d flows are pending after Close, want none", n)
+	}
+}

@@ -1,0 +1,291 @@
+package netstack
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// A UDPSource is a UDP socket behind a peer, seen from the other side: ReadTo returns the datagrams that the socket
+// sends with their destinations, and WriteFrom gives it datagrams with any source. A relay that keeps one socket of the
+// host for each UDPSource is a NAT with endpoint-independent mapping. [Flow.AcceptSource] makes it.
+//
+//	n, to, err := s.ReadTo(b)       n, from, err := host.ReadFromUDPAddrPort(b)
+//	host.WriteToUDPAddrPort(b[:n], to)       s.WriteFrom(b[:n], from)
+//
+// The Net closes a UDPSource that carries nothing for [Forwarding.UDPIdle]. It is safe for concurrent use and must not
+// be copied.
+type UDPSource struct {
+	flow *Flow
+
+	reads, writes deadline
+	ready         chan struct{} // has an element if there may be something to read
+	once          sync.Once
+	done          chan struct{} // closed by Close
+	count         atomic.Uint64 // datagrams in both directions
+	mtu           atomic.Int32  // of the path, as an ICMPv6 error says; 0 if none did
+
+	readMu sync.Mutex // held while a datagram is copied; guards into
+	into   tcpip.SliceWriter
+
+	// The rest is guarded by the forwarder's mu.
+	queue  []*stack.PacketBuffer // from head on; each holds a reference
+	head   int
+	bytes  int // of memory in the queue
+	failed error
+	from   netip.AddrPort // what failed is about
+}
+
+// maxSourceBytes is how many bytes of datagrams may wait in one UDPSource.
+const maxSourceBytes = 256 << 10
+
+func newUDPSource(f *Flow) *UDPSource {
+	return &UDPSource{flow: f, ready: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// Source returns the address of the socket.
+func (s *UDPSource) Source() netip.AddrPort { return s.flow.key.src }
+
+// Peer returns the public key of the peer that the socket is behind.
+func (s *UDPSource) Peer() wireguard.PublicKey { return s.flow.peer }
+
+// ReadTo reads one datagram into b, and returns its length and destination. The part that does not fit into b is lost.
+// It fails once with syscall.ECONNREFUSED after an ICMP error has said that the socket no longer exists; the net.OpError
+// has the sender of the datagram that could not be delivered as its Addr. After Close, and after the Net has closed s,
+// it fails with net.ErrClosed.
+func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
+	for {
+		if err := s.usable(&s.reads); err != nil {
+			return 0, to, s.wrap("read", netip.AddrPort{}, err)
+		}
+		p, from, err := s.take()
+		if err != nil {
+			return 0, to, s.wrap("read", from, err)
+		}
+		if p != nil {
+			n, to = s.copy(b, p)
+			p.DecRef()
+			return n, to, nil
+		}
+		if err := s.wait(s.ready, &s.reads); err != nil {
+			return 0, to, s.wrap("read", netip.AddrPort{}, err)
+		}
+	}
+}
+
+// copy copies the data of p to b, and returns its length and p's destination.
+func (s *UDPSource) copy(b []byte, p *stack.PacketBuffer) (n int, to netip.AddrPort) {
+	s.readMu.Lock()
+	defer s.readMu.Unlock()
+	s.into = b
+	n, _ = p.Data().ReadTo(&s.into, true)
+	s.into = nil
+	return n, addrPort(tcpip.FullAddress{
+		Addr: p.Network().DestinationAddress(), Port: header.UDP(p.TransportHeader().Slice()).DestinationPort(),
+	})
+}
+
+// WriteFrom sends b to the socket as if it came from from, which must be another host's address of the socket's
+// family. It waits while the device takes no packets. A datagram larger than the tunnel's packets is sent in fragments.
+func (s *UDPSource) WriteFrom(b []byte, from netip.AddrPort) (int, error) {
+	if err := s.write(b, unmap(from)); err != nil {
+		return 0, s.wrap("write", from, err)
+	}
+	return len(b), nil
+}
+
+func (s *UDPSource) write(b []byte, from netip.AddrPort) error {
+	fw, to := s.flow.fw, s.flow.key.src
+	if err := fw.checkForeign(from, to); err != nil {
+		return err
+	}
+	link := fw.net.link
+	for {
+		if err := s.usable(&s.writes); err != nil {
+			return err
+		}
+		full := link.full()
+		if full == nil {
+			break
+		}
+		if err := s.wait(full, &s.writes); err != nil {
+			return err
+		}
+	}
+	s.count.Add(1)
+	return fw.datagram(from, to, b, int(s.mtu.Load()))
+}
+
+// Refuse tells the socket by an ICMP error that its datagrams do not reach the address to. An application sees it as a
+// failed send or receive.
+func (s *UDPSource) Refuse(to netip.AddrPort, r Refusal) error {
+	to = unmap(to)
+	err := s.usable(&s.writes)
+	if err == nil {
+		err = s.flow.fw.checkForeign(to, s.flow.key.src)
+	}
+	if err == nil {
+		key := flowKey{proto: protoUDP, src: s.flow.key.src, dst: to}
+		err = s.flow.fw.refuse(key, udpHeader(key.src, to, 0), r)
+	}
+	if err != nil {
+		return s.wrap("refuse", to, err)
+	}
+	return nil
+}
+
+// Close ends the source. Its next datagram begins a new flow. Closing again fails with net.ErrClosed.
+func (s *UDPSource) Close() error {
+	err := s.wrap("close", netip.AddrPort{}, net.ErrClosed)
+	s.once.Do(func() {
+		err = nil
+		close(s.done)
+		s.reads.stop()
+		s.writes.stop()
+		fw := s.flow.fw
+		fw.mu.Lock()
+		defer fw.mu.Unlock()
+		if fw.sources[s.flow.key.src] == s {
+			delete(fw.sources, s.flow.key.src)
+		}
+		for _, p := range s.queue[s.head:] {
+			p.DecRef()
+		}
+		fw.datagrams.give(s.flow.peer, s.bytes)
+		s.queue, s.head, s.bytes = nil, 0, 0
+		fw.end(s.flow)
+	})
+	return err
+}
+
+// SetReadDeadline sets when ReadTo fails with os.ErrDeadlineExceeded, including a call that waits now. The zero time
+// means never.
+func (s *UDPSource) SetReadDeadline(t time.Time) error { return s.setDeadline(t, &s.reads) }
+
+// SetWriteDeadline sets when WriteFrom fails with os.ErrDeadlineExceeded, including a call that waits now. The zero
+// time means never.
+func (s *UDPSource) SetWriteDeadline(t time.Time) error { return s.setDeadline(t, &s.writes) }
+
+func (s *UDPSource) setDeadline(t time.Time, d *deadline) error {
+	if s.isClosed() {
+		return s.wrap("set", netip.AddrPort{}, net.ErrClosed)
+	}
+	d.set(t)
+	return nil
+}
+
+// push appends a datagram to the queue, or drops it if the queue is full. The forwarder's mu is held.
+func (s *UDPSource) push(p *stack.PacketBuffer) {
+	fw, size := s.flow.fw, p.MemSize()
+	s.count.Add(1)
+	if s.isClosed() || s.bytes >= maxSourceBytes || !fw.datagrams.take(s.flow.peer, size) {
+		fw.net.link.drops.datagrams.Add(1)
+		return
+	}
+	if s.head > 0 && len(s.queue) == cap(s.queue) { // move to the front instead of growing
+		n := copy(s.queue, s.queue[s.head:])
+		clear(s.queue[n:])
+		s.queue, s.head = s.queue[:n], 0
+	}
+	s.queue = append(s.queue, p.IncRef())
+	s.bytes += size
+	s.signal()
+}
+
+// take removes the oldest datagram from the queue. It returns nil if there is none.
+func (s *UDPSource) take() (p *stack.PacketBuffer, from netip.AddrPort, err error) {
+	fw := s.flow.fw
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	select { // an old notification
+	case <-s.ready:
+	default:
+	}
+	if err, from = s.failed, s.from; s.failed != nil {
+		s.failed = nil
+		s.signal()
+		return nil, from, err
+	}
+	if s.head == len(s.queue) {
+		return nil, from, nil
+	}
+	p = s.queue[s.head]
+	s.queue[s.head] = nil
+	s.head++
+	size := p.MemSize()
+	s.bytes -= size
+	fw.datagrams.give(s.flow.peer, size)
+	if s.head < len(s.queue) {
+		s.signal() // for another reader
+	} else {
+		s.queue, s.head = s.queue[:0], 0
+	}
+	return p, from, nil
+}
+
+func (s *UDPSource) signal() {
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+// fail takes an ICMP error about a datagram from from. The forwarder's mu is held.
+func (s *UDPSource) fail(from netip.AddrPort, err syscall.Errno) {
+	s.failed, s.from = err, from
+	s.signal()
+}
+
+func (s *UDPSource) usable(d *deadline) error {
+	switch {
+	case s.isClosed():
+		return net.ErrClosed
+	case d.hasPassed():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+func (s *UDPSource) isClosed() bool {
+	select {
+	case <-s.done:
+		return true
+	case <-s.flow.fw.net.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait returns nil when another attempt may succeed, or an error that says why to give up.
+func (s *UDPSource) wait(ready <-chan struct{}, d *deadline) error {
+	select {
+	case <-ready:
+		return nil
+	case <-d.wait():
+		return os.ErrDeadlineExceeded
+	case <-s.done:
+		return net.ErrClosed
+	case <-s.flow.fw.net.done:
+		return net.ErrClosed
+	}
+}
+
+// wrap turns err into an error of package net. other is the other end of the datagram, if there is one.
+func (s *UDPSource) wrap(op string, other netip.AddrPort, err error) error {
+	return &net.OpError{Op: op, Net: "udp", Source: udpAddr(s.flow.key.src), Addr: udpAddr(other), Err: err}
+}
+
+func (s *UDPSource) finished() bool   { return s.isClosed() }
+func (s *UDPSource) activity() uint64 { return s.count.Load() }
+func (s *UDPSource) idles() bool      { return true }
+func (s *UDPSource) reset()           { _ = s.Close() }

@@ -1,0 +1,212 @@
+package netstack
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// sourced is a Forward that accepts each UDP source once and hands it out.
+func sourced(t testing.TB, sources chan *UDPSource) func(*Flow) {
+	return func(f *Flow) {
+		s, began, err := f.AcceptSource()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if began {
+			sources <- s
+		}
+	}
+}
+
+// relay sends a datagram from c to far, and checks that s reads it and that c reads what s sends as far.
+func relay(t *testing.T, c net.PacketConn, s *UDPSource, far netip.AddrPort, text []byte) {
+	t.Helper()
+	if _, err := c.WriteTo(text, net.UDPAddrFromAddrPort(far)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1<<16)
+	n, to, err := s.ReadTo(b)
+	if err != nil || to != far || !bytes.Equal(b[:n], text) {
+		t.Fatalf("read %d bytes for %v, %v; want %d for %v", n, to, err, len(text), far)
+	}
+	answer := append([]byte("as "), text...)
+	if n, err := s.WriteFrom(answer, far); n != len(answer) || err != nil {
+		t.Fatal(n, err)
+	}
+	n, from, err := c.ReadFrom(b)
+	if err != nil || from.String() != far.String() || !bytes.Equal(b[:n], answer) {
+		t.Fatalf("the client read %d bytes from %v, %v; want %d from %v", n, from, err, len(answer), far)
+	}
+}
+
+// One socket behind a peer is one source, whatever its destinations. Datagrams of any size pass in both directions.
+func TestUDPSource(t *testing.T) {
+	sources := make(chan *UDPSource, 8)
+	g := newGateway(t, Config{Forward: sourced(t, sources)})
+	for i, far := range []netip.Addr{far4, far6} {
+		c, err := g.clients[0].ListenPacket("udp", net.JoinHostPort(clientAddrs[0][i].String(), "5000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.WriteTo([]byte("first"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(far, 53))); err != nil {
+			t.Fatal(err)
+		}
+		s := <-sources
+		if err := s.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		if n, to, err := s.ReadTo(b); err != nil || to != netip.AddrPortFrom(far, 53) || string(b[:n]) != "first" {
+			t.Fatalf("read %q for %v, %v; want what began the flow", b[:n], to, err)
+		}
+		if want := netip.AddrPortFrom(clientAddrs[0][i], 5000); s.Source() != want || s.Peer() != g.keys[0] {
+			t.Errorf("the source is %v of peer %v, want %v of %v", s.Source(), s.Peer(), want, g.keys[0])
+		}
+		for port := range uint16(20) {
+			relay(t, c, s, netip.AddrPortFrom(far, 1000+port), fmt.Append(nil, "to port ", port))
+		}
+		for _, size := range []int{0, 1, 1372, 1373, 1392, 1393, 3001, 65000} { // in one packet, and in fragments
+			relay(t, c, s, netip.AddrPortFrom(far.Next(), 53), bytes.Repeat([]byte{byte(size)}, size))
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed again: %v, want net.ErrClosed", err)
+		}
+		if _, _, err := s.ReadTo(b); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read after Close: %v, want net.ErrClosed", err)
+		}
+		if _, err := s.WriteFrom(b, netip.AddrPortFrom(far, 53)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write after Close: %v, want net.ErrClosed", err)
+		}
+		if _, err := c.WriteTo([]byte("anew"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(far, 53))); err != nil {
+			t.Fatal(err)
+		}
+		anew := <-sources
+		if n, _, err := anew.ReadTo(b); err != nil || string(b[:n]) != "anew" {
+			t.Errorf("read %q, %v; want a new source after Close", b[:n], err)
+		}
+		if err := anew.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := g.counts(); n != (flowCounts{}) {
+		t.Errorf("%+v flows are left, want none", n)
+	}
+	if len(sources) != 0 {
+		t.Errorf("%d more sources, want one for each socket and Close", len(sources))
+	}
+}
+
+// A source can be told that a destination does not answer, and tells the program that the socket is gone.
+func TestUDPSourceErrors(t *testing.T) {
+	sources := make(chan *UDPSource, 8)
+	g := newGateway(t, Config{Forward: sourced(t, sources)})
+	for _, far := range []netip.Addr{far4, far6} {
+		dst := netip.AddrPortFrom(far, 53)
+		c, err := g.clients[0].DialUDP(netip.AddrPort{}, dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		s := <-sources
+		if err := s.Refuse(dst, PortUnreachable); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		if _, err := c.Read(b); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("the client of %v reads %v, want ECONNREFUSED", far, err)
+		}
+		if _, _, err := s.ReadTo(b); err != nil {
+			t.Fatal(err)
+		}
+
+		for _, from := range []netip.AddrPort{{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 1), netip.AddrPortFrom(a4, 1), netip.AddrPortFrom(a6, 1)} {
+			if _, err := s.WriteFrom(b, from); err == nil {
+				t.Errorf("sent from %v, which is not another host", from)
+			}
+		}
+		if _, err := s.WriteFrom(make([]byte, 65536), dst); !errors.Is(err, syscall.EMSGSIZE) {
+			t.Errorf("write of 65,536 bytes: %v, want EMSGSIZE", err)
+		}
+
+		if err := s.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.ReadTo(b); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("read of nothing: %v, want os.ErrDeadlineExceeded", err)
+		}
+		if err := s.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.WriteFrom([]byte("nobody is there"), dst); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = s.ReadTo(b)
+		var e *net.OpError
+		if !errors.Is(err, syscall.ECONNREFUSED) || !errors.As(err, &e) || e.Addr.String() != dst.String() {
+			t.Errorf("read after the socket was closed: %v, want ECONNREFUSED about %v", err, dst)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A program that does not read loses the newest datagrams of that source, counted, and no others.
+func TestUDPSourceBound(t *testing.T) {
+	sources := make(chan *UDPSource, 8)
+	g := newGateway(t, Config{Forward: sourced(t, sources)})
+	dst := net.UDPAddrFromAddrPort(netip.AddrPortFrom(far4, 53))
+	var ends [2]net.PacketConn
+	var far [2]*UDPSource
+	for i := range ends {
+		c, err := g.clients[i].ListenPacket("udp", ":5000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.WriteTo([]byte("first"), dst); err != nil {
+			t.Fatal(err)
+		}
+		ends[i], far[i] = c, <-sources
+	}
+	for range 1000 {
+		if _, err := ends[0].WriteTo(make([]byte, 1000), dst); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if held := g.counts().datagrams; held > 2*maxSourceBytes {
+		t.Errorf("%d bytes wait, want at most %d for a source and one datagram", held, maxSourceBytes)
+	}
+	if n := g.Stats().DatagramsDropped; n == 0 {
+		t.Error("no datagram is counted as dropped")
+	}
+	b := make([]byte, 2000)
+	if n, _, err := far[1].ReadTo(b); err != nil || string(b[:n]) != "first" {
+		t.Fatalf("the other peer's source reads %q, %v", b[:n], err)
+	}
+	_ = far[1].SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = ends[1].SetDeadline(time.Now().Add(30 * time.Second))
+	relay(t, ends[1], far[1], netip.AddrPortFrom(far4, 54), []byte("still here"))
+}

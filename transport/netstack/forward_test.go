@@ -1,0 +1,302 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// far4 and far6 are hosts that only Forward reaches.
+var (
+	far4 = netip.MustParseAddr("203.0.113.7")
+	far6 = netip.MustParseAddr("2001:db8::7")
+)
+
+// answering is a Forward that accepts TCP and UDP, says what was asked for, and echoes.
+func answering(t testing.TB) func(*Flow) {
+	return func(f *Flow) {
+		if f.Network() == "ping" {
+			if err := f.Answer(); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		c, err := f.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		if c.LocalAddr().String() != f.Destination().String() || c.RemoteAddr().String() != f.Source().String() {
+			t.Errorf("the connection is from %v to %v, want from %v to %v", c.LocalAddr(), c.RemoteAddr(), f.Destination(), f.Source())
+		}
+		fmt.Fprintf(c, "%s %v %v ", f.Network(), f.Destination(), f.Peer())
+		_, _ = io.Copy(c, c)
+	}
+}
+
+// Each client reaches hosts that do not exist, over TCP, UDP and ICMP and both families, and the program learns who it
+// is. The gateway's own addresses work beside that.
+func TestForward(t *testing.T) {
+	g := newGateway(t, Config{Forward: answering(t)})
+	l, err := g.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			_, _ = io.WriteString(c, "own")
+			_ = c.Close()
+		}
+	}()
+	for i, n := range g.clients {
+		for _, far := range []netip.Addr{far4, far6} {
+			if _, err := n.Ping(briefly(t), far); err != nil {
+				t.Errorf("client %d: ping %v: %v", i, far, err)
+			}
+			for _, network := range []string{"tcp", "udp"} {
+				to := netip.AddrPortFrom(far, 80).String()
+				c, err := n.DialContext(briefly(t), network, to)
+				if err != nil {
+					t.Errorf("client %d: %v", i, err)
+					continue
+				}
+				_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+				want := fmt.Sprintf("%s %s %v ", network, to, g.keys[i])
+				if network == "udp" {
+					_, _ = io.WriteString(c, "x") // datagrams arrive one by one
+				} else {
+					_, _ = io.WriteString(c, "hello")
+					_ = c.(*TCPConn).CloseWrite()
+					want += "hello"
+				}
+				b := make([]byte, len(want))
+				if _, err := io.ReadFull(c, b); err != nil || string(b) != want {
+					t.Errorf("client %d: from %s %s: %q, %v, want %q", i, network, to, b, err, want)
+				}
+				_ = c.Close()
+			}
+		}
+		for _, own := range []netip.Addr{a4, a6} {
+			if _, err := n.Ping(briefly(t), own); err != nil {
+				t.Errorf("client %d: ping %v: %v", i, own, err)
+			}
+			c, err := n.DialContext(briefly(t), "tcp", netip.AddrPortFrom(own, 80).String())
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				continue
+			}
+			if b, err := io.ReadAll(c); string(b) != "own" {
+				t.Errorf("client %d: from the gateway's own listener: %q, %v", i, b, err)
+			}
+			_ = c.Close()
+			if _, err := n.DialContext(briefly(t), "tcp", netip.AddrPortFrom(own, 81).String()); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("client %d: a port of the gateway that nobody listens on: %v, want a refusal", i, err)
+			}
+		}
+	}
+	c, err := g.DialContext(briefly(t), "tcp", "10.8.0.1:80") // the gateway reaches itself
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if s := g.Stats(); s != (Stats{Memory: s.Memory}) {
+		t.Errorf("counted %+v, want no drops", s)
+	}
+}
+
+// Bulk data passes a forwarded connection in both directions.
+func TestForwardBulk(t *testing.T) {
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		if c, err := f.Accept(); err == nil {
+			_, _ = io.Copy(c, c)
+			_ = c.Close()
+		}
+	}})
+	for _, far := range []netip.Addr{far4, far6} {
+		c, err := g.clients[0].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far, 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+		go func() {
+			_, _ = c.Write(data)
+			_ = c.CloseWrite()
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%v: got %d bytes back, %v, want %d", far, len(got), err, len(data))
+		}
+		_ = c.Close()
+	}
+}
+
+// What the program refuses is refused in the protocol's own way.
+func TestForwardRefuse(t *testing.T) {
+	var refusal atomic.Uint32
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		how := Refusal(refusal.Load())
+		if err := f.Refuse(how); err != nil {
+			t.Error(err)
+		}
+		if err := f.Refuse(how); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a second decision: %v, want net.ErrClosed", err)
+		}
+	}})
+	for _, c := range []struct {
+		how            Refusal
+		tcp, udp, ping error
+	}{
+		{PortUnreachable, syscall.ECONNREFUSED, syscall.ECONNREFUSED, syscall.EHOSTUNREACH},
+		{HostUnreachable, syscall.EHOSTUNREACH, syscall.EHOSTUNREACH, syscall.EHOSTUNREACH},
+		{NetUnreachable, syscall.ENETUNREACH, syscall.ENETUNREACH, syscall.ENETUNREACH},
+		{Prohibited, syscall.EHOSTUNREACH, syscall.EHOSTUNREACH, syscall.EHOSTUNREACH},
+	} {
+		how := c.how
+		refusal.Store(uint32(how))
+		for _, far := range []netip.Addr{far4, far6} {
+			n := g.clients[0]
+			if _, err := n.DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far, 80)); !errors.Is(err, c.tcp) {
+				t.Errorf("refusal %d of TCP to %v: %v, want %v", how, far, err, c.tcp)
+			}
+			if _, err := n.Ping(briefly(t), far); !errors.Is(err, c.ping) {
+				t.Errorf("refusal %d of a ping to %v: %v, want %v", how, far, err, c.ping)
+			}
+			if how != PortUnreachable {
+				continue // gVisor, as the client, tells UDP of unreachable ports alone
+			}
+			u, err := n.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far, 53))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = u.SetDeadline(time.Now().Add(30 * time.Second))
+			_, _ = u.Write([]byte("x"))
+			if _, err := u.Read(make([]byte, 1)); !errors.Is(err, c.udp) {
+				t.Errorf("refusal %d of UDP to %v: %v, want %v", how, far, err, c.udp)
+			}
+			_ = u.Close()
+		}
+	}
+}
+
+// A flow that is discarded, or that the program does not decide about, gets no answer.
+func TestForwardDiscard(t *testing.T) {
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		if f.Destination().Port() == 81 {
+			f.Discard()
+		}
+	}})
+	var answers int
+	g.lose(func([]byte) bool { answers++; return false })
+	for _, port := range []uint16{80, 81} {
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := g.clients[0].DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(far4, port)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("port %d: %v, want no answer", port, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := g.clients[0].Ping(ctx, far6); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ping: %v, want no answer", err)
+	}
+	g.lose(nil)
+	if answers != 0 {
+		t.Errorf("%d packets came back, want none", answers)
+	}
+	if n := g.counts(); n != (flowCounts{}) {
+		t.Errorf("%+v flows are left, want none", n)
+	}
+}
+
+type flowCounts struct{ flows, pending, all, datagrams, sources int }
+
+func (g *gateway) counts() flowCounts {
+	fw := g.link.forward
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	return flowCounts{len(fw.flows), fw.pending.total, fw.all.total, fw.datagrams.total, len(fw.sources)}
+}
+
+// A slow decision holds up no other flow, and the peer's SYN is answered only after it.
+func TestForwardSlow(t *testing.T) {
+	decide := make(chan struct{})
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		if f.Destination().Port() == 80 {
+			<-decide
+		}
+		if c, err := f.Accept(); err == nil {
+			_ = c.Close()
+		}
+	}})
+	n := g.clients[0]
+	result := make(chan error, 20)
+	for range cap(result) {
+		go func() {
+			c, err := n.DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 80))
+			if err == nil {
+				_ = c.Close()
+			}
+			result <- err
+		}()
+	}
+	for range 20 {
+		c, err := n.DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 81))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	select {
+	case err := <-result:
+		t.Fatalf("connected before the decision: %v", err)
+	default:
+	}
+	close(decide)
+	for range cap(result) {
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// The configuration is checked.
+func TestForwardConfig(t *testing.T) {
+	for _, c := range []struct {
+		f    Forwarding
+		on   bool
+		want string
+	}{
+		{Forwarding{Pending: -1}, true, "Forwarding.Pending is -1"},
+		{Forwarding{Flows: -1}, true, "Forwarding.Flows is -1"},
+		{Forwarding{UDPIdle: time.Minute}, true, "Forwarding.UDPIdle is 1m0s"},
+		{Forwarding{Pending: 1}, false, "without Config.Forward"},
+	} {
+		config := Config{Addresses: []netip.Addr{a4}, Forwarding: c.f}
+		if c.on {
+			config.Forward = func(*Flow) {}
+		}
+		if _, err := New(config); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.f, err, c.want)
+		}
+	}
+}
+
+// Config.Stack changes the options of the Net's own stack.
+func TestStackOptions(t *testing.T) {
+	n := newNet(t, Config{Addresses: []netip.Addr{a4}, Stack: func(o *stack.Options) { o.HandleLocal = false }})
+	if n.Stack().HandleLocal() {
+		t.Error("HandleLocal is true")
+	}
+}
