@@ -23,7 +23,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// An ecnTrace counts what the ends of QUIC connections learn about ECN.
+// An ecnTrace records what one end of a QUIC connection learns about ECN.
 type ecnTrace struct {
 	mu       sync.Mutex // guards the fields below
 	state    qlog.ECNState
@@ -55,7 +55,8 @@ func (r *ecnTrace) RecordEvent(e qlogwriter.Event) {
 	}
 }
 
-// check fails the test unless the end has sent marked packets, learned that all of them count, and that routers marked some.
+// check fails the test unless the end has validated ECN, has received packets with both marks, and has read counts of both marks
+// in ACK frames.
 func (r *ecnTrace) check(t *testing.T, end string) {
 	t.Helper()
 	r.mu.Lock()

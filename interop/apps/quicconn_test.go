@@ -11,7 +11,7 @@ import (
 )
 
 // A quicConn lets quic-go use ECN and UDP_SEGMENT over a Net, on Linux, Darwin and FreeBSD. Without it, quic-go takes a
-// *netstack.UDPConn as a plain net.PacketConn, since it has no SyscallConn, and does without both.
+// *netstack.UDPConn as a plain net.PacketConn, because it has no SyscallConn, and uses neither.
 type quicConn struct {
 	*netstack.UDPConn
 	segmented atomic.Int64 // writes that became several datagrams
@@ -24,7 +24,7 @@ func newQUICConn(c *netstack.UDPConn) (*quicConn, error) {
 	return &quicConn{UDPConn: c}, c.SetDontFragment(true)
 }
 
-// SyscallConn returns a descriptor that is none: quic-go uses it to ask for options that a UDPConn has without being asked.
+// SyscallConn returns a RawConn without a descriptor. quic-go uses it to set options that a UDPConn always has.
 func (c *quicConn) SyscallConn() (syscall.RawConn, error) { return noDescriptor{}, nil }
 
 // ReadBatch reads one datagram. quic-go calls it in place of recvmmsg.

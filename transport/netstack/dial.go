@@ -10,11 +10,6 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// dialOne connects to one address.
-func (n *Net) dialOne(ctx context.Context, network string, remote netip.AddrPort) (net.Conn, error) {
-	return (&attempt{&Dialer{Net: n}, network, netip.AddrPort{}}).one(ctx, remote)
-}
-
 // An attempt is one call of a Dialer.
 type attempt struct {
 	*Dialer

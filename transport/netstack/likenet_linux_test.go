@@ -144,7 +144,7 @@ func set(name string, a net.Addr) string {
 	return name
 }
 
-// listen listens on address. The script's end closes it.
+// listen listens on address. The listener is closed when the script ends.
 func (l *likeness) listen(network, address string) net.Listener {
 	l.Helper()
 	listener, err := l.server.listener.Listen(context.Background(), network, address)
