@@ -169,7 +169,7 @@ func (c *UDPConn) outbound(m *message, to netip.AddrPort) (o outbound, err error
 	}
 	from := c.bound
 	if m.from.IsValid() && !m.from.IsUnspecified() {
-		if from.IsValid() && from != m.from || m.from.Is4() != to.Addr().Is4() || !n.owns(m.from) {
+		if can := m.from == from || !from.IsValid() && n.owns(m.from); !can || m.from.Is4() != to.Addr().Is4() {
 			return o, refused("sendmsg", syscall.EINVAL, "the control message asks for the source "+m.from.String()+
 				", which the connection cannot send from to "+to.Addr().String())
 		}
