@@ -89,15 +89,29 @@ func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	return true
 }
 
-// A cookieChecker checks the MACs of the messages that a device receives. The zero value is ready.
-type cookieChecker struct {
-	secret [32]byte
-	made   int64 // when the secret was made; 0 means that there is no secret yet
-	cookie hash.Hash
-	limit  limiter
+// A cookieSecret is what a device makes its cookies with. The zero value is ready, and has no secret yet.
+type cookieSecret struct {
+	key  [32]byte
+	made int64 // 0: not yet
+}
 
-	id   *identity // the identity that mac1 is prepared for
-	mac1 hash.Hash
+// renew makes a secret if there is none, or if it has lived for 120 s.
+func (s *cookieSecret) renew(now int64, random func([]byte)) {
+	if s.made == 0 || now-s.made >= cookieSecretLife {
+		random(s.key[:])
+		s.made = now
+	}
+}
+
+// A cookieChecker checks the MACs of the messages that a device receives, for one goroutine. The goroutines of a device
+// share the secret: each copies it. The zero value is ready.
+type cookieChecker struct {
+	secret cookieSecret
+
+	key    [32]byte  // the secret that cookie is prepared for
+	cookie hash.Hash // nil: none yet
+	id     *identity // the identity that mac1 is prepared for
+	mac1   hash.Hash
 }
 
 // validMAC1 reports whether m, a handshake message, has a valid mac1 for the device id.
@@ -116,11 +130,10 @@ func (c *cookieChecker) validMAC2(m []byte, source []byte, now int64, random fun
 	return equalMAC(newMAC(cookie[:]), m[:at], m[at:])
 }
 
-// cookieOf returns the cookie of a source: a MAC of its address and port with a secret that lives for 120 s.
+// cookieOf returns the cookie of a source: a MAC of its address and port with the secret.
 func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) (cookie [macSize]byte) {
-	if c.made == 0 || now-c.made >= cookieSecretLife {
-		random(c.secret[:])
-		c.made, c.cookie = now, newMAC(c.secret[:])
+	if c.secret.renew(now, random); c.cookie == nil || c.key != c.secret.key {
+		c.key, c.cookie = c.secret.key, newMAC(c.secret.key[:])
 	}
 	c.cookie.Reset()
 	c.cookie.Write(source)

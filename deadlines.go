@@ -164,8 +164,8 @@ func (d *Device) expire(p *peer, now int64) {
 
 func (d *Device) sweepLimits(now int64) {
 	d.cookieMu.Lock()
-	d.cookies.limit.sweep(now)
-	left := len(d.cookies.limit.sources)
+	d.sourceLimit.sweep(now)
+	left := len(d.sourceLimit.sources)
 	d.cookieMu.Unlock()
 	if left > 0 {
 		d.deadlines.sweepAt(now+limiterIdle, now)

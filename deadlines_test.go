@@ -140,14 +140,14 @@ func TestDeadlinesSweep(t *testing.T) {
 	if _, sweep := d.deadlines.due(d.now() + 5000); sweep {
 		t.Error("a second sweep")
 	}
-	d.cookies.limit.allow(sourceNumber(1), d.now())
+	d.sourceLimit.allow(sourceNumber(1), d.now())
 	d.sweepLimits(d.now())
 	if _, sweep := d.deadlines.due(d.now() + limiterIdle); !sweep {
 		t.Error("sources are left, and no other sweep is to come")
 	}
 	clock.at.Add(limiterIdle)
 	d.sweepLimits(d.now())
-	if d.cookies.limit.sources != nil || d.deadlines.sweep != 0 {
+	if d.sourceLimit.sources != nil || d.deadlines.sweep != 0 {
 		t.Error("no source is left, and sweeps go on")
 	}
 }

@@ -122,8 +122,8 @@ func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 // handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
 const handshakeTOS = 0x88
 
-// receiveHandshake takes a message of the slow path.
-func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool) {
+// receiveHandshake takes a message of the slow path. c is the caller's own.
+func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChecker) {
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	switch {
 	case r == nil:
@@ -132,7 +132,7 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool) {
 		d.drops.add(DropNoIdentity, 1)
 	case m.b[0] == typeCookie:
 		d.receiveCookie(m, now)
-	case !m.verified && !d.checkMACs(m, id, r, now, loaded):
+	case !m.verified && !d.checkMACs(m, id, r, now, loaded, c):
 	case m.b[0] == typeInitiation:
 		d.receiveInitiation(m, id, r)
 	case m.b[0] == typeResponse:
@@ -141,39 +141,39 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool) {
 }
 
 // checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not
-// send too many" (whitepaper, section 5.3). Under load it answers a message without a valid mac2 with a cookie reply.
-func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool) bool {
-	var room [24]byte
-	source := m.from.appendSource(room[:0])
-
+// send too many" (whitepaper, section 5.3). Under load it answers a message without a valid mac2 with a cookie reply. c
+// is the caller's own: no MAC, no seal and no code of the program's runs with cookieMu held.
+func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool, c *cookieChecker) bool {
+	if !c.validMAC1(m.bytes(), id) {
+		d.drops.add(DropBadMAC, 1)
+		return false
+	}
+	if !loaded {
+		return true
+	}
 	d.cookieMu.Lock()
-	reason, ok := DropBadMAC, false
-	var reply [cookieSize]byte
-	switch c := &d.cookies; {
-	case !c.validMAC1(m.bytes(), id):
-	case !loaded:
-		ok = true
-	case !c.validMAC2(m.bytes(), source, now, d.random):
-		reason = DropCookieRequired
-		reply = c.reply(m.bytes(), source, id, now, d.random)
-	case !c.limit.allow(sourceOf(&m.from), now):
-		reason = DropRateLimited
-	default:
-		ok = true
-	}
-	if loaded {
-		d.deadlines.sweepAt(now+limiterIdle, now)
-	}
+	d.cookieSecret.renew(now, d.random)
+	c.secret = d.cookieSecret
 	d.cookieMu.Unlock()
 
-	if !ok {
-		d.drops.add(reason, 1)
-	}
-	if reason == DropCookieRequired && !ok {
+	var room [24]byte
+	source := m.from.appendSource(room[:0])
+	if !c.validMAC2(m.bytes(), source, now, d.random) {
+		d.drops.add(DropCookieRequired, 1)
+		reply := c.reply(m.bytes(), source, id, now, d.random)
 		d.cookieReplies.Add(1)
 		d.transmitAlone(r, reply[:], m.from)
+		return false
 	}
-	return ok
+	from := sourceOf(&m.from)
+	d.cookieMu.Lock()
+	allowed := d.sourceLimit.allow(from, now)
+	d.deadlines.sweepAt(now+limiterIdle, now)
+	d.cookieMu.Unlock()
+	if !allowed {
+		d.drops.add(DropRateLimited, 1)
+	}
+	return allowed
 }
 
 // receiveCookie takes a cookie reply.

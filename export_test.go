@@ -48,7 +48,7 @@ func StagedBytes(d *Device) int64 { return d.stagedBytes.Load() }
 func LimitedSources(d *Device) int {
 	d.cookieMu.Lock()
 	defer d.cookieMu.Unlock()
-	return len(d.cookies.limit.sources)
+	return len(d.sourceLimit.sources)
 }
 
 // Waiters is the number of calls of Handshake and Renew that wait.

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"golang.zx2c4.com/wireguard/device"
@@ -111,3 +114,47 @@ func benchmarkInitiations(b *testing.B, rs []*remote, clock *handClock, put func
 		n += some
 	}
 }
+
+// BenchmarkCookieReplies is a device under load that answers forged initiations from many addresses with cookie replies:
+// -cpu 1,2 shows that goroutines do not wait for each other.
+func BenchmarkCookieReplies(b *testing.B) {
+	d, err := New(Config{PrivateKey: testKey(1), Tunnel: newDrain(), Bind: muted{}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Up(); err != nil {
+		b.Fatal(err)
+	}
+	id, r := d.identity.Load(), d.running.Load()
+	var from atomic.Uint32
+	b.RunParallel(func(b *testing.PB) {
+		m := handshakeMessage{size: initiationSize, b: [initiationSize]byte{typeInitiation}}
+		new(cookieJar).sign(m.bytes(), id.public, 1)
+		var c cookieChecker
+		for b.Next() {
+			n := from.Add(1)
+			m.from = EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)}), 1000))
+			if d.checkMACs(&m, id, r, d.now(), true, &c) {
+				panic("a message without a cookie passed")
+			}
+		}
+	})
+	if n := d.cookieReplies.Load(); n != uint64(b.N) {
+		b.Fatalf("%d cookie replies to %d messages", n, b.N)
+	}
+}
+
+// muted is a Bind that sends nothing.
+type muted struct{}
+
+func (muted) Listen(uint16) (Socket, error) { return &mutedSocket{closed: make(chan struct{})}, nil }
+
+type mutedSocket struct{ closed chan struct{} }
+
+func (s *mutedSocket) Port() uint16              { return 1 }
+func (s *mutedSocket) Receivers() []Receiver     { return []Receiver{s} }
+func (s *mutedSocket) Receive() ([]Train, error) { <-s.closed; return nil, net.ErrClosed }
+func (s *mutedSocket) Send([]Train)              {}
+func (s *mutedSocket) SetMark(uint32) error      { return nil }
+func (s *mutedSocket) Close() error              { close(s.closed); return nil }

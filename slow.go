@@ -198,10 +198,11 @@ func (s *slowPath) close() {
 func (d *Device) work() {
 	defer d.wg.Done()
 	var j slowJob
+	var c cookieChecker
 	for d.slow.take(&j, d.now()) {
 		switch {
 		case j.message.size != 0:
-			d.receiveHandshake(&j.message, j.loaded)
+			d.receiveHandshake(&j.message, j.loaded, &c)
 		case j.peer != nil:
 			d.visit(j.peer)
 		case j.icmp != nil:

@@ -91,8 +91,9 @@ type Device struct {
 	allowed  allowedIPs[*peer]
 	sessions sessionTable
 
-	cookieMu sync.Mutex // guards cookies; taken last but for the deadlines'
-	cookies  cookieChecker
+	cookieMu     sync.Mutex // guards the next two; taken last but for the deadlines'
+	cookieSecret cookieSecret
+	sourceLimit  limiter
 
 	slow          slowPath
 	deadlines     deadlines
