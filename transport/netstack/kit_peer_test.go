@@ -58,19 +58,29 @@ func (h *handPeer) write(t testing.TB, pkts ...[]byte) {
 // want returns the next segment of the Net that ok accepts, and skips others before it.
 func (h *handPeer) want(t testing.TB, what string, ok func(s segment) bool) segment {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	s, found := h.next(ok, 30*time.Second)
+	if !found {
+		t.Fatalf("the Net did not send %s", what)
+	}
+	return s
+}
+
+// next is want for a segment that need not be sent.
+func (h *handPeer) next(ok func(s segment) bool, wait time.Duration) (s segment, found bool) {
+	for end := time.Now().Add(wait); ; time.Sleep(time.Millisecond) {
 		h.mu.Lock()
 		for i, p := range h.sent {
 			if s, is := parseSegment(p); is && ok(s) {
 				h.sent = h.sent[i+1:]
 				h.mu.Unlock()
-				return s
+				return s, true
 			}
 		}
 		h.mu.Unlock()
+		if time.Now().After(end) {
+			return s, false
+		}
 	}
-	t.Fatalf("the Net did not send %s", what)
-	return segment{}
 }
 
 // A segment is a TCP segment with its addresses.
@@ -147,11 +157,24 @@ type handConn struct {
 // connect opens a connection from own to the listener at to.
 func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 	t.Helper()
-	c := &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
+	c, ok := h.tryConnect(t, own, to, 30*time.Second)
+	if !ok {
+		t.Fatal("the Net did not send a SYN-ACK")
+	}
+	return c
+}
+
+// tryConnect is connect for a listener that need not answer.
+func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Duration) (c *handConn, ok bool) {
+	t.Helper()
+	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
 	// MSS 1000, no operation, window scale 0.
 	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0}}.packet())
 	c.next++
-	s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
+	s, ok := h.next(func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK }, wait)
+	if !ok {
+		return nil, false
+	}
 	c.ack = s.seq + 1
 	for o := s.options; len(o) > 2 && o[0] != 0; {
 		if o[0] == 1 {
@@ -164,7 +187,7 @@ func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 		o = o[o[1]:]
 	}
 	h.write(t, c.segment(flagACK, nil).packet())
-	return c
+	return c, true
 }
 
 // segment makes the next segment of c. It does not count the payload as sent.
