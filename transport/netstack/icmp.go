@@ -79,6 +79,10 @@ func (l *link) deliverErrors() {
 
 // deliverError hands a packet from the queue to the stack and, if it is an error, to the pings and the UDPSources.
 func (l *link) deliverError(p []byte) {
+	if !raiseMTU(p) {
+		l.drops.malformed.Add(1)
+		return
+	}
 	if p[0]>>4 == 4 {
 		if !isFragment4(p) {
 			l.owner.pings.fail(p)

@@ -132,10 +132,14 @@ func lowerSYN(p []byte) {
 	}
 	window := binary.BigEndian.Uint16(tcp[tcpWindow:])
 	lowered := uint16(max(int(window)-1<<scale, 0))
-	binary.BigEndian.PutUint16(tcp[tcpWindow:], lowered)
-	// RFC 1624, section 3: "HC' = ~(~HC + ~m + m')".
-	sum := binary.BigEndian.Uint16(tcp[tcpChecksum:])
-	binary.BigEndian.PutUint16(tcp[tcpChecksum:], ^packet.Add(packet.Add(^sum, ^window), lowered))
+	put16(tcp[tcpWindow:], tcp[tcpChecksum:], lowered)
+}
+
+// put16 writes v to field and keeps the checksum sum of the header right. RFC 1624, section 3: "HC' = ~(~HC + ~m + m')".
+func put16(field, sum []byte, v uint16) {
+	was := binary.BigEndian.Uint16(field)
+	binary.BigEndian.PutUint16(field, v)
+	binary.BigEndian.PutUint16(sum, ^packet.Add(packet.Add(^binary.BigEndian.Uint16(sum), ^was), v))
 }
 
 // A flow is a TCP connection: this end's address and the peer's, then this end's port and the peer's.
