@@ -2,10 +2,8 @@ package netstack
 
 import (
 	"encoding/binary"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -14,130 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 var hostiles = flag.Int("hostiles", 40, "how many scripts TestHostilePeer plays")
-
-// The addresses of the peer that behaves.
-var c4, c6 = netip.MustParseAddr("10.8.0.3"), netip.MustParseAddr("fd08::3")
-
-// A hostile peer is authenticated, so its packets arrive. It has a session like any other peer, and the device lets it use
-// the source addresses that it owns: b4, b6 and the networks of hostilePrefix. It reads a script, and so a fuzzer drives it.
-//
-//	hostile ──┐
-//	          ├── Net under test, an echo server on port 7
-//	bystander ┘   a Net with two open connections
-type hostile struct {
-	*handPeer
-	t      testing.TB
-	script script
-
-	conns     []*handConn
-	last      [][]byte // the latest packets, to repeat with changes
-	bystander *Net
-	witnesses []net.Conn // the bystander's connections
-}
-
-// hostilePrefix begins the other addresses that the hostile peer owns.
-var hostilePrefix = map[bool]netip.Addr{false: netip.MustParseAddr("10.99.0.0"), true: netip.MustParseAddr("fd99::")}
-
-// A junction hands packets to the bystander or to the hostile peer.
-type junction struct {
-	*handPeer
-	bystander *Net
-}
-
-func (j junction) Send(b *wireguard.Batch) error {
-	var pkts [][]byte
-	for i := range b.Len() {
-		p := slices.Clone(b.Packet(i))
-		if to, _, _ := packet.Destination(p); to == c4 || to == c6 {
-			pkts = append(pkts, p)
-			continue
-		}
-		j.mu.Lock()
-		if j.sent = append(j.sent, p); len(j.sent) > 1000 {
-			j.sent = j.sent[500:] // nobody reads that far back
-		}
-		j.mu.Unlock()
-	}
-	b.Reset()
-	_, err := j.bystander.WritePackets(pkts)
-	return err
-}
-
-// newHostile sets up the three. The bystander's connections are established.
-func newHostile(t testing.TB) *hostile {
-	n, peer := byHand(t)
-	c, err := New(Config{Addresses: []netip.Addr{c4, c6}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	c.link.attach(&wire{to: n})
-	n.link.attach(junction{peer, c})
-	h := &hostile{handPeer: peer, t: t, bystander: c}
-	for _, network := range []string{"tcp4", "tcp6"} {
-		l, err := n.Listen(network, ":7")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
-			}
-		}()
-		if _, err := n.ListenPacket("udp"+network[3:], ":7"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, to := range []netip.Addr{a4, a6} {
-		w, err := c.Dial("tcp", netip.AddrPortFrom(to, 7).String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = w.Close() })
-		h.witnesses = append(h.witnesses, w)
-	}
-	h.bears(t)
-	return h
-}
-
-// bears checks that the connections of the bystander still carry data in both directions.
-func (h *hostile) bears(t testing.TB) {
-	t.Helper()
-	for _, w := range h.witnesses {
-		if err := echoed(w); err != nil {
-			t.Fatalf("the connection of another peer: %v", err)
-		}
-	}
-}
-
-func echoed(c net.Conn) error {
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-	sent := make([]byte, 3000)
-	for i := range sent {
-		sent[i] = byte(i)
-	}
-	if _, err := c.Write(sent); err != nil {
-		return err
-	}
-	got := make([]byte, len(sent))
-	if n, err := io.ReadFull(c, got); err != nil {
-		return fmt.Errorf("after %d of %d bytes: %w", n, len(got), err)
-	}
-	if !slices.Equal(sent, got) {
-		return errors.New("other bytes came back")
-	}
-	return nil
-}
 
 func (h *hostile) byte() byte     { return h.script.byte() }
 func (h *hostile) uint16() uint16 { return uint16(h.byte())<<8 | uint16(h.byte()) }
@@ -538,7 +417,11 @@ func plays(t *testing.T, b []byte) {
 
 // TestHostilePeer plays random scripts, and one that is long.
 func TestHostilePeer(t *testing.T) {
-	for seed := range *hostiles {
+	n := *hostiles
+	if testkit.Race {
+		n = min(n, 10) // each script takes six times as long
+	}
+	for seed := range n {
 		size := 1000
 		if seed == 0 {
 			size = 100_000
