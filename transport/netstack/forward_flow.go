@@ -207,6 +207,7 @@ func (f *Flow) acceptUDP() (*UDPConn, error) {
 		return nil, systemError("accept", err)
 	}
 	c := newUDPConn(n, "udp", ep, q, first.NetworkProtocolNumber, true)
+	c.foreign = true
 	for i, p := range f.settle(forwardedUDP{c}) {
 		if i > 0 {
 			ep.(stack.TransportEndpoint).HandlePacket(id, p)

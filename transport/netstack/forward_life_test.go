@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"flag"
 	"io"
 	"net"
 	"net/netip"
@@ -15,27 +14,36 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-var manyFlows = flag.Int("flows", 20_000, "how many flows one peer opens in TestForwardFlood")
+const manyFlows = 100_000 // one peer opens them in TestForwardFlood
 
-// floodPacket is a UDP datagram of client 0 that begins flow i.
-func floodPacket(i int) []byte {
+// floodPacket begins flow i of client 0 by a datagram, or by a SYN.
+func floodPacket(i int, syn bool) []byte {
 	const l3 = 20
-	p := make([]byte, l3+8+4)
-	packet.PutIP(p, len(p), clientAddrs[0][0], netip.AddrFrom4([4]byte{203, byte(i >> 16), byte(i >> 8), byte(i)}), protoUDP, 0)
+	n, proto := 12, byte(protoUDP)
+	if syn {
+		n, proto = 20, protoTCP
+	}
+	p := make([]byte, l3+n)
+	packet.PutIP(p, len(p), clientAddrs[0][0], netip.AddrFrom4([4]byte{203, byte(i >> 16), byte(i >> 8), byte(i)}), proto, 0)
 	binary.BigEndian.PutUint16(p[l3:], uint16(1024+i%60000))
 	binary.BigEndian.PutUint16(p[l3+2:], 53)
-	binary.BigEndian.PutUint16(p[l3+4:], 12)
-	binary.BigEndian.PutUint32(p[l3+8:], uint32(i)) // UDP's checksum stays 0: there is none
+	if syn {
+		p[l3+12], p[l3+13] = 5<<4, 2
+		binary.BigEndian.PutUint16(p[l3+14:], 1000)
+		mendSums(p, l3)
+	} else {
+		binary.BigEndian.PutUint16(p[l3+4:], 12) // the checksum stays 0: there is none
+	}
 	return p
 }
 
-// A peer opens as many flows as it can, and another peer still gets through: while they are pending, and while they are
-// accepted.
+// A peer opens as many flows as it can, and another peer still gets through: while they wait for the program's decision,
+// while they wait for the end of TCP's handshake, and while they are accepted.
 func TestForwardFlood(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		hold bool // no decision
-	}{{"pending", true}, {"accepted", false}} {
+		name      string
+		hold, syn bool // hold: the program does not decide
+	}{{"undecided", true, false}, {"half-open", false, true}, {"accepted", false, false}} {
 		t.Run(c.name, func(t *testing.T) {
 			release := make(chan struct{})
 			answer := answering(t)
@@ -48,25 +56,30 @@ func TestForwardFlood(t *testing.T) {
 					<-release
 					f.Discard()
 				default:
-					if _, err := f.Accept(); err != nil && !errors.Is(err, net.ErrClosed) {
+					if _, err := f.Accept(); err != nil && !errors.Is(err, net.ErrClosed) && !c.syn {
 						t.Error(err)
 					}
 				}
 			}})
-			for i := range *manyFlows {
-				if _, err := g.WritePackets([][]byte{floodPacket(i)}); err != nil {
+			g.lose(func(p []byte) bool { // the first client does not answer, not even with a reset
+				_, dst := addressesOf(p)
+				return dst == clientAddrs[0][0]
+			})
+			for i := range manyFlows {
+				if _, err := g.WritePackets([][]byte{floodPacket(i, c.syn)}); err != nil {
 					t.Fatal(err)
 				}
 			}
-			n := g.counts()
-			if limit := defaultPending / 2; n.pending > limit || c.hold && n.pending != limit {
-				t.Errorf("%d pending flows of one peer, want %d at most", n.pending, limit)
+			const half = defaultPending / 2
+			n, filled := g.counts(), c.hold || c.syn
+			if n.pending > half || filled && n.pending != half {
+				t.Errorf("%d pending flows of one peer, want half of %d", n.pending, defaultPending)
 			}
 			if limit := defaultFlows / 2; n.all > limit {
 				t.Errorf("%d flows of one peer, want %d at most", n.all, limit)
 			}
-			if n := g.Stats().FlowsDropped; c.hold && n != uint64(*manyFlows-defaultPending/2) {
-				t.Errorf("%d packets are counted as dropped, want the other %d", n, *manyFlows-defaultPending/2)
+			if n := g.Stats().FlowsDropped; filled && n != manyFlows-half {
+				t.Errorf("%d packets are counted as dropped, want the other %d", n, manyFlows-half)
 			}
 			for range 20 {
 				conn, err := g.clients[1].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 80))
@@ -198,24 +211,14 @@ func TestForwardGivenUp(t *testing.T) {
 			t.Error("accepted a connection that its peer gave up")
 		}
 	}})
-	segment := func(flags byte) []byte {
-		const l3 = 20
-		p := make([]byte, l3+20)
-		packet.PutIP(p, len(p), clientAddrs[0][0], far4, protoTCP, 0)
-		binary.BigEndian.PutUint16(p[l3:], 5000)
-		binary.BigEndian.PutUint16(p[l3+2:], 80)
-		binary.BigEndian.PutUint32(p[l3+4:], 7)
-		p[l3+12], p[l3+13] = 5<<4, flags
-		binary.BigEndian.PutUint16(p[l3+14:], 1000)
-		mendSums(p, l3)
-		return p
-	}
-	const syn, rst = 2, 4
-	if _, err := g.WritePackets([][]byte{segment(syn)}); err != nil {
+	p := floodPacket(0, true)
+	if _, err := g.WritePackets([][]byte{p}); err != nil {
 		t.Fatal(err)
 	}
 	<-begun
-	if _, err := g.WritePackets([][]byte{segment(rst)}); err != nil {
+	p[20+13] = 4 // RST
+	mendSums(p, 20)
+	if _, err := g.WritePackets([][]byte{p}); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ends; err != errFlowReset {

@@ -96,14 +96,14 @@ func (p *port) handTransport(proto tcpip.NetworkProtocolNumber, b buffer.Buffer)
 	if d == nil {
 		return
 	}
-	ok := false
+	ok, next := false, ip6Next
 	pkt.NICID, pkt.NetworkProtocolNumber, pkt.RXChecksumValidated = NICID, proto, true
 	if proto == ipv4.ProtocolNumber {
-		ok = parse.IPv4(pkt)
+		ok, next = parse.IPv4(pkt), ip4Protocol
 	} else {
 		_, ok = pkt.NetworkHeader().Consume(header.IPv6MinimumSize)
 	}
-	if ok && pkt.Network().TransportProtocol() == header.TCPProtocolNumber {
+	if ok && pkt.NetworkHeader().Slice()[next] == protoTCP { // pkt.Network allocates
 		ok = parse.TCP(pkt)
 	} else {
 		ok = ok && parse.UDP(pkt)

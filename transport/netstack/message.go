@@ -180,7 +180,11 @@ func (c *UDPConn) outbound(m *message, to netip.AddrPort) (o outbound, err error
 		source = tcpip.AddrFromSlice(from.AsSlice())
 	}
 	remote := tcpip.AddrFromSlice(to.Addr().AsSlice())
-	r, terr := n.stack.FindRoute(0, source, remote, protocolOf(to.Addr()), c.ep.SocketOptions().GetMulticastLoop())
+	s := n.stack
+	if c.foreign {
+		s = n.link.forward.stack
+	}
+	r, terr := s.FindRoute(0, source, remote, protocolOf(to.Addr()), c.ep.SocketOptions().GetMulticastLoop())
 	if terr != nil {
 		return o, c.failure("sendmsg", terr)
 	}

@@ -29,6 +29,7 @@ type UDPConn struct {
 	bound         netip.Addr   // the local address; invalid means all addresses
 	is4           bool         // whether the endpoint is for IPv4 alone
 	mapped        bool         // the endpoint has both families, and takes IPv4 addresses mapped into IPv6
+	foreign       bool         // the local address is another host's; see Flow.Accept
 	whole         atomic.Bool  // whether datagrams must not be fragmented
 
 	readMu sync.Mutex // held during a read; guards into
