@@ -333,14 +333,18 @@ func (f *Flow) Discard() {
 func (f *Flow) leave() {
 	f.cancel(context.Canceled)
 	f.fw.mu.Lock()
-	undecided := f.state == flowUndecided
-	if undecided {
-		f.fw.end(f)
+	defer f.fw.mu.Unlock()
+	if f.state != flowUndecided {
+		return
 	}
-	f.fw.mu.Unlock()
-	if undecided && f.request != nil {
+	if f.request != nil {
+		// As long as gVisor has the request, it drops a repeated SYN, and a flow that the SYN opens would wait forever.
+		f.state = flowDeciding
+		f.fw.mu.Unlock()
 		f.request.Complete(false)
+		f.fw.mu.Lock()
 	}
+	f.fw.end(f)
 }
 
 // begin begins the decision that the named method makes about a flow of one of the networks. Its error says why it is

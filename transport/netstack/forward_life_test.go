@@ -283,7 +283,26 @@ func TestForwardClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	working.Wait()
-	if n := g.counts().pending; n != 0 {
-		t.Errorf("%d flows are pending after Close, want none", n)
+	g.settles(t, func(n flowCounts) bool { return n.pending == 0 })
+}
+
+// settles waits until the flows are as is wants.
+func (g *gateway) settles(t *testing.T, is func(flowCounts) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(g.counts()); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v flows are left", g.counts())
+		}
 	}
+}
+
+// A peer that repeats the SYN of flows that the program does not decide about takes no place for good.
+func TestForwardRepeated(t *testing.T) {
+	g := newGateway(t, Config{Forward: func(*Flow) {}})
+	for i := range 100_000 {
+		if _, err := g.WritePackets([][]byte{floodPacket(i%3, true)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
 }

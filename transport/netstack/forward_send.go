@@ -21,10 +21,8 @@ func (fw *forwarder) checkForeign(from, to netip.AddrPort) error {
 	case !isForwardable(a):
 		return wrong("want the address of one host that can be reached from outside")
 	}
-	for _, own := range fw.net.addrs {
-		if own == from.Addr() {
-			return wrong("this address is the Net's: send from it with ListenUDP")
-		}
+	if fw.net.owns(from.Addr()) {
+		return wrong("this address is the Net's: send from it with ListenUDP")
 	}
 	return nil
 }
@@ -171,10 +169,25 @@ func (fw *forwarder) sendView(v *buffer.View) error {
 	return nil
 }
 
-// sourceError takes an ICMP error, with an intact header, about a datagram that a UDPSource sent. It reports whether p
-// was one. gVisor takes the errors about its own endpoints.
-func (fw *forwarder) sourceError(p []byte) bool {
-	from, to, ok := quotedDatagram(p)
+// takeError takes an ICMP error, with an intact header, about a datagram that a UDPSource sent, and drops an error that
+// only another peer than the quoted packet's can have made. It reports whether p was one of these. gVisor takes the errors
+// about its own endpoints.
+func (fw *forwarder) takeError(p []byte) bool {
+	src, dst := addressesOf(p)
+	if fw.net.owns(dst) {
+		return false
+	}
+	q := quoted(p)
+	if q == nil {
+		return false // gVisor drops it
+	}
+	_, about := addressesOf(q)
+	reporter, ok := fw.peerOf(src)
+	if peer, ok2 := fw.peerOf(about); !ok || !ok2 || peer != reporter {
+		fw.net.link.drops.martian.Add(1)
+		return true
+	}
+	from, to, ok := datagramOf(q)
 	if !ok {
 		return false
 	}
@@ -201,27 +214,31 @@ func (fw *forwarder) sourceError(p []byte) bool {
 	return true
 }
 
-// quotedDatagram returns the source and the destination of the UDP datagram that the ICMP error p quotes.
-func quotedDatagram(p []byte) (from, to netip.AddrPort, ok bool) {
+// quoted returns the packet that the ICMP error p quotes, with a whole IP header except for options, or nil.
+func quoted(p []byte) []byte {
 	const quote = header.ICMPv4MinimumSize // offset after the ICMP header of either version
-	l3, least, is4 := header.IPv6MinimumSize, header.IPv6MinimumSize, p[0]>>4 == 4
-	if is4 {
+	l3, least := header.IPv6MinimumSize, header.IPv6MinimumSize
+	if p[0]>>4 == 4 {
 		l3, least = int(p[0]&15)*4, header.IPv4MinimumSize
 	}
-	if len(p) < l3+quote+least {
-		return from, to, false
+	if len(p) < l3+quote+least || p[l3+quote]>>4 != p[0]>>4 {
+		return nil
 	}
-	q := p[l3+quote:]
-	if q[0]>>4 != p[0]>>4 {
-		return from, to, false
-	}
-	l4, proto := header.IPv6MinimumSize, uint8(0)
-	if is4 {
-		l4, proto = int(q[0]&15)*4, q[ip4Protocol]
-	} else if proto = q[ip6Next]; proto == ip6Fragments && len(q) >= l4+header.IPv6FragmentHeaderSize && q[l4+2] == 0 && q[l4+3]&^7 == 0 {
+	return p[l3+quote:]
+}
+
+// datagramOf returns the source and the destination of q, if it is a UDP datagram or its first fragment. quoted has made q.
+func datagramOf(q []byte) (from, to netip.AddrPort, ok bool) {
+	l4, least, proto := header.IPv6MinimumSize, header.IPv6MinimumSize, q[ip6Next]
+	if q[0]>>4 == 4 {
+		l4, least, proto = int(q[0]&15)*4, header.IPv4MinimumSize, q[ip4Protocol]
+		if isFragment4(q) && q[ip4Fragment]&0x1f|q[ip4Fragment+1] != 0 {
+			return from, to, false
+		}
+	} else if proto == ip6Fragments && len(q) >= l4+header.IPv6FragmentHeaderSize && q[l4+2] == 0 && q[l4+3]&^7 == 0 {
 		proto, l4 = q[l4], l4+header.IPv6FragmentHeaderSize
 	}
-	if proto != protoUDP || l4 < least || len(q) < l4+4 || is4 && isFragment4(q) && q[ip4Fragment]&0x1f|q[ip4Fragment+1] != 0 {
+	if proto != protoUDP || l4 < least || len(q) < l4+4 {
 		return from, to, false
 	}
 	src, dst := addressesOf(q)

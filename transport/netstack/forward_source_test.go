@@ -173,6 +173,51 @@ func TestUDPSourceErrors(t *testing.T) {
 	}
 }
 
+// One peer cannot end another peer's source by an ICMP error about it.
+func TestUDPSourceForged(t *testing.T) {
+	sources := make(chan *UDPSource, 1)
+	g := newGateway(t, Config{Forward: sourced(t, sources)})
+	for i, far := range []netip.Addr{far4, far6} {
+		src, dst := netip.AddrPortFrom(clientAddrs[0][i], 5000), netip.AddrPortFrom(far, 53)
+		if _, err := g.WritePackets([][]byte{udpPacket(src, dst, "question")}); err != nil {
+			t.Fatal(err)
+		}
+		s := <-sources
+		_ = s.SetReadDeadline(time.Now().Add(30 * time.Second))
+		b := make([]byte, 100)
+		if _, _, err := s.ReadTo(b); err != nil {
+			t.Fatal(err)
+		}
+		proto, kind, code := byte(protoICMP4), byte(3), byte(3)
+		if far.Is6() {
+			proto, kind, code = protoICMP6, 1, 4
+		}
+		before := g.Stats().Martian
+		forge := func(from netip.Addr) {
+			quote := append([]byte{kind, code, 0, 0, 0, 0, 0, 0}, udpPacket(dst, src, "answer")...)
+			if _, err := g.WritePackets([][]byte{ipPacket(from, far, proto, quote...)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		forge(clientAddrs[1][i])
+		for deadline := time.Now().Add(30 * time.Second); g.Stats().Martian == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the other peer's error is not counted")
+			}
+		}
+		if _, err := g.WritePackets([][]byte{udpPacket(src, dst, "another")}); err != nil {
+			t.Fatal(err)
+		}
+		if n, _, err := s.ReadTo(b); string(b[:n]) != "another" || err != nil {
+			t.Errorf("after another peer's ICMP error: %q, %v", b[:n], err)
+		}
+		forge(clientAddrs[0][i])
+		if _, _, err := s.ReadTo(b); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("after its own peer's ICMP error: %v, want ECONNREFUSED", err)
+		}
+	}
+}
+
 // A program that does not read loses the newest datagrams of that source, counted, and no others.
 func TestUDPSourceBound(t *testing.T) {
 	sources := make(chan *UDPSource, 8)

@@ -215,9 +215,7 @@ func TestForwardDiscard(t *testing.T) {
 	if answers != 0 {
 		t.Errorf("%d packets came back, want none", answers)
 	}
-	if n := g.counts(); n != (flowCounts{}) {
-		t.Errorf("%+v flows are left, want none", n)
-	}
+	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
 }
 
 type flowCounts struct{ flows, pending, all, datagrams, sources int }

@@ -86,7 +86,7 @@ func (l *link) deliverError(p []byte) {
 	if p[0]>>4 == 4 {
 		if !isFragment4(p) {
 			l.owner.pings.fail(p)
-			if l.forward != nil && l.forward.sourceError(p) {
+			if l.forward != nil && l.forward.takeError(p) {
 				return
 			}
 		}
@@ -95,7 +95,7 @@ func (l *link) deliverError(p []byte) {
 	}
 	if p[ip6Next] == protoICMP6 {
 		l.owner.pings.fail(p)
-		if l.forward != nil && l.forward.sourceError(p) || l.deliverUnreachable6(p) {
+		if l.forward != nil && l.forward.takeError(p) || l.deliverUnreachable6(p) {
 			return
 		}
 	}
