@@ -21,11 +21,12 @@ type TCPConn struct {
 
 	memory *portion
 
-	readMu sync.Mutex // held during a Read; guards the next two fields
-	into   tcpip.SliceWriter
-	growth growth
+	readMu  sync.Mutex // held during a Read; guards the next two fields
+	into    tcpip.SliceWriter
+	reading growth
 
-	writeMu sync.Mutex    // held during a Write, so that its bytes stay together; guards from
+	writeMu sync.Mutex // held during a Write, so that its bytes stay together; guards the rest
+	writing growth
 	from    *bytes.Reader // allocated separately, since gVisor remembers the last reader
 }
 
@@ -71,8 +72,9 @@ func (c *TCPConn) read(b []byte) (int, error) {
 		switch err.(type) {
 		case nil:
 			c.memory.touch()
-			if size := c.memory.recv.size.Load(); c.growth.read(res.Count, size) {
-				c.memory.growRecv(c.growth.want(size, measuredTrip(c.ep)))
+			if size := c.memory.recv.size.Load(); c.reading.moved(res.Count, size) {
+				c.reading.measure(size, measuredTrip(c.ep))
+				c.memory.growRecv(c.reading.recvNeed())
 			}
 			return res.Count, nil
 		case *tcpip.ErrWouldBlock:
@@ -111,11 +113,12 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 		switch err.(type) {
 		case nil:
 			c.memory.touch()
+			if size := c.memory.send.size.Load(); c.writing.moved(int(m), size) {
+				c.writing.measure(size, measuredTrip(c.ep))
+				c.memory.growSend(c.writing.sendNeed())
+			}
 			continue
 		case *tcpip.ErrWouldBlock:
-			if c.memory.growSend(sendNeed(c.ep, c.net.mtu)) {
-				continue
-			}
 		default:
 			return n, c.failure("write", err)
 		}

@@ -45,8 +45,8 @@ const (
 // beyond that is its extra. Read and Write ask for more when the path needs it. A refusal makes the budget take back extras
 // from connections that are idle, or that have more than a fair part.
 //
-// mu is taken outside the packets' paths: when a connection is made or closed, at most once per round trip by Read, and when
-// Write would wait. Some of gVisor's leaf locks are taken with it held, but never the lock of a connection.
+// mu is taken outside the packets' paths: when a connection is made or closed, and at most once per
+// round trip by Read and Write. Some of gVisor's leaf locks are taken with it held, but never the lock of a connection.
 type budget struct {
 	total int64
 
@@ -288,13 +288,11 @@ func (s *portion) growRecv(want int64) {
 	}
 }
 
-// growSend lets the send buffer grow up to want bytes, unless the user has set its size. It reports whether it grew.
-func (s *portion) growSend(want int64) bool {
-	before := s.send.size.Load()
-	if want <= before || s.send.fixed.Load() {
-		return false
+// growSend lets the send buffer grow up to want bytes, unless the user has set its size.
+func (s *portion) growSend(want int64) {
+	if want > s.send.size.Load() && !s.send.fixed.Load() {
+		s.setSend(want)
 	}
-	return s.setSend(want) > before
 }
 
 // fixRecv sets the size of the receive buffer, in bytes, for good.
@@ -329,8 +327,8 @@ func (s *portion) setRecv(n int64) {
 	}
 }
 
-// setSend gives the send buffer up to n bytes, and returns how many it has.
-func (s *portion) setSend(n int64) int64 {
+// setSend gives the send buffer up to n bytes.
+func (s *portion) setSend(n int64) {
 	f := &s.send
 	n = s.budget.grow(s, f, n)
 	s.budget.mu.Lock()
@@ -340,7 +338,6 @@ func (s *portion) setSend(n int64) int64 {
 		f.size.Store(n)
 		s.ep.SocketOptions().SetSendBufferSize(n, false)
 	}
-	return n
 }
 
 // leave gives the memory of a closed connection back. If its endpoint still has bytes to send, it keeps the part for them
