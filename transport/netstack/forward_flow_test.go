@@ -1,0 +1,172 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// The error of a dial tells how to refuse the flow.
+func TestRefusalOf(t *testing.T) {
+	dial := func(err error) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}
+	}
+	for _, c := range []struct {
+		err  error
+		want Refusal
+	}{
+		{dial(syscall.ECONNREFUSED), PortUnreachable},
+		{dial(syscall.ECONNRESET), PortUnreachable},
+		{dial(syscall.ENETUNREACH), NetUnreachable},
+		{dial(syscall.EADDRNOTAVAIL), NetUnreachable},
+		{dial(syscall.EHOSTUNREACH), HostUnreachable},
+		{dial(syscall.ETIMEDOUT), HostUnreachable},
+		{dial(syscall.EACCES), Prohibited},
+		{dial(syscall.EPERM), Prohibited},
+		{context.DeadlineExceeded, HostUnreachable},
+		{net.UnknownNetworkError("ping"), HostUnreachable},
+		{errors.New("other"), HostUnreachable},
+	} {
+		if got := RefusalOf(c.err); got != c.want {
+			t.Errorf("%v: refusal %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+// A flow has one decision, by a method for its network. The data of a ping is for the program to see.
+func TestFlowMisuse(t *testing.T) {
+	done := make(chan struct{}, 3)
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		defer func() { done <- struct{}{} }()
+		if f.Network() == "ping" {
+			if _, err := f.Accept(); err == nil {
+				t.Error("a ping was accepted")
+			}
+			if f.Source().Port() != 0 || f.Destination().Port() != 0 || !bytes.Equal(f.Data(), []byte("data")) {
+				t.Errorf("a ping from %v to %v with %q, want port 0 and its data", f.Source(), f.Destination(), f.Data())
+			}
+		} else {
+			if err := f.Answer(); err == nil {
+				t.Error("a datagram was answered as a ping")
+			}
+			if f.Data() != nil {
+				t.Error("a datagram has the data of a ping")
+			}
+		}
+		f.Discard()
+		f.Discard()
+		for _, err := range []error{f.Refuse(0), second(f.Accept()), f.Answer()} {
+			if err == nil {
+				t.Error("a second decision succeeded")
+			}
+		}
+	}})
+	src, dst := netip.AddrPortFrom(clientAddrs[0][0], 1), netip.AddrPortFrom(far4, 2)
+	for _, p := range [][]byte{
+		udpPacket(src, dst, "data"),
+		ipPacket(src.Addr(), far4, protoICMP4, append([]byte{8, 0, 0, 0, 0, 1, 0, 2}, "data"...)...),
+		ipPacket(clientAddrs[0][1], far6, protoICMP6, append([]byte{128, 0, 0, 0, 0, 1, 0, 2}, "data"...)...),
+	} {
+		if _, err := g.WritePackets([][]byte{p}); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+	}
+}
+
+func second(_ net.Conn, err error) error { return err }
+
+// A flow ends if the program takes more than a minute to decide.
+func TestForwardUndecided(t *testing.T) {
+	begun, ends := make(chan struct{}), make(chan error, 1)
+	g := newGateway(t, Config{Forward: func(f *Flow) {
+		close(begun)
+		<-f.Context().Done()
+		ends <- context.Cause(f.Context())
+	}})
+	if _, err := g.WritePackets([][]byte{floodPacket(0, true)}); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	now := time.Now()
+	g.sweep(now.Add(decideLimit - time.Second))
+	if len(ends) > 0 {
+		t.Errorf("the flow ended before %v", decideLimit)
+	}
+	g.sweep(now.Add(decideLimit + time.Second))
+	if err := <-ends; err != errFlowUndecided {
+		t.Errorf("the context ended by %v, want %v", err, errFlowUndecided)
+	}
+	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
+}
+
+// A packet for the peer that it comes from is dropped, unless Forwarding.Hairpin lets it through. A packet of nobody is
+// dropped in any case.
+func TestForwardHairpin(t *testing.T) {
+	for _, hairpin := range []bool{false, true} {
+		flows := make(chan *Flow, 2)
+		g := newGateway(t, Config{Forwarding: Forwarding{Hairpin: hairpin}, Forward: func(f *Flow) { flows <- f }})
+		src := netip.AddrPortFrom(clientAddrs[0][0], 1)
+		g.route(far4, 0)
+		want := Stats{Martian: 1, Hairpin: 1}
+		if hairpin {
+			want.Hairpin = 0
+		}
+		for _, p := range [][]byte{
+			udpPacket(src, netip.AddrPortFrom(far4, 2), ""),
+			udpPacket(netip.MustParseAddrPort("192.0.2.99:1"), netip.AddrPortFrom(far4, 2), ""),
+		} {
+			if _, err := g.WritePackets([][]byte{p}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := g.Stats(); got != want {
+			t.Errorf("Hairpin %t: counted %+v, want %+v", hairpin, got, want)
+		}
+		if hairpin {
+			if f := <-flows; f.Source() != src {
+				t.Errorf("a flow of %v, want %v", f.Source(), src)
+			}
+		}
+		if len(flows) > 0 {
+			t.Errorf("Hairpin %t: a flow of %v", hairpin, (<-flows).Source())
+		}
+	}
+}
+
+// Peers that take all they can share the places; each gets what is its own, and gives all back.
+func TestQuota(t *testing.T) {
+	q := quota{limit: 1000, least: 10}
+	var peers [200]wireguard.PublicKey
+	for i := range peers {
+		peers[i] = wireguard.NewPrivateKey().Public()
+		n := 0
+		for q.take(peers[i], 1) {
+			n++
+		}
+		want := 10
+		if i < 6 {
+			want = max(10, []int{500, 250, 125, 63, 31, 16}[i])
+		}
+		if n != want {
+			t.Errorf("peer %d got %d places, want %d", i, n, want)
+		}
+	}
+	if most := q.limit + len(peers)*q.least; q.total > most {
+		t.Errorf("%d places are taken, want at most %d", q.total, most)
+	}
+	for _, p := range peers {
+		q.give(p, q.held[p])
+	}
+	if q.total != 0 || len(q.held) != 0 {
+		t.Errorf("%d places and %d peers are left, want none", q.total, len(q.held))
+	}
+}
