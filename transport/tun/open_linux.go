@@ -34,6 +34,7 @@ type system struct {
 	closed  error
 
 	// Tests replace the system call to make it fail.
+	read   func(fd uintptr, b []byte) (int, syscall.Errno)
 	writev func(fd uintptr, iov []unix.Iovec) (int, syscall.Errno)
 }
 
@@ -45,7 +46,10 @@ func (d *Interface) open(c *Config) (err error) {
 			_ = d.close()
 		}
 	}()
-	d.writev = writev
+	d.read, d.writev = read, writev
+	if c.File != nil {
+		d.read, d.writev = readShared, writevShared
+	}
 	name, err := d.attach(c)
 	if err != nil {
 		return err

@@ -93,7 +93,7 @@ func (q *queue) tryRead(fd uintptr) bool {
 		q.memory = readMemories.Get().(*readMemory)
 	}
 	for {
-		n, errno := read(fd, q.memory[:])
+		n, errno := q.d.read(fd, q.memory[:])
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
@@ -145,8 +145,8 @@ func (q *queue) failed(err error) error {
 	return q.d.ending()
 }
 
-// read reads without waiting, because the descriptor is non-blocking. It is a raw call for the reason given at recvmmsg
-// in transport/udp.
+// read reads without waiting, because the descriptor is non-blocking: this process opened it, and nobody else holds it.
+// It is a raw call for the reason given at recvmmsg in transport/udp.
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))

@@ -241,7 +241,7 @@ func (w *writer) drop(errno syscall.Errno) {
 	}
 }
 
-// writev writes without waiting. It is a raw call, as read is.
+// writev writes without waiting, on a descriptor that nobody else holds. It is a raw call, as read is.
 func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))

@@ -1,0 +1,125 @@
+//go:build linux && !android
+
+package tun
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"golang.org/x/sys/unix"
+)
+
+// sharedCase names the case of TestShared that this process runs; see there.
+const sharedCase = "TUN_TEST_SHARED"
+
+// TestShared takes over a descriptor that its former holder makes blocking again. Garbage collection, signals and Close
+// work all the same. Each case runs in a process of its own, which is killed if it freezes.
+func TestShared(t *testing.T) {
+	cases := map[string]func(t *testing.T, d *Interface, n *namespace){
+		"collect while a read waits":  sharedCollect,
+		"close while a read waits":    sharedClose,
+		"a signal while a read waits": sharedSignal,
+		"packets in both directions":  sharedPackets,
+	}
+	if name := os.Getenv(sharedCase); name != "" {
+		n := newNamespace(t)
+		f := inherit(t, n, unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+		holder, err := unix.Dup(int(f.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(holder)
+		n.ip(t, "link set wg5 up")
+		n.ip(t, "address add 10.9.5.1/24 dev wg5")
+		d, err := Open(Config{File: f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if err := unix.SetNonblock(holder, false); err != nil {
+			t.Fatal(err)
+		}
+		cases[name](t, d, n)
+		return
+	}
+	newNamespace(t) // or skip
+	for name := range cases {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			c := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestShared$")
+			c.Env = append(os.Environ(), sharedCase+"="+name)
+			if out, err := c.CombinedOutput(); ctx.Err() != nil {
+				t.Errorf("the process froze: it did not end within 60 s\n%s", out)
+			} else if err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// reads starts to read d, and returns when a read has begun to wait, or has had 300 ms to.
+func reads(d *Interface) (ended chan error) {
+	ended = make(chan error, 1)
+	go func() {
+		for {
+			var b wireguard.Batch
+			if err := d.Queues()[0].ReadPackets(&b); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	time.Sleep(300 * time.Millisecond)
+	return ended
+}
+
+func sharedCollect(t *testing.T, d *Interface, _ *namespace) {
+	reads(d)
+	for range 3 {
+		runtime.GC()
+	}
+}
+
+func sharedClose(t *testing.T, d *Interface, _ *namespace) {
+	ended := reads(d)
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the read ended by %v, want that the interface is closed", err)
+	}
+}
+
+func sharedSignal(t *testing.T, d *Interface, _ *namespace) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	reads(d)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-signals
+}
+
+func sharedPackets(t *testing.T, d *Interface, n *namespace) {
+	ping(t, n, d, "10.9.5.2")
+	runtime.GC()
+	for range 1000 {
+		p := make([]byte, 28)
+		p[0], p[3], p[8], p[9] = 0x45, 28, 64, 17
+		copy(p[12:], []byte{10, 9, 5, 2, 10, 9, 5, 1})
+		if _, err := d.WritePackets([][]byte{p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+}
