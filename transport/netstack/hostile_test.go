@@ -240,7 +240,7 @@ func (h *hostile) split() {
 	if !ok || len(p) <= l3 {
 		return
 	}
-	id, body, next := h.uint16(), p[l3:], p[ip4Protocol]
+	id, body := h.uint16(), p[l3:]
 	for i := range int(1 + h.byte()%6) {
 		from := int(h.uint16()) % len(body) &^ 7
 		end := min(len(body), from+int(h.uint16())%1400)
@@ -258,13 +258,12 @@ func (h *hostile) split() {
 				f[6] |= 0x20
 			}
 		} else {
-			next = p[ip6Next]
 			f[ip6Next] = ip6Fragments
 			tail := offset << 3
 			if more {
 				tail |= 1
 			}
-			f = binary.BigEndian.AppendUint32(append(f, next, 0, uint8(tail>>8), uint8(tail)), uint32(id))
+			f = binary.BigEndian.AppendUint32(append(f, p[ip6Next], 0, uint8(tail>>8), uint8(tail)), uint32(id))
 		}
 		f = append(f, body[from:max(from, end)]...)
 		h.mend(f, false)
