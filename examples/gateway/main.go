@@ -1,4 +1,4 @@
-// Gateway lets its peers reach the host's network over TCP, UDP and ping, without root and without a kernel interface.
+// Gateway lets its peers reach the host's network over TCP and UDP, without root and without a kernel interface.
 //
 //	go run ./examples/gateway gateway.conf
 package main
@@ -8,7 +8,6 @@ import (
 	"io"
 	"log"
 	"net"
-	"os/exec"
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
@@ -19,29 +18,30 @@ import (
 func main() {
 	flag.Parse()
 	file := must(conf.ReadFile(flag.Arg(0)))
+	stack := must(netstack.New(netstack.Config{Addresses: file.Addrs(), MTU: file.Interface.MTU, Forward: forward}))
 	config := must(file.Config())
-	config.Tunnel, config.Bind = must(netstack.New(netstack.Config{Addresses: file.Addrs(), MTU: file.Interface.MTU, Forward: forward})), &udp.Bind{}
+	config.Tunnel, config.Bind = stack, &udp.Bind{}
 	device := must(wireguard.New(config))
 	must(device, device.Up())
 	log.Print("UDP port ", device.Status().ListenPort)
-	select {}
+	<-device.Done() // until a signal ends the program
 }
 
+// forward joins a peer's flow with a connection of the host to the same destination. A ping is refused.
 func forward(f *netstack.Flow) {
-	if host := f.Destination().Addr().String(); f.Network() == "ping" && exec.CommandContext(f.Context(), "ping", "-c", "1", host).Run() == nil {
-		f.Answer()
-	} else if remote, err := new(net.Dialer).DialContext(f.Context(), f.Network(), f.Destination().String()); err != nil { // always for "ping"
+	remote, err := new(net.Dialer).DialContext(f.Context(), f.Network(), f.Destination().String())
+	if err != nil {
 		f.Refuse(netstack.RefusalOf(err))
-	} else {
-		defer remote.Close()
-		if local, err := f.Accept(); err == nil {
-			defer local.Close()
-			log.Printf("%v: %v to %v", f.Peer(), f.Source(), f.Destination())
-			ended := make(chan bool)
-			go func() { join(remote, local); close(ended) }()
-			join(local, remote) // each direction of TCP ends independently
-			<-ended
-		}
+		return
+	}
+	defer remote.Close()
+	if local, err := f.Accept(); err == nil {
+		defer local.Close()
+		log.Printf("%v: %v to %v", f.Peer(), f.Source(), f.Destination())
+		ended := make(chan bool)
+		go func() { join(remote, local); close(ended) }()
+		join(local, remote) // each direction of TCP ends independently
+		<-ended
 	}
 }
 
