@@ -24,6 +24,8 @@ var echoes = flag.Int("echoes", 2, "connections of 2 MiB each way per case of Te
 
 // TestEcho sends bulk data in both directions of a connection, with the echo server on either side. The server reads only
 // what it has room to write, so windows close and open again. Neither end may drop what the other one needs to go on.
+// Without the guards of transport/netstack/window.go, none of 40 connections stopped here: the test shows that Linux
+// accepts what the guards send.
 func TestEcho(t *testing.T) {
 	b, digest := payload(bulk)
 	shrink := func(t *testing.T, c net.Conn) {
