@@ -208,8 +208,9 @@ func (s *star) round(from *stepper) {
 	s.count += len(from.packets)
 }
 
-// TestNoAllocationsThroughDevices: nothing is allocated a packet, from the source of one device to the sink of another,
-// both ways: for packets alone, for trains, for sizes that make no train, and for one batch to many peers.
+// TestNoAllocationsThroughDevices checks that a packet costs no allocation from the source of one device to the sink
+// of another, in both directions. It sends single packets, trains, sizes that make no train, and batches to many
+// peers.
 func TestNoAllocationsThroughDevices(t *testing.T) {
 	for _, test := range []struct {
 		name  string

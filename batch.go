@@ -238,7 +238,7 @@ type run struct {
 	endpoint Endpoint
 	heard    uint32 // the peer's, when the run was numbered
 	trains   int    // the number that pack made
-	leads    bool   // the goroutine that has the load sends the run, which is in no queue
+	leads    bool   // whether the goroutine that numbered the run also sends it; such a run is in no queue
 
 	// A run that waits for others of its peer. The peer's mutex guards these fields.
 	load     *load

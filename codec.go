@@ -52,8 +52,8 @@ func (e Endpoint) MarshalText() ([]byte, error) {
 }
 
 // UnmarshalText parses "192.0.2.1:51820" or "[fe80::1%eth0]:51820". Source and Interface may follow, in this order:
-// "192.0.2.1:51820 from 192.0.2.7 ifindex 2". Empty text is the zero Endpoint. UnmarshalText refuses port 0 and names:
-// resolve a name first.
+// "192.0.2.1:51820 from 192.0.2.7 ifindex 2". Empty text is the zero Endpoint. UnmarshalText refuses port 0 and
+// host names. Resolve a host name first.
 func (e *Endpoint) UnmarshalText(text []byte) error {
 	s := strings.TrimSpace(string(text))
 	if s == "" {

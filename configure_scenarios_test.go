@@ -211,8 +211,8 @@ func TestUpdateOneField(t *testing.T) {
 	})
 }
 
-// Row 17: "a prefix belongs to one peer and the last writer wins", while packets flow: the source check goes with the
-// route, and neither session notices.
+// A prefix moves to another peer while packets flow. From then on only the new owner may send from it, and neither
+// peer needs a new handshake.
 func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, _ := hub(w)

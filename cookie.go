@@ -48,7 +48,7 @@ func mac(key, data []byte) (m [macSize]byte) {
 	return m
 }
 
-// A cookieJar is what a peer remembers for the MACs of the messages that this device sends to it. It outlives the
+// A cookieJar holds the state from which this device makes the MACs of its messages to one peer. It outlives the
 // handshake, because a cookie reply to a response arrives after the handshake. The zero value has no cookie.
 type cookieJar struct {
 	mac1     [macSize]byte // of the last message sent

@@ -264,8 +264,8 @@ func TestRateLimitIsPer64(t *testing.T) {
 	})
 }
 
-// A flood of initiations puts a device under load from an eighth of the queue on, is refused above half of it, and the
-// load ends a second after the flood (Linux, wg_receive_handshake_packet: MAX_QUEUED_INCOMING_HANDSHAKES / 8, / 2).
+// The device is under load once an eighth of its handshake queue is full. Above half it drops initiations. The load
+// ends a second after the flood. (Linux, wg_receive_handshake_packet: MAX_QUEUED_INCOMING_HANDSHAKES / 8, / 2)
 func TestFloodPutsUnderLoad(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one worker, which the test can hold up
 	inWorld(t, func(w *world) {

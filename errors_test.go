@@ -223,7 +223,7 @@ type sourceText struct {
 	literals int // characters besides the verbs
 }
 
-// find returns the text that s was made of. Where several fit, it is the one that says most.
+// find returns the text that s was made of. If several match, find returns the one with the most literal characters.
 func (texts errorTexts) find(s string) (found string) {
 	for text, x := range texts {
 		if x.pattern.MatchString(s) && (found == "" || x.literals > texts[found].literals) {

@@ -14,7 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A web client behind a device with a network stack of its own, and a server behind another: no root, no interface.
+// A web client and a web server talk through two devices. Each device has a network stack in the process, so neither
+// needs root or an interface.
 func Example() {
 	key, serverKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	peer := serverKey.Public()

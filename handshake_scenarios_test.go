@@ -309,7 +309,7 @@ func TestInitiationTooSoon(t *testing.T) {
 			a.send(b, "one")
 			w.want("a initiation, b response", "the first is accepted")
 			w.advance(gap)
-			// A change of keys and back makes an initiation immediate.
+			// Changing the key and changing it back makes the device send an initiation at once.
 			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
 			a.configure(wireguard.Change{PrivateKey: &a.key})
 			if gap < 20*time.Millisecond {

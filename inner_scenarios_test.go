@@ -180,7 +180,7 @@ func TestUnreachableEndToEnd(t *testing.T) {
 	})
 }
 
-// Row 2: "RFC 1122's exceptions kept": what must not be answered is counted all the same.
+// The device sends no ICMP error where RFC 1122 forbids one, but it counts the drop.
 func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")

@@ -86,7 +86,7 @@ func (l *line) next(t testing.TB, why string) datagram {
 	return testkit.Next(t, l.sent, "a datagram is sent: "+why)
 }
 
-// nothing fails if the device sent something. Handshakes are made elsewhere: see settle.
+// nothing fails if the device sent something. Workers make handshakes, so call settle first.
 func (l *line) nothing(t testing.TB, why string) {
 	t.Helper()
 	select {
@@ -189,7 +189,7 @@ func (d *drain) next(t testing.TB, why string) []byte {
 	return testkit.Next(t, d.got, "a packet is delivered: "+why)
 }
 
-// An end is a device with its ends.
+// An end is a device together with its clock, its bind and its tunnel, which the test controls.
 type end struct {
 	*Device
 	clock  *handClock
@@ -203,7 +203,8 @@ func newEnd(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 	return newEndOf(t, Config{PrivateKey: key, Peers: peers})
 }
 
-// newEndOf is newEnd with a configuration, but for what the test has in its hands.
+// newEndOf is like newEnd, but takes a Config. It replaces the Config's Tunnel, Bind and Clock with those of the
+// test.
 func newEndOf(t testing.TB, c Config) *end {
 	t.Helper()
 	e := &end{clock: new(handClock), line: newLine(), tunnel: newDrain()}

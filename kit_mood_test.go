@@ -72,7 +72,7 @@ func (b *moodyBind) set(change func()) {
 	change()
 }
 
-// withMood plays with a device a whose bind is moody, and its peer b.
+// withMood calls play with two devices: a, which has a moodyBind, and its peer b.
 func withMood(t *testing.T, play func(w *world, a, b *node, mood *moodyBind)) {
 	inWorld(t, func(w *world) {
 		mood := &moodyBind{}

@@ -215,7 +215,8 @@ func TestMaxLookedUp(t *testing.T) {
 	}, func(c *wireguard.Config) { c.MaxLookedUp = 2 })
 }
 
-// "Forgotten when it has no session left: 540 s after the last one." Its event has the timestamp to keep.
+// "Forgotten when it has no session left: 540 s after the last one." EventPeerForgotten carries the timestamp that
+// Lookup must return the next time.
 func TestLookedUpPeerForgotten(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)

@@ -83,8 +83,9 @@ func (p *peerState) drop(r DropReason, n int) {
 	p.drops[r] += uint64(n)
 }
 
-// initiate asks for an initiation, because a packet found no usable key or the key is old. retry says that the initiation
-// is one of a series. Any other initiation restarts the count of attempts, even during a series.
+// initiate asks for an initiation unless one is being made. It is called if a packet has no usable key, the key is
+// old, data went unanswered, or an attempt is repeated. retry says that the initiation is one of a series. Any other
+// initiation restarts the count of attempts, even during a series.
 //
 // No initiation is sent "within 5 s of the last one", nor of a response. It is put off until then, because something waits
 // for it.

@@ -65,8 +65,8 @@ func TestReceiversOfReplacedSocket(t *testing.T) {
 	}
 }
 
-// TestSocketClosedByItself: a receiver that ends although the device did not close its socket is trouble to tell of; Wake
-// mends it. One that the device closed is none.
+// If a receiver ends although the device did not close its socket, the device publishes EventBindTrouble, and Wake
+// opens the socket again. If the device closed the socket itself, it publishes nothing.
 func TestSocketClosedByItself(t *testing.T) {
 	e := up(t, testKey(1))
 	events := e.Subscribe()

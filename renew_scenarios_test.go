@@ -112,7 +112,8 @@ func TestHandshakeRevived(t *testing.T) {
 // nowhere is a place where nobody is.
 var nowhere = wireguard.EndpointOf(netip.MustParseAddrPort("203.0.113.9:9"))
 
-// Renew makes a session whatever the present one. Within 5 s, the same endpoint is asked after these.
+// Renew makes a session whatever the present one. If Renew is called less than 5 s after an initiation to the same
+// endpoint, the next one is sent when the 5 s are over.
 func TestRenew(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		if err := a.Renew(context.Background(), b.pub()); err != nil {
@@ -139,7 +140,8 @@ func TestRenew(t *testing.T) {
 	})
 }
 
-// Row 33: a successor with the same key sends timestamps above its predecessor's, whatever its clock says.
+// A new device with an old device's key and SentTimestamp sends only later timestamps, even if its clock is an hour
+// behind. Without the SentTimestamp, its initiations are refused.
 func TestSentTimestampFloor(t *testing.T) {
 	const back = -time.Hour
 	for name, take := range map[string]func(c *wireguard.Config, b *node, ts wireguard.Timestamp){

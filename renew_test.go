@@ -69,7 +69,7 @@ func TestRenewJudgedAgain(t *testing.T) {
 	}
 	c.wantIn(timerRetransmit, 5*second, maxJitter, "it is put off")
 
-	// A worker that has begun is not joined by a second one.
+	// While one worker makes an initiation, renew does not ask for another.
 	c = newCore(t)
 	c.renew(c.now, c.step())
 	if _, ok := c.beginInitiation(c.now, TimestampOf(c.wall)); !ok {

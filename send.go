@@ -35,7 +35,7 @@ const (
 	// 128 packets. A source is held back instead; see feed.
 	maxQueued    = 32
 	maxCollected = 8 << 10 // bytes of a sender's run that is copied to others if it has to wait behind others
-	maxRounds    = 16      // of one goroutine that leads, before the slow path takes over
+	maxRounds    = 16      // rounds of sending by one leading goroutine before the slow path takes over
 )
 
 // number takes counters for a run of l from the peer's current session, and gives the run its place in the order. If

@@ -130,8 +130,8 @@ func TestPackProperties(t *testing.T) {
 	})
 }
 
-// TestSealedBackToBack: messages of a run whose packets do not stand together are sealed one behind the other, whatever
-// is between them, and packets of runs that have no counters are left alone.
+// If other packets lie between the packets of a run, seal still puts the run's messages back to back. It does not
+// touch runs without counters.
 func TestSealedBackToBack(t *testing.T) {
 	b, a, staged, c := &Batch{forHeadroom: 8}, new(peer), new(peer), new(peer)
 	for i, to := range []*peer{a, staged, c, a, c, a} {

@@ -385,8 +385,8 @@ func TestStagingOverflow(t *testing.T) {
 	})
 }
 
-// The bound in bytes holds for the device as a whole: a peer that cannot be reached keeps no other from staging more
-// than its share of packets, but memory ends somewhere.
+// StagedBytes limits all peers of a device together. When it is used up, the device drops
+// further packets, whichever peer they are for.
 func TestStagedBytesBound(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a", func(c *wireguard.Config) { c.StagedBytes = 10 * (256 + 32) })

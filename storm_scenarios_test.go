@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Everything at once: what one call may meet of all others. Each goroutine has its seed, and so does what it calls; how
-// they interleave is the scheduler's. What holds in any case: no call fails but for a device that is down, no packet
+// TestStorm calls everything at once. Each goroutine draws its calls and their arguments from its own seed. The
+// scheduler decides how the goroutines interleave. In any case, a call fails only if the device is down, no packet
 // arrives twice or changed, and after the storm the tunnel works.
 func TestStorm(t *testing.T) {
 	for seed := range uint64(8) {

@@ -60,7 +60,7 @@ func TestMergedEvents(t *testing.T) {
 		{"moves", Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(2)},
 			Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(1), Merged: 2}},
 		{"attempts", Event{Kind: EventAttemptFailed, Attempt: 7}, Event{Kind: EventAttemptFailed, Attempt: 8},
-			Event{Kind: EventAttemptFailed, Attempt: 1}, // after a handshake: its event says so
+			Event{Kind: EventAttemptFailed, Attempt: 1}, // Attempt is 1 because a handshake came in between; EventHandshake reports it
 			Event{Kind: EventAttemptFailed, Attempt: 1, Merged: 2}},
 		{"trouble", Event{Kind: EventBindTrouble, Err: net.ErrClosed}, Event{Kind: EventBindTrouble, Err: net.ErrClosed},
 			Event{Kind: EventBindTrouble, Err: net.ErrWriteToConnected},

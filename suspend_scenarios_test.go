@@ -211,8 +211,8 @@ func TestRestartWithClockSetBack(t *testing.T) {
 	})
 }
 
-// Row 12: "ages count suspend; resume drops what is too old and handshakes where due". A machine sleeps in the middle of
-// a session; nothing that it sends afterwards is under a key that got too old.
+// A machine sleeps in the middle of a session. The age of the session includes the time asleep. After it wakes, the
+// device drops keys that are too old and begins a handshake where one is due.
 func TestSuspend(t *testing.T) {
 	for _, asleep := range []time.Duration{time.Second, 100 * time.Second, 200 * time.Second, time.Hour} {
 		for _, role := range []string{"initiator", "responder"} {

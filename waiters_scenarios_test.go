@@ -123,7 +123,8 @@ func TestHandshakeEndings(t *testing.T) {
 	}
 }
 
-// Attempts that cannot even be sent say why: when the context ends, and after 20 of them.
+// If no initiation can be sent, Handshake and Renew return the send error, both when the context ends and after 20
+// attempts.
 func TestHandshakeSaysWhySendingFails(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})

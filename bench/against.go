@@ -159,7 +159,7 @@ func (s sample) cost() aside {
 	return aside{}
 }
 
-// A match is one figure of both checkouts.
+// A match compares one figure between the two checkouts.
 type match struct {
 	name, unit, better string
 	ours, theirs       summary // of the whole samples, but the median and the extremes are the figure's

@@ -169,7 +169,7 @@ func (f *flow) allow(n int64) {
 // stop stops the source. Packets that it still sends after stop has returned are already counted as sent.
 func (f *flow) stop() { f.allow(0) }
 
-// missing returns how many of the packets that were sent, or are about to be, have not arrived.
+// missing returns how many packets have not arrived, of those that the source sent or may still send.
 func (f *flow) missing() int64 {
 	f.ahead.Lock()
 	defer f.ahead.Unlock()

@@ -123,8 +123,9 @@ func (n *ourNode) routes(peers []peer) error {
 	return nil
 }
 
-// wipe advances the clock until no peer has a pending timer. That takes 540 seconds as a rule. It takes longer if an answer
-// arrived before the device had recorded the packet that it answers, because then a handshake is tried in vain first.
+// wipe advances the clock until no peer has a pending timer. That takes 540 seconds as a rule. It takes longer if the
+// device recorded a sent packet only after the answer had arrived. The device then thinks that the packet is
+// unanswered, and first attempts a handshake that nobody answers.
 func (n *ourNode) wipe([]peer) error {
 	for range 60 {
 		n.clock.passed.Add(int64(time.Minute))

@@ -109,7 +109,7 @@ func (h *Host) RunWith(input, line string) (string, error) {
 	return out.String(), nil
 }
 
-// Sysctl writes a value below /proc/sys, as in net/ipv4/ip_forward.
+// Sysctl writes value to the file name under /proc/sys, for example net/ipv4/ip_forward.
 func (h *Host) Sysctl(name, value string) error {
 	return h.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
 }

@@ -171,7 +171,8 @@ func (e *Edit[T]) put(n *node[T], x T) (left, right *node[T]) {
 }
 
 // insert inserts an item, and a child if n has children. If n is full, insert returns a second node and moves the upper half
-// of n to it. If the item is the greatest, insert moves nothing, so items that are added in order fill their nodes.
+// of n to it. If the item is greater than all items of n, insert moves nothing, so items that are added in order fill
+// their nodes.
 func (e *Edit[T]) insert(n *node[T], i int, x T, kid *node[T]) (right *node[T]) {
 	if len(n.items) < maxItems {
 		n.insert(i, x, kid)

@@ -139,7 +139,8 @@ func (s Set[T]) nodes() (nodes, places int) {
 	return nodes, places
 }
 
-// TestSpace: nodes are well filled, in each order of insertion, and after most items were deleted.
+// TestSpace bounds the places per item: 1.01 after insertion in order, 1.4 at random, and 5 after 99 % of the items
+// were deleted.
 func TestSpace(t *testing.T) {
 	const n = 100_000
 	for name, c := range map[string]struct {

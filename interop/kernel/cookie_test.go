@@ -47,7 +47,8 @@ func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
 }
 
 // TestCookieOurs checks that our device sends a cookie reply while more than an eighth of its handshake queue of 4096 is full, and
-// for a second after that. The kernel sends mac2 after its 5 s and gets a response, still under load.
+// for a second after that. After 5 s the kernel sends an initiation with mac2, and our device answers it although
+// it is still under load.
 func TestCookieOurs(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.dev.Status().ListenPort)

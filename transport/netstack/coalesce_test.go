@@ -353,7 +353,7 @@ func FuzzCoalesce(f *testing.F) {
 	})
 }
 
-// stream is n segments in order of size bytes each.
+// stream returns n consecutive segments of size bytes each.
 func stream(v6 bool, flow, n, size int) (ps [][]byte) {
 	first, l3, l4 := tcpPacket(rand.New(rand.NewSource(int64(flow))), v6, 3, size)
 	for i := range n {

@@ -294,8 +294,8 @@ func TestErrorsUDP(t *testing.T) {
 	wantOpError(t, "Close again", l.Close(), net.ErrClosed)
 }
 
-// TestDatagrams sends both families through one socket, datagrams of no length, ones that do not fit the reader's
-// buffer, and ones that must be fragmented.
+// TestDatagrams sends datagrams of both families through one socket. Some are empty, some do not fit the reader's
+// buffer, and some must be fragmented.
 func TestDatagrams(t *testing.T) {
 	a, b := pair(t)
 	s, err := b.ListenPacket("udp", ":53")

@@ -142,7 +142,8 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestTruncatedThenBad has a server that truncates fail over TCP, in each way.
+// TestTruncatedThenBad asks a server that truncates its UDP answers and then fails over TCP: it closes the
+// connection, or sends nonsense.
 func TestTruncatedThenBad(t *testing.T) {
 	for want, bad := range map[string]behaviour{
 		"connection closed before the answer": silent,

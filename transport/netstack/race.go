@@ -27,7 +27,8 @@ const (
 	leastTry = 2 * time.Second
 )
 
-// connect connects to the first of remotes that answers. late brings further addresses, of which usable makes remotes.
+// connect connects to the first of remotes that answers. More addresses may arrive on late; usable turns them into
+// remotes.
 func (a *attempt) connect(ctx context.Context, remotes []netip.AddrPort, late <-chan *answer,
 	usable func([]netip.Addr) []netip.AddrPort) (net.Conn, error) {
 	if a.network[0] == 'u' || a.FallbackDelay < 0 {

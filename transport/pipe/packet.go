@@ -23,7 +23,7 @@ func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	return append(p, payload...)
 }
 
-// putHeaders writes the IP and UDP headers of a datagram, as many bytes as headers says.
+// putHeaders fills h with the IP and UDP headers of a datagram. The length of h must be headers(dst.Addr()).
 //
 //	IPv4   45 tos length:2 | id:2 frag:2 | ttl 17 sum:2 | src:4 | dst:4
 //	IPv6   6 tc flow | length:2 17 hops | src:16 | dst:16

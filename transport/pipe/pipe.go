@@ -8,8 +8,9 @@
 //	...
 //	if b.Sent().Responses != 1 { ... }
 //
-// All randomness is drawn from one seed, so that the same order of sends has the same fate. All time is that of package
-// time, and all waits are durable, so that a wire that was made inside a bubble of testing/synctest runs in virtual time.
+// All randomness is drawn from one seed, so that the same order of sends has the same fate. The package uses only
+// package time, and its goroutines block durably in the sense of testing/synctest. So a network made inside a synctest
+// bubble runs in virtual time.
 //
 // A datagram takes this path:
 //
@@ -127,7 +128,8 @@ func NewNetwork(c Config) *Network {
 
 // NewEnd adds an end with the given addresses: IPv4, IPv6 or both. Without any, the network chooses one of each kind that
 // no other end has. Several ends may share an address, as several programs on one machine do; then their ports must
-// differ. NewEnd panics if an address is not a host's, or is a NAT's.
+// differ. NewEnd panics if an address is invalid, unspecified, multicast or IPv4-mapped, or belongs to
+// a NAT.
 func (n *Network) NewEnd(addrs ...netip.Addr) *End {
 	return n.newEnd(nil, addrs)
 }

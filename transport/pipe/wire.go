@@ -20,7 +20,7 @@ type stage uint8
 
 const (
 	stageFilter    stage = iota // it was just sent
-	stageLaunch                 // a filter held it and released it
+	stageLaunch                 // a filter held it, and Network.Release released it
 	stageArrive                 // its arrival is due
 	stageOverflown              // it is a copy for which there was no room
 	stageBlocked                // its NAT did not let it out

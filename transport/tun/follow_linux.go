@@ -132,7 +132,7 @@ func newPlace() (p place, err error) {
 	return p, nil
 }
 
-// request makes an ioctl about the interface called name.
+// request makes an ioctl about the interface that r names.
 func (p *place) request(request uint, r *unix.Ifreq) error {
 	if p.ioctls == nil {
 		return errElsewhere

@@ -40,7 +40,7 @@ func (k *fakeKernel) writev(_ uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	return len(b), 0
 }
 
-// dry is a device that writes to a kernel of the test's.
+// dry returns a device that writes to a fakeKernel.
 func dry(t testing.TB) (*Interface, *fakeKernel) {
 	t.Helper()
 	r, w, err := os.Pipe()

@@ -116,7 +116,7 @@ func TestStatesPolled(t *testing.T) {
 	testkit.Eventually(t, "the MTU", func() bool { return d.MTU() == 1280 })
 }
 
-// TestDeleted ends a device whose interface is deleted, in whatever it does at the moment, with that as the reason.
+// TestDeleted deletes the interface during a read. The read, and each later read and write, fail with ErrDeleted.
 func TestDeleted(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})

@@ -378,7 +378,7 @@ func TestIdle(t *testing.T) {
 	n := newNamespace(t)
 	heap := func() uint64 {
 		var m runtime.MemStats
-		for range 2 { // pools are emptied by the second
+		for range 2 { // the second collection empties the pools
 			runtime.GC()
 		}
 		runtime.ReadMemStats(&m)

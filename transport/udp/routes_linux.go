@@ -65,7 +65,8 @@ func watchRoutes() *routes {
 		return nil
 	}
 	const rules = 1 << (unix.RTNLGRP_IPV4_RULE - 1)
-	// The kernel sends no route message for a route that disappears with its link or address.
+	// For IPv4, the kernel sends no route message when a link goes down, nor for a gateway route that disappears with the
+	// last address. So listen to links and addresses too.
 	const groups = unix.RTMGRP_IPV4_ROUTE | rules | unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR
 	if err = unix.Bind(events, &unix.SockaddrNetlink{Family: family, Groups: groups}); err != nil {
 		unix.Close(events)

@@ -95,7 +95,7 @@ func link(t *testing.T, name, address string) {
 	ip(t, "link set "+name+" up")
 }
 
-// watched is the routes of a new socket, and what check does with a source there.
+// watched returns the routes of a new socket, and a function that checks whether the socket keeps a source.
 func watched(t *testing.T) (r *routes, check func(why, to, source string, kept bool)) {
 	t.Helper()
 	p := variants[0].listen(t).paths[ipv4].(*linuxPath)
