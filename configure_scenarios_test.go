@@ -52,7 +52,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 			for _, n := range []*node{b, c, d} {
 				wantWorks(w, h, n, name)
 			}
-			before = snapshot(h) // of which the counters moved
+			before = snapshot(h) // its counters moved
 		}
 		change := good()
 		change.Peers = append(change.Peers,
@@ -89,7 +89,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 	})
 }
 
-// snapshot is all that can be read of a device and its peers, but for events.
+// snapshot returns all that can be read of a device and its peers, except events.
 func snapshot(n *node) string {
 	s := fmt.Sprintf("%+v", n.Status())
 	for p := range n.Peers() {
@@ -242,7 +242,8 @@ func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 	})
 }
 
-// The same with senders and changes at once: each packet goes to the one or the other, none is lost or sent twice.
+// A prefix moves between peers while others send. Each packet reaches one of the two peers, and none is lost or sent
+// twice.
 func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, _ := hub(w)
@@ -284,7 +285,8 @@ func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 	})
 }
 
-// Row 22: a change of port opens the new one first; peers follow by the next packet, whichever way it goes.
+// When the listen port changes, the device opens the new port before it closes the old one. Its peers learn the new
+// port from the next packet in either direction.
 func TestListenPortChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

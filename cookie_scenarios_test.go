@@ -35,7 +35,7 @@ func TestCookieUnderLoad(t *testing.T) {
 		w.wantJittered(5*time.Second, "a initiation, b response, a data", "not at once, but with the next retry")
 		w.wantMAC2("a initiation", true, "made with the cookie")
 		b.wantArrived("under load as well", "hello")
-		// Row 25: "cookie replies count nowhere".
+		// Cookie replies are not counted as sent or received bytes.
 		if s := b.status(a); s.Sent.Bytes != 92 || s.Received.Bytes != 148+32+48 {
 			w.Fatalf("counted %+v, %+v", s.Sent, s.Received)
 		}
@@ -106,7 +106,8 @@ func TestCookieSecretLives120s(t *testing.T) {
 	}
 }
 
-// Row 5: "MAC over address and port": another source cannot use it (5.4.7 has the address; Linux adds the port).
+// A cookie is bound to an address and a port, so another source cannot use it. (Section 5.4.7 names the address;
+// Linux adds the port.)
 func TestMAC2BoundToAddressAndPort(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)

@@ -119,9 +119,9 @@ func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
 	})
 }
 
-// The responder does not send before the initiator's first transport message, which proves that it has the keys too: so the
-// initiator sends one at once, and a keepalive if nothing is staged (section 6.5; Linux, wg_packet_handshake_receive_worker,
-// which sends a keepalive or what is staged right after the response). Row 9.
+// The responder does not send before the initiator's first transport message, which proves that the initiator has the
+// keys too. So the initiator sends one at once, and a keepalive if nothing is staged (section 6.5; Linux,
+// wg_packet_handshake_receive_worker, which sends a keepalive or the staged packets right after the response).
 func TestInitiatorConfirmsAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one", "two", "three")
@@ -135,7 +135,7 @@ func TestInitiatorConfirmsAtOnce(t *testing.T) {
 }
 
 // "the responder … must wait to use the new session until it has received one encrypted session packet from the
-// initiator" (5.1, "key confirmation"). Row 9: then it flushes what it staged.
+// initiator" (5.1, "key confirmation"). Then the responder sends its staged packets.
 func TestResponderFlushesOnConfirmation(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("a keepalive", 1)
@@ -151,8 +151,9 @@ func TestResponderFlushesOnConfirmation(t *testing.T) {
 	})
 }
 
-// Row 8: "two crossing initiations leave two unconfirmed keypairs and none current; the next retransmit heals it in 5
-// to 5.33 s". Each end forgot its own initiation when it answered the other's (Linux has one handshake state a peer).
+// Two crossing initiations leave two unconfirmed keypairs and no current one. The next retransmission makes a session
+// after 5 to 5.33 s. Each end forgot its own initiation when it answered the other's (Linux has one handshake state
+// per peer).
 func TestCrossingInitiationsHeal(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
@@ -213,7 +214,7 @@ func TestCrossingInitiationsOneLost(t *testing.T) {
 	})
 }
 
-// Row 7: "a response to a superseded initiation is dropped".
+// The initiator drops a response to an initiation that is no longer its newest.
 func TestResponseToSupersededInitiation(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("b response", 1)
@@ -352,7 +353,8 @@ func TestLossOfEachHandshakeMessage(t *testing.T) {
 	}
 }
 
-// The responder has something to send, and the confirmation of the initiator is lost: it makes a session of its own.
+// The responder has something to send, and the confirmation of the initiator is lost. So the responder makes a
+// session itself.
 func TestLostConfirmationAndDataAtResponder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a keepalive", 1)

@@ -19,15 +19,15 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// What hostile messages and unlucky moments do to devices: nothing but a count.
+// Hostile messages and unlucky moments only raise a counter of the device.
 
 // lowOrderPoints are public keys with which every Diffie-Hellman result is zero (RFC 7748, section 6.1).
 var lowOrderPoints = func() (ks []wireguard.PublicKey) {
 	for _, s := range []string{
 		"0000000000000000000000000000000000000000000000000000000000000000", // 0
 		"0100000000000000000000000000000000000000000000000000000000000000", // 1
-		"e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800", // of order 8
-		"5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157", // of order 8
+		"e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800", // a point of order 8
+		"5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157", // a point of order 8
 		"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p-1
 	} {
 		b, _ := hex.DecodeString(s)
@@ -36,7 +36,7 @@ var lowOrderPoints = func() (ks []wireguard.PublicKey) {
 	return ks
 }()
 
-// signed is a handshake message with the mac1 that anyone can make who knows the receiver's public key.
+// signed returns a handshake message with the mac1 that anyone can make who knows the receiver's public key.
 func signed(m []byte, to wireguard.PublicKey) []byte {
 	m = bytes.Clone(m)
 	key := blake2s.Sum256(append([]byte("mac1----"), to[:]...))
@@ -46,8 +46,8 @@ func signed(m []byte, to wireguard.PublicKey) []byte {
 	return m
 }
 
-// Row 23: "an all-zero X25519 result ends the handshake silently, at each of its four places". Here the places that a
-// message from outside gets to; that createResponse refuses too is shown where it is called by itself.
+// If an X25519 result is all zero, the device ends the handshake silently. This test covers the results that a
+// message from outside can cause. Another test calls createResponse and checks that it refuses too.
 func TestLowOrderMessages(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a initiation", 1)
@@ -84,7 +84,8 @@ func TestLowOrderMessages(t *testing.T) {
 	})
 }
 
-// Row 23: an initiation from a static key of low order, which anyone can make; also where that key is configured.
+// The device drops an initiation from a static key of low order, which anyone can make, even if that key is
+// configured.
 func TestLowOrderInitiator(t *testing.T) {
 	for _, configured := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
@@ -111,8 +112,8 @@ func TestLowOrderInitiator(t *testing.T) {
 	}
 }
 
-// Row 23, the initiator's es: a public key of low order in the configuration is accepted, as the kernel does, and no
-// message to it can be made: silence, and the end of any other series of tries.
+// A configuration may name a peer whose public key is of low order, as in the kernel. The device cannot make a
+// message to that peer. It stays silent, and gives up after the usual number of attempts.
 func TestLowOrderPeer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -140,7 +141,7 @@ func TestLowOrderPeer(t *testing.T) {
 	})
 }
 
-// Row 19: "reserved bytes of the type field must be zero", in messages of each type.
+// The device drops messages of each type whose reserved bytes are not zero.
 func TestReservedBytes(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)

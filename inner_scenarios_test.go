@@ -13,12 +13,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// What devices do about the IP packets inside the tunnel: ECN, lengths, sources, and answers to those that go nowhere.
+// Devices handle the IP packets inside the tunnel: ECN, lengths, sources, and answers to packets that nobody can
+// take.
 
 // sumOK reports whether the Internet checksum over all of bs together is right.
 func sumOK(bs ...[]byte) bool { return packet.Sum(bytes.Join(bs, nil), 0) == 0xffff }
 
-// withECN is the packet p with other ECN bits, and a checksum that is right.
+// withECN returns the packet p with other ECN bits, and a correct checksum.
 func withECN(p []byte, ecn byte) []byte {
 	p = bytes.Clone(p)
 	if p[0]>>4 == 6 {
@@ -35,7 +36,8 @@ func (n *node) packet6(o *node, payload string) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(n.addr6, 7), netip.AddrPortFrom(o.addr6, 7), []byte(payload))
 }
 
-// Row 3: ECN both ways (RFC 6040 as Linux does it), each inner with each outer codepoint.
+// The device carries ECN in both directions (RFC 6040 as Linux does it), for each pair of an inner and an outer
+// codepoint.
 func TestECNBothWays(t *testing.T) {
 	const notECT, ect1, ect0, ce = 0, 1, 2, 3
 	names := [4]string{"not-ECT", "ECT(1)", "ECT(0)", "CE"}
@@ -139,7 +141,7 @@ func (n *node) wantUnreachable(p []byte, why string) {
 	}
 }
 
-// Row 2: a packet that nobody can take is answered, counted, and makes no handshake work.
+// The device answers and counts a packet that no peer can take, and makes no handshake for it.
 func TestUnreachableEndToEnd(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.nodeDown("b")
@@ -234,7 +236,7 @@ func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 	})
 }
 
-// Row 2: "rate-limited", as a router's: twenty at once, a hundred a second. All are counted.
+// Like a router, the device limits its ICMP errors: twenty at once, a hundred a second. It counts all the drops.
 func TestUnreachableIsRateLimited(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -261,8 +263,8 @@ func TestUnreachableIsRateLimited(t *testing.T) {
 	})
 }
 
-// Row 18: "total length checked without overflow; longer than the packet, or an unknown version: drop". The message is
-// authentic: it is dropped for what is inside.
+// The device drops an inner packet whose total length exceeds the packet, or whose IP version is unknown. The message
+// that carries the packet is authentic.
 func TestInnerLength(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -311,8 +313,8 @@ func TestInnerLength(t *testing.T) {
 	})
 }
 
-// Row 17: source and destination go by the same table: the longest prefix wins, and of two peers with nested prefixes
-// each may send from its own addresses alone.
+// Source and destination use the same table, and the longest prefix wins. If the prefixes of two peers are nested,
+// each peer may send only from its own addresses.
 func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 	inWorld(t, func(w *world) {
 		hub, wide, narrow := w.node("hub"), w.node("wide"), w.node("narrow")

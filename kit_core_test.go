@@ -13,7 +13,7 @@ type core struct {
 	now int64
 	out outbox
 
-	index uint32 // of the last session or handshake
+	index uint32 // index of the last session or handshake
 	wall  time.Time
 }
 
@@ -61,12 +61,12 @@ func (c *core) responder() *keypair {
 	return k
 }
 
-// receives is an authentic message on k.
+// receives makes the core receive an authentic message on k.
 func (c *core) receives(k *keypair, data bool) {
 	c.peerState.receive(k, &coreEndpoint, data, c.now, c.step())
 }
 
-// sends is a message on the current session.
+// sends makes the core send a message on the current session.
 func (c *core) sends(data bool) {
 	c.t.Helper()
 	if !c.sending(1, c.now, c.step()) {

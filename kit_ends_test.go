@@ -80,7 +80,7 @@ func (l *line) receive(ts ...Train) {
 	}
 }
 
-// next is the next datagram that the device sent.
+// next returns the next datagram that the device sent.
 func (l *line) next(t testing.TB, why string) datagram {
 	t.Helper()
 	return testkit.Next(t, l.sent, "a datagram is sent: "+why)
@@ -218,7 +218,7 @@ func newEndOf(t testing.TB, c Config) *end {
 	return e
 }
 
-// up is newEnd, and Up.
+// up is like newEnd, and also calls Up.
 func up(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 	t.Helper()
 	e := newEnd(t, key, peers...)
@@ -256,7 +256,7 @@ func (e *end) settle(t testing.TB) {
 	})
 }
 
-// peer is the core of a peer.
+// peer returns the core of a peer.
 func (e *end) peer(r *remote) *peer { return e.peers.find(r.id.public) }
 
 // send sends packets in one batch.
@@ -305,7 +305,7 @@ func newRemote(n int, device PublicKey) *remote {
 	return r
 }
 
-// testKey is the n-th of some private keys.
+// testKey returns the n-th of some private keys.
 func testKey(n int) (k PrivateKey) {
 	h := mac([]byte("keys of tests"), binary.BigEndian.AppendUint64(nil, uint64(n)))
 	copy(k[:], h[:])
@@ -313,7 +313,7 @@ func testKey(n int) (k PrivateKey) {
 	return k.clamped()
 }
 
-// config is the device's configuration for r.
+// config returns the device's configuration for r.
 func (r *remote) config() PeerConfig {
 	return PeerConfig{
 		PublicKey: r.id.public, PresharedKey: r.psk, Endpoint: r.from,
@@ -321,7 +321,7 @@ func (r *remote) config() PeerConfig {
 	}
 }
 
-// train is a train of one message from r.
+// train returns a train of one message from r.
 func (r *remote) train(m []byte) Train { return Train{Data: m, Size: len(m), Endpoint: r.from} }
 
 // initiation makes a new initiation.

@@ -34,5 +34,5 @@ const (
 		"010101010101010101010101010101010101010101010101" + // nonce
 		"8f9824d0b9715a69ea1b2e8297538000702b44464b1252fc21da5d819dbc49fb" // cookie, encrypted
 	goldenCookie = "27ea98c259c1956ed8d75e2e1276d56a" // under a secret of 32 bytes of 2
-	goldenMAC2   = "9f442ee235ee40e4343a0fb1ddddaa63" // of goldenInitiation
+	goldenMAC2   = "9f442ee235ee40e4343a0fb1ddddaa63" // the mac2 of goldenInitiation
 )

@@ -28,7 +28,7 @@ type judge struct {
 	counters map[counterOf]uint64   // hash of the message
 	sealed   map[lane]uint64        // the newest parcel on the wire
 	arrived  map[lane]uint64        // and delivered
-	tables   []sources              // of each node
+	tables   []sources              // the sources of each node
 	fresh    map[[2]int]bool        // from and to, since mark
 	mark     uint64
 }
@@ -108,10 +108,10 @@ func (j *judge) say(format string, args ...any) {
 
 func (j *judge) verdict() []string { defer j.lock()(); return j.wrong }
 
-// handed: before a packet goes to a device.
+// handed records that a packet is about to be given to a device.
 func (j *judge) handed(id uint64, p *parcel) { defer j.lock()(); j.parcels[id] = p }
 
-// initiation: when from put an initiation on the wire.
+// initiation records that from put an initiation on the wire.
 func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.calls[sender] = from }
 
 // response: when from put a response on the wire, at now by its clock. Its ciphers are for sending and for receiving.
@@ -140,7 +140,7 @@ func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	}
 }
 
-// data: when from put a data message on the wire, at now by its clock.
+// data records that from put a data message on the wire, at now by its clock.
 func (j *judge) data(from *life, m []byte, now time.Duration) {
 	defer j.lock()()
 	index, counter := binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:])
@@ -215,7 +215,7 @@ func (e *exchange) other(l *life) *life {
 	return e.initiator
 }
 
-// delivered: when a packet comes out of to, at now by its clock.
+// delivered records that a packet comes out of to, at now by its clock.
 func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	defer j.lock()()
 	id, p := j.find(packet)
@@ -259,7 +259,7 @@ func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	}
 }
 
-// find is the parcel that a packet looks like.
+// find returns the parcel that a packet looks like.
 func (j *judge) find(packet []byte) (id uint64, p *parcel) {
 	at := payloadAt(packet)
 	if at < 0 || len(packet) < at+8 {
@@ -269,7 +269,7 @@ func (j *judge) find(packet []byte) (id uint64, p *parcel) {
 	return id, j.parcels[id]
 }
 
-// payloadAt is where the payload of a UDP packet begins; negative: it is none.
+// payloadAt returns where the payload of a UDP packet begins. A negative result means that the packet is not UDP.
 func payloadAt(packet []byte) int {
 	switch {
 	case len(packet) >= 28 && packet[0]>>4 == 4 && packet[9] == 17:

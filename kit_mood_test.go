@@ -12,11 +12,11 @@ type moodyBind struct {
 	wireguard.Bind
 
 	mu     sync.Mutex // guards all below
-	fail   error      // of Listen
-	noMark error      // of SetMark
+	fail   error      // what Listen returns
+	noMark error      // what SetMark returns
 	opened []uint16
 	marks  []uint32
-	moods  []error // of the next calls of Receive
+	moods  []error // what the next calls of Receive return
 }
 
 type moodySocket struct {

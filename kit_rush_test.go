@@ -192,7 +192,7 @@ func (r *rush) burst(source, n int) (ps [][]byte) {
 	return ps
 }
 
-// packet is the next packet of a source to s.
+// packet returns the next packet of a source to s.
 func (r *rush) packet(source int, s *spoke, size int) []byte {
 	payload := make([]byte, 5+size)
 	payload[0] = byte(source)

@@ -102,7 +102,7 @@ func (w *world) wantJittered(d time.Duration, script, why string) {
 	w.want(script, why)
 }
 
-// last is the newest message of a kind, "a initiation", that was put on the wire.
+// last returns the newest message of a kind, for example "a initiation", that was put on the wire.
 func (w *world) last(kind string) message {
 	w.Helper()
 	w.settle()
@@ -164,7 +164,7 @@ func (w *world) release() {
 // mac2 is the last field of a handshake message.
 func mac2(m message) []byte { return m.data[len(m.data)-16:] }
 
-// numbered are the payloads "0", "1", … from one number up to another.
+// numbered returns the payloads "0", "1", … from one number up to another.
 func numbered(from, to int) (s []string) {
 	for i := from; i < to; i++ {
 		s = append(s, strconv.Itoa(i))

@@ -50,7 +50,7 @@ type node struct {
 	clock       *clock
 	addr, addr6 netip.Addr // inside the tunnel
 	port        uint16
-	events      <-chan wireguard.Event // of all kinds but EventAttemptFailed, each as it happened
+	events      <-chan wireguard.Event // all kinds except EventAttemptFailed, each as it happened
 }
 
 // A clock is virtual time. It stands still, and so does who asks for the time, while its machine is suspended.
@@ -194,10 +194,10 @@ func (n *node) watch(kinds ...wireguard.EventKind) <-chan wireguard.Event {
 
 func (n *node) pub() wireguard.PublicKey { return n.key.Public() }
 
-// at is where the node is reached.
+// at returns where the node is reached.
 func (n *node) at() wireguard.Endpoint { return n.end.Endpoint(n.port) }
 
-// peer is o as a peer.
+// peer returns the configuration of o as a peer.
 func (o *node) peer(alter ...func(c *wireguard.PeerConfig)) wireguard.PeerConfig {
 	c := wireguard.PeerConfig{PublicKey: o.pub(), Endpoint: o.at(), AllowedIPs: o.prefixes()}
 	for _, f := range alter {
@@ -235,7 +235,7 @@ func (n *node) update(o *node, c wireguard.PeerChange) {
 	n.configure(wireguard.Change{Peers: []wireguard.PeerChange{c}})
 }
 
-// psk is the preshared key that n has with o.
+// psk returns the preshared key that n has with o.
 func (n *node) psk(o *node) wireguard.PresharedKey {
 	n.w.Helper()
 	k, ok := n.PresharedKey(o.pub())
@@ -245,7 +245,7 @@ func (n *node) psk(o *node) wireguard.PresharedKey {
 	return k
 }
 
-// status is what n knows of o.
+// status returns what n knows of o.
 func (n *node) status(o *node) wireguard.PeerStatus {
 	n.w.Helper()
 	s, ok := n.Peer(o.pub())
@@ -255,10 +255,10 @@ func (n *node) status(o *node) wireguard.PeerStatus {
 	return s
 }
 
-// allowed is what n lets o send from, in order.
+// allowed returns the prefixes from which n lets o send, in order.
 func (n *node) allowed(o *node) []netip.Prefix { return slices.Collect(n.AllowedIPs(o.pub())) }
 
-// packet is an IPv4 packet from n to o.
+// packet returns an IPv4 packet from n to o.
 func (n *node) packet(o *node, payload string) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(n.addr, 7), netip.AddrPortFrom(o.addr, 7), []byte(payload))
 }
@@ -337,7 +337,7 @@ func (n *node) wantSession(o *node, stands bool, why string) {
 // settle lets all happen that takes no time.
 func (w *world) settle() { synctest.Wait() }
 
-// now is the time since the start of the world.
+// now returns the time since the start of the world.
 func (w *world) now() time.Duration { return time.Since(w.start) }
 
 // advance lets time pass, and all happen that is due at its end.
@@ -416,7 +416,7 @@ func wantWorks(w *world, a, b *node, why string) {
 	a.wantArrived(why, why)
 }
 
-// hub is a device with sessions with b, c and d.
+// hub returns a device with sessions with b, c and d.
 func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
 	h, b, c, d = w.node("hub", alter...), w.node("b"), w.node("c"), w.node("d")
 	for _, n := range []*node{b, c, d} {

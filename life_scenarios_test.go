@@ -21,7 +21,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 		name  string
 		enter func(n *node)
 		up    bool
-		want  error // of what needs a device that is up
+		want  error // the error of calls that need a device that is up
 	}{
 		{"new", func(n *node) {}, false, nil},
 		{"up", func(n *node) { n.Up() }, true, nil},

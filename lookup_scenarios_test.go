@@ -248,8 +248,8 @@ func TestLookedUpPeerForgotten(t *testing.T) {
 	})
 }
 
-// Row 28: "a lookup can return the greatest timestamp already seen from that key, so that a replayed initiation cannot
-// bring a peer back".
+// A lookup can return the greatest timestamp that was seen from a key. Then a replayed initiation cannot bring the
+// peer back.
 func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -314,7 +314,7 @@ func TestLookupAndDown(t *testing.T) {
 	})
 }
 
-// What was looked up before the device went down is forgotten in time: it has no session left.
+// The device forgets a looked-up peer 540 s after its last session, even if the device was down in between.
 func TestLookedUpPeerForgottenAfterDown(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)

@@ -42,7 +42,8 @@ func TestLoss(t *testing.T) {
 	}
 }
 
-// What the wire reorders within the window is delivered as it comes, once each (section 5.4.6, on the sliding window).
+// The device delivers packets in the order in which they arrive, once each, if the wire reorders them within the
+// window (section 5.4.6, on the sliding window).
 func TestReordering(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -65,7 +66,8 @@ func TestReordering(t *testing.T) {
 	})
 }
 
-// What the wire duplicates is delivered once (section 5.4.6): a counter is accepted once in a session's life.
+// The device delivers a duplicated packet once (section 5.4.6). It accepts each counter once in the life of a
+// session.
 func TestDuplication(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Duplicate: 1, Delay: 5 * time.Millisecond})
@@ -108,7 +110,8 @@ func TestPathMTUShrinks(t *testing.T) {
 	}
 }
 
-// Row 11: "data-sent timers only when the send succeeded": a packet that never left is not unanswered.
+// The device starts the timers of a sent data packet only if the send succeeded. So it does not wait for an answer to
+// a packet that was never sent.
 func TestFailedSendIsNotUnanswered(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -332,8 +335,8 @@ func TestTunnelInTunnel(t *testing.T) {
 	})
 }
 
-// Row 24: an endpoint inside the tunnel of the very same device: "a routing loop must not amplify: it is bounded by the
-// queues and visible in a counter".
+// A peer's endpoint lies inside the tunnel of the same device. This routing loop does not amplify: the device still
+// sends one initiation per 5 s, and stages a bounded number of packets.
 func TestEndpointInsideOwnTunnel(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h := &hop{in: make(chan []byte, 256), gone: make(chan struct{})}
@@ -358,7 +361,7 @@ func TestEndpointInsideOwnTunnel(t *testing.T) {
 	})
 }
 
-// The same with a session that stands: the peer's endpoint moves inside the tunnel. A message comes back as a packet of the
+// A peer's endpoint moves inside the tunnel while a session is established. A message comes back as a packet of the
 // same tunnel, once.
 func TestEndpointMovesInsideOwnTunnel(t *testing.T) {
 	inWorld(t, func(w *world) {

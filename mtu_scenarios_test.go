@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// packetOf is an IPv4 or IPv6 packet of n bytes from n to o; whole says that no router may cut it.
+// packetOf returns an IPv4 or IPv6 packet of n bytes from n to o; whole says that no router may fragment it.
 func (n *node) packetOf(o *node, size int, six, whole bool) []byte {
 	src, dst, headers := n.addr, o.addr, 28
 	if six {

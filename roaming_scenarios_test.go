@@ -119,7 +119,8 @@ func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 	})
 }
 
-// Row 6: "moves only on an authenticated, non-replayed packet". An attacker who copies or changes packets moves nobody.
+// An endpoint moves only if an authentic packet arrives that is not a replay. An attacker who copies or changes
+// packets moves no endpoint.
 func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		home := a.at().Addr
@@ -171,7 +172,7 @@ func TestRefusedSourceIsAuthentic(t *testing.T) {
 	})
 }
 
-// Row 5: a cookie reply never moves an endpoint (a peer project did).
+// A cookie reply never moves an endpoint.
 func TestCookieReplyMovesNothing(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -245,7 +246,7 @@ func TestNATRebind(t *testing.T) {
 	})
 }
 
-// Row 20: "reply from the address that was reached", until that is gone from this host.
+// The device replies from the address that the peer reached, until this host loses the address.
 func TestStickySource(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		second := netip.MustParseAddr("198.51.100.7")
@@ -262,7 +263,7 @@ func TestStickySource(t *testing.T) {
 			w.Fatalf("sent from %v, want the address that was reached", d.src)
 		}
 		first := b.end.Addrs()[0]
-		b.move(first) // without the second address
+		b.move(first) // b loses the address that a reached
 		b.send(a, "z")
 		if d := w.last("b data"); d.src.Addr() != first {
 			w.Fatalf("sent from %v, want the address that is left", d.src)

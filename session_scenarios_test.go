@@ -188,8 +188,9 @@ func TestCounterPasses32Bits(t *testing.T) {
 	})
 }
 
-// Row 15: a new private key: "stop sending on current and next, clear handshakes, reset the 5 s limit so that a
-// handshake is immediate; receiving goes on until 180 s".
+// After a change of its private key, the device stops sending with its current and next keys, clears its handshakes,
+// and may send an initiation at once, regardless of the 5 s limit. It still receives with the old keys until they are
+// 180 s old.
 func TestPrivateKeyChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -237,8 +238,8 @@ func TestPrivateKeyChangeReceivesUntil180s(t *testing.T) {
 	})
 }
 
-// Row 13: "the first key set on a device that is up sends what is staged". Without one "no handshake is made or
-// answered".
+// If a device that is up gets its first private key, it sends its staged packets. Without a key it makes and answers
+// no handshake.
 func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var key wireguard.PrivateKey
@@ -273,7 +274,7 @@ func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 	})
 }
 
-// Row 15: "a peer that equals the new own key is removed"; row 14: and cannot be added.
+// A device whose new public key equals a peer's removes this peer. A peer with the device's own key cannot be added.
 func TestOwnKeyIsNoPeer(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -290,7 +291,7 @@ func TestOwnKeyIsNoPeer(t *testing.T) {
 	})
 }
 
-// Row 16: "used from the next handshake on; the running session stays".
+// The device uses a new preshared key from the next handshake on, and keeps its running session.
 func TestPresharedKeyChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -74,7 +74,7 @@ func TestPeerRemovedAmidSend(t *testing.T) {
 	withSlowSocket(t, time.Second, func(w *world, a, b *node) {
 		w.advance(125 * time.Second) // so that the send is one that would renew the session
 		a.send(b, "with the socket")
-		behind := a.NewBatch() // of another sender
+		behind := a.NewBatch() // the batch of another sender
 		behind.Append(a.packet(b, "behind it"))
 		if err := a.Send(behind); err != nil {
 			w.Fatal(err)

@@ -11,9 +11,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Row 12. In TestSuspend one end sleeps amid a session and then sends. Beyond it: both ends asleep, asleep amid a
-// handshake in either role, asleep with something to keep alive. In each case no data goes out under a key that got too
-// old, and the tunnel works within one retry.
+// In TestSuspend one end sleeps during a session and then sends. In the other tests both ends sleep, or one end
+// sleeps during a handshake in either role, or with something to keep alive. In each case the device sends no data
+// under a key that is too old, and the tunnel works within one retry.
 
 var naps = []time.Duration{time.Second, 100 * time.Second, 130 * time.Second, 200 * time.Second, time.Hour}
 
@@ -258,7 +258,8 @@ func playSuspend(w *world, a, b *node, asleep time.Duration, role string, wake b
 	a.wantArrived("without delay", "good morning to you")
 }
 
-// What a suspended machine was sent is lost; who sent it notices after 15 s, tries on, and finds it again.
+// A suspended machine loses the packets that were sent to it. The sender notices after 15 s, repeats its attempts,
+// and finds the machine again.
 func TestSuspendWhilePeerSends(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -281,7 +282,7 @@ func TestSuspendWhilePeerSends(t *testing.T) {
 	})
 }
 
-// Where the system's timers stand still in a suspend, Wake does what came due: keepalives, retries, wipes.
+// If the system's timers stop during a suspend, Wake does the work that is due: keepalives, retries, wipes.
 func TestWakeRings(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
