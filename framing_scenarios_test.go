@@ -94,8 +94,8 @@ func (r *framingReceiver) Receive() ([]wireguard.Train, error) {
 	return ts, err
 }
 
-// TestHeadroom: a Bind that frames datagrams finds room for its header in front of every message, whatever its type, and
-// the device counts the same bytes as without.
+// TestHeadroom checks that a Bind that frames datagrams finds room for its header in front of every message of any
+// type, and that the device counts the same bytes as without this header.
 func TestHeadroom(t *testing.T) {
 	var plain [2]wireguard.PeerStatus
 	for _, headroom := range []int{0, 2, 10, 64} {
@@ -167,7 +167,7 @@ func TestHeadroomBounds(t *testing.T) {
 	}
 }
 
-// TestHeadroomOfForeignBatch: Send takes a batch that has no room for its Bind's header, and makes it one that has.
+// TestHeadroomOfForeignBatch sends a batch that has no room for the Bind's header. Send makes room in it.
 func TestHeadroomOfForeignBatch(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var bind *framingBind

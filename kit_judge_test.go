@@ -114,7 +114,8 @@ func (j *judge) handed(id uint64, p *parcel) { defer j.lock()(); j.parcels[id] =
 // initiation records that from put an initiation on the wire.
 func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.calls[sender] = from }
 
-// response: when from put a response on the wire, at now by its clock. Its ciphers are for sending and for receiving.
+// response records that from put a response on the wire, at now by its clock. send and receive are the ciphers with
+// which from sends and receives on the new session.
 func (j *judge) response(from *life, sender, receiver uint32, now time.Duration, send, receive cipher.AEAD) {
 	defer j.lock()()
 	if send == nil {
@@ -129,8 +130,8 @@ func (j *judge) response(from *life, sender, receiver uint32, now time.Duration,
 	j.sessions[receiver] = append(j.sessions[receiver], e)
 }
 
-// answered: when a response for an index arrived at to, at now by its clock. Of several copies any may have been taken
-// until the session is used.
+// answered records that a response for an index arrived at to, at now by its clock. If several copies arrive before
+// the session is used, to may have accepted any of them.
 func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	defer j.lock()()
 	for _, e := range j.sessions[receiver] {

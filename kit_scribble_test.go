@@ -96,7 +96,8 @@ func (s *keepingSocket) Send(ts []wireguard.Train) {
 	ts[0].Err, ts[0].Endpoint.Interface = syscall.EPERM, 7
 }
 
-// TestScribblingSend: a Socket that keeps is left with garbage, and the device with its own data and the outcome.
+// TestScribblingSend checks that a Socket that keeps what it was sent is left with garbage, and that the device keeps
+// its own data and gets the outcome.
 func TestScribblingSend(t *testing.T) {
 	var keeping keepingSocket
 	ts := []wireguard.Train{{Data: []byte("data"), Size: 4}}

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// within is a call of Handshake or Renew that must end by itself.
+// within calls Handshake or Renew, which must return by itself.
 func (n *node) within(d time.Duration, wait func(context.Context, wireguard.PublicKey) error, o *node) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
@@ -109,7 +109,7 @@ func TestHandshakeRevived(t *testing.T) {
 	})
 }
 
-// nowhere is a place where nobody is.
+// nowhere is an endpoint at which no device listens.
 var nowhere = wireguard.EndpointOf(netip.MustParseAddrPort("203.0.113.9:9"))
 
 // Renew makes a session whatever the present one. If Renew is called less than 5 s after an initiation to the same
