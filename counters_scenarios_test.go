@@ -10,8 +10,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Row 25, to the byte: "rx: 32 + padded length of accepted data packets (those refused by the source check are not
-// counted) and accepted handshake messages; tx: UDP payload, when the send succeeded; cookie replies count nowhere".
+// These tests check the counters to the byte. Received counts 32 bytes plus the padded length for each accepted data
+// packet, unless the source check refuses it, and the accepted handshake messages. Sent counts the UDP payload of
+// each successful send. Neither counts cookie replies.
 
 const (
 	initiationBytes = 148
