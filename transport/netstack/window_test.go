@@ -279,13 +279,13 @@ func TestClosedWindowsBound(t *testing.T) {
 	}
 	kept := 0
 	for i := range 1000 {
-		victim := numberedFlow(1<<40 + i)
+		victim := numberedFlow(1<<29 + i)
 		c.close(victim, 500)
 		if got := c.clipped(victim, 600); got != 500 {
 			t.Fatal("a connection found no place in a full table")
 		}
 		for j := range 100 {
-			c.close(numberedFlow(1<<41+100*i+j), uint32(j))
+			c.close(numberedFlow(1<<30+100*i+j), uint32(j))
 		}
 		if c.clipped(victim, 600) == 500 {
 			kept++
@@ -298,10 +298,10 @@ func TestClosedWindowsBound(t *testing.T) {
 		c.forget(numberedFlow(i))
 	}
 	for i := range 1000 {
-		c.forget(numberedFlow(1<<40 + i))
+		c.forget(numberedFlow(1<<29 + i))
 	}
 	for i := range 100_000 {
-		c.forget(numberedFlow(1<<41 + i))
+		c.forget(numberedFlow(1<<30 + i))
 	}
 	if n := c.used.Load(); n != 0 {
 		t.Errorf("%d entries are left", n)
