@@ -52,6 +52,7 @@ func TestEcho(t *testing.T) {
 					_, _ = c.Write(b)
 					_ = c.(*netstack.TCPConn).CloseWrite()
 				}()
+				time.Sleep(time.Second / 2) // until all windows are closed
 				h := sha256.New()
 				n, err := io.Copy(h, c)
 				_ = c.Close()
@@ -73,9 +74,10 @@ func TestEcho(t *testing.T) {
 			}
 			defer l.Close()
 			for i := range *echoes {
-				// One process sends and another one receives. The server closes when it has echoed all.
+				// One process sends, and another one begins to receive a second later, when all windows are closed. The
+				// server closes when it has echoed all.
 				sent := p.inMachine(`dd if=/dev/urandom of=/tmp/bulk bs=64k count=%d 2>/dev/null
-printf '#!/bin/sh\ncat /tmp/bulk &\nsha256sum >/tmp/got\n' >/tmp/client
+printf '#!/bin/sh\ncat /tmp/bulk &\nsleep 1\nsha256sum >/tmp/got\n' >/tmp/client
 chmod +x /tmp/client
 timeout 200 nc %v 7 -e /tmp/client
 sha256sum </tmp/bulk
