@@ -4,20 +4,19 @@ import (
 	"encoding/base64"
 	"io"
 	"sync"
-	"sync/atomic"
 )
 
 // A keyLog writes what opens each session of a device: see Config.KeyLog.
 type keyLog struct {
-	mu     sync.Mutex // held while w is called, and taken last
 	w      io.Writer  // nil: nothing is written
-	failed atomic.Bool
+	mu     sync.Mutex // held while w is called, and taken last; guards failed
+	failed bool
 }
 
 // logKeys writes the secrets of one exchange with p, before the message that they belong to is sent. No lock is held.
 func (d *Device) logKeys(id *identity, p *peer, ephemeral PrivateKey, psk *PresharedKey) {
 	l := &d.keyLog
-	if l.w == nil || l.failed.Load() {
+	if l.w == nil {
 		return
 	}
 	var room [4 * 80]byte
@@ -35,10 +34,18 @@ func (d *Device) logKeys(id *identity, p *peer, ephemeral PrivateKey, psk *Presh
 		b = base64.StdEncoding.AppendEncode(b, line.key[:])
 		b = append(b, '\n')
 	}
-	l.mu.Lock()
-	_, err := l.w.Write(b)
-	l.mu.Unlock()
-	if err != nil && !l.failed.Swap(true) {
+	if err := l.write(b); err != nil {
 		d.warn("the key log takes no more keys", "err", err)
 	}
+}
+
+// write writes b, unless a write has failed before.
+func (l *keyLog) write(b []byte) (err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.failed {
+		_, err = l.w.Write(b)
+		l.failed = err != nil
+	}
+	return err
 }

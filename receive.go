@@ -161,7 +161,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 	}
 }
 
-// isFull reports whether what is collected is to be opened before more is.
+// isFull reports whether the collected messages must be opened before others are collected.
 func (in *inbound) isFull() bool {
 	n := len(in.opened)
 	return n == inboundMessages || len(in.runs) == inboundMessages || in.bytes >= inboundBytes ||

@@ -39,8 +39,8 @@ type Forwarding struct {
 	UDPIdle time.Duration
 
 	// Hairpin lets flows through whose destination is in the AllowedIPs of the peer that they come from. By default
-	// these packets are dropped and counted in Stats.Hairpin, since they would come back if the program sent them into
-	// the tunnel. Set it if a peer's AllowedIPs are 0.0.0.0/0 or ::/0 and the program never sends them there.
+	// their packets are dropped and counted in Stats.Hairpin, since they would come back if the program sent them into
+	// the tunnel again. A program that never does so sets Hairpin for a peer whose AllowedIPs are 0.0.0.0/0 or ::/0.
 	Hairpin bool
 }
 
@@ -54,9 +54,10 @@ const (
 	leastPending = 16
 	leastFlows   = 64
 
-	// maxDatagrams is how many bytes of datagrams may wait in all UDPSources. leastDatagrams of them are each peer's.
-	maxDatagrams   = 16 << 20
-	leastDatagrams = 64 << 10
+	// maxWaiting is how many bytes of packets may wait for decisions and in all UDPSources. leastWaiting of them are each
+	// peer's.
+	maxWaiting   = 16 << 20
+	leastWaiting = 64 << 10
 
 	// maxBacklog is how many datagrams of a UDP flow wait for the program's decision.
 	maxBacklog = 16
@@ -117,7 +118,7 @@ type forwarder struct {
 	sources    map[netip.AddrPort]*UDPSource
 	pending    quota          // flows without a decision
 	all        quota          // flows
-	datagrams  quota          // bytes in the queues of sources
+	waiting    quota          // bytes of packets that wait for a decision, or in a source
 	deciding   sync.WaitGroup // calls of a Flow's methods that decide
 	timer      *time.Timer    // runs sweep while there are flows
 	sweeping   sync.WaitGroup // armed timers and running sweeps
@@ -142,9 +143,9 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	fw := &forwarder{
 		net: n, handle: c.Forward, hairpin: c.Forwarding.Hairpin, udpIdle: c.Forwarding.UDPIdle,
 		flows: make(map[flowKey]*Flow), sources: make(map[netip.AddrPort]*UDPSource),
-		pending:   quota{limit: or(c.Forwarding.Pending, defaultPending), least: leastPending},
-		all:       quota{limit: or(c.Forwarding.Flows, defaultFlows), least: leastFlows},
-		datagrams: quota{limit: maxDatagrams, least: leastDatagrams},
+		pending: quota{limit: or(c.Forwarding.Pending, defaultPending), least: leastPending},
+		all:     quota{limit: or(c.Forwarding.Flows, defaultFlows), least: leastFlows},
+		waiting: quota{limit: maxWaiting, least: leastWaiting},
 	}
 	if fw.udpIdle == 0 {
 		fw.udpIdle = defaultUDPIdle
@@ -201,7 +202,12 @@ func (fw *forwarder) open(key flowKey, p *stack.PacketBuffer) *Flow {
 		drops.flows.Add(1)
 		return nil
 	}
-	f := &Flow{fw: fw, key: key, peer: peer, begun: time.Now(), packets: []*stack.PacketBuffer{p.IncRef()}}
+	f := &Flow{fw: fw, key: key, peer: peer, begun: time.Now()}
+	if !f.hold(p) {
+		fw.pending.give(peer, 1)
+		fw.all.give(peer, 1)
+		return nil
+	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	fw.flows[key] = f
 	fw.arm()
@@ -292,7 +298,7 @@ func (fw *forwarder) takeUDP(id stack.TransportEndpointID, p *stack.PacketBuffer
 			go fw.serve(f)
 		}
 	case len(f.packets) < maxBacklog && f.state != flowAccepted:
-		f.packets = append(f.packets, p.IncRef())
+		f.hold(p)
 	default:
 		fw.net.link.drops.datagrams.Add(1)
 	}

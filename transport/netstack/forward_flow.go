@@ -43,6 +43,7 @@ type Flow struct {
 
 	state   flowState             // guarded by fw.mu, as the rest
 	packets []*stack.PacketBuffer // that wait for the decision; the first began the flow
+	held    int                   // bytes of memory in packets
 	to      forwarded             // what Accept or AcceptSource returned
 
 	seen  uint64    // activity at the last sweep; only sweep uses it
@@ -229,8 +230,7 @@ func (f *Flow) AcceptSource() (s *UDPSource, began bool, err error) {
 	fw := f.fw
 	fw.mu.Lock()
 	defer fw.mu.Unlock()
-	ps := f.packets
-	f.packets = nil
+	ps := f.release()
 	if s = fw.sources[f.key.src]; s == nil {
 		s, began = newUDPSource(f), true
 		fw.sources[f.key.src] = s
@@ -389,17 +389,34 @@ func (f *Flow) settleLocked(to forwarded) (ps []*stack.PacketBuffer) {
 	if f.key.proto == protoTCP {
 		f.drop()
 	}
-	ps = f.packets
-	f.packets = nil
+	return f.release()
+}
+
+// hold keeps p until the decision, or counts it as dropped if the peer's packets that wait take too much memory. fw.mu is
+// held.
+func (f *Flow) hold(p *stack.PacketBuffer) bool {
+	size := p.MemSize()
+	if !f.fw.waiting.take(f.peer, size) {
+		f.fw.net.link.drops.datagrams.Add(1)
+		return false
+	}
+	f.packets = append(f.packets, p.IncRef())
+	f.held += size
+	return true
+}
+
+// release hands the packets that wait to the caller, with their references. fw.mu is held.
+func (f *Flow) release() (ps []*stack.PacketBuffer) {
+	f.fw.waiting.give(f.peer, f.held)
+	ps, f.packets, f.held = f.packets, nil, 0
 	return ps
 }
 
-// drop releases the packets that wait. fw.mu is held.
+// drop drops the packets that wait. fw.mu is held.
 func (f *Flow) drop() {
-	for _, p := range f.packets {
+	for _, p := range f.release() {
 		p.DecRef()
 	}
-	f.packets = nil
 }
 
 // isOver reports whether f was accepted and nothing of it is left. fw.mu is held.

@@ -100,6 +100,58 @@ func TestForwardFlood(t *testing.T) {
 	}
 }
 
+// A peer whose large datagrams wait for decisions takes half of the memory for them, and another peer still gets through.
+func TestForwardWaitingBound(t *testing.T) {
+	release := make(chan struct{})
+	answer := answering(t)
+	var g *gateway
+	g = newGateway(t, Config{Forward: func(f *Flow) {
+		if f.Peer() == g.keys[0] {
+			<-release
+			f.Discard()
+			return
+		}
+		answer(f)
+	}})
+	c, err := g.clients[0].ListenPacket("udp", ":5000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for port := 1; port <= 300; port++ {
+		if _, err := c.WriteTo(make([]byte, 60_000), net.UDPAddrFromAddrPort(netip.AddrPortFrom(far4, uint16(port)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if held := g.counts().datagrams; held < maxWaiting/4 || held > maxWaiting/2+2*60_000 {
+		t.Errorf("%d bytes wait for decisions, want about half of %d", held, maxWaiting)
+	}
+	if g.Stats().DatagramsDropped == 0 {
+		t.Error("no datagram is counted as dropped")
+	}
+	u, err := g.clients[1].DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far4, 53))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	_ = u.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := u.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Read(make([]byte, 200)); err != nil {
+		t.Errorf("the second peer: %v", err)
+	}
+	close(release)
+	for deadline := time.Now().Add(30 * time.Second); g.counts().pending > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("flows stay pending")
+		}
+	}
+	if held := g.counts().datagrams; held != 0 {
+		t.Errorf("%d bytes are held after the decisions, want none", held)
+	}
+}
+
 // sweep is the Net's look at its flows at the time now.
 func (g *gateway) sweep(now time.Time) {
 	fw := g.link.forward

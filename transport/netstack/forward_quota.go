@@ -26,8 +26,11 @@ func (q *quota) take(peer wireguard.PublicKey, n int) bool {
 	return true
 }
 
-// give returns n places.
+// give returns n places, which may be none.
 func (q *quota) give(peer wireguard.PublicKey, n int) {
+	if n == 0 {
+		return
+	}
 	q.total -= n
 	if q.held[peer] -= n; q.held[peer] == 0 {
 		delete(q.held, peer)

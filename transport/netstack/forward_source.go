@@ -3,7 +3,6 @@ package netstack
 import (
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,14 +24,12 @@ import (
 // The Net closes a UDPSource that carries nothing for [Forwarding.UDPIdle]. It is safe for concurrent use and must not
 // be copied.
 type UDPSource struct {
+	lifetime
 	flow *Flow
 
-	reads, writes deadline
-	ready         chan struct{} // has an element if there may be something to read
-	once          sync.Once
-	done          chan struct{} // closed by Close
-	count         atomic.Uint64 // datagrams in both directions
-	mtu           atomic.Int32  // of the path, as an ICMPv6 error says; 0 if none did
+	ready chan struct{} // has an element if there may be something to read
+	count atomic.Uint64 // datagrams in both directions
+	mtu   atomic.Int32  // of the path, as an ICMPv6 error says; 0 if none did
 
 	readMu sync.Mutex // held while a datagram is copied; guards into
 	into   tcpip.SliceWriter
@@ -49,7 +46,7 @@ type UDPSource struct {
 const maxSourceBytes = 256 << 10
 
 func newUDPSource(f *Flow) *UDPSource {
-	return &UDPSource{flow: f, ready: make(chan struct{}, 1), done: make(chan struct{})}
+	return &UDPSource{lifetime: lifetime{net: f.fw.net, done: make(chan struct{})}, flow: f, ready: make(chan struct{}, 1)}
 }
 
 // Source returns the address of the socket.
@@ -145,26 +142,22 @@ func (s *UDPSource) Refuse(to netip.AddrPort, r Refusal) error {
 
 // Close ends the source. Its next datagram begins a new flow. Closing again fails with net.ErrClosed.
 func (s *UDPSource) Close() error {
-	err := s.wrap("close", netip.AddrPort{}, net.ErrClosed)
-	s.once.Do(func() {
-		err = nil
-		close(s.done)
-		s.reads.stop()
-		s.writes.stop()
-		fw := s.flow.fw
-		fw.mu.Lock()
-		defer fw.mu.Unlock()
-		if fw.sources[s.flow.key.src] == s {
-			delete(fw.sources, s.flow.key.src)
-		}
-		for _, p := range s.queue[s.head:] {
-			p.DecRef()
-		}
-		fw.datagrams.give(s.flow.peer, s.bytes)
-		s.queue, s.head, s.bytes = nil, 0, 0
-		fw.end(s.flow)
-	})
-	return err
+	if !s.stop() {
+		return s.wrap("close", netip.AddrPort{}, net.ErrClosed)
+	}
+	fw := s.flow.fw
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	if fw.sources[s.flow.key.src] == s {
+		delete(fw.sources, s.flow.key.src)
+	}
+	for _, p := range s.queue[s.head:] {
+		p.DecRef()
+	}
+	fw.waiting.give(s.flow.peer, s.bytes)
+	s.queue, s.head, s.bytes = nil, 0, 0
+	fw.end(s.flow)
+	return nil
 }
 
 // SetReadDeadline sets when ReadTo fails with os.ErrDeadlineExceeded, including a call that waits now. The zero time
@@ -176,10 +169,9 @@ func (s *UDPSource) SetReadDeadline(t time.Time) error { return s.setDeadline(t,
 func (s *UDPSource) SetWriteDeadline(t time.Time) error { return s.setDeadline(t, &s.writes) }
 
 func (s *UDPSource) setDeadline(t time.Time, d *deadline) error {
-	if s.isClosed() {
-		return s.wrap("set", netip.AddrPort{}, net.ErrClosed)
+	if err := s.setDeadlines(t, d); err != nil {
+		return s.wrap("set", netip.AddrPort{}, err)
 	}
-	d.set(t)
 	return nil
 }
 
@@ -187,7 +179,7 @@ func (s *UDPSource) setDeadline(t time.Time, d *deadline) error {
 func (s *UDPSource) push(p *stack.PacketBuffer) {
 	fw, size := s.flow.fw, p.MemSize()
 	s.count.Add(1)
-	if s.isClosed() || s.bytes >= maxSourceBytes || !fw.datagrams.take(s.flow.peer, size) {
+	if s.isClosed() || s.bytes >= maxSourceBytes || !fw.waiting.take(s.flow.peer, size) {
 		fw.net.link.drops.datagrams.Add(1)
 		return
 	}
@@ -223,7 +215,7 @@ func (s *UDPSource) take() (p *stack.PacketBuffer, from netip.AddrPort, err erro
 	s.head++
 	size := p.MemSize()
 	s.bytes -= size
-	fw.datagrams.give(s.flow.peer, size)
+	fw.waiting.give(s.flow.peer, size)
 	if s.head < len(s.queue) {
 		s.signal() // for another reader
 	} else {
@@ -239,45 +231,11 @@ func (s *UDPSource) signal() {
 	}
 }
 
-// fail takes an ICMP error about a datagram from from. The forwarder's mu is held.
+// fail makes the next ReadTo return err, what an ICMP error says about a datagram that the source sent as from. The
+// forwarder's mu is held.
 func (s *UDPSource) fail(from netip.AddrPort, err syscall.Errno) {
 	s.failed, s.from = err, from
 	s.signal()
-}
-
-func (s *UDPSource) usable(d *deadline) error {
-	switch {
-	case s.isClosed():
-		return net.ErrClosed
-	case d.hasPassed():
-		return os.ErrDeadlineExceeded
-	}
-	return nil
-}
-
-func (s *UDPSource) isClosed() bool {
-	select {
-	case <-s.done:
-		return true
-	case <-s.flow.fw.net.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// wait returns nil when another attempt may succeed, or an error that says why to give up.
-func (s *UDPSource) wait(ready <-chan struct{}, d *deadline) error {
-	select {
-	case <-ready:
-		return nil
-	case <-d.wait():
-		return os.ErrDeadlineExceeded
-	case <-s.done:
-		return net.ErrClosed
-	case <-s.flow.fw.net.done:
-		return net.ErrClosed
-	}
 }
 
 // wrap turns err into an error of package net. other is the other end of the datagram, if there is one.

@@ -224,7 +224,7 @@ func (g *gateway) counts() flowCounts {
 	fw := g.link.forward
 	fw.mu.Lock()
 	defer fw.mu.Unlock()
-	return flowCounts{len(fw.flows), fw.pending.total, fw.all.total, fw.datagrams.total, len(fw.sources)}
+	return flowCounts{len(fw.flows), fw.pending.total, fw.all.total, fw.waiting.total, len(fw.sources)}
 }
 
 // A slow decision holds up no other flow, and the peer's SYN is answered only after it.

@@ -9,8 +9,8 @@ import (
 )
 
 // ListenMulticastUDP listens for datagrams to group, and joins it. network is "udp", "udp4" or "udp6". Several connections
-// may listen on one port. A datagram that the connection itself sends is not looped back unless SetMulticastLoopback asks for it. As
-// with package net, the connection also receives datagrams to other addresses that reach the port.
+// may listen on one port. A datagram that the connection itself sends is not looped back unless SetMulticastLoopback asks
+// for it. As with package net, the connection receives all datagrams to the port, whatever their destination address.
 //
 // A Net sends neither IGMP nor MLD, because nothing in a tunnel listens for them. The sender's device must have the group
 // in the allowed IPs of the peer that this Net belongs to.

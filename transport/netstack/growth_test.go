@@ -27,7 +27,7 @@ func TestGrowth(t *testing.T) {
 	})
 }
 
-// TestGrowthKeepsUp doubles what arrives in each round trip, as slow start does: the window must not hold it back.
+// TestGrowthKeepsUp lets twice as much arrive in each round trip, as slow start does. The window must not limit that.
 func TestGrowthKeepsUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip = 50 * time.Millisecond

@@ -80,6 +80,7 @@ type Config struct {
 	// single busy connection may use all of it, and many share it. Idle connections give theirs to those that need it. Every
 	// connection has at least 24 KiB, even if that exceeds the budget. SetReadBuffer and SetWriteBuffer are bound by it, too.
 	Memory int
+
 	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a
 	// new goroutine, for each TCP connection, UDP flow and ping that a peer begins to such an address. It decides by a
 	// method of the [Flow], and may go on to serve the connection. A flow that it has not decided about is discarded
@@ -257,12 +258,9 @@ func (n *Net) setUp(c *Config) error {
 	return nil
 }
 
-const (
-	// minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in
-	// units of at most 512 bytes; see maxWindow. A buffer that announced less than two units would
-	// stop its connection; see lowerSYN.
-	minReadBuffer = tcp.MinBufferSize
-)
+// minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in units of
+// at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN.
+const minReadBuffer = tcp.MinBufferSize
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
 // two Nets in one process, and through a wire with a delay and random loss.

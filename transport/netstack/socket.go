@@ -11,10 +11,29 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
+// A lifetime is what ends the operations of a connection: its deadlines, its Close, and that of the Net. It must not be copied.
+type lifetime struct {
+	net           *Net
+	reads, writes deadline
+	once          sync.Once
+	done          chan struct{} // closed by stop
+}
+
+// stop ends all operations, and reports whether this was the first call.
+func (s *lifetime) stop() (first bool) {
+	s.once.Do(func() {
+		first = true
+		close(s.done)
+		s.reads.stop()
+		s.writes.stop()
+	})
+	return first
+}
+
 // A socket is the part that all connections and listeners share: an endpoint of gVisor, which never blocks, and the
 // channels to wait for it. It must not be copied.
 type socket struct {
-	net     *Net
+	lifetime
 	network string // as in net.OpError
 	ep      tcpip.Endpoint
 	queue   *waiter.Queue
@@ -23,11 +42,6 @@ type socket struct {
 	// with room for one element. A notification that finds it full may be dropped.
 	readable, writable         waiter.ChannelNotifier
 	readableEntry, writerEntry waiter.Entry
-
-	reads, writes deadline
-
-	once sync.Once
-	done chan struct{} // closed by close
 }
 
 const hangUp = waiter.EventErr | waiter.EventHUp
@@ -50,7 +64,7 @@ func (s *socket) init(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue
 func (s *socket) Endpoint() tcpip.Endpoint { return s.ep }
 
 // usable returns why an operation with the limit d cannot begin, or nil.
-func (s *socket) usable(d *deadline) error {
+func (s *lifetime) usable(d *deadline) error {
 	switch {
 	case s.isClosed():
 		return net.ErrClosed
@@ -60,7 +74,7 @@ func (s *socket) usable(d *deadline) error {
 	return nil
 }
 
-func (s *socket) isClosed() bool {
+func (s *lifetime) isClosed() bool {
 	select {
 	case <-s.done:
 		return true
@@ -73,7 +87,7 @@ func (s *socket) isClosed() bool {
 
 // wait returns nil when another attempt may succeed, or an error that says why to give up. The caller must have drained
 // ready before the failed attempt.
-func (s *socket) wait(ready <-chan struct{}, d *deadline) error {
+func (s *lifetime) wait(ready <-chan struct{}, d *deadline) error {
 	select {
 	case <-ready:
 		return nil
@@ -105,15 +119,11 @@ func (s *socket) failure(call string, err tcpip.Error) error {
 // close ends all operations and releases the endpoint, which gVisor finishes in the background. first reports whether
 // this was the first call.
 func (s *socket) close() (first bool) {
-	s.once.Do(func() {
-		first = true
-		close(s.done)
+	if first = s.stop(); first {
 		s.ep.Close()
 		s.queue.EventUnregister(&s.readableEntry)
 		s.queue.EventUnregister(&s.writerEntry)
-		s.reads.stop()
-		s.writes.stop()
-	})
+	}
 	return first
 }
 
@@ -138,7 +148,7 @@ func (n *Net) makeEndpoint(transport tcpip.TransportProtocolNumber, network tcpi
 }
 
 // setDeadlines moves all the given limits to t.
-func (s *socket) setDeadlines(t time.Time, ds ...*deadline) error {
+func (s *lifetime) setDeadlines(t time.Time, ds ...*deadline) error {
 	if s.isClosed() {
 		return net.ErrClosed
 	}

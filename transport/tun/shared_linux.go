@@ -15,56 +15,33 @@ import (
 
 // readShared is read for an inherited descriptor.
 func readShared(fd uintptr, b []byte) (int, syscall.Errno) {
-	iov := unix.Iovec{Base: unsafe.SliceData(b)}
-	iov.SetLen(len(b))
-	for {
-		n, errno := vector(unix.SYS_PREADV2, fd, &iov, 1)
-		if errno == unix.EOPNOTSUPP { // Linux before 6.4
-			if !isReady(fd, unix.POLLIN) {
-				return 0, unix.EAGAIN
-			}
-			// It waits only if another holder reads the packet in between, and then until the next one.
-			var r uintptr
-			r, _, errno = unix.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(iov.Base)), uintptr(len(b)))
-			n = int(r)
-		}
-		if errno != unix.EINTR {
-			return n, errno
-		}
-	}
+	iov := [1]unix.Iovec{{Base: unsafe.SliceData(b)}}
+	iov[0].SetLen(len(b))
+	return vector(fd, iov[:], unix.SYS_PREADV2, unix.SYS_READV, unix.POLLIN)
 }
 
 // writevShared is writev for an inherited descriptor.
 func writevShared(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
+	return vector(fd, iovs, unix.SYS_PWRITEV2, unix.SYS_WRITEV, unix.POLLOUT)
+}
+
+// vector makes call, at the file's own position and without waiting. If the kernel cannot do that with the file, as Linux
+// before 6.4 with a TUN, it makes the call older once the poller reports ready. older then waits only if another holder of
+// the file reads or writes in between, and until ready is true again.
+func vector(fd uintptr, iovs []unix.Iovec, call, older uintptr, ready int16) (int, syscall.Errno) {
+	const position = ^uintptr(0)
+	first, many := unsafe.SliceData(iovs), uintptr(len(iovs))
 	for {
-		n, errno := vector(unix.SYS_PWRITEV2, fd, unsafe.SliceData(iovs), len(iovs))
-		if errno == unix.EOPNOTSUPP { // Linux before 6.4
-			if !isReady(fd, unix.POLLOUT) {
+		n, _, errno := unix.Syscall6(call, fd, uintptr(unsafe.Pointer(first)), many, position, position, unix.RWF_NOWAIT)
+		if errno == unix.EOPNOTSUPP {
+			p := [1]unix.PollFd{{Fd: int32(fd), Events: ready}}
+			if n, err := unix.Poll(p[:], 0); err == nil && n == 0 {
 				return 0, unix.EAGAIN
 			}
-			var r uintptr
-			r, _, errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))
-			n = int(r)
+			n, _, errno = unix.Syscall(older, fd, uintptr(unsafe.Pointer(first)), many)
 		}
 		if errno != unix.EINTR {
-			return n, errno
+			return int(n), errno
 		}
 	}
-}
-
-// vector is preadv2 or pwritev2, at the file's own position and without waiting.
-func vector(call, fd uintptr, iovs *unix.Iovec, n int) (int, syscall.Errno) {
-	const position = ^uintptr(0)
-	r, _, errno := unix.Syscall6(call, fd, uintptr(unsafe.Pointer(iovs)), uintptr(n), position, position, unix.RWF_NOWAIT)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(r), 0
-}
-
-// isReady reports whether a call on the descriptor finds one of the events.
-func isReady(fd uintptr, events int16) bool {
-	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
-	n, err := unix.Poll(p[:], 0)
-	return err == nil && n > 0
 }

@@ -4,7 +4,9 @@ package tun
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -122,4 +124,43 @@ func sharedPackets(t *testing.T, d *Interface, n *namespace) {
 		}
 	}
 	runtime.GC()
+}
+
+// TestSharedOlderKernel has files that know no call without waiting, as a TUN of Linux before 6.4. They are blocking here.
+func TestSharedOlderKernel(t *testing.T) {
+	dir := t.TempDir()
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, dir, unix.IN_CREATE); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4096)
+	if n, errno := readShared(uintptr(watch), b); errno != unix.EAGAIN {
+		t.Errorf("read of nothing: %d, %v, want EAGAIN", n, errno)
+	}
+	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, errno := readShared(uintptr(watch), b); errno != 0 || n < unix.SizeofInotifyEvent {
+		t.Errorf("read of an event: %d, %v", n, errno)
+	}
+
+	counter, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(counter)
+	var most [8]byte
+	binary.NativeEndian.PutUint64(most[:], math.MaxUint64-1) // more would wait
+	iovs := []unix.Iovec{{Base: &most[0]}}
+	iovs[0].SetLen(len(most))
+	if n, errno := writevShared(uintptr(counter), iovs); n != len(most) || errno != 0 {
+		t.Errorf("first write: %d, %v", n, errno)
+	}
+	if n, errno := writevShared(uintptr(counter), iovs); errno != unix.EAGAIN {
+		t.Errorf("write that would wait: %d, %v, want EAGAIN", n, errno)
+	}
 }
