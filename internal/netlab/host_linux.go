@@ -151,14 +151,6 @@ func (h *Host) ready(iface string) error {
 	}
 }
 
-// check runs cmd. Its error contains the output.
-func check(cmd *exec.Cmd) error {
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
-	}
-	return nil
-}
-
 // A Process is a program that runs in the background.
 type Process struct {
 	cmd  *exec.Cmd

@@ -24,3 +24,11 @@ func Build(root, source, program string, flags ...string) error {
 	}
 	return check(exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", program, source})...))
 }
+
+// check runs cmd. Its error contains the output.
+func check(cmd *exec.Cmd) error {
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return nil
+}
