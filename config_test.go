@@ -130,9 +130,9 @@ func TestConfigDefaults(t *testing.T) {
 		config Config
 		want   [4]int64
 	}{
-		{Config{}, [4]int64{16 << 20, 512 << 10, 65536, 64}},
+		{Config{}, [4]int64{16 << 20, 512 << 10, 65536, 256}},
 		{Config{StagedBytes: 1, StagedPerPeer: 2, MaxLookedUp: 3, MaxLookups: 4}, [4]int64{1, 2, 3, 4}},
-		{Config{StagedBytes: 5, StagedPerPeer: -1}, [4]int64{5, 5, 65536, 64}},
+		{Config{StagedBytes: 5, StagedPerPeer: -1}, [4]int64{5, 5, 65536, 256}},
 	} {
 		d := newEndOf(t, c.config).Device
 		if got := [4]int64{d.maxStagedBytes, d.maxStagedPerPeer, int64(d.lookups.maxPeers), int64(d.lookups.max)}; got != c.want {

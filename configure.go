@@ -187,7 +187,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 	defer p.mu.Unlock()
 	if p.lookedUp && !c.UpdateOnly {
 		p.lookedUp = false // it is configured now, and stays
-		d.lookups.gone()
+		d.lookups.count(-1)
 	}
 	if c.PresharedKey != nil {
 		p.psk = *c.PresharedKey
@@ -248,7 +248,7 @@ func (d *Device) removePeer(p *peer, e *edit) {
 	lookedUp := p.lookedUp
 	d.release(p, &out)
 	if lookedUp {
-		d.lookups.gone()
+		d.lookups.count(-1)
 	}
 }
 
@@ -313,7 +313,7 @@ func (d *Device) Status() Status {
 	s := Status{
 		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.len(),
 		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.cookieReplies.Load(),
-		UnderLoad: d.slow.loaded(d.now()),
+		UnderLoad: d.slow.loaded(d, d.now()),
 	}
 	if id := d.identity.Load(); id != nil {
 		s.PublicKey = id.public

@@ -25,6 +25,8 @@ var errInner = []string{
 	"wireguard: Diffie-Hellman result is zero",
 	"wireguard: what was computed on has changed",
 	"wireguard: a stranger's key",
+	"wireguard: too many strangers are looked up",
+	"wireguard: a recorded initiation",
 	"wireguard: nearly all session indices are taken",
 }
 

@@ -132,7 +132,7 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChe
 		d.drops.add(DropNoIdentity, 1)
 	case m.b[0] == typeCookie:
 		d.receiveCookie(m, now)
-	case !m.verified && !d.checkMACs(m, id, r, now, loaded, c):
+	case !d.checkMACs(m, id, r, now, loaded, c):
 	case m.b[0] == typeInitiation:
 		d.receiveInitiation(m, id, r)
 	case m.b[0] == typeResponse:
@@ -195,24 +195,67 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	}
 }
 
+// An initiation is a message that proved authentic: its sender has the private key to key.
+type initiation struct {
+	*handshake // nil once the peer has it
+	key        PublicKey
+	static     secret // of the two static keys
+	timestamp  Timestamp
+	from       Endpoint
+	r          *running // in which it arrived
+}
+
+// wipe clears the secrets of in.
+func (in *initiation) wipe() {
+	in.handshake.wipe()
+	clear(in.static[:])
+}
+
 // receiveInitiation takes an initiation whose MACs are valid, and answers it.
 func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running) {
-	h, remote, p, ts, err := d.openInitiation(m, id)
-	if err != nil {
+	in, p, err := d.openInitiation(m, id, r)
+	switch {
+	case err != nil:
+		in.wipe()
 		d.drops.add(reasonOf(err), 1)
-		return
+	case p == nil:
+		d.lookUp(in)
+	default:
+		d.acceptInitiation(p, in)
 	}
-	unused := h // nil once the peer has it
+}
+
+// openInitiation reads an initiation, and finds the peer that sent it. p is nil for a stranger that may be looked up.
+func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (in *initiation, p *peer, err error) {
+	in = &initiation{from: m.from, r: r}
+	if in.handshake, in.key, err = consumeInitiation(id, m.bytes()); err != nil {
+		return in, nil, err
+	}
+	p = d.peers.find(in.key)
+	switch {
+	case p != nil:
+		in.static, err = d.staticSecret(p, id)
+	case d.lookup == nil || in.key == id.public:
+		err = errUnknownPeer
+	case !d.lookups.takes(in.key):
+		err = errLookupFull
+	default:
+		in.static, err = id.private.shared(&in.key)
+	}
+	if err == nil {
+		in.timestamp, err = in.openTimestamp(m.bytes(), &in.static)
+	}
+	return in, p, err
+}
+
+// acceptInitiation makes the initiation of p the exchange under way, and answers it. in is not used afterwards.
+func (d *Device) acceptInitiation(p *peer, in *initiation) {
+	h, r, id := in.handshake, in.r, in.id
 	var psk PresharedKey
 	defer func() {
-		unused.wipe()
+		in.wipe()
 		clear(psk[:])
 	}()
-	if p == nil {
-		d.lookUp(remote, m, ts, r)
-		return
-	}
-
 	var out outbox
 	now := d.now()
 	p.mu.Lock()
@@ -221,46 +264,19 @@ func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running
 		d.release(p, &out)
 		return
 	}
-	reason, ok := p.acceptInitiation(h, ts, m.from, now, &out)
+	p.static, p.staticOf = in.static, id
+	reason, ok := p.acceptInitiation(h, in.timestamp, in.from, now, &out)
 	if !ok {
 		d.drop(p, reason, 1)
 		d.release(p, &out)
 		return
 	}
-	unused = nil
-	p.received.Bytes += uint64(m.size)
+	in.handshake = nil
+	p.received.Bytes += initiationSize
 	step := *h
 	psk = p.psk
 	d.release(p, &out)
 	d.sendResponse(p, h, &step, &psk, r)
-}
-
-// openInitiation reads an initiation, and finds the peer that sent it. p is nil for a stranger with the key remote that may
-// be looked up. After an error, all secrets of the initiation are wiped.
-func (d *Device) openInitiation(m *handshakeMessage, id *identity) (h *handshake, remote PublicKey, p *peer, ts Timestamp, err error) {
-	var static secret
-	defer func() {
-		clear(static[:])
-		if err != nil {
-			h.wipe()
-		}
-	}()
-	if h, remote, err = consumeInitiation(id, m.bytes()); err != nil {
-		return h, remote, nil, ts, err
-	}
-	p = d.peers.find(remote)
-	switch {
-	case p != nil:
-		static, err = d.staticSecret(p, id)
-	case d.looksUp(remote, id):
-		static, err = id.private.shared(&remote)
-	default:
-		err = errUnknownPeer
-	}
-	if err == nil {
-		ts, err = h.openTimestamp(m.bytes(), &static)
-	}
-	return h, remote, p, ts, err
 }
 
 // sendResponse answers the initiation that made h. step is a copy of h to compute on.
@@ -354,8 +370,10 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 }
 
 var (
-	errSuperseded  = errors.New("wireguard: what was computed on has changed")
-	errUnknownPeer = errors.New("wireguard: a stranger's key")
+	errSuperseded   = errors.New("wireguard: what was computed on has changed")
+	errUnknownPeer  = errors.New("wireguard: a stranger's key")
+	errLookupFull   = errors.New("wireguard: too many strangers are looked up")
+	errOldTimestamp = errors.New("wireguard: a recorded initiation")
 )
 
 func reasonOf(err error) DropReason {
@@ -368,6 +386,10 @@ func reasonOf(err error) DropReason {
 		return DropSuperseded
 	case errUnknownPeer:
 		return DropUnknownPeer
+	case errLookupFull:
+		return DropLookupFull
+	case errOldTimestamp:
+		return DropOldTimestamp
 	}
 	return DropForged
 }

@@ -64,7 +64,21 @@ func Waiters(d *Device) (n int) {
 // InitiationFrom is an initiation to a device from the holder of a public key that nobody can have the private key of: one
 // of low order, with which the static secret is all zero.
 func InitiationFrom(static, to PublicKey, now time.Time) []byte {
-	_, m, err := createInitiation(&identity{public: static}, &to, &secret{}, NewPrivateKey().clamped(), TimestampOf(now), 7)
+	return signedInitiation(&identity{public: static}, to, &secret{}, now)
+}
+
+// StrangersInitiation is an authentic initiation to a device from the holder of a new key.
+func StrangersInitiation(to PublicKey, now time.Time) []byte {
+	id := newIdentity(NewPrivateKey())
+	static, err := id.private.shared(&to)
+	if err != nil {
+		panic(err)
+	}
+	return signedInitiation(id, to, &static, now)
+}
+
+func signedInitiation(id *identity, to PublicKey, static *secret, now time.Time) []byte {
+	_, m, err := createInitiation(id, &to, static, NewPrivateKey().clamped(), TimestampOf(now), 7)
 	if err != nil {
 		panic(err)
 	}

@@ -6,38 +6,50 @@ import "sync"
 type lookups struct {
 	max, maxPeers int // of pending, and of peers with those
 
-	mu      sync.Mutex // guards all below; nothing is taken while it is held
-	pending map[PublicKey]*pendingLookup
+	mu      sync.Mutex                // guards all below; nothing is taken while it is held
+	pending map[PublicKey]*initiation // the newest initiation that waits for each lookup, until it is answered
 	peers   int
 }
 
-// A pendingLookup is a lookup under way, and the newest initiation that waits for it.
-type pendingLookup struct {
-	timestamp Timestamp
-	message   handshakeMessage
-}
-
-// begin notes that m, from a stranger, waits for a lookup, and reports whether to start one. If a lookup is under way, m
-// replaces the message that waits for it, unless that message is newer: then m is a recording.
-func (l *lookups) begin(key PublicKey, m *handshakeMessage, ts Timestamp) (start, full bool) {
+// takes reports whether an initiation of the stranger with this key may wait for a lookup, and so is worth a second X25519.
+func (l *lookups) takes(key PublicKey) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	waiting, ok := l.pending[key]
+	return l.pending[key] != nil || l.hasRoom()
+}
+
+// hasRoom reports whether another lookup may begin. mu is held.
+func (l *lookups) hasRoom() bool {
+	return len(l.pending) < l.max && l.peers+len(l.pending) < l.maxPeers
+}
+
+// crowded reports whether so many lookups are under way that the device is under load: an eighth of what it allows.
+func (l *lookups) crowded() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.pending) > 0 && len(l.pending) >= l.max/8
+}
+
+// begin notes that in waits for a lookup, and reports whether to start one. If a lookup is under way, in replaces the
+// initiation that waits for it, unless that initiation is newer: then in is a recording.
+func (l *lookups) begin(in *initiation) (start bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waiting := l.pending[in.key]
 	switch {
-	case ok && !ts.After(waiting.timestamp):
-		return false, false
-	case !ok && (len(l.pending) >= l.max || l.peers+len(l.pending) >= l.maxPeers):
-		return false, true
-	case !ok:
+	case waiting == nil && !l.hasRoom():
+		return false, errLookupFull
+	case waiting == nil:
 		if l.pending == nil {
-			l.pending = make(map[PublicKey]*pendingLookup)
+			l.pending = make(map[PublicKey]*initiation)
 		}
-		waiting = new(pendingLookup)
-		l.pending[key] = waiting
+	case !in.timestamp.After(waiting.timestamp):
+		return false, errOldTimestamp
+	default:
+		waiting.wipe()
 	}
-	waiting.timestamp, waiting.message = ts, *m
-	waiting.message.verified = true
-	return !ok, false
+	l.pending[in.key] = in
+	return waiting == nil, nil
 }
 
 // waiting is the timestamp of the initiation that waits for a lookup.
@@ -47,35 +59,29 @@ func (l *lookups) waiting(key PublicKey) Timestamp {
 	return l.pending[key].timestamp
 }
 
-// end ends a lookup and returns the message that waited for it.
-func (l *lookups) end(key PublicKey, added bool) *handshakeMessage {
+// end ends a lookup and returns the initiation that waited for it.
+func (l *lookups) end(key PublicKey) *initiation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.pending[key]
+	in := l.pending[key]
 	delete(l.pending, key)
-	if added {
-		l.peers++
-	}
-	return &p.message
+	return in
 }
 
-// gone notes that a peer that came from a lookup was removed.
-func (l *lookups) gone() {
+// count notes that n peers came from lookups, or, if n is negative, that so many of these are gone.
+func (l *lookups) count(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.peers--
+	l.peers += n
 }
 
-// looksUp reports whether a stranger with this key may be looked up, and so is worth a second X25519.
-func (d *Device) looksUp(key PublicKey, id *identity) bool {
-	return d.lookup != nil && key != id.public
-}
-
-// lookUp asks the program for the peer that sent m, an authentic initiation with timestamp ts. A worker calls it.
-func (d *Device) lookUp(key PublicKey, m *handshakeMessage, ts Timestamp, r *running) {
-	start, full := d.lookups.begin(key, m, ts)
-	if full {
-		d.drops.add(DropLookupFull, 1)
+// lookUp asks the program for the peer that sent in. A worker calls it.
+func (d *Device) lookUp(in *initiation) {
+	key, r := in.key, in.r // begin shares in
+	start, err := d.lookups.begin(in)
+	if err != nil {
+		in.wipe()
+		d.drops.add(reasonOf(err), 1)
 	}
 	if start {
 		d.wg.Add(1)
@@ -83,48 +89,67 @@ func (d *Device) lookUp(key PublicKey, m *handshakeMessage, ts Timestamp, r *run
 	}
 }
 
-// askFor calls Lookup, which may take as long as the program likes.
+// askFor calls Lookup, which may take as long as the program likes. A worker answers the initiation: this goroutine would
+// compete with packets.
 func (d *Device) askFor(key PublicKey, r *running) {
 	defer d.wg.Done()
 	c, err := d.lookup(r.ctx, key)
-	added := false
-	if err == nil && c.PublicKey == key && !d.lookups.waiting(key).After(c.Timestamp) {
-		// A recording must not add the peer again.
-		d.lookups.end(key, false)
+	if err == nil && c.PublicKey != key {
+		err = errUnknownPeer
+	}
+	if err == nil && !d.lookups.waiting(key).After(c.Timestamp) {
+		err = errOldTimestamp // a recording must not add the peer again
+	}
+	if err == nil {
+		err = d.addLookedUp(&c, r)
+	}
+	if err == nil {
+		d.slow.lookedUp(d, key)
+		return
+	}
+	d.lookups.end(key).wipe()
+	if err == errOldTimestamp {
 		d.drops.add(DropOldTimestamp, 1)
 		return
 	}
-	if err == nil && c.PublicKey == key {
-		added, err = d.addLookedUp(&c, r)
-	}
-	m := d.lookups.end(key, added)
-	if err != nil || d.running.Load() != r || d.peers.find(key) == nil {
-		d.drops.add(DropUnknownPeer, 1)
-		d.debug("lookup found no peer", "peer", key, "err", err)
+	d.drops.add(DropUnknownPeer, 1)
+	d.debug("lookup found no peer", "peer", key, "err", err)
+}
+
+// answerLookedUp answers the initiation that waited for the lookup of key. Until here it takes a place among the lookups.
+func (d *Device) answerLookedUp(key PublicKey) {
+	in := d.lookups.end(key)
+	if p := d.peers.find(key); p != nil {
+		d.acceptInitiation(p, in)
 		return
 	}
-	d.slow.enqueue(d, m)
+	in.wipe()
+	d.drops.add(DropUnknownPeer, 1)
 }
 
 // addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile.
-func (d *Device) addLookedUp(c *PeerConfig, r *running) (added bool, err error) {
+func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change := []PeerChange{c.Change()}
 	if err := checkPeers(change, d.identity.Load().publicKey()); err != nil {
-		return false, err
+		return err
 	}
-	if d.running.Load() != r || d.peers.find(c.PublicKey) != nil {
-		return false, nil
+	if d.running.Load() != r {
+		return ErrDown
+	}
+	if d.peers.find(c.PublicKey) != nil {
+		return nil
 	}
 	d.changePeers(change, false)
+	d.lookups.count(1)
 	p := d.peers.find(c.PublicKey)
 	var out outbox
 	p.mu.Lock()
 	p.lookedUp = true
 	p.timers.set(timerWipe, d.now()+rejectAfterTime)
 	d.release(p, &out)
-	return true, nil
+	return nil
 }
 
 // forget removes a peer that Lookup supplied and that no longer has a session.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"testing"
@@ -86,8 +87,8 @@ func (r *register) let() {
 func withRegister(t *testing.T, play func(w *world, server, client *node, r *register), alter ...func(c *wireguard.Config)) {
 	inWorld(t, func(w *world) {
 		r := &register{}
-		alter = append(alter, func(c *wireguard.Config) { c.Lookup = r.lookup })
-		server := w.node("server", alter...)
+		asks := func(c *wireguard.Config) { c.Lookup = r.lookup }
+		server := w.node("server", append([]func(*wireguard.Config){asks}, alter...)...)
 		client := w.node("client")
 		client.knows(server)
 		play(w, server, client, r)
@@ -154,10 +155,11 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 	})
 }
 
-// "Pending lookups bounded": 64 at a time, or as many as the program says.
+// "Pending lookups bounded": 256 at a time, or as many as the program says. From an eighth on, a stranger must show that it
+// receives at its address.
 func TestLookupBound(t *testing.T) {
-	for _, most := range []int{0, 2} {
-		testLookupBound(t, most, cmp.Or(most, 64))
+	for _, most := range []int{0, 2, 24} {
+		testLookupBound(t, most, cmp.Or(most, 256))
 	}
 }
 
@@ -168,10 +170,20 @@ func testLookupBound(t *testing.T, config, most int) {
 			for range n {
 				client.configure(wireguard.Change{PrivateKey: ptr(wireguard.NewPrivateKey())})
 				client.send(server, "x")
-				w.advance(25 * time.Millisecond)
+				w.advance(50 * time.Millisecond)
 			}
 		}
-		strangers(most)
+		free := max(most/8, 1)
+		strangers(free)
+		server.wantDrops(wireguard.DropCookieRequired, 0, "so many may come without a cookie")
+		strangers(1)
+		server.wantDrops(wireguard.DropCookieRequired, 1, "then the device is under load")
+		w.advance(10 * time.Second)
+		if !server.Status().UnderLoad {
+			w.Fatal("the load ends although the lookups do not")
+		}
+		base := r.count() // the last stranger has come again, with the cookie
+		strangers(most - base)
 		server.wantDrops(wireguard.DropLookupFull, 0, "so many may wait")
 		strangers(3)
 		server.wantDrops(wireguard.DropLookupFull, 3, "and not one more")
@@ -186,6 +198,59 @@ func testLookupBound(t *testing.T, config, most int) {
 			w.Fatalf("%d lookups: there is room again", n)
 		}
 	}, func(c *wireguard.Config) { c.MaxLookups = config })
+}
+
+// TestStrangersDoNotStarveKnownKeys: 5,000 strangers a second, each with a key and an address made up on the spot, and a
+// Lookup of 200 ms. Beside them 40 clients that the register knows all have a session by their second attempt.
+func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
+	withRegister(t, func(w *world, server, _ *node, r *register) {
+		var clients []*node
+		for i := range 40 {
+			n := w.node(fmt.Sprint("client ", i))
+			r.knows(n)
+			n.knows(server)
+			clients = append(clients, n)
+		}
+		var pool [][]byte
+		for range 1000 {
+			pool = append(pool, wireguard.StrangersInitiation(server.pub(), time.Now()))
+		}
+		sent := 0
+		strangers := func(d time.Duration) {
+			for end := w.now() + d; w.now() < end; w.advance(10 * time.Millisecond) {
+				for range 50 {
+					from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{100, 64, byte(sent >> 8), byte(sent)}), 1000)
+					if err := w.net.Inject(from, server.at().Addr, pool[sent%len(pool)]); err != nil {
+						w.Fatal(err)
+					}
+					sent++
+				}
+			}
+		}
+		strangers(500 * time.Millisecond)
+		begin := w.now()
+		for _, n := range clients {
+			n.send(server, "x")
+			strangers(10 * time.Millisecond)
+		}
+		strangers(time.Second)
+		w.advance(begin + 4500*time.Millisecond - w.now())
+		strangers(2 * time.Second) // the second attempts, after 5 s and their jitter, and a lookup
+		for i, n := range clients {
+			if s := n.status(server); !s.Session {
+				w.Errorf("client %d has no session by its second attempt", i)
+			}
+		}
+		if n := server.Status().Drops[wireguard.DropCookieRequired]; n < uint64(sent*9/10) {
+			w.Fatalf("%d of %d strangers were asked for a cookie", n, sent)
+		}
+	}, func(c *wireguard.Config) {
+		lookup := c.Lookup
+		c.Lookup = func(ctx context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
+			time.Sleep(200 * time.Millisecond) // a database
+			return lookup(ctx, key)
+		}
+	})
 }
 
 // "MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet."

@@ -12,6 +12,7 @@ import (
 //
 //	receivers: handshake messages ─────┐
 //	peers that want a handshake ───────┼─▶ work ─▶ exchange.go
+//	peers that Lookup supplied ────────┤        │
 //	ICMP errors for the sink ──────────┘        └▶ Tunnel
 const (
 	maxMessages     = 4096
@@ -25,10 +26,11 @@ type slowPath struct {
 	mu           sync.Mutex         // guards all below; taken after a peer's
 	messages     []handshakeMessage // from read on
 	read         int
-	first, last  *peer // peers that want a handshake, or are handed over; linked by nextSlow
+	first, last  *peer       // peers that want a handshake, or are handed over; linked by nextSlow
+	found        []PublicKey // peers that Lookup supplied and whose initiation waits: at most Config.MaxLookups
 	unreachables [][]byte
 	errorLimit   bucket // rate limit of unreachables
-	loadedAt     int64  // when too many messages last waited; 0 means not lately
+	loadedAt     int64  // when too many messages or lookups last waited; 0 means not lately
 	rotation     int
 	workers      int
 	closed       bool
@@ -36,10 +38,9 @@ type slowPath struct {
 
 // A handshakeMessage is a copy of a message as it arrived.
 type handshakeMessage struct {
-	from     Endpoint
-	verified bool // its MACs were checked before
-	size     uint8
-	b        [initiationSize]byte // initiations are the longest messages
+	from Endpoint
+	size uint8
+	b    [initiationSize]byte // initiations are the longest messages
 }
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
@@ -90,6 +91,15 @@ func (s *slowPath) peer(d *Device, p *peer) {
 	s.start(d)
 }
 
+// lookedUp queues the answer to the initiation of a peer that Lookup supplied. A closed device takes it too, so that the
+// initiation is wiped.
+func (s *slowPath) lookedUp(d *Device, key PublicKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found = append(s.found, key)
+	s.start(d)
+}
+
 // unreachable queues an ICMP error for the sender of a packet that has no destination.
 func (s *slowPath) unreachable(d *Device, p []byte, now int64) { s.answer(d, p, 0, now) }
 
@@ -126,25 +136,26 @@ func (s *slowPath) start(d *Device) {
 	}
 }
 
-// A slowJob is one of the three kinds of work.
+// A slowJob is one of the four kinds of work.
 type slowJob struct {
 	message handshakeMessage // valid if size is not 0
 	loaded  bool             // whether the device is under load
 	peer    *peer
+	found   PublicKey
 	icmp    []byte
 }
 
 // take never waits. If there is no work, it returns false and the worker ends. The kinds of work take turns, so that a
 // flood of messages does not keep this device from initiating handshakes.
-func (s *slowPath) take(j *slowJob, now int64) bool {
+func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	*j = slowJob{}
-	for range 3 {
-		s.rotation = (s.rotation + 1) % 3
+	for range 4 {
+		s.rotation = (s.rotation + 1) % 4
 		switch {
 		case s.rotation == 0 && s.read < len(s.messages):
-			j.loaded = s.underLoad(now)
+			j.loaded = s.underLoad(d, now)
 			j.message = s.messages[s.read]
 			s.read++
 			if s.read == len(s.messages) {
@@ -158,7 +169,13 @@ func (s *slowPath) take(j *slowJob, now int64) bool {
 				s.last = nil
 			}
 			return true
-		case s.rotation == 2 && len(s.unreachables) > 0:
+		case s.rotation == 2 && len(s.found) > 0:
+			j.found = s.found[0]
+			if s.found = s.found[1:]; len(s.found) == 0 {
+				s.found = nil
+			}
+			return true
+		case s.rotation == 3 && len(s.unreachables) > 0:
 			j.icmp = s.unreachables[0]
 			s.unreachables = s.unreachables[1:]
 			return true
@@ -168,9 +185,10 @@ func (s *slowPath) take(j *slowJob, now int64) bool {
 	return false
 }
 
-// underLoad reports whether an eighth of the queue is taken, or was taken within the last second. mu is held.
-func (s *slowPath) underLoad(now int64) bool {
-	if len(s.messages)-s.read >= loadMessages {
+// underLoad reports whether an eighth of the queue or of the lookups is taken, or was taken within the last second. mu is
+// held.
+func (s *slowPath) underLoad(d *Device, now int64) bool {
+	if len(s.messages)-s.read >= loadMessages || d.lookups.crowded() {
 		s.loadedAt = now
 	}
 	if s.loadedAt != 0 && now-s.loadedAt >= underLoadHold {
@@ -180,10 +198,10 @@ func (s *slowPath) underLoad(now int64) bool {
 }
 
 // loaded reports whether the device is under load.
-func (s *slowPath) loaded(now int64) bool {
+func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.underLoad(now)
+	return s.underLoad(d, now)
 }
 
 // close forgets the queued work and takes no more.
@@ -199,12 +217,14 @@ func (d *Device) work() {
 	defer d.wg.Done()
 	var j slowJob
 	var c cookieChecker
-	for d.slow.take(&j, d.now()) {
+	for d.slow.take(d, &j, d.now()) {
 		switch {
 		case j.message.size != 0:
 			d.receiveHandshake(&j.message, j.loaded, &c)
 		case j.peer != nil:
 			d.visit(j.peer)
+		case j.found != PublicKey{}:
+			d.answerLookedUp(j.found)
 		case j.icmp != nil:
 			d.tunnel.WritePackets([][]byte{j.icmp})
 		}

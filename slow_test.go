@@ -35,7 +35,7 @@ func TestHandshakeQueue(t *testing.T) {
 	}
 	var j slowJob
 	for i := range 2048 {
-		if !d.slow.take(&j, d.now()) || binary.LittleEndian.Uint32(j.message.b[4:]) != uint32(i) || j.message.from != coreEndpoint {
+		if !d.slow.take(d, &j, d.now()) || binary.LittleEndian.Uint32(j.message.b[4:]) != uint32(i) || j.message.from != coreEndpoint {
 			t.Fatalf("message %d is another, or out of order", i)
 		}
 		if i%3 == 0 { // one in for three out: the ones taken must not use up the room
@@ -45,7 +45,7 @@ func TestHandshakeQueue(t *testing.T) {
 	if n := d.drops[DropQueueFull].Load(); n != 7 {
 		t.Error("messages are refused although there is room")
 	}
-	for d.slow.take(&j, d.now()) {
+	for d.slow.take(d, &j, d.now()) {
 		if len(j.message.bytes()) != responseSize {
 			t.Fatalf("a message of %d bytes", len(j.message.bytes()))
 		}
@@ -65,7 +65,7 @@ func TestHandshakeQueueIsBounded(t *testing.T) {
 	var j slowJob
 	for range 20000 {
 		d.queue(1)
-		if !d.slow.take(&j, d.now()) {
+		if !d.slow.take(d, &j, d.now()) {
 			t.Fatal("there is work")
 		}
 	}
@@ -82,28 +82,28 @@ func TestUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s, now := &d.slow, 100*second
 	d.queue(511)
-	if s.loaded(now) {
+	if s.loaded(d, now) {
 		t.Error("under load below an eighth")
 	}
 	d.queue(1)
-	if !s.loaded(now) {
+	if !s.loaded(d, now) {
 		t.Error("not under load at an eighth")
 	}
 	var j slowJob
-	s.take(&j, now)
+	s.take(d, &j, now)
 	if !j.loaded {
 		t.Error("the worker does not know of the load")
 	}
 	for s.read < 512 && s.messages != nil {
-		s.take(&j, now)
+		s.take(d, &j, now)
 	}
-	if !s.loaded(now + second - 1) {
+	if !s.loaded(d, now+second-1) {
 		t.Error("load is not held for a second")
 	}
-	if s.loaded(now + second) {
+	if s.loaded(d, now+second) {
 		t.Error("load is held for more than a second")
 	}
-	if s.loaded(now + second - 1) {
+	if s.loaded(d, now+second-1) {
 		t.Error("load comes back by itself")
 	}
 }
@@ -123,7 +123,7 @@ func TestSlowPathTakesTurns(t *testing.T) {
 	kinds := map[string]int{}
 	initiated := 0
 	for range 3 * 3 {
-		d.slow.take(&j, d.now())
+		d.slow.take(d, &j, d.now())
 		switch {
 		case j.peer != nil:
 			if kinds["peer"]++; j.peer != ps[initiated] || j.peer.nextSlow != nil {
@@ -188,7 +188,7 @@ func TestHandOverAmidVisit(t *testing.T) {
 	p.initiate(d.now(), false, &out)
 	d.release(p, &out)
 	var j slowJob
-	if !d.slow.take(&j, d.now()) || j.peer != p {
+	if !d.slow.take(d, &j, d.now()) || j.peer != p {
 		t.Fatal("the peer is not queued for its initiation")
 	}
 	amid := &amidClock{Clock: d.clock, call: handOver}
@@ -199,7 +199,7 @@ func TestHandOverAmidVisit(t *testing.T) {
 	}
 	handOver() // and once more, while it is queued
 	for range 2 {
-		if !d.slow.take(&j, d.now()) || j.peer != p {
+		if !d.slow.take(d, &j, d.now()) || j.peer != p {
 			t.Fatal("what was handed over is forgotten")
 		}
 		d.visit(p)
@@ -238,7 +238,7 @@ func TestSlowPathClosed(t *testing.T) {
 	d.slow.peer(d, new(peer))
 	d.slow.unreachable(d, packet4(100, here, nowhere), d.now()+second)
 	var j slowJob
-	if d.slow.take(&j, d.now()) {
+	if d.slow.take(d, &j, d.now()) {
 		t.Error("there is work after close")
 	}
 	if d.drops[DropQueueFull].Load() != 1 {
