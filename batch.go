@@ -276,7 +276,7 @@ func (l *load) add(r *run, i int) {
 		l.msgs[r.last].next = int16(i)
 		r.apart = r.apart || m.at != r.end
 	}
-	m.run, m.next = r.nth, none
+	m.run, m.nth, m.next, m.to = r.nth, int16(r.n), none, m.at
 	r.last, r.end = int16(i), m.at+m.padded+messageOverhead+int32(l.headroom)
 	r.n++
 	r.size += m.size()
@@ -287,23 +287,21 @@ func (l *load) takes(r *run) bool {
 	return len(l.msgs)+r.n <= batchPackets && l.end+r.size+r.n*l.headroom <= slabSize
 }
 
-// layOut gives each numbered message its place in its run, and the place where it is sealed.
+// layOut gives the numbered messages of the runs that stand apart their places in the second slab. The messages of other
+// runs are sealed where they stand.
 func (l *load) layOut() {
 	end := 0 // of the second slab
 	for i := range l.runs {
 		run := &l.runs[i]
-		if run.k == nil {
+		if run.k == nil || !run.apart {
 			continue
 		}
-		nth := int16(0)
+		nth := int16(0) // anew, since dropLoops may have taken some out
 		for j := run.first; j != none; j = l.msgs[j].next {
 			m := &l.msgs[j]
-			m.nth, m.to = nth, m.at
+			m.nth, m.to = nth, int32(end+l.headroom)
 			nth++
-			if run.apart {
-				m.to = int32(end + l.headroom)
-				end = int(m.to) + m.size()
-			}
+			end = int(m.to) + m.size()
 		}
 	}
 	if end > 0 {

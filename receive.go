@@ -39,6 +39,8 @@ type inboundRun struct {
 	index       uint32
 	place       int16 // in places
 	first, last int16 // messages, linked by opened.next
+	refused     bool  // there is no such session, or it has expired
+	reason      DropReason
 }
 
 // An opened is a data message, before and after it proved authentic. There may be 1,024 of them, so it is kept to half a
@@ -140,12 +142,8 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 			d.acceptAll(in)
 		}
 		run := d.runOf(in, binary.LittleEndian.Uint32(m[4:]))
-		if run.k == nil {
-			d.drops.add(DropUnknownIndex, 1)
-			continue
-		}
-		if run.k.age(in.now) >= rejectAfterTime {
-			d.drops.add(DropExpiredKey, 1)
+		if run.refused {
+			d.drops.add(run.reason, 1)
 			continue
 		}
 		i := int16(len(in.opened))
@@ -184,6 +182,11 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	}
 	run := extend(&in.runs)
 	run.session, run.index, run.place, run.first = d.sessions.find(index), index, int16(place), none
+	if run.k == nil {
+		run.refused, run.reason = true, DropUnknownIndex
+	} else if run.k.age(in.now) >= rejectAfterTime {
+		run.refused, run.reason = true, DropExpiredKey
+	}
 	in.places[place] = int16(len(in.runs))
 	return run
 }
