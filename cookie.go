@@ -16,17 +16,18 @@ import (
 //	 0      4          8            32                64
 //	| type | receiver | nonce (24) | cookie (16+16) |
 const (
-	macSize       = 16
-	cookieSize    = 64
-	cookieNonce   = 8
-	cookieCookie  = 32
-	cookieMaxUse  = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
-	limiterSize   = 8192                        // sources
-	limiterCost   = second / 20                 // per message, in tokens of one nanosecond
-	limiterBurst  = 5 * limiterCost
-	limiterIdle   = second
-	mac1Label     = "mac1----"
-	cookieKeyMark = "cookie--"
+	macSize        = 16
+	cookieSize     = 64
+	cookieReceiver = 4
+	cookieNonce    = 8
+	cookieCookie   = 32
+	cookieMaxUse   = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
+	limiterSize    = 1 << 18                     // sources: all that a core can answer, and many more that it refuses
+	limiterCost    = second / 20                 // per message, in tokens of one nanosecond
+	limiterBurst   = 5 * limiterCost
+	limiterIdle    = second
+	mac1Label      = "mac1----"
+	cookieKeyMark  = "cookie--"
 )
 
 func mac1Key(k PublicKey) [32]byte   { return blake2s.Sum256(append([]byte(mac1Label), k[:]...)) }
@@ -196,7 +197,7 @@ func sourceOf(e *Endpoint) (s source) {
 	return s
 }
 
-// A limiter allows each source 20 messages per second, and 5 at once. It holds 8192 sources. It refuses a further source
+// A limiter allows each source 20 messages per second, and 5 at once. It holds 262,144 sources. It refuses a further source
 // until another has been idle for a second. The zero value is ready.
 type limiter struct {
 	sources map[source]bucket

@@ -265,8 +265,8 @@ func TestRateLimitIsPer64(t *testing.T) {
 	})
 }
 
-// The device is under load once an eighth of its handshake queue is full. Above half it drops initiations. The load
-// ends a second after the flood. (Linux, wg_receive_handshake_packet: MAX_QUEUED_INCOMING_HANDSHAKES / 8, / 2)
+// The device is under load once 512 initiations wait. The load ends a second after the flood. (Linux,
+// wg_receive_handshake_packet: MAX_QUEUED_INCOMING_HANDSHAKES / 8)
 func TestFloodPutsUnderLoad(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one worker, which the test can hold up
 	inWorld(t, func(w *world) {
@@ -301,24 +301,22 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 		}
 		flood(511)
 		if b.Status().UnderLoad {
-			w.Fatal("under load below an eighth of the queue")
+			w.Fatal("under load with 511 initiations")
 		}
 		flood(1)
 		if !b.Status().UnderLoad {
-			w.Fatal("not under load at an eighth of the queue")
+			w.Fatal("not under load with 512 initiations")
 		}
-		flood(2048 - 512)
-		b.wantDrops(wireguard.DropQueueFull, 0, "half of the queue")
-		flood(100)
-		b.wantDrops(wireguard.DropQueueFull, 100, "refused above half")
+		flood(4096 - 512)
+		b.wantDrops(wireguard.DropQueueFull, 0, "there is room for many more")
 		a.send(b, "meanwhile")
 		b.wantArrived("data is not held up", "meanwhile")
 
 		gate <- struct{}{}
 		b.wantArrived("who came first is served first", "from c")
 		s := b.Status()
-		if s.CookieReplies != 2048 || s.Drops[wireguard.DropCookieRequired] != 2048 || s.Drops.Total() != 2148 {
-			w.Fatalf("%d cookie replies, drops %v: want an answer to each of 2048, and 100 refused", s.CookieReplies, s.Drops)
+		if s.CookieReplies != 4096 || s.Drops[wireguard.DropCookieRequired] != 4096 || s.Drops.Total() != 4096 {
+			w.Fatalf("%d cookie replies, drops %v: want an answer to each of 4096", s.CookieReplies, s.Drops)
 		}
 		w.advance(time.Second - 1)
 		if !b.Status().UnderLoad {

@@ -31,7 +31,7 @@ const (
 	DropUnknownPeer                        // initiation: no peer has its key
 	DropOldTimestamp                       // initiation: its timestamp shows that it is a replay
 	DropTooSoon                            // initiation: less than 20 ms after the last one of its peer
-	DropSuperseded                         // handshake message: its initiation is no longer the newest, or the peer was removed, the key changed or the device went down
+	DropSuperseded                         // handshake message: its initiation is no longer the newest or waited for 5 s, or the peer was removed, the key changed or the device went down
 	DropLowOrder                           // handshake message: a Diffie-Hellman result of zero
 	DropBadCookie                          // cookie reply: not authentic, or not to the last message sent
 	DropLookupFull                         // initiation of a stranger: too many lookups are under way, or too many peers came from lookups

@@ -125,9 +125,16 @@ const handshakeTOS = 0x88
 // receiveHandshake takes a message of the slow path. c is the caller's own.
 func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChecker) {
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
+	if p := m.to; p != nil {
+		p.mu.Lock()
+		p.answers--
+		p.mu.Unlock()
+	}
 	switch {
 	case r == nil:
 		d.drops.add(DropDown, 1)
+	case m.b[0] == typeInitiation && now-m.at >= rekeyTimeout:
+		d.drops.add(DropSuperseded, 1) // its sender has sent another one by now, and would not take an answer to this one
 	case id == nil:
 		d.drops.add(DropNoIdentity, 1)
 	case m.b[0] == typeCookie:
@@ -176,14 +183,17 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	return allowed
 }
 
+// receiverOf returns the receiver index of a response or a cookie reply.
+func receiverOf(m []byte) uint32 {
+	if m[0] == typeResponse {
+		m = m[responseReceiver-cookieReceiver:]
+	}
+	return binary.LittleEndian.Uint32(m[cookieReceiver:])
+}
+
 // receiveCookie takes a cookie reply.
 func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
-	s := d.sessions.find(binary.LittleEndian.Uint32(m.b[4:]))
-	if s.p == nil {
-		d.drops.add(DropUnknownIndex, 1)
-		return
-	}
-	p := s.p
+	p := m.to
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	asked := p.cookie.sent
@@ -323,12 +333,7 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 
 // receiveResponse takes a response whose MACs are valid.
 func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) {
-	local := binary.LittleEndian.Uint32(m.b[responseReceiver:])
-	p := d.sessions.find(local).p
-	if p == nil {
-		d.drops.add(DropUnknownIndex, 1)
-		return
-	}
+	p, local := m.to, receiverOf(m.bytes())
 	p.mu.Lock()
 	h := p.handshake
 	if h == nil || !h.initiator || h.local != local || h.id != id {

@@ -21,8 +21,10 @@ func ForceLoad(d *Device, on bool) {
 	now := d.now()
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
-	if d.slow.loadedAt = 0; on {
-		d.slow.loadedAt = now + 24*3600*second
+	for _, q := range []*messageQueue{&d.slow.initiations, &d.slow.answers} {
+		if q.loadedAt = 0; on {
+			q.loadedAt = now + 24*3600*second
+		}
 	}
 }
 

@@ -29,9 +29,10 @@ type peer struct {
 
 	queued int64 // the time for which the device's deadlines know this peer; 0 means that they do not
 
-	queue  sendQueue // numbered runs that are not sent yet
-	handed bool      // the slow path is to send from the head of queue
-	inSlow bool      // in the slow path's queue of peers, or about to be
+	queue   sendQueue // numbered runs that are not sent yet
+	handed  bool      // the slow path is to send from the head of queue
+	inSlow  bool      // in the slow path's queue of peers, or about to be
+	answers uint8     // responses and cookie replies to the peer's messages that wait in the slow path
 
 	waits []chan error // of calls that wait for a session; each takes one value before it waits again
 

@@ -135,7 +135,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 	for m := range t.Datagrams() {
 		at += t.Size
 		if len(m) < messageOverhead || binary.LittleEndian.Uint32(m) != typeData {
-			d.receiveOther(m, t)
+			d.receiveOther(m, t, in.now)
 			continue
 		}
 		if in.isFull() {
@@ -192,7 +192,7 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 }
 
 // receiveOther takes a datagram that is not a data message.
-func (d *Device) receiveOther(m []byte, t *Train) {
+func (d *Device) receiveOther(m []byte, t *Train, now int64) {
 	kind := uint32(0)
 	if len(m) >= 4 {
 		kind = binary.LittleEndian.Uint32(m)
@@ -201,7 +201,7 @@ func (d *Device) receiveOther(m []byte, t *Train) {
 	case kind == typeInitiation && len(m) == initiationSize,
 		kind == typeResponse && len(m) == responseSize,
 		kind == typeCookie && len(m) == cookieSize:
-		d.slow.message(d, m, t.Endpoint)
+		d.slow.message(d, m, t.Endpoint, now)
 	default:
 		d.drops.add(DropUnknownMessage, 1)
 	}

@@ -8,29 +8,32 @@ import (
 )
 
 // The slow path does the work that needs X25519, or that must not happen on the goroutine that asks for it. It has a bounded
-// queue for each kind of work. Workers start when there is work, and end when there is none.
+// queue for each kind of work, and the kinds take turns. Workers start when there is work, and end when there is none.
 //
-//	receivers: handshake messages ─────┐
+//	receivers: initiations ────────────┐
+//	receivers: responses and cookies ──┤
 //	peers that want a handshake ───────┼─▶ work ─▶ exchange.go
-//	peers that Lookup supplied ────────┤        │
-//	ICMP errors for the sink ──────────┘        └▶ Tunnel
+//	peers that Lookup supplied ────────┤        └▶ Tunnel
+//	ICMP errors for the sink ──────────┘
 const (
-	maxMessages     = 4096
-	refuseMessages  = maxMessages / 2 // with so many waiting, a new message would wait for longer than its sender does
-	loadMessages    = maxMessages / 8 // with so many waiting, the device is under load
+	// Initiations may wait for as long as their senders wait for the answer: a core answers about 5,000 a second.
+	maxInitiations        = 1 << 16
+	maxInitiationsPerCore = 5000 * int(rekeyTimeout/second)
+
+	loadMessages    = 512 // with so many of a queue waiting, the device is under load: about 0.1 s of a core's work
+	maxAnswers      = 8   // responses and cookie replies to one peer's messages that wait
 	maxUnreachables = 64
 )
 
 // A slowPath is the queues of the slow path. The zero value is ready.
 type slowPath struct {
-	mu           sync.Mutex         // guards all below; taken after a peer's
-	messages     []handshakeMessage // from read on
-	read         int
-	first, last  *peer       // peers that want a handshake, or are handed over; linked by nextSlow
-	found        []PublicKey // peers that Lookup supplied and whose initiation waits: at most Config.MaxLookups
+	mu           sync.Mutex   // guards all below; taken after a peer's
+	initiations  messageQueue // at most maxInitiations, or more cores' work
+	answers      messageQueue // responses and cookie replies: at most maxAnswers of each peer
+	first, last  *peer        // peers that want a handshake, or are handed over; linked by nextSlow
+	found        []PublicKey  // peers that Lookup supplied and whose initiation waits: at most Config.MaxLookups
 	unreachables [][]byte
 	errorLimit   bucket // rate limit of unreachables
-	loadedAt     int64  // when too many messages or lookups last waited; 0 means not lately
 	rotation     int
 	workers      int
 	closed       bool
@@ -38,33 +41,99 @@ type slowPath struct {
 
 // A handshakeMessage is a copy of a message as it arrived.
 type handshakeMessage struct {
+	next *handshakeMessage
 	from Endpoint
+	to   *peer // for a response or a cookie reply, whose receiver index it has
+	at   int64 // when it arrived
 	size uint8
 	b    [initiationSize]byte // initiations are the longest messages
 }
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
 
-// message queues a copy of the handshake message m.
-func (s *slowPath) message(d *Device, m []byte, from Endpoint) {
-	hm := handshakeMessage{from: from, size: uint8(len(m))}
-	copy(hm.b[:], m)
-	s.enqueue(d, &hm)
+// messages are handshakeMessages that are not in use, so that a flood makes no garbage.
+var messages = sync.Pool{New: func() any { return new(handshakeMessage) }}
+
+// A messageQueue is messages in the order of their arrival. Its memory is that of the messages in it.
+type messageQueue struct {
+	first, last *handshakeMessage
+	n           int
+	loadedAt    int64 // when too much last waited; 0 means not lately
 }
 
-func (s *slowPath) enqueue(d *Device, m *handshakeMessage) {
+func (q *messageQueue) push(m *handshakeMessage) {
+	if q.last == nil {
+		q.first = m
+	} else {
+		q.last.next = m
+	}
+	q.last = m
+	q.n++
+}
+
+// pop takes the oldest message out of the queue, or nil.
+func (q *messageQueue) pop() *handshakeMessage {
+	m := q.first
+	if m == nil {
+		return nil
+	}
+	if q.first, m.next = m.next, nil; q.first == nil {
+		q.last = nil
+	}
+	q.n--
+	return m
+}
+
+// underLoad reports whether too many messages wait, or did within the last second. crowded says that there is load beside them.
+func (q *messageQueue) underLoad(crowded bool, now int64) bool {
+	if crowded || q.n >= loadMessages {
+		q.loadedAt = now
+	}
+	if q.loadedAt != 0 && now-q.loadedAt >= underLoadHold {
+		q.loadedAt = 0
+	}
+	return q.loadedAt != 0
+}
+
+// message queues a copy of the handshake message b. A response or a cookie reply waits with those to the same peer, so that
+// neither initiations nor messages to another peer take its place.
+func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
+	var to *peer
+	if b[0] != typeInitiation {
+		if to = d.sessions.find(receiverOf(b)).p; to == nil {
+			d.drops.add(DropUnknownIndex, 1)
+			return
+		}
+		if !to.expectAnswer() {
+			d.drops.add(DropQueueFull, 1)
+			return
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.messages)-s.read >= refuseMessages {
+	q := &s.initiations
+	switch {
+	case s.closed, to == nil && q.n >= maxInitiations && q.n >= maxInitiationsPerCore*runtime.GOMAXPROCS(0):
 		d.drops.add(DropQueueFull, 1)
 		return
+	case to != nil:
+		q = &s.answers
 	}
-	if s.read >= refuseMessages {
-		s.messages = s.messages[:copy(s.messages, s.messages[s.read:])]
-		s.read = 0
-	}
-	s.messages = append(s.messages, *m)
+	m := messages.Get().(*handshakeMessage)
+	m.from, m.to, m.at, m.size = from, to, now, uint8(copy(m.b[:], b))
+	q.push(m)
 	s.start(d)
+}
+
+// expectAnswer reports whether another response or cookie reply to p's messages may wait.
+func (p *peer) expectAnswer() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ok := p.answers < maxAnswers
+	if ok {
+		p.answers++
+	}
+	return ok
 }
 
 // enterSlow reports whether the caller is to queue p, whose initiating or handed is set: p is not in the queue yet. p.mu is
@@ -136,31 +205,27 @@ func (s *slowPath) start(d *Device) {
 	}
 }
 
-// A slowJob is one of the four kinds of work.
+// A slowJob is one of the five kinds of work.
 type slowJob struct {
-	message handshakeMessage // valid if size is not 0
-	loaded  bool             // whether the device is under load
+	message *handshakeMessage
+	loaded  bool // whether messages of its kind put the device under load
 	peer    *peer
 	found   PublicKey
 	icmp    []byte
 }
 
 // take never waits. If there is no work, it returns false and the worker ends. The kinds of work take turns, so that a
-// flood of messages does not keep this device from initiating handshakes.
+// flood of initiations delays no other kind by more than one of them per worker.
 func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	*j = slowJob{}
-	for range 4 {
-		s.rotation = (s.rotation + 1) % 4
+	for range 5 {
+		s.rotation = (s.rotation + 1) % 5
 		switch {
-		case s.rotation == 0 && s.read < len(s.messages):
-			j.loaded = s.underLoad(d, now)
-			j.message = s.messages[s.read]
-			s.read++
-			if s.read == len(s.messages) {
-				s.messages, s.read = nil, 0
-			}
+		case s.rotation == 0 && s.initiations.n > 0:
+			j.loaded = s.initiations.underLoad(d.lookups.crowded(), now)
+			j.message = s.initiations.pop()
 			return true
 		case s.rotation == 1 && s.first != nil:
 			j.peer = s.first
@@ -179,29 +244,22 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 			j.icmp = s.unreachables[0]
 			s.unreachables = s.unreachables[1:]
 			return true
+		case s.rotation == 4 && s.answers.n > 0:
+			j.loaded = s.answers.underLoad(false, now)
+			j.message = s.answers.pop()
+			return true
 		}
 	}
 	s.workers--
 	return false
 }
 
-// underLoad reports whether an eighth of the queue or of the lookups is taken, or was taken within the last second. mu is
-// held.
-func (s *slowPath) underLoad(d *Device, now int64) bool {
-	if len(s.messages)-s.read >= loadMessages || d.lookups.crowded() {
-		s.loadedAt = now
-	}
-	if s.loadedAt != 0 && now-s.loadedAt >= underLoadHold {
-		s.loadedAt = 0
-	}
-	return s.loadedAt != 0
-}
-
 // loaded reports whether the device is under load.
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.underLoad(d, now)
+	initiations, answers := s.initiations.underLoad(d.lookups.crowded(), now), s.answers.underLoad(false, now)
+	return initiations || answers
 }
 
 // close forgets the queued work and takes no more.
@@ -209,7 +267,7 @@ func (s *slowPath) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.messages, s.read, s.first, s.last, s.unreachables = nil, 0, nil, nil, nil
+	s.initiations, s.answers, s.first, s.last, s.unreachables = messageQueue{}, messageQueue{}, nil, nil, nil
 }
 
 // work is the body of a worker.
@@ -219,8 +277,10 @@ func (d *Device) work() {
 	var c cookieChecker
 	for d.slow.take(d, &j, d.now()) {
 		switch {
-		case j.message.size != 0:
-			d.receiveHandshake(&j.message, j.loaded, &c)
+		case j.message != nil:
+			d.receiveHandshake(j.message, j.loaded, &c)
+			*j.message = handshakeMessage{}
+			messages.Put(j.message)
 		case j.peer != nil:
 			d.visit(j.peer)
 		case j.found != PublicKey{}:
@@ -228,6 +288,7 @@ func (d *Device) work() {
 		case j.icmp != nil:
 			d.tunnel.WritePackets([][]byte{j.icmp})
 		}
+		runtime.Gosched() // to a receiver that woke meanwhile: packets do not wait for the whole queue
 	}
 }
 

@@ -16,41 +16,40 @@ func newSlowDevice() *Device {
 
 func (d *Device) queue(n int) {
 	m := make([]byte, initiationSize)
+	m[0] = typeInitiation
 	for i := range n {
 		binary.LittleEndian.PutUint32(m[4:], uint32(i))
-		d.slow.message(d, m, coreEndpoint)
+		d.slow.message(d, m, coreEndpoint, d.now())
 	}
 }
 
-// TestHandshakeQueue: "4096 messages; refused above half".
-func TestHandshakeQueue(t *testing.T) {
+// TestInitiationQueue: the queue takes what the workers can answer in 5 s, and 65,536 initiations at least, in their order.
+func TestInitiationQueue(t *testing.T) {
 	d := newSlowDevice()
-	d.queue(2048)
+	room := max(65536, 25000*runtime.GOMAXPROCS(0))
+	d.queue(room)
 	if n := d.drops[DropQueueFull].Load(); n != 0 {
-		t.Fatalf("%d of 2048 messages are refused", n)
+		t.Fatalf("%d of %d messages are refused", n, room)
 	}
 	d.queue(7)
 	if n := d.drops[DropQueueFull].Load(); n != 7 {
 		t.Errorf("%d of 7 more messages are refused", n)
 	}
 	var j slowJob
-	for i := range 2048 {
+	for i := range room {
 		if !d.slow.take(d, &j, d.now()) || binary.LittleEndian.Uint32(j.message.b[4:]) != uint32(i) || j.message.from != coreEndpoint {
 			t.Fatalf("message %d is another, or out of order", i)
 		}
-		if i%3 == 0 { // one in for three out: the ones taken must not use up the room
-			d.slow.message(d, make([]byte, responseSize), coreEndpoint)
+		if i%1000 == 0 {
+			d.queue(1)
 		}
 	}
 	if n := d.drops[DropQueueFull].Load(); n != 7 {
 		t.Error("messages are refused although there is room")
 	}
 	for d.slow.take(d, &j, d.now()) {
-		if len(j.message.bytes()) != responseSize {
-			t.Fatalf("a message of %d bytes", len(j.message.bytes()))
-		}
 	}
-	if d.slow.messages != nil {
+	if s := &d.slow; s.initiations.first != nil || s.initiations.last != nil || s.initiations.n != 0 {
 		t.Error("an empty queue keeps its memory")
 	}
 	if d.slow.workers != runtime.GOMAXPROCS(0)-1 {
@@ -58,44 +57,84 @@ func TestHandshakeQueue(t *testing.T) {
 	}
 }
 
-// TestHandshakeQueueIsBounded keeps it half full for long: what was read must not pile up.
-func TestHandshakeQueueIsBounded(t *testing.T) {
+// TestAnswersHaveTheirOwnQueue: neither a queue full of initiations nor many responses to one peer's initiation keep a
+// response to another peer's from its turn.
+func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	d := newSlowDevice()
-	d.queue(2000)
+	d.queue(max(65536, 25000*runtime.GOMAXPROCS(0)) + 1)
+	if n := d.drops[DropQueueFull].Load(); n != 1 {
+		t.Fatalf("%d initiations are refused, want 1", n)
+	}
+	greedy, modest := new(peer), new(peer)
+	for i, p := range []*peer{greedy, modest} {
+		d.sessions.reserve(p, func(b []byte) { binary.LittleEndian.PutUint32(b, uint32(i+1)) })
+	}
+	response := func(index byte) []byte {
+		return append([]byte{typeResponse, responseReceiver: index}, make([]byte, responseSize-responseReceiver-1)...)
+	}
+	for range 100 {
+		d.slow.message(d, response(1), coreEndpoint, d.now())
+	}
+	if n := d.drops[DropQueueFull].Load(); n != 1+100-8 {
+		t.Fatalf("%d of 100 responses to one peer are refused, want all but 8", n-1)
+	}
+	d.slow.message(d, response(2), coreEndpoint, d.now())
+	d.slow.message(d, response(3), coreEndpoint, d.now())
+	if n := d.drops[DropUnknownIndex].Load(); n != 1 {
+		t.Errorf("a response to nobody is counted %d times", n)
+	}
 	var j slowJob
-	for range 20000 {
-		d.queue(1)
-		if !d.slow.take(d, &j, d.now()) {
-			t.Fatal("there is work")
+	for taken := 1; j.message == nil || j.message.to != modest; taken++ {
+		if !d.slow.take(d, &j, d.now()) || taken > 2*9 {
+			t.Fatal("the other peer's response waits for more than its turn")
+		}
+		if j.loaded == (j.message.to != nil) {
+			t.Fatal("the load of initiations is that of responses")
 		}
 	}
-	if c := cap(d.slow.messages); c > 2*maxMessages {
-		t.Errorf("the queue grew to %d messages", c)
-	}
-	if d.drops[DropQueueFull].Load() != 0 {
-		t.Error("messages are refused although there is room")
+	d.receiveHandshake(&handshakeMessage{to: greedy}, false, nil)
+	d.slow.message(d, response(1), coreEndpoint, d.now())
+	if n := d.drops[DropQueueFull].Load(); n != 1+100-8 {
+		t.Error("a response is refused although there is room again")
 	}
 }
 
-// TestUnderLoad: "under load from one eighth, held for 1 s".
+// TestStaleInitiation: an initiation that waited for 5 s costs nothing, since its sender has sent another one.
+func TestStaleInitiation(t *testing.T) {
+	e := newEnd(t, testKey(1))
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	r := newRemote(2, e.identity.Load().public)
+	for _, c := range []struct {
+		age  int64
+		want DropReason
+	}{{5*second - 1, DropUnknownPeer}, {5 * second, DropSuperseded}} {
+		m := handshakeMessage{at: e.now() - c.age, size: initiationSize}
+		copy(m.b[:], r.initiation())
+		before := e.drops[c.want].Load()
+		if e.receiveHandshake(&m, false, new(cookieChecker)); e.drops[c.want].Load() != before+1 {
+			t.Errorf("an initiation that waited for %d ns is not dropped as %q", c.age, c.want)
+		}
+	}
+}
+
+// TestUnderLoad: "under load from 512, held for 1 s".
 func TestUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s, now := &d.slow, 100*second
 	d.queue(511)
 	if s.loaded(d, now) {
-		t.Error("under load below an eighth")
+		t.Error("under load with less")
 	}
 	d.queue(1)
 	if !s.loaded(d, now) {
-		t.Error("not under load at an eighth")
+		t.Error("not under load with 512 messages")
 	}
 	var j slowJob
 	s.take(d, &j, now)
 	if !j.loaded {
 		t.Error("the worker does not know of the load")
-	}
-	for s.read < 512 && s.messages != nil {
-		s.take(d, &j, now)
 	}
 	if !s.loaded(d, now+second-1) {
 		t.Error("load is not held for a second")
