@@ -54,8 +54,9 @@ type Config struct {
 	// address. So a flood of made-up keys from forged addresses does not take the places. Zero: 256.
 	MaxLookups int
 
-	// StagedBytes limits the memory of packets that wait for a handshake, over all peers. Zero: 16 MiB. Besides, at most
-	// 128 packets per peer wait.
+	// StagedBytes limits the memory of packets that wait for a handshake, over all peers, in bytes. When it is used up, the
+	// peer whose packets take most loses its oldest one. So if n peers have packets waiting, each can have an n-th of it.
+	// Besides, at most 128 packets per peer wait. Zero: 16 MiB.
 	StagedBytes int
 
 	// StagedPerPeer limits the part of StagedBytes that one peer's packets may take, in bytes. The peer's oldest packets

@@ -376,7 +376,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	s = PeerStatus{
 		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: int(p.prefixes.Load()),
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, MTU: int(p.mtu.Load()), LookedUp: p.lookedUp,
-		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: p.staged.n,
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: int(p.staged.n),
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),
 		Session: p.current.sendable(now, 1),
 	}

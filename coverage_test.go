@@ -59,7 +59,7 @@ var scenarios = []covered{
 	{"preshared key mismatch gives no session", "TestPresharedKeyMismatch TestPresharedKeySession"},
 	{"peer removed with packets in flight", "TestPeerRemovedWithPacketsInFlight TestPeerRemovedAmidSend"},
 	{"staged packets delivered in order after the handshake, none overtaken", "TestStagedInOrder TestQueue"},
-	{"staging overflow drops the oldest", "TestStagingOverflow TestStagedBytesBound TestStageBounds"},
+	{"staging overflow drops the oldest", "TestStagingOverflow TestStagedBytesBound TestStageBounds TestStagedBytesShared"},
 	{"a suspend of 1 s, 100 s, 200 s, 1 h in each role", "TestSuspend TestSuspendBoth TestSuspendAmidHandshakeInitiator TestSuspendAmidHandshakeResponder TestSuspendKeptAlive TestSuspendWhilePeerSends TestWakeRings"},
 	{"clock set back", "TestClockSetBack TestClockStepLeavesTimersAlone TestCalendarsApart TestRestartWithClockSetBack"},
 	{"loss of each single message of the handshake", "TestLossOfEachHandshakeMessage"},

@@ -10,7 +10,7 @@ const (
 	DropNoRoute                            // packet: no peer is allowed its destination
 	DropNoEndpoint                         // packet: its peer has not been heard of and has no endpoint
 	DropStagedOverflow                     // packet: newer ones of its peer wait for a session, 128 or Config.StagedPerPeer bytes
-	DropStagedBytes                        // packet: the device's memory for waiting packets is used up
+	DropStagedBytes                        // packet: the device's memory for waiting packets was used up, and its peer had most of it
 	DropSendQueueFull                      // packet: too many packets to its peer wait for the socket
 	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone
 	DropSendFailed                         // packet: the bind could not send it

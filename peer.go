@@ -71,7 +71,7 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 // dropStaged gives up the staged packets.
 func (p *peerState) dropStaged(out *outbox) {
 	if p.staged.n > 0 {
-		p.drop(DropNoSession, p.staged.n)
+		p.drop(DropNoSession, int(p.staged.n))
 		out.dropped, p.staged = p.staged, stagedQueue{}
 	}
 }
@@ -355,13 +355,13 @@ type stagedPacket struct {
 }
 
 // cost is the memory that s takes, in bytes.
-func (s *stagedPacket) cost() int64 { return int64(cap(s.b)) + 32 }
+func (s *stagedPacket) cost() int32 { return int32(cap(s.b)) + 32 }
 
 // A stagedQueue is staged packets, oldest first. The zero value is empty.
 type stagedQueue struct {
 	head, tail *stagedPacket
-	n          int
-	bytes      int64 // that the packets cost
+	n          int32
+	bytes      int32 // that the packets cost: 128 of 64 KiB at most
 }
 
 const maxStaged = 128 // packets per peer

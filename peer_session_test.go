@@ -374,7 +374,7 @@ func TestStagedQueue(t *testing.T) {
 		push()
 		pop()
 	}
-	if q.n != n-popped {
+	if int(q.n) != n-popped {
 		t.Errorf("n is %d, want %d", q.n, n-popped)
 	}
 	for popped < n {

@@ -38,6 +38,9 @@ type peer struct {
 
 	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
 
+	stagedBytes int32 // of staged, as the device's pool counts them; written with the pool's mutex held too
+	stagedPlace int32 // place in the pool, from 1; guarded by it
+
 	nextSlow *peer // in the slow path's queue of peers; guarded by that
 	deadline int   // place in the device's deadlines, from 1; guarded by them
 }

@@ -212,6 +212,9 @@ func (d *Device) claimAll(l *load) error {
 	for i := range l.runs {
 		d.claim(l, &l.runs[i])
 	}
+	if d.pool.bytes.Load() > d.maxStagedBytes {
+		d.relieve()
+	}
 	l.layOut()
 	return nil
 }
@@ -486,7 +489,7 @@ func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
 		if p.staged.n > 0 && p.sending(1, l.now, &out) {
 			for p.staged.n > 0 && p.current.sendable(l.now, len(l.msgs)+1) && b.appendStaged(p.staged.head.b) {
 				l.add(l.runTo(p), len(l.msgs)-1)
-				d.unstage(p.staged.pop())
+				p.staged.pop().recycle()
 			}
 			p.number(l, &l.runs[0])
 			more = p.staged.n > 0

@@ -203,8 +203,8 @@ func TestStageBounds(t *testing.T) {
 		e.send(t, r.numbered(i))
 	}
 	e.wantDrops(t, before, DropStagedOverflow, 2, "the oldest make room")
-	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.stagedBytes.Load() != 128*(stagedSmall+32) {
-		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.stagedBytes.Load())
+	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.pool.bytes.Load() != 128*(stagedSmall+32) {
+		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.pool.bytes.Load())
 	}
 	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
 	for i := 2; i < 130; i++ {
@@ -215,7 +215,7 @@ func TestStageBounds(t *testing.T) {
 	}
 	e.settle(t)
 	e.line.nothing(t, "all that was staged was sent, and confirms the session")
-	if n := e.stagedBytes.Load(); n != 0 {
+	if n := e.pool.bytes.Load(); n != 0 {
 		t.Errorf("%d bytes of nothing are staged", n)
 	}
 }
@@ -236,7 +236,7 @@ func TestStagedBytesBound(t *testing.T) {
 	before = e.drops.load()
 	e.send(t, b.numbered(2))
 	e.wantDrops(t, before, 0, 0, "a peer that went gave its memory back")
-	if n := e.stagedBytes.Load(); n != 2*(stagedSmall+32) {
+	if n := e.pool.bytes.Load(); n != 2*(stagedSmall+32) {
 		t.Errorf("%d bytes are staged, want those of two packets", n)
 	}
 }
@@ -258,8 +258,8 @@ func TestStagedPerPeer(t *testing.T) {
 	e.wantDrops(t, before, DropStagedOverflow, 7, "the three that waited of one")
 	for _, c := range []struct {
 		r     *remote
-		n     int
-		bytes int64
+		n     int32
+		bytes int32
 	}{{a, 1, 9000 + 32}, {b, 3, 3 * (stagedSmall + 32)}} {
 		if s := &e.peer(c.r).staged; s.n != c.n || s.bytes != c.bytes {
 			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.n, s.bytes, c.n, c.bytes)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -386,8 +388,48 @@ func TestStagingOverflow(t *testing.T) {
 	})
 }
 
-// StagedBytes limits all peers of a device together. When it is used up, the device drops
-// further packets, whichever peer they are for.
+// While another party holds all of StagedBytes, with 128 packets to each of 64 absent peers, a peer whose session is over loses
+// none of its packets, and neither does one that has a session.
+func TestStagedBytesShared(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		c := w.node("c")
+		a.knows(c)
+		c.knows(a)
+		w.connect(a, c)
+		fill := func() {
+			for i := range 64 {
+				addr := netip.AddrFrom4([4]byte{10, 9, 0, byte(i)})
+				p := pipe.UDPPacket(netip.AddrPortFrom(a.addr, 1), netip.AddrPortFrom(addr, 1), make([]byte, 1300))
+				a.inject(slices.Repeat([][]byte{p}, 128)...)
+			}
+		}
+		var absent []wireguard.PeerChange
+		for i := range 64 {
+			at := wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 9))
+			absent = append(absent, wireguard.PeerChange{PublicKey: wireguard.NewPrivateKey().Public(), Endpoint: &at,
+				AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}), 32)}})
+		}
+		a.configure(wireguard.Change{Peers: absent})
+		fill()
+		if n := wireguard.StagedBytes(a.Device); n < 16<<20-2080 || n > 16<<20 {
+			w.Fatalf("%d bytes staged, want all of the pool", n)
+		}
+		w.lose("b response", 1)
+		large := string(make([]byte, 1300))
+		a.send(b, "1", "2", "3", large, large)
+		fill()
+		a.send(c, "1", "2", "3")
+		c.wantArrived("it has a session", "1", "2", "3")
+		if s := a.status(b); s.Staged != 5 || s.Drops.Total() != 0 {
+			w.Fatalf("%d packets are staged, drops %v", s.Staged, s.Drops)
+		}
+		w.advance(5*time.Second + jitter)
+		b.wantArrived("it asked for little", "1", "2", "3", large, large)
+		a.wantDrops(wireguard.DropStagedBytes, a.Status().Drops.Total()-a.Status().Drops[wireguard.DropStagedOverflow], "those who took most paid")
+	})
+}
+
+// StagedBytes limits all peers of a device together. When it is used up, the peer that takes most loses its oldest packet.
 func TestStagedBytesBound(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a", func(c *wireguard.Config) { c.StagedBytes = 10 * (256 + 32) })
@@ -404,6 +446,9 @@ func TestStagedBytesBound(t *testing.T) {
 			w.Fatalf("%d bytes staged, want the limit", n)
 		}
 		a.wantDrops(wireguard.DropStagedBytes, 4, "over the limit of the device")
+		if x, y := a.status(b).Staged, a.status(c).Staged; x != 5 || y != 5 {
+			w.Fatalf("%d and %d packets are staged: of two, each has half", x, y)
+		}
 		a.Down()
 		if n := wireguard.StagedBytes(a.Device); n != 0 {
 			w.Fatalf("%d bytes staged after Down", n)

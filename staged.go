@@ -1,12 +1,88 @@
 package wireguard
 
 import (
+	"container/heap"
 	"sync"
+	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Packets that wait for a session are copied and staged with their peer. The queue is in peer.go.
+
+// A stagedPool is the peers with staged packets, and what these take. If that is more than Config.StagedBytes, the peer that
+// takes most pays. So whatever some peers take, each of n peers has an n-th of it.
+type stagedPool struct {
+	mu      sync.Mutex // guards all below, and what peers have there; taken after a peer's
+	bytes   atomic.Int64
+	holders stagedHeap
+}
+
+// A stagedHeap is peers with staged packets, that with the most bytes first.
+type stagedHeap []*peer
+
+func (h stagedHeap) Len() int           { return len(h) }
+func (h stagedHeap) Less(i, j int) bool { return h[i].stagedBytes > h[j].stagedBytes }
+func (h stagedHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].stagedPlace, h[j].stagedPlace = int32(i+1), int32(j+1)
+}
+func (h *stagedHeap) Push(x any) {
+	*h = append(*h, x.(*peer))
+	x.(*peer).stagedPlace = int32(len(*h))
+}
+func (h *stagedHeap) Pop() any {
+	last := len(*h) - 1
+	p := (*h)[last]
+	(*h)[last], p.stagedPlace = nil, 0
+	*h = (*h)[:last]
+	return p
+}
+
+// count notes how much p has staged now. p.mu is held.
+func (s *stagedPool) count(p *peer) {
+	bytes := p.staged.bytes
+	if bytes == p.stagedBytes {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes.Add(int64(bytes - p.stagedBytes))
+	switch p.stagedBytes = bytes; {
+	case p.stagedPlace == 0:
+		heap.Push(&s.holders, p)
+	case bytes == 0:
+		if heap.Remove(&s.holders, int(p.stagedPlace-1)); len(s.holders) == 0 {
+			s.holders = nil
+		}
+	default:
+		heap.Fix(&s.holders, int(p.stagedPlace-1))
+	}
+}
+
+// largest returns the peer that takes most, or nil if the pool has no more than limit.
+func (s *stagedPool) largest(limit int64) *peer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bytes.Load() <= limit {
+		return nil
+	}
+	return s.holders[0]
+}
+
+// relieve drops the oldest packets of the peers that take most, until the pool has no more than Config.StagedBytes. The caller
+// holds no peer's mutex.
+func (d *Device) relieve() {
+	for p := d.pool.largest(d.maxStagedBytes); p != nil; p = d.pool.largest(d.maxStagedBytes) {
+		p.mu.Lock()
+		if s := p.staged.pop(); s != nil {
+			s.recycle()
+			d.drop(p, DropStagedBytes, 1)
+		}
+		d.pool.count(p)
+		p.mu.Unlock()
+	}
+}
 
 // stageRun leaves copies of the run's packets with the peer.
 func (d *Device) stageRun(l *load, run *run) {
@@ -18,21 +94,15 @@ func (d *Device) stageRun(l *load, run *run) {
 // stage appends a copy of a packet to the peer's staged packets. If there are too many, it drops the oldest.
 func (d *Device) stage(p *peer, packet []byte) {
 	s := newStagedPacket(packet)
-	for p.staged.n >= maxStaged || p.staged.n > 0 && p.staged.bytes+s.cost() > d.maxStagedPerPeer {
-		d.unstage(p.staged.pop())
+	for p.staged.n >= maxStaged || p.staged.n > 0 && int64(p.staged.bytes+s.cost()) > d.maxStagedPerPeer {
+		p.staged.pop().recycle()
 		d.drop(p, DropStagedOverflow, 1)
-	}
-	if used := d.stagedBytes.Add(s.cost()); used > d.maxStagedBytes && len(packet) > 0 {
-		d.unstage(s)
-		d.drop(p, DropStagedBytes, 1)
-		return
 	}
 	p.staged.push(s)
 }
 
-// unstage returns the memory of a staged packet.
-func (d *Device) unstage(s *stagedPacket) {
-	d.stagedBytes.Add(-s.cost())
+// recycle returns the memory of a staged packet.
+func (s *stagedPacket) recycle() {
 	switch cap(s.b) {
 	case stagedSmall:
 		stagedPackets[0].Put(s)

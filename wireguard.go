@@ -99,11 +99,11 @@ type Device struct {
 	deadlines     deadlines
 	lookups       lookups
 	subscriptions subscriptions
+	pool          stagedPool
 
 	drops         dropCounters
 	ecnMismatches atomic.Uint64
 	cookieReplies atomic.Uint64
-	stagedBytes   atomic.Int64
 	troubled      atomic.Int64 // when trouble with receiving was last reported
 
 	wg        sync.WaitGroup // receivers, sources, workers, the time's goroutine
@@ -428,6 +428,7 @@ func (d *Device) release(p *peer, out *outbox) {
 // settle does what a visit leaves to be done under the lock: it sees to p's next deadline and publishes events in their
 // order. It reports whether p is to be queued for the slow path. p.mu is held.
 func (d *Device) settle(p *peer, out *outbox) (visit bool) {
+	d.pool.count(p)
 	if !p.removed {
 		d.schedule(p)
 	}
@@ -443,7 +444,7 @@ func (d *Device) carryOut(p *peer, out *outbox, visit bool) {
 	d.sessions.free(out.freed...)
 	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
 		d.drops.add(DropNoSession, 1)
-		d.unstage(s)
+		s.recycle()
 	}
 	for _, e := range out.events {
 		d.tell(p, e)
