@@ -1,0 +1,69 @@
+package observe
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// Log writes the device's events to log until ctx ends or the device is closed. A nil log is slog.Default. It logs failed
+// attempts, failed handshakes and trouble of the Bind as warnings, and everything else as information. It returns nil after
+// the device was closed, and the error of ctx otherwise.
+//
+// A slow log never delays the device; see [wireguard.Subscription] for what is merged then.
+func Log(ctx context.Context, d *wireguard.Device, log *slog.Logger) error {
+	sub := d.Subscribe()
+	defer sub.Close()
+	return logEvents(ctx, sub, log)
+}
+
+func logEvents(ctx context.Context, sub *wireguard.Subscription, log *slog.Logger) error {
+	if log == nil {
+		log = slog.Default()
+	}
+	for {
+		e, err := sub.Next(ctx)
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		log.LogAttrs(ctx, Level(e.Kind), e.Kind.String(), Attrs(e)...)
+	}
+}
+
+// Level returns the level at which Log writes events of a kind: slog.LevelWarn or slog.LevelInfo.
+func Level(k wireguard.EventKind) slog.Level {
+	switch k {
+	case wireguard.EventAttemptFailed, wireguard.EventHandshakeFailed, wireguard.EventBindTrouble:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
+// Attrs returns the fields of an event that are not zero, as Log writes them. The kind and the time are left out, because
+// they are the record's message and time.
+func Attrs(e wireguard.Event) (a []slog.Attr) {
+	if !e.Peer.IsZero() {
+		a = append(a, slog.String("peer", e.Peer.String()))
+	}
+	if e.Endpoint.IsValid() {
+		a = append(a, slog.String("endpoint", e.Endpoint.String()))
+	}
+	if e.Attempt != 0 {
+		a = append(a, slog.Int("attempt", e.Attempt))
+	}
+	if e.Err != nil {
+		a = append(a, slog.String("err", e.Err.Error()))
+	}
+	if e.Merged != 0 {
+		a = append(a, slog.Int("merged", e.Merged))
+	}
+	if e.Missed != 0 {
+		a = append(a, slog.Int("missed", e.Missed))
+	}
+	return a
+}
