@@ -27,6 +27,9 @@ type initiator struct {
 	packet      []byte // what it sends, padded; nil means a keepalive
 	heard       uint64 // the highest received counter plus one
 	nonce       []byte
+
+	prefix          []byte   // of the initiation, up to the timestamp
+	stampKey, stamp [32]byte // the key of the timestamp, and the hash before it
 }
 
 const (
@@ -106,6 +109,12 @@ func aead(key [32]byte) cipher.AEAD {
 
 // initiation makes the first message.
 func (n *initiator) initiation(ephemeral [32]byte) []byte {
+	n.prepare(ephemeral)
+	return n.stamped()
+}
+
+// prepare does all the work of an initiation that needs X25519.
+func (n *initiator) prepare(ephemeral [32]byte) {
 	n.chain = sum([]byte("Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"))
 	n.hash = sum(n.chain[:], []byte("WireGuard v1 zx2c4 Jason@zx2c4.com"))
 	n.hash = sum(n.hash[:], n.remote[:])
@@ -115,26 +124,36 @@ func (n *initiator) initiation(ephemeral [32]byte) []byte {
 
 	m := make([]byte, 0, initiationSize)
 	m = binary.LittleEndian.AppendUint32(m, 1)
-	m = binary.LittleEndian.AppendUint32(m, n.index)
+	m = append(m, 0, 0, 0, 0) // n.index, in stamped
 	m = append(m, public[:]...)
 	n.hash = sum(n.hash[:], public[:])
 	n.mix(public[:])
 
 	static, remote := n.private.Public(), x25519.Key(n.remote)
-	var zero [12]byte
-	seal := func(key [32]byte, plain []byte) {
-		at := len(m)
-		m = aead(key).Seal(m, zero[:], plain, n.hash[:])
-		n.hash = sum(n.hash[:], m[at:])
-	}
 	key, _ := n.mix(n.shared(n.ephemeral, remote))
-	seal(key, static[:])
-	key, _ = n.mix(n.shared(x25519.Key(n.private), remote))
+	m = n.seals(m, key, static[:])
+	n.stampKey, _ = n.mix(n.shared(x25519.Key(n.private), remote))
+	n.prefix, n.stamp = m, n.hash
+}
+
+// seals appends the sealed plaintext to m and mixes it into the hash.
+func (n *initiator) seals(m []byte, key [32]byte, plain []byte) []byte {
+	at, zero := len(m), [12]byte{}
+	m = aead(key).Seal(m, zero[:], plain, n.hash[:])
+	n.hash = sum(n.hash[:], m[at:])
+	return m
+}
+
+// stamped makes the initiation that was prepared, with the present time. It may be called again.
+func (n *initiator) stamped() []byte {
+	m := append(make([]byte, 0, initiationSize), n.prefix...)
+	binary.LittleEndian.PutUint32(m[4:], n.index)
+	n.hash = n.stamp
 	var stamp [12]byte
 	now := time.Now()
 	binary.BigEndian.PutUint64(stamp[:], 1<<62+10+uint64(now.Unix()))
 	binary.BigEndian.PutUint32(stamp[8:], uint32(now.Nanosecond()))
-	seal(key, stamp[:])
+	m = n.seals(m, n.stampKey, stamp[:])
 
 	macKey := sum([]byte("mac1----"), n.remote[:])
 	mac1 := keyed(macKey[:], m)

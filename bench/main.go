@@ -22,7 +22,9 @@ func measures() []measure {
 }
 
 // onDemand returns the measures that run only with -only.
-func onDemand() []measure { return slices.Concat(curveMeasures(), sendersMeasures(), wanMeasures()) }
+func onDemand() []measure {
+	return slices.Concat(curveMeasures(), sendersMeasures(), wanMeasures(), loadMeasures())
+}
 
 func main() {
 	if os.Getenv(generatorEnv) != "" {

@@ -41,6 +41,7 @@ type crowd struct {
 	Port uint16
 	Keys [][32]byte // the peers' private keys
 
+	Flood int  // instead of all this, send so many forged initiations per second to Port
 	Relay bool // the hub forwards each peer's packets to another peer, and the generator counts those that return
 }
 
@@ -164,6 +165,9 @@ func generate(in io.Reader, out io.Writer) error {
 	d := json.NewDecoder(in)
 	if err := d.Decode(&c); err != nil {
 		return err
+	}
+	if c.Flood > 0 {
+		return floodForged(c, in)
 	}
 	steps := make(chan int, 1<<16)
 	go func() {

@@ -131,7 +131,11 @@ func TestProcessOfItsOwn(t *testing.T) {
 func TestMeasures(t *testing.T) {
 	var shop workshop
 	defer shop.close()
-	for _, m := range append(measures(), sendersMeasures()...) {
+	minutes := []string{"load/storm-lookup", "load/strangers"} // which take seconds even of a small effort
+	for _, m := range slices.Concat(measures(), sendersMeasures(), loadMeasures()) {
+		if slices.Contains(minutes, m.name) {
+			continue
+		}
 		sides := []string{sideOurs, sideTheirs}
 		if m.single() {
 			sides = sides[:1]

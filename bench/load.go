@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+// loadMeasures are what many clients, or one hostile party, do to a device, and what others still get.
+func loadMeasures() []measure {
+	return []measure{
+		{name: "load/storm", unit: "s", lower: true, alone: true, rounds: 1, run: func(st *stage) (sample, error) { return runStorm(st, false) }},
+		{name: "load/storm-lookup", unit: "s", lower: true, alone: true, rounds: 1, run: func(st *stage) (sample, error) { return runStorm(st, true) }},
+		{name: "load/strangers", unit: "sessions", alone: true, rounds: 1, run: runStrangers},
+		{name: "load/handshakes", unit: "1/s", alone: true, rounds: 3, run: func(st *stage) (sample, error) { return runHandshakes(st, false) }},
+		{name: "load/handshakes-lookup", unit: "1/s", alone: true, rounds: 3, run: func(st *stage) (sample, error) { return runHandshakes(st, true) }},
+		{name: "load/flood", unit: "of control", rounds: 3, run: runFlood},
+		{name: "load/flood-p99", unit: "ms", lower: true, rounds: 3, run: runFloodPing},
+		{name: "load/cookies", unit: "x", alone: true, run: runCookies},
+		{name: "load/staged", unit: "lost", lower: true, alone: true, run: runStaged},
+	}
+}
+
+// A loadTunnel is a tunnel that counts what arrives and sends what its user hands to the device.
+type loadTunnel struct {
+	dev *wireguard.Device
+	n   atomic.Int64
+}
+
+func (t *loadTunnel) Attach(d *wireguard.Device) { t.dev = d }
+func (t *loadTunnel) MTU() int                   { return mtu }
+func (t *loadTunnel) Close() error               { return nil }
+
+func (t *loadTunnel) WritePackets(pkts [][]byte) (int, error) {
+	for _, p := range pkts {
+		if p[9] == packet.UDP {
+			t.n.Add(1)
+		}
+	}
+	return len(pkts), nil
+}
+
+// A windowSocket is a socket in memory. It delivers what next returns until that is nil, each message from an address of its own,
+// and keeps a number of messages in flight: each one that the device sends lets another one in.
+type windowSocket struct {
+	next   func() []byte
+	tokens chan struct{}
+	count  int          // messages that were delivered
+	sent   atomic.Int64 // messages that the device sent
+	closed chan struct{}
+	once   sync.Once
+	trains []wireguard.Train
+}
+
+func newWindowSocket(inFlight int, next func() []byte) *windowSocket {
+	s := &windowSocket{next: next, tokens: make(chan struct{}, inFlight), closed: make(chan struct{})}
+	for range inFlight {
+		s.tokens <- struct{}{}
+	}
+	return s
+}
+
+func (s *windowSocket) Listen(uint16) (wireguard.Socket, error) { return s, nil }
+func (s *windowSocket) Port() uint16                            { return 1 }
+func (s *windowSocket) Receivers() []wireguard.Receiver         { return []wireguard.Receiver{s} }
+func (s *windowSocket) Close() error                            { s.once.Do(func() { close(s.closed) }); return nil }
+
+func (s *windowSocket) Send(ts []wireguard.Train) {
+	s.sent.Add(int64(len(ts)))
+	for range ts {
+		s.tokens <- struct{}{}
+	}
+}
+
+func (s *windowSocket) Receive() ([]wireguard.Train, error) {
+	s.trains = s.trains[:0]
+	select {
+	case <-s.tokens:
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+	for more := true; more && len(s.trains) < wireBatch; {
+		m := s.next()
+		if m == nil {
+			break
+		}
+		s.count++
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{100, 64 + byte(s.count>>16)&63, byte(s.count >> 8), byte(s.count)}), 1000)
+		s.trains = append(s.trains, wireguard.Train{Data: m, Size: len(m), Endpoint: wireguard.EndpointOf(from)})
+		select {
+		case <-s.tokens:
+		default:
+			more = false
+		}
+	}
+	return s.trains, nil
+}
+
+// runHandshakes measures how many initiations a core answers per second: a first round makes the secrets of the static keys known,
+// and a second one is measured. With a Lookup, which takes no time, the device knows no peer before, and the first round is
+// measured. The handshakes are as many as st.Peers, and 24 are in flight, so that the device is not under load.
+func runHandshakes(st *stage, lookup bool) (sample, error) {
+	key := wireguard.NewPrivateKey()
+	all := newCallers(st.Peers, key.Public())
+	var messages [][]byte
+	rounds := 2
+	if lookup {
+		rounds = 1
+	}
+	for range rounds {
+		each(all, func(c *caller) { c.call(0) })
+		for _, c := range all {
+			messages = append(messages, c.message)
+		}
+	}
+	first := len(messages) - len(all) // measured
+	s := newWindowSocket(24, func() (m []byte) {
+		if len(messages) == 0 {
+			return nil
+		}
+		if len(messages) == len(all) {
+			time.Sleep(30 * time.Millisecond) // or the device may find that a few callers call again too soon
+		}
+		m, messages = messages[0], messages[1:]
+		return m
+	})
+	c := wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: s}
+	if lookup {
+		c.Lookup = func(_ context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
+			return wireguard.PeerConfig{PublicKey: key}, nil
+		}
+	} else {
+		c.Peers = configs(all)
+	}
+	n := &ourNode{}
+	if err := n.up(st, c); err != nil {
+		return sample{}, err
+	}
+	await := func(answers int) error {
+		for t := time.Now(); s.sent.Load() < int64(answers); time.Sleep(time.Millisecond) {
+			if time.Since(t) > 30*time.Second {
+				return fmt.Errorf("%d initiations were answered, want %d; drops %v", s.sent.Load(), answers, n.dev.Status().Drops)
+			}
+		}
+		return nil
+	}
+	if err := await(first); err != nil {
+		return sample{}, err
+	}
+	t, c0, n0 := time.Now(), cpuTime(), s.sent.Load()
+	if err := await(first + len(all)); err != nil {
+		return sample{}, err
+	}
+	used := span{n: float64(s.sent.Load() - n0), took: time.Since(t), cpu: cpuTime() - c0}
+	return sample{used.n / used.cpu.Seconds(), []aside{
+		{Name: "on all cores", Unit: "1/s", Value: used.n / used.took.Seconds()},
+		mustBeZero("dropped", int64(n.dev.Status().Drops.Total())),
+	}}, nil
+}
+
+// runCookies measures how many forged initiations a device under load answers with cookies per second on two cores, over one.
+func runCookies(st *stage) (sample, error) {
+	var rates [2]float64
+	for i := range rates {
+		procs := runtime.GOMAXPROCS(i + 1)
+		rate, err := cookieRate(st)
+		runtime.GOMAXPROCS(procs)
+		if err != nil {
+			return sample{}, err
+		}
+		rates[i] = rate
+	}
+	return sample{rates[1] / rates[0], []aside{
+		{Name: "on one core", Unit: "1/s", Value: rates[0]},
+		{Name: "on two", Unit: "1/s", Value: rates[1]},
+	}}, nil
+}
+
+func cookieRate(st *stage) (float64, error) {
+	key := wireguard.NewPrivateKey()
+	pool, i := forgeries(key.Public(), 1024), 0
+	s := newWindowSocket(4096, func() []byte {
+		i++
+		return pool[i%len(pool)]
+	})
+	n := &ourNode{}
+	if err := n.up(st, wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: s}); err != nil {
+		return 0, err
+	}
+	defer n.dev.Close()
+	c, err := count(&s.sent, st.Warm, st.Span)
+	return c.n / c.took.Seconds(), err
+}
+
+// runStaged measures how many of a peer's first packets are lost while one sender has 128 packets waiting for each of 64 absent
+// peers, and keeps sending to them.
+func runStaged(st *stage) (sample, error) {
+	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
+	var nodes [2]*ourNode
+	var tunnels [2]*loadTunnel
+	for i := range nodes {
+		nodes[i], tunnels[i] = &ourNode{}, new(loadTunnel)
+		if err := nodes[i].up(st, wireguard.Config{PrivateKey: keys[i], Tunnel: tunnels[i], Bind: countedBind{st}}); err != nil {
+			return sample{}, err
+		}
+	}
+	absent, _ := identities(64)
+	for i := range absent {
+		absent[i].endpoint = netip.AddrPortFrom(loopback, 9)
+	}
+	if err := nodes[0].plan(absent...)(); err != nil {
+		return sample{}, err
+	}
+	dev := nodes[0].dev
+	b := dev.NewBatch()
+	send := func(to netip.Addr, n int) error {
+		p := newFlow(1300, addrA, to).template
+		for range n {
+			b.Append(p)
+		}
+		return dev.Send(b)
+	}
+	fill := func() error {
+		for _, p := range absent {
+			if err := send(p.prefix.Addr(), 128); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := fill(); err != nil {
+		return sample{}, err
+	}
+	const wanted = 5
+	if err := nodes[1].plan(peer{keys[0].Public(), netip.AddrPortFrom(loopback, nodes[0].port()), netip.PrefixFrom(addrA, 32)})(); err != nil {
+		return sample{}, err
+	}
+	if err := nodes[0].plan(peer{keys[1].Public(), netip.AddrPortFrom(loopback, nodes[1].port()), netip.PrefixFrom(addrB, 32)})(); err != nil {
+		return sample{}, err
+	}
+	if err := send(addrB, wanted); err != nil {
+		return sample{}, err
+	}
+	for t := time.Now(); tunnels[1].n.Load() < wanted && time.Since(t) < 10*time.Second; time.Sleep(time.Millisecond) {
+		if err := fill(); err != nil {
+			return sample{}, err
+		}
+	}
+	lost := wanted - tunnels[1].n.Load()
+	return sample{float64(lost), []aside{mustBeZero("lost", lost)}}, nil
+}

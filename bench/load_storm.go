@@ -1,0 +1,318 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	mathrand "math/rand/v2"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+	"golang.org/x/crypto/chacha20poly1305"
+)
+
+// A caller is a client that has lost its session. It initiates every 5 s, and up to a third of a second later, until the response
+// to its newest initiation arrives. It prepares its initiations beforehand, so that its X25519 do not take the gateway's time.
+type caller struct {
+	initiator
+	public   wireguard.PublicKey
+	source   netip.Addr
+	message  []byte // the newest initiation
+	cookie   []byte // nil means none
+	attempts int
+	due      time.Time
+	done     bool
+}
+
+// newCallers prepares n callers of the device with the key hub.
+func newCallers(n int, hub wireguard.PublicKey) []*caller {
+	all := make([]*caller, n)
+	for i := range all {
+		all[i] = &caller{
+			initiator: initiator{remote: hub, private: wireguard.NewPrivateKey()},
+			source:    netip.AddrFrom4([4]byte{127, 1 + byte(i>>16), byte(i >> 8), byte(i)}),
+		}
+	}
+	each(all, func(c *caller) {
+		var ephemeral [32]byte
+		rand.Read(ephemeral[:])
+		c.prepare(ephemeral)
+		c.public = c.private.Public()
+	})
+	return all
+}
+
+// each calls do for all callers, on all cores.
+func each(all []*caller, do func(*caller)) {
+	var wg sync.WaitGroup
+	part := len(all)/runtime.GOMAXPROCS(0) + 1
+	for ; len(all) > 0; all = all[min(part, len(all)):] {
+		some := all[:min(part, len(all))]
+		wg.Go(func() {
+			for _, c := range some {
+				do(c)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// configs returns the configuration of the callers as peers.
+func configs(all []*caller) (peers []wireguard.PeerConfig) {
+	for i, c := range all {
+		peers = append(peers, wireguard.PeerConfig{PublicKey: c.public, AllowedIPs: []netip.Prefix{netip.PrefixFrom(inner(i), 32)}})
+	}
+	return peers
+}
+
+// callerBits is the part of an index that names the caller. The rest counts the attempts.
+const callerBits = 20
+
+// call makes the next initiation of caller number i.
+func (c *caller) call(i int) []byte {
+	c.attempts++
+	c.index = uint32(i) | uint32(c.attempts)<<callerBits
+	c.message = c.stamped()
+	if c.cookie != nil {
+		mac2 := keyed(c.cookie, c.message[:initiationSize-16])
+		copy(c.message[initiationSize-16:], mac2[:])
+	}
+	return c.message
+}
+
+// A storm is callers behind one socket, each with an address of its own.
+type storm struct {
+	socket wireguard.Socket
+	hub    wireguard.Endpoint
+
+	mu      sync.Mutex // guards all below
+	all     []*caller
+	left    int // callers without a session
+	cookies int
+	forged  int // responses that are not authentic; one caller in 100 looks
+}
+
+// begin makes the callers of the gateway n, which is up, and starts to receive.
+func (s *storm) begin(st *stage, n *ourNode, all []*caller) (err error) {
+	if s.socket, err = new(udp.Bind).Listen(0); err != nil {
+		return err
+	}
+	st.atCut(func() { s.socket.Close() })
+	s.hub = wireguard.EndpointOf(netip.AddrPortFrom(loopback, n.port()))
+	s.all, s.left = all, len(all)
+	for _, r := range s.socket.Receivers() {
+		go s.receive(r)
+	}
+	return nil
+}
+
+func (s *storm) receive(r wireguard.Receiver) {
+	for {
+		ts, err := r.Receive()
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		for i := range ts {
+			for m := range ts[i].Datagrams() {
+				s.take(m)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// take takes an answer of the gateway. mu is held.
+func (s *storm) take(m []byte) {
+	at := 8
+	if m[0] == 3 {
+		at = 4
+	}
+	if len(m) < at+4 {
+		return
+	}
+	index := binary.LittleEndian.Uint32(m[at:])
+	i := int(index & (1<<callerBits - 1))
+	if i >= len(s.all) || s.all[i].index != index || s.all[i].done {
+		return // of an attempt that was given up
+	}
+	switch c := s.all[i]; {
+	case m[0] == 2 && len(m) == responseSize:
+		if i%100 == 0 && c.response(bytes.Clone(m)) != nil {
+			s.forged++
+			return
+		}
+		c.done = true
+		s.left--
+	case m[0] == 3 && len(m) == 64:
+		key := sum([]byte("cookie--"), c.remote[:])
+		a, err := chacha20poly1305.NewX(key[:])
+		if err != nil {
+			panic(err) // impossible: the key has a constant length
+		}
+		if cookie, err := a.Open(nil, m[8:32], m[32:], c.message[initiationSize-32:initiationSize-16]); err == nil {
+			c.cookie = cookie
+			s.cookies++
+		}
+	}
+}
+
+// send lets all callers that are due initiate. It returns how many have no session.
+func (s *storm) send(now time.Time) (left int) {
+	var ts []wireguard.Train
+	flush := func() {
+		if len(ts) > 0 {
+			s.mu.Unlock()
+			s.socket.Send(ts)
+			s.mu.Lock()
+			ts = ts[:0]
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, c := range s.all {
+		if c.done || now.Before(c.due) {
+			continue
+		}
+		e := s.hub
+		e.Source = c.source
+		m := c.call(i)
+		ts = append(ts, wireguard.Train{Data: bytes.Clone(m), Size: len(m), Endpoint: e})
+		c.due = now.Add(5*time.Second + mathrand.N(time.Second/3))
+		if len(ts) == 64 {
+			flush()
+		}
+	}
+	flush()
+	return s.left
+}
+
+var errStorm = errors.New("a minute later not all callers have a session")
+
+// run lets the callers call until all have a session, and returns how long that took.
+func (s *storm) run(limit time.Duration, beside func()) time.Duration {
+	for t := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		now := time.Now()
+		if beside(); s.send(now) == 0 || now.Sub(t) > limit {
+			return now.Sub(t)
+		}
+	}
+}
+
+// runStorm measures the time until the clients of a gateway that lost its sessions all have one again. 50,000 of them, five times
+// st.Peers, initiate at once, each from an address of its own. The gateway knows them, or asks a Lookup that takes 20 ms.
+func runStorm(st *stage, lookup bool) (sample, error) {
+	key := wireguard.NewPrivateKey()
+	all := newCallers(5*st.Peers, key.Public())
+	known := map[wireguard.PublicKey]wireguard.PeerConfig{}
+	c := wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: countedBind{st}, Peers: configs(all)}
+	if lookup {
+		for _, p := range c.Peers {
+			known[p.PublicKey] = p
+		}
+		c.Peers, c.Lookup = nil, slowLookup(known, 20*time.Millisecond)
+	}
+	n := &ourNode{}
+	if err := n.up(st, c); err != nil {
+		return sample{}, err
+	}
+	s := new(storm)
+	if err := s.begin(st, n, all); err != nil {
+		return sample{}, err
+	}
+	c0 := cpuTime()
+	took := s.run(time.Minute, func() {})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.left > 0 {
+		return sample{}, errStorm
+	}
+	attempts, drops := 0, n.dev.Status().Drops
+	for _, c := range s.all {
+		attempts += c.attempts
+	}
+	return sample{took.Seconds(), []aside{
+		{Name: "initiations", Unit: "per client", Value: float64(attempts) / float64(len(all))},
+		{Name: "cookies", Unit: "per client", Value: float64(s.cookies) / float64(len(all))},
+		{Name: "cpu of both ends", Unit: "s", Value: (cpuTime() - c0).Seconds()},
+		{Name: "waited for 5 s or more", Value: float64(drops[wireguard.DropSuperseded])},
+		mustBeZero("queue full", int64(drops[wireguard.DropQueueFull])),
+		mustBeZero("forged", int64(s.forged)),
+	}}, nil
+}
+
+var errStranger = errors.New("a stranger")
+
+// slowLookup returns a Config.Lookup that takes a time and knows some peers.
+func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.Duration) func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error) {
+	return func(_ context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
+		time.Sleep(takes)
+		if c, ok := known[key]; ok {
+			return c, nil
+		}
+		return wireguard.PeerConfig{}, errStranger
+	}
+}
+
+// runStrangers measures how many of 40 clients have a session by their second attempt, through a Lookup of 200 ms. Beside them
+// 5,000 strangers per second initiate, each from an address of its own, and none receives what it is answered.
+func runStrangers(st *stage) (sample, error) {
+	const clients = 40
+	key := wireguard.NewPrivateKey()
+	all, strangers := newCallers(clients, key.Public()), newCallers(st.Peers/5, key.Public())
+	known := map[wireguard.PublicKey]wireguard.PeerConfig{}
+	for _, p := range configs(all) {
+		known[p.PublicKey] = p
+	}
+	n := &ourNode{}
+	if err := n.up(st, wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: countedBind{st}, Lookup: slowLookup(known, 200*time.Millisecond)}); err != nil {
+		return sample{}, err
+	}
+	s := new(storm)
+	if err := s.begin(st, n, all); err != nil {
+		return sample{}, err
+	}
+	deaf, err := new(udp.Bind).Listen(0)
+	if err != nil {
+		return sample{}, err
+	}
+	st.atCut(func() { deaf.Close() })
+	begin, sent := time.Now(), 0
+	shout := func() {
+		var ts []wireguard.Train
+		for due := int(time.Since(begin).Seconds() * 5000); sent < due; sent++ {
+			e := s.hub
+			e.Source = netip.AddrFrom4([4]byte{127, 64 + byte(sent>>16), byte(sent >> 8), byte(sent)})
+			m := strangers[sent%len(strangers)].call(0)
+			ts = append(ts, wireguard.Train{Data: m, Size: len(m), Endpoint: e})
+		}
+		deaf.Send(ts)
+	}
+	for time.Since(begin) < time.Second { // they are first
+		shout()
+		time.Sleep(10 * time.Millisecond)
+	}
+	took := s.run(7*time.Second, shout)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	soon := 0
+	for _, c := range s.all {
+		if c.done && c.attempts <= 2 {
+			soon++
+		}
+	}
+	drops := n.dev.Status().Drops
+	return sample{float64(soon), []aside{
+		{Name: "all after", Unit: "s", Value: took.Seconds()},
+		{Name: "strangers", Value: float64(sent)},
+		{Name: "asked for a cookie", Value: float64(drops[wireguard.DropCookieRequired])},
+		{Name: "lookup full", Value: float64(drops[wireguard.DropLookupFull])},
+		mustBeZero("without a session by the second attempt", int64(clients-soon)),
+	}}, nil
+}
