@@ -19,7 +19,18 @@
 //
 // Keys and names of sections may be in upper or lower case, and white space in them or around them does not count. Only #
 // begins a comment; a ; belongs to the value. Repeated lines of Address, DNS, AllowedIPs and the four hooks add up. Of any
-// other key, the last line counts. The value of a hook is its line, exactly as written.
+// other key except Endpoint, the last line counts. Several [Interface] sections count as one. Several [Peer] sections with
+// one key change one peer in turn: a later section replaces the AllowedIPs of an earlier one, and keeps what it does not
+// set. The value of a hook is its line, exactly as written. An empty value of a key that only wg-quick(8) knows, and of
+// AllowedIPs, sets nothing.
+//
+// Files may say more here than wg(8) accepts: a peer may have several Endpoint lines. The first is where the peer is at
+// first, and the others are where to look for it when it does not answer. wg(8) uses the last line alone.
+//
+// These differ from wg(8): an Endpoint needs a port from 1 to 65535 as a number, and an address of one host.
+//
+// Unknown keys are most often misspelt. [File.Config], [File.Change] and [File.Addition] refuse them, and [File.Unknown] lists
+// them. A program that keeps its own sections and keys in the file declares them in a [Syntax].
 //
 // # Secrets
 //
@@ -52,6 +63,7 @@ type File struct {
 
 	sections []*section // as read, in order; the first holds the lines above all sections
 	first    place      // the place of the first section
+	syntax   *Syntax    // as which the file was read; nil means the zero Syntax
 }
 
 // A place is the number of a section among all sections that this process has read. 0 means none. A place replaces a
@@ -105,6 +117,7 @@ type Peer struct {
 	PublicKey           wireguard.PublicKey    // the peer's identity
 	PresharedKey        wireguard.PresharedKey // zero means none
 	Endpoint            Endpoint               // where the peer is at first; zero means that the peer makes contact
+	MoreEndpoints       []Endpoint             // further lines of Endpoint: where else to look for the peer; nil means nowhere
 	PersistentKeepalive time.Duration          // in whole seconds; 0 means off
 
 	// AllowedIPs are the peer's prefixes as written, with the bits beyond their lengths. RemoveAllowedIPs are those that
@@ -156,7 +169,8 @@ func Errors(err error) (es []*Error) {
 
 // A section holds lines of the file.
 type section struct {
-	name  string // "Interface", "Peer", or "" above all sections and where the name is unknown
+	name  string // "Interface", "Peer", as a Syntax spells it, or "" above all sections and where the name is unknown
+	label string // how an unknown section is spelt, without brackets; empty if that may be a secret
 	line  int    // of the header, from 1
 	above []line // comments directly above the header
 	head  line   // the header; empty for the lines above all sections
@@ -171,8 +185,12 @@ type line struct {
 
 // Parse parses the text of a file. If anything is wrong, the file is nil, and the error joins one [Error] with its line for
 // each thing. Unknown keys and sections are not errors here, see [File.Unknown]. [File.Validate] checks the file as a whole.
-func Parse(text []byte) (*File, error) {
-	p := parser{file: new(File), section: new(section)}
+// Parse knows the keys of wg(8) and wg-quick(8); [Syntax.Parse] knows more.
+func Parse(text []byte) (*File, error) { return Syntax{}.Parse(text) }
+
+// Parse does what the function [Parse] does, and knows the sections and keys of x too.
+func (x Syntax) Parse(text []byte) (*File, error) {
+	p := parser{file: &File{syntax: &x}, section: new(section)}
 	p.file.sections = []*section{p.section}
 	for n, text := range splitLines(string(text)) {
 		p.line(n+1, text)
@@ -185,12 +203,15 @@ func Parse(text []byte) (*File, error) {
 }
 
 // ReadFile parses the file with that name. An error of [Parse] begins with the name.
-func ReadFile(name string) (*File, error) {
+func ReadFile(name string) (*File, error) { return Syntax{}.ReadFile(name) }
+
+// ReadFile does what the function [ReadFile] does, and knows the sections and keys of x too.
+func (x Syntax) ReadFile(name string) (*File, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err // the error names the file
 	}
-	f, err := Parse(text)
+	f, err := x.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -237,7 +258,7 @@ func (p *parser) line(n int, text string) {
 	switch {
 	case strings.ContainsRune(content, 0):
 		p.wrong(n, "", "the line has a NUL byte; this is not a text file")
-	case content == "":
+	case content == "" || content[0] == ';' && p.file.syntax.Semicolons:
 		p.section.lines = append(p.section.lines, line{text: text})
 	case content[0] == '[':
 		p.header(n, text, squeeze(content))
@@ -250,17 +271,21 @@ func (p *parser) header(n int, text, content string) {
 	s := &section{line: n, head: line{text: text}}
 	s.above = p.section.takeComments()
 	from := place(len(p.file.sections))
-	switch strings.ToLower(content) {
-	case "[interface]":
-		s.name = sectionInterface
-		if first := p.file.Interface.from; first != 0 {
-			p.wrong(n, "[Interface]", "line %d begins such a section already; join the two", p.file.sections[first].line)
-		} else {
+	name, _ := strings.CutSuffix(strings.TrimPrefix(content, "["), "]")
+	if content == "["+name+"]" {
+		s.name = p.file.syntax.section(name)
+	}
+	switch s.name {
+	case sectionInterface:
+		if p.file.Interface.from == 0 {
 			p.file.Interface.from = from
 		}
-	case "[peer]":
-		s.name = sectionPeer
+	case sectionPeer:
 		p.file.Peers = append(p.file.Peers, Peer{from: from})
+	case "":
+		if short.MatchString(name) || p.file.syntax.meantSection(name) != "" {
+			s.label = name
+		}
 	}
 	p.file.sections = append(p.file.sections, s)
 	p.section = s
@@ -284,8 +309,8 @@ func (p *parser) keyValue(n int, text, content string) {
 	case !ok:
 		p.wrong(n, "", "neither a [section] nor a key = value; write # before a comment")
 		return
-	case len(p.file.sections) == 1:
-		p.wrong(n, printable(key, value), "this is above all sections; write [Interface] or [Peer] before it")
+	case len(p.file.sections) == 1 && !p.file.syntax.known("", key):
+		p.wrong(n, p.file.syntax.printable(key, value), "this is above all sections; write [Interface] or [Peer] before it")
 		return
 	}
 	s.lines = append(s.lines, line{text: text, key: strings.ToLower(key)})
@@ -332,21 +357,6 @@ func squeeze(s string) string {
 	}, s)
 }
 
-var short = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,6}$`)
-
-// printable returns an unknown key's name for an error, or an empty string if the line could be the end of a secret
-// that was broken in two. Such a line consists of letters and a = with nothing after it. So the key must have a value.
-// The name must also be a misspelling of a known name, or short, as the names of other programs' keys are (Jc, Jmin,
-// S1).
-func printable(name, value string) string {
-	key := strings.ToLower(name)
-	if known(sectionInterface, key) || known(sectionPeer, key) ||
-		value != "" && (short.MatchString(name) || meant(sectionInterface, key) != "" || meant(sectionPeer, key) != "") {
-		return name
-	}
-	return ""
-}
-
 var (
 	base64Run = regexp.MustCompile(`[A-Za-z0-9+/=]{8,}`)
 	numeral   = regexp.MustCompile(`^([0-9]{1,20}|0x[0-9A-Fa-f]{1,16})$`)
@@ -377,27 +387,6 @@ func secretive(s string) bool {
 	})
 }
 
-// Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) knows. Text keeps them. A program
-// should refuse them unless the file is another program's too, since most are misspelt.
-func (f *File) Unknown() (es []*Error) {
-	for _, s := range f.sections[min(1, len(f.sections)):] {
-		n := s.line
-		if s.name == "" {
-			es = append(es, &Error{n, "", errors.New("this section is unknown; want [Interface] or [Peer]")})
-			continue
-		}
-		for _, l := range s.lines {
-			n++
-			if l.key != "" && !known(s.name, l.key) {
-				content, _, _ := strings.Cut(l.text, "#")
-				name, value, _ := cut(content)
-				es = append(es, &Error{n, printable(name, value), fmt.Errorf("not a key of [%s]%s", s.name, guess(s.name, l.key))})
-			}
-		}
-	}
-	return es
-}
-
 // cut splits a line without its comment into key and value.
 func cut(content string) (key, value string, ok bool) {
 	key, value, ok = strings.Cut(content, "=")
@@ -416,17 +405,27 @@ func (f *File) LogValue() slog.Value { return slog.StringValue(f.String()) }
 // ExpandHook returns a hook with %i replaced by the interface's name, as wg-quick(8) passes it to a shell.
 func ExpandHook(hook, iface string) string { return strings.ReplaceAll(hook, "%i", iface) }
 
-// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It fails as Text does.
+// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It also leaves
+// out the sections and keys of a [Syntax], and of each peer the endpoints after the first, since wg(8) would use the last
+// one. Unknown keys stay. It fails as Text does.
 func (f *File) Strip() (*File, error) {
 	if err := f.writable(); err != nil {
 		return nil, err
 	}
 	var b bytes.Buffer
 	for _, s := range f.written() {
+		if f.syntax.declares(s.name) {
+			continue
+		}
+		endpoints := 0
 		s.write(&b, func(l line) bool {
+			if s.name == sectionPeer && l.key == "endpoint" {
+				endpoints++
+			}
 			field := find(interfaceFields, l.key)
-			return s.name != sectionInterface || field == nil || !field.quick
+			quick := s.name == sectionInterface && field != nil && field.quick
+			return !quick && endpoints <= 1 && !f.syntax.adds(s.name, l.key)
 		})
 	}
-	return Parse(b.Bytes())
+	return f.syntax.orZero().Parse(b.Bytes())
 }

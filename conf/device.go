@@ -11,34 +11,15 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// Validate checks f as a whole. Its error joins an [Error] for each peer without a key, with another peer's key or with the
-// interface's own, for each address that the interface has twice, and for each value that cannot be written. It does not look
-// for unknown keys; see [File.Unknown].
+// Validate checks f as a whole. Its error joins an [Error] for each peer without a key, for each address that the interface
+// has twice, and for each value that cannot be written. It does not look for unknown keys; see [File.Unknown]. What is
+// accepted, and is a mistake most often, is in [File.Warnings].
 func (f *File) Validate() error {
 	errs := append([]error{f.writable()}, f.addressesTwice()...)
-	own := f.Interface.PrivateKey.Public()
-	first := make(map[wireguard.PublicKey]int, len(f.Peers))
 	for i := range f.Peers {
 		p := &f.Peers[i]
-		line := f.at(p.from).lineOf("publickey")
-		wrong := func(format string, args ...any) {
-			errs = append(errs, &Error{line, "PublicKey", fmt.Errorf(format, args...)})
-		}
-		before, twice := first[p.PublicKey]
-		switch {
-		case p.PublicKey.IsZero():
-			line = f.at(p.from).lineOf("")
-			wrong("this peer has no key; give the key that wg pubkey prints at the other end")
-			continue
-		case twice && before != 0:
-			wrong("the peer of line %d has the same key; join the two sections", before)
-		case twice:
-			wrong("another peer has the same key; join the two sections")
-		case p.PublicKey == own:
-			wrong("this is the interface's own key; write the other end's")
-		}
-		if !twice {
-			first[p.PublicKey] = line
+		if s := f.at(p.from); p.PublicKey.IsZero() && !s.has("publickey") {
+			errs = append(errs, &Error{s.lineOf(""), "PublicKey", errors.New("this peer has no key; give the key that wg pubkey prints at the other end")})
 		}
 	}
 	return errors.Join(errs...)
@@ -71,9 +52,8 @@ func (f *File) addressesTwice() (errs []error) {
 // addressLines returns the line of each address of the interface. If a program has changed the addresses, it returns
 // the line of the last ones.
 func (f *File) addressLines() (lines []int) {
-	s := f.at(f.Interface.from)
 	var read Interface
-	if s != nil {
+	for _, s := range f.interfaces() {
 		for _, n := range s.indexes("address") {
 			parseAddress(&read, s.lines[n].value())
 			for len(lines) < len(read.Addresses) {
@@ -82,17 +62,17 @@ func (f *File) addressLines() (lines []int) {
 		}
 	}
 	if !slices.Equal(read.Addresses, f.Interface.Addresses) {
-		lines = slices.Repeat([]int{s.lineOf("address")}, len(f.Interface.Addresses))
+		lines = slices.Repeat([]int{f.interfaceLine("address")}, len(f.Interface.Addresses))
 	}
 	return lines
 }
 
 // writable returns an error for each value of f that cannot be written. Every value that was read can be written.
 func (f *File) writable() error {
-	errs := check(&f.Interface, f.at(f.Interface.from), interfaceFields)
+	errs := check(&f.Interface, f.interfaceLine, interfaceFields)
 	for i := range f.Peers {
 		p := &f.Peers[i]
-		errs = append(errs, check(p, f.at(p.from), peerFields)...)
+		errs = append(errs, check(p, f.at(p.from).lineOf, peerFields)...)
 		if p.PersistentKeepalive%time.Second != 0 {
 			errs = append(errs, &Error{f.at(p.from).lineOf("persistentkeepalive"), "PersistentKeepalive", errors.New("want whole seconds")})
 		}
@@ -101,11 +81,11 @@ func (f *File) writable() error {
 }
 
 // check parses what would be written, so that a program's values follow the same rules as a file's.
-func check[T any](v *T, s *section, fields []field[T]) (errs []error) {
+func check[T any](v *T, lineOf func(key string) int, fields []field[T]) (errs []error) {
 	for _, f := range fields {
 		for _, value := range f.values(v) {
 			if err := checkValue(&f, value); err != nil {
-				errs = append(errs, &Error{s.lineOf(f.name), f.name, err})
+				errs = append(errs, &Error{lineOf(f.name), f.name, err})
 			}
 		}
 	}
@@ -135,8 +115,12 @@ func (f *File) Addrs() (as []netip.Addr) {
 	return as
 }
 
-// Config returns f as the configuration of a new device, without a Tunnel and a Bind. Names of endpoints must have been
-// resolved. An Incremental peer gets the prefixes that are added. The result shares slices with f.
+// Config returns f as the configuration of a new device, without a Tunnel and a Bind. It refuses unknown keys and sections, and
+// names the nearest known one, unless Syntax.AllowUnknown lets them pass. Names of endpoints must have been resolved.
+//
+// As with wg(8), sections with the same key make one peer, an Incremental peer gets the prefixes that are added, and of two
+// peers with one prefix the last gets it. A peer with the interface's own key or the all-zero key, which could never have a
+// session, is left out. See [File.Warnings]. The result shares slices with f.
 func (f *File) Config() (wireguard.Config, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Config{}, err
@@ -144,10 +128,80 @@ func (f *File) Config() (wireguard.Config, error) {
 	c := wireguard.Config{
 		PrivateKey: f.Interface.PrivateKey, ListenPort: f.Interface.ListenPort, FirewallMark: f.Interface.FwMark,
 	}
-	for i := range f.Peers {
-		c.Peers = append(c.Peers, f.Peers[i].config())
+	for _, p := range f.joined() {
+		c.Peers = append(c.Peers, p.config())
 	}
 	return c, nil
+}
+
+// usable returns the peers that can have a session: not the interface itself, and not the all-zero key.
+func (f *File) usable() (peers []Peer) {
+	own := f.Interface.PrivateKey.Public()
+	for _, p := range f.Peers {
+		if p.PublicKey != own && !p.PublicKey.IsZero() {
+			peers = append(peers, p)
+		}
+	}
+	return peers
+}
+
+// joined returns the usable peers, one for each key. Each stands where its last section does, so that it gets the prefixes
+// that wg setconf would give to it.
+func (f *File) joined() (peers []Peer) {
+	at := make(map[wireguard.PublicKey]int, len(f.Peers))
+	gone := make([]bool, 0, len(f.Peers))
+	for _, p := range f.usable() {
+		if n, twice := at[p.PublicKey]; twice {
+			gone[n] = true
+			p = f.join(peers[n], p)
+		}
+		at[p.PublicKey] = len(peers)
+		peers, gone = append(peers, p), append(gone, false)
+	}
+	kept := peers[:0]
+	for n, p := range peers {
+		if !gone[n] {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// join returns what p becomes when a later section with its key is applied.
+func (f *File) join(p, later Peer) Peer {
+	s := f.at(later.from)
+	if later.PresharedKey.IsZero() && !s.has("presharedkey") {
+		later.PresharedKey = p.PresharedKey
+	}
+	if later.PersistentKeepalive == 0 && !s.has("persistentkeepalive") {
+		later.PersistentKeepalive = p.PersistentKeepalive
+	}
+	if len(later.Endpoints()) == 0 {
+		later.Endpoint, later.MoreEndpoints = p.Endpoint, p.MoreEndpoints
+	}
+	if later.isIncremental() {
+		add, remove := later.AllowedIPs, later.RemoveAllowedIPs
+		later.AllowedIPs = append(without(p.AllowedIPs, remove), add...)
+		later.RemoveAllowedIPs = append(without(p.RemoveAllowedIPs, add), remove...)
+		if later.Incremental = p.isIncremental(); !later.Incremental {
+			later.RemoveAllowedIPs = nil
+		}
+	}
+	return later
+}
+
+// without returns a copy of ps without the prefixes of others.
+func without(ps, others []netip.Prefix) (left []netip.Prefix) {
+	drop := make(map[netip.Prefix]bool, len(others))
+	for _, o := range others {
+		drop[o.Masked()] = true
+	}
+	for _, p := range ps {
+		if !drop[p.Masked()] {
+			left = append(left, p)
+		}
+	}
+	return left
 }
 
 func (p *Peer) config() wireguard.PeerConfig {
@@ -155,7 +209,7 @@ func (p *Peer) config() wireguard.PeerConfig {
 		PublicKey: p.PublicKey, PresharedKey: p.PresharedKey,
 		AllowedIPs: p.AllowedIPs, PersistentKeepalive: p.PersistentKeepalive,
 	}
-	if a, ok := p.Endpoint.AddrPort(); ok {
+	if a, ok := p.firstEndpoint(); ok {
 		c.Endpoint = wireguard.EndpointOf(a)
 	}
 	return c
@@ -164,18 +218,19 @@ func (p *Peer) config() wireguard.PeerConfig {
 // Change returns the change that makes a device what f says, as `wg syncconf` does. It removes peers that f does not name. The
 // others keep their sessions, and keep the endpoint that they were heard from if f gives none. They lose a preshared key
 // and a keepalive that f does not give (older versions of wg syncconf keep these). The device keeps its listen port if f
-// gives none. Names of endpoints must have been resolved. The result shares slices with f.
+// gives none. Names of endpoints must have been resolved, and Change refuses what [File.Config] refuses. The result shares
+// slices with f.
 func (f *File) Change() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err
 	}
 	i := &f.Interface
 	c := wireguard.Change{PrivateKey: new(i.PrivateKey), FirewallMark: new(i.FwMark), ReplacePeers: true}
-	if i.ListenPort != 0 || f.at(i.from).has("listenport") {
+	if i.ListenPort != 0 || f.interfaceHas("listenport") {
 		c.ListenPort = new(i.ListenPort)
 	}
-	for i := range f.Peers {
-		c.Peers = append(c.Peers, f.Peers[i].change())
+	for _, p := range f.joined() {
+		c.Peers = append(c.Peers, p.change())
 	}
 	return c, nil
 }
@@ -189,24 +244,24 @@ func (p *Peer) change() wireguard.PeerChange {
 }
 
 // Addition returns the change that adds f to a device, as `wg addconf` does. What the file does not set stays as it is. A key
-// with an empty value, such as off, is set. Names of endpoints must have been resolved. The result shares slices with f.
+// with an empty value, such as off, is set. Names of endpoints must have been resolved, and Addition refuses what
+// [File.Config] refuses. The result shares slices with f.
 func (f *File) Addition() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err
 	}
 	var c wireguard.Change
 	i := &f.Interface
-	if !i.PrivateKey.IsZero() || f.at(i.from).has("privatekey") {
+	if !i.PrivateKey.IsZero() || f.interfaceHas("privatekey") {
 		c.PrivateKey = new(i.PrivateKey)
 	}
-	if i.ListenPort != 0 || f.at(i.from).has("listenport") {
+	if i.ListenPort != 0 || f.interfaceHas("listenport") {
 		c.ListenPort = new(i.ListenPort)
 	}
-	if i.FwMark != 0 || f.at(i.from).has("fwmark") {
+	if i.FwMark != 0 || f.interfaceHas("fwmark") {
 		c.FirewallMark = new(i.FwMark)
 	}
-	for i := range f.Peers {
-		p := &f.Peers[i]
+	for _, p := range f.usable() {
 		change := p.change()
 		if p.PresharedKey.IsZero() && !f.at(p.from).has("presharedkey") {
 			change.PresharedKey = nil
@@ -219,13 +274,18 @@ func (f *File) Addition() (wireguard.Change, error) {
 	return c, nil
 }
 
-// checkDevice does what Validate does, and checks that each name has an address.
+// checkDevice does what Validate does, refuses unknown keys, and checks that each peer with endpoints has an address.
 func (f *File) checkDevice() error {
 	errs := []error{f.Validate()}
+	if !f.syntax.orZero().AllowUnknown {
+		for _, e := range f.Unknown() {
+			errs = append(errs, e)
+		}
+	}
 	for i := range f.Peers {
 		p := &f.Peers[i]
-		if _, ok := p.Endpoint.AddrPort(); !ok && !p.Endpoint.IsZero() {
-			errs = append(errs, &Error{f.at(p.from).lineOf("endpoint"), "Endpoint", errors.New("this name was not resolved; call File.Resolve first")})
+		if _, ok := p.firstEndpoint(); !ok && len(p.Endpoints()) > 0 {
+			errs = append(errs, &Error{f.at(p.from).firstLineOf("endpoint"), "Endpoint", errors.New("this name was not resolved; call File.Resolve first")})
 		}
 	}
 	return errors.Join(errs...)

@@ -11,7 +11,7 @@ import (
 )
 
 func TestConfig(t *testing.T) {
-	f := parse(t, full)
+	f := must(Syntax{AllowUnknown: true}.Parse([]byte(full)))
 	if _, err := f.Config(); err == nil || !strings.HasPrefix(err.Error(), "line 26: Endpoint: ") {
 		t.Errorf("a name that was not resolved: %v", err)
 	}

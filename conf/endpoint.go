@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,8 @@ type Endpoint struct {
 	Addr netip.Addr
 }
 
-// ParseEndpoint parses "192.0.2.1:51820", "[2001:db8::1]:51820" or "vpn.example.com:51820".
+// ParseEndpoint parses "192.0.2.1:51820", "[2001:db8::1]:51820" or "vpn.example.com:51820". As wg(8) does, it takes what
+// follows the last colon as the port, even of an IPv6 address without brackets.
 func ParseEndpoint(s string) (Endpoint, error) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 || strings.HasSuffix(s, "]") {
@@ -36,11 +38,6 @@ func ParseEndpoint(s string) (Endpoint, error) {
 		if host, found = strings.CutSuffix(inner, "]"); !found {
 			return Endpoint{}, fmt.Errorf("%s: the closing bracket is missing; want [address]:port", quote(s))
 		}
-		if _, err := netip.ParseAddr(host); err != nil {
-			return Endpoint{}, fmt.Errorf("%s: want an address in the brackets, such as [2001:db8::1]:51820", quote(s))
-		}
-	} else if _, err := netip.ParseAddr(s); err == nil {
-		return Endpoint{}, fmt.Errorf("%s: want brackets around an IPv6 address, as in [address]:port", quote(s))
 	}
 	return newEndpoint(host, uint16(port), s)
 }
@@ -106,20 +103,30 @@ const (
 	longestWait    = 20 * time.Second
 )
 
-// Lookup returns the best address of a name. An address as host needs no resolver. The wait before a retry is 1 s at first and
-// then grows by a fifth each time, up to 20 s. Lookup fails when ctx ends.
+// Lookup returns the best address of a name: the first of [Resolution.LookupAll].
 func (r Resolution) Lookup(ctx context.Context, host string) (netip.Addr, error) {
+	as, err := r.LookupAll(ctx, host)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return as[0], nil
+}
+
+// LookupAll returns the addresses of a name, with the best one first and without repeats. It returns at least one unless it
+// fails. An address as host needs no resolver. The wait before a retry is 1 s at first and then grows by a fifth each time,
+// up to 20 s. LookupAll fails when ctx ends.
+func (r Resolution) LookupAll(ctx context.Context, host string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
-		return a.Unmap(), nil
+		return []netip.Addr{a.Unmap()}, nil
 	}
 	retries := r.Retries
 	if retries == 0 {
 		retries = resolveRetries
 	}
 	for wait := firstWait; ; wait = min(wait*6/5, longestWait) {
-		a, err := r.try(ctx, host)
+		as, err := r.try(ctx, host)
 		if err == nil || !mayPass(err) || retries <= 0 {
-			return a, err
+			return as, err
 		}
 		retries--
 		if r.Waiting != nil {
@@ -134,12 +141,12 @@ func (r Resolution) Lookup(ctx context.Context, host string) (netip.Addr, error)
 			if cause := context.Cause(ctx); cause != err {
 				err = fmt.Errorf("%w: %w", err, cause)
 			}
-			return netip.Addr{}, fmt.Errorf("resolve %s: %w", host, err)
+			return nil, fmt.Errorf("resolve %s: %w", host, err)
 		}
 	}
 }
 
-func (r Resolution) try(ctx context.Context, host string) (netip.Addr, error) {
+func (r Resolution) try(ctx context.Context, host string) ([]netip.Addr, error) {
 	var resolver Resolver = net.DefaultResolver
 	if r.Resolver != nil {
 		resolver = r.Resolver
@@ -152,14 +159,20 @@ func (r Resolution) try(ctx context.Context, host string) (netip.Addr, error) {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return netip.Addr{}, fmt.Errorf("%w; correct the name, or write an address", err)
+		return nil, fmt.Errorf("%w; correct the name, or write an address", err)
 	case err != nil:
-		return netip.Addr{}, fmt.Errorf("resolve %s: %w; check the resolver (/etc/resolv.conf) and the network, or write an address", host, err)
+		return nil, fmt.Errorf("resolve %s: %w; check the resolver (/etc/resolv.conf) and the network, or write an address", host, err)
 	}
 	if len(as) == 0 {
-		return netip.Addr{}, fmt.Errorf("resolve %s: the name has no address; correct it, or write one", host)
+		return nil, fmt.Errorf("resolve %s: the name has no address; correct it, or write one", host)
 	}
-	return as[0].Unmap(), nil
+	var unique []netip.Addr
+	for _, a := range as {
+		if a = a.Unmap(); !slices.Contains(unique, a) {
+			unique = append(unique, a)
+		}
+	}
+	return unique, nil
 }
 
 // mayPass reports whether another attempt may succeed. After ctx ends, none can.
@@ -171,30 +184,68 @@ func mayPass(err error) bool {
 	return false
 }
 
-// Resolve sets the Addr of each peer's endpoint that is a name. The error joins an [Error] with its line for each name that
-// could not be resolved. The other names are resolved nevertheless. Resolve asks once for a name that several peers share.
+// Resolve sets the Addr of each peer's endpoint that is a name. The error joins an [Error] with its line for each peer of
+// which no endpoint could be resolved. The other names are resolved nevertheless. A peer with MoreEndpoints needs one that
+// has an address: Resolve asks once for each of its names, and again only for the first one if none has an address. Resolve
+// asks once for a name that several peers share.
 func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	type answer struct {
 		addr netip.Addr
 		err  error
 	}
 	answers := make(map[string]answer)
+	resolve := func(r Resolution, e *Endpoint) error {
+		if _, err := netip.ParseAddr(e.Host); err == nil || e.IsZero() {
+			return nil
+		}
+		a, asked := answers[e.Host]
+		if !asked || a.err != nil && r.Retries >= 0 {
+			a.addr, a.err = r.Lookup(ctx, e.Host)
+			answers[e.Host] = a
+		}
+		if a.err == nil {
+			e.Addr = a.addr
+		}
+		return a.err
+	}
+	once := r
+	once.Retries = -1
 	var errs []error
 	for i := range f.Peers {
 		p := &f.Peers[i]
-		if _, err := netip.ParseAddr(p.Endpoint.Host); err == nil || p.Endpoint.IsZero() {
-			continue
+		if len(p.MoreEndpoints) > 0 {
+			resolve(once, &p.Endpoint)
+			for j := range p.MoreEndpoints {
+				resolve(once, &p.MoreEndpoints[j])
+			}
+			if _, ok := p.firstEndpoint(); ok {
+				continue
+			}
 		}
-		a, asked := answers[p.Endpoint.Host]
-		if !asked {
-			a.addr, a.err = r.Lookup(ctx, p.Endpoint.Host)
-			answers[p.Endpoint.Host] = a
+		if err := resolve(r, &p.Endpoint); err != nil {
+			errs = append(errs, &Error{f.at(p.from).firstLineOf("endpoint"), "Endpoint", err})
 		}
-		if a.err != nil {
-			errs = append(errs, &Error{f.at(p.from).lineOf("endpoint"), "Endpoint", a.err})
-			continue
-		}
-		p.Endpoint.Addr = a.addr
 	}
 	return errors.Join(errs...)
+}
+
+// Endpoints returns Endpoint and MoreEndpoints without zero ones: all places to look for the peer, in the order in which to try
+// them.
+func (p *Peer) Endpoints() (es []Endpoint) {
+	for _, e := range append([]Endpoint{p.Endpoint}, p.MoreEndpoints...) {
+		if !e.IsZero() {
+			es = append(es, e)
+		}
+	}
+	return es
+}
+
+// firstEndpoint returns the first endpoint that has an address.
+func (p *Peer) firstEndpoint() (a netip.AddrPort, ok bool) {
+	for _, e := range p.Endpoints() {
+		if a, ok = e.AddrPort(); ok {
+			return a, true
+		}
+	}
+	return a, false
 }

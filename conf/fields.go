@@ -60,9 +60,7 @@ var peerFields = []field[Peer]{
 		return unless(p.PresharedKey.IsZero(), p.PresharedKey.Text)
 	}},
 	{"AllowedIPs", list, false, parseAllowedIPs, allowedIPsValues},
-	{"Endpoint", single, false, parsePeerEndpoint, func(p *Peer) []string {
-		return unless(p.Endpoint.IsZero(), p.Endpoint.String)
-	}},
+	{"Endpoint", lines, false, parsePeerEndpoint, func(p *Peer) []string { return texts(p.Endpoints(), "") }},
 	{"PersistentKeepalive", single, false, parseKeepalive, func(p *Peer) []string {
 		return number(int64(p.PersistentKeepalive / time.Second))
 	}},
@@ -78,48 +76,11 @@ func find[T any](fields []field[T], key string) *field[T] {
 	return nil
 }
 
-func known(section, key string) bool {
-	return section == sectionInterface && find(interfaceFields, key) != nil || section == sectionPeer && find(peerFields, key) != nil
-}
-
 func names[T any](fields []field[T]) (names []string) {
 	for _, f := range fields {
 		names = append(names, f.name)
 	}
 	return names
-}
-
-// guess says which key an unknown key may stand for.
-func guess(section, key string) string {
-	other := sectionPeer
-	if section == sectionPeer {
-		other = sectionInterface
-	}
-	if known(other, key) {
-		return fmt.Sprintf(", but a key of [%s]; move it there", other)
-	}
-	if n := meant(section, key); n != "" {
-		return fmt.Sprintf("; write %s if that is meant", n)
-	}
-	return "; the keys are " + strings.Join(keys(section), ", ")
-}
-
-// meant returns the name of a section's key of which key is a misspelling, or an empty string.
-func meant(section, key string) string {
-	for _, n := range keys(section) {
-		if distance(strings.ToLower(n), key) <= 2 {
-			return n
-		}
-	}
-	return ""
-}
-
-// keys returns the names of a section's keys.
-func keys(section string) []string {
-	if section == sectionPeer {
-		return names(peerFields)
-	}
-	return names(interfaceFields)
 }
 
 // distance returns how many letters to insert, delete or replace to turn a into b.
@@ -179,9 +140,6 @@ func parsePrivateKey(i *Interface, v string) (err error) {
 
 func parsePublicKey(p *Peer, v string) (err error) {
 	p.PublicKey, err = wireguard.ParsePublicKey(squeeze(v))
-	if err == nil && p.PublicKey.IsZero() {
-		return errors.New("the key is all zero; want what wg pubkey prints at the peer")
-	}
 	return keyError(err)
 }
 
@@ -239,6 +197,10 @@ func parseKeepalive(p *Peer, v string) error {
 }
 
 func parseMTU(i *Interface, v string) error {
+	if v == "" {
+		i.MTU = 0
+		return nil
+	}
 	n, ok := decimal(v, 16)
 	if !ok || n < 68 {
 		return fmt.Errorf("%s: want bytes from 68 to 65535; 1420 is usual, and IPv6 needs at least 1280", quote(v))
@@ -251,6 +213,7 @@ var tableName = regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,64}$`)
 
 func parseTable(i *Interface, v string) error {
 	switch lower := strings.ToLower(v); {
+	case v == "":
 	case lower == TableAuto || lower == TableOff:
 		v = lower
 	case !tableName.MatchString(v) || v[0] == '-':
@@ -275,7 +238,7 @@ func parseSaveConfig(i *Interface, v string) error {
 func hook(of func(*Interface) *[]string) func(*Interface, string) error {
 	return func(i *Interface, v string) error {
 		if v == "" {
-			return errors.New("the command is missing; write one, or remove the line")
+			return nil
 		}
 		hooks := of(i)
 		*hooks = append(*hooks, v)
@@ -297,9 +260,6 @@ func parseAddress(i *Interface, v string) error {
 			continue
 		}
 		i.Addresses = append(i.Addresses, p)
-	}
-	if len(errs) == 0 && len(split(v)) == 0 {
-		return errors.New("the address is missing; write one such as 10.0.0.1/24, or remove the line")
 	}
 	return errors.Join(errs...)
 }
@@ -339,9 +299,17 @@ func parseDNS(i *Interface, v string) error {
 	return errors.Join(errs...)
 }
 
-func parsePeerEndpoint(p *Peer, v string) (err error) {
-	p.Endpoint, err = ParseEndpoint(squeeze(v))
-	return err
+func parsePeerEndpoint(p *Peer, v string) error {
+	e, err := ParseEndpoint(squeeze(v))
+	switch {
+	case err != nil:
+		return err
+	case p.Endpoint.IsZero():
+		p.Endpoint = e
+	default:
+		p.MoreEndpoints = append(p.MoreEndpoints, e)
+	}
+	return nil
 }
 
 // parseAllowedIPs applies a line to p. A later entry for a prefix replaces an earlier one.

@@ -35,9 +35,8 @@ func (f *File) written() (out []*section) {
 	home := f.at(f.Interface.from)
 	for i, s := range f.sections {
 		switch {
-		case s == home:
-			old := reread(s, interfaceFields)
-			out = append(out, edit(s, &old, &f.Interface, interfaceFields))
+		case s.name == sectionInterface && home != nil:
+			out = append(out, f.editInterface(s, home))
 		case s.name == sectionInterface:
 		case used[s] != nil:
 			old := reread(s, peerFields)
@@ -59,6 +58,64 @@ func (f *File) written() (out []*section) {
 		out = append(out, s)
 	}
 	return out
+}
+
+// editInterface returns s, one of the sections that make the interface, changed so that they hold its values together. A key
+// whose value has changed moves to home.
+func (f *File) editInterface(s, home *section) *section {
+	var old Interface
+	for _, s := range f.interfaces() {
+		for _, field := range interfaceFields {
+			for _, n := range s.indexes(field.name) {
+				field.parse(&old, s.lines[n].value())
+			}
+		}
+	}
+	own := reread(s, interfaceFields)
+	e := s
+	for _, this := range interfaceFields {
+		if slices.Equal(this.values(&old), this.values(&f.Interface)) {
+			continue
+		}
+		if s == home {
+			e = edit(e, &own, &f.Interface, []field[Interface]{this})
+		} else {
+			without := *e
+			without.lines = slices.Clone(e.lines)
+			without.putSingle(this.name, nil)
+			e = &without
+		}
+	}
+	return e
+}
+
+// interfaces returns the sections that make f.Interface, or none if the file was not read with it.
+func (f *File) interfaces() (sections []*section) {
+	if f.at(f.Interface.from) == nil {
+		return nil
+	}
+	for _, s := range f.sections {
+		if s.name == sectionInterface {
+			sections = append(sections, s)
+		}
+	}
+	return sections
+}
+
+// interfaceLine returns the line of the last such key of the interface. Without one it returns the line of the first
+// section, and 0 if there is none.
+func (f *File) interfaceLine(key string) int {
+	for _, s := range slices.Backward(f.interfaces()) {
+		if s.has(key) {
+			return s.lineOf(key)
+		}
+	}
+	return f.at(f.Interface.from).lineOf("")
+}
+
+// interfaceHas reports whether the interface's sections have key.
+func (f *File) interfaceHas(key string) bool {
+	return slices.ContainsFunc(f.interfaces(), func(s *section) bool { return s.has(key) })
 }
 
 // newInterface returns a new section for the interface if the file has none and needs one.
@@ -141,7 +198,7 @@ func (s *section) putSingle(key string, values []string) {
 // putLines writes the values of key, one per line, over the lines with old. Unchanged values at the start and at the
 // end keep their lines.
 func (s *section) putLines(key string, old, values []string) {
-	at := s.indexes(key)
+	at := slices.DeleteFunc(s.indexes(key), func(n int) bool { return s.lines[n].value() == "" })
 	for len(old) > 0 && len(values) > 0 && old[0] == values[0] {
 		at, old, values = at[1:], old[1:], values[1:]
 	}
@@ -275,4 +332,14 @@ func (s *section) lineOf(key string) int {
 		return s.line + 1 + at[len(at)-1]
 	}
 	return s.line
+}
+
+// firstLineOf does what lineOf does, for the first such key.
+func (s *section) firstLineOf(key string) int {
+	if s != nil {
+		if at := s.indexes(key); len(at) > 0 {
+			return s.line + 1 + at[0]
+		}
+	}
+	return s.lineOf(key)
 }
