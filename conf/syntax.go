@@ -134,17 +134,26 @@ func (x *Syntax) keys(section string) (keys []string) {
 // Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) nor the file's [Syntax] knows. It
 // names the nearest known key. Text keeps unknown keys. [File.Config] refuses them unless Syntax.AllowUnknown is set.
 func (f *File) Unknown() (es []*Error) {
+	explained := false // what AmneziaWG is
 	for i, s := range f.sections {
 		if i > 0 && s.name == "" {
 			es = append(es, f.syntax.unknownSection(s))
 			continue
 		}
 		for n, l := range s.lines {
-			if l.key != "" && !f.syntax.known(s.name, l.key) {
-				content, _, _ := strings.Cut(l.text, "#")
-				name, value, _ := cut(content)
-				es = append(es, &Error{s.line + 1 + n, f.syntax.printable(name, value), errors.New(f.syntax.guess(s.name, l.key))})
+			if l.key == "" || f.syntax.known(s.name, l.key) {
+				continue
 			}
+			content, _, _ := strings.Cut(l.text, "#")
+			name, value, _ := cut(content)
+			why := f.syntax.guess(s.name, l.key)
+			if amnezia.MatchString(l.key) {
+				if explained {
+					why = "another key of AmneziaWG"
+				}
+				explained = true
+			}
+			es = append(es, &Error{s.line + 1 + n, f.syntax.printable(name, value), errors.New(why)})
 		}
 	}
 	return es
