@@ -447,3 +447,44 @@ func TestUDPReadAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestWaitReadable: it waits for a datagram and leaves it there, and ends with a deadline and with Close.
+func TestWaitReadable(t *testing.T) {
+	a, b := pair(t)
+	u, err := b.ListenUDP(netip.AddrPortFrom(b4, 9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := a.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(b4, 9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	waits := make(chan error, 1)
+	go func() { waits <- u.WaitReadable() }()
+	select {
+	case err := <-waits:
+		t.Fatalf("WaitReadable returned %v without a datagram", err)
+	case <-time.After(10 * time.Millisecond):
+	}
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waits; err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 10)
+	if n, err := u.Read(got); err != nil || string(got[:n]) != "hello" {
+		t.Errorf("got %q, %v", got[:n], err)
+	}
+	_ = u.SetReadDeadline(time.Now().Add(-time.Second))
+	if err := u.WaitReadable(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the deadline: %v", err)
+	}
+	_ = u.SetReadDeadline(time.Time{})
+	go func() { waits <- u.WaitReadable() }()
+	u.Close()
+	if err := <-waits; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}

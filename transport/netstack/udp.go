@@ -120,6 +120,27 @@ func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 	}
 }
 
+// WaitReadable waits until a datagram can be read, or until the read deadline, and reads nothing. A program with many idle
+// sockets calls it before it takes a buffer. If several goroutines read, the datagram may be gone when it returns.
+func (c *UDPConn) WaitReadable() error { return c.wrap("read", nil, c.waitReadable()) }
+
+func (c *UDPConn) waitReadable() error {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	for {
+		if err := c.usable(&c.reads); err != nil {
+			return err
+		}
+		drain(c.readable)
+		if c.ep.Readiness(waiter.ReadableEvents|hangUp) != 0 {
+			return nil
+		}
+		if err := c.wait(c.readable, &c.reads); err != nil {
+			return err
+		}
+	}
+}
+
 // Write sends one datagram to the dialed address.
 func (c *UDPConn) Write(b []byte) (int, error) {
 	if c.remote == nil {

@@ -1,0 +1,179 @@
+package proxy
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// flows is the table of one socket of a Forward.
+//
+//	clients ── UDP ──▶ socket ─ one flow per client's address ─▶ a connection each ── UDP ──▶ target
+type flows struct {
+	server *Server
+	target string
+	socket datagrams
+
+	mu       sync.Mutex // guards the rest
+	byClient map[netip.AddrPort]*flow
+	clients  map[netip.Prefix]int // flows by client
+	order    *list.List           // of *flow; the client of the first one was silent for longest
+}
+
+// A flow carries the datagrams of one client's address.
+type flow struct {
+	*session
+	from    netip.AddrPort
+	place   *list.Element
+	cancel  context.CancelFunc // ends the dial
+	waiting chan []byte        // datagrams before the connection is there
+	conn    net.Conn           // set before opened is closed
+	opened  chan struct{}
+}
+
+// maxWaiting is how many datagrams of a flow wait for the dial, each as a copy. More are dropped.
+const maxWaiting = 16
+
+func (p Forward) servePackets(s *Server, c net.PacketConn) error {
+	t := &flows{server: s, target: p.Target, socket: datagramsOf(c), byClient: make(map[netip.AddrPort]*flow),
+		clients: make(map[netip.Prefix]int), order: list.New()}
+	defer t.close()
+	return each(t.socket, t.take)
+}
+
+// take handles a client's datagram. It never waits for a dial.
+func (t *flows) take(b []byte, from netip.AddrPort) {
+	f := t.find(from)
+	if f == nil {
+		return
+	}
+	select {
+	case <-f.opened:
+		f.send(b)
+	default:
+		select {
+		case f.waiting <- append([]byte(nil), b...):
+		default:
+		}
+	}
+}
+
+// send sends a client's datagram to the target. A connected socket reports refused datagrams as errors of later ones, which is
+// why the flow goes on after an error.
+func (f *flow) send(b []byte) {
+	f.moved.Add(1) // b may be empty
+	if n, err := f.conn.Write(b); err == nil {
+		f.sent.Add(int64(n))
+	}
+}
+
+// find returns the flow of an address, and opens it if need be. It returns nil if the server is closed.
+func (t *flows) find(from netip.AddrPort) *flow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f := t.byClient[from]; f != nil {
+		t.order.MoveToBack(f.place)
+		return f
+	}
+	n := &session{server: t.server, report: Report{Client: net.UDPAddrFromAddrPort(from), Target: t.target, Start: time.Now()}}
+	f := &flow{session: n, from: from, waiting: make(chan []byte, maxWaiting), opened: make(chan struct{})}
+	if !t.server.register(n) {
+		return nil
+	}
+	t.makeRoom(n.client)
+	var ctx context.Context
+	ctx, f.cancel = context.WithCancel(t.server.context)
+	f.place = t.order.PushBack(f)
+	t.byClient[from] = f
+	t.clients[n.client]++
+	go t.run(ctx, f)
+	return f
+}
+
+// makeRoom evicts the flow that was silent for longest: the client's if that has its share, or else any. The caller holds mu.
+func (t *flows) makeRoom(client netip.Prefix) {
+	full, share := len(t.byClient) >= t.server.maxConns(), t.clients[client] >= t.server.maxConnsPerClient()
+	if !full && !share {
+		return
+	}
+	for e := t.order.Front(); e != nil; e = e.Next() {
+		if f := e.Value.(*flow); !share || f.client == client {
+			t.remove(f)
+			f.cancel()
+			f.fail(ErrLimit)
+			return
+		}
+	}
+}
+
+// remove takes a flow out of the table, if it is there. The caller holds mu.
+func (t *flows) remove(f *flow) {
+	if t.byClient[f.from] != f {
+		return
+	}
+	delete(t.byClient, f.from)
+	t.order.Remove(f.place)
+	if t.clients[f.client]--; t.clients[f.client] == 0 {
+		delete(t.clients, f.client)
+	}
+}
+
+// run is a flow's life.
+func (t *flows) run(ctx context.Context, f *flow) {
+	err := t.open(ctx, f)
+	if err == nil {
+		err = each(connected{f.conn}, func(b []byte, _ netip.AddrPort) {
+			f.moved.Add(1)
+			if _, err := t.socket.WriteToUDPAddrPort(b, f.from); err == nil {
+				f.received.Add(int64(len(b)))
+			}
+		})
+	}
+	f.cancel()
+	t.mu.Lock()
+	t.remove(f)
+	t.mu.Unlock()
+	f.end(err)
+}
+
+// open dials the target, and sends what waits.
+func (t *flows) open(ctx context.Context, f *flow) error {
+	c, err := t.server.dial(ctx, "udp", t.target)
+	if err != nil {
+		return fmt.Errorf("proxy: dial %s: %w", t.target, err)
+	}
+	f.own(c)
+	f.conn = c
+	f.watch(t.server.idleUDP())
+	close(f.opened)
+	for {
+		select {
+		case b := <-f.waiting:
+			f.send(b)
+		default:
+			return nil
+		}
+	}
+}
+
+// close ends all flows.
+func (t *flows) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range t.byClient {
+		f.cancel()
+		f.fail(errClosed)
+	}
+}
+
+// connected is a dialed socket of datagrams.
+type connected struct{ net.Conn }
+
+func (c connected) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	n, err := c.Read(b)
+	return n, netip.AddrPort{}, err
+}

@@ -1,0 +1,40 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+)
+
+// Forward connects every client to one target. Serve forwards TCP connections, and ServePacket forwards datagrams: each address of
+// a client is a flow with its own connection to the target.
+//
+// A flow of UDP ends after Server.IdleTimeout without a datagram in either direction, or when the flow table is full and the flow
+// was silent for longest. Its client's next datagram opens another flow.
+type Forward struct {
+	// Target is where the connections and datagrams go, "host:port". Serve fails if it is empty.
+	Target string
+}
+
+var errTarget = errors.New("proxy: Forward.Target is empty; set host:port")
+
+func (p Forward) start(s *Server) (service, error) {
+	if p.Target == "" {
+		return service{}, errTarget
+	}
+	return service{
+		conn:    func(n *session) { n.end(p.serve(s, n)) },
+		packets: func(c net.PacketConn) error { return p.servePackets(s, c) },
+	}, nil
+}
+
+func (p Forward) serve(s *Server, n *session) error {
+	n.report.Target = p.Target
+	to, err := s.dial(s.context, "tcp", p.Target)
+	if err != nil {
+		abort(n.conn()) // the answer that a refused connection gets
+		return fmt.Errorf("proxy: dial %s: %w", p.Target, err)
+	}
+	n.own(to)
+	return n.relay(n.conn(), to)
+}

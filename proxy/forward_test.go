@@ -1,0 +1,348 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
+
+// TestForward: a client reaches the target. A dial that fails resets the client's connection.
+func TestForward(t *testing.T) {
+	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, echo)}})
+	c := dial(t, addr)
+	write(t, c, "hello")
+	_ = c.CloseWrite()
+	if got := wantEnd(t, "the echo", c); got != "hello" {
+		t.Errorf("got %q", got)
+	}
+	if r := done.next(t); r.Err != nil || r.Sent != 5 || r.Received != 5 {
+		t.Errorf("report: %+v", r)
+	}
+	broken := errors.New("broken")
+	addr, done = serve(t, &Server{Protocol: Forward{Target: "x:1"}, DialContext: failing(broken)})
+	conn, err := net.Dial("tcp", addr)
+	if err == nil {
+		_, err = conn.Read(make([]byte, 1))
+		conn.Close()
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("after a failed dial: %v, want a reset", err)
+	}
+	if r := done.next(t); !errors.Is(r.Err, broken) || r.Target != "x:1" {
+		t.Errorf("report: %+v", r)
+	}
+	if err := (&Server{Protocol: Forward{}}).Serve(&feed{done: make(chan struct{})}); !errors.Is(err, errTarget) {
+		t.Errorf("without a target: %v", err)
+	}
+	if err := (&Server{}).Serve(&feed{done: make(chan struct{})}); err == nil {
+		t.Error("Serve without a protocol succeeds")
+	}
+}
+
+// TestReset: a target that resets its connection resets the client's, so that the client does not take the end for the end of
+// the data.
+func TestReset(t *testing.T) {
+	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, func(c *net.TCPConn) {
+		_, _ = c.Write([]byte("half an ans"))
+		_, _ = io.ReadFull(c, make([]byte, 1))
+		_ = c.SetLinger(0)
+	})}})
+	c := dial(t, addr)
+	want(t, "the beginning", c, "half an ans")
+	write(t, c, "x")
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("after a reset: %v, want a reset", err)
+	}
+	if r := done.next(t); !errors.Is(r.Err, syscall.ECONNRESET) {
+		t.Errorf("report: %v, want a reset", r.Err)
+	}
+}
+
+// TestLimits: a client beyond its share is refused while another one is served, and its place is free again later.
+func TestLimits(t *testing.T) {
+	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, echo)}, MaxConns: 3, MaxConnsPerClient: 2})
+	open := func(from byte) *net.TCPConn {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, from)}}
+		c, err := d.Dial("tcp", addr)
+		if err != nil {
+			t.Skipf("this system has no address 127.0.0.%d: %v", from, err)
+		}
+		t.Cleanup(func() { c.Close() })
+		_ = c.SetDeadline(time.Now().Add(testkit.Patience))
+		return c.(*net.TCPConn)
+	}
+	served := func(c *net.TCPConn) bool {
+		b := make([]byte, 1)
+		_, _ = c.Write([]byte("x"))
+		_, err := io.ReadFull(c, b)
+		return err == nil
+	}
+	a, b := open(1), open(1)
+	if !served(a) || !served(b) {
+		t.Fatal("connections within the limit are refused")
+	}
+	if served(open(1)) {
+		t.Error("a third connection of one client is served")
+	}
+	if r := done.next(t); !errors.Is(r.Err, ErrLimit) {
+		t.Errorf("report: %v", r.Err)
+	}
+	if !served(open(2)) {
+		t.Error("another client is refused")
+	}
+	if served(open(3)) {
+		t.Error("a fourth connection is served")
+	}
+	if r := done.next(t); !errors.Is(r.Err, ErrLimit) {
+		t.Errorf("report: %v", r.Err)
+	}
+	a.Close()
+	done.next(t)
+	testkit.Eventually(t, "a place is free after a connection has ended", func() bool { return served(open(1)) })
+}
+
+// TestIdle: silence ends a connection, also one that is half-closed or whose reader has stopped; traffic keeps it.
+func TestIdle(t *testing.T) {
+	stuck := make(chan struct{})
+	defer close(stuck)
+	for name, c := range map[string]struct {
+		target func(*net.TCPConn)
+		client func(*net.TCPConn)
+	}{
+		"silent":         {func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) }, func(*net.TCPConn) {}},
+		"half-closed":    {func(*net.TCPConn) { <-stuck }, func(c *net.TCPConn) { _ = c.CloseWrite() }},
+		"does not read":  {func(*net.TCPConn) { <-stuck }, func(c *net.TCPConn) { _, _ = c.Write(make([]byte, 32<<20)) }},
+		"reads too late": {func(c *net.TCPConn) { _, _ = c.Write(make([]byte, 32<<20)) }, func(*net.TCPConn) {}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stopped := make(chan struct{})
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				defer close(stopped)
+				if conn, err := l.Accept(); err == nil {
+					go func() { <-t.Context().Done(); conn.Close() }()
+					c.target(conn.(*net.TCPConn))
+				}
+			}()
+			t.Cleanup(func() { l.Close() })
+			addr, done := serve(t, &Server{Protocol: Forward{Target: l.Addr().String()}, IdleTimeout: 100 * time.Millisecond})
+			conn := dial(t, addr)
+			go c.client(conn)
+			if r := done.next(t); !errors.Is(r.Err, ErrIdle) {
+				t.Errorf("report: %v, want ErrIdle", r.Err)
+			}
+		})
+	}
+	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, echo)}, IdleTimeout: time.Second})
+	c := dial(t, addr)
+	for range 30 {
+		write(t, c, "x")
+		want(t, "the echo of a busy connection", c, "x")
+		time.Sleep(50 * time.Millisecond)
+	}
+	c.Close()
+	if r := done.next(t); r.Err != nil || r.Sent != 30 {
+		t.Errorf("report of a busy connection: %+v", r)
+	}
+}
+
+// udpTarget answers each datagram with the given function, and returns where.
+func udpTarget(t testing.TB, answer func(b []byte) []byte) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for b := make([]byte, 1<<16); ; {
+			n, from, err := c.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteToUDPAddrPort(answer(b[:n]), from)
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-ended })
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+func unchanged(b []byte) []byte { return b }
+
+// servePackets runs a server on a UDP socket until the test ends.
+func servePackets(t testing.TB, s *Server) (addr string, done reports) {
+	t.Helper()
+	done = make(reports, 1000)
+	s.Done = func(r Report) { done <- r }
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	background(t, s, func() error { return s.ServePacket(c) })
+	return c.LocalAddr().String(), done
+}
+
+func udpClient(t testing.TB, addr string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
+	return c
+}
+
+// exchangeDatagram sends b and wants the answer.
+func exchangeDatagram(t testing.TB, c net.Conn, b, answer string) {
+	t.Helper()
+	write(t, c, b)
+	got := make([]byte, 1<<16)
+	n, err := c.Read(got)
+	if err != nil || string(got[:n]) != answer {
+		t.Fatalf("got %d bytes, %v, want %d", n, err, len(answer))
+	}
+}
+
+// TestForwardUDP: each client has a flow, datagrams of all sizes pass, and silence ends a flow.
+func TestForwardUDP(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, IdleTimeout: 300 * time.Millisecond})
+	a, b := udpClient(t, addr), udpClient(t, addr)
+	for _, n := range []int{1, 0, 1400, 60000} {
+		exchangeDatagram(t, a, zeros(n), zeros(n))
+	}
+	exchangeDatagram(t, b, "b", "b")
+	for range 2 {
+		r := done.next(t)
+		if !errors.Is(r.Err, ErrIdle) || r.Sent != r.Received || r.Client.String() != a.LocalAddr().String() && r.Client.String() != b.LocalAddr().String() {
+			t.Errorf("report: %+v", r)
+		}
+	}
+	exchangeDatagram(t, a, "again", "again")
+}
+
+// TestForwardUDPEvicts: a full table drops the flow that was silent for longest, and of a client beyond its share that client's.
+func TestForwardUDPEvicts(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 3, MaxConnsPerClient: 3, IdleTimeout: -1})
+	cs := make([]net.Conn, 4)
+	for i := range cs {
+		cs[i] = udpClient(t, addr)
+	}
+	for _, i := range []int{0, 1, 2, 0, 3} {
+		exchangeDatagram(t, cs[i], "x", "x")
+	}
+	if r := done.next(t); !errors.Is(r.Err, ErrLimit) || r.Client.String() != cs[1].LocalAddr().String() {
+		t.Errorf("evicted %v (%v), want %v", r.Client, r.Err, cs[1].LocalAddr())
+	}
+}
+
+// TestForwardUDPDial: datagrams wait for the dial, a bounded number of them; a flow's client may send during another flow's dial,
+// and a failed dial is reported.
+func TestForwardUDPDial(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	var dials atomic.Int64
+	release := make(chan struct{})
+	addr, done := servePackets(t, &Server{Protocol: Forward{Target: "name:53"}, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		switch dials.Add(1) {
+		case 1:
+			select {
+			case <-release:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		case 3:
+			return nil, errors.New("broken")
+		}
+		return new(net.Dialer).DialContext(ctx, network, at.String())
+	}})
+	slow, quick, failed := udpClient(t, addr), udpClient(t, addr), udpClient(t, addr)
+	for i := range maxWaiting + 4 {
+		write(t, slow, fmt.Sprint(i))
+	}
+	testkit.Eventually(t, "the first dial begins", func() bool { return dials.Load() == 1 })
+	exchangeDatagram(t, quick, "quick", "quick")
+	write(t, failed, "x")
+	if r := done.next(t); r.Err == nil || r.Target != "name:53" {
+		t.Errorf("report: %+v", r)
+	}
+	close(release)
+	for i := range maxWaiting {
+		b := make([]byte, 10)
+		if n, err := slow.Read(b); err != nil || string(b[:n]) != fmt.Sprint(i) {
+			t.Fatalf("got %q, %v, want %d", b[:n], err, i)
+		}
+	}
+}
+
+// association opens a UDP association and returns its TCP connection and the address for datagrams.
+func associate(t testing.TB, addr string) (*net.TCPConn, netip.AddrPort) {
+	t.Helper()
+	c := dial(t, addr)
+	write(t, c, hello+"\x05\x03\x00\x01"+zeros(6))
+	return c, wantReply(t, c, 0)
+}
+
+// TestSOCKSDatagrams: a client reaches several targets by address and by name from one association. Fragments and strangers are
+// dropped, and the association ends with its TCP connection.
+func TestSOCKSDatagrams(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	var asked sync.Map
+	addr, done := serve(t, &Server{Protocol: SOCKS5{}, ListenPacket: net.ListenPacket, DialContext: to(at.String(), &asked)})
+	c, relay := associate(t, addr)
+	u := udpClient(t, relay.String())
+	head := "\x00\x00\x00" + string(appendAddress(nil, at))
+	name := "\x00\x00\x00\x03\x06target" + string([]byte{byte(at.Port() >> 8), byte(at.Port())})
+	write(t, u, "\x00\x00\x01"+head[3:]+"a fragment")
+	write(t, u, "short")
+	exchangeDatagram(t, u, head+"one", head+"one")
+	stranger := udpClient(t, relay.String())
+	write(t, stranger, head+"stranger")
+	for range 3 {
+		exchangeDatagram(t, u, name+"two", head+"two")
+	}
+	exchangeDatagram(t, u, head+zeros(60000), head+zeros(60000))
+	exchangeDatagram(t, u, head, head)
+	if _, ok := asked.Load(fmt.Sprintf("udp target:%d", at.Port())); !ok {
+		t.Error("the dialer was not asked for the name")
+	}
+	c.Close()
+	if r := done.next(t); r.Err != nil || r.Sent != 3+9+60000 || r.Received != r.Sent {
+		t.Errorf("report: %+v", r)
+	}
+	testkit.Eventually(t, "the socket of an association is closed", func() bool {
+		l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(relay))
+		if err == nil {
+			l.Close()
+		}
+		return err == nil
+	})
+}
+
+// FuzzDatagram: what a SOCKS datagram's header says lies within it.
+func FuzzDatagram(f *testing.F) {
+	f.Add([]byte("\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35data"))
+	f.Add([]byte("\x00\x00\x00\x03\x01a\x00\x35"))
+	f.Add([]byte("\x00\x00\x00\x04" + zeros(18)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		host, _, data, err := parseDatagram(b)
+		if err == nil && (b[2] != 0 || host == "" || len(data) > len(b)-7 || len(data) > 0 && &data[len(data)-1] != &b[len(b)-1]) {
+			t.Errorf("%q: host %q, %d bytes of data", b, host, len(data))
+		}
+	})
+}

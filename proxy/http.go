@@ -1,0 +1,462 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// HTTP is a proxy of RFC 9110: CONNECT to any port, and requests whose target is an absolute "http" URL. The zero value serves
+// every client.
+//
+// It removes the header fields that concern one hop, and adds none: a target learns neither of the proxy nor of the client's
+// address. A failure is answered with a status: 400 for a request that is not for a proxy, 407 without the right password, 403 for
+// a target that the dialer refuses, 504 for one that does not answer in time, and 502 for other failures of the target.
+type HTTP struct {
+	// Username and Password are what a client must send ("Basic", RFC 7617). If both are empty, clients need neither.
+	Username, Password string
+
+	// TLS makes the server speak HTTPS with its clients. It needs a certificate. Nil means that clients speak HTTP.
+	TLS *tls.Config
+}
+
+const (
+	maxHead       = 64 << 10        // bytes of a request's or an answer's head
+	keepAlive     = 2 * time.Minute // for a client's next request, at most
+	idleTargets   = 64              // connections to targets without a request
+	idlePerTarget = 4
+	idleTarget    = 30 * time.Second
+)
+
+// A web is an HTTP that has started. Package net/http parses what clients and targets send.
+type web struct {
+	HTTP
+	server    *Server
+	http      http.Server
+	transport http.Transport
+	forward   httputil.ReverseProxy
+	feed      *feed
+	draining  sync.Once
+}
+
+var errCertificate = errors.New("proxy: HTTP.TLS has no certificate; set Certificates or GetCertificate, or leave TLS nil")
+
+func (p HTTP) start(s *Server) (service, error) {
+	if t := p.TLS; t != nil {
+		if len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+			return service{}, errCertificate
+		}
+		p.TLS = t.Clone()
+		p.TLS.NextProtos = []string{"http/1.1"}
+	}
+	w := &web{HTTP: p, server: s, feed: &feed{conns: make(chan net.Conn), done: make(chan struct{})}}
+	silent := log.New(io.Discard, "", 0)
+	w.transport = http.Transport{
+		DialContext:            w.dial,
+		DisableCompression:     true,
+		MaxIdleConns:           idleTargets,
+		MaxIdleConnsPerHost:    idlePerTarget,
+		IdleConnTimeout:        idleTarget,
+		ResponseHeaderTimeout:  s.idle(),
+		MaxResponseHeaderBytes: maxHead,
+	}
+	w.forward = httputil.ReverseProxy{
+		Rewrite:        rewrite,
+		Transport:      &w.transport,
+		FlushInterval:  -1, // at once: the target decides on the timing
+		ErrorLog:       silent,
+		BufferPool:     buffers{},
+		ModifyResponse: countAnswer,
+		ErrorHandler:   failExchange,
+	}
+	idle := keepAlive
+	if d := s.idle(); d > 0 {
+		idle = min(idle, d)
+	}
+	w.http = http.Server{
+		Handler:           w,
+		ReadHeaderTimeout: s.handshake(),
+		IdleTimeout:       idle,
+		MaxHeaderBytes:    maxHead,
+		ErrorLog:          silent,
+		Protocols:         new(http.Protocols),
+		BaseContext:       func(net.Listener) context.Context { return s.context },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, webConnOf(c))
+		},
+		ConnState: w.changed,
+	}
+	w.http.Protocols.SetHTTP1(true)
+	go func() { _ = w.http.Serve(w.feed) }() // until drain closes feed
+	context.AfterFunc(s.context, w.transport.CloseIdleConnections)
+	return service{conn: w.take, drain: w.drain}, nil
+}
+
+// dial is the transport's, whose context does not end when the server is closed.
+func (w *web) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(w.server.context, cancel)()
+	c, err := w.server.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &targetConn{Conn: c}, nil
+}
+
+// A targetConn is a connection of the transport. It ends when the target sends something that no request asked for. Otherwise
+// package net/http would write to the program's log what the target sent.
+type targetConn struct {
+	net.Conn
+	asked atomic.Int64 // requests on it that are not answered
+}
+
+func (c *targetConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.asked.Load() == 0 {
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// trace counts the requests on each targetConn. The next request may get the connection before PutIdleConn is called for the
+// last one, so a count is needed.
+func (x *exchange) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			c := i.Conn.(*targetConn)
+			c.asked.Add(1)
+			x.conn.Store(c)
+		},
+		PutIdleConn: func(err error) {
+			if c := x.conn.Load(); err == nil && c != nil {
+				c.asked.Add(-1)
+			}
+		},
+	}
+}
+
+// take hands a connection to package net/http. changed ends the session.
+func (w *web) take(n *session) {
+	wc := &webConn{Conn: n.conn(), session: n}
+	var c net.Conn = wc
+	if w.TLS != nil {
+		c = tls.Server(wc, w.TLS)
+	}
+	select {
+	case w.feed.conns <- c:
+	case <-w.feed.done:
+		n.end(errClosed)
+	}
+}
+
+// drain ends the connections that wait for a request.
+func (w *web) drain() {
+	w.draining.Do(func() {
+		w.feed.Close()
+		go func() { _ = w.http.Shutdown(w.server.context) }()
+	})
+}
+
+// A feed is the listener from which package net/http takes admitted connections.
+type feed struct {
+	conns chan net.Conn
+	once  sync.Once
+	done  chan struct{} // closed by Close
+}
+
+func (f *feed) Accept() (net.Conn, error) {
+	select {
+	case c := <-f.conns:
+		return c, nil
+	case <-f.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (f *feed) Close() error {
+	f.once.Do(func() { close(f.done) })
+	return nil
+}
+
+func (f *feed) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A webConn is a client's connection as package net/http sees it, below TLS. It tells the session that something moves.
+type webConn struct {
+	net.Conn
+	session *session
+
+	// Only the handler's goroutine uses these. It also runs changed.
+	requests int  // that the handler got
+	hijacked bool // the connection belongs to the handler now
+}
+
+func (c *webConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.session.moved.Add(uint64(n))
+	return n, err
+}
+
+func (c *webConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.session.moved.Add(uint64(n))
+	return n, err
+}
+
+// CloseWrite lets package net/http end a connection without a reset.
+func (c *webConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+type connKey struct{}
+
+func webConnOf(c net.Conn) *webConn {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	return c.(*webConn)
+}
+
+var errNoRequest = errors.New("proxy: the client sent no HTTP request that could be read")
+
+// changed follows the connections of package net/http.
+func (w *web) changed(c net.Conn, state http.ConnState) {
+	wc := webConnOf(c)
+	switch state {
+	case http.StateHijacked:
+		wc.hijacked = true
+	case http.StateClosed:
+		wc.session.silent = wc.requests > 0
+		wc.session.end(errNoRequest)
+	}
+}
+
+// An exchange is a request and its answer.
+type exchange struct {
+	report         Report
+	sent, received atomic.Int64
+	conn           atomic.Pointer[targetConn] // that has the request
+	err            error
+}
+
+type exchangeKey struct{}
+
+// ServeHTTP serves one request. It serves CONNECT on another goroutine, so that the memory of this one is free.
+func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	wc := r.Context().Value(connKey{}).(*webConn)
+	wc.requests++
+	x := &exchange{report: Report{Client: wc.RemoteAddr(), Start: time.Now()}}
+	switch {
+	case !w.authentic(r):
+		rw.Header().Set("Proxy-Authenticate", `Basic realm="proxy"`)
+		x.refuse(rw, http.StatusProxyAuthRequired, errAuthentication)
+		w.tell(x)
+	case r.Method == http.MethodConnect:
+		x.report.Username = w.Username
+		if !w.connect(rw, r, wc, x) {
+			w.tell(x)
+		}
+	default:
+		x.report.Username = w.Username
+		defer w.tell(x) // also when the ReverseProxy panics to end the connection
+		defer endUpgrade(wc)
+		w.exchange(rw, r, x)
+	}
+}
+
+// tell reports an exchange.
+func (w *web) tell(x *exchange) {
+	if w.server.Done == nil {
+		return
+	}
+	x.report.Sent, x.report.Received, x.report.Err = x.sent.Load(), x.received.Load(), x.err
+	x.report.Duration = time.Since(x.report.Start)
+	w.server.Done(x.report)
+}
+
+// endUpgrade ends the session of a connection that was upgraded.
+func endUpgrade(wc *webConn) {
+	if wc.hijacked {
+		wc.session.silent = true
+		wc.session.end(nil)
+	}
+}
+
+var (
+	errAuthentication = errors.New("proxy: wrong or no username and password")
+	errInterrupted    = errors.New("proxy: the target or the client closed the connection in the middle of an answer")
+	errNotForProxy    = errors.New(`proxy: a request for a proxy must be CONNECT host:port or have an absolute URL that begins with "http://"`)
+)
+
+// authentic checks the credentials of a request.
+func (w *web) authentic(r *http.Request) bool {
+	if w.Username == "" && w.Password == "" {
+		return true
+	}
+	username, password, ok := (&http.Request{Header: http.Header{"Authorization": r.Header["Proxy-Authorization"]}}).BasicAuth()
+	return ok && same(username, w.Username, password, w.Password)
+}
+
+// refuse answers a request with a status.
+func (x *exchange) refuse(rw http.ResponseWriter, status int, err error) {
+	x.err = err
+	http.Error(rw, err.Error(), status)
+}
+
+// statusOf returns the status for a failed dial or exchange.
+func statusOf(err error) int {
+	switch failureOf(err) {
+	case forbidden:
+		return http.StatusForbidden
+	case timedOut:
+		return http.StatusGatewayTimeout
+	}
+	return http.StatusBadGateway
+}
+
+// connect serves CONNECT. It returns true if the session now carries the connection.
+func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *exchange) bool {
+	target := r.Host
+	x.report.Target = target
+	if host, port, err := net.SplitHostPort(target); err != nil || host == "" || port == "" {
+		x.refuse(rw, http.StatusBadRequest, errNotForProxy)
+		return false
+	}
+	to, err := w.server.dial(r.Context(), "tcp", target)
+	if err != nil {
+		x.refuse(rw, statusOf(err), fmt.Errorf("proxy: dial %s: %w", target, err))
+		return false
+	}
+	c, buffered, err := http.NewResponseController(rw).Hijack()
+	if err != nil {
+		_ = to.Close()
+		x.refuse(rw, http.StatusInternalServerError, err)
+		return false
+	}
+	n := wc.session
+	n.report.Target, n.report.Username = target, w.Username
+	n.own(to)
+	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	early = append([]byte(nil), early...)
+	if plain, ok := c.(*webConn); ok {
+		c = plain.Conn
+	}
+	go func() { n.end(n.tunnel(c, to, early)) }()
+	return true
+}
+
+// tunnel relays a CONNECT.
+func (n *session) tunnel(c, to net.Conn, early []byte) error {
+	_ = c.SetDeadline(time.Time{})
+	if _, err := io.WriteString(c, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+		return err
+	}
+	if err := n.first(to, early); err != nil {
+		return err
+	}
+	return n.relay(c, to)
+}
+
+// exchange serves a request with an absolute URL.
+func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
+	if r.URL.Scheme != "http" || r.URL.Host == "" {
+		x.refuse(rw, http.StatusBadRequest, errNotForProxy)
+		return
+	}
+	x.report.Target = r.URL.Host
+	if r.URL.Port() == "" {
+		x.report.Target = net.JoinHostPort(r.URL.Hostname(), "80")
+	}
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &countedBody{r.Body, &x.sent}
+	}
+	x.err = errInterrupted
+	ctx := httptrace.WithClientTrace(context.WithValue(r.Context(), exchangeKey{}, x), x.trace())
+	w.forward.ServeHTTP(rw, r.WithContext(ctx))
+	if x.err == errInterrupted { // it has not panicked
+		x.err = nil
+	}
+}
+
+// rewrite undoes what the ReverseProxy does for other uses than this one.
+func rewrite(p *httputil.ProxyRequest) {
+	p.Out.Host = p.In.Host
+	p.Out.URL.RawQuery = p.In.URL.RawQuery
+	for _, field := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if v, ok := p.In.Header[field]; ok {
+			p.Out.Header[field] = v
+		}
+	}
+}
+
+func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
+
+// countAnswer counts the bytes of an answer's body. That of an upgrade has both directions.
+func countAnswer(a *http.Response) error {
+	x := exchangeOf(a.Request)
+	if both, ok := a.Body.(io.ReadWriteCloser); ok && a.StatusCode == http.StatusSwitchingProtocols {
+		a.Body = &countedUpgrade{both, x}
+	} else {
+		a.Body = &countedBody{a.Body, &x.received}
+	}
+	return nil
+}
+
+func failExchange(rw http.ResponseWriter, r *http.Request, err error) {
+	exchangeOf(r).refuse(rw, statusOf(err), fmt.Errorf("proxy: request to %s: %w", r.URL.Host, err))
+}
+
+type countedBody struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	return n, err
+}
+
+type countedUpgrade struct {
+	io.ReadWriteCloser
+	x *exchange
+}
+
+func (u *countedUpgrade) Read(p []byte) (int, error) {
+	n, err := u.ReadWriteCloser.Read(p)
+	u.x.received.Add(int64(n))
+	return n, err
+}
+
+func (u *countedUpgrade) Write(p []byte) (int, error) {
+	n, err := u.ReadWriteCloser.Write(p)
+	u.x.sent.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite keeps half-close through an upgraded connection.
+func (u *countedUpgrade) CloseWrite() error {
+	if cw, ok := u.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// buffers lends the relays' buffers to the ReverseProxy.
+type buffers struct{}
+
+func (buffers) Get() []byte  { return *largeBuffers.Get().(*[]byte) }
+func (buffers) Put(b []byte) { largeBuffers.Put(&b) }

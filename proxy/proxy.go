@@ -1,0 +1,138 @@
+// Package proxy has servers that carry their clients' connections through a dialer of your choice, such as a netstack.Net:
+// SOCKS5, HTTP, TLS by server name, and forwards of TCP and UDP. No client needs WireGuard, and no root is needed.
+//
+//	s := &proxy.Server{
+//		Protocol:     proxy.SOCKS5{},
+//		DialContext:  tunnel.DialContext, // tunnel is a *netstack.Net
+//		ListenPacket: tunnel.ListenPacket,
+//	}
+//	defer s.Close()
+//	return s.Serve(listener)
+//
+// All servers are a Server, and differ in their Protocol. A Server bounds what clients can take from it: connections in all and
+// per client, the time of a handshake and the time of silence. It answers failures in the codes of its protocol, keeps half-closed
+// connections, and calls Done at the end of each connection.
+//
+// The dialer and the listener decide the direction: a listener of the host with a dialer of the tunnel brings local programs into
+// the tunnel, and a listener of the tunnel with a dialer of the host publishes a service of the host in the tunnel.
+//
+// Targets that are names reach the dialer as names, so the dialer resolves them. With a netstack.Net that happens in the tunnel.
+// A dialer refuses a target with an error that wraps fs.ErrPermission: SOCKS clients get code 2, and HTTP clients status 403.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"time"
+)
+
+// A Protocol is what the clients of a Server speak: SOCKS5, HTTP, SNI or Forward.
+type Protocol interface {
+	// start prepares the protocol for s. It is called once, before the first connection.
+	start(s *Server) (service, error)
+}
+
+// A service is a Protocol that has started.
+type service struct {
+	// conn serves a connection until it ends. It runs on a new goroutine and calls session.end.
+	conn func(*session)
+	// packets serves the datagrams of a socket until it is closed. Nil means that the protocol has no datagrams.
+	packets func(net.PacketConn) error
+	// drain tells connections that wait for a next request to end. It may be nil.
+	drain func()
+}
+
+// ErrLimit is the error of connections that a Server closed at once, because its limits were reached.
+var ErrLimit = errors.New("proxy: too many connections; raise Server.MaxConns or Server.MaxConnsPerClient")
+
+// ErrIdle is the error of connections that a Server closed after Server.IdleTimeout.
+var ErrIdle = errors.New("proxy: no data for the time of Server.IdleTimeout")
+
+// A Report describes a connection that has ended: a relayed TCP connection, an HTTP request that is not CONNECT, a UDP
+// association or flow, or a client that got no connection.
+type Report struct {
+	// Client is the client's address.
+	Client net.Addr
+	// Target is the address that the client asked for, "host:port". It is empty if the client ended before it asked for one, and
+	// for a SOCKS UDP association, which has many.
+	Target string
+	// Username is the name that the client has proven with a password. It is empty if the server asks for none.
+	Username string
+	// Sent and Received count the payload bytes from the client to the target and back, without the proxy's own protocol. For
+	// an HTTP request that is not CONNECT they count the bodies.
+	Sent, Received int64
+	// Start is when the client connected, or when an HTTP request or a UDP flow began.
+	Start time.Time
+	// Duration is the time from Start to the end.
+	Duration time.Duration
+	// Err is why the connection ended. Nil means that both sides closed it, or that an HTTP request was answered by its target.
+	Err error
+}
+
+const (
+	defaultMaxConns  = 4096
+	defaultHandshake = 30 * time.Second
+	defaultDial      = 30 * time.Second
+	defaultIdle      = 124 * time.Minute // RFC 5382, REQ-5: at least 2 hours and 4 minutes
+	defaultIdleUDP   = 5 * time.Minute   // RFC 4787, REQ-5: "5 minutes or more is RECOMMENDED"
+)
+
+func (s *Server) maxConns() int {
+	if s.MaxConns > 0 {
+		return s.MaxConns
+	}
+	return defaultMaxConns
+}
+
+func (s *Server) maxConnsPerClient() int {
+	if s.MaxConnsPerClient > 0 {
+		return s.MaxConnsPerClient
+	}
+	return max(s.maxConns()/2, 1)
+}
+
+func (s *Server) handshake() time.Duration { return limit(s.HandshakeTimeout, defaultHandshake) }
+
+func (s *Server) idle() time.Duration { return limit(s.IdleTimeout, defaultIdle) }
+
+func (s *Server) idleUDP() time.Duration { return limit(s.IdleTimeout, defaultIdleUDP) }
+
+// limit applies the default. It returns 0 if there is no limit.
+func limit(d, ifZero time.Duration) time.Duration {
+	if d == 0 {
+		return ifZero
+	}
+	return max(d, 0)
+}
+
+// dial opens a connection to a target, within DialTimeout.
+func (s *Server) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if d := limit(s.DialTimeout, defaultDial); d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	dial := s.DialContext
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	return dial(ctx, network, address)
+}
+
+// deadline returns when a handshake that begins now must be complete.
+func (s *Server) deadline() time.Time {
+	if d := s.handshake(); d > 0 {
+		return time.Now().Add(d)
+	}
+	return time.Time{}
+}
+
+// unexpectedEOF turns io.EOF in the middle of a message into io.ErrUnexpectedEOF.
+func unexpectedEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,140 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// relay copies between client and target until both directions have ended. It needs one goroutine besides the caller's. When one
+// side has sent its last byte, the other side is half-closed and may still send.
+func (n *session) relay(client, target net.Conn) error {
+	var back sync.WaitGroup
+	back.Go(func() { n.pass(client, target, &n.received) })
+	n.pass(target, client, &n.sent)
+	back.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.err
+}
+
+// pass copies one direction. An error ends both.
+func (n *session) pass(dst, src net.Conn, moved *atomic.Int64) {
+	if err := n.copy(dst, src, moved); err != nil {
+		n.fail(err)
+		return
+	}
+	if c, ok := dst.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite() // if it fails, the other direction fails too
+		return
+	}
+	_ = dst.Close() // the only way to tell the end
+}
+
+// copy copies src to dst until io.EOF. It takes the first of these that is possible:
+//
+//   - The kernel moves bytes between two of its sockets (splice).
+//   - A connection of the kernel is read when there is something to read, into a buffer that is then given back.
+//   - A source with WriteTo, as a *netstack.TCPConn, does the same itself.
+//   - A small buffer that grows while it is filled.
+//
+// So a connection without traffic holds no buffer in the first three cases, and 4 KiB in the last.
+func (n *session) copy(dst, src net.Conn, moved *atomic.Int64) error {
+	if kernelTCP(dst) && kernelTCP(src) && canSplice {
+		return n.splice(dst.(*net.TCPConn), src.(*net.TCPConn), moved)
+	}
+	if done, err := copyReady(dst, src, moved); done {
+		return err
+	}
+	if w, ok := src.(io.WriterTo); ok && !kernelTCP(src) {
+		_, err := w.WriteTo(meter{dst, moved})
+		return err
+	}
+	return copyGrowing(dst, src, moved)
+}
+
+func kernelTCP(c net.Conn) bool {
+	_, ok := c.(*net.TCPConn)
+	return ok
+}
+
+// splice lets the kernel copy. The calls tell how much they moved only when they return, so a deadline makes them return a few
+// times within the idle time.
+func (n *session) splice(dst, src *net.TCPConn, moved *atomic.Int64) error {
+	every := n.server.idle() / (2 * quarters)
+	for {
+		if every > 0 {
+			_ = src.SetReadDeadline(time.Now().Add(every))
+		}
+		m, err := io.Copy(dst, src)
+		moved.Add(m)
+		if every == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// A meter counts what is written.
+type meter struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (m meter) Write(b []byte) (int, error) {
+	n, err := m.Writer.Write(b)
+	m.n.Add(int64(n))
+	return n, err
+}
+
+const (
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10
+)
+
+var (
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallBuffer); return &b }}
+	largeBuffers = sync.Pool{New: func() any { b := make([]byte, largeBuffer); return &b }}
+)
+
+// copyGrowing copies with a small buffer. A read that fills it is followed by one with a large buffer, and a read that needs a
+// small one only is followed by one with that.
+func copyGrowing(dst io.Writer, src io.Reader, moved *atomic.Int64) error {
+	pool := &smallBuffers
+	for {
+		b := pool.Get().(*[]byte)
+		m, rerr := src.Read(*b)
+		var werr error
+		if m > 0 {
+			var k int
+			k, werr = dst.Write((*b)[:m])
+			moved.Add(int64(k))
+		}
+		pool.Put(b)
+		switch {
+		case werr != nil:
+			return werr
+		case rerr == io.EOF:
+			return nil
+		case rerr != nil:
+			return rerr
+		case m >= smallBuffer:
+			pool = &largeBuffers
+		default:
+			pool = &smallBuffers
+		}
+	}
+}
+
+// first sends what the client sent before its target was connected.
+func (n *session) first(target net.Conn, early []byte) error {
+	if len(early) == 0 {
+		return nil
+	}
+	m, err := target.Write(early)
+	n.sent.Add(int64(m))
+	return err
+}

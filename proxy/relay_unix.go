@@ -1,0 +1,100 @@
+//go:build unix
+
+package proxy
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+)
+
+// A readyReader reads a connection of the kernel. It holds a buffer only while there is something to read.
+type readyReader struct {
+	raw syscall.RawConn
+	buf *[]byte // nil between reads
+	n   int
+	err error
+}
+
+// attempt is called when the descriptor may be readable. It returns false to wait until it is. The descriptor does not block.
+func (r *readyReader) attempt(fd uintptr) bool {
+	r.buf = largeBuffers.Get().(*[]byte)
+	for {
+		if r.n, r.err = syscall.Read(int(fd), *r.buf); r.err != syscall.EINTR {
+			break
+		}
+	}
+	if r.err == syscall.EAGAIN {
+		r.release()
+		return false
+	}
+	return true
+}
+
+func (r *readyReader) release() {
+	if r.buf != nil {
+		largeBuffers.Put(r.buf)
+		r.buf = nil
+	}
+}
+
+// copyReady copies src to dst if src is a stream socket of package net. It does not look for other types with a SyscallConn,
+// because their Read may do more than read the descriptor.
+func copyReady(dst io.Writer, src net.Conn, moved *atomic.Int64) (done bool, err error) {
+	var raw syscall.RawConn
+	switch c := src.(type) {
+	case *net.TCPConn:
+		raw, err = c.SyscallConn()
+	case *net.UnixConn:
+		if c.LocalAddr().Network() != "unix" {
+			return false, nil // datagrams
+		}
+		raw, err = c.SyscallConn()
+	default:
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	r := readyReader{raw: raw}
+	attempt := r.attempt // one closure for all reads
+	for {
+		err := raw.Read(attempt)
+		switch {
+		case err == nil && r.err != nil:
+			err = os.NewSyscallError("read", r.err)
+		case err == nil && r.n <= 0:
+			r.release()
+			return true, nil
+		}
+		if err == nil {
+			var m int
+			m, err = dst.Write((*r.buf)[:r.n])
+			moved.Add(int64(m))
+		}
+		r.release()
+		if err != nil {
+			return true, err
+		}
+	}
+}
+
+// hostWaiter returns a function that waits until c has something to read.
+func hostWaiter(c *net.UDPConn) func() error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return func() error { return err }
+	}
+	var b [1]byte
+	ready := func(fd uintptr) bool {
+		for {
+			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
+			if err != syscall.EINTR {
+				return err != syscall.EAGAIN
+			}
+		}
+	}
+	return func() error { return raw.Read(ready) }
+}

@@ -1,0 +1,146 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"strings"
+	"testing"
+)
+
+// hellos returns the ClientHello of crypto/tls for a name, which is empty for none.
+func hellos(t testing.TB, name string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	_ = tls.Client(recorder{w: &b}, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+	if b.Len() == 0 {
+		t.Fatal("no ClientHello")
+	}
+	return b.Bytes()
+}
+
+// A recorder keeps what a client writes, and has no answer.
+type recorder struct {
+	net.Conn
+	w io.Writer
+}
+
+func (r recorder) Write(b []byte) (int, error) { return r.w.Write(b) }
+func (r recorder) Read([]byte) (int, error)    { return 0, io.EOF }
+func (r recorder) Close() error                { return nil }
+
+// TestSNI: a TLS client reaches the host that it names, end to end; the ClientHello may arrive byte by byte.
+func TestSNI(t *testing.T) {
+	web := webTarget(t, true)
+	for name, want := range map[string]string{"example.com": "example.com:443", "a.b_c-d.example": "a.b_c-d.example:443"} {
+		var asked string
+		addr, done := serve(t, &Server{Protocol: SNI{}, DialContext: to(web.Listener.Addr().String(), nil)})
+		c := tls.Client(byteWise{dial(t, addr)}, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+		write(t, c, "GET /x HTTP/1.1\r\nHost: "+name+"\r\nConnection: close\r\n\r\n")
+		if got := wantEnd(t, "the answer", c); !strings.Contains(got, "GET /x host="+name) {
+			t.Errorf("%s: %q", name, got)
+		}
+		c.Close()
+		if asked = done.next(t).Target; asked != want {
+			t.Errorf("%s: target %q, want %q", name, asked, want)
+		}
+	}
+}
+
+// byteWise writes one byte at a time.
+type byteWise struct{ net.Conn }
+
+func (c byteWise) Write(b []byte) (n int, err error) {
+	for ; n < len(b) && err == nil; n++ {
+		_, err = c.Conn.Write(b[n : n+1])
+	}
+	return n, err
+}
+
+// TestSNIAlerts: each failure is answered with an alert.
+func TestSNIAlerts(t *testing.T) {
+	hello := string(hellos(t, "example.com"))
+	for name, c := range map[string]struct {
+		p     SNI
+		err   error // of the dial
+		send  string
+		alert byte
+	}{
+		"no name":         {SNI{}, nil, string(hellos(t, "")), alertUnrecognizedName},
+		"an address":      {SNI{}, nil, strings.ReplaceAll(hello, "example.com", "192.0.2.100"), alertUnrecognizedName},
+		"not TLS":         {SNI{}, nil, "GET / HTTP/1.1\r\n\r\n", alertDecodeError},
+		"an end within":   {SNI{}, nil, hello[:40], alertDecodeError},
+		"by policy":       {SNI{}, fs.ErrPermission, hello, alertAccessDenied},
+		"no such name":    {SNI{}, &net.DNSError{IsNotFound: true}, hello, alertUnrecognizedName},
+		"a broken dialer": {SNI{}, errors.New("broken"), hello, alertInternalError},
+		"a refused name":  {SNI{Target: func(string) (string, error) { return "", fs.ErrPermission }}, nil, hello, alertAccessDenied},
+		"a name with a NUL": {SNI{}, nil, strings.ReplaceAll(hello, "example.com", "example\x00com"),
+			alertUnrecognizedName},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := c.err
+			if err == nil {
+				err = errors.New("dialed")
+			}
+			addr, done := serve(t, &Server{Protocol: c.p, DialContext: failing(err)})
+			conn := dial(t, addr)
+			write(t, conn, c.send)
+			_ = conn.CloseWrite()
+			want(t, "the alert", conn, string([]byte{21, 3, 3, 0, 2, 2, c.alert}))
+			if r := done.next(t); r.Err == nil || c.err != nil && !errors.Is(r.Err, c.err) {
+				t.Errorf("report: %+v", r)
+			}
+		})
+	}
+}
+
+// TestIsName is a table of names that the proxy dials.
+func TestIsName(t *testing.T) {
+	for name, want := range map[string]bool{
+		"example.com": true, "EXAMPLE": true, "_a.b-c": true, "": false, "192.0.2.1": false, "::1": false, "a b": false, "a:443": false, "a/b": false,
+		"ä": false, strings.Repeat("a", 254): false,
+	} {
+		if isName(name) != want {
+			t.Errorf("isName(%q) is %v", name, !want)
+		}
+	}
+}
+
+// endless is a reader that repeats a byte after its head.
+type endless struct {
+	head []byte
+	n    int
+}
+
+func (e *endless) Read(b []byte) (int, error) {
+	if len(e.head) > 0 {
+		n := copy(b, e.head)
+		e.head = e.head[n:]
+		return n, nil
+	}
+	e.n += len(b)
+	return len(b), nil
+}
+
+// FuzzSNI: whatever a client sends, no more than a bound is read, nothing that was read is lost, and the name can be dialed.
+func FuzzSNI(f *testing.F) {
+	f.Add(hellos(f, "example.com"))
+	f.Add(hellos(f, ""))
+	f.Add([]byte{22, 3, 1, 64, 0, 1, 0, 255, 255})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e := &endless{head: bytes.Clone(b)}
+		name, read, err := readHello(e)
+		if e.n > maxHello {
+			t.Errorf("%d bytes were read", e.n)
+		}
+		if err != nil {
+			return
+		}
+		if !isName(name) || !bytes.HasPrefix(read, b[:min(len(b), len(read))]) {
+			t.Errorf("name %q, %d bytes read of %d", name, len(read), len(b))
+		}
+	})
+}

@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// An association is what UDP ASSOCIATE makes.
+//
+//	client ── UDP with a header ──▶ inside ─ association ─▶ outside ── UDP ──▶ any target
+type association struct {
+	*session
+	inside, outside datagrams
+	allowed         netip.Addr                     // of the client; invalid if the client has no IP address, and then any may send
+	from            atomic.Pointer[netip.AddrPort] // of the client; nil until known. The uplink writes it
+	names           names
+}
+
+// associate serves UDP ASSOCIATE. named is the address from which the client says that it will send.
+func (p SOCKS5) associate(s *Server, n *session, named string) error {
+	c := n.conn()
+	a := &association{session: n, allowed: addrPort(c.RemoteAddr()).Addr(), names: names{server: s}}
+	if from, err := netip.ParseAddrPort(named); err == nil && from.Port() != 0 && (from.Addr().IsUnspecified() || from.Addr().Unmap() == a.allowed) {
+		from = netip.AddrPortFrom(a.allowed, from.Port())
+		a.from.Store(&from)
+	}
+	if err := a.open(s, p.ListenPacket, c.LocalAddr()); err != nil {
+		_ = c.SetWriteDeadline(s.deadline())
+		_ = reply(c, replies[failureOf(err)], nil)
+		return err
+	}
+	err := reply(c, replySucceeded, a.inside.LocalAddr())
+	if err != nil {
+		return err
+	}
+	go a.up()
+	go a.down()
+	// "A UDP association terminates when the TCP connection that the UDP ASSOCIATE request arrived on terminates."
+	for b := make([]byte, 64); err == nil; {
+		_, err = c.Read(b)
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// open opens the two sockets.
+func (a *association) open(s *Server, listen func(network, address string) (net.PacketConn, error), reached net.Addr) error {
+	if listen == nil {
+		listen = net.ListenPacket
+	}
+	host := ""
+	if ip := addrPort(reached).Addr(); ip.IsValid() {
+		host = ip.String()
+	}
+	in, err := listen("udp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return fmt.Errorf("proxy: open the socket for a client's datagrams: %w", err)
+	}
+	a.own(in)
+	out, err := s.ListenPacket("udp", ":0")
+	if err != nil {
+		return fmt.Errorf("proxy: open the socket for datagrams to targets: %w", err)
+	}
+	a.own(out)
+	a.inside, a.outside = datagramsOf(in), datagramsOf(out)
+	return nil
+}
+
+// up carries the client's datagrams to their targets. What is wrong with a datagram loses that datagram only.
+func (a *association) up() {
+	err := each(a.inside, func(b []byte, from netip.AddrPort) {
+		if !a.mine(from) {
+			return
+		}
+		host, port, data, err := parseDatagram(b)
+		if err != nil {
+			return
+		}
+		to, err := a.names.resolve(host, port)
+		if err != nil {
+			return
+		}
+		a.sent.Add(int64(len(data)))
+		a.moved.Add(1) // data may be empty
+		_, _ = a.outside.WriteToUDPAddrPort(data, to)
+	})
+	a.fail(err)
+}
+
+// mine reports whether the client sent from there. The first datagram fixes the port.
+func (a *association) mine(from netip.AddrPort) bool {
+	if known := a.from.Load(); known != nil {
+		return *known == from
+	}
+	if a.allowed.IsValid() && from.Addr() != a.allowed {
+		return false
+	}
+	a.from.Store(&from)
+	return true
+}
+
+// down carries the targets' datagrams to the client.
+func (a *association) down() {
+	err := each(a.outside, func(b []byte, from netip.AddrPort) {
+		client := a.from.Load()
+		if client == nil {
+			return
+		}
+		a.received.Add(int64(len(b)))
+		a.moved.Add(1)
+		msg := datagramBuffers.Get().(*[]byte)
+		head := appendAddress(append((*msg)[:0], 0, 0, 0), from)
+		if len(head)+len(b) <= len(*msg) {
+			_, _ = a.inside.WriteToUDPAddrPort(append(head, b...), *client)
+		}
+		datagramBuffers.Put(msg)
+	})
+	a.fail(err)
+}
+
+var errDatagram = errors.New("proxy: SOCKS datagram that is short, fragmented or has an unknown address type")
+
+// parseDatagram takes "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA" apart. data is a part of b. "An implementation that does not
+// support fragmentation MUST drop any datagram whose FRAG field is other than X'00'."
+func parseDatagram(b []byte) (host string, port uint16, data []byte, err error) {
+	if len(b) < 5 || b[2] != 0 {
+		return "", 0, nil, errDatagram
+	}
+	at, k := 4, 0
+	switch b[3] {
+	case addressIP4:
+		k = 4
+	case addressIP6:
+		k = 16
+	case addressName:
+		at, k = 5, int(b[4])
+	}
+	if k == 0 || len(b) < at+k+2 {
+		return "", 0, nil, errDatagram
+	}
+	host, b = string(b[at:at+k]), b[at+k:]
+	if at == 4 {
+		ip, _ := netip.AddrFromSlice([]byte(host))
+		host = ip.String()
+	}
+	return host, binary.BigEndian.Uint16(b), b[2:], nil
+}
+
+// names resolves the names in the datagrams of one association. The dialer resolves them, and so the tunnel does.
+type names struct {
+	server *Server
+	known  map[string]knownName
+}
+
+type knownName struct {
+	addr  netip.Addr
+	err   error
+	until time.Time
+}
+
+const (
+	maxNames  = 64
+	nameLife  = time.Minute
+	nameRetry = 5 * time.Second // after a failure
+	nameWait  = 5 * time.Second // the association's next datagrams wait as long
+)
+
+// resolve returns the address of a target. Only the uplink calls it.
+func (r *names) resolve(host string, port uint16) (netip.AddrPort, error) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return netip.AddrPortFrom(ip.Unmap(), port), nil
+	}
+	k, ok := r.known[host]
+	if !ok || time.Now().After(k.until) {
+		k = r.ask(host, port)
+		if r.known == nil || len(r.known) >= maxNames {
+			r.known = make(map[string]knownName)
+		}
+		r.known[host] = k
+	}
+	return netip.AddrPortFrom(k.addr, port), k.err
+}
+
+var errNoAddress = errors.New("proxy: the dialer's connection does not tell its remote address; it must be a *net.UDPAddr")
+
+// ask dials the name, which sends nothing but the questions of the resolver.
+func (r *names) ask(host string, port uint16) (k knownName) {
+	ctx, cancel := context.WithTimeout(r.server.context, nameWait)
+	defer cancel()
+	c, err := r.server.dial(ctx, "udp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+	if err == nil {
+		k.addr = addrPort(c.RemoteAddr()).Addr()
+		_ = c.Close()
+		if !k.addr.IsValid() {
+			err = errNoAddress
+		}
+	}
+	if err != nil {
+		return knownName{err: err, until: time.Now().Add(nameRetry)}
+	}
+	k.until = time.Now().Add(nameLife)
+	return k
+}
