@@ -15,10 +15,7 @@ import (
 	"os/signal"
 	"time"
 
-	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/conf"
-	"github.com/seed-86b749af/wireguard/transport/netstack"
-	"github.com/seed-86b749af/wireguard/transport/udp"
+	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
 func main() {
@@ -32,19 +29,12 @@ func main() {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 
-	file := must(conf.ReadFile(*name))
-	check(file.Resolve(ctx, conf.Resolution{}))
-	stack := must(netstack.New(netstack.Config{Addresses: file.Addrs(), DNS: file.Interface.DNS, Search: file.Interface.Search, MTU: file.Interface.MTU}))
-	config := must(file.Config())
-	config.Tunnel, config.Bind = stack, &udp.Bind{}
-	device := must(wireguard.New(config))
-	check(device.Up())
-
-	client := http.Client{Transport: &http.Transport{DialContext: stack.DialContext}}
+	tunnel := must(wgnet.Open(ctx, *name))
+	client := http.Client{Transport: &http.Transport{DialContext: tunnel.DialContext}}
 	response := must(client.Do(must(http.NewRequestWithContext(ctx, http.MethodGet, flag.Arg(0), nil))))
 	n := must(io.Copy(os.Stdout, response.Body))
 	log.Printf("%s, %d bytes", response.Status, n)
-	check(device.Close())
+	check(tunnel.Close())
 }
 
 func must[T any](v T, err error) T {

@@ -1,0 +1,227 @@
+// Package wgnet turns a wg-quick(8) file into network connections. It needs neither root nor an interface of the system.
+//
+//	t, err := wgnet.Open(ctx, "office.conf")
+//	...
+//	defer t.Close()
+//	web := http.Client{Transport: &http.Transport{DialContext: t.DialContext}}
+//	r, err := web.Get("http://10.0.0.1/")
+//
+// A [Tunnel] is a [wireguard.Device] whose packet side is a [netstack.Net] with the file's addresses, name servers and MTU, and
+// whose other side is UDP sockets. Open resolves the names of endpoints with the resolver of the host. The Tunnel resolves
+// all other names with the file's name servers, through the tunnel.
+//
+// The keys Table, PreUp, PostUp, PreDown, PostDown and SaveConfig have no effect here: no interface exists that they could
+// be about.
+package wgnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+)
+
+// A Config says what a file does not say. The zero value opens a tunnel over UDP sockets. OpenFile copies what it needs.
+type Config struct {
+	// Device has settings of the device, such as Logger, KeyLog and Bind. A nil Bind means UDP sockets on all addresses.
+	// PrivateKey, ListenPort, FirewallMark, Peers and Tunnel must be zero: the first four come from the file, and the
+	// Tunnel is the Net.
+	Device wireguard.Config
+
+	// Net has settings of the network stack, such as Memory and Forward. Zero Addresses, DNS, Search and MTU are taken
+	// from the file.
+	Net netstack.Config
+
+	// Resolution says how to resolve the names of endpoints. The zero value asks the host's resolver, and asks again as
+	// wg(8) does, until the context ends.
+	Resolution conf.Resolution
+}
+
+// A Tunnel is an open tunnel. Open and OpenFile make it. Any goroutine may call its methods. It must not be copied.
+type Tunnel struct {
+	device *wireguard.Device
+	net    *netstack.Net
+}
+
+// Open opens the tunnel that a file describes. It resolves the names of endpoints, which it does until ctx ends, and starts
+// the device. It waits for no session: the first packet makes one, and [Tunnel.Wait] waits for it. The end of ctx does not
+// close the Tunnel.
+//
+// An unknown key or section is an error, since most are misspelt. So is a file without a private key or an address, and
+// a name that does not resolve.
+func Open(ctx context.Context, path string) (*Tunnel, error) {
+	f, err := conf.ReadFile(path) // its errors name the file
+	if err != nil {
+		return nil, fmt.Errorf("wgnet: %w", err)
+	}
+	t, err := open(ctx, f, Config{})
+	if err != nil {
+		return nil, fmt.Errorf("wgnet: %s: %w", path, err)
+	}
+	return t, nil
+}
+
+// OpenFile is Open for a file that the program has parsed. A [conf.Syntax] says which further sections and keys it may have.
+// OpenFile sets the address of each endpoint in f that is a name.
+func OpenFile(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
+	t, err := open(ctx, f, c)
+	if err != nil {
+		return nil, fmt.Errorf("wgnet: %w", err)
+	}
+	return t, nil
+}
+
+func open(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
+	if err := errors.Join(c.check(), complete(f, &c)); err != nil {
+		return nil, err
+	}
+	if err := f.Resolve(ctx, c.Resolution); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w; check the host's resolver and its network, or write an address instead of the name", err)
+		}
+		return nil, err
+	}
+	from, err := f.Config()
+	if err != nil {
+		return nil, err
+	}
+	n, err := netstack.New(c.stack(f))
+	if err != nil {
+		return nil, err
+	}
+	device := c.Device
+	device.PrivateKey, device.ListenPort, device.FirewallMark, device.Peers = from.PrivateKey, from.ListenPort, from.FirewallMark, from.Peers
+	device.Tunnel = n
+	if device.Bind == nil {
+		device.Bind = new(udp.Bind)
+	}
+	d, err := wireguard.New(device)
+	if err != nil {
+		n.Close()
+		return nil, err
+	}
+	if err := d.Up(); err != nil {
+		d.Close() // and with it n
+		return nil, err
+	}
+	return &Tunnel{device: d, net: n}, nil
+}
+
+// check refuses settings that would contradict the file.
+func (c *Config) check() error {
+	d := &c.Device
+	if !d.PrivateKey.IsZero() || d.ListenPort != 0 || d.FirewallMark != 0 || d.Peers != nil || d.Tunnel != nil {
+		return errors.New("Config.Device sets PrivateKey, ListenPort, FirewallMark, Peers or Tunnel: set the first four in the file, and leave Tunnel nil")
+	}
+	return nil
+}
+
+// complete returns an error for what wg(8) and wg-quick(8) let a file leave out, but without which no tunnel works here.
+func complete(f *conf.File, c *Config) error {
+	var errs []error
+	if f.Interface.PrivateKey.IsZero() {
+		errs = append(errs, errors.New("[Interface] has no PrivateKey: add the line PrivateKey = and what `wg genkey` prints, and give the other end the public key that belongs to it"))
+	}
+	if len(f.Interface.Addresses) == 0 && len(c.Net.Addresses) == 0 {
+		errs = append(errs, errors.New("[Interface] has no Address: add the address that the other end routes to this one, as in Address = 10.0.0.2"))
+	}
+	return errors.Join(errs...)
+}
+
+// stack returns the configuration of the network stack.
+func (c *Config) stack(f *conf.File) netstack.Config {
+	n, i := c.Net, &f.Interface
+	if len(n.Addresses) == 0 {
+		n.Addresses = f.Addrs()
+	}
+	if len(n.DNS) == 0 {
+		n.DNS = i.DNS
+	}
+	if len(n.Search) == 0 {
+		n.Search = i.Search
+	}
+	if n.MTU == 0 {
+		n.MTU = i.MTU
+	}
+	return n
+}
+
+// Wait waits until each peer that has an endpoint also has a session. Connections then begin without the delay of a
+// handshake, which is over 5 s if its first message is lost.
+//
+// Wait fails when ctx ends, and after about 100 s without an answer. The error names each peer without a session, and
+// also wraps the error of the last send to it if that failed.
+func (t *Tunnel) Wait(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var errs []error
+	for p := range t.device.Peers() {
+		if !p.Endpoint.IsValid() {
+			continue
+		}
+		wg.Go(func() {
+			if err := t.device.Handshake(ctx, p.PublicKey); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, t.noSession(p.PublicKey, err))
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// noSession says why there is no session with a peer, and what to do about it if the peer did not answer.
+func (t *Tunnel) noSession(key wireguard.PublicKey, err error) error {
+	p, _ := t.device.Peer(key)
+	if !errors.Is(err, wireguard.ErrNoAnswer) && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("wgnet: %w", err)
+	}
+	return fmt.Errorf("wgnet: no answer from %v: %w; check the endpoint and the firewalls on the path (UDP), that PublicKey and "+
+		"PresharedKey are those of that end, and that it has this end's public key, %v", p.Endpoint, err, t.device.Status().PublicKey)
+}
+
+// Device returns the device of the tunnel: its status, events and configuration.
+func (t *Tunnel) Device() *wireguard.Device { return t.device }
+
+// Net returns the network stack of the tunnel, which has all of package net's functions for connections and names.
+func (t *Tunnel) Net() *netstack.Net { return t.net }
+
+// Dial is DialContext without a context.
+func (t *Tunnel) Dial(network, address string) (net.Conn, error) {
+	return t.net.Dial(network, address)
+}
+
+// DialContext connects to an address behind the tunnel, as [netstack.Net.DialContext] does. It resolves a name with the
+// file's name servers.
+func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return t.net.DialContext(ctx, network, address)
+}
+
+// Listen listens on an address of the tunnel, as in ":80" or "10.0.0.2:80", for connections from its peers.
+func (t *Tunnel) Listen(network, address string) (net.Listener, error) {
+	return t.net.Listen(network, address)
+}
+
+// ListenPacket is Listen for UDP.
+func (t *Tunnel) ListenPacket(network, address string) (net.PacketConn, error) {
+	return t.net.ListenPacket(network, address)
+}
+
+// LookupHost returns the addresses of a name. It asks the file's name servers, through the tunnel.
+func (t *Tunnel) LookupHost(ctx context.Context, host string) ([]string, error) {
+	return t.net.LookupHost(ctx, host)
+}
+
+// Resolver returns a resolver that asks the file's name servers, through the tunnel.
+func (t *Tunnel) Resolver() *net.Resolver { return t.net.Resolver() }
+
+// Close closes the tunnel and all its connections, listeners and sockets. It may be called again. When it returns, none of
+// the Tunnel's goroutines is left. Connections fail from then on with errors that wrap net.ErrClosed.
+func (t *Tunnel) Close() error { return t.device.Close() }

@@ -1,0 +1,298 @@
+package wgnet_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/udp"
+	"github.com/seed-86b749af/wireguard/wgnet"
+)
+
+const loopback = "127.0.0.1"
+
+// A names resolves each name that it has, and fails for the others.
+type names map[string][]netip.Addr
+
+func (n names) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+	if as, ok := n[host]; ok {
+		return as, nil
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+// A noAnswer is a resolver that does not answer.
+type noAnswer struct{}
+
+func (noAnswer) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
+	<-ctx.Done()
+	return nil, &net.DNSError{Err: "i/o timeout", Name: host, IsTimeout: true}
+}
+
+func parse(t *testing.T, format string, args ...any) *conf.File {
+	t.Helper()
+	f, err := conf.Parse(fmt.Appendf(nil, format, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func openFile(t *testing.T, f *conf.File, c wgnet.Config) *wgnet.Tunnel {
+	t.Helper()
+	tunnel, err := wgnet.OpenFile(t.Context(), f, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tunnel.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tunnel
+}
+
+// ends are two tunnels: a at 10.0.0.1, and b at 10.0.0.2, which knows a by name.
+func ends(t *testing.T) (a, b *wgnet.Tunnel) {
+	t.Helper()
+	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	a = openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.1/24\n[Peer]\nPublicKey=%v\nAllowedIPs=10.0.0.2\n", keyA.Text(), keyB.Public()), wgnet.Config{})
+	b = openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.2/24\nMTU=1300\n[Peer]\nPublicKey=%v\nAllowedIPs=0.0.0.0/0\nEndpoint=vpn.example.com:%d\n",
+		keyB.Text(), keyA.Public(), a.Device().Status().ListenPort),
+		wgnet.Config{
+			Resolution: conf.Resolution{Resolver: names{"vpn.example.com": {netip.MustParseAddr(loopback)}}},
+			Net:        netstack.Config{DNS: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
+		})
+	return a, b
+}
+
+// TestConnections uses each kind of connection between two tunnels, in both directions.
+func TestConnections(t *testing.T) {
+	testkit.NoLeaks(t)
+	a, b := ends(t)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
+	defer cancel()
+	if err := b.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Wait(ctx); err != nil {
+		t.Errorf("a has no peer with an endpoint in its file, and one that was heard: %v", err)
+	}
+	if got := b.Net().MTU(); got != 1300 {
+		t.Errorf("the MTU is %d, want the file's", got)
+	}
+
+	l, err := b.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "hello")
+			c.Close()
+		}
+	}()
+	for _, dial := range []func() (net.Conn, error){
+		func() (net.Conn, error) { return a.Dial("tcp", "10.0.0.2:80") },
+		func() (net.Conn, error) { return a.DialContext(ctx, "tcp", "10.0.0.2:80") },
+	} {
+		c, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
+			t.Errorf("read %q, %v", got, err)
+		}
+		c.Close()
+	}
+
+	p, err := a.ListenPacket("udp", ":53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.Dial("udp", "10.0.0.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(c, "ping")
+	buf := make([]byte, 100)
+	p.SetReadDeadline(time.Now().Add(testkit.Patience))
+	if n, _, err := p.ReadFrom(buf); string(buf[:n]) != "ping" || err != nil {
+		t.Errorf("read %q, %v", buf[:n], err)
+	}
+	p.Close()
+
+	// Names are asked for through the tunnel, where nobody answers: port 53 is unreachable now.
+	short, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if as, err := b.LookupHost(short, "example.com"); err == nil || !strings.Contains(err.Error(), "10.0.0.1:53") {
+		t.Errorf("LookupHost returned %v, %v; want an error of the server in the tunnel", as, err)
+	}
+	if as, err := b.Resolver().LookupHost(short, "example.com"); err == nil {
+		t.Errorf("the Resolver returned %v", as)
+	}
+
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close, Accept returns %v", err)
+	}
+	if _, err := b.Dial("tcp", "10.0.0.1:80"); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close, Dial returns %v", err)
+	}
+	if err := b.Wait(ctx); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close, Wait returns %v", err)
+	}
+}
+
+// TestClose leaves no goroutine and no socket, also when OpenFile fails after it has made a stack.
+func TestClose(t *testing.T) {
+	testkit.NoLeaks(t)
+	a, b := ends(t)
+	port := a.Device().Status().ListenPort
+	taken := fmt.Sprintf("[Interface]\nPrivateKey=%s\nAddress=10.0.0.9\nListenPort=%d\n", wireguard.NewPrivateKey().Text(), port)
+	if _, err := wgnet.OpenFile(t.Context(), parse(t, "%s", taken), wgnet.Config{}); err == nil {
+		t.Error("a port that is taken was opened")
+	}
+	for range 2 {
+		if err := errors.Join(a.Close(), b.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	again := openFile(t, parse(t, "%s", taken), wgnet.Config{})
+	if got := again.Device().Status().ListenPort; got != port {
+		t.Errorf("the port is %d, want %d again", got, port)
+	}
+}
+
+// TestOpenErrors checks that each error names the file and says what to do.
+func TestOpenErrors(t *testing.T) {
+	testkit.NoLeaks(t)
+	key, peer := wireguard.NewPrivateKey(), wireguard.NewPrivateKey().Public()
+	i := fmt.Sprintf("[Interface]\nPrivateKey=%s\nAddress=10.0.0.2\n", key.Text())
+	for name, c := range map[string]struct{ text, want string }{
+		"no key":        {"[Interface]\nAddress=10.0.0.2\n", "wg genkey"},
+		"no address":    {"[Interface]\nPrivateKey=" + key.Text() + "\n", "Address = 10.0.0.2"},
+		"misspelt":      {i + "[Peer]\nPublicKey=" + peer.String() + "\nAllowedIP=10.0.0.1\n", "AllowedIPs"},
+		"not a file":    {"hello\n", "line 1"},
+		"DNS is local":  {i + "DNS=127.0.0.53\n", "behind the tunnel"},
+		"small for IP6": {i + "Address=fd00::2\nMTU=1200\n", "1280"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "office.conf")
+			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
+			defer cancel()
+			tunnel, err := wgnet.Open(ctx, path)
+			if err == nil {
+				tunnel.Close()
+				t.Fatal("no error")
+			}
+			if s := err.Error(); !strings.HasPrefix(s, "wgnet: "+path) || !strings.Contains(s, c.want) || strings.Contains(s, key.Text()) {
+				t.Errorf("the error is %q; want the file's name and %q in it", s, c.want)
+			}
+		})
+	}
+	if _, err := wgnet.Open(t.Context(), "/does/not/exist.conf"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/does/not/exist.conf") {
+		t.Errorf("of a file that does not exist: %v", err)
+	}
+	f := parse(t, "%s[Peer]\nPublicKey=%v\nEndpoint=vpn.example.com:1\n", i, peer)
+	if _, err := wgnet.OpenFile(t.Context(), f, wgnet.Config{Resolution: conf.Resolution{Resolver: names{}}}); err == nil ||
+		!strings.Contains(err.Error(), "vpn.example.com") || !strings.Contains(err.Error(), "write an address") {
+		t.Errorf("of a name that does not exist: %v", err)
+	}
+	slow := wgnet.Config{Resolution: conf.Resolution{Resolver: noAnswer{}}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := wgnet.OpenFile(ctx, f, slow); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "line 6: Endpoint") ||
+		!strings.Contains(err.Error(), "write an address") {
+		t.Errorf("of a resolver that does not answer in time: %v", err)
+	}
+	for name, c := range map[string]wireguard.Config{
+		"PrivateKey": {PrivateKey: key}, "ListenPort": {ListenPort: 1}, "FirewallMark": {FirewallMark: 1},
+		"Peers": {Peers: []wireguard.PeerConfig{}}, "Tunnel": {Tunnel: new(netstack.Net)},
+	} {
+		if _, err := wgnet.OpenFile(t.Context(), f, wgnet.Config{Device: c}); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("Config.Device with %s: %v", name, err)
+		}
+	}
+}
+
+// TestWaitErrors checks that Wait says where no answer came from, why, and what to check.
+func TestWaitErrors(t *testing.T) {
+	testkit.NoLeaks(t)
+	silent, err := net.ListenPacket("udp", loopback+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	key, peer := wireguard.NewPrivateKey(), wireguard.NewPrivateKey().Public()
+	tunnel := openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.2\n[Peer]\nPublicKey=%v\nEndpoint=%v\nAllowedIPs=10.0.0.1\n",
+		key.Text(), peer, silent.LocalAddr()), wgnet.Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err = tunnel.Wait(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Wait returned %v", err)
+	}
+	for _, want := range []string{silent.LocalAddr().String(), peer.String(), key.Public().String(), "check the endpoint"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in %q", want, err)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tunnel.Wait(ended); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "check the endpoint") {
+		t.Errorf("of a context that was cancelled: %v", err)
+	}
+}
+
+// A lost is a Bind whose sockets fail to send.
+type lost struct{ wireguard.Bind }
+
+var errLost = errors.New("the network is down today")
+
+type lostSocket struct{ wireguard.Socket }
+
+func (b lost) Listen(port uint16) (wireguard.Socket, error) {
+	s, err := b.Bind.Listen(port)
+	return lostSocket{s}, err
+}
+
+func (lostSocket) Send(ts []wireguard.Train) {
+	for i := range ts {
+		ts[i].Err = errLost
+	}
+}
+
+// TestWaitSendError checks that the error of Wait contains that of the send.
+func TestWaitSendError(t *testing.T) {
+	testkit.NoLeaks(t)
+	tunnel := openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.2\n[Peer]\nPublicKey=%v\nEndpoint=192.0.2.1:1\nAllowedIPs=10.0.0.1\n",
+		wireguard.NewPrivateKey().Text(), wireguard.NewPrivateKey().Public()), wgnet.Config{Device: wireguard.Config{Bind: lost{new(udp.Bind)}}})
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if err := tunnel.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errLost) {
+		t.Errorf("Wait returned %v; want the deadline and the error of the send", err)
+	}
+}
