@@ -189,7 +189,11 @@ func (t *tunnelFile) save(iface string) error {
 	if err != nil {
 		return &fileError{t.path, err}
 	}
-	return replaceFile(t.path, text)
+	target, err := filepath.EvalSymlinks(t.path) // a rename onto t.path would replace a link, and leave its target as it was
+	if err != nil {
+		return fmt.Errorf("save %s: %w", t.path, err)
+	}
+	return replaceFile(target, text)
 }
 
 // merge copies the keys, port and peers of now into f.
@@ -203,7 +207,12 @@ func merge(f, now *conf.File) {
 	for i := range now.Peers {
 		peers[now.Peers[i].PublicKey] = &now.Peers[i]
 	}
-	f.Peers = slices.DeleteFunc(f.Peers, func(p conf.Peer) bool { return peers[p.PublicKey] == nil })
+	seen := make(map[wireguard.PublicKey]bool, len(f.Peers))
+	f.Peers = slices.DeleteFunc(f.Peers, func(p conf.Peer) bool { // of several sections with one key, the first stays
+		twice := seen[p.PublicKey]
+		seen[p.PublicKey] = true
+		return twice || peers[p.PublicKey] == nil
+	})
 	for i := range f.Peers {
 		old := &f.Peers[i]
 		p := peers[old.PublicKey]

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -31,6 +33,9 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 		return nil
 	}
 	for _, p := range longestFirst(d) {
+		if t.skips(p) {
+			continue
+		}
 		var err error
 		switch {
 		case i.Table != "" && i.Table != conf.TableAuto:
@@ -50,6 +55,30 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 	}
 	return nil
 }
+
+// findIPv6 finds out whether the system has IPv6 turned off. If it has and the file has IPv4 addresses too, wg0 warns and
+// leaves IPv6 out. Without IPv4 addresses nothing would be left, and the first address fails.
+func (t *tunnelFile) findIPv6(f *conf.File) {
+	off := func(p netip.Prefix) bool { return p.Addr().Is6() }
+	has4 := slices.ContainsFunc(f.Interface.Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() })
+	has6 := slices.ContainsFunc(f.Interface.Addresses, off) ||
+		slices.ContainsFunc(f.Peers, func(p conf.Peer) bool { return slices.ContainsFunc(p.AllowedIPs, off) })
+	if t.only4 = has4 && isIPv6Off(t.iface); t.only4 && has6 {
+		fmt.Fprintf(t.out, "wg0: warning: IPv6 is off on this host, so %s gets no IPv6 addresses and routes; to turn it on, run: sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0\n", t.iface)
+	}
+}
+
+// isIPv6Off reports whether the kernel has no IPv6, or has it turned off on an interface.
+func isIPv6Off(iface string) bool {
+	if _, err := os.Stat("/proc/sys/net/ipv4"); err != nil {
+		return false // without /proc, assume that there is IPv6
+	}
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + iface + "/disable_ipv6")
+	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
+// skips reports whether wg0 leaves out the address or route p.
+func (t *tunnelFile) skips(p netip.Prefix) bool { return t.only4 && p.Addr().Is6() }
 
 // hasRoute reports whether the interface has a route that contains p (how is "match") or equals p ("exact").
 func (t *tunnelFile) hasRoute(ctx context.Context, p netip.Prefix, how string, more ...string) bool {

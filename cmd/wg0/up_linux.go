@@ -31,6 +31,7 @@ type tunnelFile struct {
 	host
 	path   string // absolute
 	hooked bool   // whether a PreUp or PostUp hook has started
+	only4  bool   // whether to leave out IPv6, which is off; set by up, then used by reloads
 	mark   uint32 // of the default route's rules; 0 without such rules; used by up, then by reloads, and then by cleanUp
 
 	mu   sync.Mutex // guards file: reload changes it, follow reads it
@@ -64,6 +65,9 @@ func readTarget(target string) (*tunnelFile, error) {
 	f, err := readFile(path)
 	if err != nil {
 		return nil, err
+	}
+	for _, w := range f.Warnings() {
+		printError(os.Stderr, fmt.Errorf("warning: %w", &fileError{path, w}))
 	}
 	return &tunnelFile{host: host{iface: iface, out: os.Stderr}, path: path, file: f}, nil
 }
@@ -103,7 +107,29 @@ func readFile(path string) (*conf.File, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, &fileError{path, err}
 	}
-	return f, nil
+	return f, safeHooks(path, f)
+}
+
+// safeHooks refuses a file with hooks that every user can change, since wg0 runs hooks as root.
+func safeHooks(path string, f *conf.File) error {
+	i := &f.Interface
+	if len(i.PreUp)+len(i.PostUp)+len(i.PreDown)+len(i.PostDown) == 0 {
+		return nil
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{target, filepath.Dir(target)} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+			return fmt.Errorf("%s has hooks, and all users can write %s: wg0 does not run commands that any user can change; run: chmod o-w %s", path, name, name)
+		}
+	}
+	return nil
 }
 
 func notReadable(path string) error {
@@ -163,7 +189,11 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 	if err := d.device.Up(); err != nil {
 		return err
 	}
+	t.findIPv6(f)
 	for _, a := range f.Interface.Addresses {
+		if t.skips(a) {
+			continue
+		}
 		if err := t.ip(ctx, a.Addr(), "address", "add", a.String(), "dev", t.iface); err != nil {
 			return err
 		}

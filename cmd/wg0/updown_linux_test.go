@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -369,6 +370,10 @@ func TestSaveConfig(t *testing.T) {
 		o := newOffice(t)
 		s := o.laptop
 		file := o.file("Address = 10.9.0.1/24 # home\nSaveConfig = true")
+		target := filepath.Join(s.dir, "shared", "the-laptop")
+		if err := errors.Join(os.Mkdir(filepath.Dir(target), 0o755), os.Rename(file, target), os.Symlink("shared/the-laptop", file)); err != nil {
+			t.Fatal(err)
+		}
 		s.must(built(t), "up", file)
 		_, public := newKeys()
 		s.must("ip", "address", "add", "10.10.0.1/32", "dev", o.iface)
@@ -398,7 +403,10 @@ AllowedIPs = 10.5.0.0/16
 Endpoint = [2001:db8::7]:7
 PersistentKeepalive = 21
 `, o.private, o.gatewayPublic, public)
-		b, _ := os.ReadFile(file)
+		if to, err := os.Readlink(file); err != nil || to != "shared/the-laptop" {
+			t.Errorf("%s: the link to the file is now %q, %v", how, to, err)
+		}
+		b, _ := os.ReadFile(target)
 		if string(b) != want {
 			t.Errorf("%s: saved as\n%s\nwant\n%s", how, b, want)
 		}
