@@ -95,3 +95,36 @@ func TestIndexPrefixBounds(t *testing.T) {
 		wantErrors(t, err, []string{"Config.IndexPrefix is ", "want 0 to 16 bits"})
 	}
 }
+
+// TestIndicesAreUnpredictable: another implementation counted its indices up. Here each bit of 1,000 indices of a new device is
+// set about as often as not, and no two neighbours have the distance of two others.
+func TestIndicesAreUnpredictable(t *testing.T) {
+	d, err := New(Config{Tunnel: newDrain(), Bind: newLine()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	const n = 1000
+	var set [32]int
+	distances := make(map[uint32]bool)
+	last := uint32(0)
+	for range n {
+		index, err := d.sessions.reserve(new(peer), d.random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for bit := range set {
+			set[bit] += int(index >> bit & 1)
+		}
+		distances[index-last] = true
+		last = index
+	}
+	for bit, times := range set {
+		if times < n/3 || times > n*2/3 { // 10 standard deviations
+			t.Errorf("bit %d is set in %d of %d indices", bit, times, n)
+		}
+	}
+	if len(distances) < n-2 {
+		t.Errorf("%d distances between neighbours, want %d", len(distances), n)
+	}
+}

@@ -1,0 +1,275 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+// Findings of audits of other implementations that no other test covers. ARCHITECTURE.md lists them all.
+
+// tableRows returns the cells of the table of ARCHITECTURE.md whose header begins with head.
+func tableRows(t *testing.T, head string) (rows [][]string) {
+	t.Helper()
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(text), "\n"+head)
+	if !found {
+		t.Fatalf("ARCHITECTURE.md has no table that begins with %q", head)
+	}
+	for _, line := range strings.Split(table, "\n")[2:] {
+		if !strings.HasPrefix(line, "|") {
+			break
+		}
+		cells := strings.Split(strings.Trim(line, "| "), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		rows = append(rows, cells)
+	}
+	return rows
+}
+
+// testName finds the names of tests in a cell, with or without a package.
+var testName = regexp.MustCompile("`((?:[a-z0-9]+\\.)?Test\\w+)`")
+
+// TestAuditsAreAnswered: the table has a row for each of the 35 findings, in order, and each row names tests that exist or gives
+// a reason.
+func TestAuditsAreAnswered(t *testing.T) {
+	names, rows := testNames(t), tableRows(t, "| # | finding |")
+	if len(rows) != 35 {
+		t.Fatalf("the table has %d rows, want 35", len(rows))
+	}
+	for i, cells := range rows {
+		if len(cells) != 3 || cells[0] != strconv.Itoa(i+1) {
+			t.Fatalf("row %d is %q, want number, finding and answer", i+1, cells)
+		}
+		tests := testName.FindAllStringSubmatch(cells[2], -1)
+		if len(tests) == 0 && len(cells[2]) < 40 {
+			t.Errorf("finding %d names no test and gives no reason: %q", i+1, cells[2])
+		}
+		for _, m := range tests {
+			if !names[m[1]] {
+				t.Errorf("finding %d: there is no test %s", i+1, m[1])
+			}
+		}
+	}
+}
+
+// Finding 15: handshakes that fail above a certain round trip. A session is made in one round trip, up to the 5 s after which
+// a new initiation replaces the one under way. Above that no session is made, as the protocol has it, and the first shorter
+// round trip heals the tunnel.
+func TestHandshakeAtEveryRoundTrip(t *testing.T) {
+	for _, trip := range []time.Duration{
+		0, 2, 50, 124, 126, 250, 334, 500, 1000, 2000, 3000, 4000, 4998, 6000, 8000, 10000,
+	} {
+		trip *= time.Millisecond
+		t.Run(fmt.Sprint(trip), func(t *testing.T) {
+			scenario(t, func(w *world, a, b *node) {
+				w.net.SetConditions(pipe.Conditions{Delay: trip / 2})
+				a.send(b, "x")
+				w.advance(trip)
+				a.wantSession(b, trip < 5*time.Second, "one round trip after the first initiation")
+				if trip < 5*time.Second {
+					w.advance(trip / 2)
+					b.wantArrived("the packet that waited for the session", "x")
+					return
+				}
+				w.advance(time.Minute - trip)
+				a.wantSession(b, false, "each response answers an initiation that was replaced")
+				w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
+				w.advance(5*time.Second + jitter + trip)
+				a.wantSession(b, true, "the round trip is short again")
+			})
+		})
+	}
+}
+
+// Finding 17: keepalive ping-pong, persistent keepalives beside traffic, and needless rekeys. a sends one packet per second
+// for an hour and b sends none. The rekeys are one per 120 s. b sends one passive keepalive per 10 s of traffic, less the one
+// that each of its responses makes needless. a sends only what confirms a session.
+func TestKeepalivesOfAnHourOneWay(t *testing.T) {
+	for _, persistent := range []time.Duration{0, 25 * time.Second} {
+		t.Run(fmt.Sprint("persistent ", persistent), func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				a, b := w.node("a"), w.node("b")
+				a.knows(b)
+				b.knows(a)
+				w.connect(a, b)
+				for _, n := range []*node{a, b} {
+					o := map[*node]*node{a: b, b: a}[n]
+					n.update(o, wireguard.PeerChange{PersistentKeepalive: &persistent})
+				}
+				w.advance(time.Second)
+				before := [2]pipe.Counts{a.end.Sent(), b.end.Sent()}
+				for range 3600 {
+					a.send(b, "x")
+					w.advance(time.Second)
+				}
+				sentA, sentB := a.end.Sent(), b.end.Sent()
+				if n := sentA.Initiations - before[0].Initiations; n != 30 {
+					t.Errorf("a sent %d initiations in an hour, want one per 120 s", n)
+				}
+				if n := sentB.Initiations - before[1].Initiations; n != 0 {
+					t.Errorf("b sent %d initiations, want none: it only receives", n)
+				}
+				if n := sentA.Keepalives - before[0].Keepalives; n != 30 {
+					t.Errorf("a sent %d keepalives in an hour, want the 30 that confirm sessions", n)
+				}
+				if n := sentB.Keepalives - before[1].Keepalives; n != wantOneWayKeepalives {
+					t.Errorf("b sent %d keepalives in an hour, want %d", n, wantOneWayKeepalives)
+				}
+			})
+		})
+	}
+}
+
+const wantOneWayKeepalives = 330
+
+// Finding 22: events that unauthenticated packets fire. A stranger who knows both public keys and sees all traffic sends
+// forgeries of each type, and replays each message, from its own address. No event of any kind is fired.
+func TestEventsNeedAuthenticPackets(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		a.send(b, "there")
+		b.send(a, "back")
+		a.wantArrived("sent before", "back")
+		b.wantArrived("sent before", "there")
+		w.advance(time.Minute)
+		var all []wireguard.EventKind
+		for k := wireguard.EventKind(0); ; k++ {
+			if _, err := k.MarshalText(); err != nil {
+				break
+			}
+			all = append(all, k)
+		}
+		events := []<-chan wireguard.Event{a.watch(all...), b.watch(all...)}
+		dropped := a.Status().Drops.Total() + b.Status().Drops.Total()
+		tries := uint64(0)
+		for _, kind := range []string{"a initiation", "b response", "a keepalive", "a data", "b data"} {
+			m := w.last(kind)
+			w.replay(m, stranger)
+			tries++
+			for at := 4; at < len(m.data); at += 3 {
+				forged := m
+				forged.data = bytes.Clone(m.data)
+				forged.data[at] ^= 0x40
+				if m.kind == pipe.TypeInitiation || m.kind == pipe.TypeResponse {
+					forged.data = signed(forged.data, map[*node]*node{a: b, b: a}[m.from].pub())
+				}
+				w.replay(forged, stranger)
+				tries++
+			}
+		}
+		w.advance(time.Second)
+		for i, es := range events {
+			if len(es) > 0 {
+				t.Fatalf("%d events at %s, the first %v", len(es), w.nodes[i].name, <-es)
+			}
+		}
+		if n := a.Status().Drops.Total() + b.Status().Drops.Total() - dropped; n != tries {
+			t.Fatalf("%d of %d messages were dropped", n, tries)
+		}
+		wantWorks(w, a, b, "after all that")
+	})
+}
+
+// Finding 28: packets that are larger than the receiver's MTU. Each end has an MTU of 65,535, the other one of 1,280, in turn.
+// What fits into a datagram arrives whole in both directions; the rest is dropped and counted.
+func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
+	for _, large := range []int{0, 1} {
+		inWorld(t, func(w *world) {
+			mtus := [2]int{1280, 1280}
+			mtus[large] = 65535
+			at := func(i int) func(c *wireguard.Config) {
+				return func(c *wireguard.Config) {
+					tun := pipe.NewTunnel(mtus[i])
+					c.Tunnel = scribblingTunnel{tun}
+				}
+			}
+			nodes := [2]*node{w.node("a", at(0)), w.node("b", at(1))}
+			big, small := nodes[large], nodes[1-large]
+			big.knows(small)
+			small.knows(big)
+			w.connect(big, small)
+			for _, size := range []int{1281, 9000, 65475 &^ 15, 65535} {
+				b := big.NewBatch()
+				if !b.Append(big.packetOf(small, size, false, false)) {
+					t.Fatalf("a batch has no room for a packet of %d bytes", size)
+				}
+				if err := big.Send(b); err != nil {
+					t.Fatal(err)
+				}
+				w.settle()
+			}
+			big.wantDrops(wireguard.DropSendFailed, 1, "65,535 bytes and 32 more do not fit into a datagram")
+			if got := small.status(big).Received.Packets; got != 3 {
+				t.Fatalf("the small end accepted %d packets, want 3", got)
+			}
+			if drops := small.Status().Drops; drops.Total() != 0 {
+				t.Fatalf("the small end dropped %v", drops)
+			}
+			b := small.NewBatch()
+			b.Append(small.packetOf(big, 1280, false, false))
+			if err := small.Send(b); err != nil {
+				t.Fatal(err)
+			}
+			w.settle()
+			if got := big.status(small).Received.Packets; got != 1 {
+				t.Fatalf("the large end accepted %d packets, want 1", got)
+			}
+		})
+	}
+}
+
+// Finding 32: a table that keeps an entry for each key that ever asked. Strangers with thousands of keys ask one after the
+// other. What they leave behind is less than a key each.
+func TestDistinctLookupKeysLeaveNothing(t *testing.T) {
+	withRegister(t, func(w *world, server, client *node, r *register) {
+		const keys = 2000
+		ask := func(n int) {
+			for range n {
+				from := netip.AddrPortFrom(elsewhere, uint16(1000+r.count()%50000))
+				if err := w.net.Inject(from, server.at().Addr, wireguard.StrangersInitiation(server.pub(), time.Now())); err != nil {
+					t.Fatal(err)
+				}
+				w.advance(time.Millisecond)
+			}
+		}
+		ask(100)
+		before := heap()
+		ask(keys)
+		w.advance(time.Minute)
+		if n := r.count(); n != keys+100 {
+			t.Fatalf("%d lookups, want one per key", n)
+		}
+		if left := heap() - before; left > keys*32 {
+			t.Fatalf("%d keys left %d bytes behind", keys, left)
+		}
+		r.knows(client)
+		w.script()
+		w.connect(client, server)
+	})
+}
+
+// heap returns the bytes of the heap that are in use.
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}

@@ -1,0 +1,25 @@
+package udp
+
+import (
+	"errors"
+	"testing"
+)
+
+// TestTwoSocketsNeverShareAPort: two devices that share a port by SO_REUSEADDR or SO_REUSEPORT would each get a part of the
+// other's datagrams, as in another implementation (finding 20 of ARCHITECTURE.md).
+func TestTwoSocketsNeverShareAPort(t *testing.T) {
+	for _, v := range variants {
+		x, y := v.listen(t), v.listen(t)
+		if x.Port() == y.Port() {
+			t.Errorf("%s: two sockets have port %d", v.name, x.Port())
+		}
+		s, err := v.bind.Listen(x.Port())
+		if err == nil {
+			s.Close()
+			t.Fatalf("%s: two sockets listen on port %d", v.name, x.Port())
+		}
+		if !errors.Is(err, errnoInUse) {
+			t.Errorf("%s: listening on port %d again: %v, want an error that says that it is in use", v.name, x.Port(), err)
+		}
+	}
+}
