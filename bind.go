@@ -19,7 +19,7 @@ type Framer interface {
 	Headroom() int
 }
 
-// A Socket is an open Bind. It may also be a [Marker].
+// A Socket is an open Bind. It may also be a [Marker] and a [Renewer].
 type Socket interface {
 	// Port returns the local port, which never changes. The device does not call it after Close.
 	Port() uint16
@@ -50,6 +50,19 @@ type Marker interface {
 	// SetMark marks all datagrams from now on; 0 means no mark. The device calls it with Config.FirewallMark after
 	// Listen, unless that is 0, and with each later change.
 	SetMark(mark uint32) error
+}
+
+// A Renewer is a Socket that another socket can take the place of without a loss. [Device.Wake] then opens the new socket
+// before it closes the old one. If Renew fails, Wake closes the old socket, and calls Bind.Listen for its port.
+type Renewer interface {
+	// Renew opens another socket of the same Bind on the port of this one, which stays open. All datagrams that arrive
+	// from then on are for the new socket. Like Listen, Renew must not wait.
+	Renew() (Socket, error)
+
+	// Retire says that this socket has been replaced. Its receivers return the datagrams that arrived before, and then
+	// fail with an error that wraps net.ErrClosed. They must do that soon, even if datagrams still arrive, since Wake and
+	// Configure wait for them. Send works until Close. The device calls Retire once, and not after Close.
+	Retire()
 }
 
 // A Receiver reads datagrams from a Socket. A Socket may have several, such as one per address family.

@@ -18,11 +18,12 @@ func (d *Device) Configure(c Change) error {
 		id = newIdentity(*c.PrivateKey) // an X25519: nobody is to wait for it
 	}
 	d.mu.Lock()
+	r := d.running.Load()
 	old, due, err := d.configure(&c, id)
 	d.mu.Unlock()
 	d.flushAll(due)
 	if old != nil {
-		old.receivers.Wait()
+		d.finishSocket(r, old)
 	}
 	return err
 }
@@ -40,7 +41,7 @@ func (d *Device) flushAll(due []dueFlush) {
 }
 
 // configure is Configure but for what is due after it. id is that of the change's private key, if it has one. It returns
-// the socket that was replaced, closed. mu is held.
+// the socket that was replaced, for finishSocket. mu is held.
 func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, nil, errClosed
@@ -73,13 +74,12 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	switch {
 	case r == nil:
 	case c.ListenPort != nil && d.isOtherPort(port, r.socket.Load()):
-		s, err := d.open(port, mark)
+		s, err := d.listen(r, port, mark)
 		if err != nil {
 			return nil, err
 		}
-		old = r.socket.Swap(s)
-		d.startReceivers(r, s)
-		old.close()
+		old = r.socket.Load()
+		d.replace(r, s)
 	case mark != d.mark.Load():
 		if err := setMark(r.socket.Load().Socket, mark); err != nil {
 			return nil, err

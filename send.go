@@ -387,27 +387,33 @@ func (d *Device) sendLot(l *load) {
 	}
 }
 
-// transmit sends trains. If the socket was closed meanwhile because the port changes, the new socket sends what the old
-// one did not.
+// transmit sends trains. If the socket was closed meanwhile because another one takes its place, that one sends what the
+// old one did not.
 func (d *Device) transmit(r *running, trains []Train) {
 	if len(trains) == 0 {
 		return
 	}
 	s := r.socket.Load()
 	s.Send(trains)
-	now := r.socket.Load()
-	if now == s {
-		return
+	for now := r.socket.Load(); now != s; now = r.socket.Load() {
+		if s = now; !s.sendRefused(trains) {
+			return
+		}
 	}
+}
+
+// sendRefused sends those of trains that a closed socket refused, and reports whether there were any.
+func (s *openSocket) sendRefused(trains []Train) (some bool) {
 	for from, to := 0, 0; from < len(trains); from++ {
 		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
 			trains[to].Err = nil
 		}
 		if to > from {
-			now.Send(trains[from:to])
-			from = to // its error is another one, or nil
+			s.Send(trains[from:to])
+			from, some = to, true // the error of the train at to is another one, or nil
 		}
 	}
+	return some
 }
 
 // account tells a peer what was sent of its runs, and appends to l.more those that were sealed behind them meanwhile. If

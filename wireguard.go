@@ -116,19 +116,12 @@ type Device struct {
 // running is a device from Up to Down.
 type running struct {
 	socket    atomic.Pointer[openSocket]
+	retired   []*openSocket  // replaced, and still read; guarded by the configuration lock
 	receivers sync.WaitGroup // of socket, and of those that it took the place of
 	alarm     boottime.Alarm
 	ctx       context.Context // of lookups
 	cancel    context.CancelFunc
 	helpers   int // Config.Helpers
-}
-
-// An openSocket is a socket and the goroutines that read it.
-type openSocket struct {
-	Socket
-	port      uint16 // asked for once: it outlives the socket
-	receivers sync.WaitGroup
-	closed    chan struct{}
 }
 
 // New checks c, as a whole, and makes a device of it. It starts nothing: that is for Up. An error tells everything that
@@ -240,6 +233,9 @@ func (d *Device) stop() *running {
 	d.deadlines.use(nil)
 	r.alarm.Close()
 	r.socket.Load().close()
+	for _, s := range r.retired {
+		s.close()
+	}
 	why := ErrDown
 	if d.closing.Load() {
 		why = errClosed
@@ -259,6 +255,9 @@ func (d *Device) stop() *running {
 // Wake tells the device that the machine slept or that its network changed. The socket is opened anew on the same port;
 // what is due is done; peers with a session hear from the device's new address. While the device is down, Wake does
 // nothing. If the socket cannot be opened, the device stays up without one, until the next Wake.
+//
+// If the socket is a [Renewer], it is closed only after the new one is open, and no packet is lost. Otherwise the old
+// socket is closed first, and packets that are sent or arrive before the new one is open are lost.
 func (d *Device) Wake() error {
 	d.mu.Lock()
 	r := d.running.Load()
@@ -266,19 +265,9 @@ func (d *Device) Wake() error {
 		d.mu.Unlock()
 		return nil
 	}
-	old := r.socket.Load()
-	old.close()
-	s, err := d.open(old.port, d.mark.Load())
-	if err != nil && d.port.Load() == 0 {
-		s, err = d.open(0, d.mark.Load())
-	}
-	if err == nil {
-		r.socket.Store(s)
-		d.startReceivers(r, s)
-	}
+	old, err := d.renewSocket(r)
 	d.mu.Unlock()
-
-	old.receivers.Wait()
+	d.finishSocket(r, old)
 	if err != nil {
 		d.trouble(err)
 	}
@@ -331,32 +320,6 @@ func (d *Device) end(why error) {
 	})
 }
 
-// open makes a socket with the device's mark.
-func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
-	s, err := d.bind.Listen(port)
-	if err != nil {
-		return nil, errorf("listen on port %d: %w", port, err)
-	}
-	if mark != 0 {
-		if err := setMark(s, mark); err != nil {
-			s.Close()
-			return nil, err
-		}
-	}
-	return &openSocket{Socket: s, port: s.Port(), closed: make(chan struct{})}, nil
-}
-
-func setMark(s Socket, mark uint32) error {
-	m, ok := s.(Marker)
-	if !ok {
-		return errorf("firewall mark %#x: the bind has no marks: %w", mark, errors.ErrUnsupported)
-	}
-	if err := m.SetMark(mark); err != nil {
-		return errorf("firewall mark %#x: %w", mark, err)
-	}
-	return nil
-}
-
 func (d *Device) newAlarm() boottime.Alarm {
 	if _, ok := d.clock.(boottime.Clock); !ok {
 		return boottime.NewTimer()
@@ -387,35 +350,6 @@ func (d *Device) sourceEnded(err error) {
 	}
 	d.warn("the tunnel ended", "err", err)
 	go d.end(errorf("the tunnel ended: %w", err))
-}
-
-// close is called with the configuration lock held.
-func (s *openSocket) close() {
-	if !s.isClosed() {
-		close(s.closed)
-	}
-	s.Socket.Close()
-}
-
-func (s *openSocket) isClosed() bool {
-	select {
-	case <-s.closed:
-		return true
-	default:
-		return false
-	}
-}
-
-// sleep waits, and returns false if the socket was closed meanwhile.
-func (s *openSocket) sleep(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-s.closed:
-		return false
-	}
 }
 
 // release ends a visit to p's core, which began with p.mu locked and left its requests in out.

@@ -20,6 +20,7 @@
 //	ECN and DSCP, both ways     yes        yes              yes         yes      IPv6 only  no       no
 //	firewall mark               SO_MARK    SO_MARK          no          cookie   rtable     no       no
 //	Bind.Interface              yes        yes              yes         no       no         yes      no
+//	Wake without loss           yes        yes              no          no       no         no       no
 //	outer packet may fragment   yes        yes              (2)         (2)      (2)        (2)      (2)
 //	memory of an idle socket    none       64 KiB (3)       64 KiB      64 KiB   64 KiB     64 KiB   64 KiB
 //
@@ -46,6 +47,14 @@
 // train. A receiver that waits holds no slot. Slots that are not needed for some seconds return to the system.
 //
 // Send waits while a socket's buffer is full, until the system has sent some of it, or until Close.
+//
+// # A new socket on the same port
+//
+// On Linux and Android, Device.Wake opens the new sockets beside the old ones with SO_REUSEADDR, which both have only while
+// the new ones are bound. The kernel gives all datagrams to the socket that was bound last. Senders go over to it, the old
+// receivers return what had arrived, and then the old sockets are closed. Other systems do not say which of two sockets on
+// one port receives a datagram. There Wake closes the old sockets first, and loses what is sent and arrives in between. A
+// change of port opens the new sockets first on all systems.
 //
 // # Source and zone
 //

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/seed-86b749af/wireguard"
 )
@@ -34,6 +35,10 @@ const slotSize = 64 << 10
 // to a datagram sent earlier (the peer's port is closed), and reading the error clears it.
 const faultsInRow = 16
 
+// retirePortable is how long a retired receiver waits for a datagram that may be there, since package net offers no look
+// without a wait. The receiver ends after three such waits: on a busy machine a wait may be over before it begins.
+const retirePortable = 5 * time.Millisecond
+
 func newPortable(c *conn) *portable {
 	p := &portable{conn: c, control: hasControl}
 	p.write = p.writeOne
@@ -46,8 +51,18 @@ func (p *portable) Receive() ([]wireguard.Train, error) {
 		p.buf = make([]byte, slotSize)
 	}
 	for faults := 0; ; {
+		r := p.retired.Load()
+		if r != nil && r.isLate() {
+			return nil, errClosed
+		}
 		n, c, from, err := p.read()
 		switch {
+		case p.isRetired(err):
+			if r = p.retired.Load(); r.isOver(4) {
+				return nil, errClosed
+			}
+			p.udp.SetReadDeadline(time.Now().Add(retirePortable))
+			continue
 		case errors.Is(err, net.ErrClosed):
 			return nil, errClosed
 		case err != nil:
@@ -59,7 +74,9 @@ func (p *portable) Receive() ([]wireguard.Train, error) {
 			p.in.faults.Add(1)
 			continue
 		}
-		p.in.add(1, n)
+		if p.in.add(1, n); r != nil {
+			r.vain = 0
+		}
 		t := &p.train[0]
 		*t = wireguard.Train{Data: p.buf[:n:n], Size: n, Endpoint: wireguard.EndpointOf(from), TOS: c.tos}
 		t.Endpoint.Source, t.Endpoint.Interface = c.source()

@@ -52,7 +52,7 @@ func newLinux(c *conn) *linuxPath {
 func (p *linuxPath) Receive() ([]wireguard.Train, error) {
 	for faults := 0; ; {
 		p.busy = p.rack != nil
-		if err := p.raw.Read(p.try); err != nil {
+		if err := p.read(); err != nil {
 			p.putRack()
 			return nil, closedOr(err)
 		}
@@ -68,6 +68,28 @@ func (p *linuxPath) Receive() ([]wireguard.Train, error) {
 			return ts, nil
 		}
 	}
+}
+
+// read waits until there is something to read, and reads it. On a retired socket it does not wait, and fails once nothing
+// is left.
+func (p *linuxPath) read() error {
+	if err := p.raw.Read(p.try); !p.isRetired(err) {
+		return err
+	}
+	for r := p.retired.Load(); !r.isLate(); {
+		some := false
+		if err := p.raw.Control(func(fd uintptr) { some = p.tryReceive(fd) }); err != nil {
+			return err
+		}
+		if some {
+			r.vain = 0
+			return nil
+		}
+		if r.isOver(2) {
+			break
+		}
+	}
+	return errClosed
 }
 
 // tryReceive reads without waiting, and reports whether Receive should return. The poller calls it at once, and then

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/seed-86b749af/wireguard"
@@ -34,6 +35,8 @@ type Bind struct {
 
 	// Portable makes Linux use the code for other systems, which passes one datagram per system call.
 	Portable bool
+
+	shared bool // sockets may be bound beside one on the same port that is shared too; see Socket.Renew
 }
 
 // A family is a version of IP, and the index of its path in a Socket.
@@ -102,7 +105,7 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 
 // listen opens the socket of each family once; the first one decides about port 0.
 func (b *Bind) listen(port uint16) (*Socket, error) {
-	s := &Socket{port: port}
+	s := &Socket{bind: b, port: port}
 	var missing error
 	for f := range families {
 		if b.Address.IsValid() && familyOf(b.Address) != f {
@@ -138,6 +141,11 @@ func (b *Bind) open(f family, port uint16) (path, error) {
 		var err error
 		if e := raw.Control(func(fd uintptr) { err = c.configure(fd, b) }); e != nil {
 			return e
+		}
+		if err == nil && b.shared {
+			if e := raw.Control(func(fd uintptr) { _, err = setShared(fd, true) }); e != nil {
+				return e
+			}
 		}
 		if err == nil && b.Control != nil {
 			err = b.Control(network, address, raw)
@@ -176,6 +184,8 @@ type conn struct {
 
 	also io.Closer // Close closes this too; may be nil
 
+	retired atomic.Pointer[retirement] // nil until Retire
+
 	in  traffic
 	_   [64]byte // different cores count the two directions
 	out traffic
@@ -186,6 +196,7 @@ func (c *conn) socket() *conn { return c }
 // A Socket is the [wireguard.Socket] of a Bind: one UDP socket per family, on one port. Bind.Listen makes it. It must not
 // be copied. It is safe for concurrent use.
 type Socket struct {
+	bind  *Bind // a copy, which Renew uses
 	port  uint16
 	paths [families]path // nil where the host lacks the family
 }

@@ -1,0 +1,158 @@
+package wireguard
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+// How a running device changes from one socket to another, because of Wake or because of another port:
+//
+//	the new socket is open ─▶ replace: senders use it, its receivers begin ─▶ retire: the old receivers return what arrived
+//	                       ─▶ finishSocket: they ended, close
+//
+// A sender that found the old socket sends there, or on the new one if the old one refuses; see transmit. Down closes all
+// of them. A socket that is not a Renewer is closed in place of retire, and in Wake before the new one is opened.
+
+// An openSocket is a socket and the goroutines that read it.
+type openSocket struct {
+	Socket
+	port      uint16 // asked for once: it outlives the socket
+	receivers sync.WaitGroup
+	closed    chan struct{} // closed when the device has no more use for what the socket receives
+}
+
+// open makes a socket with the device's mark.
+func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
+	s, err := d.bind.Listen(port)
+	if err != nil {
+		return nil, errorf("listen on port %d: %w", port, err)
+	}
+	return newOpenSocket(s, mark)
+}
+
+// newOpenSocket gives s, which a Bind just opened, the mark. If that fails, it closes s.
+func newOpenSocket(s Socket, mark uint32) (*openSocket, error) {
+	if mark != 0 {
+		if err := setMark(s, mark); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	return &openSocket{Socket: s, port: s.Port(), closed: make(chan struct{})}, nil
+}
+
+func setMark(s Socket, mark uint32) error {
+	m, ok := s.(Marker)
+	if !ok {
+		return errorf("firewall mark %#x: the bind has no marks: %w", mark, errors.ErrUnsupported)
+	}
+	if err := m.SetMark(mark); err != nil {
+		return errorf("firewall mark %#x: %w", mark, err)
+	}
+	return nil
+}
+
+// renewSocket replaces the socket of r by another one on its port. It returns the old one. mu is held.
+func (d *Device) renewSocket(r *running) (old *openSocket, err error) {
+	old = r.socket.Load()
+	s := d.renewed(old)
+	if s == nil {
+		old.close()
+		s, err = d.listen(r, old.port, d.mark.Load())
+		if err != nil && d.port.Load() == 0 {
+			s, err = d.listen(r, 0, d.mark.Load())
+		}
+	}
+	if err == nil {
+		d.replace(r, s)
+	}
+	return old, err
+}
+
+// renewed opens a socket beside s, on the same port, or returns nil if that is not possible.
+func (d *Device) renewed(s *openSocket) *openSocket {
+	r, ok := s.Socket.(Renewer)
+	if !ok || s.isClosed() {
+		return nil
+	}
+	n, err := r.Renew()
+	if err != nil {
+		return nil
+	}
+	if n, err := newOpenSocket(n, d.mark.Load()); err == nil {
+		return n
+	}
+	return nil
+}
+
+// listen is open, beside the sockets of r. A retired socket that still has the port is closed first. mu is held.
+func (d *Device) listen(r *running, port uint16, mark uint32) (*openSocket, error) {
+	for _, s := range r.retired {
+		if s.port == port {
+			s.close()
+		}
+	}
+	return d.open(port, mark)
+}
+
+// replace makes s the socket of r, and retires the old one; finishSocket must follow. mu is held.
+func (d *Device) replace(r *running, s *openSocket) {
+	old := r.socket.Swap(s)
+	d.startReceivers(r, s)
+	if old.retire() {
+		r.retired = append(r.retired, old)
+	}
+}
+
+// finishSocket waits until the receivers of a replaced socket have ended, and closes it. mu is not held.
+func (d *Device) finishSocket(r *running, old *openSocket) {
+	old.receivers.Wait()
+	d.mu.Lock()
+	if i := slices.Index(r.retired, old); i >= 0 {
+		old.close()
+		r.retired = slices.Delete(r.retired, i, i+1)
+	}
+	d.mu.Unlock()
+}
+
+// retire is called once a socket is replaced. It reports whether the socket is still open. The configuration lock is held.
+func (s *openSocket) retire() bool {
+	if r, ok := s.Socket.(Renewer); ok && !s.isClosed() {
+		close(s.closed)
+		r.Retire()
+		return true
+	}
+	s.close()
+	return false
+}
+
+// close is called with the configuration lock held.
+func (s *openSocket) close() {
+	if !s.isClosed() {
+		close(s.closed)
+	}
+	s.Socket.Close()
+}
+
+func (s *openSocket) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// sleep waits, and returns false if the socket was closed meanwhile.
+func (s *openSocket) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.closed:
+		return false
+	}
+}

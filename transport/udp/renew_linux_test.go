@@ -1,0 +1,242 @@
+package udp
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// TestRenewLosesNothing: a sender goes on while the socket that receives is renewed ten times. It sends in bursts that
+// fit the socket's buffer, so that only a datagram without a socket is lost.
+func TestRenewLosesNothing(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		x, y := v.pair(t, f)
+		const window = 100
+		var sent, received atomic.Int64
+		stop := make(chan struct{})
+		var sender, receivers sync.WaitGroup
+		read := func(r wireguard.Receiver) {
+			for {
+				ts, err := r.Receive()
+				if err != nil {
+					if !errors.Is(err, net.ErrClosed) {
+						t.Errorf("Receive: %v", err)
+					}
+					return
+				}
+				for i := range ts {
+					received.Add(int64(ts[i].Len()))
+				}
+			}
+		}
+		receivers.Go(func() { read(y.receiver(f)); y.Close() })
+		to := y.at(f)
+		sender.Go(func() {
+			for n := uint32(0); ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if sent.Load()-received.Load() >= window {
+					time.Sleep(50 * time.Microsecond)
+					continue
+				}
+				sent.Add(1)
+				x.Send([]wireguard.Train{{Data: binary.BigEndian.AppendUint32(nil, n), Size: 4, Endpoint: to}})
+			}
+		})
+		s := y.Socket
+		for range 10 {
+			for before := received.Load(); received.Load() < before+50; {
+				time.Sleep(50 * time.Microsecond) // without this the sender may not run
+			}
+			next, err := s.Renew()
+			if err != nil {
+				t.Fatal(err)
+			}
+			old := s
+			s = next.(*Socket)
+			if s.Port() != old.Port() {
+				t.Fatalf("the new socket has port %d, want %d", s.Port(), old.Port())
+			}
+			r := (&end{s, t}).receiver(f)
+			receivers.Go(func() { read(r); next.Close() })
+			old.Retire()
+		}
+		close(stop)
+		sender.Wait()
+		for begin := time.Now(); received.Load() < sent.Load() && time.Since(begin) < 5*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
+		s.Close()
+		receivers.Wait()
+		if received.Load() != sent.Load() {
+			t.Errorf("%d of %d datagrams arrived", received.Load(), sent.Load())
+		}
+	})
+}
+
+// Nobody else can listen on the port of a socket: not before, while or after it is renewed.
+func TestRenewKeepsThePort(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		v.bind.Address = loopback(f)
+		x := v.listen(t)
+		refused := func(when string, change func(b *Bind)) {
+			t.Helper()
+			b := v.bind
+			change(&b)
+			if s, err := b.Listen(x.Port()); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("%s: %v, want that the port is taken", when, err)
+				if err == nil {
+					s.Close()
+				}
+			}
+		}
+		others := map[string]func(b *Bind){"plain": func(*Bind) {}, "shared": func(b *Bind) { b.shared = true }}
+		check := func(when string) {
+			for name, change := range others {
+				refused(when+", "+name, change)
+			}
+		}
+		check("before")
+		y, err := x.Renew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer y.Close()
+		check("both are open")
+		z, err := y.(*Socket).Renew() // though x is still open
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer z.Close()
+		check("three are open")
+		x.Close()
+		y.Close()
+		check("the last one is open")
+		if _, err := x.Renew(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("renewing a closed socket: %v", err)
+		}
+	})
+}
+
+// A Bind's Control that sets SO_REUSEADDR keeps what it set.
+func TestRenewKeepsOptionsOfControl(t *testing.T) {
+	b := Bind{Address: loopback(ipv4), Control: func(_, _ string, c syscall.RawConn) (err error) {
+		c.Control(func(fd uintptr) { _, err = setShared(fd, true) })
+		return err
+	}}
+	x, err := b.Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	y, err := x.(*Socket).Renew()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer y.Close()
+	if was, err := y.(*Socket).paths[ipv4].socket().share(true); !was || err != nil {
+		t.Errorf("SO_REUSEADDR is %v (%v) after Renew, want it kept", was, err)
+	}
+}
+
+// If the new socket cannot be opened, the old one stays as it was.
+func TestRenewFails(t *testing.T) {
+	refused := errors.New("no more sockets")
+	var fail bool
+	b := Bind{Control: func(network, _ string, c syscall.RawConn) error {
+		if fail && network == "udp6" {
+			return refused
+		}
+		return nil
+	}}
+	x, err := b.Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	s := x.(*Socket)
+	if s.paths[ipv4] == nil || s.paths[ipv6] == nil {
+		t.Skip("the host does not have both families")
+	}
+	fail = true
+	if _, err := s.Renew(); !errors.Is(err, refused) {
+		t.Fatalf("Renew: %v", err)
+	}
+	for f, p := range s.paths {
+		if was, err := p.socket().share(false); was || err != nil {
+			t.Errorf("%v: the port is left shared: %v (%v)", family(f), was, err)
+		}
+	}
+	fail = false
+	y, err := s.Renew()
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.Close()
+}
+
+// The receiver of a retired socket returns what has arrived, and then ends. What it sends still leaves.
+func TestRetire(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		x, y := v.pair(t, f)
+		var ts []wireguard.Train
+		for i := range 40 {
+			ts = append(ts, trainOf(i, 100, 100, y.at(f)))
+		}
+		x.send(ts...)
+		y.Retire()
+		got := y.receive(f, len(ts))
+		for i := range ts {
+			wantTrain(t, got[i:i+1], ts[i])
+		}
+		if _, err := y.receiver(f).Receive(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Receive on a retired socket that is empty: %v", err)
+		}
+		y.send(trainOf(1, 10, 10, x.at(f)))
+		x.receive(f, 1)
+
+		waits := make(chan error)
+		go func() {
+			_, err := x.receiver(f).Receive()
+			waits <- err
+		}()
+		time.Sleep(10 * time.Millisecond)
+		x.Retire()
+		x.Retire()
+		if err := <-waits; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a receiver that waits when its socket is retired: %v", err)
+		}
+	})
+}
+
+// Datagrams that still arrive do not keep a retired socket's receiver for ever.
+func TestRetireEndsUnderLoad(t *testing.T) {
+	both(t, func(t *testing.T, v variant, f family) {
+		x, y := v.pair(t, f)
+		y.Retire()
+		r := y.paths[f].socket().retired.Load()
+		y.paths[f].socket().retired.Store(&retirement{until: r.until.Add(50*time.Millisecond - retireTime)})
+		begin := time.Now()
+		for n := 0; ; n++ {
+			x.send(trainOf(n, 10, 10, y.at(f)))
+			if _, err := y.receiver(f).Receive(); errors.Is(err, net.ErrClosed) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if time.Since(begin) > 10*time.Second {
+				t.Fatalf("the receiver goes on after %d datagrams", n)
+			}
+		}
+	})
+}
