@@ -27,12 +27,13 @@ type flows struct {
 // A flow carries the datagrams of one client's address.
 type flow struct {
 	*session
-	from    netip.AddrPort
-	place   *list.Element
-	cancel  context.CancelFunc // ends the dial
-	waiting chan []byte        // datagrams before the connection is there
-	conn    net.Conn           // set before opened is closed
-	opened  chan struct{}
+	from   netip.AddrPort
+	place  *list.Element
+	cancel context.CancelFunc // ends the dial
+
+	sending sync.Mutex // held during a send; guards the rest
+	conn    net.Conn   // nil until the dial has succeeded
+	waiting [][]byte   // datagrams until then
 }
 
 // maxWaiting is how many datagrams of a flow wait for the dial, each as a copy. More are dropped.
@@ -51,19 +52,18 @@ func (t *flows) take(b []byte, from netip.AddrPort) {
 	if f == nil {
 		return
 	}
-	select {
-	case <-f.opened:
+	f.sending.Lock()
+	defer f.sending.Unlock()
+	switch {
+	case f.conn != nil:
 		f.send(b)
-	default:
-		select {
-		case f.waiting <- append([]byte(nil), b...):
-		default:
-		}
+	case len(f.waiting) < maxWaiting:
+		f.waiting = append(f.waiting, append([]byte(nil), b...))
 	}
 }
 
 // send sends a client's datagram to the target. A connected socket reports refused datagrams as errors of later ones, which is
-// why the flow goes on after an error.
+// why the flow goes on after an error. The caller holds sending.
 func (f *flow) send(b []byte) {
 	f.moved.Add(1) // b may be empty
 	if n, err := f.conn.Write(b); err == nil {
@@ -80,7 +80,7 @@ func (t *flows) find(from netip.AddrPort) *flow {
 		return f
 	}
 	n := &session{server: t.server, report: Report{Client: net.UDPAddrFromAddrPort(from), Target: t.target, Start: time.Now()}}
-	f := &flow{session: n, from: from, waiting: make(chan []byte, maxWaiting), opened: make(chan struct{})}
+	f := &flow{session: n, from: from}
 	if !t.server.register(n) {
 		return nil
 	}
@@ -147,17 +147,15 @@ func (t *flows) open(ctx context.Context, f *flow) error {
 		return fmt.Errorf("proxy: dial %s: %w", t.target, err)
 	}
 	f.own(c)
-	f.conn = c
 	f.watch(t.server.idleUDP())
-	close(f.opened)
-	for {
-		select {
-		case b := <-f.waiting:
-			f.send(b)
-		default:
-			return nil
-		}
+	f.sending.Lock()
+	defer f.sending.Unlock()
+	f.conn = c
+	for _, b := range f.waiting {
+		f.send(b)
 	}
+	f.waiting = nil
+	return nil
 }
 
 // close ends all flows.

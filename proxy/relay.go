@@ -43,7 +43,7 @@ func (n *session) pass(dst, src net.Conn, moved *atomic.Int64) {
 //   - A small buffer that grows while it is filled.
 //
 // So a connection without traffic holds no buffer in the first three cases, and 4 KiB in the last.
-func (n *session) copy(dst, src net.Conn, moved *atomic.Int64) error {
+func (n *session) copy(dst io.Writer, src net.Conn, moved *atomic.Int64) error {
 	if kernelTCP(dst) && kernelTCP(src) && canSplice {
 		return n.splice(dst.(*net.TCPConn), src.(*net.TCPConn), moved)
 	}
@@ -57,7 +57,7 @@ func (n *session) copy(dst, src net.Conn, moved *atomic.Int64) error {
 	return copyGrowing(dst, src, moved)
 }
 
-func kernelTCP(c net.Conn) bool {
+func kernelTCP(c any) bool {
 	_, ok := c.(*net.TCPConn)
 	return ok
 }

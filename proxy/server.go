@@ -130,6 +130,20 @@ func (s *Server) sleep(d time.Duration) bool {
 
 // begin starts the protocol and notes a listener or a socket, which Close closes.
 func (s *Server) begin(l interface{ Close() error }) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return fmt.Errorf("proxy: the server was closed before Serve: %w", net.ErrClosed)
+	}
+	s.listeners[l] = true
+	return nil
+}
+
+// ready starts the protocol, once.
+func (s *Server) ready() error {
 	if s.Protocol == nil {
 		return errors.New("proxy: Server.Protocol is nil; set SOCKS5, HTTP, SNI or Forward")
 	}
@@ -139,16 +153,7 @@ func (s *Server) begin(l interface{ Close() error }) error {
 		s.mu.Unlock()
 		s.service, s.failed = s.Protocol.start(s)
 	})
-	if s.failed != nil {
-		return s.failed
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining {
-		return fmt.Errorf("proxy: the server was closed before Serve: %w", net.ErrClosed)
-	}
-	s.listeners[l] = true
-	return nil
+	return s.failed
 }
 
 // init makes what a zero Server lacks. The caller holds mu.

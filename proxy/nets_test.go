@@ -1,0 +1,195 @@
+package proxy_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
+	"github.com/seed-86b749af/wireguard/proxy"
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+var office, server = netip.MustParseAddr("10.8.0.1"), netip.MustParseAddr("10.8.0.2")
+
+// tunnel is two Nets with a device each. The server's Net has a name server that knows intranet.example, and a web server.
+//
+//	this machine ── proxy ── office ══ pipe ══ server: DNS, web
+func tunnel(t *testing.T) (a, b *netstack.Net) {
+	t.Helper()
+	wire := pipe.NewNetwork(pipe.Config{Lossless: true})
+	side := func(addr netip.Addr) (*netstack.Net, devices.Side) {
+		n, err := netstack.New(netstack.Config{Addresses: []netip.Addr{addr}, DNS: []netip.Addr{server}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := wire.NewEnd()
+		return n, devices.Side{Tunnel: n, Bind: end, At: end.Endpoint, Inside: []netip.Prefix{netip.PrefixFrom(addr, 32)}}
+	}
+	a, sideA := side(office)
+	b, sideB := side(server)
+	devices.Pair(t, sideA, sideB)
+	names, err := b.ListenPacket("udp", ":53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go answerNames(names)
+	l, err := b.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello from ", r.Host) })}
+	go func() { _ = web.Serve(l) }()
+	t.Cleanup(func() { web.Close(); names.Close() })
+	return a, b
+}
+
+// answerNames is a name server: everything is at the server's address.
+func answerNames(c net.PacketConn) {
+	for b := make([]byte, 1500); ; {
+		n, from, err := c.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(b[:n]) != nil || len(m.Questions) != 1 {
+			continue
+		}
+		m.Header.Response, m.Additionals = true, nil
+		if q := m.Questions[0]; q.Type == dnsmessage.TypeA {
+			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}, Body: &dnsmessage.AResource{A: server.As4()}}}
+		}
+		if a, err := m.Pack(); err == nil {
+			_, _ = c.WriteTo(a, from)
+		}
+	}
+}
+
+// start runs a server until the test ends.
+func start(t *testing.T, s *proxy.Server, l net.Listener, err error) (addr string) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close(); <-ended })
+	return l.Addr().String()
+}
+
+// TestTunnel: through a tunnel, HTTP clients reach a web server by a name that only the tunnel knows, over SOCKS and an HTTP
+// proxy; SOCKS datagrams and a UDP forward reach its name server; a forward of the other direction publishes a service of this
+// machine in the tunnel.
+func TestTunnel(t *testing.T) {
+	a, b := tunnel(t)
+	host := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+	l, err := host()
+	socks := start(t, &proxy.Server{Protocol: proxy.SOCKS5{}, DialContext: a.DialContext, ListenPacket: a.ListenPacket}, l, err)
+	l, err = host()
+	web := start(t, &proxy.Server{Protocol: proxy.HTTP{}, DialContext: a.DialContext}, l, err)
+	for _, p := range []url.URL{{Scheme: "socks5h", Host: socks}, {Scheme: "http", Host: web}} {
+		transport := &http.Transport{Proxy: http.ProxyURL(&p)}
+		got := get(t, &http.Client{Transport: transport, Timeout: time.Minute}, "http://intranet.example/")
+		if got != "hello from intranet.example" {
+			t.Errorf("over %v: %q", &p, got)
+		}
+		transport.CloseIdleConnections()
+	}
+	published, err := b.Listen("tcp", ":2222")
+	start(t, &proxy.Server{Protocol: proxy.Forward{Target: web}}, published, err)
+	transport := &http.Transport{DialContext: a.DialContext, Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: "10.8.0.2:2222"})}
+	if got := get(t, &http.Client{Transport: transport, Timeout: time.Minute}, "http://intranet.example/"); got != "hello from intranet.example" {
+		t.Errorf("through a forward from the tunnel: %q", got)
+	}
+	transport.CloseIdleConnections()
+	askOverSOCKS(t, socks)
+}
+
+func get(t *testing.T, c *http.Client, address string) string {
+	t.Helper()
+	r, err := c.Get(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+// question is a question for intranet.example.
+func question() []byte {
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: 7}, Questions: []dnsmessage.Question{{
+		Name: dnsmessage.MustNewName("intranet.example."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	b, _ := m.Pack()
+	return b
+}
+
+// askOverSOCKS is a small SOCKS client with UDP: it sends a question to a server that it calls by name.
+func askOverSOCKS(t *testing.T, socks string) {
+	t.Helper()
+	c, err := net.Dial("tcp", socks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte("\x05\x01\x00\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+	b := make([]byte, 2+10)
+	if _, err := io.ReadFull(c, b); err != nil || b[3] != 0 {
+		t.Fatalf("UDP ASSOCIATE: % x, %v", b, err)
+	}
+	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[6:10])), uint16(b[10])<<8|uint16(b[11]))
+	u, err := net.Dial("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	_ = u.SetDeadline(time.Now().Add(30 * time.Second))
+	name := "names.intranet.example"
+	_, _ = u.Write(append([]byte("\x00\x00\x00\x03"+string(rune(len(name)))+name+"\x00\x35"), question()...))
+	answer := make([]byte, 1500)
+	n, err := u.Read(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m dnsmessage.Message
+	if err := m.Unpack(answer[10:n]); err != nil || m.ID != 7 || len(m.Answers) != 1 || m.Answers[0].Body.(*dnsmessage.AResource).A != server.As4() {
+		t.Errorf("the answer of %v is %v, %v", answer[:10], m.GoString(), err)
+	}
+}
+
+// TestDig asks the tunnel's name server through a UDP forward.
+func TestDig(t *testing.T) {
+	dig, err := exec.LookPath("dig")
+	if err != nil {
+		t.Skip("needs dig: install bind9-dnsutils")
+	}
+	a, _ := tunnel(t)
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &proxy.Server{Protocol: proxy.Forward{Target: "10.8.0.2:53"}, DialContext: a.DialContext}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = s.ServePacket(c) }()
+	defer func() { s.Close(); <-ended }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, port, _ := net.SplitHostPort(c.LocalAddr().String())
+	out, err := exec.CommandContext(ctx, dig, "@127.0.0.1", "-p", port, "+short", "+tries=5", "intranet.example").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != server.String() {
+		t.Errorf("dig: %s, %v", out, err)
+	}
+}
