@@ -89,8 +89,7 @@ func (d *Device) lookUp(in *initiation) {
 	}
 }
 
-// askFor calls Lookup, which may take as long as the program likes. A worker answers the initiation: this goroutine would
-// compete with packets.
+// askFor calls Lookup, which may take as long as the program likes.
 func (d *Device) askFor(key PublicKey, r *running) {
 	defer d.wg.Done()
 	c, err := d.lookup(r.ctx, key)
@@ -103,31 +102,20 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	if err == nil {
 		err = d.addLookedUp(&c, r)
 	}
-	if err == nil {
-		d.slow.lookedUp(d, key)
+	switch {
+	case err == nil:
 		return
+	case err == errOldTimestamp:
+		d.drops.add(DropOldTimestamp, 1)
+	default:
+		d.drops.add(DropUnknownPeer, 1)
+		d.debug("lookup found no peer", "peer", key, "err", err)
 	}
 	d.lookups.end(key).wipe()
-	if err == errOldTimestamp {
-		d.drops.add(DropOldTimestamp, 1)
-		return
-	}
-	d.drops.add(DropUnknownPeer, 1)
-	d.debug("lookup found no peer", "peer", key, "err", err)
 }
 
-// answerLookedUp answers the initiation that waited for the lookup of key. Until here it takes a place among the lookups.
-func (d *Device) answerLookedUp(key PublicKey) {
-	in := d.lookups.end(key)
-	if p := d.peers.find(key); p != nil {
-		d.acceptInitiation(p, in)
-		return
-	}
-	in.wipe()
-	d.drops.add(DropUnknownPeer, 1)
-}
-
-// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile.
+// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile. A worker answers its initiation, which
+// takes a place among the lookups until then.
 func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -138,16 +126,19 @@ func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	if d.running.Load() != r {
 		return ErrDown
 	}
-	if d.peers.find(c.PublicKey) != nil {
-		return nil
-	}
-	d.changePeers(change, false)
-	d.lookups.count(1)
 	p := d.peers.find(c.PublicKey)
+	added := p == nil
+	if added {
+		d.changePeers(change, false)
+		d.lookups.count(1)
+		p = d.peers.find(c.PublicKey)
+	}
 	var out outbox
 	p.mu.Lock()
-	p.lookedUp = true
-	p.timers.set(timerWipe, d.now()+rejectAfterTime)
+	if p.found = true; added {
+		p.lookedUp = true
+		p.timers.set(timerWipe, d.now()+rejectAfterTime)
+	}
 	d.release(p, &out)
 	return nil
 }

@@ -32,6 +32,7 @@ type peer struct {
 	queue   sendQueue // numbered runs that are not sent yet
 	handed  bool      // the slow path is to send from the head of queue
 	inSlow  bool      // in the slow path's queue of peers, or about to be
+	found   bool      // Lookup supplied it, and its initiation waits among the lookups
 	answers uint8     // responses and cookie replies to the peer's messages that wait in the slow path
 
 	waits []chan error // of calls that wait for a session; each takes one value before it waits again
@@ -41,8 +42,7 @@ type peer struct {
 	stagedBytes int32 // of staged, as the device's pool counts them; written with the pool's mutex held too
 	stagedPlace int32 // place in the pool, from 1; guarded by it
 
-	nextSlow *peer // in the slow path's queue of peers; guarded by that
-	deadline int   // place in the device's deadlines, from 1; guarded by them
+	deadline int // place in the device's deadlines, from 1; guarded by them
 }
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }

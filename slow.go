@@ -11,9 +11,8 @@ import (
 // queue for each kind of work, and the kinds take turns. Workers start when there is work, and end when there is none.
 //
 //	receivers: initiations ────────────┐
-//	receivers: responses and cookies ──┤
-//	peers that want a handshake ───────┼─▶ work ─▶ exchange.go
-//	peers that Lookup supplied ────────┤        └▶ Tunnel
+//	receivers: responses and cookies ──┼─▶ work ─▶ exchange.go
+//	peers that want to be visited ─────┤        └▶ Tunnel
 //	ICMP errors for the sink ──────────┘
 const (
 	// Initiations may wait for as long as their senders wait for the answer: a core answers about 5,000 a second.
@@ -30,18 +29,33 @@ type slowPath struct {
 	mu           sync.Mutex   // guards all below; taken after a peer's
 	initiations  messageQueue // at most maxInitiations, or more cores' work
 	answers      messageQueue // responses and cookie replies: at most maxAnswers of each peer
-	first, last  *peer        // peers that want a handshake, or are handed over; linked by nextSlow
-	found        []PublicKey  // peers that Lookup supplied and whose initiation waits: at most Config.MaxLookups
-	unreachables [][]byte
+	peers        fifo[*peer]  // that want a handshake, are handed over, or were looked up
+	unreachables fifo[[]byte]
 	errorLimit   bucket // rate limit of unreachables
 	rotation     int
 	workers      int
 	closed       bool
 }
 
+// A fifo is a queue. Its memory shrinks with it: an empty one has none.
+type fifo[T any] []T
+
+func (q *fifo[T]) push(x T) { *q = append(*q, x) }
+
+// pop takes the oldest element out of the queue. If there is none, it returns the zero value.
+func (q *fifo[T]) pop() (x T) {
+	if len(*q) > 0 {
+		x, (*q)[0] = (*q)[0], x
+		*q = (*q)[1:]
+	}
+	if len(*q) == 0 {
+		*q = nil
+	}
+	return x
+}
+
 // A handshakeMessage is a copy of a message as it arrived.
 type handshakeMessage struct {
-	next *handshakeMessage
 	from Endpoint
 	to   *peer // for a response or a cookie reply, whose receiver index it has
 	at   int64 // when it arrived
@@ -54,39 +68,15 @@ func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
 // messages are handshakeMessages that are not in use, so that a flood makes no garbage.
 var messages = sync.Pool{New: func() any { return new(handshakeMessage) }}
 
-// A messageQueue is messages in the order of their arrival. Its memory is that of the messages in it.
+// A messageQueue is handshake messages in the order of their arrival.
 type messageQueue struct {
-	first, last *handshakeMessage
-	n           int
-	loadedAt    int64 // when too much last waited; 0 means not lately
-}
-
-func (q *messageQueue) push(m *handshakeMessage) {
-	if q.last == nil {
-		q.first = m
-	} else {
-		q.last.next = m
-	}
-	q.last = m
-	q.n++
-}
-
-// pop takes the oldest message out of the queue, or nil.
-func (q *messageQueue) pop() *handshakeMessage {
-	m := q.first
-	if m == nil {
-		return nil
-	}
-	if q.first, m.next = m.next, nil; q.first == nil {
-		q.last = nil
-	}
-	q.n--
-	return m
+	fifo[*handshakeMessage]
+	loadedAt int64 // when too many last waited; 0 means not lately
 }
 
 // underLoad reports whether too many messages wait, or did within the last second. crowded says that there is load beside them.
 func (q *messageQueue) underLoad(crowded bool, now int64) bool {
-	if crowded || q.n >= loadMessages {
+	if crowded || len(q.fifo) >= loadMessages {
 		q.loadedAt = now
 	}
 	if q.loadedAt != 0 && now-q.loadedAt >= underLoadHold {
@@ -113,7 +103,7 @@ func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
 	defer s.mu.Unlock()
 	q := &s.initiations
 	switch {
-	case s.closed, to == nil && q.n >= maxInitiations && q.n >= maxInitiationsPerCore*runtime.GOMAXPROCS(0):
+	case s.closed, to == nil && len(q.fifo) >= max(maxInitiations, maxInitiationsPerCore*runtime.GOMAXPROCS(0)):
 		d.drops.add(DropQueueFull, 1)
 		return
 	case to != nil:
@@ -136,8 +126,7 @@ func (p *peer) expectAnswer() bool {
 	return ok
 }
 
-// enterSlow reports whether the caller is to queue p, whose initiating or handed is set: p is not in the queue yet. p.mu is
-// held.
+// enterSlow reports whether the caller is to queue p, which is to be visited: p is not in the queue yet. p.mu is held.
 func (p *peer) enterSlow() bool {
 	queued := p.inSlow
 	p.inSlow = true
@@ -148,25 +137,10 @@ func (p *peer) enterSlow() bool {
 func (s *slowPath) peer(d *Device, p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return
+	if !s.closed {
+		s.peers.push(p)
+		s.start(d)
 	}
-	if s.last == nil {
-		s.first = p
-	} else {
-		s.last.nextSlow = p
-	}
-	s.last = p
-	s.start(d)
-}
-
-// lookedUp queues the answer to the initiation of a peer that Lookup supplied. A closed device takes it too, so that the
-// initiation is wiped.
-func (s *slowPath) lookedUp(d *Device, key PublicKey) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.found = append(s.found, key)
-	s.start(d)
 }
 
 // unreachable queues an ICMP error for the sender of a packet that has no destination.
@@ -192,7 +166,7 @@ func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 		return
 	}
 	b.tokens -= cost
-	s.unreachables = append(s.unreachables, reply)
+	s.unreachables.push(reply)
 	s.start(d)
 }
 
@@ -205,12 +179,11 @@ func (s *slowPath) start(d *Device) {
 	}
 }
 
-// A slowJob is one of the five kinds of work.
+// A slowJob is one of the four kinds of work.
 type slowJob struct {
 	message *handshakeMessage
 	loaded  bool // whether messages of its kind put the device under load
 	peer    *peer
-	found   PublicKey
 	icmp    []byte
 }
 
@@ -220,33 +193,21 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	*j = slowJob{}
-	for range 5 {
-		s.rotation = (s.rotation + 1) % 5
-		switch {
-		case s.rotation == 0 && s.initiations.n > 0:
+	for range 4 {
+		s.rotation = (s.rotation + 1) % 4
+		switch s.rotation {
+		case 0:
 			j.loaded = s.initiations.underLoad(d.lookups.crowded(), now)
 			j.message = s.initiations.pop()
-			return true
-		case s.rotation == 1 && s.first != nil:
-			j.peer = s.first
-			s.first, j.peer.nextSlow = j.peer.nextSlow, nil
-			if s.first == nil {
-				s.last = nil
-			}
-			return true
-		case s.rotation == 2 && len(s.found) > 0:
-			j.found = s.found[0]
-			if s.found = s.found[1:]; len(s.found) == 0 {
-				s.found = nil
-			}
-			return true
-		case s.rotation == 3 && len(s.unreachables) > 0:
-			j.icmp = s.unreachables[0]
-			s.unreachables = s.unreachables[1:]
-			return true
-		case s.rotation == 4 && s.answers.n > 0:
+		case 1:
+			j.peer = s.peers.pop()
+		case 2:
+			j.icmp = s.unreachables.pop()
+		case 3:
 			j.loaded = s.answers.underLoad(false, now)
 			j.message = s.answers.pop()
+		}
+		if j.message != nil || j.peer != nil || j.icmp != nil {
 			return true
 		}
 	}
@@ -267,7 +228,7 @@ func (s *slowPath) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.initiations, s.answers, s.first, s.last, s.unreachables = messageQueue{}, messageQueue{}, nil, nil, nil
+	s.initiations, s.answers, s.peers, s.unreachables = messageQueue{}, messageQueue{}, nil, nil
 }
 
 // work is the body of a worker.
@@ -283,8 +244,6 @@ func (d *Device) work() {
 			messages.Put(j.message)
 		case j.peer != nil:
 			d.visit(j.peer)
-		case j.found != PublicKey{}:
-			d.answerLookedUp(j.found)
 		case j.icmp != nil:
 			d.tunnel.WritePackets([][]byte{j.icmp})
 		}
@@ -295,10 +254,13 @@ func (d *Device) work() {
 // visit does the work that p was queued for.
 func (d *Device) visit(p *peer) {
 	p.mu.Lock()
-	initiate, handed := p.initiating, p.handed
+	initiate, handed, found := p.initiating, p.handed, p.found
 	// From here on p may be queued again, even while it is initiating, so that later requests are not forgotten.
-	p.handed, p.inSlow = false, false
+	p.handed, p.found, p.inSlow = false, false, false
 	p.mu.Unlock()
+	if found {
+		d.acceptInitiation(p, d.lookups.end(p.key))
+	}
 	if initiate {
 		d.sendInitiation(p)
 	}

@@ -370,7 +370,7 @@ func (d *Device) settle(p *peer, out *outbox) (visit bool) {
 	if out.revived {
 		p.endWaits(nil)
 	}
-	return (out.initiate || p.handed) && p.enterSlow()
+	return (out.initiate || p.handed || p.found) && p.enterSlow()
 }
 
 // carryOut does what the core asked for. p.mu is not held.
