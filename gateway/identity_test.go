@@ -1,0 +1,112 @@
+package gateway_test
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/gateway"
+)
+
+// A server inside the tunnel knows its clients by their keys, and no longer once an address has moved.
+func TestAuthenticate(t *testing.T) {
+	w := newWorld(t, gateway.Config{})
+	l := gateway.Listener(must(w.stack.Listen("tcp", ":80"))(t), w.device)
+	server := &http.Server{ConnContext: gateway.ConnContext, Handler: gateway.Authenticate(
+		http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			peer, _ := gateway.PeerFrom(r.Context())
+			_, _ = io.WriteString(rw, peer.String())
+		}),
+		func(peer wireguard.PublicKey) bool { return peer == w.keys[0] },
+	)}
+	go server.Serve(l)
+	defer server.Close()
+	var clients [2]http.Client
+	get := func(i int) (int, string, error) {
+		r, err := clients[i].Get("http://" + inside.String() + "/")
+		if err != nil {
+			return 0, "", err
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		return r.StatusCode, string(b), err
+	}
+	for i := range clients {
+		clients[i].Transport = &http.Transport{DialContext: w.clients[i].DialContext}
+		defer clients[i].CloseIdleConnections()
+	}
+	if code, body, err := get(0); code != 200 || body != w.keys[0].String() || err != nil {
+		t.Errorf("the allowed peer got %d %q %v", code, body, err)
+	}
+	if code, _, err := get(1); code != 403 || err != nil {
+		t.Errorf("the other peer got %d %v, want 403", code, err)
+	}
+	err := w.device.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{
+		PublicKey: w.keys[1], AllowedIPs: []netip.Prefix{netip.PrefixFrom(addrs[0], 32), netip.PrefixFrom(addrs[1], 32)},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients[0].Timeout = 1 // the answers reach the other peer
+	if code, body, err := get(0); err == nil {
+		t.Errorf("the connection of a moved address got %d %q", code, body)
+	}
+}
+
+// A program serves a forwarded connection itself.
+func TestHandle(t *testing.T) {
+	type result struct {
+		peer wireguard.PublicKey
+		ok   bool
+	}
+	peers := make(chan result, 1)
+	w := newWorld(t, gateway.Config{Policy: func(gateway.Request) gateway.Verdict {
+		return gateway.Verdict{Allow: true, Handle: func(c net.Conn) {
+			peer, ok := gateway.Peer(tls.Server(c, nil))
+			peers <- result{peer, ok}
+			_, _ = io.Copy(c, c)
+		}}
+	}})
+	c := must(w.dial(t, 1, netip.AddrPortFrom(far, 80)))(t)
+	if got := <-peers; !got.ok || got.peer != w.keys[1] {
+		t.Errorf("the connection's peer is %v, want %v", got, w.keys[1])
+	}
+	b := []byte("x")
+	_, _ = c.Write(b)
+	if _, err := c.Read(b); err != nil {
+		t.Error(err)
+	}
+	if peer, ok := gateway.Peer(c); ok {
+		t.Errorf("a client's connection has the peer %v", peer)
+	}
+}
+
+// A moved address ends the server's connection.
+func TestListenerMoved(t *testing.T) {
+	w := newWorld(t, gateway.Config{})
+	l := gateway.Listener(must(w.stack.Listen("tcp", ":81"))(t), w.device)
+	defer l.Close()
+	must(w.dial(t, 0, netip.AddrPortFrom(inside, 81)))(t)
+	c := must(l.Accept())(t)
+	defer c.Close()
+	if peer, ok := gateway.Peer(c); !ok || peer != w.keys[0] {
+		t.Errorf("the peer is %v %t, want %v", peer, ok, w.keys[0])
+	}
+	err := w.device.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{
+		PublicKey: w.keys[1], AllowedIPs: []netip.Prefix{netip.PrefixFrom(addrs[0], 32)},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peer, ok := gateway.Peer(c); ok {
+		t.Errorf("the peer is still %v", peer)
+	}
+	if _, err := c.Write([]byte("secret")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a write to the address of another peer: %v, want net.ErrClosed", err)
+	}
+}

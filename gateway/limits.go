@@ -1,0 +1,252 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// Limits bound what one peer can take. In each field a negative number means no limit.
+type Limits struct {
+	// Flows is how many TCP connections and UDP sockets the peer may have at once. Zero means 4096.
+	Flows int
+
+	// NewFlows is how many flows and pings the peer may begin per second, after a burst of twice that. Zero means 500.
+	NewFlows int
+
+	// FromPeer is how many bytes per second the peer may send, after a burst of a tenth of that. Zero means no limit.
+	// TCP waits, and UDP loses datagrams.
+	FromPeer int
+
+	// ToPeer is how many bytes per second the peer may receive, as FromPeer. Zero means no limit.
+	ToPeer int
+
+	// Quota is how many bytes the peer may send and receive in all, without headers. Zero means no limit. Then its
+	// flows are reset, and new ones are refused. To grant more, call SetLimits with a larger number.
+	Quota int64
+}
+
+const (
+	defaultPeerFlows = 4096
+	defaultNewFlows  = 500
+)
+
+// PeerStats are the counters of one peer.
+type PeerStats struct {
+	// Flows is how many TCP connections and UDP sockets the peer has now.
+	Flows int
+
+	// Opened counts the flows that the policy and the limits let through.
+	Opened uint64
+
+	// Refused counts the flows and pings that the policy or a limit refused, and the new destinations of UDP sockets.
+	Refused uint64
+
+	// Failed counts the flows whose dial failed.
+	Failed uint64
+
+	// Dropped counts UDP datagrams that a limit, the filter of inbound datagrams or a socket's error dropped.
+	Dropped uint64
+
+	// Pings counts the pings that were answered.
+	Pings uint64
+
+	// FromPeer is how many bytes of TCP and UDP left for other hosts, without headers.
+	FromPeer uint64
+
+	// ToPeer is how many bytes of TCP and UDP went to the peer, without headers.
+	ToPeer uint64
+}
+
+// An account holds a peer's limits and counters.
+type account struct {
+	// Gateway.mu guards these.
+	flows   int
+	pings   int
+	arrived bucket
+
+	limits           atomic.Pointer[Limits]
+	fromPeer, toPeer direction
+
+	opened, refused, failed, dropped, answered atomic.Uint64
+}
+
+// A direction counts and slows the bytes of one direction.
+type direction struct {
+	bytes atomic.Uint64
+	mu    sync.Mutex // guards rate
+	rate  bucket
+}
+
+// A bucket is a token bucket. Its tokens may be negative: then they are owed.
+type bucket struct {
+	tokens float64
+	last   time.Time
+}
+
+// fill adds the tokens of the time since the last call.
+func (b *bucket) fill(now time.Time, perSecond, burst float64) {
+	if b.last.IsZero() {
+		b.tokens = burst
+	} else {
+		b.tokens = min(burst, b.tokens+now.Sub(b.last).Seconds()*perSecond)
+	}
+	b.last = now
+}
+
+func (g *Gateway) accountLocked(peer wireguard.PublicKey) *account {
+	a := g.peers[peer]
+	if a == nil {
+		a = new(account)
+		a.limits.Store(&g.config.Limits)
+		g.peers[peer] = a
+	}
+	return a
+}
+
+// SetLimits gives peer its own limits, which also hold for the flows that it has.
+func (g *Gateway) SetLimits(peer wireguard.PublicKey, l Limits) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.accountLocked(peer).limits.Store(&l)
+}
+
+// Forget drops the limits and counters of a peer that has no flows, and reports whether it has none. A program that
+// removes peers calls it, because the Gateway keeps about 300 bytes for each peer that it has seen.
+func (g *Gateway) Forget(peer wireguard.PublicKey) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if a := g.peers[peer]; a != nil && (a.flows > 0 || a.pings > 0) {
+		return false
+	}
+	delete(g.peers, peer)
+	return true
+}
+
+// Stats returns the counters of each peer that the Gateway has seen.
+func (g *Gateway) Stats() map[wireguard.PublicKey]PeerStats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all := make(map[wireguard.PublicKey]PeerStats, len(g.peers))
+	for peer, a := range g.peers {
+		all[peer] = PeerStats{
+			Flows: a.flows, Opened: a.opened.Load(), Refused: a.refused.Load(), Failed: a.failed.Load(),
+			Dropped: a.dropped.Load(), Pings: a.answered.Load(),
+			FromPeer: a.fromPeer.bytes.Load(), ToPeer: a.toPeer.bytes.Load(),
+		}
+	}
+	return all
+}
+
+// begin takes a place for a flow of a, and reports whether there is one.
+func (g *Gateway) begin(a *account, now time.Time) bool {
+	l := a.limits.Load()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	most := l.Flows
+	if most == 0 {
+		most = defaultPeerFlows
+	}
+	// A peer may hold half of the flows that the others leave, and leastFlows in any case.
+	shared := a.flows >= leastFlows && a.flows >= g.config.Flows-g.flows
+	if most > 0 && a.flows >= most || shared || a.spent() || !a.arrive(l, now) {
+		return false
+	}
+	a.flows++
+	g.flows++
+	a.opened.Add(1)
+	return true
+}
+
+func (g *Gateway) end(a *account) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	a.flows--
+	g.flows--
+}
+
+// arrive counts a new flow or ping against NewFlows. Gateway.mu is held.
+func (a *account) arrive(l *Limits, now time.Time) bool {
+	rate := float64(l.NewFlows)
+	switch {
+	case rate < 0:
+		return true
+	case rate == 0:
+		rate = defaultNewFlows
+	}
+	if a.arrived.fill(now, rate, 2*rate); a.arrived.tokens < 1 {
+		return false
+	}
+	a.arrived.tokens--
+	return true
+}
+
+// spent reports whether the quota is used up.
+func (a *account) spent() bool {
+	q := a.limits.Load().Quota
+	return q > 0 && a.fromPeer.bytes.Load()+a.toPeer.bytes.Load() >= uint64(q)
+}
+
+var errQuota = errors.New("gateway: the peer's quota is used up")
+
+// pass counts n bytes of TCP in the direction d, and waits as long as the rate demands.
+func (a *account) pass(ctx context.Context, d *direction, n int) error {
+	if a.spent() {
+		return errQuota
+	}
+	d.bytes.Add(uint64(n))
+	rate := a.rate(d)
+	if rate <= 0 {
+		return nil
+	}
+	d.mu.Lock()
+	d.rate.fill(time.Now(), rate, rate/10)
+	d.rate.tokens -= float64(n)
+	owed := -d.rate.tokens
+	d.mu.Unlock()
+	if owed <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(time.Duration(owed / rate * float64(time.Second)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// admit counts a datagram of n bytes in the direction d, and reports whether it may pass now.
+func (a *account) admit(d *direction, n int) bool {
+	if a.spent() {
+		return false
+	}
+	if rate := a.rate(d); rate > 0 {
+		d.mu.Lock()
+		d.rate.fill(time.Now(), rate, rate/10)
+		late := d.rate.tokens <= 0
+		if !late {
+			d.rate.tokens -= float64(n)
+		}
+		d.mu.Unlock()
+		if late {
+			return false
+		}
+	}
+	d.bytes.Add(uint64(n))
+	return true
+}
+
+// rate returns the bytes per second of the direction d. Zero and less mean no limit.
+func (a *account) rate(d *direction) float64 {
+	l := a.limits.Load()
+	if d == &a.fromPeer {
+		return float64(l.FromPeer)
+	}
+	return float64(l.ToPeer)
+}

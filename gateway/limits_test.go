@@ -1,0 +1,117 @@
+package gateway_test
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/gateway"
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+// A peer that opens all connections that it can leaves room for another one.
+func TestGreedyTCP(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200})
+	port := echo(t)
+	open := 0
+	for range 250 {
+		if _, err := w.dial(t, 0, netip.AddrPortFrom(far, port)); err == nil {
+			open++
+		} else if !errors.Is(err, syscall.EHOSTUNREACH) {
+			t.Fatalf("connection %d: %v, want %v", open, err, syscall.EHOSTUNREACH)
+		}
+	}
+	if open != 100 {
+		t.Errorf("one peer has %d connections, want half of 200", open)
+	}
+	for range 50 {
+		must(w.dial(t, 1, netip.AddrPortFrom(far, port)))(t)
+	}
+}
+
+// Each limit of a peer holds for it alone.
+func TestFlowLimits(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Flows: 3}})
+	port := echo(t)
+	w.SetLimits(w.keys[1], gateway.Limits{NewFlows: 1})
+	for i, want := range []int{3, 2} {
+		open := 0
+		for range 4 {
+			if _, err := w.dial(t, i, netip.AddrPortFrom(far, port)); err == nil {
+				open++
+			}
+		}
+		// A slow machine lets the bucket of the second peer fill.
+		if open < want || open > 3 {
+			t.Errorf("peer %d has %d connections, want %d", i, open, want)
+		}
+	}
+}
+
+// Bytes per second hold in each direction.
+func TestRates(t *testing.T) {
+	const rate = 1 << 20
+	for _, l := range []gateway.Limits{{FromPeer: rate}, {ToPeer: rate}} {
+		w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: l})
+		c := must(w.dial(t, 0, netip.AddrPortFrom(far, echo(t))))(t)
+		begun := time.Now()
+		go func() { _, _ = c.Write(make([]byte, rate/2)) }()
+		if _, err := io.ReadFull(c, make([]byte, rate/2)); err != nil {
+			t.Fatal(err)
+		}
+		// A tenth of a second's bytes pass at once. The last chunk is read before it is paid.
+		if took := time.Since(begun); took < 250*time.Millisecond {
+			t.Errorf("%+v: half a second's bytes took %v", l, took)
+		}
+	}
+}
+
+// A peer whose quota is used up loses its connection and gets no other one, until it is granted more.
+func TestQuota(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Quota: 100_000}})
+	to := netip.AddrPortFrom(far, echo(t))
+	c := must(w.dial(t, 0, to))(t)
+	go func() { _, _ = c.Write(make([]byte, 1<<20)) }()
+	if n, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection ended after %d bytes by %v, want %v", n, err, syscall.ECONNRESET)
+	}
+	if _, err := w.dial(t, 0, to); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("a peer without quota: %v, want %v", err, syscall.EHOSTUNREACH)
+	}
+	must(w.dial(t, 1, to))(t)
+	w.SetLimits(w.keys[0], gateway.Limits{Quota: 1 << 30})
+	must(w.dial(t, 0, to))(t)
+}
+
+// A peer begins 100,000 UDP flows, each from another socket. It gets its share, and another peer still gets through.
+func TestFlood(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200, Limits: gateway.Limits{NewFlows: -1}})
+	sink, port := host(t, "127.0.0.1:0"), echo(t)
+	const n = 100_000
+	for i := range n {
+		p := make([]byte, 20+8)
+		packet.PutIP(p, len(p), addrs[0], netip.AddrFrom4([4]byte{203, byte(i >> 16), byte(i >> 8), byte(i)}), 17, 0)
+		p[20], p[21] = byte((1024+i%60000)>>8), byte(1024+i%60000)
+		p[22], p[23] = byte(portOf(sink)>>8), byte(portOf(sink))
+		p[25] = 8 // the length; without a checksum
+		if _, err := w.stack.WritePackets([][]byte{p}); err != nil {
+			t.Fatal(err)
+		}
+		if i%1000 == 0 {
+			if got := w.Stats()[w.keys[0]].Flows; got > 100 {
+				t.Fatalf("one peer has %d flows, want at most half of 200", got)
+			}
+		}
+	}
+	for range 20 {
+		c := must(w.dial(t, 1, netip.AddrPortFrom(far, port)))(t)
+		_, _ = c.Write([]byte("x"))
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Errorf("the second peer: %v", err)
+		}
+	}
+	eventually(t, "in the first peer's hands: its half of the flows", func() bool { return w.Stats()[w.keys[0]].Flows >= 64 })
+}

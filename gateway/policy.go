@@ -1,0 +1,111 @@
+package gateway
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+)
+
+// Public returns a policy that lets peers reach all other hosts. It refuses what leads to the host itself or to its
+// links: loopback, link-local, multicast, broadcast, reserved and unspecified addresses, the addresses of the host's
+// interfaces, and the tunnel's own prefixes.
+//
+// To open one of these, wrap the policy. This one sends an address that peers know to a service on the host's loopback
+// interface:
+//
+//	public := gateway.Public(tunnel)
+//	policy := func(r gateway.Request) gateway.Verdict {
+//		if r.Network == "tcp" && r.Destination == netip.MustParseAddrPort("10.7.0.53:80") {
+//			return gateway.Verdict{Allow: true, To: netip.MustParseAddrPort("127.0.0.1:8080")}
+//		}
+//		return public(r)
+//	}
+func Public(tunnel ...netip.Prefix) func(Request) Verdict {
+	tunnel = slices.Clone(tunnel)
+	for i, p := range tunnel {
+		tunnel[i] = p.Masked()
+	}
+	host := new(hostAddrs)
+	return func(r Request) Verdict {
+		to := r.Destination.Addr()
+		if isPrivate(to, tunnel) || host.has(to) {
+			return Verdict{Refusal: netstack.Prohibited}
+		}
+		return Verdict{Allow: true}
+	}
+}
+
+// nat64 is the prefix whose addresses hold an IPv4 address (RFC 6052).
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// isPrivate reports whether a is an address of this host, of its links or of the tunnel, as far as a alone says so.
+func isPrivate(a netip.Addr, tunnel []netip.Prefix) bool {
+	if a = a.Unmap(); nat64.Contains(a) {
+		b := a.As16()
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return true
+	}
+	if a.Is4() {
+		if first := a.As4()[0]; first == 0 || first >= 240 { // "this network"; reserved, with the broadcast address
+			return true
+		}
+	}
+	return slices.ContainsFunc(tunnel, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// hostAddrs knows the addresses of the host's interfaces and their broadcast addresses. It looks again after a while,
+// because interfaces change.
+type hostAddrs struct {
+	mu     sync.Mutex // guards the rest
+	addrs  map[netip.Addr]bool
+	looked time.Time
+}
+
+const lookEvery = 10 * time.Second
+
+func (h *hostAddrs) has(a netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now := time.Now(); h.addrs == nil || now.Sub(h.looked) >= lookEvery {
+		h.looked = now
+		if found, err := net.InterfaceAddrs(); err == nil || h.addrs == nil {
+			h.addrs = addrsOf(found)
+		}
+	}
+	return h.addrs[a.Unmap()]
+}
+
+// addrsOf returns the addresses in found, and for IPv4 the broadcast addresses of their networks: Go's UDP sockets may
+// send to these.
+func addrsOf(found []net.Addr) map[netip.Addr]bool {
+	addrs := make(map[netip.Addr]bool)
+	for _, f := range found {
+		n, ok := f.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(n.IP)
+		if !ok {
+			continue
+		}
+		a = a.Unmap()
+		addrs[a] = true
+		ones, bits := n.Mask.Size()
+		if !a.Is4() || bits != 32 || ones >= 31 {
+			continue
+		}
+		first, last := a.As4(), a.As4()
+		for i, m := range n.Mask {
+			first[i] &= m
+			last[i] |= ^m
+		}
+		addrs[netip.AddrFrom4(first)], addrs[netip.AddrFrom4(last)] = true, true
+	}
+	return addrs
+}

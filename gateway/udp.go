@@ -1,0 +1,198 @@
+package gateway
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard/transport/netstack"
+)
+
+// maxDestinations is how many destinations and remote addresses a mapping remembers. A forgotten destination is decided
+// again, and a forgotten address is filtered until the peer sends to it.
+const maxDestinations = 256
+
+// A datagram that does not fit into the first buffer is lost, and the mapping gets the largest one from then on: most
+// mappings never need it, and a peer may have thousands.
+const (
+	firstBuffer   = 4 << 10
+	largestBuffer = 64 << 10
+)
+
+// A mapping is one UDP socket behind a peer and one outbound socket: RFC 4787's endpoint-independent mapping. Inbound
+// datagrams pass from addresses that the peer has sent to, whatever their port ("address-dependent filtering").
+type mapping struct {
+	g       *Gateway
+	account *account
+	source  *netstack.UDPSource
+	host    net.PacketConn
+
+	mu       sync.Mutex                        // guards the rest
+	verdicts map[netip.AddrPort]Verdict        // of destinations
+	heard    map[netip.Addr]bool               // remote addresses that may answer
+	names    map[netip.AddrPort]netip.AddrPort // from Verdict.To to the destination that the peer knows
+}
+
+// udp serves a UDP socket behind a peer. The Net closes the source after netstack.Forwarding.UDPIdle.
+func (g *Gateway) udp(f *netstack.Flow, a *account) {
+	network := "udp4"
+	if f.Source().Addr().Is6() {
+		network = "udp6"
+	}
+	source, began, err := f.AcceptSource()
+	if err != nil || !began {
+		a.opened.Add(^uint64(0)) // another flow of the same socket has taken its datagrams
+		return
+	}
+	defer source.Close()
+	ctx, cancel := g.outbound(f)
+	host, err := g.config.ListenPacket(ctx, network, ":0")
+	cancel()
+	if err != nil {
+		a.failed.Add(1)
+		_ = source.Refuse(f.Destination(), netstack.RefusalOf(err))
+		return
+	}
+	defer host.Close()
+	m := &mapping{
+		g: g, account: a, source: source, host: host, verdicts: make(map[netip.AddrPort]Verdict),
+		heard: make(map[netip.Addr]bool), names: make(map[netip.AddrPort]netip.AddrPort),
+	}
+	stop := context.AfterFunc(g.ctx, func() { _ = source.Close() })
+	defer stop()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.inbound()
+		_ = source.Close()
+	}()
+	m.outbound()
+	_, _ = source.Close(), host.Close()
+	<-ended
+}
+
+// outbound sends the peer's datagrams.
+func (m *mapping) outbound() {
+	b := make([]byte, firstBuffer)
+	for {
+		n, to, err := m.source.ReadTo(b)
+		if err != nil {
+			if isEnded(err) {
+				return
+			}
+			continue // the peer's socket refused a datagram
+		}
+		if n == len(b) && n < largestBuffer {
+			b = make([]byte, largestBuffer)
+			m.account.dropped.Add(1)
+			continue
+		}
+		if m.account.spent() {
+			_ = m.source.Refuse(to, netstack.Prohibited)
+			return
+		}
+		real, ok := m.decide(to)
+		if !ok {
+			continue
+		}
+		if !m.account.admit(&m.account.fromPeer, n) {
+			m.account.dropped.Add(1)
+			continue
+		}
+		if _, err := m.host.WriteTo(b[:n], net.UDPAddrFromAddrPort(real)); err != nil {
+			m.account.dropped.Add(1)
+			_ = m.source.Refuse(to, netstack.RefusalOf(err))
+		}
+	}
+}
+
+// decide returns where a datagram for to is sent. It refuses a datagram that the policy does not allow.
+func (m *mapping) decide(to netip.AddrPort) (real netip.AddrPort, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v, known := m.verdicts[to]
+	if !known {
+		v = m.g.config.Policy(Request{m.source.Peer(), "udp", m.source.Source(), to})
+		if v.Allow && v.To.IsValid() && v.To.Addr().Is4() != to.Addr().Is4() {
+			v = Verdict{Refusal: netstack.NetUnreachable}
+		}
+		if !v.Allow {
+			m.account.refused.Add(1)
+		}
+		put(m.verdicts, to, v)
+	}
+	if !v.Allow {
+		_ = m.source.Refuse(to, v.Refusal)
+		return real, false
+	}
+	if real = to; v.To.IsValid() {
+		real = v.To
+		put(m.names, real, to)
+	}
+	put(m.heard, real.Addr(), true)
+	return real, true
+}
+
+// put adds an entry to m. It removes another one if m is full.
+func put[K comparable, V any](m map[K]V, k K, v V) {
+	if _, ok := m[k]; !ok && len(m) >= maxDestinations {
+		for old := range m {
+			delete(m, old)
+			break
+		}
+	}
+	m[k] = v
+}
+
+// inbound gives the peer the answers.
+func (m *mapping) inbound() {
+	b := make([]byte, firstBuffer)
+	failures := 0
+	for {
+		n, from, err := m.host.ReadFrom(b)
+		if err != nil {
+			// Windows reports an ICMP error about an earlier datagram here.
+			if failures++; isEnded(err) || failures > 100 {
+				return
+			}
+			continue
+		}
+		failures = 0
+		if n == len(b) && n < largestBuffer {
+			b = make([]byte, largestBuffer)
+			m.account.dropped.Add(1)
+			continue
+		}
+		if m.account.spent() {
+			return
+		}
+		name, ok := m.nameOf(from)
+		if !ok || !m.account.admit(&m.account.toPeer, n) {
+			m.account.dropped.Add(1)
+			continue
+		}
+		if _, err := m.source.WriteFrom(b[:n], name); err != nil {
+			if isEnded(err) {
+				return
+			}
+			m.account.dropped.Add(1)
+		}
+	}
+}
+
+// nameOf returns the address that the peer knows from by, and whether from may send to the peer.
+func (m *mapping) nameOf(from net.Addr) (netip.AddrPort, bool) {
+	u, ok := from.(*net.UDPAddr)
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	a := u.AddrPort()
+	a = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if name, ok := m.names[a]; ok {
+		return name, true
+	}
+	return a, m.heard[a.Addr()]
+}

@@ -1,0 +1,71 @@
+package gateway_test
+
+import (
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard/gateway"
+)
+
+// RFC 4787, REQ-1: one socket behind a peer has one socket of the host, whatever its destinations. Only addresses that
+// the peer has sent to may answer, from any port.
+func TestUDPMapping(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback})
+	a, b := host(t, "127.0.0.1:0"), host(t, "127.0.0.1:0")
+	c := w.socket(t, 0)
+	send(t, c, "to a", netip.AddrPortFrom(far, portOf(a)))
+	send(t, c, "to b", netip.AddrPortFrom(distant, portOf(b)))
+	text, mapped := receive(t, a)
+	if text != "to a" {
+		t.Errorf("a got %q", text)
+	}
+	if _, again := receive(t, b); again != mapped {
+		t.Errorf("the second destination saw %v, want %v as the first did", again, mapped)
+	}
+	if runtime.GOOS == "linux" { // all of 127.0.0.0/8 is local
+		stranger := host(t, "127.0.0.2:0")
+		send(t, stranger, "unasked", mapped)
+		eventually(t, "dropped the stranger's datagram", func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
+	}
+	send(t, a, "from a", mapped)
+	send(t, b, "from b", mapped)
+	froms := make(map[string]netip.AddrPort)
+	for range 2 {
+		text, from := receive(t, c)
+		froms[text] = from
+	}
+	if froms["from a"] != netip.AddrPortFrom(far, portOf(a)) || froms["from b"] != netip.AddrPortFrom(distant, portOf(b)) {
+		t.Errorf("the peer got %v", froms)
+	}
+	other := w.socket(t, 1)
+	send(t, other, "to a", netip.AddrPortFrom(far, portOf(a)))
+	if _, from := receive(t, a); from == mapped {
+		t.Errorf("two sockets share the mapping %v", mapped)
+	}
+}
+
+// A datagram of the largest size passes in both directions, once the mapping has seen that its buffer is too small.
+func TestUDPLarge(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback})
+	a, c := host(t, "127.0.0.1:0"), w.socket(t, 0)
+	large := strings.Repeat("x", 60_000)
+	to := netip.AddrPortFrom(far, portOf(a))
+	dropped := func(n uint64) func() bool {
+		return func() bool { return w.Stats()[w.keys[0]].Dropped == n }
+	}
+	send(t, c, large, to)
+	eventually(t, "dropped", dropped(1))
+	send(t, c, large, to)
+	text, mapped := receive(t, a)
+	if text != large {
+		t.Errorf("the host got %d bytes, want %d", len(text), len(large))
+	}
+	send(t, a, large, mapped)
+	eventually(t, "dropped", dropped(2))
+	send(t, a, large, mapped)
+	if text, _ := receive(t, c); text != large {
+		t.Errorf("the peer got %d bytes, want %d", len(text), len(large))
+	}
+}
