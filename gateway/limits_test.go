@@ -3,7 +3,10 @@ package gateway_test
 import (
 	"errors"
 	"io"
+	"net"
 	"net/netip"
+	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -38,14 +41,17 @@ func TestFlowLimits(t *testing.T) {
 	port := echo(t)
 	w.SetLimits(w.keys[1], gateway.Limits{NewFlows: 1})
 	for i, want := range []int{3, 2} {
-		open := 0
+		open, begun := 0, time.Now()
 		for range 4 {
 			if _, err := w.dial(t, i, netip.AddrPortFrom(far, port)); err == nil {
 				open++
 			}
 		}
-		// A slow machine lets the bucket of the second peer fill.
-		if open < want || open > 3 {
+		most := want
+		if i == 1 { // on a slow machine, the bucket fills meanwhile
+			most += int(time.Since(begun).Seconds())
+		}
+		if open < want || open > most {
 			t.Errorf("peer %d has %d connections, want %d", i, open, want)
 		}
 	}
@@ -72,9 +78,8 @@ func TestRates(t *testing.T) {
 // A peer whose quota is used up loses its connection and gets no other one, until it is granted more.
 func TestQuota(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Quota: 100_000}})
-	to := netip.AddrPortFrom(far, echo(t))
+	to := netip.AddrPortFrom(far, serve(t, func(c net.Conn) { _, _ = c.Write(make([]byte, 1<<20)) }))
 	c := must(w.dial(t, 0, to))(t)
-	go func() { _, _ = c.Write(make([]byte, 1<<20)) }()
 	if n, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the connection ended after %d bytes by %v, want %v", n, err, syscall.ECONNRESET)
 	}
@@ -86,11 +91,15 @@ func TestQuota(t *testing.T) {
 	must(w.dial(t, 0, to))(t)
 }
 
-// A peer begins 100,000 UDP flows, each from another socket. It gets its share, and another peer still gets through.
+// A peer begins many UDP flows, each from another socket. It gets its share, and another peer still gets through.
+// GATEWAY_FLOWS=100000 takes 4 s.
 func TestFlood(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200, Limits: gateway.Limits{NewFlows: -1}})
 	sink, port := host(t, "127.0.0.1:0"), echo(t)
-	const n = 100_000
+	n := 10_000
+	if s := os.Getenv("GATEWAY_FLOWS"); s != "" {
+		n = must(strconv.Atoi(s))(t)
+	}
 	for i := range n {
 		p := make([]byte, 20+8)
 		packet.PutIP(p, len(p), addrs[0], netip.AddrFrom4([4]byte{203, byte(i >> 16), byte(i >> 8), byte(i)}), 17, 0)
