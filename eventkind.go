@@ -12,12 +12,13 @@ const (
 	EventHandshakeFailed                      // 20 initiations made no session; Peer, Endpoint, Err (of the last). While packets arrive, attempts go on
 	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint
 	EventPeerForgotten                        // a peer that Lookup supplied was removed; Peer, Timestamp, SentTimestamp
+	EventUnanswered                           // data has been unanswered for 11 s, although a peer that gets it answers in 10; Peer, Endpoint
 	eventKinds
 )
 
 var eventNames = [eventKinds]string{
 	"unknown event", "handshake completed", "session expired", "endpoint moved", "attempt failed", "handshake failed",
-	"bind trouble", "peer forgotten",
+	"bind trouble", "peer forgotten", "data unanswered",
 }
 
 // String names the kind in lower-case words.

@@ -15,6 +15,7 @@ const (
 	keepaliveTimeout    = 10 * second
 	rekeyOnReceive      = rejectAfterTime - keepaliveTimeout - rekeyTimeout
 	unansweredTimeout   = keepaliveTimeout + rekeyTimeout
+	silenceTimeout      = keepaliveTimeout + second // a peer answers data with a keepalive after 10 s, which needs time to arrive
 	wipeAfterTime       = 3 * rejectAfterTime
 	maxAttempts         = 20 // initiations of one series: 90 s of REKEY_ATTEMPT_TIME in Linux's counting
 	initiationInterval  = second / 50
@@ -33,11 +34,12 @@ const (
 	timerExpiry                  // the current session reaches the end of its life
 	timerWipe                    // no new session for long: forget all keys
 	timerCount
+	timerSilence = timerCount // of timers.silence, which has no deadline of its own
 )
 
-var timerNames = [timerCount]string{
+var timerNames = [timerCount + 1]string{
 	"retransmit the initiation", "send a keepalive", "make a new session: data went unanswered",
-	"send a persistent keepalive", "the session expires", "wipe the session",
+	"send a persistent keepalive", "the session expires", "wipe the session", "publish that data went unanswered",
 }
 
 // timers are the deadlines of a peer. The zero value has none.
@@ -46,6 +48,7 @@ type timers struct {
 	seed        uint32 // of the jitter
 	attempts    uint8  // initiations sent in this series; more packets begin a new one
 	unanswered  uint8  // initiations sent since anything was heard of the peer
+	tell        bool   // publish that data went unanswered before timerUnanswered fires
 	tries       uint32 // initiations sent since a session was last confirmed
 	awaiting    bool   // the last of them may still be answered
 	needAnother bool   // data was received while timerKeepalive was pending: one more keepalive follows
@@ -65,7 +68,19 @@ func (t *timers) next() (which timer, at int64) {
 			which, at = timer(i), a
 		}
 	}
+	if s := t.silence(); s != 0 && s < at {
+		which, at = timerSilence, s
+	}
 	return which, at
+}
+
+// silence returns when to tell subscribers that data went unanswered, or 0 if there is nothing to tell. It is a part of
+// timerUnanswered, jitter included.
+func (t *timers) silence() int64 {
+	if at := t.at[timerUnanswered]; at != 0 && t.tell {
+		return at - (unansweredTimeout - silenceTimeout)
+	}
+	return 0
 }
 
 // jitter returns up to a third of a second, computed from the seed and the time: the core has no source of randomness. The
@@ -83,6 +98,7 @@ func (t *timers) jitter(now int64) int64 {
 func (p *peerState) dataSent(now int64) {
 	if !p.timers.pending(timerUnanswered) {
 		p.timers.set(timerUnanswered, now+unansweredTimeout+p.timers.jitter(now))
+		p.timers.tell = true
 	}
 }
 
@@ -170,6 +186,10 @@ func (p *peerState) expire(now int64, out *outbox) {
 		t.cancel(timerKeepalive)
 		t.again, t.needAnother = t.needAnother, false
 		out.keepalive = true
+	}
+	if at := t.silence(); at != 0 && at <= now {
+		t.tell = false
+		out.event(EventUnanswered, p.endpoint)
 	}
 	if t.due(timerUnanswered, now) {
 		t.cancel(timerUnanswered)

@@ -149,6 +149,39 @@ func TestUnansweredCountsFromFirstDataPacket(t *testing.T) {
 	c.wantNone(timerUnanswered, "it fired")
 }
 
+// Subscribers are told once, after 11 s and the jitter, and no later than the new session is asked for.
+func TestUnansweredIsPublished(t *testing.T) {
+	c := newCore(t)
+	c.initiator()
+	c.sends(true)
+	sent := c.now
+	c.after(5 * second).sends(true)
+	for c.expires() != timerSilence {
+	}
+	if age := c.now - sent; age < silenceTimeout || age > silenceTimeout+maxJitter {
+		t.Errorf("published %d ns after the first data was sent, want 11 s", age)
+	}
+	if len(c.out.events) != 1 || c.out.events[0] != (outEvent{EventUnanswered, c.endpoint}) {
+		t.Errorf("events %+v, want one that data went unanswered", c.out.events)
+	}
+	c.sends(true)
+	for which := c.expires(); which != timerUnanswered; which = c.expires() {
+		if which == timerSilence {
+			t.Error("it was published twice")
+		}
+	}
+	c.wantInitiation(true, "data went unanswered")
+	if len(c.out.events) != 0 {
+		t.Errorf("events %+v, want none", c.out.events)
+	}
+	c.sends(true)
+	c.receives(c.current, false)
+	c.step()
+	if c.expire(c.now+silenceTimeout+maxJitter, &c.out); len(c.out.events) != 0 {
+		t.Errorf("events %+v, want none: an answer arrived", c.out.events)
+	}
+}
+
 func TestUnansweredIsCancelledByAnythingAuthentic(t *testing.T) {
 	for name, receive := range map[string]func(*core){
 		"keepalive":  func(c *core) { c.receives(c.current, false) },
