@@ -2,6 +2,7 @@ package wireguard_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -196,4 +197,19 @@ func TestSentTimestampFloor(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A caller that does not want to wait passes a context that has ended.
+func TestRenewWithoutWaiting(t *testing.T) {
+	scenario(t, func(w *world, a, b *node) {
+		w.connect(a, b)
+		w.advance(10 * time.Second)
+		w.wantIdle(time.Second, "nothing is sent")
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if err := a.Renew(ctx, b.pub()); !errors.Is(err, context.Canceled) {
+			w.Fatalf("Renew returned %v, want that the context has ended", err)
+		}
+		w.want("a initiation, b response, a keepalive", "the session is renewed nevertheless")
+	})
 }

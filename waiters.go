@@ -22,7 +22,7 @@ func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 
 // Renew makes a new session with a peer now, whatever the present one, and waits for it. An endpoint that got an
 // initiation in the last 5 s gets the next one after that time, and a peer gets at most 4 in 5 s, wherever it moves. Renew
-// fails as Handshake does.
+// fails as Handshake does. If ctx has ended already, Renew begins to make the session and does not wait for it.
 func (d *Device) Renew(ctx context.Context, key PublicKey) error {
 	if err := d.await(ctx, key, true); err != nil {
 		return errorf("renew the session with %v: %w", key, err)

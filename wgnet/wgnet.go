@@ -8,7 +8,9 @@
 //
 // A [Tunnel] is a [wireguard.Device] whose packet side is a [netstack.Net] with the file's addresses, name servers and MTU, and
 // whose other side is UDP sockets. Open resolves the names of endpoints with the resolver of the host. The Tunnel resolves
-// all other names with the file's name servers, through the tunnel.
+// all other names with the file's name servers, through the tunnel. When a peer does not answer, the Tunnel resolves the names
+// of its endpoints again and tries all their addresses, and all Endpoint lines of the file, until the peer answers; see
+// package follow.
 //
 // The keys Table, PreUp, PostUp, PreDown, PostDown and SaveConfig have no effect here: no interface exists that they could
 // be about.
@@ -23,6 +25,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/follow"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
@@ -47,6 +50,9 @@ type Config struct {
 type Tunnel struct {
 	device *wireguard.Device
 	net    *netstack.Net
+
+	unfollow context.CancelFunc
+	followed chan struct{} // closed when the goroutine of the Follower has ended
 }
 
 // Open opens the tunnel that a file describes. It resolves the names of endpoints, which it does until ctx ends, and starts
@@ -110,7 +116,15 @@ func open(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
 		d.Close() // and with it n
 		return nil, err
 	}
-	return &Tunnel{device: d, net: n}, nil
+	t := &Tunnel{device: d, net: n, followed: make(chan struct{})}
+	follower := follow.New(d, follow.Config{Resolution: c.Resolution, Logger: device.Logger})
+	follower.Set(follow.Endpoints(f))
+	ctx, t.unfollow = context.WithCancel(context.Background())
+	go func() {
+		defer close(t.followed)
+		follower.Run(ctx)
+	}()
+	return t, nil
 }
 
 // check refuses settings that would contradict the file.
@@ -224,4 +238,9 @@ func (t *Tunnel) Resolver() *net.Resolver { return t.net.Resolver() }
 
 // Close closes the tunnel and all its connections, listeners and sockets. It may be called again. When it returns, none of
 // the Tunnel's goroutines is left. Connections fail from then on with errors that wrap net.ErrClosed.
-func (t *Tunnel) Close() error { return t.device.Close() }
+func (t *Tunnel) Close() error {
+	t.unfollow()
+	err := t.device.Close()
+	<-t.followed
+	return err
+}

@@ -296,3 +296,28 @@ func TestWaitSendError(t *testing.T) {
 		t.Errorf("Wait returned %v; want the deadline and the error of the send", err)
 	}
 }
+
+// TestFollow finds a server at the second Endpoint of a file over UDP sockets. The first attempt takes 5 s, so it runs only
+// with WGNET_SLOW=1.
+func TestFollow(t *testing.T) {
+	if os.Getenv("WGNET_SLOW") != "1" {
+		t.Skip("takes 5 s; set WGNET_SLOW=1")
+	}
+	testkit.NoLeaks(t)
+	silent, err := net.ListenPacket("udp", loopback+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	serverKey, key := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	server := openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.1\n[Peer]\nPublicKey=%v\nAllowedIPs=10.0.0.2\n", serverKey.Text(), key.Public()), wgnet.Config{})
+	client := openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.2\n[Peer]\nPublicKey=%v\nAllowedIPs=10.0.0.1\nEndpoint=%v\nEndpoint=%s:%d\n",
+		key.Text(), serverKey.Public(), silent.LocalAddr(), loopback, server.Device().Status().ListenPort), wgnet.Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
+	defer cancel()
+	start := time.Now()
+	if err := client.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("a session after %v", time.Since(start))
+}

@@ -84,7 +84,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	}
 	go d.followStates()
 	if file != nil {
-		go file.follow(ctx, d)
+		go file.follow(ctx)
 	}
 	if err := parent.release(); err != nil {
 		log.Warn("the daemon is ready but could not detach from the process that started it", "err", err)

@@ -18,8 +18,8 @@
 // SaveConfig. For a default route it also sets a mark, policy rules and a filter (with nft or iptables, if installed). When a
 // step fails, wg0 undoes all steps; it runs PostDown if it had started a PreUp or PostUp hook.
 //
-// When a handshake with a peer fails, the daemon resolves the name of that peer's endpoint again. On SIGHUP it reads the file
-// again and applies its peers and keys. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of
+// When a peer does not answer, the daemon resolves the names of that peer's endpoints again, and tries all their addresses
+// and all Endpoint lines of the peer in turn. On SIGHUP it reads the file again and applies its peers and keys. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of
 // new peers. Routes of removed peers stay until the interface is deleted; packets sent there are dropped. Addresses, MTU and
 // DNS do not change. On SIGTERM the daemon does what `wg0 down` does.
 //

@@ -21,6 +21,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/follow"
 )
 
 // A tunnelFile is a wg-quick(8) file and the interface that it configures. It works in this order:
@@ -34,8 +35,10 @@ type tunnelFile struct {
 	only4  bool   // whether to leave out IPv6, which is off; set by up, then used by reloads
 	mark   uint32 // of the default route's rules; 0 without such rules; used by up, then by reloads, and then by cleanUp
 
-	mu   sync.Mutex // guards file: reload changes it, follow reads it
+	mu   sync.Mutex // guards file, which reload changes
 	file *conf.File
+
+	follower *follow.Follower // set by up
 }
 
 const configDirectory = "/etc/wireguard"
@@ -186,6 +189,8 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 	if err := t.configure(ctx, d, f); err != nil {
 		return err
 	}
+	t.follower = follow.New(d.device, follow.Config{Logger: d.log})
+	t.follower.Set(follow.Endpoints(f))
 	if err := d.device.Up(); err != nil {
 		return err
 	}
@@ -381,6 +386,7 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	t.mu.Lock()
 	t.file = f
 	t.mu.Unlock()
+	t.follower.Set(follow.Endpoints(f))
 	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
 		return &routesError{err}
 	}
@@ -388,17 +394,8 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	return nil
 }
 
-// follow resolves the name of an endpoint again when a handshake fails.
-func (t *tunnelFile) follow(ctx context.Context, d *daemon) {
-	resolveAgain(ctx, d.device, conf.Resolution{Retries: 1}, func(key wireguard.PublicKey) (e conf.Endpoint) {
-		for _, p := range t.config().Peers {
-			if p.PublicKey == key {
-				return p.Endpoint
-			}
-		}
-		return e
-	}, d.log)
-}
+// follow keeps the endpoints of the peers true until ctx ends.
+func (t *tunnelFile) follow(ctx context.Context) { t.follower.Run(ctx) }
 
 // A host runs commands for one interface.
 type host struct {

@@ -20,7 +20,7 @@ func readTarget(string) (*tunnelFile, error) { return nil, errLinuxAlone("up") }
 func (*tunnelFile) name() string                          { return "" }
 func (*tunnelFile) prepare(context.Context) error         { return nil }
 func (*tunnelFile) up(context.Context, *daemon) error     { return nil }
-func (*tunnelFile) follow(context.Context, *daemon)       {}
+func (*tunnelFile) follow(context.Context)                {}
 func (*tunnelFile) reload(context.Context, *daemon) error { return nil }
 func (*tunnelFile) preDown(*daemon)                       {}
 func (*tunnelFile) cleanUp(context.Context)               {}

@@ -1,0 +1,20 @@
+package follow_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestNoStack: a program that follows without a network stack in the process does not link one.
+func TestNoStack(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "../cmd/wg0", ".").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "wireguard/follow\n") {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	for path := range strings.Lines(string(out)) {
+		if strings.Contains(path, "gvisor") || strings.Contains(path, "netstack") {
+			t.Errorf("%s is linked", strings.TrimSpace(path))
+		}
+	}
+}

@@ -1,0 +1,297 @@
+package follow_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/follow"
+	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+const (
+	port = 51820
+	host = "vpn.example.com"
+)
+
+var (
+	first, second, third = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::3")
+
+	insideClient = netip.MustParseAddrPort("10.0.0.2:7")
+	insideServer = netip.MustParseAddrPort("10.0.0.1:7")
+)
+
+// A world is a client that follows its server, in virtual time.
+//
+//	client 192.0.2.9 ── wire ── server at first, which moves
+type world struct {
+	*testing.T
+	net            *pipe.Network
+	client         *wireguard.Device
+	tunnel         *pipe.Tunnel // the client's
+	server         *wireguard.Device
+	serverTunnel   *pipe.Tunnel
+	key, serverKey wireguard.PrivateKey
+	follower       *follow.Follower
+
+	mu    sync.Mutex // guards what follows: the resolver
+	addrs []netip.Addr
+	err   error
+	asked []time.Time
+}
+
+// LookupNetIP answers with the addresses of the only name.
+func (w *world) LookupNetIP(_ context.Context, network, name string) ([]netip.Addr, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked = append(w.asked, time.Now())
+	if name != host || network != "ip" {
+		w.Errorf("asked for %s of %s", network, name)
+	}
+	return slices.Clone(w.addrs), w.err
+}
+
+// resolves sets the answer.
+func (w *world) resolves(err error, addrs ...netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.addrs, w.err = addrs, err
+}
+
+func (w *world) lookups() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.asked)
+}
+
+func named() conf.Endpoint { return conf.Endpoint{Host: host, Port: port} }
+
+func literal(a netip.Addr) conf.Endpoint { return conf.Endpoint{Host: a.String(), Port: port} }
+
+func at(a netip.Addr) wireguard.Endpoint {
+	return wireguard.EndpointOf(netip.AddrPortFrom(a, port))
+}
+
+// inWorld calls f with a client whose peer has these endpoints, with the device's at first, and a server at serverAt.
+func inWorld(t *testing.T, serverAt netip.Addr, endpoints []conf.Endpoint, f func(*world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{T: t, net: pipe.NewNetwork(pipe.Config{Seed: 1}), key: wireguard.NewPrivateKey(), serverKey: wireguard.NewPrivateKey()}
+		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond})
+		w.resolves(nil, first)
+		w.tunnel = pipe.NewTunnel(0)
+		w.serve(serverAt)
+		w.client = devices.Up(t, wireguard.Config{
+			PrivateKey: w.key, Bind: w.net.NewEnd(netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")), Tunnel: w.tunnel, Clock: pipe.NewClock(),
+			Peers: []wireguard.PeerConfig{{PublicKey: w.serverKey.Public(), Endpoint: at(first), AllowedIPs: []netip.Prefix{netip.PrefixFrom(insideServer.Addr(), 32)}}},
+		})
+		w.follower = follow.New(w.client, follow.Config{Resolution: conf.Resolution{Resolver: w}})
+		w.follower.Set(map[wireguard.PublicKey][]conf.Endpoint{w.serverKey.Public(): endpoints})
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan struct{})
+		go func() {
+			defer close(ran)
+			w.follower.Run(ctx)
+		}()
+		defer func() { cancel(); <-ran }()
+		synctest.Wait()
+		f(w)
+	})
+}
+
+// talk sends a packet to the server every 200 ms until the server gets one, or until limit. It returns how long that took.
+func (w *world) talk(limit time.Duration) (took time.Duration, heard bool) {
+	for w.serverTunnel.TryReceive() != nil {
+	}
+	for start := time.Now(); time.Since(start) < limit; time.Sleep(200 * time.Millisecond) {
+		w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
+		synctest.Wait()
+		if w.serverTunnel.TryReceive() != nil {
+			return time.Since(start), true
+		}
+	}
+	return limit, false
+}
+
+func (w *world) wantHeard(limit time.Duration, why string) (took time.Duration) {
+	w.Helper()
+	took, heard := w.talk(limit)
+	if !heard {
+		p, _ := w.client.Peer(w.serverKey.Public())
+		w.Fatalf("nothing arrives within %v: %s; the endpoint is %v", limit, why, p.Endpoint)
+	}
+	return took
+}
+
+func (w *world) wantEndpoint(a netip.Addr, why string) {
+	w.Helper()
+	if p, _ := w.client.Peer(w.serverKey.Public()); p.Endpoint.Addr.Addr() != a {
+		w.Errorf("the endpoint is %v, want %v: %s", p.Endpoint, a, why)
+	}
+}
+
+// serve starts the server at a.
+func (w *world) serve(a netip.Addr) {
+	w.serverTunnel = pipe.NewTunnel(0)
+	w.server = devices.Up(w.T, wireguard.Config{
+		PrivateKey: w.serverKey, ListenPort: port, Bind: w.net.NewEnd(a), Tunnel: w.serverTunnel, Clock: pipe.NewClock(),
+		Peers: []wireguard.PeerConfig{{PublicKey: w.key.Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(insideClient.Addr(), 32)}}},
+	})
+}
+
+// serverMoves ends the server, and starts it at another address. It has no session there, and does not know where the
+// client is.
+func (w *world) serverMoves(a netip.Addr) {
+	w.server.Close()
+	w.serve(a)
+}
+
+// TestNameChanges is the goal: 17 s from the server's move until there is traffic again.
+func TestNameChanges(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
+		w.wantHeard(time.Second, "the server is there")
+		time.Sleep(time.Minute)
+		w.wantHeard(time.Second, "the server is there")
+		if n := w.lookups(); n != 0 {
+			w.Errorf("%d lookups for a tunnel that works", n)
+		}
+		w.serverMoves(second)
+		w.resolves(nil, second)
+		took := w.wantHeard(17*time.Second, "the name has the new address")
+		w.Logf("traffic again after %v", took)
+		w.wantEndpoint(second, "it answered there")
+	})
+}
+
+// TestNameChangesLater: DNS may know of the move later than the server moves, and may fail meanwhile.
+func TestNameChangesLater(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
+		w.wantHeard(time.Second, "the server is there")
+		w.serverMoves(second)
+		w.resolves(errors.New("no DNS today"))
+		if _, heard := w.talk(time.Minute); heard {
+			w.Fatal("the server was found without its address")
+		}
+		w.resolves(nil, second)
+		took := w.wantHeard(65*time.Second, "a name is resolved again every minute")
+		w.Logf("traffic again %v after the name changed", took)
+		if n := w.lookups(); n < 3 || n > 10 {
+			w.Errorf("%d lookups in a minute", n)
+		}
+	})
+}
+
+// TestDeadAtStart is the other goal: 7 s until there is a session with the second endpoint.
+func TestDeadAtStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		server    netip.Addr
+		endpoints []conf.Endpoint
+		addrs     []netip.Addr
+		limit     time.Duration
+	}{
+		"second endpoint":        {second, []conf.Endpoint{literal(first), literal(second)}, nil, 7 * time.Second},
+		"third endpoint":         {third, []conf.Endpoint{literal(first), literal(second), literal(third)}, nil, 7 * time.Second},
+		"second address":         {second, []conf.Endpoint{named()}, []netip.Addr{first, second}, 7 * time.Second},
+		"other family first":     {third, []conf.Endpoint{named()}, []netip.Addr{first, second, third}, 6 * time.Second},
+		"name after an address":  {second, []conf.Endpoint{literal(first), named()}, []netip.Addr{second}, 7 * time.Second},
+		"address after one name": {second, []conf.Endpoint{named(), literal(second)}, []netip.Addr{first}, 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, c.server, c.endpoints, func(w *world) {
+				w.resolves(nil, c.addrs...)
+				ctx, cancel := context.WithTimeout(w.Context(), c.limit)
+				defer cancel()
+				start := time.Now()
+				if err := w.client.Handshake(ctx, w.serverKey.Public()); err != nil {
+					t.Fatalf("no session after %v: %v", time.Since(start), err)
+				}
+				t.Logf("a session after %v", time.Since(start))
+				w.wantEndpoint(c.server, "it answered there")
+			})
+		})
+	}
+}
+
+// TestWorkingTunnelStays: what DNS says, and a lost message, do not move a peer that is heard.
+func TestWorkingTunnelStays(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
+		w.wantHeard(time.Second, "the server is there")
+		w.resolves(nil, second)
+		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond, Loss: 0.05})
+		answer := time.NewTicker(3 * time.Second)
+		defer answer.Stop()
+		for range 400 { // 6 min 40 s, with some handshakes and lost messages
+			w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
+			time.Sleep(time.Second)
+			w.wantEndpoint(first, "the server answers there")
+			if w.Failed() {
+				return
+			}
+		}
+	})
+}
+
+// TestOneWay: a server that only listens answers with a keepalive after 10 s, which is an answer.
+func TestOneWay(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
+		for range 100 {
+			w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
+			time.Sleep(time.Second)
+		}
+		w.wantEndpoint(first, "the server answers there")
+		if n := w.lookups(); n != 0 {
+			w.Errorf("%d lookups for a server that answers", n)
+		}
+	})
+}
+
+// TestAbsent: attempts to reach a peer that is nowhere end, and begin again with new packets.
+func TestAbsent(t *testing.T) {
+	inWorld(t, netip.MustParseAddr("192.0.2.77"), []conf.Endpoint{named(), literal(second)}, func(w *world) {
+		w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
+		time.Sleep(10 * time.Minute)
+		after := w.net.Sent().Initiations
+		if after > 35 {
+			w.Errorf("%d initiations for one packet, want 20, one for each place, and one for each of 10 turns", after)
+		}
+		lookups := w.lookups()
+		time.Sleep(time.Hour)
+		if got := w.net.Sent().Initiations; got != after || w.lookups() != lookups {
+			w.Errorf("%d initiations and %d lookups while nothing is sent", got-after, w.lookups()-lookups)
+		}
+		w.serverMoves(second)
+		w.wantHeard(20*time.Second, "packets begin new attempts, at all places in turn")
+	})
+}
+
+// TestNotFollowed: a peer that Set does not name keeps its endpoint.
+func TestNotFollowed(t *testing.T) {
+	inWorld(t, second, nil, func(w *world) {
+		if _, heard := w.talk(time.Minute); heard || w.lookups() != 0 {
+			w.Errorf("heard: %v, %d lookups", heard, w.lookups())
+		}
+		w.wantEndpoint(first, "nothing else is known")
+		w.follower.Set(map[wireguard.PublicKey][]conf.Endpoint{w.serverKey.Public(): {literal(second)}})
+		w.wantHeard(10*time.Second, "Set names its place now")
+	})
+}
+
+// TestEndpoints reads them from a file.
+func TestEndpoints(t *testing.T) {
+	a, b := wireguard.NewPrivateKey().Public(), wireguard.NewPrivateKey().Public()
+	f, err := conf.Parse([]byte("[Peer]\nPublicKey=" + a.String() + "\nEndpoint=192.0.2.1:51820\nEndpoint=" + host + ":51820\n[Peer]\nPublicKey=" + b.String() + "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := follow.Endpoints(f); len(got) != 1 || !slices.Equal(got[a], []conf.Endpoint{literal(first), named()}) {
+		t.Errorf("got %v", got)
+	}
+}
