@@ -378,7 +378,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, MTU: int(p.mtu.Load()), LookedUp: p.lookedUp,
 		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: int(p.staged.n),
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),
-		Session: p.current.sendable(now, 1),
+		Session: p.current.sendable(now, 1), Unopened: p.unopened, Unsent: p.sendErr != nil, CookieAsked: p.cookie.valid(now),
 	}
 	if p.lastHandshake != 0 {
 		s.LastHandshake = time.Unix(0, p.handshakeWall)

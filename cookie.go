@@ -65,11 +65,14 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 	j.mac1 = mac(key[:], m[:at])
 	j.sent = true
 	copy(m[at:], j.mac1[:])
-	if j.received != 0 && now-j.received < cookieMaxUse {
+	if j.valid(now) {
 		mac2 := mac(j.cookie[:], m[:at+macSize])
 		copy(m[at+macSize:], mac2[:])
 	}
 }
+
+// valid reports whether there is a cookie to use.
+func (j *cookieJar) valid(now int64) bool { return j.received != 0 && now-j.received < cookieMaxUse }
 
 // consume takes the cookie reply m from the peer whose public key is remote, and reports whether it was an authentic
 // reply to the last message sent. It accepts one cookie per message.

@@ -91,6 +91,11 @@ type PeerStatus struct {
 	Initiating bool
 	Attempts   int
 
+	// Unopened is whether the newest initiation got an answer that did not open: a key or the preshared key is wrong. Unsent
+	// is whether the newest message to the peer could not be sent. CookieAsked is whether the peer, being under load, asked
+	// for a cookie in the last 115 s.
+	Unopened, Unsent, CookieAsked bool
+
 	// NextDeadline is how long until the peer's next timer fires, and NextReason what it will do, in words that may change.
 	// An empty NextReason means that no timer is set.
 	NextDeadline time.Duration

@@ -1,6 +1,7 @@
-// Package observe shows what a [wireguard.Device] does: Log writes its events to a slog.Logger, and Var publishes its
-// counters through package expvar.
+// Package observe shows what a [wireguard.Device] does. Explain says in a sentence how things are with a peer, and why. Log
+// writes events to a slog.Logger, and Var publishes counters through package expvar.
 //
+//	why, _ := observe.Explain(device, peer) // "No answer to 3 initiations. The peer was last heard at 12:00:05. ..."
 //	go observe.Log(ctx, device, slog.Default())
 //	expvar.Publish("wireguard", observe.Var{Device: device})
 //

@@ -1,0 +1,89 @@
+package observe
+
+import (
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const (
+	patience  = 2 * time.Second  // an answer may take so long before its absence is news
+	recent    = 30 * time.Second // for which a packet that was refused is news
+	quiet     = 15 * time.Second // without a packet of the peer, before packets to it count as unanswered
+	unreplied = 5                // packets to a peer that count as unanswered
+	early     = 60 * time.Second // a session that is replaced sooner was not replaced for its age
+	large     = 1000             // mean bytes per packet from which on the size of packets is suspected
+)
+
+// A memory is what an Explainer knows of a peer besides its status. The zero value is that of a peer never looked at.
+type memory struct {
+	look uint64 // the last one at this peer
+	seen bool
+
+	heard    uint64    // Received.Bytes at the last look
+	attempts int       // at the last look
+	asking   time.Time // since when initiations are unanswered; zero means that none is
+	gaveUp   int       // initiations that went unanswered before the device stopped asking; 0 means that it did not
+	unopened bool      // an answer did not open since the peer was last heard
+
+	timestamp   wireguard.Timestamp // of the peer's newest initiation at the last look
+	handshake   time.Time           // LastHandshake at the last look
+	initiations int                 // of the peer, seen since the last session
+
+	refused   uint64    // packets with foreign sources, at the last look
+	refusedAt time.Time // when that grew; zero means never
+
+	// The rest is of the period since the last packet of the peer. Handshakes and keepalives do not end it.
+	packets     uint64            // Received.Packets
+	since       time.Time         // when it began
+	sent        wireguard.Traffic // then
+	heardThen   uint64            // Received.Bytes then
+	earlyEnds   int               // sessions that were replaced early since
+	everReplied bool              // whether packets of the peer arrived before
+}
+
+// note compares p with the last look, and remembers p.
+func (m *memory) note(p *wireguard.PeerStatus, now time.Time) {
+	news := p.Received.Bytes != m.heard || !m.seen
+	m.noteAttempts(p, news, now)
+	m.noteHandshakes(p)
+	if n := p.Drops[wireguard.DropSourceNotAllowed]; n != m.refused {
+		if m.refused = n; n != 0 {
+			m.refusedAt = now
+		}
+	}
+	if !m.seen || p.Received.Packets != m.packets || p.Sent.Packets < m.sent.Packets {
+		m.packets, m.since, m.sent, m.heardThen, m.earlyEnds = p.Received.Packets, now, p.Sent, p.Received.Bytes, 0
+		m.everReplied = p.Received.Packets > 0
+	}
+	m.heard, m.seen = p.Received.Bytes, true
+}
+
+// noteAttempts keeps since when the peer owes an answer. news is whether the peer was heard since the last look.
+func (m *memory) noteAttempts(p *wireguard.PeerStatus, news bool, now time.Time) {
+	if news {
+		m.asking, m.gaveUp, m.unopened = time.Time{}, 0, false
+	}
+	switch {
+	case p.Attempts == 0 && m.attempts > 0 && !news && p.Endpoint.IsValid():
+		m.gaveUp = m.attempts
+	case p.Attempts > 0 && m.asking.IsZero():
+		m.asking = now
+	}
+	m.unopened = m.unopened || p.Unopened
+	m.attempts = p.Attempts
+}
+
+// noteHandshakes counts the peer's initiations that no session followed, and sessions that were replaced early.
+func (m *memory) noteHandshakes(p *wireguard.PeerStatus) {
+	switch {
+	case !p.LastHandshake.Equal(m.handshake):
+		if !m.handshake.IsZero() && p.LastHandshake.Sub(m.handshake) < early {
+			m.earlyEnds++
+		}
+		m.initiations = 0
+	case m.seen && p.Timestamp.After(m.timestamp):
+		m.initiations++
+	}
+	m.handshake, m.timestamp = p.LastHandshake, p.Timestamp
+}
