@@ -5,6 +5,8 @@
 //	go observe.Log(ctx, device, slog.Default())
 //	expvar.Publish("wireguard", observe.Var{Device: device})
 //
+// Package observe/page has a page for browsers.
+//
 // Package observe/prom has a collector for Prometheus. It is a package of its own, so that programs that do not import it
 // do not link Prometheus's library.
 //

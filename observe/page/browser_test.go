@@ -1,0 +1,323 @@
+package page_test
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/websocket"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/observe/page"
+)
+
+// A browser is a headless Chromium with one tab, steered by its DevTools protocol.
+type browser struct {
+	t       *testing.T
+	conn    *websocket.Conn
+	session string
+	id      int
+	console []string // errors
+}
+
+// startBrowser starts Chromium, or skips the test.
+func startBrowser(t *testing.T) *browser {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Skip("needs chromium: install it to open the page in a browser")
+	}
+	// The temporary folder of the test is removed before Chromium's last processes stop writing to theirs.
+	home, err := os.MkdirTemp("", "chromium")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
+		"--disable-component-update", "--remote-debugging-port=0", "--remote-allow-origins=*", "--user-data-dir="+home, "about:blank")
+	c.Env = append(os.Environ(), "HOME="+home)
+	log, err := c.StderrPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		for range 50 {
+			if os.RemoveAll(home) == nil {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	at := ""
+	lines := bufio.NewScanner(log)
+	for at == "" && lines.Scan() {
+		_, at, _ = strings.Cut(lines.Text(), "DevTools listening on ")
+	}
+	if at == "" {
+		t.Fatal("chromium opens no DevTools socket")
+	}
+	go func() {
+		for lines.Scan() {
+		}
+	}()
+	b := &browser{t: t}
+	if b.conn, err = websocket.Dial(at, "", "http://127.0.0.1/"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.conn.Close() })
+	var target struct{ TargetID string }
+	b.call("Target.createTarget", map[string]any{"url": "about:blank"}, &target)
+	var attached struct{ SessionID string }
+	b.call("Target.attachToTarget", map[string]any{"targetId": target.TargetID, "flatten": true}, &attached)
+	b.session = attached.SessionID
+	for _, domain := range []string{"Page", "Runtime", "Log"} {
+		b.call(domain+".enable", nil, nil)
+	}
+	return b
+}
+
+// call calls a method of the protocol, and keeps what the page logs meanwhile.
+func (b *browser) call(method string, params any, result any) {
+	b.t.Helper()
+	b.id++
+	if err := websocket.JSON.Send(b.conn, map[string]any{"id": b.id, "method": method, "params": params, "sessionId": b.session}); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		b.t.Fatal(err)
+	}
+	for {
+		var m struct {
+			ID     int
+			Method string
+			Params json.RawMessage
+			Result json.RawMessage
+			Error  *struct{ Message string }
+		}
+		if err := websocket.JSON.Receive(b.conn, &m); err != nil {
+			b.t.Fatalf("%s: %v", method, err)
+		}
+		if m.Method == "Runtime.exceptionThrown" || m.Method == "Log.entryAdded" {
+			b.console = append(b.console, string(m.Params))
+		}
+		if m.ID != b.id {
+			continue
+		}
+		if m.Error != nil {
+			b.t.Fatalf("%s: %s", method, m.Error.Message)
+		}
+		if result != nil {
+			if err := json.Unmarshal(m.Result, result); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		return
+	}
+}
+
+func (b *browser) open(url string) { b.call("Page.navigate", map[string]any{"url": url}, nil) }
+
+// screen sets the size of the window in CSS pixels, and dark or light.
+func (b *browser) screen(width, height int, dark bool) {
+	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700}, nil)
+	scheme := "light"
+	if dark {
+		scheme = "dark"
+	}
+	b.call("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}}, nil)
+}
+
+// eval returns the value of an expression as text.
+func (b *browser) eval(expression string) string {
+	b.t.Helper()
+	var r struct {
+		Result           struct{ Value any }
+		ExceptionDetails json.RawMessage
+	}
+	b.call("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true}, &r)
+	if r.ExceptionDetails != nil {
+		return string(r.ExceptionDetails) // as while a page loads
+	}
+	return fmt.Sprint(r.Result.Value)
+}
+
+// want waits until an expression is true.
+func (b *browser) want(why, expression string) {
+	b.t.Helper()
+	for end := time.Now().Add(30 * time.Second); b.eval(expression) != "true"; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Fatalf("%s: not %s; the page says\n%s\n%v", why, expression, b.eval(text), b.console)
+		}
+	}
+}
+
+// press presses a key.
+func (b *browser) press(key string, code int) {
+	for _, kind := range []string{"keyDown", "keyUp"} {
+		params := map[string]any{"type": kind, "key": key, "windowsVirtualKeyCode": code}
+		if kind == "keyDown" && len(key) == 1 {
+			params["text"] = key
+		} else if kind == "keyDown" && key == "Enter" {
+			params["text"] = "\r"
+		}
+		b.call("Input.dispatchKeyEvent", params, nil)
+	}
+}
+
+// shot writes a picture into the folder that PAGE_SCREENSHOTS names, to be looked at by a person.
+func (b *browser) shot(name string) {
+	dir := os.Getenv("PAGE_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	var picture struct{ Data string }
+	b.call("Page.captureScreenshot", map[string]any{"format": "png"}, &picture)
+	data, err := base64.StdEncoding.DecodeString(picture.Data)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, name+".png"), data, 0o644)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// wait lets time pass for pictures alone: the plots need some.
+func (b *browser) wait(d time.Duration) {
+	if os.Getenv("PAGE_SCREENSHOTS") != "" {
+		time.Sleep(d)
+	}
+}
+
+// noOverflow fails if the page is wider than the window.
+func (b *browser) noOverflow(what string) {
+	b.t.Helper()
+	if got := b.eval("document.documentElement.scrollWidth - window.innerWidth"); strings.TrimPrefix(got, "-") != "0" && !strings.HasPrefix(got, "-") {
+		b.t.Errorf("%s: the page is %s pixels wider than the window", what, got)
+	}
+}
+
+const text = "document.body.innerText"
+
+// A person sees peers, reasons and events; the plots move; the keyboard reaches all; nothing is loaded from elsewhere.
+func TestBrowser(t *testing.T) {
+	b := startBrowser(t)
+	h := newHub(t)
+	populate(h)
+	server := serve(t, h.handler())
+	traffic(h)
+
+	b.screen(1280, 1000, false)
+	b.open(server.URL)
+	b.want("all peers are shown", `document.querySelectorAll("tbody tr").length === 8`)
+	b.want("names are text", text+`.includes("camera <b>&amp;")`)
+	b.want("a peer is connected", text+`.includes("connected")`)
+	b.want("bytes are counted with their unit", `/\d\sKiB\/s/.test(`+text+`)`)
+	b.want("times are relative", `/\d+\ss ago|now/.test(`+text+`)`)
+	b.want("reasons are sentences", text+`.includes("Answers arrive that do not open.")`)
+	b.want("sources that are not allowed are explained", text+`.includes("had a source that its allowed IPs do not contain.")`)
+	b.want("events arrive", `document.querySelectorAll("#events li").length > 0`)
+	b.want("trouble is first", `document.querySelector("tbody .state").textContent === "unreachable"`)
+	b.want("throughput is drawn", `(() => { const c = document.querySelector(".throughput"); return c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some((v) => v > 0); })()`)
+	b.noOverflow("desktop")
+	b.wait(20 * time.Second)
+	b.shot("light")
+	b.eval(`scrollTo(0, 1e6)`)
+	b.shot("light-end")
+	b.eval(`scrollTo(0, 0)`)
+
+	b.press("/", 191)
+	b.want("/ reaches the filter", `document.activeElement.type === "search"`)
+	for _, c := range "lap" {
+		b.press(string(c), int(c)-32)
+	}
+	b.want("the filter leaves one", `document.querySelectorAll("tbody tr").length === 1 && document.querySelector(".shown").textContent === "1 of 8 peers"`)
+	b.press("Escape", 27)
+	b.want("Escape empties it", `document.querySelectorAll("tbody tr").length === 8`)
+	for range 2 {
+		b.press("Tab", 9)
+	}
+	b.want("Tab passes the heads of the columns", `document.activeElement.dataset.sort === "state"`)
+	b.eval(`document.querySelector("tbody .open").focus()`)
+	b.press("Enter", 13)
+	b.want("Enter opens a peer", `document.querySelector(".detail") !== null && document.querySelector(".detail").innerText.includes(document.querySelector("tbody .who").title)`)
+	b.wait(time.Second)
+	b.screen(1280, 1000, true)
+	b.wait(1500 * time.Millisecond)
+	b.want("it is dark", `getComputedStyle(document.body).backgroundColor === "rgb(17, 21, 27)"`)
+	b.shot("dark")
+	b.press("Enter", 13)
+	b.want("Enter closes it", `document.querySelector(".detail") === null`)
+
+	for _, dark := range []bool{false, true} {
+		b.screen(390, 844, dark)
+		b.want("the phone has a choice of orders", `getComputedStyle(document.querySelector(".sort")).display !== "none"`)
+		b.noOverflow("phone")
+		b.wait(1500 * time.Millisecond)
+		b.shot(fmt.Sprintf("phone-dark=%t", dark))
+		b.eval(`document.querySelector(".tools").scrollIntoView()`)
+		b.shot(fmt.Sprintf("phone-peers-dark=%t", dark))
+		b.eval(`scrollTo(0, 0)`)
+	}
+	if got := b.eval(`performance.getEntriesByType("resource").filter((r) => !r.name.startsWith(location.origin)).length`); got != "0" {
+		t.Errorf("%s files come from elsewhere", got)
+	}
+	b.want("a peer that is removed is gone", func() string {
+		if err := h.device.RemovePeer(h.spokes[7].key); err != nil {
+			t.Fatal(err)
+		}
+		return `document.querySelectorAll("tbody tr").length === 7`
+	}())
+	for _, line := range b.console {
+		if !strings.Contains(line, "favicon") {
+			t.Errorf("the browser complains: %s", line)
+		}
+	}
+}
+
+// A page without peers, without devices, and with 1,000 peers.
+func TestBrowserSizes(t *testing.T) {
+	b := startBrowser(t)
+	b.screen(1280, 800, false)
+
+	h := newHub(t)
+	server := serve(t, h.handler())
+	b.open(server.URL)
+	b.want("no peers", text+`.includes("This device has no peers yet.") && `+text+`.includes("Nothing has happened since this page was opened.")`)
+	b.wait(time.Second)
+	b.shot("empty")
+
+	none := serve(t, page.New(page.Config{}))
+	b.open(none.URL)
+	b.want("no devices", text+`.includes("There is no device to show.")`)
+	b.shot("no-device")
+
+	for i := range 1000 {
+		if i < 8 {
+			continue
+		}
+		if err := h.device.SetPeer(wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public(), Endpoint: h.end.Endpoint(51821)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	populate(h)
+	traffic(h)
+	b.open(server.URL)
+	b.want("1,000 peers", `document.querySelector(".shown")?.textContent === "1,000 peers" && document.querySelectorAll("tbody tr").length === 50`)
+	b.wait(20 * time.Second)
+	b.shot("thousand")
+	b.eval(`document.querySelector(".more").click()`)
+	b.want("more", `document.querySelectorAll("tbody tr").length === 100`)
+	b.eval(`document.querySelector(".more").scrollIntoView()`)
+	b.shot("thousand-more")
+}

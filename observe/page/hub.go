@@ -1,0 +1,251 @@
+package page
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/observe"
+)
+
+const (
+	unreadMessages = 128 // per viewer; one that has more is disconnected and connects again
+	keptEvents     = 100 // for a page that is opened while another one is open
+	eventsPerLook  = 50  // that are shown one by one; the rest is counted
+)
+
+// A hub looks at the devices once for all viewers. Its goroutines run while it has a viewer.
+type hub struct {
+	config *Config
+
+	mu      sync.Mutex // guards all below
+	devices []*watched
+	looked  time.Time // when the devices were last looked at
+	viewers map[*viewer]bool
+	stop    context.CancelFunc // ends the goroutines; nil means that none run
+	closed  bool
+
+	kept    []event // the newest ones, oldest first
+	budget  int     // events that may still be shown before the next look
+	skipped int     // events that were not shown since the last look
+}
+
+// A viewer is an open stream. news is closed when it has to end.
+type viewer struct{ news chan []byte }
+
+var (
+	errClosed  = errors.New("page: closed; the program ends")
+	errViewers = errors.New("page: too many pages are open; close one, or raise Config.Viewers")
+)
+
+func (h *hub) init(c *Config) {
+	h.config, h.viewers = c, make(map[*viewer]bool)
+	for _, d := range c.Devices {
+		h.devices = append(h.devices, &watched{Device: d, explainer: observe.Explainer{Addresses: c.Addresses}})
+	}
+}
+
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for v := range h.viewers {
+		h.drop(v)
+	}
+}
+
+// join adds a viewer and returns the first message for it.
+func (h *hub) join(now time.Time) (v *viewer, first []byte, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed:
+		return nil, nil, errClosed
+	case len(h.viewers) >= h.config.Viewers:
+		return nil, nil, errViewers
+	}
+	if len(h.viewers) == 0 {
+		h.kept, h.skipped = nil, 0
+		h.start()
+	}
+	all := h.all(now)
+	all.Interval = h.config.Interval.Milliseconds()
+	first = append([]byte("retry: 2000\n"), message("all", all)...)
+	for i := range h.kept {
+		first = append(first, message("event", &h.kept[i])...)
+	}
+	v = &viewer{news: make(chan []byte, unreadMessages)}
+	h.viewers[v] = true
+	return v, first, nil
+}
+
+func (h *hub) leave(v *viewer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.drop(v)
+}
+
+// drop ends a viewer, and the goroutines with the last one. h.mu is held.
+func (h *hub) drop(v *viewer) {
+	if !h.viewers[v] {
+		return
+	}
+	delete(h.viewers, v)
+	close(v.news)
+	if len(h.viewers) == 0 {
+		h.stop()
+		h.stop = nil
+	}
+}
+
+// start starts the goroutines. h.mu is held.
+func (h *hub) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	h.stop, h.budget = stop, eventsPerLook
+	for i := range h.devices {
+		sub := h.devices[i].Device.Device.Subscribe()
+		go h.follow(ctx, i, sub)
+	}
+	go h.run(ctx)
+}
+
+// run looks at the devices until ctx ends.
+func (h *hub) run(ctx context.Context) {
+	ticks := time.NewTicker(h.config.Interval)
+	defer ticks.Stop()
+	for {
+		select {
+		case now := <-ticks.C:
+			h.tick(ctx, now)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (h *hub) tick(ctx context.Context, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ctx.Err() != nil {
+		return // the viewers of this moment have goroutines of their own
+	}
+	b := message("changes", h.look(now))
+	if h.skipped > 0 {
+		b = append(b, message("skipped", h.skipped)...)
+	}
+	h.budget, h.skipped = eventsPerLook, 0
+	h.broadcast(b)
+}
+
+// look looks at all devices. h.mu is held.
+func (h *hub) look(now time.Time) report {
+	h.looked = now
+	r := report{Time: now.UnixMilli(), Devices: make([]view, len(h.devices))}
+	for i, d := range h.devices {
+		r.Devices[i] = d.look(h.config, now)
+	}
+	return r
+}
+
+// status returns everything. Callers within one interval share a look.
+func (h *hub) status(now time.Time) report {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.all(now)
+}
+
+// all returns everything, as of a look within the last interval. With viewers only tick looks, because they must see each
+// change; a viewer that joins has all until then.
+func (h *hub) all(now time.Time) report {
+	if h.looked.IsZero() || len(h.viewers) == 0 && now.Sub(h.looked) >= h.config.Interval {
+		h.look(now)
+	}
+	r := report{Time: h.looked.UnixMilli(), Devices: make([]view, len(h.devices))}
+	for i, d := range h.devices {
+		r.Devices[i] = d.all()
+	}
+	return r
+}
+
+// broadcast gives b to each viewer, and drops those that are too slow. h.mu is held.
+func (h *hub) broadcast(b []byte) {
+	for v := range h.viewers {
+		select {
+		case v.news <- b:
+		default:
+			h.drop(v)
+		}
+	}
+}
+
+// An event is a wireguard.Event as the page shows it.
+type event struct {
+	Time     int64  `json:"time"`   // Unix time in ms
+	Device   int    `json:"device"` // index
+	Kind     string `json:"kind"`
+	Bad      bool   `json:"bad,omitempty"`
+	Key      string `json:"key,omitempty"`
+	Name     string `json:"name,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"`
+	Attempt  int    `json:"attempt,omitempty"`
+	Error    string `json:"error,omitempty"`
+	Merged   int    `json:"merged,omitempty"`
+}
+
+// follow passes the events of a device on until ctx ends or the device is closed.
+func (h *hub) follow(ctx context.Context, device int, sub *wireguard.Subscription) {
+	defer sub.Close()
+	for e := range sub.Events(ctx) {
+		shown := event{Time: e.Time.UnixMilli(), Device: device, Kind: e.Kind.String(), Bad: observe.Level(e.Kind) > slog.LevelInfo, Attempt: e.Attempt, Merged: e.Merged + e.Missed}
+		if !e.Peer.IsZero() {
+			shown.Key = e.Peer.String()
+			if h.config.Name != nil {
+				shown.Name = h.config.Name(e.Peer)
+			}
+		}
+		if e.Endpoint.IsValid() {
+			shown.Endpoint = e.Endpoint.String()
+		}
+		if e.Err != nil {
+			shown.Error = e.Err.Error()
+		}
+		h.show(ctx, shown)
+	}
+}
+
+func (h *hub) show(ctx context.Context, e event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	if h.budget == 0 {
+		h.skipped++
+		return
+	}
+	h.budget--
+	if len(h.kept) == keptEvents {
+		h.kept = slices.Delete(h.kept, 0, 1)
+	}
+	h.kept = append(h.kept, e)
+	h.broadcast(message("event", &e))
+}
+
+// message returns a server-sent event with a value as JSON, which has no line feed.
+func message(name string, value any) []byte {
+	b, err := json.Marshal(value)
+	if err != nil {
+		b = []byte("null") // numbers, booleans and strings always have a JSON form
+	}
+	return slices.Concat([]byte("event: "+name+"\ndata: "), b, []byte("\n\n"))
+}
+
+func sortRows(rows []row) {
+	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.Key, b.Key) })
+}

@@ -1,0 +1,193 @@
+// Package page is an http.Handler that shows devices and their peers in a browser: state and reason of each peer, throughput,
+// handshakes and events, live.
+//
+//	status := page.New(page.Config{Devices: []page.Device{{Name: "wg0", Device: device}}})
+//	go http.ListenAndServe("127.0.0.1:9090", status)
+//
+// The handler changes nothing and shows no secret. Whoever reaches it can read public keys, endpoints and allowed IPs, so let it
+// listen on a loopback address, or put authentication in front of it. It refuses host names that it was not told, so that a
+// page of another site cannot read it by DNS rebinding.
+//
+// It works under any path: http.Handle("/status/", http.StripPrefix("/status", status)). Beside the page it serves status.json,
+// which holds what the page shows, and events, a stream of server-sent events.
+package page
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// A Device is a device with a name for people.
+type Device struct {
+	Name   string            // as in "wg0"; empty shows the device without a name
+	Device *wireguard.Device // must not be nil
+}
+
+// A Config says what a Handler shows. Only Devices must be set.
+type Config struct {
+	Devices []Device // in the order in which they are shown
+
+	// Hosts are the host names, without port, under which a browser may reach the handler. The name localhost and IP
+	// addresses are always allowed, since no other site can have them.
+	Hosts []string
+	// Name returns a name for a peer, or "" if it has none. Nil means that peers have no names. It must not block.
+	Name func(wireguard.PublicKey) string
+	// Addresses is that of observe.Explainer, for the peers of any device. Nil means that no names of endpoints are known.
+	Addresses func(wireguard.PublicKey) []netip.AddrPort
+	// Interval is the time between two looks at the devices while a page is open. Zero means 1 s. All pages share a look.
+	Interval time.Duration
+	// Viewers is the number of pages that may be open at once; further ones are refused with status 503. Zero means 32.
+	Viewers int
+}
+
+// A Handler is an http.Handler. New makes it. While no page is open it has no goroutine, no subscription and no timer. Any
+// goroutine may call its methods.
+type Handler struct {
+	config Config
+	hub    hub
+}
+
+// New returns a handler for c. It copies c's slices.
+func New(c Config) *Handler {
+	c.Devices, c.Hosts = slices.Clone(c.Devices), slices.Clone(c.Hosts)
+	if c.Interval <= 0 {
+		c.Interval = time.Second
+	}
+	if c.Viewers <= 0 {
+		c.Viewers = 32
+	}
+	h := &Handler{config: c}
+	h.hub.init(&h.config)
+	return h
+}
+
+// Close ends the streams of the pages that are open and refuses further ones. http.Server.Shutdown waits for requests that are
+// under way, so pass Close to RegisterOnShutdown.
+func (h *Handler) Close() { h.hub.close() }
+
+//go:embed page.html page.css page.js
+var assets embed.FS
+
+// policy lets the page load its own files and connect to its own streams, and nothing else.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// ServeHTTP serves the page, its files, status.json and the stream of events.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	head := w.Header()
+	for _, line := range [][2]string{
+		{"Content-Security-Policy", policy}, {"X-Content-Type-Options", "nosniff"}, {"X-Frame-Options", "DENY"}, {"Referrer-Policy", "no-referrer"},
+		{"Cross-Origin-Resource-Policy", "same-origin"}, {"Cross-Origin-Opener-Policy", "same-origin"}, {"Cache-Control", "no-store"},
+	} {
+		head.Set(line[0], line[1])
+	}
+	if !h.allowedHost(r.Host) {
+		http.Error(w, "this host name is not allowed; open the page by its IP address, or add the name to Hosts", http.StatusMisdirectedRequest)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		head.Set("Allow", "GET, HEAD")
+		http.Error(w, "this page only reads; use GET", http.StatusMethodNotAllowed)
+		return
+	}
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	// A link on another site may open the page. Its scripts may read nothing, and browsers say for whom they ask.
+	if site := r.Header.Get("Sec-Fetch-Site"); name != "" && (site == "cross-site" || site == "same-site") {
+		http.Error(w, "another site's page may not read this", http.StatusForbidden)
+		return
+	}
+	switch name {
+	case "":
+		h.asset(w, r, "page.html", "text/html; charset=utf-8")
+	case "page.css":
+		h.asset(w, r, name, "text/css; charset=utf-8")
+	case "page.js":
+		h.asset(w, r, name, "text/javascript; charset=utf-8")
+	case "status.json":
+		h.status(w, r)
+	case "events":
+		h.events(w, r)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+// allowedHost reports whether a page of another site cannot be reached under host: by DNS, an attacker can give any name of
+// its own this server's address, but not an IP address or a name of others.
+func (h *Handler) allowedHost(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	return slices.ContainsFunc(h.config.Hosts, func(allowed string) bool { return host != "" && strings.EqualFold(host, allowed) })
+}
+
+func (h *Handler) asset(w http.ResponseWriter, r *http.Request, name, kind string) {
+	b, err := assets.ReadFile(name)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", kind)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+}
+
+func (h *Handler) status(w http.ResponseWriter, r *http.Request) {
+	b, err := json.Marshal(h.hub.status(time.Now()))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+}
+
+// writeTimeout is how long a browser may take to accept what a stream has for it. A slower one is disconnected, and its page
+// connects again.
+const writeTimeout = 20 * time.Second
+
+// events streams what the page shows: first everything, then what changes.
+func (h *Handler) events(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Type", "text/event-stream")
+		return
+	}
+	v, first, err := h.hub.join(time.Now())
+	if err != nil {
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer h.hub.leave(v)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Connection", "close")     // the deadline of the last write would apply to the next request
+	w.Header().Set("X-Accel-Buffering", "no") // for a proxy that would collect the stream
+	out := http.NewResponseController(w)
+	for b := first; ; {
+		// Some ResponseWriters have no deadline. Then the server's own timeouts apply.
+		_ = out.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if _, err := w.Write(b); err != nil || out.Flush() != nil {
+			return
+		}
+		var open bool
+		select {
+		case b, open = <-v.news:
+			if !open {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,305 @@
+package page_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/observe/page"
+)
+
+func get(h http.Handler, method, host, path string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, nil)
+	r.Host = host
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// A page of another site that makes its own name mean this server's address gets nothing.
+func TestHost(t *testing.T) {
+	h := page.New(page.Config{Hosts: []string{"status.example"}})
+	for host, want := range map[string]int{
+		"127.0.0.1:9090": 200, "127.0.0.1": 200, "[::1]:9090": 200, "[::1]": 200, "192.0.2.1": 200, "localhost": 200, "LOCALHOST:80": 200, "localhost.": 200,
+		"x.localhost": 200, "status.example": 200, "Status.Example:443": 200,
+		"": 421, "evil.example": 421, "evil.example:9090": 421, "127.0.0.1.evil.example": 421, "localhost.evil.example": 421, "evillocalhost": 421,
+		"x.status.example": 421, "[evil]:1": 421, "127.0.0.1:80:80": 421, ":9090": 421,
+	} {
+		for _, path := range []string{"/", "/status.json", "/page.js"} {
+			if got := get(h, "GET", host, path).Code; got != want {
+				t.Errorf("host %q: GET %s is %d, want %d", host, path, got, want)
+			}
+		}
+	}
+	if got := get(h, "GET", "evil.example", "/events").Code; got != 421 {
+		t.Errorf("a stream for another host is %d", got)
+	}
+}
+
+func FuzzHost(f *testing.F) {
+	for _, host := range []string{"127.0.0.1:1", "[::1]", "localhost", "a.example", "[[::1]", "::1", "fe80::1%eth0"} {
+		f.Add(host)
+	}
+	h := page.New(page.Config{Hosts: []string{"good.example"}})
+	f.Fuzz(func(t *testing.T, host string) {
+		// What DNS can resolve has a letter in its last label. Of those, only the names that were set may pass.
+		name := strings.ToLower(host)
+		if i := strings.IndexAny(name, ":[]"); i >= 0 {
+			return
+		}
+		name = strings.TrimSuffix(name, ".")
+		last := name[strings.LastIndexByte(name, '.')+1:]
+		if !strings.ContainsAny(last, "abcdefghijklmnopqrstuvwxyz") || last == "localhost" || name == "good.example" || strings.Contains(last, "%") {
+			return
+		}
+		if got := get(h, "GET", host, "/").Code; got != 421 {
+			t.Errorf("host %q is %d, want 421", host, got)
+		}
+	})
+}
+
+// The page only reads, loads nothing from elsewhere, and is read by nobody else.
+func TestOtherSites(t *testing.T) {
+	h := page.New(page.Config{})
+	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH"} {
+		if got := get(h, method, "localhost", "/status.json").Code; got != 405 {
+			t.Errorf("%s is %d, want 405", method, got)
+		}
+	}
+	for site, want := range map[string]int{"": 200, "none": 200, "same-origin": 200, "same-site": 403, "cross-site": 403} {
+		if got := get(h, "GET", "localhost", "/status.json", "Sec-Fetch-Site", site).Code; got != want {
+			t.Errorf("Sec-Fetch-Site %q: %d, want %d", site, got, want)
+		}
+	}
+	if got := get(h, "GET", "localhost", "/", "Sec-Fetch-Site", "cross-site").Code; got != 200 {
+		t.Errorf("a link to the page is %d, want 200", got)
+	}
+	if got := get(h, "GET", "localhost", "/../key.go").Code; got != 404 {
+		t.Errorf("another file is %d, want 404", got)
+	}
+	for _, path := range []string{"/", "/status.json", "/nothing"} {
+		header := get(h, "GET", "localhost", path).Header()
+		for name, want := range map[string]string{
+			"Content-Security-Policy": "default-src 'none'", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin",
+		} {
+			if !strings.HasPrefix(header.Get(name), want) {
+				t.Errorf("%s: %s is %q, want %q", path, name, header.Get(name), want)
+			}
+		}
+		if header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s lets other sites read it", path)
+		}
+	}
+	for _, file := range []string{"page.html", "page.css", "page.js"} {
+		b, err := os.ReadFile(file)
+		if err != nil || len(b) < 1000 || strings.Contains(string(b), "//www") || strings.Contains(string(b), "http") || strings.Contains(string(b), "innerHTML") {
+			t.Errorf("%s: %v; %d bytes, or a link to elsewhere, or text taken as HTML", file, err, len(b))
+		}
+	}
+}
+
+// status.json has what the page shows: no private key, no preshared key, and the reasons.
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub(t)
+		psk := wireguard.NewPresharedKey()
+		s := h.add("laptop", func(ours *wireguard.PeerConfig, theirs *wireguard.Config) {
+			ours.PresharedKey, theirs.Peers[0].PresharedKey = psk, psk
+		})
+		h.add("router", func(_ *wireguard.PeerConfig, theirs *wireguard.Config) { theirs.Peers = nil })
+		handler := h.handler()
+		status := func() (body string, peers map[string]map[string]any) {
+			w := get(handler, "GET", "localhost", "/status.json")
+			var got struct {
+				Devices []struct {
+					Name  string
+					Key   string
+					Up    bool
+					Count int
+					Peers []map[string]any
+				}
+			}
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Header().Get("Content-Type") != "application/json" {
+				t.Fatalf("%v, %s", err, w.Body)
+			}
+			if d := got.Devices[0]; d.Name != "wg0" || d.Key != h.key.String() || !d.Up || d.Count != 2 {
+				t.Errorf("%+v", d)
+			}
+			peers = make(map[string]map[string]any)
+			for _, p := range got.Devices[0].Peers {
+				peers[p["name"].(string)] = p
+			}
+			return w.Body.String(), peers
+		}
+		for _, to := range h.spokes {
+			h.say(to, 100)
+		}
+		time.Sleep(time.Second)
+		h.hear(s, 100)
+		time.Sleep(12 * time.Second)
+		status()
+		time.Sleep(2 * time.Second)
+		body, peers := status()
+		if p := peers["laptop"]; p["state"] != "connected" || p["key"] != s.key.String() || p["endpoint"] != s.end.Endpoint(51820).String() || p["allowed"] != "10.0.0.2/32" || p["received"].(float64) < 100 {
+			t.Errorf("laptop: %v", p)
+		}
+		if p := peers["router"]; p["state"] != "unreachable" || !strings.HasPrefix(p["text"].(string), "No answer to 3 initiations.") {
+			t.Errorf("router: %v", p)
+		}
+		for what, secret := range map[string]string{"private": h.device.PrivateKey().Text(), "preshared": psk.Text()} {
+			if strings.Contains(body, secret) {
+				t.Errorf("the %s key is shown", what)
+			}
+		}
+	})
+}
+
+// A stream of a viewer, read as a browser reads it.
+type stream struct {
+	t      *testing.T
+	body   io.ReadCloser
+	lines  *bufio.Scanner
+	cancel context.CancelFunc
+}
+
+func open(t *testing.T, url string) *stream {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	r, err := http.NewRequestWithContext(ctx, "GET", url+"/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); a.Body.Close() })
+	if kind := a.Header.Get("Content-Type"); a.StatusCode != 200 || kind != "text/event-stream" {
+		t.Fatalf("%s, %s", a.Status, kind)
+	}
+	lines := bufio.NewScanner(a.Body)
+	lines.Buffer(nil, 1<<20)
+	return &stream{t, a.Body, lines, cancel}
+}
+
+// next returns the data of the next event of a kind.
+func (s *stream) next(kind string) string {
+	s.t.Helper()
+	for found := false; s.lines.Scan(); {
+		if data, ok := strings.CutPrefix(s.lines.Text(), "data: "); ok && found {
+			return data
+		}
+		if name, ok := strings.CutPrefix(s.lines.Text(), "event: "); ok {
+			found = name == kind
+		}
+	}
+	s.t.Fatalf("the stream ends without %s: %v", kind, s.lines.Err())
+	return ""
+}
+
+// A stream begins with everything and goes on with what changes alone; events arrive at once. Viewers share one look.
+func TestStream(t *testing.T) {
+	h := newHub(t)
+	a := h.add("laptop", nil)
+	h.add("phone", nil)
+	server := serve(t, page.New(page.Config{Devices: []page.Device{{Name: "wg0", Device: h.device}}, Name: h.name, Interval: 50 * time.Millisecond}))
+	one, two := open(t, server.URL), open(t, server.URL)
+	for _, s := range []*stream{one, two} {
+		if all := s.next("all"); !strings.Contains(all, "laptop") || !strings.Contains(all, "phone") {
+			t.Errorf("all is %s", all)
+		}
+	}
+	h.say(a, 100)
+	if e := one.next("event"); !strings.Contains(e, `"handshake completed"`) && !strings.Contains(e, `"endpoint moved"`) || !strings.Contains(e, a.key.String()) {
+		t.Errorf("the event is %s", e)
+	}
+	for changes := ""; !strings.Contains(changes, `"connected"`); {
+		if changes = one.next("changes"); strings.Contains(changes, "phone") {
+			t.Errorf("a peer to which nothing happened is sent again: %s", changes)
+		}
+	}
+	if err := h.device.RemovePeer(a.key); err != nil {
+		t.Fatal(err)
+	}
+	for changes := ""; !strings.Contains(changes, `"gone":["`+a.key.String()); {
+		changes = two.next("changes")
+	}
+	three := open(t, server.URL)
+	if all := three.next("all"); strings.Contains(all, a.key.String()) || !strings.Contains(all, "phone") {
+		t.Errorf("all is %s", all)
+	}
+	if e := three.next("event"); !strings.Contains(e, a.key.String()) {
+		t.Errorf("a page that is opened later does not see what happened: %s", e)
+	}
+}
+
+// Pages are limited in number, and a page that is closed makes room. Close ends streams and refuses further ones.
+func TestViewers(t *testing.T) {
+	h := newHub(t)
+	handler := page.New(page.Config{Devices: []page.Device{{Device: h.device}}, Viewers: 1})
+	server := serve(t, handler)
+	one := open(t, server.URL)
+	one.next("all")
+	if got := get(handler, "GET", "localhost", "/events"); got.Code != 503 || !strings.Contains(got.Body.String(), "too many pages") {
+		t.Errorf("a second page is %d: %s", got.Code, got.Body)
+	}
+	one.cancel()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		a, err := http.Get(server.URL + "/events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.StatusCode == 200 {
+			handler.Close()
+			if _, err := io.Copy(io.Discard, a.Body); err != nil {
+				t.Errorf("the stream ends with %v after Close", err)
+			}
+			a.Body.Close()
+			break
+		}
+		a.Body.Close()
+		if time.Now().After(end) {
+			t.Fatal("no room after a page was closed")
+		}
+	}
+	if got := get(handler, "GET", "localhost", "/events"); got.Code != 503 || !strings.Contains(got.Body.String(), "closed") {
+		t.Errorf("a page after Close is %d: %s", got.Code, got.Body)
+	}
+	if got := get(handler, "GET", "localhost", "/status.json").Code; got != 200 {
+		t.Errorf("status.json after Close is %d", got)
+	}
+}
+
+// A device has one look per interval, and each viewer the same bytes: what an open page costs with 1,000 peers that all have
+// traffic. Divide the time by the interval, 1 s, to get the share of a core.
+func BenchmarkLook(b *testing.B) {
+	h := newHub(b)
+	for i := range 1000 {
+		inside := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32)
+		if err := h.device.SetPeer(wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public(), Endpoint: h.end.Endpoint(51821), AllowedIPs: []netip.Prefix{inside}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	look := page.Looker(h.handler())
+	for _, name := range []string{"idle", "all changed"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				b.SetBytes(int64(look(name != "idle")))
+			}
+		})
+	}
+}
