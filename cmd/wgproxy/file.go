@@ -1,0 +1,337 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/conf"
+)
+
+// The sections of a file that describe services. Names, keys and meanings are those of wireproxy.
+const (
+	kindSOCKS  = "Socks5"
+	kindHTTP   = "http"
+	kindSNI    = "SNI"
+	kindClient = "TCPClientTunnel" // from the host into the tunnel
+	kindServer = "TCPServerTunnel" // from the tunnel to the host
+	kindUDP    = "UDPProxyTunnel"  // from the host into the tunnel
+	kindStdio  = "STDIOTunnel"     // standard input and output into the tunnel
+)
+
+var syntax = conf.Syntax{
+	Sections: map[string][]string{
+		"":          {"WGConfig"},
+		"Interface": {"CheckAlive", "CheckAliveInterval"},
+		"Resolve":   {"ResolveStrategy"},
+		kindSOCKS:   {"BindAddress", "Username", "Password"},
+		kindHTTP:    {"BindAddress", "Username", "Password", "CertFile", "KeyFile"},
+		kindSNI:     {"BindAddress"},
+		kindClient:  {"BindAddress", "Target"},
+		kindServer:  {"ListenPort", "Target"},
+		kindUDP:     {"BindAddress", "Target", "InactivityTimeout"},
+		kindStdio:   {"Target"},
+	},
+	Semicolons: true,
+}
+
+// A service is what one section, or one flag, asks for. It is comparable: a reload keeps services that are equal.
+type service struct {
+	kind               string
+	bind, target       string // addresses to listen on and to dial, "host:port"
+	username, password string
+	certFile, keyFile  string
+	idle               time.Duration // of a UDP flow; negative means for ever
+}
+
+// String names a service without its secrets.
+func (s service) String() string {
+	switch s.kind {
+	case kindClient, kindUDP:
+		return fmt.Sprintf("[%s] %s to %s in the tunnel", s.kind, s.bind, s.target)
+	case kindServer:
+		return fmt.Sprintf("[%s] %s in the tunnel to %s", s.kind, s.bind, s.target)
+	case kindStdio:
+		return fmt.Sprintf("[%s] to %s in the tunnel", s.kind, s.target)
+	}
+	return fmt.Sprintf("[%s] on %s", s.kind, s.bind)
+}
+
+// settings is a file as wgproxy understands it.
+type settings struct {
+	path     string
+	file     *conf.File // the tunnel's: that of WGConfig, if the file has one
+	services []service
+	alive    []netip.Addr  // CheckAlive
+	every    time.Duration // CheckAliveInterval
+	family   string        // "4" or "6" if names are resolved to one family alone, or empty
+}
+
+const usualAliveInterval = 5 * time.Second
+
+// readSettings reads and checks a file. Its error lists all that is wrong with the file.
+func readSettings(path string) (*settings, error) {
+	f, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &settings{path: path, file: f, every: usualAliveInterval}
+	p := parser{settings: s}
+	for _, section := range f.Sections() {
+		p.section(section)
+	}
+	if err := errors.Join(p.errs...); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if p.other != "" {
+		if err := s.include(p.other); err != nil {
+			return nil, err
+		}
+	}
+	if len(s.alive) == 0 && p.hasInterval {
+		return nil, fmt.Errorf("%s: CheckAliveInterval has no effect without CheckAlive; add the addresses to ping, or remove the line", path)
+	}
+	s.routeAll()
+	return s, nil
+}
+
+// readFile parses a file in which values may name variables of the environment.
+func readFile(path string) (*conf.File, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := parseFile(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
+}
+
+func parseFile(text string) (*conf.File, error) {
+	expanded, err := expandKeys(text)
+	if err != nil {
+		return nil, err
+	}
+	f, err := syntax.Parse([]byte(expanded))
+	if err != nil {
+		return nil, err
+	}
+	errs := []error{f.Validate()}
+	for _, e := range f.Unknown() {
+		errs = append(errs, e)
+	}
+	return f, errors.Join(errs...)
+}
+
+// include takes the tunnel from the file that WGConfig names. The services stay. As in wireproxy, the [Interface] and [Peer]
+// sections of the including file do not count.
+func (s *settings) include(other string) error {
+	if _, err := os.Stat(other); err != nil && !filepath.IsAbs(other) {
+		other = filepath.Join(filepath.Dir(s.path), other)
+	}
+	f, err := readFile(other)
+	if err != nil {
+		return fmt.Errorf("%s: WGConfig: %w", s.path, err)
+	}
+	s.file = f
+	p := parser{settings: s}
+	for _, section := range f.Sections() {
+		if section.Name == "Interface" {
+			p.section(section)
+		}
+	}
+	if err := errors.Join(p.errs...); err != nil {
+		return fmt.Errorf("%s: %w", other, err)
+	}
+	return nil
+}
+
+// routeAll gives each peer without AllowedIPs all addresses, as wireproxy does.
+func (s *settings) routeAll() {
+	for i := range s.file.Peers {
+		p := &s.file.Peers[i]
+		if len(p.AllowedIPs) == 0 && len(p.RemoveAllowedIPs) == 0 {
+			p.AllowedIPs = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+		}
+	}
+}
+
+var (
+	variable = regexp.MustCompile(`^\$[A-Za-z_][A-Za-z0-9_]*$`)
+	// hookKeys are not expanded: their shell does that.
+	hookKeys = regexp.MustCompile(`(?i)^\s*(PreUp|PostUp|PreDown|PostDown)\s*=`)
+)
+
+// expandKeys replaces values of [Interface] and [Peer] that are $NAME. The values of other sections are expanded where they are
+// used, since they may hold a # there.
+func expandKeys(text string) (string, error) {
+	var b strings.Builder
+	ours, line := false, 0
+	var errs []error
+	for l := range strings.Lines(text) {
+		line++
+		content, _, _ := strings.Cut(l, "#")
+		trimmed := strings.ToLower(strings.TrimSpace(content))
+		if strings.HasPrefix(trimmed, "[") {
+			ours = trimmed == "[interface]" || trimmed == "[peer]"
+		}
+		key, value, ok := strings.Cut(content, "=")
+		if value = strings.TrimSpace(value); !ours || !ok || !strings.HasPrefix(value, "$") || hookKeys.MatchString(l) {
+			b.WriteString(l)
+			continue
+		}
+		v, err := expand(value)
+		if err == nil && strings.ContainsAny(v, "#\r\n\x00") {
+			err = fmt.Errorf("the value of %s has a #, or more than one line", value)
+		}
+		if err != nil {
+			errs = append(errs, &conf.Error{Line: line, Key: strings.TrimSpace(key), Err: err})
+		}
+		b.WriteString(key + "= " + v + "\n")
+	}
+	return b.String(), errors.Join(errs...)
+}
+
+// expand returns the value of $NAME, and v itself if it is not $NAME. $$NAME is the text $NAME.
+func expand(v string) (string, error) {
+	if strings.HasPrefix(v, "$$") {
+		return v[1:], nil
+	}
+	if !variable.MatchString(v) {
+		return v, nil
+	}
+	set, ok := os.LookupEnv(v[1:])
+	if !ok {
+		return "", fmt.Errorf("the variable %s is not set in the environment; set it, or write $%s for the text itself", v, v)
+	}
+	return set, nil
+}
+
+// A parser reads the sections that conf does not know.
+type parser struct {
+	*settings
+	other       string // WGConfig
+	hasInterval bool
+	errs        []error
+}
+
+func (p *parser) section(s conf.Section) {
+	svc := service{kind: s.Name, idle: -1}
+	given := make(map[string]bool)
+	for _, e := range s.Entries {
+		v, err := expand(unquote(e.Value))
+		if err == nil {
+			err = p.entry(&svc, e.Key, v)
+		}
+		if err != nil {
+			p.errs = append(p.errs, &conf.Error{Line: e.Line, Key: e.Key, Err: err})
+		}
+		given[e.Key] = true
+	}
+	switch s.Name {
+	case "", "Interface", "Resolve":
+		return
+	}
+	for _, key := range []string{"BindAddress", "ListenPort", "Target"} {
+		if slices.Contains(syntax.Sections[s.Name], key) && !given[key] {
+			p.errs = append(p.errs, &conf.Error{Line: s.Line, Key: "[" + s.Name + "]", Err: fmt.Errorf("%s is missing", key)})
+		}
+	}
+	if svc.certFile == "" != (svc.keyFile == "") {
+		p.errs = append(p.errs, &conf.Error{Line: s.Line, Key: "[" + s.Name + "]", Err: errors.New("CertFile and KeyFile belong together: give both or neither")})
+	}
+	p.services = append(p.services, svc)
+}
+
+// unquote removes quotes around a value, as INI files may have them.
+func unquote(v string) string {
+	for _, q := range []string{`"`, "`", "'"} {
+		if len(v) >= 2 && strings.HasPrefix(v, q) && strings.HasSuffix(v, q) {
+			return v[1 : len(v)-1]
+		}
+	}
+	return v
+}
+
+func (p *parser) entry(s *service, key, v string) (err error) {
+	switch key {
+	case "WGConfig":
+		p.other = v
+	case "BindAddress":
+		s.bind = v
+		return address(v)
+	case "Target":
+		s.target = v
+		return address(v)
+	case "ListenPort":
+		if _, err := strconv.ParseUint(v, 10, 16); err != nil {
+			return fmt.Errorf("want a port from 0 to 65535")
+		}
+		s.bind = ":" + v
+	case "Username":
+		s.username = v
+	case "Password":
+		s.password = v
+	case "CertFile":
+		s.certFile = v
+	case "KeyFile":
+		s.keyFile = v
+	case "InactivityTimeout":
+		n, err := strconv.ParseUint(v, 10, 31)
+		if err != nil {
+			return fmt.Errorf("want seconds, or 0 for ever")
+		}
+		if n > 0 {
+			s.idle = time.Duration(n) * time.Second
+		}
+	case "ResolveStrategy":
+		families := map[string]string{"ipv4": "4", "ipv6": "6", "auto": ""}
+		family, ok := families[strings.ToLower(v)]
+		if !ok {
+			return fmt.Errorf("want ipv4, ipv6 or auto")
+		}
+		p.family = family
+	case "CheckAlive":
+		for a := range strings.SplitSeq(v, ",") {
+			if a = strings.TrimSpace(a); a == "" {
+				continue
+			}
+			addr, err := netip.ParseAddr(a)
+			if err != nil {
+				return fmt.Errorf("want addresses to ping through the tunnel, with commas between them")
+			}
+			if !slices.Contains(p.alive, addr) {
+				p.alive = append(p.alive, addr)
+			}
+		}
+	case "CheckAliveInterval":
+		p.hasInterval = true
+		n, err := strconv.ParseUint(v, 10, 16)
+		if err != nil || n == 0 {
+			return fmt.Errorf("want seconds from 1 to 65535")
+		}
+		p.every = time.Duration(n) * time.Second
+	}
+	return nil
+}
+
+// address checks "host:port".
+func address(v string) error {
+	_, port, err := net.SplitHostPort(v)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%q: want host:port, such as 127.0.0.1:1080 or [::1]:1080", v)
+	}
+	return nil
+}

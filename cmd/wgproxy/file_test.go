@@ -1,0 +1,202 @@
+package main
+
+import (
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// wireproxyFile has every section and key of wireproxy's documentation.
+func wireproxyFile() string {
+	return `[Interface]
+Address = 10.200.200.2/32 # The subnet should be /32 and /128 for IPv4 and v6 respectively
+MTU = 1420
+PrivateKey = $WGPROXY_TEST_KEY
+DNS = 10.200.200.1
+CheckAlive = 10.200.200.1, 10.200.200.3
+CheckAliveInterval = 3
+
+[Peer]
+PublicKey = ` + wireguard.NewPrivateKey().Public().String() + `
+Endpoint = my.ddns.example:51820
+
+; services
+[Resolve]
+ResolveStrategy = ipv4
+
+[TCPClientTunnel]
+BindAddress = 127.0.0.1:25565
+Target = play.example:25565
+
+[TCPServerTunnel]
+ListenPort = 3422
+Target = localhost:25545
+
+[UDPProxyTunnel]
+BindAddress = 127.0.0.1:5353
+Target = 10.200.200.1:53
+InactivityTimeout = 30
+
+[UDPProxyTunnel]
+BindAddress = 127.0.0.1:5354
+Target = 10.200.200.1:53
+InactivityTimeout = 0
+
+[STDIOTunnel]
+Target = ssh.example:22
+
+[Socks5]
+BindAddress = 127.0.0.1:25344
+Username = $WGPROXY_TEST_USER
+Password = "$$literal"
+
+[http]
+BindAddress = 127.0.0.1:25345
+CertFile = cert.pem
+KeyFile = key.pem
+
+[SNI]
+BindAddress = 127.0.0.1:25346
+`
+}
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestWireproxyFile: a file of wireproxy means what it means there.
+func TestWireproxyFile(t *testing.T) {
+	key := wireguard.NewPrivateKey()
+	t.Setenv("WGPROXY_TEST_KEY", key.Text())
+	t.Setenv("WGPROXY_TEST_USER", "alice # of sales")
+	path := write(t, "a.conf", wireproxyFile())
+	s, err := readSettings(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []service{
+		{kind: kindClient, bind: "127.0.0.1:25565", target: "play.example:25565", idle: -1},
+		{kind: kindServer, bind: ":3422", target: "localhost:25545", idle: -1},
+		{kind: kindUDP, bind: "127.0.0.1:5353", target: "10.200.200.1:53", idle: 30 * time.Second},
+		{kind: kindUDP, bind: "127.0.0.1:5354", target: "10.200.200.1:53", idle: -1},
+		{kind: kindStdio, target: "ssh.example:22", idle: -1},
+		{kind: kindSOCKS, bind: "127.0.0.1:25344", username: "alice # of sales", password: "$literal", idle: -1},
+		{kind: kindHTTP, bind: "127.0.0.1:25345", certFile: "cert.pem", keyFile: "key.pem", idle: -1},
+		{kind: kindSNI, bind: "127.0.0.1:25346", idle: -1},
+	}
+	if !slices.Equal(s.services, want) {
+		t.Errorf("services\n%+v\nwant\n%+v", s.services, want)
+	}
+	if s.file.Interface.PrivateKey != key || s.family != "4" || s.every != 3*time.Second || len(s.alive) != 2 {
+		t.Errorf("read as %+v", s)
+	}
+	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	if got := s.file.Peers[0].AllowedIPs; !slices.Equal(got, all) {
+		t.Errorf("a peer without AllowedIPs has %v", got)
+	}
+	for _, svc := range s.services {
+		if text := svc.String(); strings.Contains(text, "literal") || strings.Contains(text, "alice") {
+			t.Errorf("a secret is printed: %s", text)
+		}
+	}
+
+	// The same tunnel from another file, beside this one.
+	including := filepath.Join(filepath.Dir(path), "b.conf")
+	if err := os.WriteFile(including, []byte("WGConfig = a.conf\n[Socks5]\nBindAddress = 127.0.0.1:1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err = readSettings(including)
+	if err != nil || s.file.Interface.PrivateKey != key || len(s.services) != 1 || len(s.alive) != 2 {
+		t.Errorf("WGConfig: %+v, %v", s, err)
+	}
+}
+
+// TestFileErrors: what is wrong with a file is told with its line and what to write instead.
+func TestFileErrors(t *testing.T) {
+	for text, want := range map[string]string{
+		"[Socks5]\nBindAdress = 127.0.0.1:1\n":                               ": line 2: BindAdress: not a key of [Socks5]; write BindAddress if that is meant",
+		"[Sock5]\n":                                                          ": line 1: [Sock5]: this section is unknown; write [Socks5] if that is meant",
+		"[Socks5]\nUsername = a\n":                                           ": line 1: [Socks5]: BindAddress is missing",
+		"[TCPClientTunnel]\nBindAddress = 1080\nTarget = a:1":                `: line 2: BindAddress: "1080": want host:port, such as 127.0.0.1:1080 or [::1]:1080`,
+		"[TCPServerTunnel]\nListenPort = 65536\nTarget = a:1":                ": line 2: ListenPort: want a port from 0 to 65535",
+		"[http]\nBindAddress = 127.0.0.1:1\nCertFile = a\n":                  ": line 1: [http]: CertFile and KeyFile belong together: give both or neither",
+		"[Resolve]\nResolveStrategy = v4\n":                                  ": line 2: ResolveStrategy: want ipv4, ipv6 or auto",
+		"[Interface]\nCheckAliveInterval = 5\n":                              ": CheckAliveInterval has no effect without CheckAlive",
+		"[Interface]\nCheckAlive = host\n":                                   ": line 2: CheckAlive: want addresses to ping",
+		"[Interface]\nPrivateKey = $WGPROXY_NOT_SET\n":                       ": line 2: PrivateKey: the variable $WGPROXY_NOT_SET is not set in the environment",
+		"[Socks5]\nBindAddress = 127.0.0.1:1\nPassword = $WGPROXY_NOT_SET\n": ": line 3: Password: the variable $WGPROXY_NOT_SET is not set",
+		"[Interface]\nJc = 4\n":                                              "AmneziaWG",
+		"WGConfig = nosuchfile.conf\n":                                       ": WGConfig: open ",
+	} {
+		path := write(t, "x.conf", text)
+		if _, err := readSettings(path); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), path) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+}
+
+// TestArgs: flags stand before and behind the file, and a port alone is a port of this host.
+func TestArgs(t *testing.T) {
+	o, err := parseArgs(strings.Fields("-s -socks 127.0.0.1:1080 office.conf -http [::1]:8080 -L 8080=10.7.0.1:80 -L 0.0.0.0:1=a:2 -R 2222=127.0.0.1:22 -status 127.0.0.1:9090 -n"), io.Discard)
+	want := []service{
+		{kind: kindSOCKS, bind: "127.0.0.1:1080", idle: -1}, {kind: kindHTTP, bind: "[::1]:8080", idle: -1},
+		{kind: kindClient, bind: "127.0.0.1:8080", target: "10.7.0.1:80", idle: -1},
+		{kind: kindClient, bind: "0.0.0.0:1", target: "a:2", idle: -1}, {kind: kindServer, bind: ":2222", target: "127.0.0.1:22", idle: -1},
+	}
+	if err != nil || o.path != "office.conf" || !o.test || !o.silent || o.status != "127.0.0.1:9090" || !slices.Equal(o.services, want) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if o, err := parseArgs([]string{"-c", "x.conf", "-i", ":1"}, io.Discard); err != nil || o.path != "x.conf" || o.status != ":1" {
+		t.Errorf("wireproxy's flags: %+v, %v", o, err)
+	}
+	for _, args := range []string{"", "a b", "a -socks 1080", "a -L 80", "a -L 80=x", "a -R x=a:1", "a -nosuchflag", "-c a b"} {
+		if o, err := parseArgs(strings.Fields(args), io.Discard); err == nil {
+			t.Errorf("%q: taken as %+v", args, o)
+		}
+	}
+	o, _ = parseArgs([]string{write(t, "x.conf", "[Interface]\n")}, io.Discard)
+	if _, err := o.settings(); err == nil || !strings.Contains(err.Error(), "nothing to serve") {
+		t.Errorf("a file and no service: %v", err)
+	}
+	o, _ = parseArgs([]string{write(t, "x.conf", "[Socks5]\nBindAddress = 127.0.0.1:1\n"), "-socks", "127.0.0.1:1"}, io.Discard)
+	if _, err := o.settings(); err == nil || !strings.Contains(err.Error(), "is there twice") {
+		t.Errorf("the same service twice: %v", err)
+	}
+}
+
+// FuzzFile: no file panics, and each service that a file asks for has what it needs.
+func FuzzFile(f *testing.F) {
+	f.Add(wireproxyFile())
+	f.Add("WGConfig = x\n[SOCKS5]\nbindaddress=:0\npassword='$HOME'\n[Interface]\nMTU=$$\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		file, err := parseFile(text)
+		if err != nil {
+			return
+		}
+		p := parser{settings: &settings{file: file}}
+		for _, s := range file.Sections() {
+			p.section(s)
+		}
+		p.routeAll()
+		if len(p.errs) > 0 {
+			return
+		}
+		for _, s := range p.services {
+			if s.kind != kindStdio && address(s.bind) != nil || slices.Contains([]string{kindClient, kindServer, kindUDP, kindStdio}, s.kind) && address(s.target) != nil {
+				t.Fatalf("%q: %+v", text, s)
+			}
+		}
+	})
+}

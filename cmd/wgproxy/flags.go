@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+)
+
+const usage = `usage: wgproxy FILE [flags]
+
+wgproxy connects programs with the network behind a WireGuard tunnel, without root. FILE is a
+wg-quick(8) file, which may have the sections of wireproxy: [Socks5], [http], [SNI],
+[TCPClientTunnel], [TCPServerTunnel], [UDPProxyTunnel], [STDIOTunnel] and [Resolve].
+
+`
+
+// options are the command line.
+type options struct {
+	path       string
+	services   []service
+	status     string // address for /metrics and /readyz, or empty
+	test       bool   // check the file alone
+	silent     bool
+	background bool
+}
+
+// parseArgs reads the command line. Flags may precede and follow FILE.
+func parseArgs(args []string, out io.Writer) (*options, error) {
+	o := new(options)
+	fs := flag.NewFlagSet("wgproxy", flag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.Usage = func() {
+		fmt.Fprint(out, usage)
+		fs.PrintDefaults()
+	}
+	for _, name := range []string{"c", "config"} {
+		fs.StringVar(&o.path, name, "", "the configuration `FILE`, instead of the argument")
+	}
+	listen := func(kind, name, what string) {
+		fs.Func(name, what, func(v string) error {
+			o.services = append(o.services, service{kind: kind, bind: v, idle: -1})
+			return address(v)
+		})
+	}
+	listen(kindSOCKS, "socks", "serve SOCKS5 on `ADDRESS`, such as 127.0.0.1:1080")
+	listen(kindHTTP, "http", "serve an HTTP proxy on `ADDRESS`, such as 127.0.0.1:8080")
+	fs.Func("L", "forward `[HOST:]PORT=TARGET` of this host to TARGET in the tunnel, such as 8080=10.7.0.1:80", func(v string) error {
+		return o.forward(kindClient, "127.0.0.1:", v)
+	})
+	fs.Func("R", "forward `PORT=TARGET` in the tunnel to TARGET of this host, such as 2222=127.0.0.1:22", func(v string) error {
+		return o.forward(kindServer, ":", v)
+	})
+	for _, name := range []string{"status", "i", "info"} {
+		fs.Func(name, "serve /metrics and /readyz on `ADDRESS`, such as 127.0.0.1:9090", func(v string) error {
+			o.status = v
+			return address(v)
+		})
+	}
+	for _, name := range []string{"n", "configtest"} {
+		fs.BoolVar(&o.test, name, false, "check the file, and exit")
+	}
+	for _, name := range []string{"s", "silent"} {
+		fs.BoolVar(&o.silent, name, false, "print nothing but errors that end the program")
+	}
+	for _, name := range []string{"d", "daemon"} {
+		fs.BoolVar(&o.background, name, false, "run in the background")
+	}
+	for {
+		if err := fs.Parse(args); err != nil {
+			return nil, err
+		}
+		if args = fs.Args(); len(args) == 0 {
+			break
+		}
+		if o.path != "" {
+			return nil, fmt.Errorf("unexpected argument %q: want one FILE", args[0])
+		}
+		o.path, args = args[0], args[1:]
+	}
+	if o.path == "" {
+		return nil, errors.New("no file: give a wg-quick(8) file, as in: wgproxy office.conf -socks 127.0.0.1:1080")
+	}
+	return o, nil
+}
+
+// forward adds the service of a flag -L or -R. A port alone is on the host before.
+func (o *options) forward(kind, before, v string) error {
+	bind, target, ok := strings.Cut(v, "=")
+	if !ok {
+		return fmt.Errorf("want PORT=TARGET, such as 8080=10.7.0.1:80")
+	}
+	if !strings.Contains(bind, ":") {
+		bind = before + bind
+	}
+	o.services = append(o.services, service{kind: kind, bind: bind, target: target, idle: -1})
+	return errors.Join(address(bind), address(target))
+}

@@ -1,0 +1,117 @@
+// Command wgproxy connects programs with the network behind a WireGuard tunnel, without root and without an interface of the
+// system: SOCKS5 and HTTP proxies, TLS by server name, and forwards of ports in both directions.
+//
+//	wgproxy office.conf -socks 127.0.0.1:1080 -http 127.0.0.1:8080 -L 8080=10.7.0.1:80 -R 2222=127.0.0.1:22 -status 127.0.0.1:9090
+//
+// office.conf is a wg-quick(8) file. The services may also be sections of the file, as in wireproxy, whose files work
+// unchanged: [Socks5] and [http] (BindAddress, Username, Password; CertFile and KeyFile make http HTTPS), [SNI] (BindAddress),
+// [TCPClientTunnel] (BindAddress, Target), [TCPServerTunnel] (ListenPort, Target), [UDPProxyTunnel] (BindAddress, Target,
+// InactivityTimeout in seconds, where 0 means never), [STDIOTunnel] (Target) and [Resolve] (ResolveStrategy: ipv4, ipv6 or
+// auto). WGConfig = FILE above all sections takes [Interface] and [Peer] from another file. A value $NAME is a variable of
+// the environment. A peer without AllowedIPs gets all addresses.
+//
+// -status serves /metrics for Prometheus, and /readyz: a JSON object of each address of CheckAlive in [Interface] and the Unix
+// time of its last answer to a ping. The status is 503 if an answer is over 2 s later than CheckAliveInterval allows.
+//
+// SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
+// drain: no new connections, and up to 10 s for those that exist. A second signal ends wgproxy at once. wgproxy tells
+// systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses. wgproxy@.service
+// is a unit that takes every right away that wgproxy does not need.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	o, err := parseArgs(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(0)
+	}
+	if err == nil {
+		err = start(o)
+	}
+	if err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			fmt.Fprintf(os.Stderr, "wgproxy: %s\n", line)
+		}
+		os.Exit(1)
+	}
+}
+
+// start checks the file, and then does what the command line asks for.
+func start(o *options) error {
+	s, err := o.settings()
+	if err != nil {
+		return err
+	}
+	if o.test {
+		fmt.Println("the configuration is correct")
+		return nil
+	}
+	if o.background {
+		return runInBackground()
+	}
+	var out io.Writer = os.Stderr
+	if o.silent {
+		out = io.Discard
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
+	return (&program{settings: s, options: o, out: out, terminal: !o.silent && isTerminal(os.Stderr)}).run(context.Background(), signals)
+}
+
+// settings reads the file, and adds the services of the command line.
+func (o *options) settings() (*settings, error) {
+	s, err := readSettings(o.path)
+	if err != nil {
+		return nil, err
+	}
+	s.services = append(s.services, o.services...)
+	if len(s.services) == 0 && o.status == "" {
+		return nil, fmt.Errorf("%s: nothing to serve: add a section such as [Socks5] with BindAddress = 127.0.0.1:1080, or a flag such as -socks 127.0.0.1:1080", o.path)
+	}
+	for i, a := range s.services {
+		for _, b := range s.services[:i] {
+			if a == b || a.kind == kindStdio && b.kind == kindStdio {
+				return nil, fmt.Errorf("%s: %v is there twice; remove one of the two", o.path, a)
+			}
+		}
+	}
+	return s, nil
+}
+
+// isTerminal reports whether people read what is written to f.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// runInBackground starts this program again without -d, and does not wait for it.
+func runInBackground() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool {
+		name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		return strings.HasPrefix(a, "-") && (name == "d" || name == "daemon")
+	})
+	cmd := exec.Command(self, args...)
+	detach(cmd)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	fmt.Printf("wgproxy runs in the background as process %d\n", cmd.Process.Pid)
+	return nil
+}

@@ -1,0 +1,334 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/proxy"
+	"github.com/seed-86b749af/wireguard/wgnet"
+)
+
+// A program is one run of wgproxy. Only the goroutine of run changes it.
+type program struct {
+	*settings
+	options  *options
+	family   string    // as in settings, at the start: dials read it, and a reload does not change it
+	out      io.Writer // for people
+	terminal bool      // whether out shows progress
+
+	tunnel    *wgnet.Tunnel
+	inherited sockets
+	metrics   *metrics
+	running   map[service]*server
+	ended     chan error // from services that end by themselves
+}
+
+// A server is a service that runs.
+type server struct {
+	*proxy.Server
+	closers []io.Closer // sockets that Serve does not have yet
+	serve   func() error
+}
+
+// drainTime is how long connections may go on after SIGTERM.
+const drainTime = 10 * time.Second
+
+// run serves until a signal or until ctx ends. It returns nil if it was asked to end.
+func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error) {
+	p.family = p.settings.family
+	p.running, p.ended = make(map[service]*server), make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if p.inherited == nil {
+		if p.inherited, err = inherit(); err != nil {
+			return err
+		}
+	}
+	if err := p.open(ctx, signals); err != nil || p.tunnel == nil {
+		return err
+	}
+	defer p.tunnel.Close()
+	p.metrics = newMetrics(p.tunnel.Device())
+	defer p.stopAll()
+	status, err := p.serveStatus(ctx)
+	if err != nil {
+		return err
+	}
+	defer status.Close()
+	if err := p.startServices(p.services); err != nil {
+		return err
+	}
+	if err := p.inherited.unused(); err != nil {
+		return err
+	}
+	if p.terminal {
+		go p.showSession(ctx)
+	}
+	notify("READY=1")
+	for {
+		select {
+		case sig := <-signals:
+			if !isReload(sig) {
+				notify("STOPPING=1")
+				return p.drain(signals)
+			}
+			if err := p.reload(ctx); err != nil {
+				p.say("not reloaded: %v", err)
+			}
+		case err := <-p.ended:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// say prints lines for people.
+func (p *program) say(format string, args ...any) {
+	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
+		fmt.Fprintf(p.out, "wgproxy: %s\n", line)
+	}
+}
+
+// open opens the tunnel. A signal other than SIGHUP ends the wait for names; p.tunnel is nil then.
+func (p *program) open(ctx context.Context, signals <-chan os.Signal) error {
+	for _, w := range p.file.Warnings() {
+		p.say("warning: %v", w)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		tunnel *wgnet.Tunnel
+		err    error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		tunnel, err := wgnet.OpenFile(ctx, p.file, wgnet.Config{Resolution: p.resolution()})
+		opened <- result{tunnel, err}
+	}()
+	for stopped := false; ; {
+		select {
+		case sig := <-signals:
+			if !isReload(sig) {
+				stopped = true
+				cancel()
+			}
+		case r := <-opened:
+			switch {
+			case stopped && r.err == nil:
+				return r.tunnel.Close()
+			case stopped:
+				return nil
+			case r.err != nil:
+				return fmt.Errorf("%s: %w", p.path, r.err)
+			}
+			p.tunnel = r.tunnel
+			return nil
+		}
+	}
+}
+
+// resolution says how to resolve the names of endpoints, and says that it waits for them.
+func (p *program) resolution() conf.Resolution {
+	if p.terminal {
+		for i := range p.file.Peers {
+			for _, e := range p.file.Peers[i].Endpoints() {
+				if _, ok := e.AddrPort(); !ok {
+					p.say("looking up %s", e.Host)
+				}
+			}
+		}
+	}
+	return conf.Resolution{Waiting: func(host string, err error, wait time.Duration) {
+		p.say("%v; trying again in %.1f seconds", err, wait.Seconds())
+	}}
+}
+
+// showSession says that it waits for the handshake, and what came of it.
+func (p *program) showSession(ctx context.Context) {
+	start := time.Now()
+	for peer := range p.tunnel.Device().Peers() {
+		if peer.Endpoint.IsValid() {
+			p.say("waiting for a handshake with %v at %v", peer.PublicKey, peer.Endpoint.Addr)
+		}
+	}
+	switch err := p.tunnel.Wait(ctx); {
+	case ctx.Err() != nil:
+	case err != nil:
+		p.say("%v", err)
+	default:
+		p.say("the tunnel is ready after %v; waiting for the first byte", time.Since(start).Round(time.Millisecond))
+	}
+}
+
+// startServices starts services. If one fails, it stops those that it started.
+func (p *program) startServices(services []service) error {
+	var started []service
+	for _, s := range services {
+		srv, err := p.listen(s)
+		if err != nil {
+			for _, s := range started {
+				p.stop(s)
+			}
+			return fmt.Errorf("%v: %w", s, err)
+		}
+		p.running[s] = srv
+		started = append(started, s)
+	}
+	for _, s := range started {
+		srv := p.running[s]
+		srv.closers = nil
+		go func() {
+			err := srv.serve()
+			if err == nil || errors.Is(err, net.ErrClosed) {
+				if s.kind != kindStdio {
+					return
+				}
+			} else {
+				err = fmt.Errorf("%v: %w", s, err)
+			}
+			select {
+			case p.ended <- err:
+			default:
+			}
+		}()
+		p.say("serving %v", s)
+	}
+	return nil
+}
+
+// listen opens the sockets of a service.
+func (p *program) listen(s service) (*server, error) {
+	srv := &server{Server: &proxy.Server{DialContext: p.dial, Done: p.metrics.done(s, p.firstByte())}}
+	switch s.kind {
+	case kindSOCKS:
+		srv.Protocol = proxy.SOCKS5{Username: s.username, Password: s.password}
+		srv.ListenPacket = p.tunnel.ListenPacket
+	case kindHTTP:
+		h := proxy.HTTP{Username: s.username, Password: s.password}
+		if s.certFile != "" {
+			cert, err := tls.LoadX509KeyPair(s.certFile, s.keyFile)
+			if err != nil {
+				return nil, err
+			}
+			h.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+		}
+		srv.Protocol = h
+	case kindSNI:
+		srv.Protocol = proxy.SNI{}
+	case kindClient, kindUDP, kindServer:
+		srv.Protocol = proxy.Forward{Target: s.target}
+	case kindStdio:
+		srv.serve = func() error { return p.stdio(s.target, os.Stdin, os.Stdout) }
+		return srv, nil
+	}
+	if s.kind == kindUDP {
+		srv.IdleTimeout = s.idle
+		c, err := p.inherited.packet(s.bind)
+		if err != nil {
+			return nil, err
+		}
+		srv.closers, srv.serve = []io.Closer{c}, func() error { return srv.ServePacket(c) }
+		return srv, nil
+	}
+	l, err := p.listener(s)
+	if err != nil {
+		return nil, err
+	}
+	if s.kind == kindServer {
+		srv.DialContext = new(net.Dialer).DialContext
+	}
+	srv.closers, srv.serve = []io.Closer{l}, func() error { return srv.Serve(l) }
+	return srv, nil
+}
+
+func (p *program) listener(s service) (net.Listener, error) {
+	if s.kind == kindServer {
+		return p.tunnel.Listen("tcp", s.bind)
+	}
+	return p.inherited.listener(s.bind)
+}
+
+// dial opens a connection through the tunnel, to the family of addresses that ResolveStrategy names.
+func (p *program) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return p.tunnel.DialContext(ctx, network+p.family, address)
+}
+
+// firstByte returns a function that says once that bytes have arrived through the tunnel.
+func (p *program) firstByte() func(proxy.Report) {
+	if !p.terminal {
+		return func(proxy.Report) {}
+	}
+	return func(r proxy.Report) {
+		if r.Received > 0 {
+			p.metrics.first.Do(func() { p.say("the first bytes have arrived, from %s", r.Target) })
+		}
+	}
+}
+
+// stdio connects two streams with a target in the tunnel until the target ends.
+func (p *program) stdio(target string, in io.Reader, out io.Writer) error {
+	c, err := p.dial(context.Background(), "tcp", target)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	go func() {
+		io.Copy(c, in)
+		if half, ok := c.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		}
+	}()
+	_, err = io.Copy(out, c)
+	return err
+}
+
+// stop ends a service and its connections.
+func (p *program) stop(s service) {
+	srv := p.running[s]
+	delete(p.running, s)
+	srv.Close()
+	for _, c := range srv.closers {
+		c.Close()
+	}
+}
+
+func (p *program) stopAll() {
+	for s := range p.running {
+		p.stop(s)
+	}
+}
+
+// drain waits for the connections to end, for drainTime or until a second signal.
+func (p *program) drain(signals <-chan os.Signal) error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, srv := range p.running {
+		all.Go(func() { srv.Shutdown(ctx) })
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	for {
+		select {
+		case <-done:
+			return nil
+		case sig := <-signals:
+			if !isReload(sig) {
+				cancel()
+			}
+		}
+	}
+}

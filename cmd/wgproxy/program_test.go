@@ -1,0 +1,345 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/wgnet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// An office is the other end of the tunnel, 10.7.0.1, with a web server on port 80.
+type office struct {
+	*testing.T
+	*wgnet.Tunnel
+	key, client wireguard.PrivateKey
+}
+
+func newOffice(t *testing.T) *office {
+	t.Helper()
+	o := &office{T: t, key: wireguard.NewPrivateKey(), client: wireguard.NewPrivateKey()}
+	f, err := conf.Parse(fmt.Appendf(nil, "[Interface]\nPrivateKey = %s\nAddress = 10.7.0.1\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.7.0.2/32\n",
+		o.key.Text(), o.client.Public()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Tunnel, err = wgnet.OpenFile(t.Context(), f, wgnet.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := o.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "hello from %s", r.Host) })}
+	go web.Serve(l)
+	t.Cleanup(func() {
+		web.Close()
+		o.Close()
+	})
+	return o
+}
+
+// file returns the client's file.
+func (o *office) file(more string) string {
+	return fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.7.0.2\nCheckAlive = 10.7.0.1\nCheckAliveInterval = 1\n[Peer]\nPublicKey = %v\nEndpoint = 127.0.0.1:%d\n%s",
+		o.client.Text(), o.key.Public(), o.Device().Status().ListenPort, more)
+}
+
+// A run is a program under test.
+type run struct {
+	*testing.T
+	path    string
+	p       *program
+	signals chan os.Signal
+	ended   chan error
+
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+func (r *run) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.Write(b)
+}
+
+func (r *run) said() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.String()
+}
+
+func (r *run) waitFor(text string) {
+	r.Helper()
+	testkit.Eventually(r, fmt.Sprintf("wgproxy says %q; it said\n%s", text, r.said()), func() bool { return strings.Contains(r.said(), text) })
+}
+
+// launch runs wgproxy with a file, flags and inherited sockets.
+func launch(t *testing.T, text string, in sockets, flags ...string) *run {
+	t.Helper()
+	r := &run{T: t, path: write(t, "office.conf", text), signals: make(chan os.Signal, 2), ended: make(chan error, 1)}
+	o, err := parseArgs(append([]string{r.path}, flags...), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := o.settings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.p = &program{settings: s, options: o, out: r, terminal: true, inherited: in}
+	go func() { r.ended <- r.p.run(context.Background(), r.signals) }()
+	return r
+}
+
+// end sends SIGTERM, and wants run to return without an error.
+func (r *run) end() {
+	r.Helper()
+	r.signals <- syscall.SIGTERM
+	if err := testkit.Next(r, r.ended, "wgproxy ends after SIGTERM"); err != nil {
+		r.Errorf("wgproxy ends with %v", err)
+	}
+}
+
+// inheritTCP opens a socket for wgproxy, so that its port is known and free.
+func inheritTCP(t *testing.T, in sockets) (address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in["tcp "+l.Addr().String()] = l
+	return l.Addr().String()
+}
+
+func curl(t *testing.T, args ...string) string {
+	t.Helper()
+	path, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("needs curl: install curl")
+	}
+	cmd := exec.Command(path, append([]string{"-sS", "--max-time", "30"}, args...)...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // without the proxies of this machine
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("curl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// TestServices: curl reaches a web server behind the tunnel through SOCKS5, an HTTP proxy with a password, and a forward; a
+// connection from the tunnel reaches a service of this host; and the status says so.
+func TestServices(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	socks, web, forward, status := inheritTCP(t, in), inheritTCP(t, in), inheritTCP(t, in), inheritTCP(t, in)
+	local, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "from this host") })}
+	go here.Serve(local)
+	defer here.Close()
+	r := launch(t, o.file("[http]\nBindAddress = "+web+"\nUsername = alice\nPassword = secret\n"), in,
+		"-socks", socks, "-L", forward+"=10.7.0.1:80", "-R", "2222="+local.Addr().String(), "-status", status)
+	r.waitFor("waiting for the first byte")
+	for _, args := range [][]string{
+		{"-x", "socks5://" + socks, "http://10.7.0.1/"},
+		{"-x", "socks5h://" + socks, "http://10.7.0.1/"},
+		{"-x", "http://alice:secret@" + web, "http://10.7.0.1/"},
+		{"-p", "-x", "http://alice:secret@" + web, "http://10.7.0.1/"},
+		{"-H", "Host: 10.7.0.1", "http://" + forward + "/"},
+	} {
+		if got := curl(t, args...); got != "hello from 10.7.0.1" {
+			t.Errorf("curl %v: %q", args, got)
+		}
+	}
+	if got := curl(t, "-o", os.DevNull, "-w", "%{http_code}", "-x", "http://alice:wrong@"+web, "http://10.7.0.1/"); got != "407" {
+		t.Errorf("with the wrong password: %s", got)
+	}
+	r.waitFor("the first bytes have arrived, from 10.7.0.1:80")
+	tr := &http.Transport{DialContext: o.DialContext, DisableKeepAlives: true}
+	answer, err := (&http.Client{Transport: tr}).Get("http://10.7.0.2:2222/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(answer.Body); string(b) != "from this host" {
+		t.Errorf("through -R: %q", b)
+	}
+	answer.Body.Close()
+
+	testkit.Eventually(t, "the office answers a ping", func() bool {
+		var last map[string]int64
+		text := curl(t, "http://"+status+"/readyz")
+		return json.Unmarshal([]byte(text), &last) == nil && last["10.7.0.1"] > 1_700_000_000
+	})
+	metrics := curl(t, "http://"+status+"/metrics")
+	for _, want := range []string{
+		`wireguard_received_bytes_total{interface="wgproxy",public_key="` + o.key.Public().String() + `"`,
+		`wgproxy_connections_total{failed="false",service="[Socks5] on ` + socks + `"} 2`,
+		`wgproxy_received_bytes_total{service="[http] on ` + web,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("/metrics lacks %s in\n%s", want, metrics)
+		}
+	}
+	o.Close() // no answers any more
+	testkit.Eventually(t, "the last pong is late", func() bool {
+		return curl(t, "-o", os.DevNull, "-w", "%{http_code}", "http://"+status+"/readyz") == "503"
+	})
+	r.end()
+}
+
+// TestReload: SIGHUP prints what changes, stops and starts services, and keeps a connection of a service that stays. A file with
+// a fault changes nothing.
+func TestReload(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	kept, gone, added := inheritTCP(t, in), inheritTCP(t, in), "127.0.0.1:0"
+	forward := func(bind string) string {
+		return "[TCPClientTunnel]\nBindAddress = " + bind + "\nTarget = 10.7.0.1:80\n"
+	}
+	r := launch(t, o.file(forward(kept)+forward(gone)), in)
+	r.waitFor("waiting for the first byte")
+	c, err := net.Dial("tcp", kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ask := func() {
+		t.Helper()
+		c.SetDeadline(time.Now().Add(testkit.Patience))
+		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: kept\r\n\r\n")
+		b := make([]byte, 4096)
+		n, err := c.Read(b)
+		for err == nil && !bytes.Contains(b[:n], []byte("hello from kept")) {
+			var more int
+			more, err = c.Read(b[n:])
+			n += more
+		}
+		if err != nil {
+			t.Fatalf("the connection that stays: %v", err)
+		}
+	}
+	ask()
+	reload := func(text, want string) {
+		t.Helper()
+		if err := os.WriteFile(r.path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.signals <- syscall.SIGHUP
+		r.waitFor(want)
+	}
+	reload(o.file("[Socks5]\n"), "not reloaded: "+r.path+": line 9: [Socks5]: BindAddress is missing")
+	other := wireguard.NewPrivateKey().Public()
+	more := fmt.Sprintf("PersistentKeepalive = 25\n%s[Peer]\nPublicKey = %v\nAllowedIPs = 10.8.0.0/16\n[SNI]\nBindAddress = %s\n", "", other, added)
+	reload(o.file(more+forward(kept)), "reloaded "+r.path)
+	for _, want := range []string{
+		fmt.Sprintf("plan: add peer %v\n", other), fmt.Sprintf("plan: change peer %v, and keep its session\n", o.key.Public()),
+		"plan: stop [TCPClientTunnel] " + gone + " to 10.7.0.1:80 in the tunnel, with its connections\n", "plan: start [SNI] on " + added + "\n",
+	} {
+		if !strings.Contains(r.said(), want) {
+			t.Errorf("wgproxy does not say %q; it said\n%s", want, r.said())
+		}
+	}
+	ask()
+	if _, ok := r.p.tunnel.Device().Peer(other); !ok {
+		t.Error("the new peer is not there")
+	}
+	if c, err := net.Dial("tcp", gone); err == nil {
+		c.Close()
+		t.Error("a service that is gone still listens")
+	}
+	c.Close()
+	r.end()
+}
+
+// TestStdio: standard input and output are a connection through the tunnel, with the end of the input passed on.
+func TestStdio(t *testing.T) {
+	o := newOffice(t)
+	l, err := o.Listen("tcp", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	defer l.Close()
+	in := make(sockets)
+	r := launch(t, o.file(""), in, "-socks", inheritTCP(t, in))
+	r.waitFor("waiting for the first byte")
+	var out bytes.Buffer
+	if err := r.p.stdio("10.7.0.1:7", strings.NewReader("echo\n"), &out); err != nil || out.String() != "echo\n" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	r.end()
+}
+
+// TestDrain: after SIGTERM no client gets in, a connection may go on, and a second signal ends it.
+func TestDrain(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	forward := inheritTCP(t, in)
+	r := launch(t, o.file(""), in, "-L", forward+"=10.7.0.1:80")
+	r.waitFor("waiting for the first byte")
+	c, err := net.Dial("tcp", forward)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	b := make([]byte, 4096)
+	if _, err := c.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	r.signals <- syscall.SIGTERM
+	testkit.Eventually(t, "no client gets in", func() bool {
+		c, err := net.Dial("tcp", forward)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	select {
+	case err := <-r.ended:
+		t.Fatalf("wgproxy did not wait for a connection: %v", err)
+	default:
+	}
+	r.end() // sends the second signal
+}
+
+// TestUnusedSocket: a socket that systemd passes and no service wants is an error that names it.
+func TestUnusedSocket(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	used, unused := inheritTCP(t, in), inheritTCP(t, in)
+	r := launch(t, o.file(""), in, "-socks", used)
+	if err := testkit.Next(t, r.ended, "wgproxy ends"); err == nil || !strings.Contains(err.Error(), "no service uses the inherited socket tcp "+unused) {
+		t.Errorf("%v", err)
+	}
+	in["tcp "+unused].(net.Listener).Close()
+}
