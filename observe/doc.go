@@ -7,9 +7,11 @@
 //
 // Package observe/page has a page for browsers.
 //
+// Package observe/capture writes packets and keys for Wireshark.
+//
 // Package observe/prom has a collector for Prometheus. It is a package of its own, so that programs that do not import it
 // do not link Prometheus's library.
 //
-// Everything here reads Device.Status, Device.Peers and Device.Subscribe. Nothing runs for a packet, and nothing holds a
-// secret.
+// Except for captures, everything here reads Device.Status, Device.Peers and Device.Subscribe: nothing runs for a packet, and
+// nothing holds a secret.
 package observe

@@ -1,0 +1,236 @@
+// Package capture writes what a device sends and receives, outside and inside the tunnel, to a pcapng file that Wireshark opens
+// and decrypts.
+//
+//	c, err := capture.New(file)
+//	device, err := wireguard.New(wireguard.Config{Bind: c.Bind(bind), Tunnel: c.Tunnel(tunnel), KeyLog: c.KeyLog(), ...})
+//	c.Start()
+//	...
+//	c.Stop()
+//
+// The file has two interfaces: "outer" has the UDP datagrams of the Bind, and "inner" the IP packets of the Tunnel. The key log
+// is part of the file, as Decryption Secrets Blocks, so Wireshark shows the plaintext of the outer packets without any setting.
+// A file with a key log is as secret as the traffic in it.
+//
+// Between Stop and Start, and before the first Start, each call of the Bind and of the Tunnel costs one atomic load: no lock
+// and no allocation. A device without these wrappers has no cost at all.
+package capture
+
+import (
+	"encoding/binary"
+	"io"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+// pcapng, draft-ietf-opsawg-pcapng, in the byte order of this file, which is little-endian. Each block is
+//
+//	| type:4 | length:4 | body, padded to 4 bytes | length:4 |
+const (
+	blockSection   = 0x0a0d0d0a
+	blockInterface = 1
+	blockPacket    = 6
+	blockSecrets   = 10
+
+	byteOrder    = 0x1a2b3c4d
+	linktypeRaw  = 101        // a packet begins with its IP header
+	secretsWG    = 0x57474b4c // "WGKL": lines of Wireshark's WireGuard key log
+	optEnd       = 0
+	optName      = 2 // if_name
+	optResolve   = 9 // if_tsresol
+	optFlags     = 2 // epb_flags
+	inbound      = 1
+	outbound     = 2
+	nanoseconds  = 9       // 10^-9 s
+	snap         = 1 << 18 // bytes of a packet, at most; no IP packet with its headers is longer
+	outer, inner = 0, 1    // interfaces
+
+	maxUDP = 65535 - 40 - 8 // payload of a UDP datagram whose length its headers can say
+)
+
+// A Capture is a pcapng file that is being written. New makes it; it must not be copied. Any goroutine may call its methods.
+type Capture struct {
+	on atomic.Bool
+
+	mu    sync.Mutex // guards all below; held while w is called
+	w     io.Writer
+	err   error
+	block []byte // that is being made
+}
+
+// New writes the head of the file to w and returns a Capture that is stopped. The error is that of w. Each block is one call of
+// w.Write, and the device's goroutines wait for it: pass a file, or a writer that does not wait for a network.
+func New(w io.Writer) (*Capture, error) {
+	c := &Capture{w: w}
+	c.begin(blockSection)
+	c.put32(byteOrder)
+	c.put16(1, 0)       // version
+	c.put32(0xffffffff) // the length of the section is not given
+	c.put32(0xffffffff)
+	c.end()
+	for _, name := range []string{"outer", "inner"} {
+		c.begin(blockInterface)
+		c.put16(linktypeRaw, 0)
+		c.put32(snap)
+		c.option(optName, []byte(name))
+		c.option(optResolve, []byte{nanoseconds})
+		c.put16(optEnd, 0)
+		c.end()
+	}
+	return c, c.err
+}
+
+// Start captures from now on. Wireshark decrypts a session if the file has its handshake, so call Device.Renew to have one.
+func (c *Capture) Start() { c.on.Store(true) }
+
+// Stop captures nothing from now on, until Start. Calls that are under way may still write a packet.
+func (c *Capture) Stop() { c.on.Store(false) }
+
+// Err returns the first error of the writer. After it the Capture writes nothing more, and the device works on.
+func (c *Capture) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// KeyLog returns a writer for wireguard.Config.KeyLog. What is written to it while the Capture is stopped is not kept. Its
+// Write never fails.
+func (c *Capture) KeyLog() io.Writer { return keyLog{c} }
+
+type keyLog struct{ c *Capture }
+
+func (k keyLog) Write(lines []byte) (int, error) {
+	if c := k.c; c.on.Load() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.begin(blockSecrets)
+		c.put32(secretsWG)
+		c.put32(uint32(len(lines)))
+		c.bytes(lines)
+		c.end()
+	}
+	return len(lines), nil
+}
+
+// inside writes an IP packet of the tunnel.
+func (c *Capture) inside(direction uint32, p []byte) {
+	c.packet(inner, direction, time.Now(), nil, p)
+}
+
+// outside writes the datagrams of a train. port is that of the socket.
+func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
+	remote := addrOf(t.Endpoint)
+	// Wireshark finds sessions by the addresses of their messages, and a socket may not know which of the host's addresses it
+	// sends from. So the local address is always the unspecified one.
+	local := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+	if remote.Addr().Is6() {
+		local = netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+	}
+	src, dst := remote, local
+	if direction == outbound {
+		src, dst = local, remote
+	}
+	now := time.Now()
+	for d := range t.Datagrams() {
+		if len(d) > maxUDP {
+			continue // a Link may carry more than UDP can
+		}
+		var room [48]byte
+		h := room[:28]
+		if remote.Addr().Is6() {
+			h = room[:48]
+		}
+		putHeaders(h, src, dst, t.TOS, d)
+		c.packet(outer, direction, now, h, d)
+	}
+}
+
+// addrOf returns an address that stands for e: that of a Link is made of its key, within fd00::/8.
+func addrOf(e wireguard.Endpoint) netip.AddrPort {
+	if e.Link != nil {
+		key := e.Link.Key()
+		key[0] = 0xfd
+		return netip.AddrPortFrom(netip.AddrFrom16(key), 51820)
+	}
+	return netip.AddrPortFrom(e.Addr.Addr().Unmap().WithZone(""), e.Addr.Port())
+}
+
+// putHeaders writes the IP and UDP headers of a datagram to h.
+func putHeaders(h []byte, src, dst netip.AddrPort, tos uint8, payload []byte) {
+	if !src.Addr().IsValid() || !dst.Addr().IsValid() {
+		src, dst = netip.AddrPortFrom(netip.IPv4Unspecified(), src.Port()), netip.AddrPortFrom(netip.IPv4Unspecified(), dst.Port())
+	}
+	l3 := packet.PutIP(h, len(h)+len(payload), src.Addr(), dst.Addr(), packet.UDP, tos)
+	udp, length := h[l3:], len(h)-l3+len(payload)
+	binary.BigEndian.PutUint16(udp, src.Port())
+	binary.BigEndian.PutUint16(udp[2:], dst.Port())
+	binary.BigEndian.PutUint16(udp[packet.UDPLength:], uint16(length))
+	sum := ^packet.Sum(payload, packet.Sum(udp, packet.PseudoSum(h, length)))
+	if sum == 0 {
+		sum = 0xffff // zero would mean no checksum (RFC 768)
+	}
+	binary.BigEndian.PutUint16(udp[packet.UDPChecksum:], sum)
+}
+
+// packet writes an Enhanced Packet Block with the bytes of head and data.
+func (c *Capture) packet(iface, direction uint32, at time.Time, head, data []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(head) + len(data)
+	if c.err != nil || n > snap {
+		return
+	}
+	ns := uint64(at.UnixNano())
+	c.begin(blockPacket)
+	for _, v := range []uint32{iface, uint32(ns >> 32), uint32(ns), uint32(n), uint32(n)} {
+		c.put32(v)
+	}
+	c.block = append(c.block, head...)
+	c.bytes(data)
+	c.option(optFlags, binary.LittleEndian.AppendUint32(nil, direction))
+	c.put16(optEnd, 0)
+	c.end()
+}
+
+// The functions below make a block. c.mu is held, or nobody else knows c yet.
+
+func (c *Capture) begin(kind uint32) {
+	c.block = c.block[:0]
+	c.put32(kind)
+	c.put32(0) // the length, which end knows
+}
+
+// end writes the block.
+func (c *Capture) end() {
+	n := uint32(len(c.block) + 4)
+	binary.LittleEndian.PutUint32(c.block[4:], n)
+	c.put32(n)
+	if c.err == nil {
+		_, c.err = c.w.Write(c.block)
+	}
+}
+
+func (c *Capture) put32(v uint32) { c.block = binary.LittleEndian.AppendUint32(c.block, v) }
+
+func (c *Capture) put16(v ...uint16) {
+	for _, v := range v {
+		c.block = binary.LittleEndian.AppendUint16(c.block, v)
+	}
+}
+
+// bytes appends b and pads the block to 4 bytes.
+func (c *Capture) bytes(b []byte) {
+	c.block = append(c.block, b...)
+	for len(c.block)%4 != 0 {
+		c.block = append(c.block, 0)
+	}
+}
+
+func (c *Capture) option(kind uint16, value []byte) {
+	c.put16(kind, uint16(len(value)))
+	c.bytes(value)
+}

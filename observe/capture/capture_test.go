@@ -1,0 +1,330 @@
+package capture_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/observe/capture"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+)
+
+var insideA, insideB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+
+// A pair is two devices; what crosses a is captured.
+type pair struct {
+	t          *testing.T
+	a, b       *wireguard.Device
+	tunA, tunB *pipe.Tunnel
+	keyB       wireguard.PublicKey
+}
+
+func newPair(t *testing.T, c *capture.Capture, addrs ...netip.Addr) *pair {
+	t.Helper()
+	n := pipe.NewNetwork(pipe.Config{Seed: 1})
+	endA, endB := n.NewEnd(), n.NewEnd()
+	if len(addrs) == 2 {
+		endA, endB = n.NewEnd(addrs[0]), n.NewEnd(addrs[1])
+	}
+	keyA, keyB, psk := wireguard.NewPrivateKey(), wireguard.NewPrivateKey(), wireguard.NewPresharedKey()
+	p := &pair{t: t, tunA: pipe.NewTunnel(1420), tunB: pipe.NewTunnel(1420), keyB: keyB.Public()}
+	up := func(c wireguard.Config, peer wireguard.PublicKey, at *pipe.End, inside netip.Addr) *wireguard.Device {
+		c.ListenPort, c.Clock = 51820, pipe.NewClock()
+		c.Peers = []wireguard.PeerConfig{{PublicKey: peer, PresharedKey: psk, Endpoint: at.Endpoint(51820), AllowedIPs: []netip.Prefix{netip.PrefixFrom(inside, 32)}}}
+		d, err := wireguard.New(c)
+		if err == nil {
+			t.Cleanup(func() { d.Close() })
+			err = d.Up()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	p.b = up(wireguard.Config{PrivateKey: keyB, Bind: endB, Tunnel: p.tunB}, keyA.Public(), endA, insideA)
+	p.a = up(wireguard.Config{PrivateKey: keyA, Bind: c.Bind(endA), Tunnel: c.Tunnel(p.tunA), KeyLog: c.KeyLog()}, keyB.Public(), endB, insideB)
+	return p
+}
+
+// exchange sends a packet with a text each way.
+func (p *pair) exchange(question, answer string) {
+	p.t.Helper()
+	for _, way := range []struct {
+		from, to *pipe.Tunnel
+		src, dst netip.Addr
+		text     string
+	}{{p.tunA, p.tunB, insideA, insideB, question}, {p.tunB, p.tunA, insideB, insideA, answer}} {
+		packet := pipe.UDPPacket(netip.AddrPortFrom(way.src, 7000), netip.AddrPortFrom(way.dst, 7000), []byte(way.text))
+		way.from.TrySend(packet)
+		synctest.Wait()
+		if got := way.to.TryReceive(); !bytes.Equal(got, packet) {
+			p.t.Fatalf("received %d bytes, want the %d of %q", len(got), len(packet), way.text)
+		}
+	}
+}
+
+// read returns the fields that tshark prints of each packet that a filter selects.
+func read(t *testing.T, tshark string, file []byte, filter string, fields ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	name := filepath.Join(dir, "capture.pcapng")
+	if err := os.WriteFile(name, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-n", "-r", name, "-Y", filter, "-T", "fields"}
+	for _, f := range fields {
+		args = append(args, "-e", f)
+	}
+	c := exec.Command(tshark, args...)
+	c.Env = append(os.Environ(), "HOME="+dir) // nobody's preferences
+	var trouble bytes.Buffer
+	c.Stderr = &trouble
+	out, err := c.Output()
+	if err != nil {
+		t.Fatalf("tshark: %v\n%s", err, &trouble)
+	}
+	return string(out)
+}
+
+const question, answer, early = "7175657374696f6e", "616e73776572", "6561726c79" // as hexadecimal digits
+
+// Wireshark opens the file, tells outer from inner packets and their directions, and decrypts with the keys in the file.
+func TestWiresharkDecrypts(t *testing.T) {
+	tshark, err := exec.LookPath("tshark")
+	if err != nil {
+		t.Skip("needs tshark: install it to have its dissector read the capture")
+	}
+	for name, addrs := range map[string][]netip.Addr{
+		"IPv4": nil,
+		"IPv6": {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var file bytes.Buffer
+			synctest.Test(t, func(t *testing.T) {
+				c, err := capture.New(&file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := newPair(t, c, addrs...)
+				p.exchange("early", "early") // is not captured
+				c.Start()
+				if err := p.a.Renew(t.Context(), p.keyB); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				p.exchange("question", "answer")
+				c.Stop()
+				p.exchange("early", "early")
+				if err := c.Err(); err != nil {
+					t.Fatal(err)
+				}
+			})
+			// data.data is what no dissector knows: the payload inside the tunnel.
+			all := read(t, tshark, file.Bytes(), `wg.type == 4 || frame.interface_name == "inner" || _ws.malformed`, "data.data", "frame.interface_name", "frame.packet_flags_direction", "_ws.malformed")
+			for _, want := range []string{
+				question + "\touter\t0x00000002\t\n", answer + "\touter\t0x00000001\t\n", // decrypted
+				question + "\tinner\t0x00000002\t\n", answer + "\tinner\t0x00000001\t\n",
+			} {
+				if strings.Count(all, want) != 1 {
+					t.Errorf("want %q once in\n%s", want, all)
+				}
+			}
+			if strings.Contains(all, early) || strings.Contains(all, "alformed") {
+				t.Errorf("captured while it was stopped, or malformed:\n%s", all)
+			}
+			if name == "IPv6" {
+				return
+			}
+			// Without the blocks that hold the keys, nothing inside can be read.
+			var without []byte
+			for rest := file.Bytes(); len(rest) > 0; {
+				n := int(rest[4]) | int(rest[5])<<8 | int(rest[6])<<16
+				if rest[0] != 10 || rest[1] != 0 {
+					without = append(without, rest[:n]...)
+				}
+				rest = rest[n:]
+			}
+			if got := read(t, tshark, without, `wg`, "data.data"); strings.Contains(got, question) {
+				t.Errorf("readable without keys:\n%s", got)
+			}
+		})
+	}
+}
+
+// A Capture that is stopped takes no lock, makes no garbage and writes nothing.
+func TestStoppedCaptureIsNotThere(t *testing.T) {
+	var file bytes.Buffer
+	c, err := capture.New(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := file.Len()
+	defer capture.Hold(c)()
+	sink := c.Tunnel(&still{})
+	socket, err := c.Bind(&still{}).Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	receiver := socket.Receivers()[0]
+	packets, trains := [][]byte{make([]byte, 100)}, []wireguard.Train{{Data: make([]byte, 100), Size: 100}}
+	var b wireguard.Batch
+	allocs := testing.AllocsPerRun(100, func() {
+		socket.Send(trains)
+		if _, err := receiver.Receive(); err != nil {
+			t.Error(err)
+		}
+		if _, err := sink.WritePackets(packets); err != nil {
+			t.Error(err)
+		}
+		if err := sink.(wireguard.PacketSource).ReadPackets(&b); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := c.KeyLog().Write([]byte("secret")); err != nil || allocs != 0 || file.Len() != size {
+		t.Errorf("%v, %.0f allocations, %d bytes written, want none of them", err, allocs, file.Len()-size)
+	}
+}
+
+// still is a Bind, a Socket, a Receiver and a Tunnel that do nothing.
+type still struct{ trains [1]wireguard.Train }
+
+func (s *still) Listen(uint16) (wireguard.Socket, error) { return s, nil }
+func (s *still) Port() uint16                            { return 1 }
+func (s *still) Receivers() []wireguard.Receiver         { return []wireguard.Receiver{s} }
+func (s *still) Send([]wireguard.Train)                  {}
+func (s *still) Close() error                            { return nil }
+func (s *still) Receive() ([]wireguard.Train, error)     { return s.trains[:], nil }
+func (s *still) WritePackets(p [][]byte) (int, error)    { return len(p), nil }
+func (s *still) ReadPackets(*wireguard.Batch) error      { return nil }
+func (s *still) MTU() int                                { return 1420 }
+
+type marks struct{ still }
+
+func (*marks) SetMark(uint32) error                      { return errors.New("marked") }
+func (m *marks) Listen(uint16) (wireguard.Socket, error) { return m, nil }
+func (*marks) Headroom() int                             { return 12 }
+
+type attacher struct{ still }
+
+func (*attacher) Attach(*wireguard.Device) {}
+
+type queues struct{ still }
+
+func (q *queues) Queues() []wireguard.PacketSource { return []wireguard.PacketSource{q, q} }
+
+// bare is a Tunnel without a source.
+type bare struct{ wireguard.Tunnel }
+
+// Wrappers are what they wrap, and no more.
+func TestWrappersKeepInterfaces(t *testing.T) {
+	c, err := capture.New(io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		tunnel                   wireguard.Tunnel
+		attaches, queues, source bool
+	}{
+		"source": {&still{}, false, false, true}, "queues": {&queues{}, false, true, false}, "attacher": {&attacher{}, true, false, false},
+		"bare": {bare{&still{}}, false, false, false},
+	} {
+		w := c.Tunnel(test.tunnel)
+		_, attaches := w.(wireguard.Attacher)
+		q, isQueues := w.(wireguard.Queues)
+		_, source := w.(wireguard.PacketSource)
+		if attaches != test.attaches || isQueues != test.queues || source != test.source || w.MTU() != 1420 {
+			t.Errorf("%s: attacher %t, queues %t, source %t", name, attaches, isQueues, source)
+		}
+		if isQueues && len(q.Queues()) != 2 {
+			t.Errorf("%d queues, want 2", len(q.Queues()))
+		}
+	}
+	for _, marking := range []bool{false, true} {
+		b, headroom := wireguard.Bind(&still{}), 0
+		if marking {
+			b, headroom = &marks{}, 12
+		}
+		w := c.Bind(b)
+		s, err := w.Listen(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, ok := s.(wireguard.Marker)
+		if got := w.(wireguard.Framer).Headroom(); ok != marking || got != headroom || s.Port() != 1 {
+			t.Errorf("marker %t, want %t; headroom %d, want %d", ok, marking, got, headroom)
+		}
+		if ok && m.SetMark(1) == nil {
+			t.Error("the mark does not reach the socket")
+		}
+	}
+}
+
+// After the writer failed, the device works on and the writer is not called again.
+func TestWriterThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &failing{after: 5}
+		c, err := capture.New(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := newPair(t, c)
+		c.Start()
+		p.exchange("question", "answer")
+		if err := c.Err(); !errors.Is(err, io.ErrShortWrite) || w.calls != 6 {
+			t.Errorf("%v after %d writes, want %v after 6", err, w.calls, io.ErrShortWrite)
+		}
+	})
+	if _, err := capture.New(&failing{}); !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("New: %v, want %v", err, io.ErrShortWrite)
+	}
+}
+
+type failing struct{ calls, after int }
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.calls++; f.calls > f.after {
+		return 0, io.ErrShortWrite
+	}
+	return len(b), nil
+}
+
+// Endpoints that are no addresses, and datagrams that no UDP carries, are captured as well as may be, and break nothing.
+func TestLinks(t *testing.T) {
+	var file bytes.Buffer
+	c, err := capture.New(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Start()
+	s, err := c.Bind(&still{}).Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := file.Len()
+	s.Send([]wireguard.Train{{Data: make([]byte, 100), Size: 70, Endpoint: wireguard.Endpoint{Link: link{}}}})
+	if got := file.Len() - head; got < 100+2*48 {
+		t.Errorf("%d bytes for two datagrams of a link", got)
+	}
+	head = file.Len()
+	s.Send([]wireguard.Train{{Data: make([]byte, 66000), Size: 66000, Endpoint: wireguard.Endpoint{Link: link{}}}})
+	if file.Len() != head {
+		t.Error("a datagram was captured that the headers cannot describe")
+	}
+	s.Send([]wireguard.Train{{Data: make([]byte, 10), Size: 10}})
+	if file.Len() == head {
+		t.Error("a datagram without an address was not captured")
+	}
+}
+
+type link struct{}
+
+func (link) Key() [16]byte  { return [16]byte{1, 2} }
+func (link) String() string { return "relay" }
