@@ -8,6 +8,9 @@
 // listen on a loopback address, or put authentication in front of it. It refuses host names that it was not told, so that a
 // page of another site cannot read it by DNS rebinding.
 //
+// With 1,000 peers, an open page costs the server 0.3 % of a core, and 0.4 % if all peers have traffic (BenchmarkLook). Further pages
+// cost what sending them the same bytes does.
+//
 // It works under any path: http.Handle("/status/", http.StripPrefix("/status", status)). Beside the page it serves status.json,
 // which holds what the page shows, and events, a stream of server-sent events.
 package page
