@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Log writes the device's events to log until ctx ends or the device is closed. A nil log is slog.Default. It logs failed
-// attempts, failed handshakes and trouble of the Bind as warnings, and everything else as information. It returns nil after
+// Log writes the device's events to log until ctx ends or the device is closed. A nil log is slog.Default. Handshakes,
+// expired sessions, moved endpoints and forgotten peers are information, and everything else is a warning. It returns nil after
 // the device was closed, and the error of ctx otherwise.
 //
 // A slow log never delays the device; see [wireguard.Subscription] for what is merged then.
@@ -38,10 +38,10 @@ func logEvents(ctx context.Context, sub *wireguard.Subscription, log *slog.Logge
 // Level returns the level at which Log writes events of a kind: slog.LevelWarn or slog.LevelInfo.
 func Level(k wireguard.EventKind) slog.Level {
 	switch k {
-	case wireguard.EventAttemptFailed, wireguard.EventHandshakeFailed, wireguard.EventBindTrouble:
-		return slog.LevelWarn
+	case wireguard.EventHandshake, wireguard.EventSessionExpired, wireguard.EventEndpointMoved, wireguard.EventPeerForgotten:
+		return slog.LevelInfo
 	}
-	return slog.LevelInfo
+	return slog.LevelWarn
 }
 
 // Attrs returns the fields of an event that are not zero, as Log writes them. The kind and the time are left out, because
