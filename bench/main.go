@@ -18,7 +18,7 @@ const defaultRounds = 7
 // measures returns all measures in the order of the table.
 func measures() []measure {
 	return slices.Concat(netstackMeasures(), stackMeasures(), pipelineMeasures(), manyMeasures(), hubMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures(),
-		tunMeasures())
+		proxyMeasures(), tunMeasures())
 }
 
 // onDemand returns the measures that run only with -only.

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 func TestNames(t *testing.T) {
 	want := strings.Fields(`netstack/tcp1 netstack/tcp4 netstack/rtt netstack/connect stack/2000 stack/2000-memory stack/idle pipeline/1420 pipeline/64 udp/1420 many/200 hub/100 hub/10000
-		crypto/1420 crypto/64 seal/scaling memory/device memory/after memory/netstack memory/peer goroutines/device goroutines/peer peers/add
+		crypto/1420 crypto/64 seal/scaling memory/device memory/after memory/netstack memory/peer goroutines/device goroutines/peer peers/add proxy/socks proxy/socks-memory proxy/connect proxy/idle
 		tun/tcp1 tun/tcp4 tun/udp tun/rtt tun/memory`)
 	var got []string
 	for _, m := range measures() {

@@ -139,22 +139,7 @@ func runIdleMemory(st *stage) (sample, error) {
 		return sample{}, err
 	}
 	n := st.conns()
-	kept := make(chan net.Conn, n)
-	go func() {
-		for {
-			c, err := s.listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() { // ends, so that it costs nothing
-				var b [1]byte
-				if _, err := c.Read(b[:]); err == nil {
-					_, _ = c.Write(b[:])
-				}
-				kept <- c
-			}()
-		}
-	}()
+	kept := s.keep(n)
 	if _, err := s.openMany(st, 1); err != nil { // the tunnel's session
 		return sample{}, err
 	}
@@ -188,4 +173,25 @@ func runIdleMemory(st *stage) (sample, error) {
 		{Name: "resident growth", Unit: "bytes", Value: (after.resident - before.resident) / ends},
 		{Name: "goroutines", Value: float64(after.goroutines-before.goroutines) / ends},
 	}}, nil
+}
+
+// keep sends back one byte on each of at most n connections, and then leaves them in the channel, without a goroutine.
+func (s *stacks) keep(n int) <-chan net.Conn {
+	kept := make(chan net.Conn, n)
+	go func() {
+		for {
+			c, err := s.listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends, so that it costs nothing
+				var b [1]byte
+				if _, err := c.Read(b[:]); err == nil {
+					_, _ = c.Write(b[:])
+				}
+				kept <- c
+			}()
+		}
+	}()
+	return kept
 }

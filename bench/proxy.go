@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/proxy"
+)
+
+// proxyMeasures are the names of a SOCKS5 server whose targets are behind a tunnel.
+//
+//	client ── loopback ──▶ SOCKS5 ─ stack ══ tunnel ══ stack of this library ── target
+func proxyMeasures() []measure {
+	return []measure{
+		{name: "proxy/socks", unit: "Gbit/s", run: runProxyDownload},
+		{name: "proxy/socks-memory", unit: "MiB resident", lower: true, run: runProxyMemory},
+		{name: "proxy/connect", unit: "connections/s", run: runProxyConnect},
+		{name: "proxy/idle", unit: "bytes", lower: true, run: runProxyIdle, rounds: 3},
+	}
+}
+
+// joinByProxy makes a stack of the measured library with a SOCKS5 server, and a stack of this library behind the tunnel. Both
+// sides have the same target, so the figures concern the program with the proxy.
+func joinByProxy(st *stage) (*stacks, error) {
+	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	a, near, err := st.lib.stack(st, ka, addrA, nil)
+	if err != nil {
+		return nil, err
+	}
+	b, far, err := ours{}.stack(st, kb, addrB, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := introduce(a, b, ka, kb); err != nil {
+		return nil, err
+	}
+	s, err := listen(st, near, far)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(loopback, 0).String())
+	if err != nil {
+		return nil, err
+	}
+	st.atClose(func() { l.Close() })
+	serveSOCKS(st, near, l)
+	s.dial = func(ctx context.Context) (net.Conn, error) { return dialSOCKS(ctx, l.Addr().String()) }
+	return s, nil
+}
+
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// serveSOCKS runs the proxy of the measured side: package proxy, or a program like wireproxy.
+func serveSOCKS(st *stage, near network, l net.Listener) {
+	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
+		to, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return nil, err
+		}
+		return near.dial(ctx, to)
+	}
+	if _, ok := st.lib.(ours); !ok {
+		go serveLikeWireproxy(l, dial)
+		return
+	}
+	s := &proxy.Server{Protocol: proxy.SOCKS5{}, DialContext: dial}
+	st.atClose(func() { s.Close() })
+	go func() { _ = s.Serve(l) }()
+}
+
+var errSOCKS = errors.New("the SOCKS5 server refused")
+
+// dialSOCKS connects to port 80 of addrB through a proxy.
+func dialSOCKS(ctx context.Context, at string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", at)
+	if err != nil {
+		return nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	_ = c.SetDeadline(deadline)
+	var b [10]byte
+	to := addrB.As4()
+	for _, step := range []struct {
+		send   []byte
+		answer int
+	}{{[]byte{5, 1, 0}, 2}, {[]byte{5, 1, 0, 1, to[0], to[1], to[2], to[3], 0, 80}, 10}} {
+		if _, err = c.Write(step.send); err == nil {
+			_, err = io.ReadFull(c, b[:step.answer])
+		}
+		if err == nil && b[1] != 0 {
+			err = errSOCKS
+		}
+		if err != nil {
+			c.Close()
+			return nil, fmt.Errorf("SOCKS5: %w", err)
+		}
+	}
+	return c, c.SetDeadline(time.Time{})
+}
+
+// runProxyDownload measures how much one connection through the proxy carries from the target to the client.
+func runProxyDownload(st *stage) (sample, error) {
+	s, err := joinByProxy(st)
+	if err != nil {
+		return sample{}, err
+	}
+	return download(st, s)
+}
+
+func download(st *stage, s *stacks) (sample, error) {
+	s.serve(func(c net.Conn) { _ = fill(c) })
+	c, err := s.open()
+	if err != nil {
+		return sample{}, err
+	}
+	st.atClose(func() { c.Close() })
+	var total atomic.Int64
+	go drain(c, &total)
+	n, err := count(&total, st.Warm, st.Span)
+	if err != nil {
+		return sample{}, err
+	}
+	c.Close()
+	gigabytes := n.n / 1e9
+	return sample{8 * gigabytes / n.took.Seconds(), []aside{{Name: "cpu", Unit: "s/GB", Value: n.cpu.Seconds() / gigabytes}}}, nil
+}
+
+// runProxyMemory measures the resident memory of the whole process, with client and target in it, half a minute after a download.
+func runProxyMemory(st *stage) (sample, error) {
+	before, err := residentBytes("VmRSS")
+	if err != nil {
+		return sample{}, err
+	}
+	s, err := joinByProxy(st)
+	if err != nil {
+		return sample{}, err
+	}
+	d, err := download(st, s)
+	if err != nil {
+		return sample{}, err
+	}
+	st.rest()
+	time.Sleep(st.Settle)
+	after, err := residentBytes("VmRSS")
+	return sample{after / (1 << 20), []aside{
+		{Name: "download before", Unit: "Gbit/s", Value: d.Value},
+		{Name: "before the devices", Unit: "MiB", Value: before / (1 << 20)},
+	}}, err
+}
+
+// runProxyConnect measures connections through the proxy per second, one after another, as runConnect does.
+func runProxyConnect(st *stage) (sample, error) {
+	s, err := joinByProxy(st)
+	if err != nil {
+		return sample{}, err
+	}
+	return runConnect(st, s)
+}
+
+// runProxyIdle measures the bytes of heap and stack per idle connection through the proxy, after garbage collection. They include
+// the client's connection and the target's, which no goroutine reads.
+func runProxyIdle(st *stage) (sample, error) {
+	s, err := joinByProxy(st)
+	if err != nil {
+		return sample{}, err
+	}
+	kept := s.keep(st.conns() + 1)
+	if _, err := s.openMany(st, 1); err != nil { // the tunnel's session
+		return sample{}, err
+	}
+	before, err := weigh()
+	if err != nil {
+		return sample{}, err
+	}
+	conns, err := s.openMany(st, st.conns())
+	if err != nil {
+		return sample{}, err
+	}
+	for _, c := range conns {
+		if err := ping(c); err != nil {
+			return sample{}, err
+		}
+	}
+	for range conns {
+		select {
+		case c := <-kept:
+			st.atClose(func() { c.Close() })
+		case <-time.After(patience):
+			return sample{}, errNotAccepted
+		}
+	}
+	after, err := weigh()
+	if err != nil {
+		return sample{}, err
+	}
+	n := float64(len(conns))
+	return sample{(after.heap + after.stack - before.heap - before.stack) / n, []aside{
+		{Name: "stacks", Unit: "bytes", Value: (after.stack - before.stack) / n},
+		{Name: "resident growth", Unit: "bytes", Value: (after.resident - before.resident) / n},
+		{Name: "goroutines", Value: float64(after.goroutines-before.goroutines) / n},
+	}}, nil
+}
