@@ -40,7 +40,8 @@
 // A train goes to the system in one piece of at most 64 datagrams and 65,507 bytes (65,487 for IPv6). If the system refuses
 // it with EMSGSIZE, EIO or EINVAL, its datagrams are sent one by one, still many per system call, and so are those of all
 // trains to that address for 15 seconds. Nothing that could be sent is lost. A datagram larger than the path's MTU is
-// fragmented. If a send fails because its source may be gone, it is tried again without the source. Any other send that
+// fragmented. If a system refuses the type of service with EINVAL, datagrams are sent without it from then on. If a send
+// fails because its source may be gone, it is tried again without the source. Any other send that
 // fails is tried once more, since the error can belong to an earlier datagram.
 //
 // A receiver reads into one slot, and into up to 64 while many small datagrams arrive. A slot holds 64 KiB, and so any

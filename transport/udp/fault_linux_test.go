@@ -25,14 +25,27 @@ func fast(t *testing.T, e *end, f family) *linuxPath {
 }
 
 // isTrain reports whether a message asks the system to cut it.
-func isTrain(m *mmsghdr) bool {
+func isTrain(m *mmsghdr) bool { return hasControlMessage(m, unix.IPPROTO_UDP, unix.UDP_SEGMENT) }
+
+func hasTOS(m *mmsghdr) bool {
+	return hasControlMessage(m, unix.IPPROTO_IP, unix.IP_TOS) || hasControlMessage(m, unix.IPPROTO_IPV6, unix.IPV6_TCLASS)
+}
+
+func hasSource(m *mmsghdr) bool {
+	return hasControlMessage(m, unix.IPPROTO_IP, unix.IP_PKTINFO) || hasControlMessage(m, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO)
+}
+
+func hasControlMessage(m *mmsghdr, level, kind int32) bool {
+	if m.hdr.Control == nil {
+		return false
+	}
 	b := unsafe.Slice(m.hdr.Control, m.hdr.Controllen)
 	for len(b) > 0 {
 		h, _, rest, err := unix.ParseOneSocketControlMessage(b)
 		if err != nil {
 			return false
 		}
-		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_SEGMENT {
+		if h.Level == level && h.Type == kind {
 			return true
 		}
 		b = rest
@@ -306,5 +319,75 @@ func TestPlainPaths(t *testing.T) {
 	}
 	if len(p.until) != 0 || p.n.Load() != 0 {
 		t.Errorf("%d entries are left an hour later, %d counted", len(p.until), p.n.Load())
+	}
+}
+
+// withTOS is a train with a type of service and a source.
+func withTOS(n int, to wireguard.Endpoint) wireguard.Train {
+	t := trainOf(n, 3000, 1000, to)
+	t.TOS, t.Endpoint.Source = 0x88, to.Addr.Addr()
+	return t
+}
+
+// A system that refuses the type of service gets datagrams without it: after one refusal, with the source kept and in
+// trains.
+func TestRefusedTOS(t *testing.T) {
+	for f := range families {
+		t.Run(f.String(), func(t *testing.T) {
+			if !has(f) {
+				t.Skipf("needs an %v loopback address", f)
+			}
+			x, y := variants[0].pair(t, f)
+			p := fast(t, x, f)
+			asked := 0
+			refuse(p, func(m *mmsghdr) syscall.Errno {
+				if hasTOS(m) {
+					asked++
+					return unix.EINVAL
+				}
+				return 0
+			})
+			ts := []wireguard.Train{withTOS(1, y.at(f)), withTOS(2, y.at(f)), trainOf(3, 10, 10, y.at(f))}
+			x.send(ts...)
+			y.receive(f, 7)
+			for i := range 2 {
+				if !ts[i].Endpoint.Source.IsValid() {
+					t.Errorf("train %d lost its source", i)
+				}
+			}
+			if p.plain.has(loopback(f)) {
+				t.Error("the destination gets single datagrams")
+			}
+			asked = 0
+			x.send(withTOS(4, y.at(f)))
+			y.receive(f, 3)
+			if asked != 0 || p.tos.Load() != tosRefused {
+				t.Errorf("the type of service was tried %d times again; known: %d", asked, p.tos.Load())
+			}
+		})
+	}
+}
+
+// An error for another reason, where the type of service is in order: the source is at fault, or nothing helps.
+func TestTOSIsNotBlamed(t *testing.T) {
+	x, y := variants[0].pair(t, ipv4)
+	p := fast(t, x, ipv4)
+	refuse(p, func(m *mmsghdr) syscall.Errno {
+		if hasSource(m) {
+			return unix.EINVAL
+		}
+		return 0
+	})
+	ts := []wireguard.Train{withTOS(1, y.at(ipv4))}
+	ts[0].Size = len(ts[0].Data)
+	x.send(ts...)
+	if got := y.receive(ipv4, 1); got[0].tos != 0x88 || ts[0].Endpoint.Source.IsValid() || p.tos.Load() != tosTaken {
+		t.Errorf("received with %#x, source %v, known %d: want the source dropped and the type of service kept", got[0].tos, ts[0].Endpoint.Source, p.tos.Load())
+	}
+	p.tos.Store(tosUnknown)
+	refuse(p, func(*mmsghdr) syscall.Errno { return unix.EINVAL })
+	ts = []wireguard.Train{withTOS(1, y.at(ipv4))}
+	if x.Send(ts); !errors.Is(ts[0].Err, unix.EINVAL) || p.tos.Load() != tosUnknown {
+		t.Errorf("error %v, known %d: a system that refuses everything says nothing of the type of service", ts[0].Err, p.tos.Load())
 	}
 }

@@ -3,6 +3,7 @@ package udp
 import (
 	"encoding/binary"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -29,8 +30,9 @@ type linuxPath struct {
 	try   func(fd uintptr) bool // tryReceive, bound once
 
 	zones  zones
-	plain  plainPaths // for senders
-	routes *routes    // for senders; nil means that no routes are watched
+	plain  plainPaths   // for senders
+	routes *routes      // for senders; nil means that no routes are watched
+	tos    atomic.Int32 // for senders: tosUnknown, tosTaken or tosRefused
 
 	// Tests replace these system calls to make them fail.
 	recvmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)

@@ -48,6 +48,7 @@ type message struct {
 	train *wireguard.Train
 	data  []byte
 	tried bool // sent once, and failed with an error that may belong to an earlier datagram
+	noTOS bool // goes without its type of service, to see whether the system refused that
 }
 
 // segmented reports whether m is more than one datagram.
@@ -146,7 +147,11 @@ func (f *flight) address(i int) {
 	h.Namelen = f.path.putName(&f.names[i], e.Addr)
 
 	b := f.oobs[i].bytes()
-	n := putControl(b, f.path.family, e, m.train.TOS)
+	tos := m.train.TOS
+	if m.noTOS || f.path.tos.Load() == tosRefused {
+		tos = 0
+	}
+	n := putControl(b, f.path.family, e, tos)
 	if m.segmented() {
 		data := putMessage(b[n:], unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
 		*(*uint16)(unsafe.Pointer(&data[0])) = uint16(m.train.Size)
@@ -217,6 +222,30 @@ func (f *flight) count() {
 		bytes += len(f.messages[i].data)
 	}
 	f.path.out.add(datagrams, bytes)
+	if f.path.tos.Load() == tosUnknown {
+		f.learnTOS()
+	}
+}
+
+// What is known of the type of service of outgoing datagrams. A Linux before 3.13, and some emulators, refuse its control
+// message with EINVAL. That must not keep handshakes from leaving, all of which have one.
+const (
+	tosUnknown = iota
+	tosTaken
+	tosRefused // datagrams are sent without it
+)
+
+// learnTOS learns from the messages that were just sent.
+func (f *flight) learnTOS() {
+	for i := f.at; i < f.at+f.sent; i++ {
+		switch m := &f.messages[i]; {
+		case m.train.TOS == 0:
+		case m.noTOS:
+			f.path.tos.CompareAndSwap(tosUnknown, tosRefused)
+		default:
+			f.path.tos.CompareAndSwap(tosUnknown, tosTaken)
+		}
+	}
 }
 
 // fault handles the first message that is left, which failed with errno. It changes the message for another attempt,
@@ -224,6 +253,12 @@ func (f *flight) count() {
 func (f *flight) fault(errno syscall.Errno) {
 	m := &f.messages[f.at]
 	e := &m.train.Endpoint
+	if errno == unix.EINVAL && m.train.TOS != 0 && !m.noTOS && f.path.tos.Load() != tosTaken {
+		m.noTOS = true
+		f.address(f.at)
+		return
+	}
+	m.noTOS = false // it was not the type of service alone
 	switch {
 	case m.segmented() && isTrainRefused(errno):
 		f.single(m)
