@@ -54,6 +54,9 @@ func (d *Interface) open(c *Config) (err error) {
 	if err != nil {
 		return err
 	}
+	if c.File == nil {
+		settle(name)
+	}
 	d.place, err = d.locate()
 	if err != nil && (c.File == nil || !errors.Is(err, errElsewhere) || c.MTU > 0) {
 		return fmt.Errorf("tun: looking up %s: %w", name, err)
