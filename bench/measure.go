@@ -168,6 +168,10 @@ type library interface {
 	// stack brings up a device without peers over bind. Nil means loopback sockets. An in-process TCP/IP stack at addr sends and
 	// receives its packets.
 	stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wireguard.Bind) (node, network, error)
+
+	// gateway brings up a device without peers over loopback sockets. It forwards each TCP connection to a socket of the host
+	// at target. The address is where a peer dials.
+	gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort) (node, netip.AddrPort, error)
 }
 
 // A nodeConfig describes a device to make.
