@@ -50,6 +50,7 @@ func (d *Device) sendInitiation(p *peer) {
 
 	out, now = outbox{}, d.now()
 	p.mu.Lock()
+	p.making = false
 	if p.removed || d.identity.Load() != id || d.running.Load() != r || !p.endpoint.IsValid() {
 		out.free(local)
 		p.initiate(now, true, &out) // the peer decides again, in its present state

@@ -14,6 +14,7 @@ type peerState struct {
 	removed    bool   // no longer in the device: a goroutine that still has the pointer drops what it has
 	initiating bool   // an initiation was asked for and is not made yet
 	renewing   bool   // renew asked for it
+	making     bool   // an initiation is being made: between beginInitiation and commitInitiation, or an error
 	unopened   bool   // the last initiation got an answer that was not authentic
 
 	endpoint Endpoint
@@ -129,7 +130,7 @@ func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok
 		p.putOff(now)
 		return ts, false
 	}
-	p.lastSent = now
+	p.lastSent, p.making = now, true
 	p.recent = append(p.recent, sentInitiation{p.endpoint, now})
 	if ts = wall; !ts.After(p.ownTimestamp) {
 		ts = p.ownTimestamp.next()
@@ -142,7 +143,7 @@ func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok
 func (p *peerState) commitInitiation(h *handshake, m []byte, now int64, out *outbox) {
 	p.endHandshake(out)
 	p.handshake = h
-	p.unopened = false
+	p.unopened, p.making = false, false
 	if n := len(p.recent); n > 0 {
 		p.recent[n-1].to = p.endpoint // which may have changed since it was begun
 	}

@@ -32,6 +32,7 @@ func (p *peerState) renew(now int64, out *outbox) {
 	p.timers.attempts = 0
 	switch {
 	case !p.endpoint.IsValid():
+	case p.making: // it will be sent to the present endpoint; the peer would refuse a second one within 20 ms
 	case !p.mayRenew(now):
 		p.putOff(now)
 	default:

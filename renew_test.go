@@ -169,3 +169,19 @@ func TestRevivedSession(t *testing.T) {
 		t.Error("revived twice")
 	}
 }
+
+// TestRenewWhileMade asks for no second initiation while one is being made: both would be sent to the present endpoint at
+// once, the peer would refuse the second one, and its answer to the first one would be superseded.
+func TestRenewWhileMade(t *testing.T) {
+	c := newCore(t)
+	if _, ok := c.beginInitiation(c.now, Timestamp{1}); !ok {
+		t.Fatal("the initiation is not made")
+	}
+	c.setEndpoint(Endpoint{Addr: netip.MustParseAddrPort("192.0.2.99:1")})
+	c.renew(c.now, c.step())
+	c.wantInitiation(false, "one is being made, and will be sent to the new endpoint")
+	c.commitInitiation(&handshake{initiator: true, local: 1}, make([]byte, initiationSize), c.now, c.step())
+	c.setEndpoint(Endpoint{Addr: netip.MustParseAddrPort("192.0.2.98:1")})
+	c.renew(c.now, c.step())
+	c.wantInitiation(true, "the endpoint changed after it was made")
+}

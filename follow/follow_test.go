@@ -210,10 +210,11 @@ func TestDeadAtStart(t *testing.T) {
 				ctx, cancel := context.WithTimeout(w.Context(), c.limit)
 				defer cancel()
 				start := time.Now()
+				w.net.Tap(func(p pipe.Packet) { w.Logf("%v: %v %v to %v %v", time.Since(start), p.Type, p.From, p.To, p.Fate) })
 				if err := w.client.Handshake(ctx, w.serverKey.Public()); err != nil {
-					t.Fatalf("no session after %v: %v", time.Since(start), err)
+					w.Fatalf("no session after %v: %v", time.Since(start), err)
 				}
-				t.Logf("a session after %v", time.Since(start))
+				w.Logf("a session after %v", time.Since(start))
 				w.wantEndpoint(c.server, "it answered there")
 			})
 		})
