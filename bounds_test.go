@@ -1,33 +1,125 @@
-package wireguard
+package wireguard_test
 
 import (
+	"errors"
+	"go/ast"
+	"go/constant"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 )
 
-// TestBoundsAreDocumented compares the table of bounds in ARCHITECTURE.md with the code: each row begins with a constant and has
-// its value, and each constant has a row.
-func TestBoundsAreDocumented(t *testing.T) {
-	bounds := map[string]int{
-		"maxInitiations": maxInitiations, "maxAnswers": maxAnswers, "limiterSize": limiterSize, "maxLookups": maxLookups,
-		"maxLookedUp": maxLookedUp, "maxStaged": maxStaged, "maxStagedPerPeer": maxStagedPerPeer, "maxStagedBytes": maxStagedBytes,
-		"maxQueued": maxQueued, "maxUnreachables": maxUnreachables, "maxUnread": maxUnread,
+// constantsOf returns the integer constants of the package in dir that depend on no other package. The files of all systems
+// count, and of several declarations of a name the first.
+func constantsOf(t *testing.T, dir string) map[string]int64 {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	text := fileText(t, "ARCHITECTURE.md")
-	for _, row := range regexp.MustCompile(`(?m)^\| `+"`(\\w+)`"+`: [^|]* \| ([\d,]+)`).FindAllStringSubmatch(text, -1) {
-		name, limit := row[1], strings.ReplaceAll(row[2], ",", "")
-		want, ok := bounds[name]
-		if got, err := strconv.Atoi(limit); !ok || err != nil || got != want {
-			t.Errorf("ARCHITECTURE.md says that %s is %s: it is %d", name, row[2], want)
+	fset := token.NewFileSet()
+	var files []*ast.File
+	for _, path := range paths {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
 		}
-		delete(bounds, name)
+		f, err := parser.ParseFile(fset, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
 	}
-	for name := range bounds {
-		t.Errorf("ARCHITECTURE.md has no row for %s", name)
+	config := types.Config{Importer: noImporter{}, Error: func(error) {}, IgnoreFuncBodies: true}
+	pkg, _ := config.Check(dir, fset, files, nil) // fails: it has no imports
+	all := make(map[string]int64)
+	for _, name := range pkg.Scope().Names() {
+		if c, ok := pkg.Scope().Lookup(name).(*types.Const); ok && c.Val().Kind() == constant.Int {
+			all[name], _ = constant.Int64Val(c.Val())
+		}
 	}
-	if want := "`loadMessages` (" + strconv.Itoa(loadMessages) + ")"; !strings.Contains(text, want) {
-		t.Errorf("ARCHITECTURE.md does not say %s", want)
+	return all
+}
+
+type noImporter struct{}
+
+func (noImporter) Import(string) (*types.Package, error) { return nil, errors.New("not here") }
+
+var (
+	boundName   = regexp.MustCompile("^`(?:([a-z0-9]+)\\.)?(\\w+)`$")
+	boundNumber = regexp.MustCompile(`^([0-9,]+)( KiB| MiB)?\b`)
+	packageDirs = map[string]string{
+		"": ".", "uapi": "uapi", "udp": "transport/udp", "tun": "transport/tun", "netstack": "transport/netstack",
+		"pipe": "transport/pipe", "wgo": "transport/wgo",
+	}
+)
+
+// wantBound asserts that the number that limit begins with is the value of the constant. packages has the constants of each
+// package that was needed so far.
+func wantBound(t *testing.T, packages map[string]map[string]int64, what, limit, name string) {
+	t.Helper()
+	m := boundName.FindStringSubmatch(name)
+	if m == nil {
+		t.Errorf("%s: %q is not the name of a constant", what, name)
+		return
+	}
+	dir, known := packageDirs[m[1]]
+	if !known {
+		t.Errorf("%s: package %q is not known", what, m[1])
+		return
+	}
+	if packages[dir] == nil {
+		packages[dir] = constantsOf(t, dir)
+	}
+	value, found := packages[dir][m[2]]
+	if !found {
+		t.Errorf("%s: there is no constant %s in %s", what, m[2], dir)
+		return
+	}
+	n := boundNumber.FindStringSubmatch(limit)
+	if n == nil {
+		t.Errorf("%s: the limit %q does not begin with a number", what, limit)
+		return
+	}
+	written, err := strconv.ParseInt(strings.ReplaceAll(n[1], ",", ""), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written <<= map[string]int{"": 0, " KiB": 10, " MiB": 20}[n[2]]
+	if written != value {
+		t.Errorf("%s: the table says %s, and %s is %d", what, limit, name, value)
+	}
+}
+
+// TestBounds: each row of the table of bounds has the number of its constant, says who fills it and what others keep, and
+// names a test that exists.
+func TestBounds(t *testing.T) {
+	names, rows := testNames(t), tableRows(t, "| what is bounded |")
+	if len(rows) < 30 {
+		t.Fatalf("the table has %d rows", len(rows))
+	}
+	packages := make(map[string]map[string]int64)
+	for _, cells := range rows {
+		if len(cells) != 6 {
+			t.Fatalf("%q has %d cells, want 6", cells, len(cells))
+		}
+		what := cells[0]
+		wantBound(t, packages, what, cells[1], cells[2])
+		if cells[3] == "" || cells[4] == "" {
+			t.Errorf("%s: the row does not say who can fill it, or what others keep", what)
+		}
+		tests := testName.FindAllStringSubmatch(cells[5], -1)
+		if len(tests) == 0 {
+			t.Errorf("%s: the row names no test", what)
+		}
+		for _, m := range tests {
+			if !names[m[1]] {
+				t.Errorf("%s: there is no test %s", what, m[1])
+			}
+		}
 	}
 }
