@@ -98,9 +98,13 @@ func (s *sim) broken() (pairs []string) {
 	return pairs
 }
 
-// greet sends a packet each way between any two nodes.
+// greet sends a packet each way between any two nodes, among strangers' forgeries if these have come.
 func (s *sim) greet(r *rand.Rand) {
 	for _, n := range s.all {
+		if s.besieged {
+			s.tick()
+			s.forge(n, 5, r)
+		}
 		for _, o := range s.others(n) {
 			s.say(n, tunnel, s.parcel(n, o, tunnel, r.IntN(100), r))
 		}

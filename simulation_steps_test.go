@@ -60,6 +60,10 @@ var kinds = []*kind{
 	{name: "readd", weight: 2, do: (*sim).readd},
 	{name: "allowed", weight: 2, do: (*sim).moveAllowed},
 	{name: "keepalive", weight: 1, do: (*sim).keepalive},
+
+	{name: "strangers", weight: 2, do: (*sim).strangersCome},
+	{name: "greedy", weight: 2, do: (*sim).greed},
+	{name: "flap", weight: 1, do: (*sim).flap},
 }
 
 // burst sends packets of all sizes from n to o, and some back.

@@ -106,17 +106,18 @@ func (s *schedule) String() string {
 type sim struct {
 	*world
 	*schedule
-	all     []*simNode
-	judge   *judge
-	random  *rand.Rand
-	nat     *pipe.NAT
-	natted  *simNode // who is behind it
-	played  int      // steps
-	id      uint64   // of the last packet
-	did     map[string]bool
-	seen    int       // messages on the wire
-	samples []message // some of them, to be replayed
-	digest  hash.Hash
+	all      []*simNode
+	judge    *judge
+	random   *rand.Rand
+	nat      *pipe.NAT
+	natted   *simNode // who is behind it
+	played   int      // steps
+	id       uint64   // of the last packet
+	did      map[string]bool
+	besieged bool      // strangers have come, and stay
+	seen     int       // messages on the wire
+	samples  []message // some of them, to be replayed
+	digest   hash.Hash
 }
 
 // A simNode is a node and what it is configured to know.
@@ -376,15 +377,15 @@ var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropLookupFull:       nil,
 	wireguard.DropIndexFull:        nil,
 	wireguard.DropTooBig:           nil,
-	wireguard.DropForged:           {"preshared"},
+	wireguard.DropForged:           {"preshared", "strangers"},
 	wireguard.DropReplayed:         {"weather", "path", "replay"},
-	wireguard.DropBadMAC:           {"rekey", "replay"},
-	wireguard.DropUnknownPeer:      {"rekey", "remove", "replay"},
+	wireguard.DropBadMAC:           {"rekey", "replay", "strangers"},
+	wireguard.DropUnknownPeer:      {"rekey", "remove", "replay", "strangers"},
 	wireguard.DropCookieRequired:   {"load"},
 	wireguard.DropRateLimited:      {"load"},
-	wireguard.DropBadCookie:        {"load"},
-	wireguard.DropOldTimestamp:     {"weather", "path", "replay", "restart", "rekey", "remove", "down", "sleep"},
-	wireguard.DropSourceNotAllowed: {"spoof", "allowed", "remove", "rekey"},
+	wireguard.DropBadCookie:        {"load", "strangers"},
+	wireguard.DropOldTimestamp:     {"weather", "path", "replay", "restart", "rekey", "remove", "down", "sleep", "flap"},
+	wireguard.DropSourceNotAllowed: {"spoof", "allowed", "remove", "rekey", "greedy"},
 }
 
 // verify asks the judge.
