@@ -95,9 +95,9 @@ func wantBound(t *testing.T, packages map[string]map[string]int64, what, limit, 
 	}
 }
 
-// TestBounds: each row of the table of bounds has the number of its constant, says who fills it and what others keep, and
+// TestBoundsAreTested: each row of the table of bounds has the number of its constant, says who fills it and what others keep, and
 // names a test that exists.
-func TestBounds(t *testing.T) {
+func TestBoundsAreTested(t *testing.T) {
 	names, rows := testNames(t), tableRows(t, "| what is bounded |")
 	if len(rows) < 30 {
 		t.Fatalf("the table has %d rows", len(rows))
