@@ -2,7 +2,13 @@
 
 package main
 
-import "os/exec"
+import (
+	"os"
+	"os/exec"
+)
+
+// reloadSignals make wgproxy read its file again. This system has none.
+var reloadSignals []os.Signal
 
 // inherit returns no sockets: only Unix has service managers that pass them.
 func inherit() (sockets, error) { return make(sockets), nil }

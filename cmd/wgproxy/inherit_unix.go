@@ -17,6 +17,9 @@ const (
 	maxListenFDs  = 64
 )
 
+// reloadSignals make wgproxy read its file again.
+var reloadSignals = []os.Signal{syscall.SIGHUP}
+
 // inherit takes the sockets that a service manager passes, and removes the variables that name them.
 func inherit() (sockets, error) {
 	pid, n := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")

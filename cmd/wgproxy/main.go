@@ -67,7 +67,7 @@ func start(o *options) error {
 		out = io.Discard
 	}
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
+	signal.Notify(signals, append(reloadSignals, syscall.SIGTERM, os.Interrupt)...)
 	return (&program{settings: s, options: o, out: out, terminal: !o.silent && isTerminal(os.Stderr)}).run(context.Background(), signals)
 }
 

@@ -6,13 +6,12 @@ import (
 	"os"
 	"reflect"
 	"slices"
-	"syscall"
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-func isReload(sig os.Signal) bool { return sig == syscall.SIGHUP }
+func isReload(sig os.Signal) bool { return slices.Contains(reloadSignals, sig) }
 
 // reload reads the file again, prints what changes, and changes it. If it fails before the device has changed, everything
 // stays as it was.
