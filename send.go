@@ -1,8 +1,6 @@
 package wireguard
 
 import (
-	"errors"
-	"net"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -400,20 +398,6 @@ func (d *Device) transmit(r *running, trains []Train) {
 			return
 		}
 	}
-}
-
-// sendRefused sends those of trains that a closed socket refused, and reports whether there were any.
-func (s *openSocket) sendRefused(trains []Train) (some bool) {
-	for from, to := 0, 0; from < len(trains); from++ {
-		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
-			trains[to].Err = nil
-		}
-		if to > from {
-			s.Send(trains[from:to])
-			from, some = to, true // the error of the train at to is another one, or nil
-		}
-	}
-	return some
 }
 
 // account tells a peer what was sent of its runs, and appends to l.more those that were sealed behind them meanwhile. If

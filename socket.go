@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"errors"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -115,6 +116,20 @@ func (d *Device) finishSocket(r *running, old *openSocket) {
 		r.retired = slices.Delete(r.retired, i, i+1)
 	}
 	d.mu.Unlock()
+}
+
+// sendRefused sends those of trains that a closed socket refused, and reports whether there were any.
+func (s *openSocket) sendRefused(trains []Train) (some bool) {
+	for from, to := 0, 0; from < len(trains); from++ {
+		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
+			trains[to].Err = nil
+		}
+		if to > from {
+			s.Send(trains[from:to])
+			from, some = to, true // the error of the train at to is another one, or nil
+		}
+	}
+	return some
 }
 
 // retire is called once a socket is replaced. It reports whether the socket is still open. The configuration lock is held.
