@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -13,12 +14,9 @@ import (
 // again, and a forgotten address is filtered until the peer sends to it.
 const maxDestinations = 256
 
-// A datagram that does not fit into the first buffer is lost, and the mapping gets the largest one from then on: most
-// mappings never need it, and a peer may have thousands.
-const (
-	firstBuffer   = 4 << 10
-	largestBuffer = 64 << 10
-)
+// buffers holds the memory for one datagram each. A mapping takes it only once there is something to read, because a
+// peer may have thousands of idle ones.
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // A mapping is one UDP socket behind a peer and one outbound socket: RFC 4787's endpoint-independent mapping. Inbound
 // datagrams pass from addresses that the peer has sent to, whatever their port ("address-dependent filtering").
@@ -74,37 +72,35 @@ func (g *Gateway) udp(f *netstack.Flow, a *account) {
 
 // outbound sends the peer's datagrams.
 func (m *mapping) outbound() {
-	b := make([]byte, firstBuffer)
-	for {
-		n, to, err := m.source.ReadTo(b)
-		if err != nil {
-			if isEnded(err) {
-				return
-			}
-			continue // the peer's socket refused a datagram
-		}
-		if n == len(b) && n < largestBuffer {
-			b = make([]byte, largestBuffer)
-			m.account.dropped.Add(1)
-			continue
-		}
-		if m.account.spent() {
-			_ = m.source.Refuse(to, netstack.Prohibited)
-			return
-		}
-		real, ok := m.decide(to)
-		if !ok {
-			continue
-		}
-		if !m.account.admit(&m.account.fromPeer, n) {
-			m.account.dropped.Add(1)
-			continue
-		}
-		if _, err := m.host.WriteTo(b[:n], net.UDPAddrFromAddrPort(real)); err != nil {
-			m.account.dropped.Add(1)
-			_ = m.source.Refuse(to, netstack.RefusalOf(err))
-		}
+	for m.source.WaitReadable() == nil && m.outboundOne() {
 	}
+}
+
+// outboundOne reports false when the mapping ends.
+func (m *mapping) outboundOne() bool {
+	b := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(b)
+	n, to, err := m.source.ReadTo(b[:])
+	if err != nil {
+		return !isEnded(err) // otherwise the peer's socket refused a datagram
+	}
+	if m.account.spent() {
+		_ = m.source.Refuse(to, netstack.Prohibited)
+		return false
+	}
+	real, ok := m.decide(to)
+	if !ok {
+		return true
+	}
+	if !m.account.admit(&m.account.fromPeer, n) {
+		m.account.dropped.Add(1)
+		return true
+	}
+	if _, err := m.host.WriteTo(b[:n], net.UDPAddrFromAddrPort(real)); err != nil {
+		m.account.dropped.Add(1)
+		_ = m.source.Refuse(to, netstack.RefusalOf(err))
+	}
+	return true
 }
 
 // decide returns where a datagram for to is sent. It refuses a datagram that the policy does not allow.
@@ -147,39 +143,59 @@ func put[K comparable, V any](m map[K]V, k K, v V) {
 
 // inbound gives the peer the answers.
 func (m *mapping) inbound() {
-	b := make([]byte, firstBuffer)
-	failures := 0
-	for {
-		n, from, err := m.host.ReadFrom(b)
-		if err != nil {
-			// Windows reports an ICMP error about an earlier datagram here.
-			if failures++; isEnded(err) || failures > 100 {
-				return
-			}
-			continue
+	wait := waiterOf(m.host)
+	for failures := 0; failures < 100; { // Windows reports an ICMP error about an earlier datagram as a failed read
+		err := wait()
+		if err == nil {
+			err = m.inboundOne()
 		}
-		failures = 0
-		if n == len(b) && n < largestBuffer {
-			b = make([]byte, largestBuffer)
-			m.account.dropped.Add(1)
-			continue
-		}
-		if m.account.spent() {
+		switch {
+		case err == nil:
+			failures = 0
+		case isEnded(err), errors.Is(err, errQuota):
 			return
-		}
-		name, ok := m.nameOf(from)
-		if !ok || !m.account.admit(&m.account.toPeer, n) {
-			m.account.dropped.Add(1)
-			continue
-		}
-		if _, err := m.source.WriteFrom(b[:n], name); err != nil {
-			if isEnded(err) {
-				return
-			}
-			m.account.dropped.Add(1)
+		default:
+			failures++
 		}
 	}
 }
+
+func (m *mapping) inboundOne() error {
+	b := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(b)
+	n, from, err := m.host.ReadFrom(b[:])
+	if err != nil {
+		return err
+	}
+	if m.account.spent() {
+		return errQuota
+	}
+	name, ok := m.nameOf(from)
+	if !ok || !m.account.admit(&m.account.toPeer, n) {
+		m.account.dropped.Add(1)
+		return nil
+	}
+	if _, err := m.source.WriteFrom(b[:n], name); isEnded(err) {
+		return err
+	} else if err != nil {
+		m.account.dropped.Add(1)
+	}
+	return nil
+}
+
+// waiterOf returns a function that waits until c has something to read. For other sockets than those of this module and
+// of the host it does not wait, so that each of these holds a buffer.
+func waiterOf(c net.PacketConn) func() error {
+	if u, ok := c.(*net.UDPConn); ok {
+		return hostWaiter(u)
+	}
+	if w, ok := c.(interface{ WaitReadable() error }); ok {
+		return w.WaitReadable
+	}
+	return noWait
+}
+
+func noWait() error { return nil }
 
 // nameOf returns the address that the peer knows from by, and whether from may send to the peer.
 func (m *mapping) nameOf(from net.Addr) (netip.AddrPort, bool) {

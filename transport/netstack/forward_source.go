@@ -79,6 +79,36 @@ func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
 	}
 }
 
+// WaitReadable waits until ReadTo has something to return, or until the read deadline, and reads nothing. A program with
+// many idle sources calls it before it takes a buffer. If several goroutines read, the datagram may be gone when it
+// returns.
+func (s *UDPSource) WaitReadable() error {
+	for {
+		err := s.usable(&s.reads)
+		if err == nil && s.isReadable() {
+			return nil
+		}
+		if err == nil {
+			err = s.wait(s.ready, &s.reads)
+		}
+		if err != nil {
+			return s.wrap("read", netip.AddrPort{}, err)
+		}
+	}
+}
+
+// isReadable passes the notification on to a goroutine that reads.
+func (s *UDPSource) isReadable() bool {
+	fw := s.flow.fw
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	if s.failed == nil && s.head == len(s.queue) {
+		return false
+	}
+	s.signal()
+	return true
+}
+
 // copy copies the data of p to b, and returns its length and p's destination.
 func (s *UDPSource) copy(b []byte, p *stack.PacketBuffer) (n int, to netip.AddrPort) {
 	s.readMu.Lock()
