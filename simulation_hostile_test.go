@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // The simulation's hostile parties: strangers who know the public keys and see the wire, a greedy peer that may send, and a
@@ -76,7 +77,11 @@ func (s *sim) flap(n, o *simNode, r *rand.Rand) {
 // TestHostileParties plays all three at once around two honest nodes: within 30 s a packet arrives each way between any two, and
 // the strangers' messages were dropped for what they are.
 func TestHostileParties(t *testing.T) {
-	for seed := range uint64(6) {
+	seeds := uint64(6)
+	if testkit.Race {
+		seeds = 1
+	}
+	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSim(t, &schedule{seed: 1 + seed, nodes: 4, delay: 20 * time.Millisecond})
 			r := rand.New(rand.NewPCG(seed, 3))
