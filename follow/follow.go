@@ -9,6 +9,8 @@
 // heard is left alone, whatever its names resolve to. So trouble with DNS does not end a tunnel that works. The first place
 // that answers is used, in the spirit of RFC 8305.
 //
+// [NewPlan] says what would change if the device got the configuration of another file, and [Follower.Apply] changes it.
+//
 // search.go says where to look for a peer, and names.go resolves names.
 package follow
 
@@ -25,8 +27,8 @@ import (
 
 // A Config says how to follow. The zero value uses the host's resolver and logs nothing.
 type Config struct {
-	// Resolution says how to resolve names. Its Retries and Waiting have no effect: names are resolved again while a peer
-	// does not answer, every 5 s at first and every minute later.
+	// Resolution says how to resolve names. Its Retries and Waiting are for Apply alone: while a peer does not answer, names
+	// are resolved again every 5 s at first and every minute later.
 	Resolution conf.Resolution
 
 	// Logger gets a line when a peer was found at another endpoint, and at Debug one for each name that does not
@@ -36,8 +38,9 @@ type Config struct {
 
 // A Follower follows the peers of one device. New makes it. It must not be copied. Any goroutine may call its methods.
 type Follower struct {
-	device *wireguard.Device
-	config Config
+	device     *wireguard.Device
+	config     Config          // with a Resolution for Run
+	resolution conf.Resolution // for Apply
 
 	mu        sync.Mutex // guards endpoints, which Set replaces and Run reads
 	endpoints map[wireguard.PublicKey][]conf.Endpoint
@@ -45,11 +48,13 @@ type Follower struct {
 
 // New makes a Follower of a device's peers. It follows none until Set names them, and does nothing until Run.
 func New(d *wireguard.Device, c Config) *Follower {
+	f := &Follower{device: d, resolution: c.Resolution}
 	c.Resolution.Retries, c.Resolution.Waiting = -1, nil
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{device: d, config: c}
+	f.config = c
+	return f
 }
 
 // Endpoints returns the endpoints of each peer in a file, in the order in which to try them. A peer without endpoints is not

@@ -51,6 +51,10 @@ type Tunnel struct {
 	device *wireguard.Device
 	net    *netstack.Net
 
+	mu   sync.Mutex // guards file, and serialises Apply
+	file *conf.File // as last applied
+
+	follower *follow.Follower
 	unfollow context.CancelFunc
 	followed chan struct{} // closed when the goroutine of the Follower has ended
 }
@@ -116,13 +120,13 @@ func open(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
 		d.Close() // and with it n
 		return nil, err
 	}
-	t := &Tunnel{device: d, net: n, followed: make(chan struct{})}
-	follower := follow.New(d, follow.Config{Resolution: c.Resolution, Logger: device.Logger})
-	follower.Set(follow.Endpoints(f))
+	t := &Tunnel{device: d, net: n, file: f, followed: make(chan struct{})}
+	t.follower = follow.New(d, follow.Config{Resolution: c.Resolution, Logger: device.Logger})
+	t.follower.Set(follow.Endpoints(f))
 	ctx, t.unfollow = context.WithCancel(context.Background())
 	go func() {
 		defer close(t.followed)
-		follower.Run(ctx)
+		t.follower.Run(ctx)
 	}()
 	return t, nil
 }
@@ -235,6 +239,23 @@ func (t *Tunnel) LookupHost(ctx context.Context, host string) ([]string, error) 
 
 // Resolver returns a resolver that asks the file's name servers, through the tunnel.
 func (t *Tunnel) Resolver() *net.Resolver { return t.net.Resolver() }
+
+// Reload gives the tunnel the keys, ports and peers of another file, as a whole or not at all. Sessions of peers that stay are
+// kept. Addresses, DNS, MTU and so on stay as they are. Reload returns what changed, also if it fails. To see the plan before, call
+// [follow.NewPlan] with the file that OpenFile or the last Reload got.
+func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, err := follow.NewPlan(t.file, f)
+	if err == nil {
+		err = t.follower.Apply(ctx, p)
+	}
+	if err != nil {
+		return p, fmt.Errorf("wgnet: reload: %w", err)
+	}
+	t.file = f
+	return p, nil
+}
 
 // Close closes the tunnel and all its connections, listeners and sockets. It may be called again. When it returns, none of
 // the Tunnel's goroutines is left. Connections fail from then on with errors that wrap net.ErrClosed.

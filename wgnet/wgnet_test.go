@@ -297,6 +297,41 @@ func TestWaitSendError(t *testing.T) {
 	}
 }
 
+// TestReload adds a peer to an open tunnel, and keeps its session.
+func TestReload(t *testing.T) {
+	testkit.NoLeaks(t)
+	a, b := ends(t)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
+	defer cancel()
+	if err := b.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var peer wireguard.PeerStatus
+	for p := range a.Device().Peers() {
+		peer = p
+	}
+	text := fmt.Sprintf("[Interface]\nPrivateKey=%s\nAddress=10.0.0.1/24\n[Peer]\nPublicKey=%v\nAllowedIPs=10.0.0.2\n[Peer]\nPublicKey=%v\n",
+		a.Device().PrivateKey().Text(), peer.PublicKey, wireguard.NewPrivateKey().Public())
+	for range 2 {
+		p, err := a.Reload(ctx, parse(t, "%s", text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(p.Added) + len(p.Kept); n != 2 || len(p.Changed)+len(p.Removed)+len(p.Interface)+len(p.Reopen) != 0 {
+			t.Errorf("the plan is\n%v", p)
+		}
+	}
+	if p, _ := a.Device().Peer(peer.PublicKey); !p.Session || p.Endpoint != peer.Endpoint || a.Device().Status().Peers != 2 {
+		t.Errorf("the peer was %+v and is %+v", peer, p)
+	}
+	if _, err := a.Reload(ctx, parse(t, "[Interface]\n[Peer]\n")); err == nil || !strings.HasPrefix(err.Error(), "wgnet: reload: ") {
+		t.Errorf("a file with an error was applied: %v", err)
+	}
+}
+
 // TestFollow finds a server at the second Endpoint of a file over UDP sockets. The first attempt takes 5 s, so it runs only
 // with WGNET_SLOW=1.
 func TestFollow(t *testing.T) {

@@ -19,9 +19,10 @@
 // step fails, wg0 undoes all steps; it runs PostDown if it had started a PreUp or PostUp hook.
 //
 // When a peer does not answer, the daemon resolves the names of that peer's endpoints again, and tries all their addresses
-// and all Endpoint lines of the peer in turn. On SIGHUP it reads the file again and applies its peers and keys. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of
-// new peers. Routes of removed peers stay until the interface is deleted; packets sent there are dropped. Addresses, MTU and
-// DNS do not change. On SIGTERM the daemon does what `wg0 down` does.
+// and all Endpoint lines of the peer in turn. On SIGHUP it reads the file again, logs what changes, and applies its peers
+// and keys. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of new peers. Routes of
+// removed peers stay until the interface is deleted; packets sent there are dropped. Addresses, MTU and DNS do not change.
+// On SIGTERM the daemon does what `wg0 down` does.
 //
 // # Environment
 //

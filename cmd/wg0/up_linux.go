@@ -38,7 +38,7 @@ type tunnelFile struct {
 	mu   sync.Mutex // guards file, which reload changes
 	file *conf.File
 
-	follower *follow.Follower // set by up
+	follower *follow.Follower // set by configure
 }
 
 const configDirectory = "/etc/wireguard"
@@ -189,8 +189,6 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 	if err := t.configure(ctx, d, f); err != nil {
 		return err
 	}
-	t.follower = follow.New(d.device, follow.Config{Logger: d.log})
-	t.follower.Set(follow.Endpoints(f))
 	if err := d.device.Up(); err != nil {
 		return err
 	}
@@ -224,24 +222,31 @@ func (t *tunnelFile) up(ctx context.Context, d *daemon) error {
 
 // configure resolves the names in f and gives f's keys, port and peers to d.
 func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) error {
-	retries, err := resolutionRetries()
+	r, err := t.resolution()
 	if err != nil {
 		return err
 	}
-	err = f.Resolve(ctx, conf.Resolution{Retries: retries, Waiting: func(host string, err error, wait time.Duration) {
-		fmt.Fprintf(t.out, "wg0: %v: trying again in %.1f seconds\n", err, wait.Seconds())
-	}})
-	if err != nil {
+	if err := f.Resolve(ctx, r); err != nil {
 		return &fileError{t.path, err}
 	}
 	c, err := f.Change()
 	if err != nil {
 		return &fileError{t.path, err}
 	}
-	if f.Interface.FwMark == 0 {
-		c.FirewallMark = nil // a reload must keep the mark that addDefault chose
+	if err := d.device.Configure(c); err != nil {
+		return err
 	}
-	return d.device.Configure(c)
+	t.follower = follow.New(d.device, follow.Config{Resolution: r, Logger: d.log})
+	t.follower.Set(follow.Endpoints(f))
+	return nil
+}
+
+// resolution says how to resolve the names of endpoints.
+func (t *tunnelFile) resolution() (conf.Resolution, error) {
+	retries, err := resolutionRetries()
+	return conf.Resolution{Retries: retries, Waiting: func(host string, err error, wait time.Duration) {
+		fmt.Fprintf(t.out, "wg0: %v: trying again in %.1f seconds\n", err, wait.Seconds())
+	}}, err
 }
 
 // resolutionRetries returns WG_ENDPOINT_RESOLUTION_RETRIES as a value for conf.Resolution.
@@ -380,13 +385,24 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	if err != nil {
 		return err
 	}
-	if err := t.configure(ctx, d, f); err != nil {
+	p, err := follow.NewPlan(t.config(), f)
+	if err != nil {
+		return &fileError{t.path, err}
+	}
+	if f.Interface.FwMark == 0 {
+		p.Change.FirewallMark = nil // a reload must keep the mark that addDefault chose
+	}
+	for line := range strings.Lines(p.String()) {
+		d.log.Info("reload: " + strings.TrimSpace(line))
+	}
+	if err := t.follower.Apply(ctx, p); conf.Errors(err) != nil {
+		return &fileError{t.path, err}
+	} else if err != nil {
 		return err
 	}
 	t.mu.Lock()
 	t.file = f
 	t.mu.Unlock()
-	t.follower.Set(follow.Endpoints(f))
 	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
 		return &routesError{err}
 	}

@@ -1,0 +1,230 @@
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+)
+
+// A Plan says what changes when a device that has the configuration of one file gets that of another. NewPlan makes it. The
+// lists of peers are in the order of the new file, Removed in that of the old one.
+type Plan struct {
+	Added   []wireguard.PublicKey // peers that only the new file has
+	Removed []wireguard.PublicKey // peers that only the old file has; their sessions end
+	Changed []Difference          // peers that both files have, with different values; their sessions stay
+	Kept    []wireguard.PublicKey // peers of which nothing changes
+
+	// Interface has the keys of [Interface] that change: PrivateKey, ListenPort and FwMark. A new PrivateKey ends all
+	// sessions.
+	Interface []string
+
+	// Reopen has the keys of [Interface] that change and that Apply leaves alone, because they are not the device's: Address,
+	// DNS, MTU and so on. They take effect when the tunnel is opened anew.
+	Reopen []string
+
+	// Change is what Apply gives to the device, without the endpoints of peers. A program may alter it before.
+	Change wireguard.Change
+
+	to      *conf.File
+	resolve map[wireguard.PublicKey]bool // the peers that get another endpoint
+}
+
+// A Difference is a peer that changes.
+type Difference struct {
+	Peer wireguard.PublicKey // the peer's key
+	Keys []string            // what changes: PresharedKey, Endpoint, PersistentKeepalive, AllowedIPs
+}
+
+// NewPlan compares two files. It resolves no names, and sees no difference between two names with one address. The error is
+// that of [conf.File.Change] for either of them.
+func NewPlan(old, new *conf.File) (*Plan, error) {
+	from, err := withoutEndpoints(old).Change()
+	if err != nil {
+		return nil, fmt.Errorf("follow: the old file: %w", err)
+	}
+	to, err := withoutEndpoints(new).Change()
+	if err != nil {
+		return nil, fmt.Errorf("follow: the new file: %w", err)
+	}
+	p := &Plan{Change: to, to: new, resolve: make(map[wireguard.PublicKey]bool)}
+	p.compareInterfaces(&old.Interface, &new.Interface)
+	p.comparePeers(old, from.Peers)
+	return p, nil
+}
+
+// withoutEndpoints returns a copy of f that needs no names to be resolved.
+func withoutEndpoints(f *conf.File) *conf.File {
+	g := *f
+	g.Peers = slices.Clone(f.Peers)
+	for i := range g.Peers {
+		g.Peers[i].Endpoint, g.Peers[i].MoreEndpoints = conf.Endpoint{}, nil
+	}
+	return &g
+}
+
+// compareInterfaces also takes what stays out of the Change, so that a port or a mark that the device got otherwise stays.
+func (p *Plan) compareInterfaces(old, new *conf.Interface) {
+	differ := func(keys *[]string, key string, differs bool) bool {
+		if differs {
+			*keys = append(*keys, key)
+		}
+		return differs
+	}
+	differ(&p.Interface, "PrivateKey", old.PrivateKey != new.PrivateKey)
+	if p.Change.ListenPort = nil; differ(&p.Interface, "ListenPort", old.ListenPort != new.ListenPort) {
+		p.Change.ListenPort = &new.ListenPort
+	}
+	if !differ(&p.Interface, "FwMark", old.FwMark != new.FwMark) {
+		p.Change.FirewallMark = nil
+	}
+	differ(&p.Reopen, "Address", !slices.Equal(old.Addresses, new.Addresses))
+	differ(&p.Reopen, "DNS", !slices.Equal(old.DNS, new.DNS) || !slices.Equal(old.Search, new.Search))
+	differ(&p.Reopen, "MTU", old.MTU != new.MTU)
+	differ(&p.Reopen, "Table", old.Table != new.Table)
+	differ(&p.Reopen, "PreUp", !slices.Equal(old.PreUp, new.PreUp))
+	differ(&p.Reopen, "PostUp", !slices.Equal(old.PostUp, new.PostUp))
+	differ(&p.Reopen, "PreDown", !slices.Equal(old.PreDown, new.PreDown))
+	differ(&p.Reopen, "PostDown", !slices.Equal(old.PostDown, new.PostDown))
+	differ(&p.Reopen, "SaveConfig", old.SaveConfig != new.SaveConfig)
+}
+
+func (p *Plan) comparePeers(old *conf.File, from []wireguard.PeerChange) {
+	had := make(map[wireguard.PublicKey]*wireguard.PeerChange, len(from))
+	for i := range from {
+		had[from[i].PublicKey] = &from[i]
+	}
+	before, after := Endpoints(old), Endpoints(p.to)
+	has := make(map[wireguard.PublicKey]bool, len(p.Change.Peers))
+	for i := range p.Change.Peers {
+		new := &p.Change.Peers[i]
+		key := new.PublicKey
+		has[key] = true
+		new.Endpoint = nil
+		moved := len(after[key]) > 0 && !sameEndpoints(before[key], after[key])
+		was := had[key]
+		if p.resolve[key] = moved; was == nil {
+			p.Added = append(p.Added, key)
+			continue
+		}
+		d := Difference{Peer: key}
+		if *was.PresharedKey != *new.PresharedKey {
+			d.Keys = append(d.Keys, "PresharedKey")
+		}
+		if moved {
+			d.Keys = append(d.Keys, "Endpoint")
+		}
+		if *was.PersistentKeepalive != *new.PersistentKeepalive {
+			d.Keys = append(d.Keys, "PersistentKeepalive")
+		}
+		if !samePrefixes(was, new) {
+			d.Keys = append(d.Keys, "AllowedIPs")
+		}
+		if d.Keys != nil {
+			p.Changed = append(p.Changed, d)
+		} else {
+			p.Kept = append(p.Kept, key)
+		}
+	}
+	for _, was := range from {
+		if !has[was.PublicKey] {
+			p.Removed = append(p.Removed, was.PublicKey)
+		}
+	}
+}
+
+// sameEndpoints compares what the files say, and not what names resolved to.
+func sameEndpoints(a, b []conf.Endpoint) bool {
+	return slices.EqualFunc(a, b, func(a, b conf.Endpoint) bool { return a.Host == b.Host && a.Port == b.Port })
+}
+
+// samePrefixes reports whether two changes give a peer the same prefixes, in any order.
+func samePrefixes(a, b *wireguard.PeerChange) bool {
+	set := func(c *wireguard.PeerChange) map[string]bool {
+		s := make(map[string]bool)
+		for _, p := range c.AllowedIPs {
+			s[p.Masked().String()] = true
+		}
+		for _, p := range c.RemoveAllowedIPs {
+			s["-"+p.Masked().String()] = true
+		}
+		return s
+	}
+	return a.ReplaceAllowedIPs == b.ReplaceAllowedIPs && maps.Equal(set(a), set(b))
+}
+
+// String returns one line for each thing that changes, and one for the number of peers that stay as they are. It contains no
+// secret.
+func (p *Plan) String() string {
+	var b strings.Builder
+	for _, key := range p.Interface {
+		note := ""
+		if key == "PrivateKey" {
+			note = "; all sessions end"
+		}
+		fmt.Fprintf(&b, "change the interface's %s%s\n", key, note)
+	}
+	for _, key := range p.Removed {
+		fmt.Fprintf(&b, "remove the peer %v\n", key)
+	}
+	for _, key := range p.Added {
+		fmt.Fprintf(&b, "add the peer %v\n", key)
+	}
+	for _, d := range p.Changed {
+		fmt.Fprintf(&b, "change the peer %v: %s\n", d.Peer, strings.Join(d.Keys, ", "))
+	}
+	fmt.Fprintf(&b, "keep %d peers as they are\n", len(p.Kept))
+	for _, key := range p.Reopen {
+		fmt.Fprintf(&b, "leave %s as it is until the tunnel is opened anew\n", key)
+	}
+	return b.String()
+}
+
+// Apply carries a plan out, as a whole or not at all, and follows the endpoints of the new file from then on. It resolves the
+// names of peers that are new or have other endpoints. A peer stays at its present place unless its endpoints changed and the
+// place is not among them. Peers that the new file does not name are removed.
+func (f *Follower) Apply(ctx context.Context, p *Plan) error {
+	if p.to == nil {
+		return errors.New("follow: this Plan is empty; make it with NewPlan")
+	}
+	resolved := *p.to
+	resolved.Peers = slices.DeleteFunc(slices.Clone(p.to.Peers), func(peer conf.Peer) bool { return !p.resolve[peer.PublicKey] })
+	for i := range resolved.Peers {
+		resolved.Peers[i].MoreEndpoints = slices.Clone(resolved.Peers[i].MoreEndpoints)
+	}
+	if err := resolved.Resolve(ctx, f.resolution); err != nil {
+		return fmt.Errorf("follow: %w", err)
+	}
+	places := Endpoints(&resolved)
+	c := p.Change
+	c.Peers = slices.Clone(c.Peers)
+	for i := range c.Peers {
+		c.Peers[i].Endpoint = f.place(c.Peers[i].PublicKey, places[c.Peers[i].PublicKey])
+	}
+	if err := f.device.Configure(c); err != nil {
+		return fmt.Errorf("follow: %w", err)
+	}
+	f.Set(Endpoints(p.to))
+	return nil
+}
+
+// place returns the first of a peer's endpoints that has an address, or nil if the peer can stay where it is: it has no other
+// endpoints, or its present place is one of them.
+func (f *Follower) place(key wireguard.PublicKey, endpoints []conf.Endpoint) (first *wireguard.Endpoint) {
+	p, _ := f.device.Peer(key)
+	for _, e := range endpoints {
+		a, ok := e.AddrPort()
+		if ok && p.Endpoint.SamePlace(wireguard.EndpointOf(a)) {
+			return nil
+		}
+		if ok && first == nil {
+			first = new(wireguard.EndpointOf(a))
+		}
+	}
+	return first
+}

@@ -1,0 +1,171 @@
+package follow_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/follow"
+)
+
+func parse(t testing.TB, format string, args ...any) *conf.File {
+	t.Helper()
+	f, err := conf.Parse(fmt.Appendf(nil, format, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// TestPlan compares two files that differ in everything.
+func TestPlan(t *testing.T) {
+	var k [5]wireguard.PublicKey
+	for i := range k {
+		k[i] = wireguard.NewPrivateKey().Public()
+	}
+	own, other, psk := wireguard.NewPrivateKey(), wireguard.NewPrivateKey(), wireguard.NewPresharedKey()
+	old := parse(t, `[Interface]
+PrivateKey = %s
+Address = 10.0.0.1
+DNS = 10.0.0.53
+[Peer]
+PublicKey = %v
+AllowedIPs = 10.0.0.2, 10.0.0.3
+Endpoint = no.such.name.invalid:1
+[Peer]
+PublicKey = %v
+[Peer]
+PublicKey = %v
+Endpoint = 192.0.2.1:1
+[Peer]
+PublicKey = %v
+AllowedIPs = 10.1.0.1/16
+Endpoint = 192.0.2.1:1
+`, own.Text(), k[0], k[1], k[2], k[3])
+	new := parse(t, `[Interface]
+PrivateKey = %s
+ListenPort = 7
+FwMark = 1
+MTU = 1300
+Address = 10.0.0.1
+[Peer]
+PublicKey = %v
+AllowedIPs = 10.0.0.3, 10.0.0.2/32
+Endpoint = no.such.name.invalid:1
+[Peer]
+PublicKey = %v
+PresharedKey = %s
+PersistentKeepalive = 25
+Endpoint = 192.0.2.1:1
+Endpoint = 192.0.2.2:1
+AllowedIPs = 10.2.0.1
+[Peer]
+PublicKey = %v
+AllowedIPs = 10.1.0.9/16
+[Peer]
+PublicKey = %v
+`, other.Text(), k[0], k[2], psk.Text(), k[3], k[4])
+	p, err := follow.NewPlan(old, new)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := func(ks ...wireguard.PublicKey) []wireguard.PublicKey { return ks }
+	for name, c := range map[string]struct{ got, want []wireguard.PublicKey }{
+		"Added": {p.Added, keys(k[4])}, "Removed": {p.Removed, keys(k[1])}, "Kept": {p.Kept, keys(k[0], k[3])},
+	} {
+		if !slices.Equal(c.got, c.want) {
+			t.Errorf("%s: %v, want %v", name, c.got, c.want)
+		}
+	}
+	want := fmt.Sprintf(`change the interface's PrivateKey; all sessions end
+change the interface's ListenPort
+change the interface's FwMark
+remove the peer %v
+add the peer %v
+change the peer %v: PresharedKey, Endpoint, PersistentKeepalive, AllowedIPs
+keep 2 peers as they are
+leave DNS as it is until the tunnel is opened anew
+leave MTU as it is until the tunnel is opened anew
+`, k[1], k[4], k[2])
+	if got := p.String(); got != want {
+		t.Errorf("the plan is\n%swant\n%s", got, want)
+	}
+	if p, err := follow.NewPlan(new, new); err != nil || p.String() != "keep 4 peers as they are\n" {
+		t.Errorf("a file and itself: %v, %v", p, err)
+	}
+	if _, err := follow.NewPlan(old, parse(t, "[Peer]\nAllowedIPs = 10.0.0.1\n")); err == nil || !strings.Contains(err.Error(), "the new file: line 1") {
+		t.Errorf("of a peer without a key: %v", err)
+	}
+}
+
+// TestApply keeps the session and the place of a peer that stays, adds one whose name resolves, and changes nothing if it does
+// not resolve.
+func TestApply(t *testing.T) {
+	inWorld(t, second, nil, func(w *world) {
+		added := wireguard.NewPrivateKey().Public()
+		text := fmt.Sprintf("[Interface]\nPrivateKey=%s\n[Peer]\nPublicKey=%v\nAllowedIPs=10.0.0.1\nEndpoint=%s:%d\n", w.key.Text(), w.serverKey.Public(), host, port)
+		old := parse(w, "%s", text)
+		w.follower.Set(follow.Endpoints(old))
+		w.resolves(nil, second)
+		w.wantHeard(10*time.Second, "the server is followed to its second place")
+		w.tunnel.TrySend() // nothing is under way
+		time.Sleep(11 * time.Second)
+		before, _ := w.client.Peer(w.serverKey.Public())
+		apply := func(to *conf.File) error {
+			p, err := follow.NewPlan(old, to)
+			if err != nil {
+				w.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
+			defer cancel()
+			return w.follower.Apply(ctx, p)
+		}
+		more := parse(w, "%s[Peer]\nPublicKey=%v\nEndpoint=%s:9\nAllowedIPs=10.0.0.9\n", text, added, host)
+		broken := errors.New("no DNS today")
+		w.resolves(broken)
+		if err := apply(more); !errors.Is(err, broken) || !strings.Contains(err.Error(), "line 9: Endpoint") {
+			w.Errorf("Apply returned %v, want the error of the resolver", err)
+		}
+		if n := w.client.Status().Peers; n != 1 {
+			w.Errorf("%d peers after an Apply that failed", n)
+		}
+		w.resolves(nil, first)
+		if err := apply(more); err != nil {
+			w.Fatal(err)
+		}
+		if p, ok := w.client.Peer(added); !ok || p.Endpoint.Addr != netip.AddrPortFrom(first, 9) || p.AllowedIPs != 1 {
+			w.Errorf("the peer that was added is %+v", p)
+		}
+		after, _ := w.client.Peer(w.serverKey.Public())
+		if !after.Session || after.SessionAge != before.SessionAge || after.Endpoint != before.Endpoint {
+			w.Errorf("the peer that stays was %+v and is %+v", before, after)
+		}
+		synctest.Wait()
+
+		// Another Endpoint line moves nobody whose place is among the lines.
+		two := parse(w, "%s", strings.Replace(text, "Endpoint=", "Endpoint=192.0.2.1:51820\nEndpoint=192.0.2.2:51820\n#", 1))
+		if err := apply(two); err != nil {
+			w.Fatal(err)
+		}
+		w.wantEndpoint(second, "it is one of the new endpoints")
+		if _, ok := w.client.Peer(added); ok {
+			w.Error("a peer that the file does not name is still there")
+		}
+		one := parse(w, "%s", strings.Replace(text, "Endpoint=", "Endpoint=192.0.2.1:51820\n#", 1))
+		if err := apply(one); err != nil {
+			w.Fatal(err)
+		}
+		w.wantEndpoint(first, "the place is not among the new endpoints")
+		if err := w.follower.Apply(w.Context(), new(follow.Plan)); err == nil {
+			w.Error("an empty plan was applied")
+		}
+	})
+}
