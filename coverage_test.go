@@ -107,7 +107,7 @@ var decisions = []covered{
 	{"27 over the control protocol it ends them", "uapi.TestSetKeepsSession"},
 	{"28 on-demand peers", "TestReplayedInitiationDoesNotBringPeerBack TestLookedUpPeerForgotten"},
 	{"32 a session that may be dead", "TestHandshakeAfterEndpointChange TestHandshakeSameEndpoint TestHandshakeUnansweredData TestHandshakeRevived TestLiveSession TestRevivedSession"},
-	{"32 Renew: the 5 s rule per endpoint, 4 in 5 s", "TestRenew TestRenewLimits TestRenewPutOff TestRenewJudgedAgain TestRenewAfterResponse"},
+	{"32 Renew: the 5 s rule per endpoint, 4 in 5 s", "TestRenew TestRenewLimits TestRenewPutOff TestRenewJudgedAgain TestRenewAfterResponse TestRenewWithoutWaiting"},
 	{"33 successor: sent timestamps above the predecessor's", "TestSentTimestampFloor"},
 }
 

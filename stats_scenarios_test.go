@@ -27,7 +27,7 @@ func TestStatusOfDeadlines(t *testing.T) {
 		w.net.Mend(nil, nil)
 		w.advance(5*time.Second + jitter)
 		want(b, a, 10*time.Second-jitter, "send a keepalive")
-		want(a, b, 15*time.Second-jitter, "make a new session: data went unanswered")
+		want(a, b, 11*time.Second-jitter, "publish that data went unanswered")
 		w.advance(10 * time.Second)
 		at := 180*time.Second - a.status(b).SessionAge
 		want(a, b, at, "the session expires")
