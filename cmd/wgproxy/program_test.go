@@ -252,9 +252,11 @@ func TestReload(t *testing.T) {
 	reload(o.file("[Socks5]\n"), "not reloaded: "+r.path+": line 9: [Socks5]: BindAddress is missing")
 	other := wireguard.NewPrivateKey().Public()
 	more := fmt.Sprintf("PersistentKeepalive = 25\n%s[Peer]\nPublicKey = %v\nAllowedIPs = 10.8.0.0/16\n[SNI]\nBindAddress = %s\n", "", other, added)
-	reload(o.file(more+forward(kept)), "reloaded "+r.path)
+	// Another endpoint comes first. The peer stays where it answers, since that place is still one of its endpoints.
+	before, _ := r.p.tunnel.Device().Peer(o.key.Public())
+	reload(strings.Replace(o.file(more+forward(kept)), "Endpoint = ", "Endpoint = 127.0.0.1:9\nEndpoint = ", 1), "reloaded "+r.path)
 	for _, want := range []string{
-		fmt.Sprintf("plan: add peer %v\n", other), fmt.Sprintf("plan: change peer %v, and keep its session\n", o.key.Public()),
+		fmt.Sprintf("plan: add the peer %v\n", other), fmt.Sprintf("plan: change the peer %v: Endpoint, PersistentKeepalive\n", o.key.Public()),
 		"plan: stop [TCPClientTunnel] " + gone + " to 10.7.0.1:80 in the tunnel, with its connections\n", "plan: start [SNI] on " + added + "\n",
 	} {
 		if !strings.Contains(r.said(), want) {
@@ -264,6 +266,9 @@ func TestReload(t *testing.T) {
 	ask()
 	if _, ok := r.p.tunnel.Device().Peer(other); !ok {
 		t.Error("the new peer is not there")
+	}
+	if after, _ := r.p.tunnel.Device().Peer(o.key.Public()); !after.Endpoint.SamePlace(before.Endpoint) {
+		t.Errorf("the peer moved from %v to %v, where nothing answers", before.Endpoint, after.Endpoint)
 	}
 	if c, err := net.Dial("tcp", gone); err == nil {
 		c.Close()

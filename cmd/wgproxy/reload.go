@@ -4,14 +4,17 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"reflect"
 	"slices"
+	"strings"
+	"time"
 
-	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/follow"
 )
 
 func isReload(sig os.Signal) bool { return slices.Contains(reloadSignals, sig) }
+
+// reloadTime is how long a reload may try to resolve the names of endpoints. Signals wait meanwhile.
+const reloadTime = 10 * time.Second
 
 // reload reads the file again, prints what changes, and changes it. If it fails before the device has changed, everything
 // stays as it was.
@@ -21,20 +24,17 @@ func (p *program) reload(ctx context.Context) error {
 		return err
 	}
 	add, remove := difference(next.services, p.services), difference(p.services, next.services)
-	for _, line := range append(planPeers(p.file, next.file), planServices(add, remove)...) {
-		p.say("plan: %s", line)
-	}
-	for _, what := range fixed(p.settings, next) {
-		p.say("plan: %s changes only when wgproxy starts again", what)
-	}
-	if err := next.file.Resolve(ctx, conf.Resolution{Retries: -1}); err != nil {
-		return err
-	}
-	change, err := next.file.Change()
+	plan, err := follow.NewPlan(p.file, next.file)
 	if err != nil {
 		return err
 	}
-	if err := p.tunnel.Device().Configure(change); err != nil {
+	lines := append(planServices(add, remove), planFixed(p.settings, next)...)
+	for line := range strings.Lines(plan.String() + strings.Join(lines, "")) {
+		p.say("plan: %s", strings.TrimSuffix(line, "\n"))
+	}
+	names, cancel := context.WithTimeout(ctx, reloadTime)
+	defer cancel()
+	if _, err := p.tunnel.Reload(names, next.file); err != nil {
 		return err
 	}
 	for _, s := range remove {
@@ -63,81 +63,26 @@ func difference(a, b []service) (out []service) {
 
 func planServices(add, remove []service) (lines []string) {
 	for _, s := range remove {
-		lines = append(lines, fmt.Sprintf("stop %v, with its connections", s))
+		lines = append(lines, fmt.Sprintf("stop %v, with its connections\n", s))
 	}
 	for _, s := range add {
-		lines = append(lines, fmt.Sprintf("start %v", s))
+		lines = append(lines, fmt.Sprintf("start %v\n", s))
 	}
 	return lines
 }
 
-// planPeers says what happens to the peers.
-func planPeers(old, next *conf.File) (lines []string) {
-	before, after := byKey(old), byKey(next)
-	for key, p := range after {
-		was, kept := before[key]
-		switch {
-		case !kept:
-			lines = append(lines, fmt.Sprintf("add peer %v", key))
-		case !reflect.DeepEqual(was, p):
-			lines = append(lines, fmt.Sprintf("change peer %v, and keep its session", key))
-		}
-	}
-	for key := range before {
-		if _, kept := after[key]; !kept {
-			lines = append(lines, fmt.Sprintf("remove peer %v", key))
-		}
-	}
-	slices.Sort(lines)
-	if old.Interface.PrivateKey != next.Interface.PrivateKey {
-		lines = append(lines, "change the private key, and make all sessions anew")
-	}
-	if old.Interface.ListenPort != next.Interface.ListenPort {
-		lines = append(lines, fmt.Sprintf("listen on port %d instead of %d", next.Interface.ListenPort, old.Interface.ListenPort))
-	}
-	return lines
-}
-
-// A peerText is what a file says about a peer, without its secrets' text and the addresses of its names.
-type peerText struct {
-	psk       wireguard.PresharedKey
-	keepalive int64
-	endpoints []string
-	prefixes  []string
-}
-
-func byKey(f *conf.File) map[wireguard.PublicKey]peerText {
-	all := make(map[wireguard.PublicKey]peerText)
-	for i := range f.Peers {
-		p := &f.Peers[i]
-		t := peerText{psk: p.PresharedKey, keepalive: int64(p.PersistentKeepalive)}
-		for _, e := range p.Endpoints() {
-			t.endpoints = append(t.endpoints, e.String())
-		}
-		for _, a := range p.AllowedIPs {
-			t.prefixes = append(t.prefixes, a.String())
-		}
-		all[p.PublicKey] = t
-	}
-	return all
-}
-
-// fixed names the settings that differ and that only a new start changes.
-func fixed(old, next *settings) (names []string) {
-	a, b := &old.file.Interface, &next.file.Interface
+// planFixed says which of wgproxy's own settings differ and stay as they are.
+func planFixed(old, next *settings) (lines []string) {
 	for _, c := range []struct {
 		name string
 		same bool
 	}{
-		{"Address", slices.Equal(a.Addresses, b.Addresses)},
-		{"DNS", slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Search, b.Search)},
-		{"MTU", a.MTU == b.MTU},
 		{"ResolveStrategy", old.family == next.family},
 		{"CheckAlive", slices.Equal(old.alive, next.alive) && old.every == next.every},
 	} {
 		if !c.same {
-			names = append(names, c.name)
+			lines = append(lines, fmt.Sprintf("leave %s as it is until wgproxy starts again\n", c.name))
 		}
 	}
-	return names
+	return lines
 }
