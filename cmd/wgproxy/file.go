@@ -27,18 +27,22 @@ const (
 	kindStdio  = "STDIOTunnel"     // standard input and output into the tunnel
 )
 
+// sectionGateway makes the tunnel an exit for its peers. wireproxy does not have it.
+const sectionGateway = "Gateway"
+
 var syntax = conf.Syntax{
 	Sections: map[string][]string{
-		"":          {"WGConfig"},
-		"Interface": {"CheckAlive", "CheckAliveInterval"},
-		"Resolve":   {"ResolveStrategy"},
-		kindSOCKS:   {"BindAddress", "Username", "Password"},
-		kindHTTP:    {"BindAddress", "Username", "Password", "CertFile", "KeyFile"},
-		kindSNI:     {"BindAddress"},
-		kindClient:  {"BindAddress", "Target"},
-		kindServer:  {"ListenPort", "Target"},
-		kindUDP:     {"BindAddress", "Target", "InactivityTimeout"},
-		kindStdio:   {"Target"},
+		"":             {"WGConfig"},
+		"Interface":    {"CheckAlive", "CheckAliveInterval"},
+		"Resolve":      {"ResolveStrategy"},
+		sectionGateway: {"Allow", "MaxFlows", "BytesPerSecond"},
+		kindSOCKS:      {"BindAddress", "Username", "Password"},
+		kindHTTP:       {"BindAddress", "Username", "Password", "CertFile", "KeyFile"},
+		kindSNI:        {"BindAddress"},
+		kindClient:     {"BindAddress", "Target"},
+		kindServer:     {"ListenPort", "Target"},
+		kindUDP:        {"BindAddress", "Target", "InactivityTimeout"},
+		kindStdio:      {"Target"},
 	},
 	Semicolons: true,
 }
@@ -70,6 +74,7 @@ type settings struct {
 	path     string
 	file     *conf.File // the tunnel's: that of WGConfig, if the file has one
 	services []service
+	exit     *exitSettings // [Gateway], or nil
 	alive    []netip.Addr  // CheckAlive
 	every    time.Duration // CheckAliveInterval
 	family   string        // "4" or "6" if names are resolved to one family alone, or empty
@@ -99,7 +104,9 @@ func readSettings(path string) (*settings, error) {
 	if len(s.alive) == 0 && p.hasInterval {
 		return nil, fmt.Errorf("%s: CheckAliveInterval has no effect without CheckAlive; add the addresses to ping, or remove the line", path)
 	}
-	s.routeAll()
+	if err := s.routeAll(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	return s, nil
 }
 
@@ -155,14 +162,20 @@ func (s *settings) include(other string) error {
 	return nil
 }
 
-// routeAll gives each peer without AllowedIPs all addresses, as wireproxy does.
-func (s *settings) routeAll() {
+// routeAll gives each peer without AllowedIPs all addresses, as wireproxy does. A gateway's peer needs AllowedIPs: it reaches
+// nothing inside them.
+func (s *settings) routeAll() error {
 	for i := range s.file.Peers {
 		p := &s.file.Peers[i]
-		if len(p.AllowedIPs) == 0 && len(p.RemoveAllowedIPs) == 0 {
-			p.AllowedIPs = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+		if len(p.AllowedIPs) > 0 || len(p.RemoveAllowedIPs) > 0 {
+			continue
 		}
+		if s.exit != nil {
+			return fmt.Errorf("the peer %v has no AllowedIPs, which [Gateway] needs; write the peer's own addresses, as in AllowedIPs = 10.7.0.2/32", p.PublicKey)
+		}
+		p.AllowedIPs = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	}
+	return nil
 }
 
 var (
@@ -227,6 +240,12 @@ type parser struct {
 func (p *parser) section(s conf.Section) {
 	svc := service{kind: s.Name, idle: -1}
 	given := make(map[string]bool)
+	if s.Name == sectionGateway {
+		if p.exit != nil {
+			p.errs = append(p.errs, &conf.Error{Line: s.Line, Key: "[" + s.Name + "]", Err: errors.New("a second section with this name; write all keys into one")})
+		}
+		p.exit = new(exitSettings)
+	}
 	for _, e := range s.Entries {
 		v, err := expand(unquote(e.Value))
 		if err == nil {
@@ -238,7 +257,7 @@ func (p *parser) section(s conf.Section) {
 		given[e.Key] = true
 	}
 	switch s.Name {
-	case "", "Interface", "Resolve":
+	case "", "Interface", "Resolve", sectionGateway:
 		return
 	}
 	for _, key := range []string{"BindAddress", "ListenPort", "Target"} {
@@ -320,6 +339,8 @@ func (p *parser) entry(s *service, key, v string) (err error) {
 			return fmt.Errorf("want seconds from 1 to 65535")
 		}
 		p.every = time.Duration(n) * time.Second
+	default:
+		return p.exitEntry(key, v)
 	}
 	return nil
 }

@@ -125,6 +125,7 @@ func TestWireproxyFile(t *testing.T) {
 
 // TestFileErrors: what is wrong with a file is told with its line and what to write instead.
 func TestFileErrors(t *testing.T) {
+	peer := wireguard.NewPrivateKey().Public().String()
 	for text, want := range map[string]string{
 		"[Socks5]\nBindAdress = 127.0.0.1:1\n":                               ": line 2: BindAdress: not a key of [Socks5]; write BindAddress if that is meant",
 		"[Sock5]\n":                                                          ": line 1: [Sock5]: this section is unknown; write [Socks5] if that is meant",
@@ -137,6 +138,15 @@ func TestFileErrors(t *testing.T) {
 		"[Interface]\nCheckAlive = host\n":                                   ": line 2: CheckAlive: want addresses to ping",
 		"[Interface]\nPrivateKey = $WGPROXY_NOT_SET\n":                       ": line 2: PrivateKey: the variable $WGPROXY_NOT_SET is not set in the environment",
 		"[Socks5]\nBindAddress = 127.0.0.1:1\nPassword = $WGPROXY_NOT_SET\n": ": line 3: Password: the variable $WGPROXY_NOT_SET is not set",
+		"[Gateway]\nAlow = 10.0.0.1\n":                                       ": line 2: Alow: not a key of [Gateway]; write Allow if that is meant",
+		"[Gatway]\n":                                                         ": line 1: [Gatway]: this section is unknown; write [Gateway] if that is meant",
+		"[Gateway]\n[gateway]\n":                                             ": line 2: [Gateway]: a second section with this name",
+		"[Gateway]\nAllow = 10.0.0.1, host\n":                                `: line 2: Allow: "host": want addresses or prefixes`,
+		"[Gateway]\nAllow = 127.0.0.0/8\n":                                   ": line 2: Allow: 127.0.0.0/8: no packet of a peer may have a loopback address; to offer a service of this host, write a section [TCPServerTunnel]",
+		"[Gateway]\nAllow = fe80::/64\n":                                     ": line 2: Allow: fe80::/64: routers do not forward",
+		"[Gateway]\n[Peer]\nPublicKey = " + peer + "\n":                      ": the peer " + peer + " has no AllowedIPs, which [Gateway] needs",
+		"[Gateway]\nMaxFlows = 4097\n":                                       ": line 2: MaxFlows: want the connections and UDP sockets that a peer may have at once, from 1 to 4096",
+		"[Gateway]\nBytesPerSecond = 1M\n":                                   ": line 2: BytesPerSecond: want a number from 1",
 		"[Interface]\nJc = 4\n":                                              "AmneziaWG",
 		"WGConfig = nosuchfile.conf\n":                                       ": WGConfig: open ",
 	} {
@@ -180,6 +190,7 @@ func TestArgs(t *testing.T) {
 func FuzzFile(f *testing.F) {
 	f.Add(wireproxyFile())
 	f.Add("WGConfig = x\n[SOCKS5]\nbindaddress=:0\npassword='$HOME'\n[Interface]\nMTU=$$\n")
+	f.Add("[Gateway]\nAllow = 10.0.0.1, fd00::/64\nMaxFlows = 5\nBytesPerSecond = 7\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		file, err := parseFile(text)
 		if err != nil {
@@ -189,8 +200,7 @@ func FuzzFile(f *testing.F) {
 		for _, s := range file.Sections() {
 			p.section(s)
 		}
-		p.routeAll()
-		if len(p.errs) > 0 {
+		if p.routeAll() != nil || len(p.errs) > 0 {
 			return
 		}
 		for _, s := range p.services {

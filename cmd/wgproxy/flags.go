@@ -12,7 +12,8 @@ const usage = `usage: wgproxy FILE [flags]
 
 wgproxy connects programs with the network behind a WireGuard tunnel, without root. FILE is a
 wg-quick(8) file, which may have the sections of wireproxy: [Socks5], [http], [SNI],
-[TCPClientTunnel], [TCPServerTunnel], [UDPProxyTunnel], [STDIOTunnel] and [Resolve].
+[TCPClientTunnel], [TCPServerTunnel], [UDPProxyTunnel], [STDIOTunnel] and [Resolve]. A section
+[Gateway] makes wgproxy an exit for its peers.
 
 `
 

@@ -1,5 +1,5 @@
 // Command wgproxy connects programs with the network behind a WireGuard tunnel, without root and without an interface of the
-// system: SOCKS5 and HTTP proxies, TLS by server name, and forwards of ports in both directions.
+// system: SOCKS5 and HTTP proxies, TLS by server name, forwards of ports in both directions, and an exit for the peers.
 //
 //	wgproxy office.conf -socks 127.0.0.1:1080 -http 127.0.0.1:8080 -L 8080=10.7.0.1:80 -R 2222=127.0.0.1:22 -status 127.0.0.1:9090
 //
@@ -10,13 +10,26 @@
 // auto). WGConfig = FILE above all sections takes [Interface] and [Peer] from another file. A value $NAME is a variable of
 // the environment. A peer without AllowedIPs gets all addresses.
 //
+// A section [Gateway], which may be empty, makes wgproxy an exit for its peers: their TCP, UDP and pings to other hosts leave
+// through the sockets of this host. It refuses what leads to the tunnel, or to this host and its links, and lets peers reach
+// the host's neighbours. Allow = 192.168.1.2, fd00::/64 opens addresses that it would refuse, such as the host's own; only
+// loopback, link-local and multicast addresses stay closed. MaxFlows limits the connections and UDP sockets that each peer has
+// at once (4096 unless set), and BytesPerSecond what each peer sends, and as much again what it receives. The AllowedIPs of a
+// peer must be its own addresses, because it reaches nothing inside them. Pings need a group in the sysctl
+// net.ipv4.ping_group_range on Linux.
+//
+//	[Gateway]
+//	Allow = 192.168.1.2
+//	MaxFlows = 500
+//	BytesPerSecond = 2500000
+//
 // -status serves /metrics for Prometheus, and /readyz: a JSON object of each address of CheckAlive in [Interface] and the Unix
 // time of its last answer to a ping. The status is 503 if an answer is over 2 s later than CheckAliveInterval allows.
 //
 // SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
-// drain: no new connections, and up to 10 s for those that exist. A second signal ends wgproxy at once. wgproxy tells
-// systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses. wgproxy@.service
-// is a unit that takes every right away that wgproxy does not need.
+// drain: no new connections, and up to 10 s for those that exist. Then the flows of [Gateway] are reset. A second signal ends
+// wgproxy at once. wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their
+// addresses. wgproxy@.service is a unit that takes every right away that wgproxy does not need.
 package main
 
 import (
@@ -78,7 +91,7 @@ func (o *options) settings() (*settings, error) {
 		return nil, err
 	}
 	s.services = append(s.services, o.services...)
-	if len(s.services) == 0 && o.status == "" {
+	if len(s.services) == 0 && s.exit == nil && o.status == "" {
 		return nil, fmt.Errorf("%s: nothing to serve: add a section such as [Socks5] with BindAddress = 127.0.0.1:1080, or a flag such as -socks 127.0.0.1:1080", o.path)
 	}
 	for i, a := range s.services {

@@ -26,6 +26,7 @@ type program struct {
 	terminal bool      // whether out shows progress
 
 	tunnel    *wgnet.Tunnel
+	gateway   *exit // nil without [Gateway]
 	inherited sockets
 	metrics   *metrics
 	running   map[service]*server
@@ -53,10 +54,10 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 			return err
 		}
 	}
+	defer p.close()
 	if err := p.open(ctx, signals); err != nil || p.tunnel == nil {
 		return err
 	}
-	defer p.tunnel.Close()
 	p.metrics = newMetrics(p.tunnel.Device())
 	defer p.stopAll()
 	status, err := p.serveStatus(ctx)
@@ -69,6 +70,9 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 	}
 	if err := p.inherited.unused(); err != nil {
 		return err
+	}
+	if p.gateway != nil {
+		p.say("serving [Gateway]: peers reach other hosts through this one")
 	}
 	if p.terminal {
 		go p.showSession(ctx)
@@ -110,9 +114,17 @@ func (p *program) open(ctx context.Context, signals <-chan os.Signal) error {
 		tunnel *wgnet.Tunnel
 		err    error
 	}
+	config := wgnet.Config{Resolution: p.resolution()}
+	if p.exit != nil {
+		var err error
+		if p.gateway, err = newExit(p.exit, p.file); err != nil {
+			return err
+		}
+		config.Net.Forward = p.gateway.Forward
+	}
 	opened := make(chan result, 1)
 	go func() {
-		tunnel, err := wgnet.OpenFile(ctx, p.file, wgnet.Config{Resolution: p.resolution()})
+		tunnel, err := wgnet.OpenFile(ctx, p.file, config)
 		opened <- result{tunnel, err}
 	}()
 	for stopped := false; ; {
@@ -134,6 +146,16 @@ func (p *program) open(ctx context.Context, signals <-chan os.Signal) error {
 			p.tunnel = r.tunnel
 			return nil
 		}
+	}
+}
+
+// close ends the flows of the gateway, and the tunnel, as far as they exist.
+func (p *program) close() {
+	if p.gateway != nil {
+		p.gateway.Close()
+	}
+	if p.tunnel != nil {
+		p.tunnel.Close()
 	}
 }
 

@@ -26,7 +26,16 @@ import (
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// runMain is a variable of the environment with which this test binary is wgproxy.
+const runMain = "WGPROXY_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runMain) != "" {
+		main()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // An office is the other end of the tunnel, 10.7.0.1, with a web server on port 80.
 type office struct {

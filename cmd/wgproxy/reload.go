@@ -28,7 +28,7 @@ func (p *program) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lines := append(planServices(add, remove), planFixed(p.settings, next)...)
+	lines := slices.Concat(planServices(add, remove), planExit(p.exit, next.exit), planFixed(p.settings, next))
 	for line := range strings.Lines(plan.String() + strings.Join(lines, "")) {
 		p.say("plan: %s", strings.TrimSuffix(line, "\n"))
 	}
@@ -36,6 +36,12 @@ func (p *program) reload(ctx context.Context) error {
 	defer cancel()
 	if _, err := p.tunnel.Reload(names, next.file); err != nil {
 		return err
+	}
+	if p.exit == nil || next.exit == nil {
+		next.exit = p.exit
+	}
+	if next.exit != nil {
+		p.gateway.reload(next.exit, next.file, plan.Removed)
 	}
 	for _, s := range remove {
 		p.stop(s)

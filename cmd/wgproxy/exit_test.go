@@ -1,0 +1,165 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/gateway"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/wgnet"
+)
+
+// TestGatewaySection: the keys of [Gateway], and what peers may reach with them.
+func TestGatewaySection(t *testing.T) {
+	key := wireguard.NewPrivateKey().Public()
+	s, err := readSettings(write(t, "x.conf", fmt.Sprintf("[Interface]\nAddress = 10.7.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.8.0.0/16, 0.0.0.0/1\n"+
+		"[gateway]\nallow = 192.0.2.1, fd00:1::/64\nAllow = 10.7.0.9/32\nMaxFlows = 5\nBytesPerSecond = 7\n", key)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	allow := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("10.7.0.9/32")}
+	if s.exit == nil || !slices.Equal(s.exit.allow, allow) || s.exit.limits != (gateway.Limits{Flows: 5, FromPeer: 7, ToPeer: 7}) || len(s.services) != 0 {
+		t.Fatalf("read as %+v, services %v", s.exit, s.services)
+	}
+	policy := s.exit.policy(s.file)
+	for a, want := range map[string]bool{
+		"203.0.113.1": true, "fd00:1::5": true, "10.7.0.9": true, "100.64.0.1": true,
+		"10.7.0.8": false, "10.8.3.4": false, "127.0.0.1": false, "::1": false,
+	} {
+		if got := policy(gateway.Request{Network: "tcp", Destination: netip.AddrPortFrom(netip.MustParseAddr(a), 80)}).Allow; got != want {
+			t.Errorf("%s: allowed %t, want %t", a, got, want)
+		}
+	}
+	if got := planExit(nil, s.exit); len(got) != 1 || !strings.HasPrefix(got[0], "leave [Gateway] as it is") || planExit(s.exit, s.exit) != nil {
+		t.Errorf("the plan of a new [Gateway]: %q, and of the same: %q", got, planExit(s.exit, s.exit))
+	}
+	o, _ := parseArgs([]string{write(t, "y.conf", "[Gateway]\n")}, io.Discard)
+	if s, err := o.settings(); err != nil || s.exit == nil {
+		t.Errorf("an empty [Gateway] alone: %v", err)
+	}
+}
+
+// TestGatewayProcess: a second device fetches a page of a web server on the host through a process with [Gateway] and Allow. The
+// tunnel's addresses are refused, and so is a second connection beyond MaxFlows. A reload raises MaxFlows; the next one takes
+// Allow away.
+func TestGatewayProcess(t *testing.T) {
+	host := hostAddr(t)
+	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "from this host") })}
+	go web.Serve(l)
+	defer web.Close()
+
+	key, clientKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
+	f, err := conf.Parse(fmt.Appendf(nil, "[Interface]\nPrivateKey = %s\nAddress = 10.7.0.2\n[Peer]\nPublicKey = %v\nAllowedIPs = 0.0.0.0/0\n", clientKey.Text(), key.Public()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := wgnet.OpenFile(t.Context(), f, wgnet.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	// The process calls the client, so that no test has to guess a free port for it.
+	text := fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.7.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.7.0.2/32\nEndpoint = 127.0.0.1:%d\nPersistentKeepalive = 1\n[Gateway]\n",
+		key.Text(), clientKey.Public(), client.Device().Status().ListenPort)
+	r := &run{T: t, path: write(t, "gateway.conf", text+fmt.Sprintf("Allow = %v\nMaxFlows = 1\n", host))}
+	process := exec.Command(os.Args[0], r.path)
+	process.Env, process.Stderr = append(os.Environ(), runMain+"=1"), r
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer process.Process.Kill()
+	r.waitFor("serving [Gateway]")
+	testkit.Eventually(t, "the process calls the client", func() bool {
+		p, _ := client.Device().Peer(key.Public())
+		return p.Endpoint.IsValid()
+	})
+
+	tr := &http.Transport{DialContext: client.DialContext, DisableKeepAlives: true}
+	answer, err := (&http.Client{Transport: tr, Timeout: testkit.Patience}).Get("http://" + l.Addr().String() + "/")
+	if err != nil {
+		t.Fatalf("%v; wgproxy said\n%s", err, r.said())
+	}
+	if b, err := io.ReadAll(answer.Body); string(b) != "from this host" || err != nil {
+		t.Errorf("the page is %q, %v", b, err)
+	}
+	answer.Body.Close()
+	if _, err := client.Dial("tcp", "10.7.0.3:80"); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("an address of the tunnel: %v, want a refusal", err)
+	}
+
+	dial := func() error {
+		c, err := client.Dial("tcp", l.Addr().String())
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	}
+	testkit.Eventually(t, "the connection of the page has ended, and one may begin", func() bool { return dial() == nil })
+	if err := dial(); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("a connection beyond MaxFlows: %v, want a refusal", err)
+	}
+	reload := func(text string) {
+		t.Helper()
+		r.mu.Lock()
+		r.out.Reset()
+		r.mu.Unlock()
+		if err := os.WriteFile(r.path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := process.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		r.waitFor("reloaded " + r.path)
+		if want := "plan: change [Gateway]"; !strings.Contains(r.said(), want) {
+			t.Errorf("wgproxy does not say %q; it said\n%s", want, r.said())
+		}
+	}
+	reload(text + fmt.Sprintf("Allow = %v\n", host))
+	if err := dial(); err != nil {
+		t.Errorf("a second connection, after a reload without MaxFlows: %v", err)
+	}
+	reload(text)
+	if err := dial(); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("the host after a reload without Allow: %v, want a refusal", err)
+	}
+	if err := process.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Wait(); err != nil {
+		t.Errorf("wgproxy ends with %v; it said\n%s", err, r.said())
+	}
+}
+
+// hostAddr returns an IPv4 address of the host that a router may forward packets to.
+func hostAddr(t *testing.T) netip.Addr {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			return p.Addr()
+		}
+	}
+	t.Skip("the host has no IPv4 address beside loopback and link-local ones")
+	return netip.Addr{}
+}
