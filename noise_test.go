@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"encoding/binary"
+	"flag"
 	"math/rand/v2"
 	"testing"
 
@@ -60,15 +61,18 @@ func wantSameMessage(t *testing.T, what string, got, want []byte) {
 	}
 }
 
+var noiseHandshakes = flag.Int("handshakes", 0, "how many handshakes TestNoiseOracle compares; 0: 1000, or 100 with -race")
+
 // TestNoiseOracle compares this package with the second implementation of kit_noise_test.go, field by field: what each
 // writes as initiator and as responder, what each reads from the other's messages, and both transport keys.
 func TestNoiseOracle(t *testing.T) {
-	n := 10000
-	if testing.Short() {
-		n = 1000
-	}
-	if testkit.Race {
+	n := *noiseHandshakes
+	switch {
+	case n > 0:
+	case testkit.Race:
 		n = 100
+	default:
+		n = 1000
 	}
 	seed := [32]byte{11}
 	r := rand.NewChaCha8(seed)

@@ -109,8 +109,8 @@ func (j *joint) watch(idle time.Duration) (stop func()) {
 	done := make(chan struct{})
 	step := min(idle, transitoryIdle)
 	seen, since := j.moved.Load(), time.Now()
-	var timer *time.Timer
-	timer = time.AfterFunc(time.Hour*1000, func() {
+	var timer *time.Timer // set before it can fire: Reset starts it
+	timer = time.AfterFunc(1000*time.Hour, func() {
 		select {
 		case <-done:
 			return
