@@ -21,7 +21,7 @@ wg-quick(8) file, which may have the sections of wireproxy: [Socks5], [http], [S
 type options struct {
 	path       string
 	services   []service
-	status     string // address for /metrics and /readyz, or empty
+	status     string // address of the status page, /metrics and /readyz, or empty
 	test       bool   // check the file alone
 	silent     bool
 	background bool
@@ -54,7 +54,7 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 		return o.forward(kindServer, ":", v)
 	})
 	for _, name := range []string{"status", "i", "info"} {
-		fs.Func(name, "serve /metrics and /readyz on `ADDRESS`, such as 127.0.0.1:9090", func(v string) error {
+		fs.Func(name, "serve a live status page, /metrics and /readyz on `ADDRESS`, such as 127.0.0.1:9090", func(v string) error {
 			o.status = v
 			return address(v)
 		})

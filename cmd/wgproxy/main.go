@@ -23,8 +23,9 @@
 //	MaxFlows = 500
 //	BytesPerSecond = 2500000
 //
-// -status serves /metrics for Prometheus, and /readyz: a JSON object of each address of CheckAlive in [Interface] and the Unix
-// time of its last answer to a ping. The status is 503 if an answer is over 2 s later than CheckAliveInterval allows.
+// -status serves a page that shows the tunnel and its peers live, /metrics for Prometheus, and /readyz: a JSON object of each
+// address of CheckAlive in [Interface] and the Unix time of its last answer to a ping. The status of /readyz is 503 if an answer
+// is over 2 s later than CheckAliveInterval allows.
 //
 // SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
 // drain: no new connections, and up to 10 s for those that exist. Then the flows of [Gateway] are reset. A second signal ends

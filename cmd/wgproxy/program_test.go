@@ -201,6 +201,12 @@ func TestServices(t *testing.T) {
 		text := curl(t, "http://"+status+"/readyz")
 		return json.Unmarshal([]byte(text), &last) == nil && last["10.7.0.1"] > 1_700_000_000
 	})
+	if text := curl(t, "http://"+status+"/"); !strings.Contains(text, "<html") {
+		t.Errorf("the status page is\n%s", text)
+	}
+	if text := curl(t, "http://"+status+"/status.json"); !strings.Contains(text, `"wgproxy"`) {
+		t.Errorf("status.json lacks the tunnel's name:\n%s", text)
+	}
 	metrics := curl(t, "http://"+status+"/metrics")
 	for _, want := range []string{
 		`wireguard_received_bytes_total{interface="wgproxy",public_key="` + o.key.Public().String() + `"`,

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/observe/page"
 	"github.com/seed-86b749af/wireguard/observe/prom"
 	"github.com/seed-86b749af/wireguard/proxy"
 )
@@ -100,7 +101,7 @@ type closeFunc func() error
 
 func (f closeFunc) Close() error { return f() }
 
-// serveStatus serves /metrics and /readyz if the command line asks for them, and pings.
+// serveStatus serves the page of package observe/page, /metrics and /readyz if the command line asks for them, and pings.
 func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 	if p.options.status == "" {
 		return closeFunc(func() error { return nil }), nil
@@ -117,8 +118,9 @@ func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /readyz", h)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /", page.New(page.Config{Devices: []page.Device{{Name: "wgproxy", Device: p.tunnel.Device()}}}))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	go srv.Serve(l)
-	p.say("serving /metrics and /readyz on %v", l.Addr())
+	p.say("serving a status page, /metrics and /readyz on http://%v/", l.Addr())
 	return srv, nil
 }
