@@ -9,9 +9,12 @@
 // heard is left alone, whatever its names resolve to. So trouble with DNS does not end a tunnel that works. The first place
 // that answers is used, in the spirit of RFC 8305.
 //
+// After a change of the machine's network and after a resume from sleep, the device is woken, and peers that are silent are
+// looked for anew. [Changes] reports both to a program that has no Follower.
+//
 // [NewPlan] says what would change if the device got the configuration of another file, and [Follower.Apply] changes it.
 //
-// search.go says where to look for a peer, and names.go resolves names.
+// search.go says where to look for a peer, and names.go resolves names. changes.go merges what each system reports.
 package follow
 
 import (
@@ -31,8 +34,13 @@ type Config struct {
 	// are resolved again every 5 s at first and every minute later.
 	Resolution conf.Resolution
 
-	// Logger gets a line when a peer was found at another endpoint, and at Debug one for each name that does not
-	// resolve. Nil means no log.
+	// Changes calls changed when the network changed or the machine woke up, until ctx ends; it must return then. Run calls
+	// [wireguard.Device.Wake] each time, and looks anew for peers that do not answer. Nil means the function Changes, with no
+	// tunnel. A function that returns nil at once turns this off, as tests in virtual time must.
+	Changes func(ctx context.Context, changed func()) error
+
+	// Logger gets a line when a peer was found at another endpoint, one when the system does not report changes, and at
+	// Debug one for each change and for each name that does not resolve. Nil means no log.
 	Logger *slog.Logger
 }
 
@@ -52,6 +60,9 @@ func New(d *wireguard.Device, c Config) *Follower {
 	c.Resolution.Retries, c.Resolution.Waiting = -1, nil
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Changes == nil {
+		c.Changes = func(ctx context.Context, changed func()) error { return Changes(ctx, "", changed) }
 	}
 	f.config = c
 	return f
@@ -89,6 +100,7 @@ func (f *Follower) Run(ctx context.Context) {
 	r := &run{
 		Follower: f, ctx: ctx, searches: make(map[wireguard.PublicKey]*search),
 		names: make(map[string]*name), answers: make(chan answer), lookups: make(chan struct{}, maxLookups),
+		changes: make(chan struct{}),
 	}
 	defer r.wg.Wait()
 	defer cancel()
@@ -105,10 +117,11 @@ func (f *Follower) Run(ctx context.Context) {
 			}
 		}
 	})
+	r.wg.Go(r.watch)
 	r.loop(news)
 }
 
-// A run is a Follower that runs. Only the goroutine of Run uses it, except for lookups.
+// A run is a Follower that runs. Only the goroutine of Run uses it, except for lookups and watch.
 type run struct {
 	*Follower
 	ctx      context.Context
@@ -116,6 +129,7 @@ type run struct {
 	names    map[string]*name
 	answers  chan answer
 	lookups  chan struct{} // one element for each lookup under way
+	changes  chan struct{} // of the network
 	wg       sync.WaitGroup
 }
 
@@ -133,11 +147,41 @@ func (r *run) loop(news <-chan wireguard.Event) {
 			r.event(e)
 		case a := <-r.answers:
 			r.answer(a)
+		case <-r.changes:
+			r.changed(time.Now())
 		case <-due:
 		case <-r.ctx.Done():
 			return
 		}
 		r.steps(time.Now())
+	}
+}
+
+// watch passes changes of the network on to loop, on its own goroutine.
+func (r *run) watch() {
+	err := r.config.Changes(r.ctx, func() {
+		select {
+		case r.changes <- struct{}{}:
+		case <-r.ctx.Done():
+		}
+	})
+	if err != nil && r.ctx.Err() == nil {
+		r.config.Logger.Info("changes of the network go unnoticed: call Device.Wake after each", "err", err)
+	}
+}
+
+// changed wakes the device. Each place may answer now, and each name may resolve.
+func (r *run) changed(now time.Time) {
+	r.config.Logger.Debug("the network changed, or the machine woke up")
+	if err := r.device.Wake(); err != nil {
+		r.config.Logger.Warn("the device has no socket until the network changes again", "err", err)
+	}
+	for _, n := range r.names {
+		n.asked = time.Time{}
+	}
+	for key, s := range r.searches {
+		s.tried, s.turns, s.due = nil, 0, now
+		r.ask(key, now)
 	}
 }
 

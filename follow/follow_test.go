@@ -41,6 +41,7 @@ type world struct {
 	serverTunnel   *pipe.Tunnel
 	key, serverKey wireguard.PrivateKey
 	follower       *follow.Follower
+	changed        func() // tells the follower that the network changed
 
 	mu    sync.Mutex // guards what follows: the resolver
 	addrs []netip.Addr
@@ -93,7 +94,12 @@ func inWorld(t *testing.T, serverAt netip.Addr, endpoints []conf.Endpoint, f fun
 			PrivateKey: w.key, Bind: w.net.NewEnd(netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")), Tunnel: w.tunnel, Clock: pipe.NewClock(),
 			Peers: []wireguard.PeerConfig{{PublicKey: w.serverKey.Public(), Endpoint: at(first), AllowedIPs: []netip.Prefix{netip.PrefixFrom(insideServer.Addr(), 32)}}},
 		})
-		w.follower = follow.New(w.client, follow.Config{Resolution: conf.Resolution{Resolver: w}})
+		changes := func(ctx context.Context, changed func()) error {
+			w.changed = changed
+			<-ctx.Done()
+			return nil
+		}
+		w.follower = follow.New(w.client, follow.Config{Resolution: conf.Resolution{Resolver: w}, Changes: changes})
 		w.follower.Set(map[wireguard.PublicKey][]conf.Endpoint{w.serverKey.Public(): endpoints})
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan struct{})
@@ -295,4 +301,43 @@ func TestEndpoints(t *testing.T) {
 	if got := follow.Endpoints(f); len(got) != 1 || !slices.Equal(got[a], []conf.Endpoint{literal(first), named()}) {
 		t.Errorf("got %v", got)
 	}
+}
+
+// TestChangeWakes: after a change of the network the peer hears from the device, although the device has nothing to send.
+func TestChangeWakes(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
+		w.wantHeard(time.Second, "the server is there")
+		time.Sleep(time.Minute)
+		before, _ := w.server.Peer(w.key.Public())
+		w.changed()
+		time.Sleep(time.Second)
+		after, _ := w.server.Peer(w.key.Public())
+		if after.Received.Bytes <= before.Received.Bytes {
+			t.Error("the server does not hear of the change")
+		}
+		if n := w.lookups(); n != 0 {
+			t.Errorf("%d lookups for a tunnel that works", n)
+		}
+	})
+}
+
+// TestChangeSearchesAnew: all places were tried while there was no network and no DNS. The search begins anew with the network,
+// and does not wait until the device's attempts reach the place, or until a name may be resolved again.
+func TestChangeSearchesAnew(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
+		w.wantHeard(time.Second, "the server is there")
+		time.Sleep(time.Second) // until the wire is empty
+		w.net.SetConditions(pipe.Conditions{Loss: 1})
+		w.resolves(errors.New("no network"))
+		if _, heard := w.talk(2 * time.Minute); heard {
+			t.Fatal("heard without a network")
+		}
+		w.serverMoves(third)
+		w.resolves(nil, third)
+		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond})
+		w.changed()
+		took := w.wantHeard(4*time.Second, "the network is back, and the name has the new address")
+		w.Logf("traffic again after %v", took)
+		w.wantEndpoint(third, "it answered there")
+	})
 }

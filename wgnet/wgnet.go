@@ -44,6 +44,10 @@ type Config struct {
 	// Resolution says how to resolve the names of endpoints. The zero value asks the host's resolver, and asks again as
 	// wg(8) does, until the context ends.
 	Resolution conf.Resolution
+
+	// Changes reports changes of the network and resumes from sleep; see [follow.Config]. Nil means the system's reports. A
+	// test in virtual time sets a function that returns nil at once.
+	Changes func(ctx context.Context, changed func()) error
 }
 
 // A Tunnel is an open tunnel. Open and OpenFile make it. Any goroutine may call its methods. It must not be copied.
@@ -121,7 +125,7 @@ func open(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
 		return nil, err
 	}
 	t := &Tunnel{device: d, net: n, file: f, followed: make(chan struct{})}
-	t.follower = follow.New(d, follow.Config{Resolution: c.Resolution, Logger: device.Logger})
+	t.follower = follow.New(d, follow.Config{Resolution: c.Resolution, Changes: c.Changes, Logger: device.Logger})
 	t.follower.Set(follow.Endpoints(f))
 	ctx, t.unfollow = context.WithCancel(context.Background())
 	go func() {

@@ -236,7 +236,8 @@ func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) err
 	if err := d.device.Configure(c); err != nil {
 		return err
 	}
-	t.follower = follow.New(d.device, follow.Config{Resolution: r, Logger: d.log})
+	changes := func(ctx context.Context, changed func()) error { return follow.Changes(ctx, d.name, changed) }
+	t.follower = follow.New(d.device, follow.Config{Resolution: r, Changes: changes, Logger: d.log})
 	t.follower.Set(follow.Endpoints(f))
 	return nil
 }

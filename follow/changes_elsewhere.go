@@ -1,0 +1,92 @@
+//go:build darwin || dragonfly || freebsd || netbsd || openbsd || windows
+
+package follow
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A scene is what an event of the system is compared with, since events also arrive when nothing changes.
+type scene struct {
+	tunnel string // the name of the interface that does not count
+	last   string
+}
+
+// changed looks at the interfaces that have addresses, and reports whether they differ from those of the last look. An error
+// of the system counts as a difference.
+func (s *scene) changed() bool {
+	now, err := look(s.tunnel)
+	if err == nil && now == s.last {
+		return false
+	}
+	s.last = now
+	return true
+}
+
+// look returns a line for each interface that has an address, except for addresses of the link and of the host alone.
+func look(tunnel string) (string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, i := range all {
+		addrs, err := i.Addrs()
+		if err != nil {
+			return "", err
+		}
+		var texts []string
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+				texts = append(texts, p.String())
+			}
+		}
+		if len(texts) > 0 && i.Name != tunnel {
+			slices.Sort(texts)
+			fmt.Fprintln(&b, i.Index, i.Name, i.Flags&(net.FlagUp|net.FlagRunning), texts)
+		}
+	}
+	return b.String(), nil
+}
+
+const (
+	tick = 15 * time.Second
+	late = 10 * time.Second // that a tick may be on a loaded machine
+)
+
+// A sleep is a tick that is late after a sleep, by the calendar or by the monotonic clock. When someone sets the calendar
+// forward, that looks the same.
+type sleep struct {
+	done chan struct{}
+	once sync.Once
+}
+
+func openSleep() (*sleep, error) { return &sleep{done: make(chan struct{})}, nil }
+
+func (s *sleep) Close() error {
+	s.once.Do(func() { close(s.done) })
+	return nil
+}
+
+func (s *sleep) watch(signal func()) error {
+	ticks := time.NewTicker(tick)
+	defer ticks.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ticks.C:
+		case <-s.done:
+			return nil
+		}
+		now := time.Now()
+		if max(now.Sub(last), now.Round(0).Sub(last.Round(0))) > tick+late {
+			signal()
+		}
+		last = now
+	}
+}

@@ -1,0 +1,243 @@
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+// inNamespace runs the calling test again, in a process that has its own network and administers it; there it returns true.
+//
+//	eth0 ── veth ── eth1    both up, and eth0 with an address and a default route
+//	wg7                     the tunnel's interface, up
+func inNamespace(t *testing.T) bool {
+	const here = "FOLLOW_TEST_NAMESPACE"
+	if os.Getenv(here) != "" {
+		ip(t, "link add eth0 type veth peer name eth1", "link add wg7 type veth peer name wg8", "link set lo up",
+			"link set eth1 up", "link set eth0 up", "link set wg8 up", "link set wg7 up",
+			"addr add 192.0.2.1/24 dev eth0", "route add default via 192.0.2.254 dev eth0 metric 100")
+		return true
+	}
+	t.Parallel()
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip: install iproute2")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), here+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.CombinedOutput()
+	if _, ran := err.(*exec.ExitError); err != nil && !ran {
+		t.Skipf("needs network namespaces: %v", err)
+	}
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fail()
+	}
+	return false
+}
+
+// ip runs ip(8) once, with these lines.
+func ip(t *testing.T, lines ...string) {
+	t.Helper()
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("ip %q: %v: %s", lines, err, out)
+	}
+}
+
+// watched runs f while Changes watches. calls has an element for each call. Changes knows the network when f is called.
+func watched(t *testing.T, f func(calls <-chan time.Time)) {
+	t.Helper()
+	defer exec.Command("ip", "addr", "flush", "dev", "eth0", "to", "203.0.113.0/24").Run()
+	ctx, cancel := context.WithCancel(t.Context())
+	calls, ended := make(chan time.Time, 1000), make(chan error)
+	go func() { ended <- Changes(ctx, "wg7", func() { calls <- time.Now() }) }()
+	for i, known := 1, false; !known; i++ { // what happens before Changes knows the network is not a change
+		ip(t, fmt.Sprintf("addr add 203.0.113.%d/32 dev eth0", i))
+		select {
+		case <-calls:
+			known = true
+		case err := <-ended:
+			t.Fatal(err)
+		case <-time.After(time.Second):
+		}
+		if i == 30 {
+			t.Fatal("no call after 30 changes")
+		}
+	}
+	f(calls)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func wantCall(t *testing.T, calls <-chan time.Time, why string) {
+	t.Helper()
+	select {
+	case <-calls:
+	case <-time.After(10 * time.Second):
+		t.Errorf("no call after 10 s: %s", why)
+	}
+}
+
+func wantNone(t *testing.T, calls <-chan time.Time, why string) {
+	t.Helper()
+	select {
+	case <-calls:
+		t.Errorf("a call: %s", why)
+	case <-time.After(time.Second):
+	}
+}
+
+// TestChanges: an address that appears is a call, a burst of them is a few calls, also on a slow machine, and what the kernel
+// reports although it does not count is no call. It prints how long a call takes.
+func TestChanges(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	watched(t, func(calls <-chan time.Time) {
+		start := time.Now()
+		ip(t, "addr add 2001:db8::1/64 dev eth0 nodad")
+		wantCall(t, calls, "an address was added")
+		t.Logf("the call came after %v", time.Since(start))
+		ip(t, "addr del 2001:db8::1/64 dev eth0")
+		wantCall(t, calls, "an address was removed")
+
+		var lines []string
+		for i := range 20 {
+			lines = append(lines, fmt.Sprintf("addr add 198.51.100.%d/32 dev eth0", i+1))
+		}
+		ip(t, lines...)
+		wantCall(t, calls, "20 addresses were added")
+		time.Sleep(600 * time.Millisecond)
+		if n := len(calls); n > 2 {
+			t.Errorf("%d more calls for a burst", n)
+		}
+		for len(calls) > 0 {
+			<-calls
+		}
+
+		ip(t,
+			"addr change 192.0.2.1/24 dev eth0 valid_lft 1000 preferred_lft 1000",
+			"route add 198.51.100.0/24 via 192.0.2.254",
+			"route replace default via 192.0.2.254 dev eth0 metric 100",
+			"link set eth0 mtu 1400",
+			"link add eth2 type veth peer name eth3", "link set eth2 up", "link set eth3 up", "link del eth2",
+			"addr add 10.0.0.1/24 dev wg7", "route add default dev wg7 table 51820", "link set wg7 down", "link set wg7 up")
+		wantNone(t, calls, "nothing changed outside the tunnel but a lifetime, an MTU, a route to a part, and a link without addresses")
+	})
+}
+
+// TestChangesOfRoutes: a default route that is replaced, and one that the kernel removes without a message.
+func TestChangesOfRoutes(t *testing.T) {
+	testChanges(t,
+		"route replace default via 192.0.2.253 dev eth0 metric 100",
+		"route replace default via 192.0.2.254 dev eth0 metric 100", // back
+		"link set eth0 down",
+		"link set eth0 up",
+		"route add default via 192.0.2.254 dev eth0 metric 100")
+}
+
+// TestChangesOfLinks: the other end of the cable goes down and up, and then the link is gone.
+func TestChangesOfLinks(t *testing.T) {
+	testChanges(t, "link set eth1 down", "link set eth1 up", "link del eth1")
+}
+
+// testChanges makes changes, and wants a call for each.
+func testChanges(t *testing.T, lines ...string) {
+	if !inNamespace(t) {
+		return
+	}
+	watched(t, func(calls <-chan time.Time) {
+		for _, c := range lines {
+			ip(t, c)
+			wantCall(t, calls, c)
+		}
+	})
+}
+
+// TestChangesLost: the kernel has no room for its messages, of which none would count. Anything may have changed.
+func TestChangesLost(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	n, err := openNetwork("wg7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := setReceiveBuffer(n.events, 1); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for i := range 100 {
+		lines = append(lines, fmt.Sprintf("addr add 10.0.0.%d/32 dev wg7", i+1))
+	}
+	ip(t, lines...)
+	signals, ended := make(chan struct{}, 100), make(chan error)
+	go func() { ended <- n.watch(func() { signals <- struct{}{} }) }()
+	select {
+	case <-signals:
+	case <-time.After(10 * time.Second):
+		t.Error("no signal after 10 s")
+	}
+	n.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func setReceiveBuffer(f *os.File, size int) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size)
+	}), err)
+}
+
+// TestChangesEnd: nothing is left of a watch that ended.
+func TestChangesEnd(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	goroutines := goleak.IgnoreCurrent()
+	watched(t, func(<-chan time.Time) {}) // makes what the runtime and the tests keep
+	before := descriptors(t)
+	for range 2 {
+		watched(t, func(<-chan time.Time) { ip(t, "addr add 192.0.2.7/24 dev eth0", "addr del 192.0.2.7/24 dev eth0") }) // ends amid a burst
+	}
+	goleak.VerifyNone(t, goroutines)
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Changes(ctx, "", func() { t.Error("called") }); err != nil {
+		t.Error(err)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}

@@ -1,0 +1,68 @@
+package follow
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// message returns a message of netlink.
+func message(kind, flags uint16, data []byte) []byte {
+	native := binary.NativeEndian
+	b := native.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(data)))
+	b = native.AppendUint16(native.AppendUint16(b, kind), flags)
+	b = append(b, make([]byte, 8)...) // sequence, port
+	b = append(b, data...)
+	return append(b, make([]byte, -len(data)&3)...)
+}
+
+// addressMessage is about an IPv4 address of an interface.
+func addressMessage(kind uint16, index, addr uint32) []byte {
+	b := []byte{unix.AF_INET, 24, 0, unix.RT_SCOPE_UNIVERSE}
+	b = binary.NativeEndian.AppendUint32(b, index)
+	b = binary.NativeEndian.AppendUint16(b, 8)
+	b = binary.NativeEndian.AppendUint16(b, unix.IFA_LOCAL)
+	return message(kind, 0, binary.BigEndian.AppendUint32(b, addr))
+}
+
+// TestTopologyBound: a machine with more addresses than are kept hears of changes, also of those beyond.
+func TestTopologyBound(t *testing.T) {
+	var n topology
+	for i := range uint32(2 * maxKnown) {
+		if !n.update(addressMessage(unix.RTM_NEWADDR, 1, i), false) {
+			t.Fatalf("address %d is no change", i)
+		}
+	}
+	if len(n.addrs) != maxKnown {
+		t.Errorf("%d addresses are kept, want %d", len(n.addrs), maxKnown)
+	}
+	if !n.update(addressMessage(unix.RTM_DELADDR, 1, 2*maxKnown-1), false) {
+		t.Error("an address beyond the bound is removed, and that is no change")
+	}
+	if n.update(addressMessage(unix.RTM_NEWADDR, 1, 0), false) {
+		t.Error("an address that is kept is a change again")
+	}
+}
+
+// FuzzTopology: no message is read beyond its end, the bounds hold, and what is new is not new twice.
+func FuzzTopology(f *testing.F) {
+	route := append([]byte{unix.AF_INET, 0, 0, 0, unix.RT_TABLE_MAIN, 0, 0, unix.RTN_UNICAST, 0, 0, 0, 0}, 8, 0, unix.RTA_OIF, 0, 2, 0, 0, 0)
+	link := append([]byte{0, 0, 0, 0, 2, 0, 0, 0, unix.IFF_UP | unix.IFF_RUNNING, 0, 0, 0, 0, 0, 0, 0}, 8, 0, unix.IFLA_IFNAME, 0, 'w', 'g', '0', 0)
+	f.Add(addressMessage(unix.RTM_NEWADDR, 2, 7), addressMessage(unix.RTM_DELADDR, 2, 7))
+	f.Add(message(unix.RTM_NEWLINK, 0, link), addressMessage(unix.RTM_NEWADDR, 2, 7))
+	f.Add(message(unix.RTM_NEWROUTE, 0, route), message(unix.RTM_NEWROUTE, unix.NLM_F_REPLACE, route))
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		n := topology{tunnel: "wg0"}
+		n.update(a, true)
+		n.update(b, false)
+		count := 0
+		messages(b, func(uint16, uint16, []byte) { count++ })
+		if count == 1 && n.update(b, false) {
+			t.Errorf("% x changes the same twice", b)
+		}
+		if len(n.links) > maxKnown || len(n.addrs) > maxKnown || len(n.routes) > maxKnown {
+			t.Errorf("%d links, %d addresses, %d routes", len(n.links), len(n.addrs), len(n.routes))
+		}
+	})
+}
