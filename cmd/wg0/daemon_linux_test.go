@@ -86,6 +86,20 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// TestNetworkChange checks that a daemon without a file wakes its device after a change of the network. A change may happen
+// before the daemon knows the network, so there are several.
+func TestNetworkChange(t *testing.T) {
+	s := newSpace(t)
+	iface := unique("w")
+	s.endAfter(iface)
+	f := s.front("env", "LOG_LEVEL=debug", built(t), "-f", iface)
+	f.wantLog(t, "msg=ready")
+	s.must("sh", "-c", "for i in 1 2 3; do ip addr add 192.0.2.$i/32 dev lo && sleep 0.7; done")
+	f.wantLog(t, "the network changed")
+	s.must("ip", "link", "delete", iface)
+	f.wantExit(t, 0)
+}
+
 // TestFailedSocket checks that the daemon exits with an error when its control socket stops accepting.
 func TestFailedSocket(t *testing.T) {
 	s := newSpace(t)

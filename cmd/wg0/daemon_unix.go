@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/follow"
 	"github.com/seed-86b749af/wireguard/transport/tun"
 	"github.com/seed-86b749af/wireguard/uapi"
 )
@@ -85,6 +87,8 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	go d.followStates()
 	if file != nil {
 		go file.follow(ctx)
+	} else {
+		go d.newFollower(conf.Resolution{}).Run(ctx) // of no peer's endpoints, but of changes of the network
 	}
 	if err := parent.release(); err != nil {
 		log.Warn("the daemon is ready but could not detach from the process that started it", "err", err)
@@ -251,6 +255,12 @@ func (d *daemon) close() {
 	if d.server != nil {
 		d.server.Close()
 	}
+}
+
+// newFollower makes a Follower that ignores changes of the daemon's own interface.
+func (d *daemon) newFollower(r conf.Resolution) *follow.Follower {
+	changes := func(ctx context.Context, changed func()) error { return follow.Changes(ctx, d.name, changed) }
+	return follow.New(d.device, follow.Config{Resolution: r, Changes: changes, Logger: d.log})
 }
 
 // wait returns when the daemon must stop. The error is nil if a user caused that: with a signal, by deleting the interface, or

@@ -236,8 +236,7 @@ func (t *tunnelFile) configure(ctx context.Context, d *daemon, f *conf.File) err
 	if err := d.device.Configure(c); err != nil {
 		return err
 	}
-	changes := func(ctx context.Context, changed func()) error { return follow.Changes(ctx, d.name, changed) }
-	t.follower = follow.New(d.device, follow.Config{Resolution: r, Changes: changes, Logger: d.log})
+	t.follower = d.newFollower(r)
 	t.follower.Set(follow.Endpoints(f))
 	return nil
 }
