@@ -341,3 +341,25 @@ func TestChangeSearchesAnew(t *testing.T) {
 		w.wantEndpoint(third, "it answered there")
 	})
 }
+
+// TestChangeTriesAgain: a place that was tried without a network is tried again soon after the network is back, and not only
+// when an attempt of the device has failed, 5 s later.
+func TestChangeTriesAgain(t *testing.T) {
+	inWorld(t, first, []conf.Endpoint{literal(first), literal(second)}, func(w *world) {
+		w.wantHeard(time.Second, "the server is there")
+		time.Sleep(time.Second) // until the wire is empty
+		w.net.SetConditions(pipe.Conditions{Loss: 1})
+		if _, heard := w.talk(2 * time.Minute); heard {
+			t.Fatal("heard without a network")
+		}
+		other := first // where the device does not look at the moment
+		if p, _ := w.client.Peer(w.serverKey.Public()); p.Endpoint.Addr.Addr() == first {
+			other = second
+		}
+		w.serverMoves(other)
+		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond})
+		w.changed()
+		took := w.wantHeard(2*time.Second, "the network is back")
+		w.Logf("traffic again after %v", took)
+	})
+}
