@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/websocket"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/observe/page"
 )
 
@@ -30,6 +31,9 @@ type browser struct {
 // startBrowser starts Chromium, or skips the test.
 func startBrowser(t *testing.T) *browser {
 	t.Helper()
+	if testkit.Race {
+		t.Skip("with the race detector, the page is too slow for a browser on a busy machine")
+	}
 	path, err := exec.LookPath("chromium")
 	if err != nil {
 		t.Skip("needs chromium: install it to open the page in a browser")

@@ -77,7 +77,7 @@ func New(c Config) *Handler {
 // under way, so pass Close to RegisterOnShutdown.
 func (h *Handler) Close() { h.hub.close() }
 
-//go:embed page.html page.css page.js
+//go:embed page.html page.css page.js icon.svg
 var assets embed.FS
 
 // policy lets the page load its own files and connect to its own streams, and nothing else.
@@ -114,6 +114,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.asset(w, r, name, "text/css; charset=utf-8")
 	case "page.js":
 		h.asset(w, r, name, "text/javascript; charset=utf-8")
+	case "icon.svg":
+		h.asset(w, r, name, "image/svg+xml")
 	case "status.json":
 		h.status(w, r)
 	case "events":
