@@ -22,7 +22,7 @@ const (
 	cookieNonce    = 8
 	cookieCookie   = 32
 	cookieMaxUse   = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
-	limiterSize    = 1 << 18                     // sources: all that a core can answer, and many more that it refuses
+	limiterSize    = 1 << 18                     // sources; an entry lasts a second, in which a core answers some 5,000 initiations
 	limiterCost    = second / 20                 // per message, in tokens of one nanosecond
 	limiterBurst   = 5 * limiterCost
 	limiterIdle    = second

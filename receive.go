@@ -39,7 +39,7 @@ type inboundRun struct {
 	index       uint32
 	place       int16 // in places
 	first, last int16 // messages, linked by opened.next
-	refused     bool  // there is no such session, or it has expired
+	refused     bool  // there is no such session, or it has expired: its messages are dropped for reason
 	reason      DropReason
 }
 

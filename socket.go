@@ -79,12 +79,13 @@ func (d *Device) renewed(s *openSocket) *openSocket {
 		return nil
 	}
 	n, err := r.Renew()
-	if err != nil {
-		return nil
+	if err == nil {
+		var renewed *openSocket
+		if renewed, err = newOpenSocket(n, d.mark.Load()); err == nil {
+			return renewed
+		}
 	}
-	if n, err := newOpenSocket(n, d.mark.Load()); err == nil {
-		return n
-	}
+	d.debug("no second socket on the port; the old one is closed first", "port", s.port, "err", err)
 	return nil
 }
 

@@ -10,15 +10,15 @@ import (
 
 // Packets that wait for a session are copied and staged with their peer. The queue is in peer.go.
 
-// A stagedPool is the peers with staged packets, and what these take. If that is more than Config.StagedBytes, the peer that
-// takes most pays. So whatever some peers take, each of n peers has an n-th of it.
+// A stagedPool knows which peers have staged packets, and how many bytes these take. If they take more than
+// Config.StagedBytes, the peer that takes most loses packets. So each of n peers always has an n-th of the pool.
 type stagedPool struct {
 	mu      sync.Mutex // guards all below, and what peers have there; taken after a peer's
 	bytes   atomic.Int64
 	holders stagedHeap
 }
 
-// A stagedHeap is peers with staged packets, that with the most bytes first.
+// A stagedHeap orders the peers that have staged packets. The peer with the most bytes comes first.
 type stagedHeap []*peer
 
 func (h stagedHeap) Len() int           { return len(h) }
@@ -39,7 +39,7 @@ func (h *stagedHeap) Pop() any {
 	return p
 }
 
-// count notes how much p has staged now. p.mu is held.
+// count takes over the number of bytes that p has staged. p.mu is held.
 func (s *stagedPool) count(p *peer) {
 	bytes := p.staged.bytes
 	if bytes == p.stagedBytes {

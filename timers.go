@@ -34,7 +34,7 @@ const (
 	timerExpiry                  // the current session reaches the end of its life
 	timerWipe                    // no new session for long: forget all keys
 	timerCount
-	timerSilence = timerCount // of timers.silence, which has no deadline of its own
+	timerSilence = timerCount // what next returns for timers.silence, which has no place in timers.at
 )
 
 var timerNames = [timerCount + 1]string{
@@ -74,8 +74,8 @@ func (t *timers) next() (which timer, at int64) {
 	return which, at
 }
 
-// silence returns when to tell subscribers that data went unanswered, or 0 if there is nothing to tell. It is a part of
-// timerUnanswered, jitter included.
+// silence returns when to tell subscribers that data went unanswered, or 0 if there is nothing to tell. The time is derived
+// from timerUnanswered, whose jitter it has.
 func (t *timers) silence() int64 {
 	if at := t.at[timerUnanswered]; at != 0 && t.tell {
 		return at - (unansweredTimeout - silenceTimeout)
