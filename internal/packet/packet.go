@@ -130,6 +130,26 @@ func PutIP(b []byte, n int, src, dst netip.Addr, proto, tos uint8) (l3 int) {
 	return IP6Header
 }
 
+// PutUDP writes the IP and UDP headers of a datagram with payload to h, whose length is that of these headers for the family
+// of src and dst.
+//
+//	IPv4   45 tos length:2 | id:2 frag:2 | ttl 17 sum:2 | src:4 | dst:4
+//	IPv6   6 tc flow | length:2 17 hops | src:16 | dst:16
+//	UDP    sport:2 dport:2 | length:2 sum:2
+func PutUDP(h []byte, src, dst netip.AddrPort, tos uint8, payload []byte) {
+	clear(h)
+	l3 := PutIP(h, len(h)+len(payload), src.Addr(), dst.Addr(), UDP, tos)
+	udp, length := h[l3:], len(h)-l3+len(payload)
+	binary.BigEndian.PutUint16(udp, src.Port())
+	binary.BigEndian.PutUint16(udp[2:], dst.Port())
+	binary.BigEndian.PutUint16(udp[UDPLength:], uint16(length))
+	sum := ^Sum(payload, Sum(udp, PseudoSum(h, length)))
+	if sum == 0 {
+		sum = 0xffff // RFC 768: "If the computed checksum is zero, it is transmitted as all ones"
+	}
+	binary.BigEndian.PutUint16(udp[UDPChecksum:], sum)
+}
+
 // setLength writes the length of a packet of n bytes into its IP header.
 func setLength(ip []byte, n int) {
 	if ip[0]>>4 == 4 {

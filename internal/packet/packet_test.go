@@ -203,6 +203,30 @@ func TestPutIP(t *testing.T) {
 	}
 }
 
+func TestPutUDP(t *testing.T) {
+	for name, test := range map[string]struct {
+		src, dst netip.Addr
+		l3       int
+	}{"IPv4": {here, nowhere, 20}, "IPv6": {here6, nowhere6, 40}} {
+		p := append(bytes.Repeat([]byte{0xff}, test.l3+8), "odd"...)
+		PutUDP(p[:test.l3+8], netip.AddrPortFrom(test.src, 7000), netip.AddrPortFrom(test.dst, 53), 0xb9, p[test.l3+8:])
+		if got, src, ok := Unpad(p); !ok || len(got) != len(p) || src != test.src {
+			t.Errorf("%s: %x is not a packet of %d bytes from %v", name, p, len(p), test.src)
+		}
+		if want := "1b580035000b"; hex.EncodeToString(p[test.l3:test.l3+6]) != want || TransportSum(p, test.l3) != 0xffff {
+			t.Errorf("%s: the UDP header is %x, want %s and a checksum that fits", name, p[test.l3:test.l3+8], want)
+		}
+		h, payload := p[:test.l3+8], make([]byte, 2)
+		for word := range 1 << 16 { // some of them make the sum zero
+			binary.BigEndian.PutUint16(payload, uint16(word))
+			PutUDP(h, netip.AddrPortFrom(test.src, 7000), netip.AddrPortFrom(test.dst, 53), 0, payload)
+			if h[test.l3+UDPChecksum] == 0 && h[test.l3+UDPChecksum+1] == 0 {
+				t.Fatalf("%s: payload %x has checksum 0, which means that there is none", name, payload)
+			}
+		}
+	}
+}
+
 // FuzzPacket runs all that reads a packet from inside the tunnel.
 func FuzzPacket(f *testing.F) {
 	f.Add(packetOf(20, here, nowhere), uint8(3))

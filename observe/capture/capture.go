@@ -126,9 +126,10 @@ func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
 	remote := addrOf(t.Endpoint)
 	// Wireshark finds sessions by the addresses of their messages, and a socket may not know which of the host's addresses it
 	// sends from. So the local address is always the unspecified one.
-	local := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
-	if remote.Addr().Is6() {
-		local = netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+	var room [packet.IP6Header + packet.UDPHeader]byte
+	local, h := netip.AddrPortFrom(netip.IPv6Unspecified(), port), room[:]
+	if remote.Addr().Is4() {
+		local, h = netip.AddrPortFrom(netip.IPv4Unspecified(), port), room[:packet.IP4Header+packet.UDPHeader]
 	}
 	src, dst := remote, local
 	if direction == outbound {
@@ -139,41 +140,23 @@ func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
 		if len(d) > maxUDP {
 			continue // a Link may carry more than UDP can
 		}
-		var room [48]byte
-		h := room[:28]
-		if remote.Addr().Is6() {
-			h = room[:48]
-		}
-		putHeaders(h, src, dst, t.TOS, d)
+		packet.PutUDP(h, src, dst, t.TOS, d)
 		c.packet(outer, direction, now, h, d)
 	}
 }
 
-// addrOf returns an address that stands for e: that of a Link is made of its key, within fd00::/8.
+// addrOf returns an address that stands for e. That of a Link is made from its key, within fd00::/8. An endpoint without an
+// address gets the unspecified one.
 func addrOf(e wireguard.Endpoint) netip.AddrPort {
 	if e.Link != nil {
 		key := e.Link.Key()
 		key[0] = 0xfd
 		return netip.AddrPortFrom(netip.AddrFrom16(key), 51820)
 	}
+	if !e.Addr.IsValid() {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+	}
 	return netip.AddrPortFrom(e.Addr.Addr().Unmap().WithZone(""), e.Addr.Port())
-}
-
-// putHeaders writes the IP and UDP headers of a datagram to h.
-func putHeaders(h []byte, src, dst netip.AddrPort, tos uint8, payload []byte) {
-	if !src.Addr().IsValid() || !dst.Addr().IsValid() {
-		src, dst = netip.AddrPortFrom(netip.IPv4Unspecified(), src.Port()), netip.AddrPortFrom(netip.IPv4Unspecified(), dst.Port())
-	}
-	l3 := packet.PutIP(h, len(h)+len(payload), src.Addr(), dst.Addr(), packet.UDP, tos)
-	udp, length := h[l3:], len(h)-l3+len(payload)
-	binary.BigEndian.PutUint16(udp, src.Port())
-	binary.BigEndian.PutUint16(udp[2:], dst.Port())
-	binary.BigEndian.PutUint16(udp[packet.UDPLength:], uint16(length))
-	sum := ^packet.Sum(payload, packet.Sum(udp, packet.PseudoSum(h, length)))
-	if sum == 0 {
-		sum = 0xffff // zero would mean no checksum (RFC 768)
-	}
-	binary.BigEndian.PutUint16(udp[packet.UDPChecksum:], sum)
 }
 
 // packet writes an Enhanced Packet Block with the bytes of head and data.

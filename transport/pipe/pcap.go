@@ -3,6 +3,8 @@ package pipe
 import (
 	"encoding/binary"
 	"io"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 const (
@@ -33,7 +35,7 @@ func WritePcap(w io.Writer) func(p Packet) {
 		binary.LittleEndian.PutUint32(record[4:], uint32(p.Time.Nanosecond()))
 		binary.LittleEndian.PutUint32(record[8:], uint32(h+len(p.Data)))
 		binary.LittleEndian.PutUint32(record[12:], uint32(h+len(p.Data)))
-		putHeaders(record[16:], p.From, p.To, p.TOS, p.Data)
+		packet.PutUDP(record[16:], p.From, p.To, p.TOS, p.Data)
 		record = append(record, p.Data...)
 		_, err = w.Write(record)
 	}
