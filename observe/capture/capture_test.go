@@ -212,6 +212,25 @@ func (*marks) SetMark(uint32) error                      { return errors.New("ma
 func (m *marks) Listen(uint16) (wireguard.Socket, error) { return m, nil }
 func (*marks) Headroom() int                             { return 12 }
 
+type renewal struct{}
+
+func (renewal) Renew() (wireguard.Socket, error) { return &still{}, nil }
+func (renewal) Retire()                          {}
+
+type renewer struct {
+	still
+	renewal
+}
+
+func (r *renewer) Listen(uint16) (wireguard.Socket, error) { return r, nil }
+
+type markedRenewer struct {
+	marks
+	renewal
+}
+
+func (m *markedRenewer) Listen(uint16) (wireguard.Socket, error) { return m, nil }
+
 type attacher struct{ still }
 
 func (*attacher) Attach(*wireguard.Device) {}
@@ -247,23 +266,49 @@ func TestWrappersKeepInterfaces(t *testing.T) {
 			t.Errorf("%d queues, want 2", len(q.Queues()))
 		}
 	}
-	for _, marking := range []bool{false, true} {
-		b, headroom := wireguard.Bind(&still{}), 0
-		if marking {
-			b, headroom = &marks{}, 12
-		}
-		w := c.Bind(b)
+	for name, test := range map[string]struct {
+		bind          wireguard.Bind
+		headroom      int
+		marks, renews bool
+	}{
+		"bind": {&still{}, 0, false, false}, "marker": {&marks{}, 12, true, false},
+		"renewer": {&renewer{}, 0, false, true}, "both": {&markedRenewer{}, 12, true, true},
+	} {
+		w := c.Bind(test.bind)
 		s, err := w.Listen(0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, ok := s.(wireguard.Marker)
-		if got := w.(wireguard.Framer).Headroom(); ok != marking || got != headroom || s.Port() != 1 {
-			t.Errorf("marker %t, want %t; headroom %d, want %d", ok, marking, got, headroom)
+		m, marks := s.(wireguard.Marker)
+		_, renews := s.(wireguard.Renewer)
+		if got := w.(wireguard.Framer).Headroom(); marks != test.marks || renews != test.renews || got != test.headroom || s.Port() != 1 {
+			t.Errorf("%s: marker %t, renewer %t, headroom %d", name, marks, renews, got)
 		}
-		if ok && m.SetMark(1) == nil {
-			t.Error("the mark does not reach the socket")
+		if marks && m.SetMark(1) == nil {
+			t.Errorf("%s: the mark does not reach the socket", name)
 		}
+	}
+}
+
+// The socket that replaces another one in Device.Wake is captured too.
+func TestRenewedSocket(t *testing.T) {
+	var file bytes.Buffer
+	c, err := capture.New(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Bind(&renewer{}).Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err = s.(wireguard.Renewer).Renew(); err != nil {
+		t.Fatal(err)
+	}
+	c.Start()
+	head := file.Len()
+	s.Send([]wireguard.Train{{Data: make([]byte, 100), Size: 100}})
+	if file.Len() <= head+100 {
+		t.Error("the new socket's datagram is not captured")
 	}
 }
 

@@ -4,8 +4,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Bind returns a Bind that passes everything on to b and captures the datagrams outside the tunnel. It is a Framer, and its
-// sockets are Markers, if b is one and its sockets are.
+// Bind returns a Bind that passes everything on to b and captures the datagrams outside the tunnel. It is a Framer if b is
+// one, and its sockets are Markers and Renewers if those of b are.
 func (c *Capture) Bind(b wireguard.Bind) wireguard.Bind { return &tapBind{c, b} }
 
 type tapBind struct {
@@ -26,14 +26,46 @@ func (b *tapBind) Listen(port uint16) (wireguard.Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	tapped := &tapSocket{c: b.c, Socket: s, port: s.Port()}
-	if m, ok := s.(wireguard.Marker); ok {
+	return b.c.tap(s), nil
+}
+
+// tap returns a Socket that captures what s sends and receives, with the optional interfaces of s.
+func (c *Capture) tap(s wireguard.Socket) wireguard.Socket {
+	tapped := &tapSocket{c: c, Socket: s, port: s.Port()}
+	m, marks := s.(wireguard.Marker)
+	r, renews := s.(wireguard.Renewer)
+	switch {
+	case marks && renews:
 		return struct {
 			*tapSocket
 			wireguard.Marker
-		}{tapped, m}, nil
+			tapRenewer
+		}{tapped, m, tapRenewer{r, c}}
+	case marks:
+		return struct {
+			*tapSocket
+			wireguard.Marker
+		}{tapped, m}
+	case renews:
+		return struct {
+			*tapSocket
+			tapRenewer
+		}{tapped, tapRenewer{r, c}}
 	}
-	return tapped, nil
+	return tapped
+}
+
+type tapRenewer struct {
+	wireguard.Renewer
+	capture *Capture
+}
+
+func (r tapRenewer) Renew() (wireguard.Socket, error) {
+	s, err := r.Renewer.Renew()
+	if err != nil {
+		return nil, err
+	}
+	return r.capture.tap(s), nil
 }
 
 type tapSocket struct {
