@@ -126,8 +126,8 @@ func Explain(d *wireguard.Device, peer wireguard.PublicKey) (Explanation, bool) 
 }
 
 // An Explainer explains the peers of one device. It compares what the device shows with what it showed before, so call Each
-// at regular intervals: once per second is enough, and once per 10 s still tells most. It remembers about 100 bytes per peer
-// of the device. The zero value is ready. It must not be copied after its first use, or used by two goroutines at once.
+// at regular intervals: once per second is enough, and once per 10 s still tells most. It remembers about 300 bytes per peer
+// of the device, and forgets a removed peer at the next Each. The zero value is ready. It must not be copied after its first use, or used by two goroutines at once.
 type Explainer struct {
 	// Addresses returns the addresses that the name of a peer's endpoint has now, with the port. None means that they are
 	// not known. A nil function means that no name is known. It is called for peers that do not answer, and must not block:
@@ -135,7 +135,7 @@ type Explainer struct {
 	Addresses func(wireguard.PublicKey) []netip.AddrPort
 
 	memories map[wireguard.PublicKey]*memory
-	looks    uint64 // calls of Each; memories that the newest one did not touch are of peers that are gone
+	looks    uint64 // calls of Each
 }
 
 // Each calls yield with the status of each peer and its explanation, in the order of Device.Peers, until yield returns false.
@@ -154,11 +154,17 @@ func (x *Explainer) Each(d *wireguard.Device, now time.Time, yield func(*wiregua
 		}
 		m.look = x.looks
 		if !yield(&p, x.explain(s, &p, m, now)) {
-			return // the peers behind p are not gone
+			break
 		}
 	}
+	if len(x.memories) <= s.Peers {
+		return // the usual case: no peer is gone
+	}
 	for key, m := range x.memories {
-		if m.look != x.looks {
+		if m.look == x.looks {
+			continue
+		}
+		if _, ok := d.Peer(key); !ok { // if yield ended the loop, the peers behind are not gone
 			delete(x.memories, key)
 		}
 	}

@@ -243,6 +243,31 @@ func TestExplainerForgets(t *testing.T) {
 	})
 }
 
+// Peers come and go, as those of Config.Lookup do, and each look ends early. An Explainer remembers no more peers than the
+// device has, and so much of each as its comment says.
+func TestExplainerIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		var x observe.Explainer
+		for range 100 {
+			key := wireguard.NewPrivateKey().Public()
+			if err := r.a.SetPeer(wireguard.PeerConfig{PublicKey: key}); err != nil {
+				t.Fatal(err)
+			}
+			x.Each(r.a, time.Now(), func(p *wireguard.PeerStatus, _ observe.Explanation) bool { return p.PublicKey != key })
+			if err := r.a.RemovePeer(key); err != nil {
+				t.Fatal(err)
+			}
+			if peers, _ := observe.Remembered(&x); peers > 2 {
+				t.Fatalf("%d peers are remembered, want at most the 2 that exist", peers)
+			}
+		}
+		if _, size := observe.Remembered(&x); size > 300 {
+			t.Errorf("%d bytes per peer, want at most 300", size)
+		}
+	})
+}
+
 // An explanation as JSON has words for what programs branch on.
 func TestExplanationJSON(t *testing.T) {
 	b, err := json.Marshal(observe.Explanation{State: observe.Impaired, Reasons: []observe.Reason{{Cause: observe.PathMTU, Text: "Try."}}})
