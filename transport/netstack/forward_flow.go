@@ -5,12 +5,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"runtime"
-	"syscall"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
-	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -261,42 +258,6 @@ func (f *Flow) Answer() error {
 	return f.wrap("answer", f.fw.write(f.key.dst.Addr(), f.key.src.Addr(), f.key.proto, message[:8], message[8:], 0))
 }
 
-// A Refusal is how a flow is refused.
-type Refusal uint8
-
-const (
-	// PortUnreachable says that nothing listens there: a reset for TCP, an ICMP error for UDP. A ping gets
-	// HostUnreachable instead.
-	PortUnreachable Refusal = iota
-	// HostUnreachable is the ICMP error for a host that does not answer.
-	HostUnreachable
-	// NetUnreachable is the ICMP error for a network without a route.
-	NetUnreachable
-	// Prohibited is the ICMP error for what a policy forbids.
-	Prohibited
-)
-
-// RefusalOf returns the Refusal that tells the peer about err, the error of a dial.
-func RefusalOf(err error) Refusal {
-	var timeout interface{ Timeout() bool }
-	switch {
-	case isErrno(err, syscall.ECONNREFUSED, 10061), isErrno(err, syscall.ECONNRESET, 10054):
-		return PortUnreachable
-	case isErrno(err, syscall.ENETUNREACH, 10051), isErrno(err, syscall.EADDRNOTAVAIL, 10049), isErrno(err, syscall.EAFNOSUPPORT, 10047):
-		return NetUnreachable
-	case isErrno(err, syscall.EHOSTUNREACH, 10065), errors.As(err, &timeout) && timeout.Timeout():
-		return HostUnreachable
-	case isErrno(err, syscall.EACCES, 10013), isErrno(err, syscall.EPERM, 10013):
-		return Prohibited
-	}
-	return HostUnreachable
-}
-
-// isErrno reports whether err is e, or on Windows the number that winsock has for e.
-func isErrno(err error, e syscall.Errno, winsock uintptr) bool {
-	return errors.Is(err, e) || runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(winsock))
-}
-
 // Refuse refuses the flow. The packet that says so has the flow's destination as its source, because the peer's
 // AllowedIPs hold that address. The result says whether the packet was sent.
 func (f *Flow) Refuse(r Refusal) error {
@@ -317,8 +278,8 @@ func (f *Flow) Refuse(r Refusal) error {
 	return f.wrap("refuse", f.fw.refuse(f.key, message, r))
 }
 
-// Discard ends the flow without an answer, as a firewall that drops. A flow without a decision ends likewise when
-// Config.Forward returns.
+// Discard ends the flow without an answer, as a firewall does that drops packets. A flow without a decision is discarded
+// when Config.Forward returns.
 func (f *Flow) Discard() {
 	if f.begin("Discard", "tcp", "udp", "ping") != nil {
 		return
@@ -392,8 +353,8 @@ func (f *Flow) settleLocked(to forwarded) (ps []*stack.PacketBuffer) {
 	return f.release()
 }
 
-// hold keeps p until the decision, or counts it as dropped if the peer's packets that wait take too much memory. fw.mu is
-// held.
+// hold keeps p until the decision and returns true. If the packets of this peer that wait take too much memory, it counts p
+// as dropped and returns false. fw.mu is held.
 func (f *Flow) hold(p *stack.PacketBuffer) bool {
 	size := p.MemSize()
 	if !f.fw.waiting.take(f.peer, size) {
@@ -474,21 +435,6 @@ func (f *Flow) wrap(op string, err error) error {
 func transportOf(p *stack.PacketBuffer) []byte {
 	b := append([]byte(nil), p.TransportHeader().Slice()...)
 	return append(b, p.Data().AsRange().ToSlice()...)
-}
-
-// icmp returns the kind of ICMP error for r.
-func (r Refusal) icmp(proto uint8) packet.ICMPError {
-	switch r {
-	case NetUnreachable:
-		return packet.NetUnreachable
-	case Prohibited:
-		return packet.Prohibited
-	case PortUnreachable:
-		if proto == protoTCP || proto == protoUDP {
-			return packet.PortUnreachable
-		}
-	}
-	return packet.HostUnreachable
 }
 
 // A forwardedTCP is an accepted connection.

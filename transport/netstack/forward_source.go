@@ -97,7 +97,8 @@ func (s *UDPSource) WaitReadable() error {
 	}
 }
 
-// isReadable passes the notification on to a goroutine that reads.
+// isReadable reports whether ReadTo has something to return. If so, it signals again, because the caller may have taken the
+// notification from a goroutine that waits in ReadTo.
 func (s *UDPSource) isReadable() bool {
 	fw := s.flow.fw
 	fw.mu.Lock()

@@ -337,7 +337,7 @@ type Stats struct {
 	Martian          uint64 // packets received and dropped: no router may forward them, or their source is no peer's
 	Hairpin          uint64 // packets received and dropped: their destination is in the AllowedIPs of the peer that sent them
 	FlowsDropped     uint64 // packets received and dropped: they would begin a flow beyond the bounds of Config.Forwarding
-	DatagramsDropped uint64 // datagrams received and dropped: the program does not decide or read fast enough
+	DatagramsDropped uint64 // packets of flows received and dropped: the program does not decide or read fast enough
 }
 
 // Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
