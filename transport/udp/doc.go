@@ -41,8 +41,8 @@
 // it with EMSGSIZE, EIO or EINVAL, its datagrams are sent one by one, still many per system call, and so are those of all
 // trains to that address for 15 seconds. Nothing that could be sent is lost. A datagram larger than the path's MTU is
 // fragmented. If a system refuses the type of service with EINVAL, datagrams are sent without it from then on. If a send
-// fails because its source may be gone, it is tried again without the source. Any other send that
-// fails is tried once more, since the error can belong to an earlier datagram.
+// fails because its source may be gone, it is tried again without the source. Any other send that fails is tried once more,
+// since the error can belong to an earlier datagram.
 //
 // A receiver reads into one slot, and into up to 64 while many small datagrams arrive. A slot holds 64 KiB, and so any
 // train. A receiver that waits holds no slot. Slots that are not needed for some seconds return to the system.
@@ -51,11 +51,11 @@
 //
 // # A new socket on the same port
 //
-// On Linux and Android, Device.Wake opens the new sockets beside the old ones with SO_REUSEADDR, which both have only while
-// the new ones are bound. The kernel gives all datagrams to the socket that was bound last. Senders go over to it, the old
-// receivers return what had arrived, and then the old sockets are closed. Other systems do not say which of two sockets on
-// one port receives a datagram. There Wake closes the old sockets first, and loses what is sent and arrives in between. A
-// change of port opens the new sockets first on all systems.
+// On Linux and Android, Device.Wake opens the new sockets beside the old ones. Both have SO_REUSEADDR, but only while the
+// new ones are bound. The kernel gives all datagrams to the socket that was bound last. The device sends on the new sockets,
+// the old receivers return what had arrived, and then the old sockets are closed. Other systems do not say which of two
+// sockets on one port receives a datagram. There, Wake closes the old sockets first, and loses what is sent or arrives in
+// between. A change of port opens the new sockets first on all systems.
 //
 // # Source and zone
 //

@@ -31,12 +31,11 @@ const (
 // the error wraps errors.ErrUnsupported. While Renew binds the new socket, a program on this host that sets SO_REUSEADDR
 // can bind to the port too. Before and after that the port is taken, as it is after Listen.
 func (s *Socket) Renew() (wireguard.Socket, error) {
-	var was [families]bool
+	var was [families]bool // whether the ports were shared before, because of Bind.Control
+	var changed []*conn
 	restore := func() {
-		for f, p := range s.paths {
-			if p != nil && !was[f] {
-				p.socket().share(false)
-			}
+		for _, c := range changed {
+			c.share(false)
 		}
 	}
 	for f, p := range s.paths {
@@ -45,11 +44,12 @@ func (s *Socket) Renew() (wireguard.Socket, error) {
 		}
 		before, err := p.socket().share(true)
 		if err != nil {
-			was[f] = true // nothing to restore
 			restore()
 			return nil, fmt.Errorf("udp: open a second socket on port %d: %w", s.port, err)
 		}
-		was[f] = before
+		if was[f] = before; !before {
+			changed = append(changed, p.socket())
+		}
 	}
 	b := *s.bind
 	b.shared = true
