@@ -25,9 +25,9 @@ func writevShared(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	return vector(fd, iovs, unix.SYS_PWRITEV2, unix.SYS_WRITEV, unix.POLLOUT)
 }
 
-// vector makes call, at the file's own position and without waiting. If the kernel cannot do that with the file, as Linux
-// before 6.4 with a TUN, it makes the call older once the poller reports ready. older then waits only if another holder of
-// the file reads or writes in between, and until ready is true again.
+// vector makes the system call named call, at the file's own position and without waiting. If the kernel cannot do that with
+// the file, as Linux before 6.4 with a TUN, it makes the system call older instead, once poll reports ready. If another
+// holder of the file reads or writes in between, older waits until the file is ready again.
 func vector(fd uintptr, iovs []unix.Iovec, call, older uintptr, ready int16) (int, syscall.Errno) {
 	const position = ^uintptr(0)
 	first, many := unsafe.SliceData(iovs), uintptr(len(iovs))
