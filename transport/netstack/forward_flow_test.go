@@ -3,43 +3,13 @@ package netstack
 import (
 	"bytes"
 	"context"
-	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
 )
-
-// The error of a dial tells how to refuse the flow.
-func TestRefusalOf(t *testing.T) {
-	dial := func(err error) error {
-		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}
-	}
-	for _, c := range []struct {
-		err  error
-		want Refusal
-	}{
-		{dial(syscall.ECONNREFUSED), PortUnreachable},
-		{dial(syscall.ECONNRESET), PortUnreachable},
-		{dial(syscall.ENETUNREACH), NetUnreachable},
-		{dial(syscall.EADDRNOTAVAIL), NetUnreachable},
-		{dial(syscall.EHOSTUNREACH), HostUnreachable},
-		{dial(syscall.ETIMEDOUT), HostUnreachable},
-		{dial(syscall.EACCES), Prohibited},
-		{dial(syscall.EPERM), Prohibited},
-		{context.DeadlineExceeded, HostUnreachable},
-		{net.UnknownNetworkError("ping"), HostUnreachable},
-		{errors.New("other"), HostUnreachable},
-	} {
-		if got := RefusalOf(c.err); got != c.want {
-			t.Errorf("%v: refusal %d, want %d", c.err, got, c.want)
-		}
-	}
-}
 
 // A flow has one decision, by a method for its network. The data of a ping is for the program to see.
 func TestFlowMisuse(t *testing.T) {

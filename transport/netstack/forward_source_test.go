@@ -255,3 +255,81 @@ func TestUDPSourceBound(t *testing.T) {
 	_ = ends[1].SetDeadline(time.Now().Add(30 * time.Second))
 	relay(t, ends[1], far[1], netip.AddrPortFrom(far4, 54), []byte("still here"))
 }
+
+// WaitReadable waits for a datagram or an error, which ReadTo then returns, and keeps no notification from
+// a goroutine in ReadTo. A deadline and Close end it.
+func TestUDPSourceWaitReadable(t *testing.T) {
+	sources := make(chan *UDPSource, 1)
+	g := newGateway(t, Config{Forward: sourced(t, sources)})
+	c, err := g.clients[0].ListenPacket("udp", ":5000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send := func(text string) {
+		t.Helper()
+		if _, err := c.WriteTo([]byte(text), net.UDPAddrFromAddrPort(netip.AddrPortFrom(far4, 53))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := make([]byte, 100)
+	want := func(s *UDPSource, text string) {
+		t.Helper()
+		if n, _, err := s.ReadTo(b); err != nil || string(b[:n]) != text {
+			t.Fatalf("read %q, %v; want %q", b[:n], err, text)
+		}
+	}
+	send("first")
+	s := <-sources
+	for range 2 { // it reads nothing
+		if err := s.WaitReadable(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(s, "first")
+
+	waits := make(chan error, 1)
+	wait := func() {
+		t.Helper()
+		go func() { waits <- s.WaitReadable() }()
+		select {
+		case err := <-waits:
+			t.Fatalf("it returned %v without a datagram", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	wait()
+	send("second")
+	if err := <-waits; err != nil {
+		t.Fatal(err)
+	}
+	want(s, "second")
+
+	reads := make(chan error, 1)
+	for range 20 { // whichever of the two takes the notification, ReadTo gets the datagram
+		_ = s.SetReadDeadline(time.Now().Add(20 * time.Second))
+		wait()
+		go func() {
+			_, _, err := s.ReadTo(b)
+			reads <- err
+		}()
+		time.Sleep(time.Millisecond)
+		send("for ReadTo")
+		if err := <-reads; err != nil {
+			t.Fatalf("ReadTo beside WaitReadable: %v", err)
+		}
+		_ = s.SetReadDeadline(time.Now().Add(-time.Second)) // ends WaitReadable if it found the datagram gone
+		<-waits
+	}
+
+	_ = s.SetReadDeadline(time.Now().Add(-time.Second))
+	if err := s.WaitReadable(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the deadline: %v", err)
+	}
+	_ = s.SetReadDeadline(time.Time{})
+	wait()
+	s.Close()
+	if err := <-waits; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
