@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
@@ -15,9 +16,13 @@ import (
 )
 
 const (
-	unreadMessages = 128 // per viewer; one that has more is disconnected and connects again
-	keptEvents     = 100 // for a page that is opened while another one is open
-	eventsPerLook  = 50  // that are shown one by one; the rest is counted
+	// A viewer with more messages or bytes that wait for it is disconnected, and its page connects again. Viewers share the
+	// memory of a message.
+	unreadMessages = 128
+	maxUnread      = 4 << 20
+
+	keptEvents    = 100 // for a page that is opened while another one is open
+	eventsPerLook = 50  // that are shown one by one; the rest is counted
 )
 
 // A hub looks at the devices once for all viewers. Its goroutines run while it has a viewer.
@@ -36,8 +41,11 @@ type hub struct {
 	skipped int     // events that were not shown since the last look
 }
 
-// A viewer is an open stream. news is closed when it has to end.
-type viewer struct{ news chan []byte }
+// A viewer is an open stream.
+type viewer struct {
+	news   chan []byte  // closed when the stream has to end
+	unread atomic.Int64 // bytes in news
+}
 
 var (
 	errClosed  = errors.New("page: closed; the program ends")
@@ -98,6 +106,8 @@ func (h *hub) drop(v *viewer) {
 	}
 	delete(h.viewers, v)
 	close(v.news)
+	for range v.news { // a browser that does not read may hold up the handler for some time yet
+	}
 	if len(h.viewers) == 0 {
 		h.stop()
 		h.stop = nil
@@ -176,11 +186,12 @@ func (h *hub) all(now time.Time) report {
 // broadcast gives b to each viewer, and drops those that are too slow. h.mu is held.
 func (h *hub) broadcast(b []byte) {
 	for v := range h.viewers {
-		select {
-		case v.news <- b:
-		default:
+		if v.unread.Load() > maxUnread || len(v.news) == cap(v.news) {
 			h.drop(v)
+			continue
 		}
+		v.unread.Add(int64(len(b)))
+		v.news <- b // does not wait: only broadcast sends
 	}
 }
 

@@ -283,8 +283,8 @@ func TestViewers(t *testing.T) {
 	}
 }
 
-// A device has one look per interval, and each viewer the same bytes: what an open page costs with 1,000 peers that all have
-// traffic. Divide the time by the interval, 1 s, to get the share of a core.
+// What an open page costs with 1,000 peers, without sending and events: a look, and the message that all viewers get. In "all
+// changed" each peer had traffic since the look before. Divide the time by the interval, 1 s, to get the share of a core.
 func BenchmarkLook(b *testing.B) {
 	h := newHub(b)
 	for i := range 1000 {
