@@ -54,7 +54,7 @@ var (
 	boundNumber = regexp.MustCompile(`^([0-9,]+)( KiB| MiB)?\b`)
 	packageDirs = map[string]string{
 		"": ".", "uapi": "uapi", "udp": "transport/udp", "tun": "transport/tun", "netstack": "transport/netstack",
-		"pipe": "transport/pipe", "wgo": "transport/wgo",
+		"pipe": "transport/pipe", "wgo": "transport/wgo", "page": "observe/page",
 	}
 )
 

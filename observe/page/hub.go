@@ -16,6 +16,8 @@ import (
 )
 
 const (
+	defaultViewers = 32
+
 	// A viewer with more messages or bytes that wait for it is disconnected, and its page connects again. Viewers share the
 	// memory of a message.
 	unreadMessages = 128

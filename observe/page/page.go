@@ -67,7 +67,7 @@ func New(c Config) *Handler {
 		c.Interval = time.Second
 	}
 	if c.Viewers <= 0 {
-		c.Viewers = 32
+		c.Viewers = defaultViewers
 	}
 	h := &Handler{config: c}
 	h.hub.init(&h.config)
