@@ -6,9 +6,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 )
 
@@ -39,7 +39,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if peer, ok := l.router.Route(addr); ok {
 			return &ownConn{Conn: c, router: l.router, addr: addr, key: peer}, nil
 		}
-		abort(c)
+		sockets.Abort(c)
 	}
 }
 
@@ -76,7 +76,7 @@ func (c *ownConn) check(op string) error {
 	if _, ok := c.peer(); ok {
 		return nil
 	}
-	abort(c.Conn)
+	sockets.Abort(c.Conn)
 	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: net.ErrClosed}
 }
 
@@ -157,6 +157,3 @@ func Authenticate(next http.Handler, allow func(wireguard.PublicKey) bool) http.
 		http.Error(w, "this peer may not use this service", http.StatusForbidden)
 	})
 }
-
-// isEnded reports whether err means that a socket was closed.
-func isEnded(err error) bool { return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 )
 
@@ -34,14 +35,14 @@ func (g *Gateway) tcp(f *netstack.Flow, a *account, v Verdict) {
 	}
 	local, err := f.Accept()
 	if err != nil {
-		abort(remote)
+		sockets.Abort(remote)
 		return
 	}
 	j := &joint{local: local, remote: remote, account: a}
 	j.ctx, j.cancel = context.WithCancelCause(g.ctx)
 	defer j.cancel(nil)
 	aborted := make(chan struct{})
-	stop := context.AfterFunc(j.ctx, func() { abort(local); abort(remote); close(aborted) })
+	stop := context.AfterFunc(j.ctx, func() { sockets.Abort(local); sockets.Abort(remote); close(aborted) })
 	j.run(g.config.TCPIdle)
 	if stop() {
 		_, _ = local.Close(), remote.Close()
@@ -56,7 +57,7 @@ func (g *Gateway) handle(f *netstack.Flow, serve func(net.Conn)) {
 	if err != nil {
 		return
 	}
-	stop := context.AfterFunc(g.ctx, func() { abort(c) })
+	stop := context.AfterFunc(g.ctx, func() { sockets.Abort(c) })
 	defer stop()
 	defer c.Close()
 	serve(&flowConn{c.(*netstack.TCPConn), f.Peer()})
@@ -161,12 +162,4 @@ func (m meterReader) Read(b []byte) (int, error) {
 		}
 	}
 	return n, err
-}
-
-// abort closes c with a reset, if it can.
-func abort(c net.Conn) {
-	if l, ok := c.(interface{ SetLinger(int) error }); ok {
-		_ = l.SetLinger(0)
-	}
-	_ = c.Close()
 }

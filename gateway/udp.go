@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 )
 
@@ -21,15 +23,15 @@ var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 // A mapping is one UDP socket behind a peer and one outbound socket: RFC 4787's endpoint-independent mapping. Inbound
 // datagrams pass from addresses that the peer has sent to, whatever their port ("address-dependent filtering").
 type mapping struct {
-	g       *Gateway
-	account *account
-	source  *netstack.UDPSource
-	host    net.PacketConn
+	g        *Gateway
+	account  *account
+	source   *netstack.UDPSource
+	host     sockets.Datagrams
+	verdicts map[netip.AddrPort]Verdict // of destinations; only outbound uses it
 
-	mu       sync.Mutex                        // guards the rest
-	verdicts map[netip.AddrPort]Verdict        // of destinations
-	heard    map[netip.Addr]bool               // remote addresses that may answer
-	names    map[netip.AddrPort]netip.AddrPort // from Verdict.To to the destination that the peer knows
+	mu    sync.Mutex                        // guards the rest
+	heard map[netip.Addr]bool               // remote addresses that may answer
+	names map[netip.AddrPort]netip.AddrPort // from Verdict.To to the destination that the peer knows
 }
 
 // udp serves a UDP socket behind a peer. The Net closes the source after netstack.Forwarding.UDPIdle.
@@ -54,7 +56,7 @@ func (g *Gateway) udp(f *netstack.Flow, a *account) {
 	}
 	defer host.Close()
 	m := &mapping{
-		g: g, account: a, source: source, host: host, verdicts: make(map[netip.AddrPort]Verdict),
+		g: g, account: a, source: source, host: sockets.DatagramsOf(host), verdicts: make(map[netip.AddrPort]Verdict),
 		heard: make(map[netip.Addr]bool), names: make(map[netip.AddrPort]netip.AddrPort),
 	}
 	stop := context.AfterFunc(g.ctx, func() { _ = source.Close() })
@@ -96,17 +98,16 @@ func (m *mapping) outboundOne() bool {
 		m.account.dropped.Add(1)
 		return true
 	}
-	if _, err := m.host.WriteTo(b[:n], net.UDPAddrFromAddrPort(real)); err != nil {
+	if _, err := m.host.WriteToUDPAddrPort(b[:n], real); err != nil {
 		m.account.dropped.Add(1)
 		_ = m.source.Refuse(to, netstack.RefusalOf(err))
 	}
 	return true
 }
 
-// decide returns where a datagram for to is sent. It refuses a datagram that the policy does not allow.
+// decide returns where a datagram for to is sent. It refuses a datagram that the policy does not allow. Only outbound calls it.
+// The policy may take long, so no lock is held meanwhile.
 func (m *mapping) decide(to netip.AddrPort) (real netip.AddrPort, ok bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	v, known := m.verdicts[to]
 	if !known {
 		v = m.g.config.Policy(Request{m.source.Peer(), "udp", m.source.Source(), to})
@@ -122,6 +123,8 @@ func (m *mapping) decide(to netip.AddrPort) (real netip.AddrPort, ok bool) {
 		_ = m.source.Refuse(to, v.Refusal)
 		return real, false
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if real = to; v.To.IsValid() {
 		real = v.To
 		put(m.names, real, to)
@@ -143,7 +146,7 @@ func put[K comparable, V any](m map[K]V, k K, v V) {
 
 // inbound gives the peer the answers.
 func (m *mapping) inbound() {
-	wait := waiterOf(m.host)
+	wait := sockets.Waiter(m.host)
 	for failures := 0; failures < 100; { // Windows reports an ICMP error about an earlier datagram as a failed read
 		err := wait()
 		if err == nil {
@@ -163,7 +166,7 @@ func (m *mapping) inbound() {
 func (m *mapping) inboundOne() error {
 	b := buffers.Get().(*[64 << 10]byte)
 	defer buffers.Put(b)
-	n, from, err := m.host.ReadFrom(b[:])
+	n, from, err := m.host.ReadFromUDPAddrPort(b[:])
 	if err != nil {
 		return err
 	}
@@ -183,27 +186,8 @@ func (m *mapping) inboundOne() error {
 	return nil
 }
 
-// waiterOf returns a function that waits until c has something to read. For other sockets than those of this module and
-// of the host it does not wait, so that each of these holds a buffer.
-func waiterOf(c net.PacketConn) func() error {
-	if u, ok := c.(*net.UDPConn); ok {
-		return hostWaiter(u)
-	}
-	if w, ok := c.(interface{ WaitReadable() error }); ok {
-		return w.WaitReadable
-	}
-	return noWait
-}
-
-func noWait() error { return nil }
-
-// nameOf returns the address that the peer knows from by, and whether from may send to the peer.
-func (m *mapping) nameOf(from net.Addr) (netip.AddrPort, bool) {
-	u, ok := from.(*net.UDPAddr)
-	if !ok {
-		return netip.AddrPort{}, false
-	}
-	a := u.AddrPort()
+// nameOf returns the address that the peer knows the remote address a by, and whether a may send to the peer.
+func (m *mapping) nameOf(a netip.AddrPort) (netip.AddrPort, bool) {
 	a = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,3 +196,6 @@ func (m *mapping) nameOf(from net.Addr) (netip.AddrPort, bool) {
 	}
 	return a, m.heard[a.Addr()]
 }
+
+// isEnded reports whether err means that a socket was closed.
+func isEnded(err error) bool { return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) }

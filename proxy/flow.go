@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
 // flows is the table of one socket of a Forward.
@@ -16,7 +18,7 @@ import (
 type flows struct {
 	server *Server
 	target string
-	socket datagrams
+	socket sockets.Datagrams
 
 	mu       sync.Mutex // guards the rest
 	byClient map[netip.AddrPort]*flow
@@ -40,10 +42,10 @@ type flow struct {
 const maxWaiting = 16
 
 func (p Forward) servePackets(s *Server, c net.PacketConn) error {
-	t := &flows{server: s, target: p.Target, socket: datagramsOf(c), byClient: make(map[netip.AddrPort]*flow),
+	t := &flows{server: s, target: p.Target, socket: sockets.DatagramsOf(c), byClient: make(map[netip.AddrPort]*flow),
 		clients: make(map[netip.Prefix]int), order: list.New()}
 	defer t.close()
-	return each(t.socket, t.take)
+	return each(t.socket, sockets.Waiter(t.socket), t.take)
 }
 
 // take handles a client's datagram. It never waits for a dial.
@@ -126,7 +128,7 @@ func (t *flows) remove(f *flow) {
 func (t *flows) run(ctx context.Context, f *flow) {
 	err := t.open(ctx, f)
 	if err == nil {
-		err = each(connected{f.conn}, func(b []byte, _ netip.AddrPort) {
+		err = each(connected{f.conn}, sockets.Waiter(f.conn), func(b []byte, _ netip.AddrPort) {
 			f.moved.Add(1)
 			if _, err := t.socket.WriteToUDPAddrPort(b, f.from); err == nil {
 				f.received.Add(int64(len(b)))

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
 // Forward connects every client to one target. Serve forwards TCP connections, and ServePacket forwards datagrams: each address of
@@ -32,7 +34,7 @@ func (p Forward) serve(s *Server, n *session) error {
 	n.report.Target = p.Target
 	to, err := s.dial(s.context, "tcp", p.Target)
 	if err != nil {
-		abort(n.conn()) // the answer that a refused connection gets
+		sockets.Abort(n.conn()) // the answer that a refused connection gets
 		return fmt.Errorf("proxy: dial %s: %w", p.Target, err)
 	}
 	n.own(to)

@@ -10,6 +10,3 @@ import (
 
 // copyReady does nothing: this system does not read a socket only when there is something to read.
 func copyReady(io.Writer, net.Conn, *atomic.Int64) (done bool, err error) { return false, nil }
-
-// hostWaiter returns a function that does not wait, for the same reason.
-func hostWaiter(*net.UDPConn) func() error { return noWait }

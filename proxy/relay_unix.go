@@ -80,21 +80,3 @@ func copyReady(dst io.Writer, src net.Conn, moved *atomic.Int64) (done bool, err
 		}
 	}
 }
-
-// hostWaiter returns a function that waits until c has something to read.
-func hostWaiter(c *net.UDPConn) func() error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return func() error { return err }
-	}
-	var b [1]byte
-	ready := func(fd uintptr) bool {
-		for {
-			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
-			if err != syscall.EINTR {
-				return err != syscall.EAGAIN
-			}
-		}
-	}
-	return func() error { return raw.Read(ready) }
-}

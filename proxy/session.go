@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
 // A session is a client's connection, from accept to its report, or a client's flow of UDP.
@@ -97,7 +99,7 @@ func (n *session) own(c interface{ Close() error }) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ended {
-		abort(c)
+		sockets.Abort(c)
 		return
 	}
 	n.conns = append(n.conns, c)
@@ -113,16 +115,8 @@ func (n *session) fail(err error) {
 	}
 	n.ended, n.err = true, err
 	for _, c := range n.conns {
-		abort(c)
+		sockets.Abort(c)
 	}
-}
-
-// abort closes a connection with a reset, if it can.
-func abort(c interface{ Close() error }) {
-	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
-		_ = l.SetLinger(0)
-	}
-	_ = c.Close()
 }
 
 // end closes what the session owns, and reports it. err is nil or why the session ended, unless fail knows better. It must be

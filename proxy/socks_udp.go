@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
 // An association is what UDP ASSOCIATE makes.
@@ -18,7 +20,7 @@ import (
 //	client ── UDP with a header ──▶ inside ─ association ─▶ outside ── UDP ──▶ any target
 type association struct {
 	*session
-	inside, outside datagrams
+	inside, outside sockets.Datagrams
 	allowed         netip.Addr                     // of the client; invalid if the client has no IP address, and then any may send
 	from            atomic.Pointer[netip.AddrPort] // of the client; nil until known. The uplink writes it
 	names           names
@@ -72,13 +74,13 @@ func (a *association) open(s *Server, listen func(network, address string) (net.
 		return fmt.Errorf("proxy: open the socket for datagrams to targets: %w", err)
 	}
 	a.own(out)
-	a.inside, a.outside = datagramsOf(in), datagramsOf(out)
+	a.inside, a.outside = sockets.DatagramsOf(in), sockets.DatagramsOf(out)
 	return nil
 }
 
 // up carries the client's datagrams to their targets. What is wrong with a datagram loses that datagram only.
 func (a *association) up() {
-	err := each(a.inside, func(b []byte, from netip.AddrPort) {
+	err := each(a.inside, sockets.Waiter(a.inside), func(b []byte, from netip.AddrPort) {
 		if !a.mine(from) {
 			return
 		}
@@ -111,7 +113,7 @@ func (a *association) mine(from netip.AddrPort) bool {
 
 // down carries the targets' datagrams to the client.
 func (a *association) down() {
-	err := each(a.outside, func(b []byte, from netip.AddrPort) {
+	err := each(a.outside, sockets.Waiter(a.outside), func(b []byte, from netip.AddrPort) {
 		client := a.from.Load()
 		if client == nil {
 			return

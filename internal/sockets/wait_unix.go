@@ -1,14 +1,13 @@
 //go:build unix
 
-package gateway
+package sockets
 
 import (
 	"net"
 	"syscall"
 )
 
-// hostWaiter returns a function that waits until c has something to read. It looks at the datagram, because a mere wait
-// for readiness would miss one that has arrived before.
+// hostWaiter peeks at the datagram, because a mere wait for readiness would miss a datagram that has already arrived.
 func hostWaiter(c *net.UDPConn) func() error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -19,7 +18,7 @@ func hostWaiter(c *net.UDPConn) func() error {
 		for {
 			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
 			if err != syscall.EINTR {
-				return err != syscall.EAGAIN // ReadFrom reports other errors
+				return err != syscall.EAGAIN // the read reports other errors
 			}
 		}
 	}

@@ -1,8 +1,0 @@
-//go:build !unix
-
-package gateway
-
-import "net"
-
-// hostWaiter waits for nothing, so that each mapping holds a buffer.
-func hostWaiter(*net.UDPConn) func() error { return noWait }
