@@ -145,7 +145,7 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// A connection that carries nothing is reset after TCPIdle, and one that carries something is not.
+// A connection that carries nothing is reset after TCPIdle. TestTCPIdleTimes has the times of one that carries something.
 func TestTCPIdle(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, TCPIdle: 200 * time.Millisecond})
 	c := must(w.dial(t, 0, netip.AddrPortFrom(far, echo(t))))(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -69,14 +70,20 @@ type joint struct {
 	account       *account
 	ctx           context.Context
 	cancel        context.CancelCauseFunc // resets both
-	moved         atomic.Uint64           // bytes in both directions
+	moved         atomic.Uint64           // changes with each byte in either direction, and with each half-close
 	half          atomic.Bool             // one direction has ended
+
+	mu    sync.Mutex  // guards the rest
+	timer *time.Timer // calls look; nil once both directions have ended
+	seen  uint64      // moved at the last look that found a change
+	since time.Time   // when that was
 }
 
-// run returns when both directions have ended.
+// run returns when both directions have ended. It resets the connections after idle without traffic, or transitoryIdle if
+// they are half-closed.
 func (j *joint) run(idle time.Duration) {
-	watch := j.watch(idle)
-	defer watch()
+	j.watch(idle)
+	defer j.unwatch()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -92,45 +99,51 @@ func (j *joint) run(idle time.Duration) {
 // end passes the end of one direction on to the connection to.
 func (j *joint) end(to net.Conn, err error) {
 	j.half.Store(true)
+	j.moved.Add(1) // the transitory time begins now
 	if err == nil {
 		c, ok := to.(interface{ CloseWrite() error })
 		if ok && c.CloseWrite() == nil {
 			return
 		}
-	}
-	if err == nil {
 		err = io.EOF
 	}
 	j.cancel(err)
 }
 
-// watch resets the connections after idle, or transitoryIdle if they are half-closed. It returns a function that ends
-// it.
-func (j *joint) watch(idle time.Duration) (stop func()) {
-	done := make(chan struct{})
+// watch begins to look for silence.
+func (j *joint) watch(idle time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	step := min(idle, transitoryIdle)
-	seen, since := j.moved.Load(), time.Now()
-	var timer *time.Timer // set before it can fire: Reset starts it
-	timer = time.AfterFunc(1000*time.Hour, func() {
-		select {
-		case <-done:
-			return
-		default:
-		}
-		now, limit := time.Now(), idle
-		if j.half.Load() {
-			limit = step
-		}
-		if n := j.moved.Load(); n != seen {
-			seen, since = n, now
-		} else if now.Sub(since) >= limit {
-			j.cancel(context.DeadlineExceeded)
-			return
-		}
-		timer.Reset(step)
-	})
-	timer.Reset(step)
-	return func() { close(done); timer.Stop() }
+	j.seen, j.since = j.moved.Load(), time.Now()
+	j.timer = time.AfterFunc(step, func() { j.look(idle, step) })
+}
+
+func (j *joint) unwatch() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.timer.Stop()
+	j.timer = nil
+}
+
+// look resets both connections if they have been silent for too long, or else looks again after step.
+func (j *joint) look(idle, step time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.timer == nil {
+		return
+	}
+	now, limit := time.Now(), idle
+	if j.half.Load() {
+		limit = step
+	}
+	if n := j.moved.Load(); n != j.seen {
+		j.seen, j.since = n, now
+	} else if now.Sub(j.since) >= limit {
+		j.cancel(context.DeadlineExceeded)
+		return
+	}
+	j.timer.Reset(step)
 }
 
 // A meterWriter counts what a peer sends.

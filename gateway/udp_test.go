@@ -61,3 +61,25 @@ func TestUDPLarge(t *testing.T) {
 		t.Errorf("the peer got %d bytes, want %d", len(text), len(large))
 	}
 }
+
+// A policy that takes long about one destination does not hold the answers of another.
+func TestUDPSlowPolicy(t *testing.T) {
+	asked, release := make(chan bool, 1), make(chan bool)
+	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {
+		if r.Destination.Addr() == distant {
+			asked <- true
+			<-release
+		}
+		return toLoopback(r)
+	}})
+	defer close(release)
+	a, c := host(t, "127.0.0.1:0"), w.socket(t, 0)
+	send(t, c, "to a", netip.AddrPortFrom(far, portOf(a)))
+	_, mapped := receive(t, a)
+	send(t, c, "undecided", netip.AddrPortFrom(distant, portOf(a)))
+	<-asked
+	send(t, a, "from a", mapped)
+	if text, _ := receive(t, c); text != "from a" {
+		t.Errorf("the peer got %q while the policy was undecided", text)
+	}
+}
