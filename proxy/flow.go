@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"fmt"
@@ -23,7 +24,7 @@ type flows struct {
 	mu       sync.Mutex // guards the rest
 	byClient map[netip.AddrPort]*flow
 	clients  map[netip.Prefix]int // flows by client
-	order    *list.List           // of *flow; the client of the first one was silent for longest
+	order    *list.List           // of *flow, by the time of the client's last datagram; the oldest is first
 }
 
 // A flow carries the datagrams of one client's address.
@@ -35,11 +36,15 @@ type flow struct {
 
 	sending sync.Mutex // held during a send; guards the rest
 	conn    net.Conn   // nil until the dial has succeeded
-	waiting [][]byte   // datagrams until then
+	waiting [][]byte   // copies of the datagrams that wait for the dial
+	held    int        // bytes in waiting
 }
 
-// maxWaiting is how many datagrams of a flow wait for the dial, each as a copy. More are dropped.
-const maxWaiting = 16
+// A flow drops the datagrams that exceed one of these while it waits for the dial.
+const (
+	maxWaiting = 16       // datagrams
+	maxHeld    = 64 << 10 // bytes
+)
 
 func (p Forward) servePackets(s *Server, c net.PacketConn) error {
 	t := &flows{server: s, target: p.Target, socket: sockets.DatagramsOf(c), byClient: make(map[netip.AddrPort]*flow),
@@ -59,13 +64,13 @@ func (t *flows) take(b []byte, from netip.AddrPort) {
 	switch {
 	case f.conn != nil:
 		f.send(b)
-	case len(f.waiting) < maxWaiting:
-		f.waiting = append(f.waiting, append([]byte(nil), b...))
+	case len(f.waiting) < maxWaiting && f.held+len(b) <= maxHeld:
+		f.waiting, f.held = append(f.waiting, bytes.Clone(b)), f.held+len(b)
 	}
 }
 
-// send sends a client's datagram to the target. A connected socket reports refused datagrams as errors of later ones, which is
-// why the flow goes on after an error. The caller holds sending.
+// send sends a client's datagram to the target. The flow goes on after an error, because a connected socket reports a refusal of
+// an earlier datagram as an error of this one. The caller holds sending.
 func (f *flow) send(b []byte) {
 	f.moved.Add(1) // b may be empty
 	if n, err := f.conn.Write(b); err == nil {
@@ -73,7 +78,7 @@ func (f *flow) send(b []byte) {
 	}
 }
 
-// find returns the flow of an address, and opens it if need be. It returns nil if the server is closed.
+// find returns the flow of a client's address, and opens one if there is none. It returns nil if the server is closed.
 func (t *flows) find(from netip.AddrPort) *flow {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -81,7 +86,8 @@ func (t *flows) find(from netip.AddrPort) *flow {
 		t.order.MoveToBack(f.place)
 		return f
 	}
-	n := &session{server: t.server, report: Report{Client: net.UDPAddrFromAddrPort(from), Target: t.target, Start: time.Now()}}
+	client := net.UDPAddrFromAddrPort(from)
+	n := &session{server: t.server, client: clientOf(client), report: Report{Client: client, Target: t.target, Start: time.Now()}}
 	f := &flow{session: n, from: from}
 	if !t.server.register(n) {
 		return nil
@@ -96,7 +102,8 @@ func (t *flows) find(from netip.AddrPort) *flow {
 	return f
 }
 
-// makeRoom evicts the flow that was silent for longest: the client's if that has its share, or else any. The caller holds mu.
+// makeRoom evicts a flow if the table is full or the client has its share. If the client has its share, makeRoom evicts the
+// client's oldest flow, and otherwise the oldest of all. The caller holds mu.
 func (t *flows) makeRoom(client netip.Prefix) {
 	full, share := len(t.byClient) >= t.server.maxConns(), t.clients[client] >= t.server.maxConnsPerClient()
 	if !full && !share {
@@ -124,7 +131,7 @@ func (t *flows) remove(f *flow) {
 	}
 }
 
-// run is a flow's life.
+// run dials the target and carries its datagrams to the client until the flow ends.
 func (t *flows) run(ctx context.Context, f *flow) {
 	err := t.open(ctx, f)
 	if err == nil {
@@ -142,7 +149,7 @@ func (t *flows) run(ctx context.Context, f *flow) {
 	f.end(err)
 }
 
-// open dials the target, and sends what waits.
+// open dials the target, and sends the datagrams that wait.
 func (t *flows) open(ctx context.Context, f *flow) error {
 	c, err := t.server.dial(ctx, "udp", t.target)
 	if err != nil {

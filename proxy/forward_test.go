@@ -236,10 +236,10 @@ func TestForwardUDP(t *testing.T) {
 	exchangeDatagram(t, a, "again", "again")
 }
 
-// TestForwardUDPEvicts: a full table drops the flow that was silent for longest, and of a client beyond its share that client's.
+// TestForwardUDPEvicts: a full table drops the flow that was silent for longest.
 func TestForwardUDPEvicts(t *testing.T) {
 	at := udpTarget(t, unchanged)
-	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 3, MaxConnsPerClient: 3, IdleTimeout: -1})
+	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 3, MaxConnsPerClient: 4, IdleTimeout: -1})
 	cs := make([]net.Conn, 4)
 	for i := range cs {
 		cs[i] = udpClient(t, addr)
@@ -249,6 +249,82 @@ func TestForwardUDPEvicts(t *testing.T) {
 	}
 	if r := done.next(t); !errors.Is(r.Err, ErrLimit) || r.Client.String() != cs[1].LocalAddr().String() {
 		t.Errorf("evicted %v (%v), want %v", r.Client, r.Err, cs[1].LocalAddr())
+	}
+}
+
+// udpClientFrom is a client at 127.0.0.x.
+func udpClientFrom(t testing.TB, from byte, addr string) net.Conn {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, from)}}
+	c, err := d.Dial("udp", addr)
+	if err != nil {
+		t.Skipf("this system has no address 127.0.0.%d: %v", from, err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
+	return c
+}
+
+// TestForwardUDPShare: a client beyond its share loses its own oldest flow, and not another client's, which is older.
+func TestForwardUDPShare(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 10, MaxConnsPerClient: 2, IdleTimeout: -1})
+	var cs []net.Conn
+	for i, from := range []byte{2, 1, 1, 1} {
+		cs = append(cs, udpClientFrom(t, from, addr))
+		exchangeDatagram(t, cs[i], "x", "x")
+	}
+	if r := done.next(t); !errors.Is(r.Err, ErrLimit) || r.Client.String() != cs[1].LocalAddr().String() {
+		t.Errorf("evicted %v (%v), want %v", r.Client, r.Err, cs[1].LocalAddr())
+	}
+}
+
+// TestForwardUDPAlone: flows, whose clients' addresses may be forged, take no place from the connections of the same server.
+func TestForwardUDPAlone(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	tcp := target(t, echo)
+	s := &Server{Protocol: Forward{Target: "x:1"}, MaxConns: 2, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if network == "udp" {
+			return new(net.Dialer).DialContext(ctx, network, at.String())
+		}
+		return new(net.Dialer).DialContext(ctx, network, tcp)
+	}}
+	packets, _ := servePackets(t, s)
+	addr, _ := serve(t, s)
+	for range 2 {
+		exchangeDatagram(t, udpClient(t, packets), "x", "x")
+	}
+	c := dial(t, addr)
+	write(t, c, "hello")
+	want(t, "the echo of a connection beside two flows", c, "hello")
+}
+
+// TestForwardUDPHeld: the datagrams that wait for a dial are bounded in bytes.
+func TestForwardUDPHeld(t *testing.T) {
+	at := udpTarget(t, unchanged)
+	release := make(chan struct{})
+	var dials atomic.Int64
+	addr, _ := servePackets(t, &Server{Protocol: Forward{Target: "name:53"}, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if dials.Add(1) == 1 {
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+		}
+		return new(net.Dialer).DialContext(ctx, network, at.String())
+	}})
+	slow := udpClient(t, addr)
+	write(t, slow, zeros(60000))
+	testkit.Eventually(t, "the first dial begins", func() bool { return dials.Load() == 1 })
+	write(t, slow, zeros(50000))
+	write(t, slow, "last")
+	exchangeDatagram(t, udpClient(t, addr), "x", "x") // the server has read what was sent before
+	close(release)
+	b := make([]byte, 1<<16)
+	for _, want := range []int{60000, len("last")} {
+		if n, err := slow.Read(b); n != want || err != nil {
+			t.Errorf("got %d bytes, %v, want %d", n, err, want)
+		}
 	}
 }
 
@@ -334,15 +410,34 @@ func TestSOCKSDatagrams(t *testing.T) {
 	})
 }
 
+// A datagram of a SOCKS client is taken apart, and a known name is resolved, without an allocation.
+func TestSOCKSDatagramAllocations(t *testing.T) {
+	r := names{known: map[string]knownName{"target": {addr: netip.IPv6Loopback(), until: time.Now().Add(time.Hour)}}}
+	for _, b := range []string{"\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35data", "\x00\x00\x00\x03\x06target\x00\x35data"} {
+		b := []byte(b)
+		if n := testing.AllocsPerRun(100, func() {
+			to, name, _, err := parseDatagram(b)
+			if name != nil {
+				to, err = r.resolve(name, to.Port())
+			}
+			if err != nil || to.Port() != 53 || !to.IsValid() {
+				t.Errorf("%q: target %v, %v", b, to, err)
+			}
+		}); n > 0 && !testkit.Race {
+			t.Errorf("%q: %v allocations", b, n)
+		}
+	}
+}
+
 // FuzzDatagram: what a SOCKS datagram's header says lies within it.
 func FuzzDatagram(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35data"))
 	f.Add([]byte("\x00\x00\x00\x03\x01a\x00\x35"))
 	f.Add([]byte("\x00\x00\x00\x04" + zeros(18)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		host, _, data, err := parseDatagram(b)
-		if err == nil && (b[2] != 0 || host == "" || len(data) > len(b)-7 || len(data) > 0 && &data[len(data)-1] != &b[len(b)-1]) {
-			t.Errorf("%q: host %q, %d bytes of data", b, host, len(data))
+		to, name, data, err := parseDatagram(b)
+		if err == nil && (b[2] != 0 || to.IsValid() == (len(name) > 0) || len(data) > len(b)-7 || len(data) > 0 && &data[len(data)-1] != &b[len(b)-1]) {
+			t.Errorf("%q: target %v or %q, %d bytes of data", b, to, name, len(data))
 		}
 	})
 }

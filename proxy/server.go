@@ -26,15 +26,17 @@ type Server struct {
 	// that UDP ASSOCIATE is refused.
 	ListenPacket func(network, address string) (net.PacketConn, error)
 
-	// Done is called with each connection that has ended, on that connection's goroutine. Nil means that nothing is called.
+	// Done is called with each connection that has ended, on that connection's goroutine, and with each connection beyond a
+	// limit, on the goroutine of Serve. Nil means that nothing is called.
 	Done func(Report)
 
-	// MaxConns is the most connections at the same time, or flows of UDP. A connection beyond it is closed at once; a flow
-	// takes the place of the one that was silent for longest. Zero means 4,096.
+	// MaxConns is the most connections at the same time, and also the most flows of each UDP socket. A connection beyond it is
+	// closed before its client has said anything, so the client gets no code of SOCKS or HTTP. A flow beyond it takes the place
+	// of the flow that was silent for longest. Zero means 4,096.
 	MaxConns int
 
-	// MaxConnsPerClient is the most of them for one client: an IPv4 address, or an IPv6 prefix of 64 bits. Zero means half of
-	// MaxConns.
+	// MaxConnsPerClient is the most connections, and the most flows of each UDP socket, of one client: of an IPv4 address, or
+	// of an IPv6 prefix of 64 bits. Zero means half of MaxConns.
 	MaxConnsPerClient int
 
 	// HandshakeTimeout is how long a client may take until its request is complete, from the moment it connects. Zero means 30
@@ -58,8 +60,9 @@ type Server struct {
 	draining  bool // no further connections
 	listeners map[interface{ Close() error }]bool
 	sessions  map[*session]bool
-	clients   map[netip.Prefix]int // sessions by client
-	empty     chan struct{}        // closed when draining and the last session has ended; nil unless a Shutdown waits
+	conns     int                  // sessions that are connections of clients, without flows
+	clients   map[netip.Prefix]int // of these, by client
+	empty     chan struct{}        // closed when draining and the last session has ended; nil before drain
 }
 
 // Serve accepts connections until l fails or the server is closed. It closes l. After Close or Shutdown its error wraps
@@ -107,7 +110,7 @@ func (s *Server) ServePacket(c net.PacketConn) error {
 	return fmt.Errorf("proxy: serve datagrams on %v: %w", c.LocalAddr(), err)
 }
 
-// The pauses between calls of Accept that fail for want of descriptors or memory.
+// After a call of Accept that failed for lack of descriptors or memory, Serve pauses. The pauses double.
 const minPause, maxPause = 5 * time.Millisecond, time.Second
 
 // passing reports whether Accept may succeed later.
@@ -116,7 +119,7 @@ func passing(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-// sleep waits for d. It returns false if the server is closed before.
+// sleep waits for d. It returns false if the server is closed meanwhile.
 func (s *Server) sleep(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -12,21 +12,22 @@ import (
 
 // A session is a client's connection, from accept to its report, or a client's flow of UDP.
 type session struct {
-	server *Server
-	client netip.Prefix // for the limit per client; invalid if the client has no IP address
-	report Report       // all but the counts, Duration and Err; written by the session's goroutine
-	silent bool         // reported otherwise; written before end
+	server   *Server
+	client   netip.Prefix // for the limit per client; invalid if the client has no IP address
+	admitted bool         // counted in Server.conns and Server.clients
+	report   Report       // all but the counts, Duration and Err; written by the session's goroutine
+	silent   bool         // end does not report it, because its exchanges were reported; written before end
 
 	sent, received atomic.Int64
-	moved          atomic.Uint64 // changes when anything was carried that is not in sent and received
+	moved          atomic.Uint64 // changes when the session carries what sent and received do not count, such as an empty datagram
 
 	mu    sync.Mutex // guards the rest
 	conns []interface{ Close() error }
 	err   error       // why the session fails
 	ended bool        // conns are closed, and so is each that is added
 	timer *time.Timer // looks for silence; nil if there is no limit
-	seen  int64       // what the counts were when the timer looked last
-	quiet int         // how often it found no change in a row
+	seen  int64       // the result of traffic when the timer looked last
+	quiet int         // how many looks in a row found no change
 }
 
 // accept admits a connection or closes it.
@@ -41,7 +42,7 @@ func (s *Server) accept(c net.Conn) {
 	go s.service.conn(n)
 }
 
-// admit counts a session, unless that would exceed a limit.
+// admit counts a connection, unless that would exceed a limit.
 func (s *Server) admit(n *session) error {
 	n.client = clientOf(n.report.Client)
 	s.mu.Lock()
@@ -49,32 +50,30 @@ func (s *Server) admit(n *session) error {
 	switch {
 	case s.draining:
 		return errClosed
-	case len(s.sessions) >= s.maxConns(), n.client.IsValid() && s.clients[n.client] >= s.maxConnsPerClient():
+	case s.conns >= s.maxConns(), n.client.IsValid() && s.clients[n.client] >= s.maxConnsPerClient():
 		return ErrLimit
 	}
-	s.sessions[n] = true
+	s.sessions[n], n.admitted = true, true
+	s.conns++
 	if n.client.IsValid() {
 		s.clients[n.client]++
 	}
 	return nil
 }
 
-// register counts a session without a limit, for those that have their own. It returns false if the server is closed.
+// register adds a session that the limits of connections do not concern. Flows have limits in their own table, so that a flood
+// of datagrams, whose senders nobody can check, takes no place from a connection. It returns false if the server is closed.
 func (s *Server) register(n *session) bool {
-	n.client = clientOf(n.report.Client)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining {
-		return false
+	if !s.draining {
+		s.sessions[n] = true
 	}
-	s.sessions[n] = true
-	if n.client.IsValid() {
-		s.clients[n.client]++
-	}
-	return true
+	return !s.draining
 }
 
-// clientOf returns the prefix that counts as one client. Whoever has an IPv6 address has the 64 bits behind its prefix.
+// clientOf returns the prefix that counts as one client. A host with one IPv6 address can usually take all addresses of the same
+// 64-bit prefix.
 func clientOf(a net.Addr) netip.Prefix {
 	var ip netip.Addr
 	switch a := a.(type) {
@@ -105,8 +104,8 @@ func (n *session) own(c interface{ Close() error }) {
 	n.conns = append(n.conns, c)
 }
 
-// fail records why the session ends, and resets its connections, so that no peer takes the end for the end of the data. The first
-// call counts.
+// fail records why the session ends, and resets its connections, so that neither side takes the end for the end of the data. Only
+// the first call counts.
 func (n *session) fail(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -119,8 +118,8 @@ func (n *session) fail(err error) {
 	}
 }
 
-// end closes what the session owns, and reports it. err is nil or why the session ended, unless fail knows better. It must be
-// called once.
+// end closes what the session owns, and reports the session. err is why it ended, or nil; an error that fail has recorded takes
+// precedence. The session's goroutine calls end once.
 func (n *session) end(err error) {
 	n.mu.Lock()
 	if n.err != nil {
@@ -144,7 +143,10 @@ func (s *Server) remove(n *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, n)
-	if n.client.IsValid() {
+	if n.admitted {
+		s.conns--
+	}
+	if n.admitted && n.client.IsValid() {
 		if s.clients[n.client]--; s.clients[n.client] == 0 {
 			delete(s.clients, n.client)
 		}
@@ -169,11 +171,11 @@ func (n *session) tell(err error) {
 	n.server.Done(r)
 }
 
-// quarters is how often per idle time the timer looks.
+// quarters is how often the timer looks within the idle time.
 const quarters = 4
 
-// watch ends the session when it has carried nothing for d. Zero means never. Each look costs one timer per quarter of d, and
-// the relays need no clock.
+// watch ends the session when it has carried nothing for d. Zero means never. A timer looks at the counts every quarter of d, so
+// the relays read no clock.
 func (n *session) watch(d time.Duration) {
 	if d == 0 {
 		return

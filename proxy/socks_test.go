@@ -188,6 +188,55 @@ func FuzzSOCKS(f *testing.F) {
 	})
 }
 
+// TestDialTimeout: a dial that does not end is given up in time, and the client learns of it.
+func TestDialTimeout(t *testing.T) {
+	addr, done := serve(t, &Server{Protocol: SOCKS5{}, DialTimeout: 20 * time.Millisecond, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}})
+	c := dial(t, addr)
+	write(t, c, hello+connectName("x"))
+	wantReply(t, c, byte(replyHostUnreachable))
+	if r := done.next(t); !errors.Is(r.Err, context.DeadlineExceeded) {
+		t.Errorf("report: %v, want %v", r.Err, context.DeadlineExceeded)
+	}
+}
+
+// A scarce listener has no descriptors at first.
+type scarce struct {
+	net.Listener
+	failures int
+}
+
+func (l *scarce) Accept() (net.Conn, error) {
+	if l.failures--; l.failures >= 0 {
+		return nil, os.NewSyscallError("accept", syscall.EMFILE)
+	}
+	return l.Listener.Accept()
+}
+
+// TestAcceptAgain: Serve goes on after it was out of descriptors, and ends after other errors of Accept.
+func TestAcceptAgain(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Protocol: Forward{Target: target(t, echo)}}
+	background(t, s, func() error { return s.Serve(&scarce{l, 3}) })
+	c := dial(t, l.Addr().String())
+	write(t, c, "hello")
+	want(t, "the echo", c, "hello")
+	broken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken.Close()
+	other := &Server{Protocol: Forward{Target: "x:1"}}
+	if err := other.Serve(broken); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve on a listener that somebody else closed: %v, want net.ErrClosed", err)
+	}
+}
+
 // TestHandshakeTimeout: a client that sends nothing, or one byte at a time, is closed in time.
 func TestHandshakeTimeout(t *testing.T) {
 	for name, p := range map[string]Protocol{"socks": SOCKS5{}, "http": HTTP{}} {

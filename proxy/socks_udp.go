@@ -15,13 +15,13 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
-// An association is what UDP ASSOCIATE makes.
+// An association is the two sockets of one UDP ASSOCIATE.
 //
 //	client ── UDP with a header ──▶ inside ─ association ─▶ outside ── UDP ──▶ any target
 type association struct {
 	*session
 	inside, outside sockets.Datagrams
-	allowed         netip.Addr                     // of the client; invalid if the client has no IP address, and then any may send
+	allowed         netip.Addr                     // of the client; if it is invalid, because the client has no IP address, any address may send
 	from            atomic.Pointer[netip.AddrPort] // of the client; nil until known. The uplink writes it
 	names           names
 }
@@ -78,17 +78,16 @@ func (a *association) open(s *Server, listen func(network, address string) (net.
 	return nil
 }
 
-// up carries the client's datagrams to their targets. What is wrong with a datagram loses that datagram only.
+// up carries the client's datagrams to their targets. It drops a datagram that is malformed or whose target has no address.
 func (a *association) up() {
 	err := each(a.inside, sockets.Waiter(a.inside), func(b []byte, from netip.AddrPort) {
 		if !a.mine(from) {
 			return
 		}
-		host, port, data, err := parseDatagram(b)
-		if err != nil {
-			return
+		to, name, data, err := parseDatagram(b)
+		if err == nil && name != nil {
+			to, err = a.names.resolve(name, to.Port())
 		}
-		to, err := a.names.resolve(host, port)
 		if err != nil {
 			return
 		}
@@ -99,7 +98,8 @@ func (a *association) up() {
 	a.fail(err)
 }
 
-// mine reports whether the client sent from there. The first datagram fixes the port.
+// mine reports whether from is the client's address. The port of the first datagram becomes the client's, unless the client has
+// named one.
 func (a *association) mine(from netip.AddrPort) bool {
 	if known := a.from.Load(); known != nil {
 		return *known == from
@@ -132,11 +132,12 @@ func (a *association) down() {
 
 var errDatagram = errors.New("proxy: SOCKS datagram that is short, fragmented or has an unknown address type")
 
-// parseDatagram takes "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA" apart. data is a part of b. "An implementation that does not
-// support fragmentation MUST drop any datagram whose FRAG field is other than X'00'."
-func parseDatagram(b []byte) (host string, port uint16, data []byte, err error) {
+// parseDatagram takes "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA" apart. The target is to, or name and the port of to. name and data
+// are parts of b. "An implementation that does not support fragmentation MUST drop any datagram whose FRAG field is other than
+// X'00'."
+func parseDatagram(b []byte) (to netip.AddrPort, name, data []byte, err error) {
 	if len(b) < 5 || b[2] != 0 {
-		return "", 0, nil, errDatagram
+		return to, nil, nil, errDatagram
 	}
 	at, k := 4, 0
 	switch b[3] {
@@ -148,17 +149,19 @@ func parseDatagram(b []byte) (host string, port uint16, data []byte, err error) 
 		at, k = 5, int(b[4])
 	}
 	if k == 0 || len(b) < at+k+2 {
-		return "", 0, nil, errDatagram
+		return to, nil, nil, errDatagram
 	}
-	host, b = string(b[at:at+k]), b[at+k:]
+	host, b := b[at:at+k], b[at+k:]
+	ip := netip.Addr{}
 	if at == 4 {
-		ip, _ := netip.AddrFromSlice([]byte(host))
-		host = ip.String()
+		ip, _ = netip.AddrFromSlice(host)
+		host = nil
 	}
-	return host, binary.BigEndian.Uint16(b), b[2:], nil
+	return netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b)), host, b[2:], nil
 }
 
-// names resolves the names in the datagrams of one association. The dialer resolves them, and so the tunnel does.
+// names resolves the names in the datagrams of one association. It asks the dialer, so names are resolved in the tunnel if the
+// dialer resolves them there.
 type names struct {
 	server *Server
 	known  map[string]knownName
@@ -174,29 +177,29 @@ const (
 	maxNames  = 64
 	nameLife  = time.Minute
 	nameRetry = 5 * time.Second // after a failure
-	nameWait  = 5 * time.Second // the association's next datagrams wait as long
+	nameWait  = 5 * time.Second // the most that the association's next datagrams wait for one name
 )
 
-// resolve returns the address of a target. Only the uplink calls it.
-func (r *names) resolve(host string, port uint16) (netip.AddrPort, error) {
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return netip.AddrPortFrom(ip.Unmap(), port), nil
-	}
-	k, ok := r.known[host]
+// resolve returns the address of a name. Only the uplink calls it.
+func (r *names) resolve(name []byte, port uint16) (netip.AddrPort, error) {
+	k, ok := r.known[string(name)]
 	if !ok || time.Now().After(k.until) {
-		k = r.ask(host, port)
+		k = r.ask(string(name), port)
 		if r.known == nil || len(r.known) >= maxNames {
 			r.known = make(map[string]knownName)
 		}
-		r.known[host] = k
+		r.known[string(name)] = k
 	}
 	return netip.AddrPortFrom(k.addr, port), k.err
 }
 
 var errNoAddress = errors.New("proxy: the dialer's connection does not tell its remote address; it must be a *net.UDPAddr")
 
-// ask dials the name, which sends nothing but the questions of the resolver.
+// ask dials the name over UDP, which sends nothing except the resolver's questions.
 func (r *names) ask(host string, port uint16) (k knownName) {
+	if ip, err := netip.ParseAddr(host); err == nil { // an address that is sent as a name
+		return knownName{addr: ip.Unmap(), until: time.Now().Add(nameLife)}
+	}
 	ctx, cancel := context.WithTimeout(r.server.context, nameWait)
 	defer cancel()
 	c, err := r.server.dial(ctx, "udp", net.JoinHostPort(host, strconv.Itoa(int(port))))
