@@ -16,12 +16,23 @@ import (
 	"time"
 )
 
-// HTTP is a proxy of RFC 9110: CONNECT to any port, and requests whose target is an absolute "http" URL. The zero value serves
-// every client.
+// HTTP is a proxy as RFC 9110 describes it. It serves CONNECT to any port, and requests whose target is an absolute "http" URL.
+// The zero value serves every client.
 //
-// It removes the header fields that concern one hop, and adds none: a target learns neither of the proxy nor of the client's
-// address. A failure is answered with a status: 400 for a request that is not for a proxy, 407 without the right password, 403 for
-// a target that the dialer refuses, 504 for one that does not answer in time, and 502 for other failures of the target.
+// The proxy removes the header fields that concern one hop, and adds none, so a target learns neither of the proxy nor of the
+// client's address. For the same reason it adds no Via field, although section 7.6.3 says that a proxy must. A proxy whose dialer
+// leads back to itself therefore does not notice the loop; its limits end it.
+//
+// A client learns of a failure by the status of the answer:
+//
+//   - 400: the request is not one for a proxy.
+//   - 403: the dialer refuses the target.
+//   - 407: the username or the password is wrong or missing.
+//   - 431: the header fields are too long.
+//   - 502: the connection to the target, or its answer, fails.
+//   - 504: the target does not answer in time.
+//
+// A connection beyond the limits of the Server is closed without an answer.
 type HTTP struct {
 	// Username and Password are what a client must send ("Basic", RFC 7617). If both are empty, clients need neither.
 	Username, Password string
@@ -32,13 +43,13 @@ type HTTP struct {
 
 const (
 	maxHead       = 64 << 10        // bytes of a request's or an answer's head
-	keepAlive     = 2 * time.Minute // for a client's next request, at most
-	idleTargets   = 64              // connections to targets without a request
-	idlePerTarget = 4
+	keepAlive     = 2 * time.Minute // the longest wait for a client's next request
+	idleTargets   = 64              // idle connections to targets that are kept
+	idlePerTarget = 4               // of these, to one target
 	idleTarget    = 30 * time.Second
 )
 
-// A web is an HTTP that has started. Package net/http parses what clients and targets send.
+// A web is an HTTP protocol that has started. Package net/http parses what clients and targets send.
 type web struct {
 	HTTP
 	server    *Server
@@ -73,7 +84,7 @@ func (p HTTP) start(s *Server) (service, error) {
 	w.forward = httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		Transport:      &w.transport,
-		FlushInterval:  -1, // at once: the target decides on the timing
+		FlushInterval:  -1, // pass each piece of an answer on at once
 		ErrorLog:       silent,
 		BufferPool:     buffers{},
 		ModifyResponse: countAnswer,
@@ -102,7 +113,7 @@ func (p HTTP) start(s *Server) (service, error) {
 	return service{conn: w.take, drain: w.drain}, nil
 }
 
-// dial is the transport's, whose context does not end when the server is closed.
+// dial dials for the transport. ctx does not end when the server is closed, so dial cancels it then.
 func (w *web) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -114,11 +125,11 @@ func (w *web) dial(ctx context.Context, network, address string) (net.Conn, erro
 	return &targetConn{Conn: c}, nil
 }
 
-// A targetConn is a connection of the transport. It ends when the target sends something that no request asked for. Otherwise
-// package net/http would write to the program's log what the target sent.
+// A targetConn is a connection of the transport. It ends when the target sends something without a request, because package
+// net/http would write what the target sent to the program's log.
 type targetConn struct {
 	net.Conn
-	asked atomic.Int64 // requests on it that are not answered
+	asked atomic.Int64 // requests without a complete answer
 }
 
 func (c *targetConn) Read(b []byte) (int, error) {
@@ -129,8 +140,8 @@ func (c *targetConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// trace counts the requests on each targetConn. The next request may get the connection before PutIdleConn is called for the
-// last one, so a count is needed.
+// trace counts the requests on each targetConn. A flag would not do, because the next request may get the connection before
+// PutIdleConn is called for the previous one.
 func (x *exchange) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
@@ -146,7 +157,7 @@ func (x *exchange) trace() *httptrace.ClientTrace {
 	}
 }
 
-// take hands a connection to package net/http. changed ends the session.
+// take hands a connection to package net/http. Its session ends in changed, or in endUpgrade or connect if it is hijacked.
 func (w *web) take(n *session) {
 	wc := &webConn{Conn: n.conn(), session: n}
 	var c net.Conn = wc
@@ -191,14 +202,14 @@ func (f *feed) Close() error {
 
 func (f *feed) Addr() net.Addr { return &net.TCPAddr{} }
 
-// A webConn is a client's connection as package net/http sees it, below TLS. It tells the session that something moves.
+// A webConn is a client's connection as package net/http sees it, below TLS. It counts traffic for the session's idle time.
 type webConn struct {
 	net.Conn
 	session *session
 
-	// Only the handler's goroutine uses these. It also runs changed.
-	requests int  // that the handler got
-	hijacked bool // the connection belongs to the handler now
+	// Only the goroutine that runs the handler uses these. It also calls changed.
+	requests int  // how many requests the handler got
+	hijacked bool // the handler has taken the connection from package net/http
 }
 
 func (c *webConn) Read(b []byte) (int, error) {
@@ -232,7 +243,7 @@ func webConnOf(c net.Conn) *webConn {
 
 var errNoRequest = errors.New("proxy: the client sent no HTTP request that could be read")
 
-// changed follows the connections of package net/http.
+// changed learns what package net/http does with a connection. It ends the session of one that is closed.
 func (w *web) changed(c net.Conn, state http.ConnState) {
 	wc := webConnOf(c)
 	switch state {
@@ -248,13 +259,13 @@ func (w *web) changed(c net.Conn, state http.ConnState) {
 type exchange struct {
 	report         Report
 	sent, received atomic.Int64
-	conn           atomic.Pointer[targetConn] // that has the request
+	conn           atomic.Pointer[targetConn] // the connection that carries the request
 	err            error
 }
 
 type exchangeKey struct{}
 
-// ServeHTTP serves one request. It serves CONNECT on another goroutine, so that the memory of this one is free.
+// ServeHTTP serves one request. It relays a CONNECT on another goroutine, so that the memory of package net/http's is freed.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	wc := r.Context().Value(connKey{}).(*webConn)
 	wc.requests++
@@ -271,7 +282,7 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 	default:
 		x.report.Username = w.Username
-		defer w.tell(x) // also when the ReverseProxy panics to end the connection
+		defer w.tell(x) // deferred, because the ReverseProxy panics to end a connection
 		defer endUpgrade(wc)
 		w.exchange(rw, r, x)
 	}
@@ -287,7 +298,7 @@ func (w *web) tell(x *exchange) {
 	w.server.Done(x.report)
 }
 
-// endUpgrade ends the session of a connection that was upgraded.
+// endUpgrade ends the session of a connection that the ReverseProxy has upgraded.
 func endUpgrade(wc *webConn) {
 	if wc.hijacked {
 		wc.session.silent = true
@@ -327,7 +338,7 @@ func statusOf(err error) int {
 	return http.StatusBadGateway
 }
 
-// connect serves CONNECT. It returns true if the session now carries the connection.
+// connect serves CONNECT. It returns true if the session relays the connection now and will report it.
 func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *exchange) bool {
 	target := r.Host
 	x.report.Target = target
@@ -386,12 +397,12 @@ func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
 	x.err = errInterrupted
 	ctx := httptrace.WithClientTrace(context.WithValue(r.Context(), exchangeKey{}, x), x.trace())
 	w.forward.ServeHTTP(rw, r.WithContext(ctx))
-	if x.err == errInterrupted { // it has not panicked
+	if x.err == errInterrupted { // ServeHTTP has neither panicked nor failed
 		x.err = nil
 	}
 }
 
-// rewrite undoes what the ReverseProxy does for other uses than this one.
+// rewrite restores what the ReverseProxy changes in a request. It is made for servers that stand in front of their own targets.
 func rewrite(p *httputil.ProxyRequest) {
 	p.Out.Host = p.In.Host
 	p.Out.URL.RawQuery = p.In.URL.RawQuery
@@ -404,7 +415,7 @@ func rewrite(p *httputil.ProxyRequest) {
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
-// countAnswer counts the bytes of an answer's body. That of an upgrade has both directions.
+// countAnswer counts the bytes of an answer's body. The body of an upgrade has both directions.
 func countAnswer(a *http.Response) error {
 	x := exchangeOf(a.Request)
 	if both, ok := a.Body.(io.ReadWriteCloser); ok && a.StatusCode == http.StatusSwitchingProtocols {
@@ -447,7 +458,7 @@ func (u *countedUpgrade) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite keeps half-close through an upgraded connection.
+// CloseWrite half-closes an upgraded connection.
 func (u *countedUpgrade) CloseWrite() error {
 	if cw, ok := u.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
 		return cw.CloseWrite()

@@ -10,12 +10,14 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,8 +31,8 @@ func webTarget(t testing.TB, secure bool) *httptest.Server {
 		body, _ := io.ReadAll(r.Body)
 		w.Header().Set("Connection", "X-Hop")
 		w.Header().Set("X-Hop", "from the target")
-		fmt.Fprintf(w, "%s %s host=%s auth=%q hop=%q forwarded=%q body=%s", r.Method, r.RequestURI, r.Host, r.Header["Proxy-Authorization"], r.Header["X-Hop"],
-			r.Header["X-Forwarded-For"], body)
+		fmt.Fprintf(w, "%s %s host=%s auth=%q hop=%q fields=%v body=%s", r.Method, r.RequestURI, r.Host, r.Header["Proxy-Authorization"], r.Header["X-Hop"],
+			slices.Sorted(maps.Keys(r.Header)), body)
 	})
 	s := httptest.NewUnstartedServer(h)
 	s.Config.ErrorLog = nil
@@ -50,7 +52,8 @@ func certificate(t testing.TB) (*tls.Config, *http.Client) {
 	return &tls.Config{Certificates: s.TLS.Certificates}, s.Client()
 }
 
-// TestHTTPRequests: requests with an absolute URL reach their host on one connection, without the fields of one hop.
+// TestHTTPRequests: requests with an absolute URL reach their host on one connection, without the fields of one hop, and with no
+// field that the client did not send.
 func TestHTTPRequests(t *testing.T) {
 	web := webTarget(t, false)
 	addr, done := serve(t, &Server{Protocol: HTTP{Username: "u", Password: "p"}, DialContext: to(web.Listener.Addr().String(), nil)})
@@ -58,13 +61,13 @@ func TestHTTPRequests(t *testing.T) {
 	r := bufio.NewReader(c)
 	for i := range 3 {
 		write(t, c, "POST http://example.com/path?q=%zz;a HTTP/1.1\r\nHost: other\r\nProxy-Authorization: Basic dTpw\r\nProxy-Connection: keep-alive\r\n"+
-			"Connection: X-Hop\r\nX-Hop: x\r\nContent-Length: 4\r\n\r\nbody")
+			"Connection: X-Hop\r\nX-Hop: x\r\nX-Own: x\r\nContent-Length: 4\r\n\r\nbody")
 		a, err := http.ReadResponse(r, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		body, _ := io.ReadAll(a.Body)
-		want := `POST /path?q=%zz;a host=example.com auth=[] hop=[] forwarded=[] body=body`
+		want := `POST /path?q=%zz;a host=example.com auth=[] hop=[] fields=[Content-Length X-Own] body=body`
 		if a.StatusCode != 200 || string(body) != want || a.Header.Get("X-Hop") != "" {
 			t.Errorf("request %d: %d, X-Hop %q, %q, want %q", i, a.StatusCode, a.Header.Get("X-Hop"), body, want)
 		}

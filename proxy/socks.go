@@ -14,17 +14,29 @@ import (
 	"time"
 )
 
-// SOCKS5 is a proxy of RFC 1928: CONNECT and, if Server.ListenPacket is set, UDP ASSOCIATE. BIND is refused, and so are
-// fragments of datagrams. The zero value serves every client.
+// SOCKS5 is a proxy as RFC 1928 describes it. It serves CONNECT and, if Server.ListenPacket is set, UDP ASSOCIATE. It refuses
+// BIND, and drops datagrams that are fragments. The zero value serves every client.
 //
-// A UDP association ends with the TCP connection that asked for it. It takes datagrams from that connection's client address
-// only: from the port that the client named, or else from the first one.
+// A UDP association ends with the TCP connection that asked for it. It takes datagrams only from the client's IP address, and only
+// from one port: the port that the client named in its request, or else that of the first datagram.
+//
+// A client learns of a failure by the code of the reply:
+//
+//   - 1: the name is empty, or the dial fails for a reason that has no code.
+//   - 2: the dialer refuses the target.
+//   - 3: no route leads to the target.
+//   - 4: the target does not answer, or its name has no address.
+//   - 5: the target refuses the connection.
+//   - 7: the server does not serve the command.
+//   - 8: the address is of an unknown type.
+//
+// A connection beyond the limits of the Server is closed without a reply.
 type SOCKS5 struct {
 	// Username and Password are what a client must send (RFC 1929). If both are empty, clients need neither.
 	Username, Password string
 
-	// ListenPacket opens the socket to which the client of a UDP association sends its datagrams. It gets "udp" and the address
-	// at which the client reached the server, with port 0. Nil means a socket of the host.
+	// ListenPacket opens the socket to which the client of a UDP association sends its datagrams. Its arguments are "udp" and
+	// the server's address that the client has connected to, with port 0. Nil means a socket of the host.
 	ListenPacket func(network, address string) (net.PacketConn, error)
 }
 
@@ -71,14 +83,14 @@ var replies = map[failure]socksReply{
 
 var (
 	errSOCKSVersion     = errors.New("proxy: the client does not speak SOCKS5; its first byte must be 5")
-	errSOCKSMethod      = errors.New("proxy: the client offers no authentication method that this server takes")
+	errSOCKSMethod      = errors.New("proxy: the client offers no authentication method that this server accepts")
 	errSOCKSPassword    = errors.New("proxy: wrong username or password")
 	errSOCKSAddressType = errors.New("proxy: SOCKS address of an unknown type")
 	errSOCKSCommand     = errors.New("proxy: SOCKS command that this server does not serve")
 	errSOCKSName        = errors.New("proxy: SOCKS name that is empty")
 )
 
-// heads hold what clients send before their data. The longest greeting, password and request together have 1,032 bytes.
+// heads holds readers of what clients send before their data. The longest greeting, password and request have 1,032 bytes together.
 var heads = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 1<<10) }}
 
 func (p SOCKS5) start(s *Server) (service, error) {
@@ -94,7 +106,7 @@ func (p SOCKS5) serve(s *Server, n *session) error {
 	command, target, err := p.ask(n, c, head)
 	var early []byte
 	if k := head.Buffered(); err == nil && k > 0 {
-		early, _ = head.Peek(k) // sent before the reply
+		early, _ = head.Peek(k) // data that the client sent before it had the reply
 		early = append([]byte(nil), early...)
 	}
 	head.Reset(nil)
@@ -109,7 +121,7 @@ func (p SOCKS5) serve(s *Server, n *session) error {
 	return p.connect(s, n, target, early)
 }
 
-// ask reads what a client sends until its request is complete, and answers up to there.
+// ask reads the greeting and the request of a client. It answers the greeting, and a request that the server does not serve.
 func (p SOCKS5) ask(n *session, c io.Writer, head *bufio.Reader) (command byte, target string, err error) {
 	if err := p.greet(n, c, head); err != nil {
 		return 0, "", unexpectedEOF(err)
@@ -158,7 +170,7 @@ func (p SOCKS5) greet(n *session, c io.Writer, head *bufio.Reader) error {
 	return p.authenticate(n, c, head)
 }
 
-// authenticate is RFC 1929.
+// authenticate reads the username and the password, and answers, as RFC 1929 says.
 func (p SOCKS5) authenticate(n *session, c io.Writer, head *bufio.Reader) error {
 	version, err := head.ReadByte()
 	if err != nil {
@@ -181,14 +193,14 @@ func (p SOCKS5) authenticate(n *session, c io.Writer, head *bufio.Reader) error 
 	return err
 }
 
-// same compares credentials. How long that takes tells nothing but the lengths.
+// same compares credentials. The time that it takes reveals only their lengths.
 func same[B []byte | string](username B, wantUsername string, password B, wantPassword string) bool {
 	a := subtle.ConstantTimeCompare([]byte(username), []byte(wantUsername))
 	b := subtle.ConstantTimeCompare([]byte(password), []byte(wantPassword))
 	return a&b == 1
 }
 
-// readShort reads a length of one byte, and as many bytes.
+// readShort reads one byte with a length, and then that number of bytes.
 func readShort(r *bufio.Reader) ([]byte, error) {
 	k, err := r.ReadByte()
 	if err != nil {
@@ -274,7 +286,7 @@ func appendAddress(b []byte, a netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(b, a.Port())
 }
 
-// addrPort returns the address in a, without an IPv4 address mapped into IPv6. It is invalid if a has none.
+// addrPort returns the address and port of a, as IPv4 if it is mapped into IPv6. The result is invalid if a has no IP address.
 func addrPort(a net.Addr) netip.AddrPort {
 	var ap netip.AddrPort
 	switch a := a.(type) {
