@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/gateway"
@@ -14,12 +13,12 @@ import (
 	wgonetstack "golang.zx2c4.com/wireguard/tun/netstack"
 )
 
-// gatewayMeasures are the names with a forwarder from a tunnel to the host's sockets.
+// gatewayMeasures are the measures of a forwarder from a tunnel to the host's sockets.
 func gatewayMeasures() []measure {
 	return []measure{{name: "gateway/tcp", unit: "Gbit/s", run: runGateway}}
 }
 
-// far is a destination that no stack has.
+// far is an address that belongs to neither stack.
 var far = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, 1}), 80)
 
 // gateway brings up a device without peers that forwards each TCP connection to target. The result says where to dial.
@@ -97,19 +96,7 @@ func runGateway(st *stage) (sample, error) {
 		return sample{}, err
 	}
 	s := &stacks{dial: func(ctx context.Context) (net.Conn, error) { return from.dial(ctx, to) }}
-	c, err := s.open()
-	if err != nil {
-		return sample{}, err
-	}
-	st.atClose(func() { c.Close() })
-	var total atomic.Int64
-	go drain(c, &total)
-	n, err := count(&total, st.Warm, st.Span)
-	if err != nil {
-		return sample{}, err
-	}
-	gigabytes := n.n / 1e9
-	return sample{8 * gigabytes / n.took.Seconds(), append([]aside{
-		{Name: "cpu", Unit: "s/GB", Value: n.cpu.Seconds() / gigabytes},
-	}, st.calls()...)}, nil
+	d, err := s.drainOne(st)
+	d.Aside = append(d.Aside, st.calls()...)
+	return d, err
 }

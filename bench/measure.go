@@ -153,6 +153,13 @@ func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	}
 }
 
+// throughput returns the Gbit/s of a span that counted bytes, and the processor time of each GB before the other asides.
+func (s span) throughput(others []aside) sample {
+	gigabytes := s.n / 1e9
+	cpu := aside{Name: "cpu", Unit: "s/GB", Value: s.cpu.Seconds() / gigabytes}
+	return sample{8 * gigabytes / s.took.Seconds(), append([]aside{cpu}, others...)}
+}
+
 // A library is what the measures need of a WireGuard implementation. Traffic, wire and timing are the same code for both
 // libraries.
 type library interface {

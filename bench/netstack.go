@@ -122,6 +122,19 @@ func drain(c net.Conn, total *atomic.Int64) {
 	}
 }
 
+// drainOne opens a connection, reads it, and measures how much it carries.
+func (s *stacks) drainOne(st *stage) (sample, error) {
+	c, err := s.open()
+	if err != nil {
+		return sample{}, err
+	}
+	defer c.Close()
+	var total atomic.Int64
+	go drain(c, &total)
+	n, err := count(&total, st.Warm, st.Span)
+	return n.throughput(nil), err
+}
+
 // runBulk measures how much the streams carry in one direction.
 func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 	var total atomic.Int64
@@ -145,10 +158,7 @@ func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 	if err := failed.Load(); err != nil {
 		return sample{}, *err
 	}
-	gigabytes := c.n / 1e9
-	return sample{8 * gigabytes / c.took.Seconds(), append([]aside{
-		{Name: "cpu", Unit: "s/GB", Value: c.cpu.Seconds() / gigabytes},
-	}, st.calls()...)}, nil
+	return c.throughput(st.calls()), nil
 }
 
 // echo sends each byte back.

@@ -7,14 +7,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/proxy"
 )
 
-// proxyMeasures are the names of a SOCKS5 server whose targets are behind a tunnel.
+// proxyMeasures are the measures of a SOCKS5 server whose targets are behind a tunnel.
 //
 //	client ── loopback ──▶ SOCKS5 ─ stack ══ tunnel ══ stack of this library ── target
 func proxyMeasures() []measure {
@@ -57,7 +56,7 @@ func joinByProxy(st *stage) (*stacks, error) {
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// serveSOCKS runs the proxy of the measured side: package proxy, or a program like wireproxy.
+// serveSOCKS runs the proxy of the measured side: package proxy for this library, or else what wireproxy does.
 func serveSOCKS(st *stage, near network, l net.Listener) {
 	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
 		to, err := netip.ParseAddrPort(address)
@@ -114,25 +113,13 @@ func runProxyDownload(st *stage) (sample, error) {
 	return download(st, s)
 }
 
+// download fills the connections that s accepts, and measures one of them.
 func download(st *stage, s *stacks) (sample, error) {
 	s.serve(func(c net.Conn) { _ = fill(c) })
-	c, err := s.open()
-	if err != nil {
-		return sample{}, err
-	}
-	st.atClose(func() { c.Close() })
-	var total atomic.Int64
-	go drain(c, &total)
-	n, err := count(&total, st.Warm, st.Span)
-	if err != nil {
-		return sample{}, err
-	}
-	c.Close()
-	gigabytes := n.n / 1e9
-	return sample{8 * gigabytes / n.took.Seconds(), []aside{{Name: "cpu", Unit: "s/GB", Value: n.cpu.Seconds() / gigabytes}}}, nil
+	return s.drainOne(st)
 }
 
-// runProxyMemory measures the resident memory of the whole process, with client and target in it, half a minute after a download.
+// runProxyMemory measures the resident memory of the whole process, client and target included, half a minute after a download.
 func runProxyMemory(st *stage) (sample, error) {
 	before, err := residentBytes("VmRSS")
 	if err != nil {
@@ -171,39 +158,10 @@ func runProxyIdle(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	kept := s.keep(st.conns() + 1)
-	if _, err := s.openMany(st, 1); err != nil { // the tunnel's session
-		return sample{}, err
-	}
-	before, err := weigh()
-	if err != nil {
-		return sample{}, err
-	}
-	conns, err := s.openMany(st, st.conns())
-	if err != nil {
-		return sample{}, err
-	}
-	for _, c := range conns {
-		if err := ping(c); err != nil {
-			return sample{}, err
-		}
-	}
-	for range conns {
-		select {
-		case c := <-kept:
-			st.atClose(func() { c.Close() })
-		case <-time.After(patience):
-			return sample{}, errNotAccepted
-		}
-	}
-	after, err := weigh()
-	if err != nil {
-		return sample{}, err
-	}
-	n := float64(len(conns))
+	before, after, n, err := s.weighIdle(st, st.conns()+1)
 	return sample{(after.heap + after.stack - before.heap - before.stack) / n, []aside{
 		{Name: "stacks", Unit: "bytes", Value: (after.stack - before.stack) / n},
 		{Name: "resident growth", Unit: "bytes", Value: (after.resident - before.resident) / n},
 		{Name: "goroutines", Value: float64(after.goroutines-before.goroutines) / n},
-	}}, nil
+	}}, err
 }

@@ -105,11 +105,8 @@ func runCrowd(st *stage) (sample, error) {
 	if err := r.failed.Load(); err != nil {
 		return sample{}, *err
 	}
-	gigabytes := c.n / 1e9
-	return sample{8 * gigabytes / c.took.Seconds(), append([]aside{
-		{Name: "in the first second", Unit: "Gbit", Value: 8 * r.first / 1e9},
-		{Name: "cpu", Unit: "s/GB", Value: c.cpu.Seconds() / gigabytes},
-	}, st.calls()...)}, nil
+	first := aside{Name: "in the first second", Unit: "Gbit", Value: 8 * r.first / 1e9}
+	return c.throughput(append([]aside{first}, st.calls()...)), nil
 }
 
 // runCrowdMemory measures the resident memory of the whole process, with both ends in it, while all connections carry data.
@@ -138,41 +135,43 @@ func runIdleMemory(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	n := st.conns()
-	kept := s.keep(n)
-	if _, err := s.openMany(st, 1); err != nil { // the tunnel's session
-		return sample{}, err
+	before, after, n, err := s.weighIdle(st, st.conns())
+	ends := 2 * n
+	return sample{(after.heap + after.stack - before.heap - before.stack) / ends, []aside{
+		{Name: "resident growth", Unit: "bytes", Value: (after.resident - before.resident) / ends},
+		{Name: "goroutines", Value: float64(after.goroutines-before.goroutines) / ends},
+	}}, err
+}
+
+// weighIdle opens conns connections, and weighs the process with the first one, which makes the tunnel's session, and with all.
+// n is how many are between the two. Each of them has carried a byte in each direction, and no goroutine reads it.
+func (s *stacks) weighIdle(st *stage, conns int) (before, after footprint, n float64, err error) {
+	kept := s.keep(conns)
+	if _, err := s.openMany(st, 1); err != nil {
+		return before, after, 1, err
 	}
-	before, err := weigh()
+	if before, err = weigh(); err != nil {
+		return before, after, 1, err
+	}
+	opened, err := s.openMany(st, conns-1)
 	if err != nil {
-		return sample{}, err
+		return before, after, 1, err
 	}
-	conns, err := s.openMany(st, n-1)
-	if err != nil {
-		return sample{}, err
-	}
-	for _, c := range conns {
+	for _, c := range opened {
 		if err := ping(c); err != nil {
-			return sample{}, err
+			return before, after, 1, err
 		}
 	}
-	for range conns {
+	for range opened {
 		select {
 		case c := <-kept:
 			st.atClose(func() { c.Close() })
 		case <-time.After(patience):
-			return sample{}, errNotAccepted
+			return before, after, 1, errNotAccepted
 		}
 	}
-	after, err := weigh()
-	if err != nil {
-		return sample{}, err
-	}
-	ends := float64(2 * len(conns))
-	return sample{(after.heap + after.stack - before.heap - before.stack) / ends, []aside{
-		{Name: "resident growth", Unit: "bytes", Value: (after.resident - before.resident) / ends},
-		{Name: "goroutines", Value: float64(after.goroutines-before.goroutines) / ends},
-	}}, nil
+	after, err = weigh()
+	return before, after, float64(len(opened)), err
 }
 
 // keep sends back one byte on each of at most n connections, and then leaves them in the channel, without a goroutine.

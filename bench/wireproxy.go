@@ -7,8 +7,8 @@ import (
 	"net/netip"
 )
 
-// serveLikeWireproxy is what wireproxy does: a SOCKS5 server that dials through wireguard-go's netstack, and copies with a buffer
-// of 32 KiB in each direction. It serves CONNECT to IPv4 addresses, which is all that the bench asks for.
+// serveLikeWireproxy is a SOCKS5 server that does what wireproxy does: it dials through wireguard-go's netstack, and copies each
+// direction with a buffer of 32 KiB. It knows only CONNECT to IPv4 addresses, because the bench sends nothing else.
 func serveLikeWireproxy(l net.Listener, dial dialFunc) {
 	for {
 		c, err := l.Accept()
@@ -30,9 +30,10 @@ func serveLikeWireproxy(l net.Listener, dial dialFunc) {
 	}
 }
 
+// acceptSOCKS reads the greeting and the request of a client, and dials the target.
 func acceptSOCKS(c net.Conn, dial dialFunc) (net.Conn, error) {
 	var b [10]byte
-	_, _ = io.ReadFull(c, b[:3]) // one method
+	_, _ = io.ReadFull(c, b[:3]) // a greeting with one method
 	_, _ = c.Write([]byte{5, 0})
 	if _, err := io.ReadFull(c, b[:]); err != nil {
 		return nil, err
@@ -46,6 +47,7 @@ func acceptSOCKS(c net.Conn, dial dialFunc) (net.Conn, error) {
 	return to, err
 }
 
+// copyHalf copies one direction and passes its end on. An error closes both connections.
 func copyHalf(dst, src net.Conn) {
 	_, err := io.CopyBuffer(dst, src, make([]byte, 32<<10))
 	if w, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
