@@ -9,9 +9,8 @@
 //
 // Package observe/capture writes packets and keys for Wireshark.
 //
-// Package observe/prom has a collector for Prometheus. It is a package of its own, so that programs that do not import it
-// do not link Prometheus's library.
+// Package observe/prom has a collector for Prometheus. Only programs that import it link Prometheus's library.
 //
-// Except for captures, everything here reads Device.Status, Device.Peers and Device.Subscribe: nothing runs for a packet, and
-// nothing holds a secret.
+// Except for captures, everything here reads Device.Status, Device.Peers and Device.Subscribe. It does no work per packet, and
+// it holds no secret.
 package observe

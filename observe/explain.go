@@ -38,7 +38,7 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // A Cause is one thing that is known or suspected about a peer, for programs to branch on.
 type Cause uint8
 
-// The causes. Those that end in "suspected" rest on how traffic looks.
+// The causes. Those marked as suspected are inferred from traffic.
 const (
 	DeviceDown       Cause = iota // the device is down
 	NoPrivateKey                  // the device has no private key
@@ -74,14 +74,14 @@ func (c Cause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // A Reason is a cause in a sentence.
 type Reason struct {
-	Cause Cause  `json:"cause"` // what is the matter
+	Cause Cause  `json:"cause"` // what is wrong
 	Text  string `json:"text"`  // the same in one or two sentences, with figures and what to check
 }
 
 // An Explanation says how things are with a peer, and why. It has no secrets.
 type Explanation struct {
 	State   State    `json:"state"`   // as a whole
-	Reasons []Reason `json:"reasons"` // the most important one first; none means that nothing is the matter
+	Reasons []Reason `json:"reasons"` // the most important one first; empty if nothing is wrong
 }
 
 // Has reports whether c is among the reasons.
@@ -114,8 +114,8 @@ func (e Explanation) String() string {
 	return b.String()
 }
 
-// Explain explains a peer from what the device shows now, and reports whether the device has that peer. What only shows
-// over time (NotConfirmed, NoReplies, PathMTU) needs an Explainer.
+// Explain explains a peer from what the device shows now, and reports whether the device has that peer. It cannot find causes
+// that show only over time (NotConfirmed, NoReplies, PathMTU). An Explainer can.
 func Explain(d *wireguard.Device, peer wireguard.PublicKey) (Explanation, bool) {
 	p, ok := d.Peer(peer)
 	if !ok {
@@ -131,7 +131,7 @@ func Explain(d *wireguard.Device, peer wireguard.PublicKey) (Explanation, bool) 
 type Explainer struct {
 	// Addresses returns the addresses that the name of a peer's endpoint has now, with the port. None means that they are
 	// not known. A nil function means that no name is known. It is called for peers that do not answer, and must not block:
-	// let the program resolve names beside it.
+	// resolve names in another goroutine.
 	Addresses func(wireguard.PublicKey) []netip.AddrPort
 
 	memories map[wireguard.PublicKey]*memory

@@ -7,18 +7,18 @@ import (
 )
 
 const (
-	patience  = 2 * time.Second  // an answer may take so long before its absence is news
-	recent    = 30 * time.Second // for which a packet that was refused is news
-	quiet     = 15 * time.Second // without a packet of the peer, before packets to it count as unanswered
-	unreplied = 5                // packets to a peer that count as unanswered
-	early     = 60 * time.Second // a session that is replaced sooner was not replaced for its age
-	large     = 1000             // mean bytes per packet from which on the size of packets is suspected
+	patience  = 2 * time.Second  // how long an answer may take before it counts as missing
+	recent    = 30 * time.Second // how long a packet that was refused is mentioned
+	quiet     = 15 * time.Second // how long a peer may send no packet before packets to it count as unanswered
+	unreplied = 5                // how many packets to a peer must be unanswered to be mentioned
+	early     = 60 * time.Second // a session that is replaced sooner was not replaced because of its age
+	large     = 1000             // mean bytes per unanswered packet from which on their size is suspected
 )
 
 // A memory is what an Explainer knows of a peer besides its status. The zero value is that of a peer never looked at.
 type memory struct {
-	look uint64 // the last one at this peer
-	seen bool
+	look uint64 // the newest call of Each that found the peer
+	seen bool   // whether there was a look at the peer before
 
 	heard    uint64    // Received.Bytes at the last look
 	attempts int       // at the last look
@@ -33,12 +33,12 @@ type memory struct {
 	refused   uint64    // packets with foreign sources, at the last look
 	refusedAt time.Time // when that grew; zero means never
 
-	// The rest is of the period since the last packet of the peer. Handshakes and keepalives do not end it.
+	// The rest is about the period since the last packet of the peer. Handshakes and keepalives do not end the period.
 	packets     uint64            // Received.Packets
-	since       time.Time         // when it began
-	sent        wireguard.Traffic // then
-	heardThen   uint64            // Received.Bytes then
-	earlyEnds   int               // sessions that were replaced early since
+	since       time.Time         // when the period began
+	sent        wireguard.Traffic // Sent when it began
+	heardThen   uint64            // Received.Bytes when it began
+	earlyEnds   int               // sessions that were replaced early since it began
 	everReplied bool              // whether packets of the peer arrived before
 }
 
@@ -59,7 +59,7 @@ func (m *memory) note(p *wireguard.PeerStatus, now time.Time) {
 	m.heard, m.seen = p.Received.Bytes, true
 }
 
-// noteAttempts keeps since when the peer owes an answer. news is whether the peer was heard since the last look.
+// noteAttempts records since when the peer owes an answer. news is whether the peer was heard since the last look.
 func (m *memory) noteAttempts(p *wireguard.PeerStatus, news bool, now time.Time) {
 	if news {
 		m.asking, m.gaveUp, m.unopened = time.Time{}, 0, false

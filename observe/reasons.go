@@ -10,7 +10,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// explain explains p and updates m, which is that of p.
+// explain explains p, and updates m, the memory of p.
 func (x *Explainer) explain(s wireguard.Status, p *wireguard.PeerStatus, m *memory, now time.Time) (e Explanation) {
 	add := func(c Cause, format string, args ...any) {
 		e.Reasons = append(e.Reasons, Reason{c, fmt.Sprintf(format, args...)})
@@ -65,8 +65,8 @@ func (x *Explainer) explain(s wireguard.Status, p *wireguard.PeerStatus, m *memo
 		m.traffic(&e, p, now, add)
 	}
 	if owed && x.Addresses != nil {
-		if now := x.Addresses(p.PublicKey); len(now) > 0 && !slices.Contains(now, p.Endpoint.Addr) {
-			add(NameMoved, "The name of the endpoint means %s now, and messages go to %s.", list(now), p.Endpoint)
+		if addrs := x.Addresses(p.PublicKey); len(addrs) > 0 && !slices.Contains(addrs, p.Endpoint.Addr) {
+			add(NameMoved, "The name of the endpoint means %s now, and messages go to %s.", list(addrs), p.Endpoint)
 		}
 	}
 	return e

@@ -56,10 +56,10 @@ const (
 type Capture struct {
 	on atomic.Bool
 
-	mu    sync.Mutex // guards all below; held while w is called
+	mu    sync.Mutex // guards the fields below; held while w is called
 	w     io.Writer
 	err   error
-	block []byte // that is being made
+	block []byte // the block that is being made
 }
 
 // New writes the head of the file to w and returns a Capture that is stopped. The error is that of w. Each block is one call of
@@ -87,7 +87,7 @@ func New(w io.Writer) (*Capture, error) {
 // Start captures from now on. Wireshark decrypts a session if the file has its handshake, so call Device.Renew to have one.
 func (c *Capture) Start() { c.on.Store(true) }
 
-// Stop captures nothing from now on, until Start. Calls that are under way may still write a packet.
+// Stop stops capturing until the next Start. Calls that are under way may still write a packet.
 func (c *Capture) Stop() { c.on.Store(false) }
 
 // Err returns the first error of the writer. After it the Capture writes nothing more, and the device works on.
@@ -97,8 +97,7 @@ func (c *Capture) Err() error {
 	return c.err
 }
 
-// KeyLog returns a writer for wireguard.Config.KeyLog. What is written to it while the Capture is stopped is not kept. Its
-// Write never fails.
+// KeyLog returns a writer for wireguard.Config.KeyLog. It discards keys while the Capture is stopped. Its Write never fails.
 func (c *Capture) KeyLog() io.Writer { return keyLog{c} }
 
 type keyLog struct{ c *Capture }

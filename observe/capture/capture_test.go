@@ -242,7 +242,7 @@ func (q *queues) Queues() []wireguard.PacketSource { return []wireguard.PacketSo
 // bare is a Tunnel without a source.
 type bare struct{ wireguard.Tunnel }
 
-// Wrappers are what they wrap, and no more.
+// A wrapper has the optional interfaces of what it wraps, and no others.
 func TestWrappersKeepInterfaces(t *testing.T) {
 	c, err := capture.New(io.Discard)
 	if err != nil {
@@ -341,7 +341,7 @@ func (f *failing) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Endpoints that are no addresses, and datagrams that no UDP carries, are captured as well as may be, and break nothing.
+// Endpoints without an address are captured with one that stands for them. Datagrams that are too large for UDP are left out.
 func TestLinks(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)

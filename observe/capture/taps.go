@@ -76,7 +76,7 @@ type tapSocket struct {
 
 func (s *tapSocket) Send(ts []wireguard.Train) {
 	if s.c.on.Load() {
-		// Before it is sent: then an answer cannot be in the file earlier.
+		// Captured before it is sent, so that an answer cannot precede it in the file.
 		for i := range ts {
 			s.c.outside(outbound, &ts[i], s.port)
 		}
@@ -133,7 +133,7 @@ type tapTunnel struct {
 func (t tapTunnel) WritePackets(pkts [][]byte) (int, error) {
 	if t.c.on.Load() {
 		for _, p := range pkts {
-			t.c.inside(inbound, p) // before the Tunnel overwrites it
+			t.c.inside(inbound, p) // now, because the Tunnel may overwrite it
 		}
 	}
 	return t.Tunnel.WritePackets(pkts)

@@ -1,7 +1,6 @@
 package page
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,7 +38,7 @@ type hub struct {
 	closed  bool
 
 	kept    []event // the newest ones, oldest first
-	budget  int     // events that may still be shown before the next look
+	budget  int     // events that may be shown until the next look
 	skipped int     // events that were not shown since the last look
 }
 
@@ -145,7 +144,7 @@ func (h *hub) tick(ctx context.Context, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if ctx.Err() != nil {
-		return // the viewers of this moment have goroutines of their own
+		return // the last viewer left; newer viewers have newer goroutines
 	}
 	b := message("changes", h.look(now))
 	if h.skipped > 0 {
@@ -172,8 +171,8 @@ func (h *hub) status(now time.Time) report {
 	return h.all(now)
 }
 
-// all returns everything, as of a look within the last interval. With viewers only tick looks, because they must see each
-// change; a viewer that joins has all until then.
+// all returns everything as of a look within the last interval. While there are viewers, only tick looks at the devices,
+// because a look returns a change once and all viewers must get it.
 func (h *hub) all(now time.Time) report {
 	if h.looked.IsZero() || len(h.viewers) == 0 && now.Sub(h.looked) >= h.config.Interval {
 		h.look(now)
@@ -257,8 +256,4 @@ func message(name string, value any) []byte {
 		b = []byte("null") // numbers, booleans and strings always have a JSON form
 	}
 	return slices.Concat([]byte("event: "+name+"\ndata: "), b, []byte("\n\n"))
-}
-
-func sortRows(rows []row) {
-	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.Key, b.Key) })
 }

@@ -57,7 +57,7 @@ func (h *hub) up(c wireguard.Config) *wireguard.Device {
 	return d
 }
 
-// add gives the hub a peer, after change had its say. The other end knows the hub.
+// add gives the hub a peer. change, if it is not nil, changes the configuration of both ends before. The other end knows the hub.
 func (h *hub) add(name string, change func(ours *wireguard.PeerConfig, theirs *wireguard.Config)) *spoke {
 	h.t.Helper()
 	n := len(h.spokes) + 2

@@ -103,7 +103,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name := strings.TrimPrefix(r.URL.Path, "/")
-	// A link on another site may open the page. Its scripts may read nothing, and browsers say for whom they ask.
+	// A link on another site may open the page, but scripts of that site may read nothing. Browsers say which site a request
+	// is for.
 	if site := r.Header.Get("Sec-Fetch-Site"); name != "" && (site == "cross-site" || site == "same-site") {
 		http.Error(w, "another site's page may not read this", http.StatusForbidden)
 		return
@@ -126,8 +127,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// allowedHost reports whether a page of another site cannot be reached under host: by DNS, an attacker can give any name of
-// its own this server's address, but not an IP address or a name of others.
+// allowedHost reports whether host is safe from DNS rebinding. Attackers can make the names that they own resolve to this
+// server's address. They cannot do that with an IP address, or with a name that somebody else owns.
 func (h *Handler) allowedHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

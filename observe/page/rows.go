@@ -1,6 +1,8 @@
 package page
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
@@ -48,7 +50,7 @@ type report struct {
 	Devices  []view `json:"devices"`
 }
 
-// A watched device is one with what was last seen of it.
+// A watched is a device with what the last look saw of it.
 type watched struct {
 	Device
 	explainer observe.Explainer
@@ -58,7 +60,7 @@ type watched struct {
 
 type seenRow struct {
 	row
-	look uint64 // the last one that found the peer
+	look uint64 // the newest look that found the peer
 }
 
 // look returns what changed since the last look.
@@ -120,7 +122,7 @@ func (d *watched) rowOf(c *Config, p *wireguard.PeerStatus, e observe.Explanatio
 		r.Endpoint = p.Endpoint.String()
 	}
 	r.Allowed, r.More = d.allowed(p)
-	// LastReceived is counted back from the present time, and so changes a little without a message.
+	// The device computes LastReceived from the present time, so it changes a little even without a message.
 	if r.Heard = old.Heard; !p.LastReceived.IsZero() && (r.Heard == 0 || p.Received.Bytes != old.Received) {
 		r.Heard = p.LastReceived.UnixMilli()
 	}
@@ -154,6 +156,6 @@ func (d *watched) all() (v view) {
 	for _, seen := range d.rows {
 		v.Peers = append(v.Peers, seen.row)
 	}
-	sortRows(v.Peers)
+	slices.SortFunc(v.Peers, func(a, b row) int { return cmp.Compare(a.Key, b.Key) })
 	return v
 }
