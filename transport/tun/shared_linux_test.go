@@ -126,7 +126,8 @@ func sharedPackets(t *testing.T, d *Interface, n *namespace) {
 	runtime.GC()
 }
 
-// TestSharedOlderKernel has files that know no call without waiting, as a TUN of Linux before 6.4. They are blocking here.
+// TestSharedOlderKernel uses blocking files of kinds for which, as for a TUN before Linux 6.4, the kernel has no call that
+// does not wait.
 func TestSharedOlderKernel(t *testing.T) {
 	dir := t.TempDir()
 	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)

@@ -42,8 +42,9 @@ type Config struct {
 	// over an interface that exists if it is a TUN that no program holds ("ip tuntap add"). On macOS it is "utun", for
 	// which the system chooses a number, or "utun" and a number. Empty means "wg%d", or the system's equivalent.
 	//
-	// On Linux, Open makes the settings of the kernel's module for an interface that it opens by its name, if it may: no
-	// ICMP redirects (send_redirects of the interface and of all), and no link-local IPv6 address (addr_gen_mode none).
+	// On Linux, Open sets what the kernel's module sets for an interface that it opens by name, if the program has the right:
+	// no ICMP redirects (send_redirects of the interface and of "all" is 0) and no link-local IPv6 address (addr_gen_mode is
+	// none).
 	Name string
 
 	// File is a descriptor of an interface that another program opened, on Linux with IFF_TUN and IFF_NO_PI, and with or

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A socket is replaced by another one on its port in these steps, so that no datagram finds no socket:
+// A socket is replaced by another one on its port in these steps, so that there is a socket for each datagram:
 //
 //	Renew: open the new socket beside the old one. The system gives all datagrams to the new one from here on
 //	       (share_linux.go)
@@ -21,8 +21,8 @@ const (
 	// retireTime limits how long the receivers of a retired socket go on, if datagrams still arrive there.
 	retireTime = time.Second
 
-	// retirePause is how long a retired receiver waits before it looks into the socket again. Another core may be about
-	// to put a datagram into the socket that it found a moment ago.
+	// retirePause is how long a retired receiver waits before it looks into the socket again. Another core may have chosen
+	// this socket for a datagram before the new socket was bound, and be about to queue the datagram.
 	retirePause = time.Millisecond
 )
 
@@ -87,8 +87,8 @@ type retirement struct {
 
 func (r *retirement) isLate() bool { return !time.Now().Before(r.until) }
 
-// isOver reports whether the receiver is to end after a look that found nothing. It ends after the last of some looks in
-// a row, between which isOver waits a little.
+// isOver counts a look that found nothing, and reports whether the receiver is to end: after as many such looks in a row as
+// last says. Otherwise it waits a little before it returns.
 func (r *retirement) isOver(last int) bool {
 	if r.vain++; r.vain >= last {
 		return true

@@ -48,7 +48,7 @@ type message struct {
 	train *wireguard.Train
 	data  []byte
 	tried bool // sent once, and failed with an error that may belong to an earlier datagram
-	noTOS bool // goes without its type of service, to see whether the system refused that
+	noTOS bool // sent without its type of service, to find out whether the system refused that
 }
 
 // segmented reports whether m is more than one datagram.
@@ -258,7 +258,7 @@ func (f *flight) fault(errno syscall.Errno) {
 		f.address(f.at)
 		return
 	}
-	m.noTOS = false // it was not the type of service alone
+	m.noTOS = false // the type of service was not the only fault
 	switch {
 	case m.segmented() && isTrainRefused(errno):
 		f.single(m)

@@ -2,9 +2,8 @@ package udp
 
 import "golang.org/x/sys/unix"
 
-// setShared sets whether the port of a socket may have another socket that has this set too, and returns what was set
-// before. Linux puts a socket that is bound in front of those bound before, and gives a datagram to the first of several
-// that fit equally well.
+// setShared sets whether the socket shares its port with sockets that have this set too, and returns what was set before.
+// Of several sockets that fit a datagram equally well, Linux chooses the one that was bound last.
 //
 // SO_REUSEPORT would not do: Linux spreads the datagrams over the sockets that have it.
 func setShared(fd uintptr, on bool) (was bool, err error) {
