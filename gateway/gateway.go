@@ -48,12 +48,12 @@ type Config struct {
 	// Limits bound each peer that has no limits from SetLimits.
 	Limits Limits
 
-	// Flows is how many flows may exist in all, each with a socket of the host. Zero means 8192. A peer alone gets half
-	// of them, and 64 in any case, so that other peers still get through.
+	// Flows is how many TCP and UDP flows may exist in all, each with a socket of the host. Zero means 8192. A peer gets at
+	// most half of the flows that the others leave, and 64 in any case, so that other peers still get through.
 	Flows int
 
 	// TCPIdle is how long a connection may carry nothing before it is reset. Zero means 2 hours and 4 minutes, the least
-	// that RFC 5382 permits a NAT. A half-closed connection has 4 minutes.
+	// that RFC 5382 permits a NAT. A half-closed connection may carry nothing for 4 minutes, or TCPIdle if that is less.
 	TCPIdle time.Duration
 }
 
@@ -112,7 +112,7 @@ type Gateway struct {
 	running sync.WaitGroup // calls of Forward and their goroutines
 	peers   map[wireguard.PublicKey]*account
 	flows   int // of all peers
-	pings   int // that wait for their answers
+	pings   int // pings that wait for their answers
 }
 
 // New makes a Gateway from c. Its error names the field that is wrong.
@@ -203,7 +203,7 @@ func (g *Gateway) Close() error {
 	return nil
 }
 
-// outbound returns a context for a dial of f, which ends with the flow's and with g's. It names the peer.
+// outbound returns a context for a dial of f. It names the peer, and ends when the flow ends or g is closed.
 func (g *Gateway) outbound(f *netstack.Flow) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithValue(f.Context(), peerKey{}, f.Peer()))
 	stop := context.AfterFunc(g.ctx, cancel)

@@ -19,8 +19,8 @@ type Router interface {
 }
 
 // Listener returns a listener whose connections know their peers. l listens on an address of a Net, and r is the Net's
-// device. A connection's peer is fixed when it is accepted. Once its address belongs to another peer, its Read and Write
-// reset it and fail with net.ErrClosed.
+// device. A connection's peer is the one that its address belongs to when it is accepted. Once the address belongs to another
+// peer, Read and Write reset the connection and fail with net.ErrClosed.
 func Listener(l net.Listener, r Router) net.Listener { return &listener{l, r} }
 
 type listener struct {
@@ -50,7 +50,7 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// A flowConn is a forwarded connection that the program serves. The Net resets it when its address moves.
+// A flowConn is a forwarded connection that Verdict.Handle serves. The Net resets it when its address moves.
 type flowConn struct {
 	*netstack.TCPConn
 	key wireguard.PublicKey

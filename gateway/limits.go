@@ -19,14 +19,14 @@ type Limits struct {
 	NewFlows int
 
 	// FromPeer is how many bytes per second the peer may send, after a burst of a tenth of that. Zero means no limit.
-	// TCP waits, and UDP loses datagrams.
+	// TCP waits, and UDP loses datagrams. TCP and UDP share the rate, so UDP also loses datagrams while TCP uses it up.
 	FromPeer int
 
-	// ToPeer is how many bytes per second the peer may receive, as FromPeer. Zero means no limit.
+	// ToPeer is how many bytes per second the peer may receive, under the same rules as FromPeer. Zero means no limit.
 	ToPeer int
 
-	// Quota is how many bytes the peer may send and receive in all, without headers. Zero means no limit. Then its
-	// flows are reset, and new ones are refused. To grant more, call SetLimits with a larger number.
+	// Quota is how many bytes the peer may send and receive in all, without headers. Zero means no limit. Once the quota is
+	// used up, the peer's flows are reset, and new ones are refused. To grant more, call SetLimits with a larger number.
 	Quota int64
 }
 
@@ -82,7 +82,7 @@ type direction struct {
 	rate  bucket
 }
 
-// A bucket is a token bucket. Its tokens may be negative: then they are owed.
+// A bucket is a token bucket. Negative tokens are a debt, which the next senders wait for.
 type bucket struct {
 	tokens float64
 	last   time.Time
@@ -108,15 +108,16 @@ func (g *Gateway) accountLocked(peer wireguard.PublicKey) *account {
 	return a
 }
 
-// SetLimits gives peer its own limits, which also hold for the flows that it has.
+// SetLimits gives peer its own limits. They also hold for the flows that the peer already has, but what TCP has read under an
+// earlier rate still waits as that rate demands.
 func (g *Gateway) SetLimits(peer wireguard.PublicKey, l Limits) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.accountLocked(peer).limits.Store(&l)
 }
 
-// Forget drops the limits and counters of a peer that has no flows, and reports whether it has none. A program that
-// removes peers calls it, because the Gateway keeps about 300 bytes for each peer that it has seen.
+// Forget drops the limits and counters of a peer that has no flows and no pings, and reports false for another peer. A program
+// that removes peers calls it, because the Gateway keeps about 300 bytes for each peer that it has seen.
 func (g *Gateway) Forget(peer wireguard.PublicKey) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -193,7 +194,8 @@ func (a *account) spent() bool {
 
 var errQuota = errors.New("gateway: the peer's quota is used up")
 
-// pass counts n bytes of TCP in the direction d, and waits as long as the rate demands.
+// pass counts n bytes of TCP in the direction d, and waits as long as the rate demands. It takes the tokens before it waits, so
+// connections of one peer wait in the order in which they call it. Only the connection's copying goroutine waits.
 func (a *account) pass(ctx context.Context, d *direction, n int) error {
 	if a.spent() {
 		return errQuota

@@ -25,7 +25,7 @@ const (
 	pingLimit = 10 * time.Second
 )
 
-// ping answers f if the target answers. If the target is silent, so is the gateway.
+// ping answers f if the target answers. If the target is silent, f gets no answer either.
 func (g *Gateway) ping(f *netstack.Flow, a *account, v Verdict) {
 	if !g.beginPing(a, time.Now()) {
 		a.refused.Add(1)

@@ -84,7 +84,7 @@ func (m *mapping) outboundOne() bool {
 	defer buffers.Put(b)
 	n, to, err := m.source.ReadTo(b[:])
 	if err != nil {
-		return !isEnded(err) // otherwise the peer's socket refused a datagram
+		return !isEnded(err) // another error means that the peer's socket refused a datagram
 	}
 	if m.account.spent() {
 		_ = m.source.Refuse(to, netstack.Prohibited)
@@ -144,7 +144,7 @@ func put[K comparable, V any](m map[K]V, k K, v V) {
 	m[k] = v
 }
 
-// inbound gives the peer the answers.
+// inbound passes the answers on to the peer.
 func (m *mapping) inbound() {
 	wait := sockets.Waiter(m.host)
 	for failures := 0; failures < 100; { // Windows reports an ICMP error about an earlier datagram as a failed read

@@ -83,3 +83,26 @@ func TestUDPSlowPolicy(t *testing.T) {
 		t.Errorf("the peer got %q while the policy was undecided", text)
 	}
 }
+
+// Beyond a rate, datagrams are dropped, in each direction for itself. A spent quota ends the flow.
+func TestUDPLimits(t *testing.T) {
+	large := strings.Repeat("x", 60_000) // passes at once, and takes 6 s of the rate
+	for name, l := range map[string]gateway.Limits{"from the peer": {FromPeer: 10_000}, "to the peer": {ToPeer: 10_000}} {
+		w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: l})
+		a, c := host(t, "127.0.0.1:0"), w.socket(t, 0)
+		to := netip.AddrPortFrom(far, portOf(a))
+		send(t, c, large, to)
+		_, mapped := receive(t, a)
+		if l.ToPeer > 0 {
+			send(t, a, large, mapped)
+			receive(t, c)
+			send(t, a, "late", mapped)
+		} else {
+			send(t, c, "late", to)
+		}
+		eventually(t, "dropped a datagram "+name, func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
+		w.SetLimits(w.keys[0], gateway.Limits{Quota: 1})
+		send(t, c, "spent", to)
+		eventually(t, "ended: the flow of a spent quota", func() bool { return w.Stats()[w.keys[0]].Flows == 0 })
+	}
+}

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// A failure is why a dial failed, in terms that the protocols have codes for.
+// A failure is why a dial failed, as far as the protocols' codes tell it.
 type failure uint8
 
 const (
@@ -22,10 +22,10 @@ const (
 	timedOut
 )
 
-// Windows has its own numbers for what its sockets return. Elsewhere these numbers mean nothing.
+// Sockets of Windows return these numbers instead of package syscall's. Other systems do not use them.
 const wsaNetUnreachable, wsaRefused, wsaHostUnreachable syscall.Errno = 10051, 10061, 10065
 
-// failureOf sorts the error of a dial.
+// failureOf returns the failure that the error of a dial stands for.
 func failureOf(err error) failure {
 	var dns *net.DNSError
 	var timeout net.Error

@@ -8,11 +8,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
-// Forward connects every client to one target. Serve forwards TCP connections, and ServePacket forwards datagrams: each address of
-// a client is a flow with its own connection to the target.
+// Forward connects every client to one target. Serve forwards TCP connections, and ServePacket forwards datagrams: each address and
+// port of a client has a flow with its own connection to the target. If the dial of a TCP connection fails, the client's connection
+// is reset.
 //
-// A flow of UDP ends after Server.IdleTimeout without a datagram in either direction, or when the flow table is full and the flow
-// was silent for longest. Its client's next datagram opens another flow.
+// A flow of UDP ends after Server.IdleTimeout without a datagram in either direction, or when another flow takes its place (see
+// Server.MaxConns). Its client's next datagram opens another flow.
 type Forward struct {
 	// Target is where the connections and datagrams go, "host:port". Serve fails if it is empty.
 	Target string

@@ -1,5 +1,5 @@
 // Package proxy has servers that carry their clients' connections through a dialer of your choice, such as a netstack.Net:
-// SOCKS5, HTTP, TLS by server name, and forwards of TCP and UDP. No client needs WireGuard, and no root is needed.
+// SOCKS5, HTTP, TLS by server name, and forwards of TCP and UDP. The clients need no WireGuard, and the server needs no root.
 //
 //	s := &proxy.Server{
 //		Protocol:     proxy.SOCKS5{},
@@ -9,9 +9,9 @@
 //	defer s.Close()
 //	return s.Serve(listener)
 //
-// All servers are a Server, and differ in their Protocol. A Server bounds what clients can take from it: connections in all and
-// per client, the time of a handshake and the time of silence. It answers failures in the codes of its protocol, keeps half-closed
-// connections, and calls Done at the end of each connection.
+// The Protocol of a Server says what its clients speak. A Server bounds what clients can take from it: connections in all and per
+// client, the time of a handshake and the time of silence. It tells a client of a failure with a code of the protocol, keeps
+// half-closed connections, and calls Done at the end of each connection.
 //
 // The dialer and the listener decide the direction: a listener of the host with a dialer of the tunnel brings local programs into
 // the tunnel, and a listener of the tunnel with a dialer of the host publishes a service of the host in the tunnel.
@@ -58,7 +58,7 @@ type Report struct {
 	// Target is the address that the client asked for, "host:port". It is empty if the client ended before it asked for one, and
 	// for a SOCKS UDP association, which has many.
 	Target string
-	// Username is the name that the client has proven with a password. It is empty if the server asks for none.
+	// Username is the client's name, once the client has sent the right password. It is empty if the server asks for no password.
 	Username string
 	// Sent and Received count the payload bytes from the client to the target and back, without the proxy's own protocol. For
 	// an HTTP request that is not CONNECT they count the bodies.
@@ -99,7 +99,7 @@ func (s *Server) idle() time.Duration { return limit(s.IdleTimeout, defaultIdle)
 
 func (s *Server) idleUDP() time.Duration { return limit(s.IdleTimeout, defaultIdleUDP) }
 
-// limit applies the default. It returns 0 if there is no limit.
+// limit returns d, or the default if d is 0, or 0 for no limit if d is negative.
 func limit(d, ifZero time.Duration) time.Duration {
 	if d == 0 {
 		return ifZero

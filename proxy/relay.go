@@ -32,15 +32,15 @@ func (n *session) pass(dst, src net.Conn, moved *atomic.Int64) {
 		_ = c.CloseWrite() // if it fails, the other direction fails too
 		return
 	}
-	_ = dst.Close() // the only way to tell the end
+	_ = dst.Close() // dst has no half-close, so only this tells it the end
 }
 
 // copy copies src to dst until io.EOF. It takes the first of these that is possible:
 //
 //   - The kernel moves bytes between two of its sockets (splice).
 //   - A connection of the kernel is read when there is something to read, into a buffer that is then given back.
-//   - A source with WriteTo, as a *netstack.TCPConn, does the same itself.
-//   - A small buffer that grows while it is filled.
+//   - A source with WriteTo, such as *netstack.TCPConn, does the same itself.
+//   - A small buffer is used, and a large one while reads fill it.
 //
 // So a connection without traffic holds no buffer in the first three cases, and 4 KiB in the last.
 func (n *session) copy(dst io.Writer, src net.Conn, moved *atomic.Int64) error {
@@ -62,8 +62,8 @@ func kernelTCP(c any) bool {
 	return ok
 }
 
-// splice lets the kernel copy. The calls tell how much they moved only when they return, so a deadline makes them return a few
-// times within the idle time.
+// splice lets the kernel copy. A call tells how much it moved only when it returns, so a deadline makes it return several times
+// within the idle time.
 func (n *session) splice(dst, src *net.TCPConn, moved *atomic.Int64) error {
 	every := n.server.idle() / (2 * quarters)
 	for {
@@ -100,8 +100,8 @@ var (
 	largeBuffers = sync.Pool{New: func() any { b := make([]byte, largeBuffer); return &b }}
 )
 
-// copyGrowing copies with a small buffer. A read that fills it is followed by one with a large buffer, and a read that needs a
-// small one only is followed by one with that.
+// copyGrowing begins with a small buffer. After a read of at least smallBuffer it uses a large buffer, and after a shorter read the
+// small one again.
 func copyGrowing(dst io.Writer, src io.Reader, moved *atomic.Int64) error {
 	pool := &smallBuffers
 	for {

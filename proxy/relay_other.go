@@ -8,5 +8,5 @@ import (
 	"sync/atomic"
 )
 
-// copyReady does nothing: this system does not read a socket only when there is something to read.
+// copyReady does nothing, because this system cannot wait for bytes without a buffer for them.
 func copyReady(io.Writer, net.Conn, *atomic.Int64) (done bool, err error) { return false, nil }

@@ -11,9 +11,14 @@ import (
 	"time"
 )
 
-// SNI connects TLS clients to the host that their ClientHello names, and does not decrypt what they send. Failures are answered
-// with an alert of TLS: 112 (unrecognized_name) if there is no name or it has no address, 49 (access_denied) if the dialer refuses
-// the target, 50 (decode_error) if the client does not speak TLS, and 80 (internal_error) otherwise.
+// SNI connects TLS clients to the host that their ClientHello names, and does not decrypt what they send.
+//
+// A client learns of a failure by an alert of TLS:
+//
+//   - 49 (access_denied): the dialer or Target refuses the name with an error that wraps fs.ErrPermission.
+//   - 50 (decode_error): the client does not speak TLS.
+//   - 80 (internal_error): the dial fails for another reason.
+//   - 112 (unrecognized_name): the ClientHello has no name, or the name does not exist.
 type SNI struct {
 	// Target returns the address to dial for a name, "host:port". It may refuse the name with an error. Nil means the name itself
 	// on port 443.
@@ -86,7 +91,7 @@ func alertOf(err error) byte {
 	return alertInternalError
 }
 
-// sendAlert sends a fatal alert in a record of its own.
+// sendAlert sends a record with a fatal alert.
 func sendAlert(c net.Conn, code byte) {
 	_ = c.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = c.Write([]byte{21, 3, 3, 0, 2, 2, code})
@@ -112,7 +117,7 @@ func readHello(r io.Reader) (name string, read []byte, err error) {
 	return name, h.read.Bytes(), nil
 }
 
-// isName reports whether a name is one of DNS. RFC 6066, section 3: "Literal IPv4 and IPv6 addresses are not permitted".
+// isName reports whether s is a DNS name. RFC 6066, section 3: "Literal IPv4 and IPv6 addresses are not permitted".
 func isName(s string) bool {
 	if _, err := netip.ParseAddr(s); err == nil || s == "" || len(s) > 253 {
 		return false

@@ -9,10 +9,10 @@ import (
 
 var errStdio = errors.New("proxy: ServeStdio needs a Forward, which names the target")
 
-// ServeStdio connects r and w to the target of a Forward, as ssh's ProxyCommand needs it with standard input and output. The end
-// of r closes the connection for writing. ServeStdio returns when the target has closed its side and all that it sent is
-// written, or when the connection fails. A Read of r may still wait then; what it returns is dropped. Limits on time apply, and
-// Done is called.
+// ServeStdio connects r and w to the target of a Forward. With standard input and output it serves ssh's ProxyCommand. The end of r
+// half-closes the connection. ServeStdio returns when the target has closed its side and w has all that it sent, or when the
+// connection fails. A Read of r may still wait then, and what it reads is dropped. DialTimeout and IdleTimeout apply, and Done is
+// called.
 func (s *Server) ServeStdio(r io.Reader, w io.Writer) error {
 	p, ok := s.Protocol.(Forward)
 	if !ok {
