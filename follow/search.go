@@ -10,9 +10,12 @@ import (
 )
 
 const (
-	// maxSearches bounds the peers that are searched for at once. Peers beyond it get their turn when one of the others is
-	// found, since attempts go on and each failed attempt is an event.
+	// maxSearches bounds the peers that are searched for at once. A peer beyond it takes the place of a search that has had
+	// its share, at its next failed attempt.
 	maxSearches = 1024
+
+	// share is how long a search goes on at least while other peers wait for its place.
+	share = time.Minute
 
 	// maxPlaces bounds the places where a peer is looked for.
 	maxPlaces = 64
@@ -33,9 +36,10 @@ const (
 // device's own attempts continue, one in 5 s, and each goes to another place. Without new packets they end a minute later than
 // they would without a Follower.
 type search struct {
+	began    time.Time
 	first    wireguard.Endpoint // where the peer was when the search began
 	received uint64             // the bytes received until then
-	tried    []try
+	tried    []try              // at most maxPlaces, the latest last
 	due      time.Time // of the next step; zero means that an event or an answer continues the search
 	waiting  uint64    // the packets that waited or were dropped, at the last turn
 	turns    int       // since that number changed
@@ -78,10 +82,10 @@ func (r *run) event(e wireguard.Event) {
 func (r *run) begin(e wireguard.Event, now time.Time) {
 	p, ok := r.device.Peer(e.Peer)
 	heard := e.Time.Sub(p.LastReceived) // both by the device's wall clock
-	if !ok || len(r.searches) >= maxSearches || heard < attempt {
+	if !ok || heard < attempt || !r.room(now) {
 		return // if it was heard, one message was lost and the path works
 	}
-	s := &search{first: p.Endpoint, received: p.Received.Bytes, tried: []try{{p.Endpoint, now}}, due: now}
+	s := &search{began: now, first: p.Endpoint, received: p.Received.Bytes, tried: []try{{p.Endpoint, now}}, due: now}
 	r.searches[e.Peer] = s
 	r.ask(e.Peer, now)
 	if e.Kind == wireguard.EventUnanswered {
@@ -90,6 +94,23 @@ func (r *run) begin(e wireguard.Event, now time.Time) {
 	if !p.LastReceived.IsZero() {
 		s.due = now.Add(patience)
 	}
+}
+
+// room reports whether another search may begin. If there are maxSearches, it ends the oldest one that has had its share, so that
+// peers that are gone for good do not keep the others from being found.
+func (r *run) room(now time.Time) bool {
+	if len(r.searches) < maxSearches {
+		return true
+	}
+	var key wireguard.PublicKey
+	oldest := now.Add(-share)
+	for k, s := range r.searches {
+		if !s.began.After(oldest) {
+			key, oldest = k, s.began
+		}
+	}
+	delete(r.searches, key)
+	return len(r.searches) < maxSearches
 }
 
 // step asks the next place that was not asked yet. Where none is left, attempts of the device continue the search.
@@ -136,10 +157,19 @@ func (s *search) last(place wireguard.Endpoint) time.Time {
 	return time.Time{}
 }
 
+// ask notes that a place is asked. A name that resolves to other addresses each time would make tried grow without a bound, so
+// the place that was asked longest ago is forgotten.
+func (s *search) ask(place wireguard.Endpoint, now time.Time) {
+	s.tried = slices.DeleteFunc(s.tried, func(t try) bool { return t.at.SamePlace(place) })
+	if len(s.tried) == maxPlaces {
+		s.tried = slices.Delete(s.tried, 0, 1)
+	}
+	s.tried = append(s.tried, try{place, now})
+}
+
 // move tells the device where to send the next initiation.
 func (r *run) move(key wireguard.PublicKey, s *search, place wireguard.Endpoint, now time.Time) {
-	s.tried = slices.DeleteFunc(s.tried, func(t try) bool { return t.at.SamePlace(place) })
-	s.tried = append(s.tried, try{place, now})
+	s.ask(place, now)
 	if p, ok := r.device.Peer(key); !ok || p.Endpoint.SamePlace(place) {
 		return
 	}

@@ -1,0 +1,73 @@
+package follow
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/conf"
+)
+
+// addrOf returns the nth of many addresses.
+func addrOf(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 10<<24+uint32(n))))
+}
+
+// TestManyAddresses checks that a DNS answer with thousands of addresses leaves room for the peer's other endpoints.
+func TestManyAddresses(t *testing.T) {
+	var answer []netip.Addr
+	for n := range 5000 {
+		answer = append(answer, addrOf(n))
+	}
+	addrs := interleave(answer)
+	if len(addrs) != maxAddrs {
+		t.Errorf("%d addresses are kept, want %d", len(addrs), maxAddrs)
+	}
+	var key wireguard.PublicKey
+	other := conf.Endpoint{Host: "192.0.2.1", Port: 1}
+	f := &Follower{}
+	f.Set(map[wireguard.PublicKey][]conf.Endpoint{key: {{Host: "vpn.example.com", Port: 1}, other}})
+	r := &run{Follower: f, names: map[string]*name{"vpn.example.com": {addrs: addrs}}}
+	s := &search{first: wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.2:1"))}
+	places := r.places(key, s)
+	if n := len(places); n != maxAddrs+2 || places[n-2].Addr.String() != "192.0.2.1:1" || places[n-1] != s.first {
+		t.Errorf("the places are %v, want %d of the name, the other endpoint, and the present place", places, maxAddrs)
+	}
+}
+
+// TestOtherAddressesEachTime checks that a name that resolves to other addresses each time does not make a search grow.
+func TestOtherAddressesEachTime(t *testing.T) {
+	var s search
+	now := time.Now()
+	for n := range 10 * maxPlaces {
+		s.ask(wireguard.EndpointOf(netip.AddrPortFrom(addrOf(n), 1)), now.Add(time.Duration(n)))
+	}
+	if len(s.tried) != maxPlaces {
+		t.Errorf("%d places are kept, want %d", len(s.tried), maxPlaces)
+	}
+	if last := wireguard.EndpointOf(netip.AddrPortFrom(addrOf(10*maxPlaces-1), 1)); s.last(last).IsZero() {
+		t.Error("the latest place is forgotten")
+	}
+}
+
+// TestRoom checks that peers that are never found do not keep another one from being searched for.
+func TestRoom(t *testing.T) {
+	r := &run{searches: make(map[wireguard.PublicKey]*search)}
+	began := time.Now()
+	var oldest wireguard.PublicKey
+	for n := range maxSearches {
+		key := wireguard.PublicKey{byte(n), byte(n >> 8), 1}
+		if n == 0 {
+			oldest = key
+		}
+		r.searches[key] = &search{began: began.Add(time.Duration(n))}
+	}
+	if r.room(began.Add(share - 1)) {
+		t.Error("a search ended before it had its share")
+	}
+	if !r.room(began.Add(share)) || r.searches[oldest] != nil || len(r.searches) != maxSearches-1 {
+		t.Errorf("%d searches, want %d: the oldest makes room", len(r.searches), maxSearches-1)
+	}
+}
