@@ -40,9 +40,9 @@ type search struct {
 	first    wireguard.Endpoint // where the peer was when the search began
 	received uint64             // the bytes received until then
 	tried    []try              // at most maxPlaces, the latest last
-	due      time.Time // of the next step; zero means that an event or an answer continues the search
-	waiting  uint64    // the packets that waited or were dropped, at the last turn
-	turns    int       // since that number changed
+	due      time.Time          // of the next step; zero means that an event or an answer continues the search
+	waiting  uint64             // the packets that waited or were dropped, at the last turn
+	turns    int                // since that number changed
 }
 
 // A try is a place that was asked.

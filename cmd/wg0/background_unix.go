@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard/internal/systemd"
 )
 
 // This program moves to the background in three steps. The process that the user started (the parent) starts a child in a new
@@ -37,7 +39,7 @@ func background(c command, in inherited) error {
 	defer null.Close()
 	attr := os.ProcAttr{
 		Files: []*os.File{null, os.Stdout, os.Stderr, w},
-		Env:   append(environ(), envForeground+"=1", envReady+"=3", envNotify+"="+os.Getenv(envNotify)),
+		Env:   append(environ(), envForeground+"=1", envReady+"=3", systemd.EnvNotify+"="+os.Getenv(systemd.EnvNotify)),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	for _, f := range []struct {
@@ -76,7 +78,7 @@ func background(c command, in inherited) error {
 
 // environ returns the environment without the variables that only this process may use.
 func environ() []string {
-	own := []string{envTUN, envUAPI, envForeground, envReady, envNotify}
+	own := []string{envTUN, envUAPI, envForeground, envReady, systemd.EnvNotify}
 	return slices.DeleteFunc(os.Environ(), func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
 		return slices.Contains(own, name)

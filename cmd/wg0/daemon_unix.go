@@ -19,6 +19,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
 	"github.com/seed-86b749af/wireguard/follow"
+	"github.com/seed-86b749af/wireguard/internal/systemd"
 	"github.com/seed-86b749af/wireguard/transport/tun"
 	"github.com/seed-86b749af/wireguard/uapi"
 )
@@ -93,7 +94,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	if err := parent.release(); err != nil {
 		log.Warn("the daemon is ready but could not detach from the process that started it", "err", err)
 	}
-	notify("READY=1")
+	systemd.Notify("READY=1")
 	log.Info("ready", "interface", d.name)
 
 	reloading, stop := context.WithCancelCause(ctx)
@@ -103,7 +104,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	if why != nil {
 		log.Error(why.Error())
 	}
-	notify("STOPPING=1")
+	systemd.Notify("STOPPING=1")
 	stop(errStopping)
 	reloads.Wait() // cleanUp must also remove the rules that a reload adds
 	if file != nil {

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard/internal/systemd"
 )
 
 const (
@@ -15,9 +17,6 @@ const (
 	envUAPI       = "WG_UAPI_FD"
 	envForeground = "WG_PROCESS_FOREGROUND"
 	envReady      = "WG0_READY_FD" // passed from the parent to the process in the background
-
-	firstListenFD = 3 // SD_LISTEN_FDS_START
-	maxListenFDs  = 64
 )
 
 // inherited holds files that another process opened for this one. A nil file means that this process must open its own.
@@ -47,46 +46,31 @@ func inheritNamed(env string) (*os.File, error) {
 	if err != nil || fd < 0 {
 		return nil, fmt.Errorf("%s is %q: want the number of an open descriptor", env, v)
 	}
-	return take(env, fd)
-}
-
-func take(what string, fd int) (*os.File, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-		return nil, fmt.Errorf("%s: descriptor %d is not open; pass it to wg0 from the program that starts wg0", what, fd)
+		return nil, fmt.Errorf("%s: descriptor %d is not open; pass it to wg0 from the program that starts wg0", env, fd)
 	}
 	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), what), nil
+	return os.NewFile(uintptr(fd), env), nil
 }
 
-// listenFDs takes the descriptors that a service manager passes (sd_listen_fds(3)). It uses a socket as the control socket, and
-// anything else as the TUN.
+// listenFDs takes the descriptors that a service manager passes. It uses a socket as the control socket, and anything else as the
+// TUN.
 func (in *inherited) listenFDs() error {
-	pid, n := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
-	os.Unsetenv("LISTEN_PID")
-	os.Unsetenv("LISTEN_FDS")
-	os.Unsetenv("LISTEN_FDNAMES")
-	if n == "" || pid != strconv.Itoa(os.Getpid()) {
-		return nil
+	files, err := systemd.Files()
+	if err != nil {
+		return err
 	}
-	count, err := strconv.Atoi(n)
-	if err != nil || count < 0 || count > maxListenFDs {
-		return fmt.Errorf("LISTEN_FDS is %q: want a number of descriptors from 0 to %d", n, maxListenFDs)
-	}
-	for fd := firstListenFD; fd < firstListenFD+count; fd++ {
-		f, err := take("LISTEN_FDS", fd)
-		if err != nil {
-			return err
-		}
+	for _, f := range files {
 		info, err := f.Stat()
 		if err != nil {
-			return fmt.Errorf("LISTEN_FDS: descriptor %d: %w", fd, err)
+			return fmt.Errorf("%s: %w", f.Name(), err)
 		}
 		to := &in.tun
 		if info.Mode().Type()&os.ModeSocket != 0 {
 			to = &in.uapi
 		}
 		if *to != nil {
-			return fmt.Errorf("LISTEN_FDS: unexpected descriptor %d: pass at most one TUN and one control socket", fd)
+			return fmt.Errorf("%s is one too many: pass at most one TUN and one control socket", f.Name())
 		}
 		*to = f
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/internal/systemd"
 	"github.com/seed-86b749af/wireguard/proxy"
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
@@ -77,12 +78,12 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 	if p.terminal {
 		go p.showSession(ctx)
 	}
-	notify("READY=1")
+	systemd.Notify("READY=1")
 	for {
 		select {
 		case sig := <-signals:
 			if !isReload(sig) {
-				notify("STOPPING=1")
+				systemd.Notify("STOPPING=1")
 				return p.drain(signals)
 			}
 			if err := p.reload(ctx); err != nil {

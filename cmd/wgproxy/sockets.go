@@ -1,12 +1,47 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
+
+	"github.com/seed-86b749af/wireguard/internal/systemd"
 )
 
-// sockets are those that the service manager has opened for this process (sd_listen_fds(3)), by network and address.
+// sockets are those that the service manager has opened for this process, by network and address.
 type sockets map[string]any // a net.Listener or a net.PacketConn
+
+// inherit takes the sockets that a service manager passes.
+func inherit() (sockets, error) {
+	files, err := systemd.Files()
+	if err != nil {
+		return nil, err
+	}
+	s := make(sockets)
+	for _, f := range files {
+		err := s.add(f)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+	}
+	return s, nil
+}
+
+// add adds a copy of a socket.
+func (s sockets) add(f *os.File) error {
+	if l, err := net.FileListener(f); err == nil {
+		s[l.Addr().Network()+" "+l.Addr().String()] = l
+		return nil
+	}
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return errors.New("want a listening TCP socket or a UDP socket")
+	}
+	s[c.LocalAddr().Network()+" "+c.LocalAddr().String()] = c
+	return nil
+}
 
 // listener returns the inherited listener with an address, or opens one.
 func (s sockets) listener(address string) (net.Listener, error) {

@@ -10,7 +10,4 @@ import (
 // reloadSignals make wgproxy read its file again. This system has none.
 var reloadSignals []os.Signal
 
-// inherit returns no sockets: only Unix has service managers that pass them.
-func inherit() (sockets, error) { return make(sockets), nil }
-
 func detach(*exec.Cmd) {}
