@@ -219,7 +219,7 @@ func TestForward(t *testing.T) {
 //
 //	client 10.0.0.2 ── tunnel ── gateway 10.0.0.1 ── sockets of the host ── this test, at an address of the host
 func TestGateway(t *testing.T) {
-	host := hostAddr(t)
+	host := testkit.HostAddr(t)
 	gatewayKey, key := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	gateway := start(t, "gateway", "-open", host.String()+"/32", serverFile(t, gatewayKey, key.Public()))
 	file, err := conf.ReadFile(clientFile(t, key, gatewayKey.Public(), gateway.says(`UDP port (\d+)`)))
@@ -306,22 +306,6 @@ func TestGateway(t *testing.T) {
 	if _, err := client.DialContext(ctx, "tcp", "10.0.0.3:80"); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("an address of the tunnel: %v, want a refusal", err)
 	}
-}
-
-// hostAddr returns an IPv4 address of the host that a router may forward packets to.
-func hostAddr(t *testing.T) netip.Addr {
-	t.Helper()
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
-			return p.Addr()
-		}
-	}
-	t.Skip("the host has no IPv4 address beside loopback and link-local ones")
-	return netip.Addr{}
 }
 
 // startEcho starts a device whose stack says "echo: " and echoes on TCP port 7 of 10.0.0.1.

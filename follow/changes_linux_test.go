@@ -7,46 +7,32 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// inNamespace runs the calling test again, in a process that has its own network and administers it; there it returns true.
+// inNamespace is testkit.InNamespace with these interfaces:
 //
 //	eth0 ── veth ── eth1    both up, and eth0 with an address and a default route
 //	wg7                     the tunnel's interface, up
 func inNamespace(t *testing.T) bool {
-	const here = "FOLLOW_TEST_NAMESPACE"
-	if os.Getenv(here) != "" {
-		ip(t, "link add eth0 type veth peer name eth1", "link add wg7 type veth peer name wg8", "link set lo up",
-			"link set eth1 up", "link set eth0 up", "link set wg8 up", "link set wg7 up",
-			"addr add 192.0.2.1/24 dev eth0", "route add default via 192.0.2.254 dev eth0 metric 100")
-		return true
-	}
-	t.Parallel()
+	t.Helper()
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("needs ip: install iproute2")
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), here+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	t.Parallel()
+	if !testkit.InNamespace(t) {
+		return false
 	}
-	out, err := cmd.CombinedOutput()
-	if _, ran := err.(*exec.ExitError); err != nil && !ran {
-		t.Skipf("needs network namespaces: %v", err)
-	}
-	t.Logf("%s", out)
-	if err != nil {
-		t.Fail()
-	}
-	return false
+	ip(t, "link add eth0 type veth peer name eth1", "link add wg7 type veth peer name wg8", "link set lo up",
+		"link set eth1 up", "link set eth0 up", "link set wg8 up", "link set wg7 up",
+		"addr add 192.0.2.1/24 dev eth0", "route add default via 192.0.2.254 dev eth0 metric 100")
+	return true
 }
 
 // ip runs ip(8) once, with these lines.

@@ -57,7 +57,7 @@ func TestGatewaySection(t *testing.T) {
 // tunnel's addresses are refused, and so is a second connection beyond MaxFlows. A reload raises MaxFlows; the next one takes
 // Allow away.
 func TestGatewayProcess(t *testing.T) {
-	host := hostAddr(t)
+	host := testkit.HostAddr(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
 	if err != nil {
 		t.Fatal(err)
@@ -146,20 +146,4 @@ func TestGatewayProcess(t *testing.T) {
 	if err := process.Wait(); err != nil {
 		t.Errorf("wgproxy ends with %v; it said\n%s", err, r.said())
 	}
-}
-
-// hostAddr returns an IPv4 address of the host that a router may forward packets to.
-func hostAddr(t *testing.T) netip.Addr {
-	t.Helper()
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
-			return p.Addr()
-		}
-	}
-	t.Skip("the host has no IPv4 address beside loopback and link-local ones")
-	return netip.Addr{}
 }

@@ -5,6 +5,8 @@ package testkit
 import (
 	"fmt"
 	"math"
+	"net"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"testing"
@@ -109,4 +111,21 @@ func NoAllocations(t testing.TB, n int, f func()) (calls int) {
 		t.Errorf("%d allocations in %d calls, want none", least, n)
 	}
 	return calls
+}
+
+// HostAddr returns an IPv4 address of the host that a router may forward packets to. It skips a test
+// on a host that has none.
+func HostAddr(t testing.TB) netip.Addr {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			return p.Addr()
+		}
+	}
+	t.Skip("the host has no IPv4 address beside loopback and link-local ones")
+	return netip.Addr{}
 }

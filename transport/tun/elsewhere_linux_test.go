@@ -9,8 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"syscall"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // TestStatesElsewhere follows an interface into a namespace that the program may not enter, as far as that goes: its name
@@ -36,11 +37,7 @@ func TestStatesElsewhere(t *testing.T) {
 	there := newNamespace(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestStatesElsewhere$")
 	cmd.Env = append(os.Environ(), child+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
+	testkit.OwnNetwork(cmd)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -4,39 +4,23 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"syscall"
 	"testing"
 	"unsafe"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
-// inNamespace runs the calling test again, in a process with a network of its own, of which it is the administrator;
-// there it returns true, with the loopback interface up and of an MTU of 1300 bytes.
+// inNamespace is testkit.InNamespace with the loopback interface up, and with an MTU of 1300 bytes.
 func inNamespace(t *testing.T) bool {
-	const here = "UDP_TEST_NAMESPACE"
-	if os.Getenv(here) != "" {
-		loopbackUp(t, 1300)
-		return true
+	t.Helper()
+	if !testkit.InNamespace(t) {
+		return false
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), here+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	if _, ran := err.(*exec.ExitError); err != nil && !ran {
-		t.Skipf("needs network namespaces: %v", err)
-	}
-	t.Logf("%s", out)
-	if err != nil {
-		t.Fail()
-	}
-	return false
+	loopbackUp(t, 1300)
+	return true
 }
 
 // loopbackUp is "ip link set lo up mtu N".
