@@ -225,3 +225,12 @@ func (h *host) addresses(v4 bool) (as []netip.Prefix) {
 	}
 	return as
 }
+
+// longestFirst returns the allowed IPs of all peers, the most specific first.
+func longestFirst(d *wireguard.Device) (ps []netip.Prefix) {
+	for p := range d.Peers() {
+		ps = slices.AppendSeq(ps, d.AllowedIPs(p.PublicKey))
+	}
+	slices.SortStableFunc(ps, func(a, b netip.Prefix) int { return b.Bits() - a.Bits() })
+	return ps
+}

@@ -1,25 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
 	"github.com/seed-86b749af/wireguard/follow"
 )
@@ -292,50 +287,6 @@ func (d *daemon) waitUp(ctx context.Context) error {
 	return nil
 }
 
-// findMTU returns the path MTU to the endpoints less the tunnel's overhead. If it finds none, it uses the MTU of the default
-// route.
-func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
-	const overhead, usual = 80, 1500
-	mtu := 0
-	for p := range d.Peers() {
-		if a := p.Endpoint.Addr.Addr(); a.IsValid() {
-			mtu = max(mtu, t.pathMTU(ctx, "get", a.WithZone("").String()))
-		}
-	}
-	if mtu == 0 {
-		mtu = t.pathMTU(ctx, "show", "default")
-	}
-	if mtu <= overhead {
-		mtu = usual
-	}
-	return mtu - overhead
-}
-
-var (
-	mtuOf     = regexp.MustCompile(`\bmtu (?:lock )?([0-9]+)`)
-	nextRoute = regexp.MustCompile(`\n[^ \t]`)
-	deviceOf  = regexp.MustCompile(`\bdev ([^ \n]+)`)
-)
-
-// pathMTU returns the MTU of the first route that ip shows, or else that of the route's device, or else 0. In ip's output, the
-// lines that continue a route are indented.
-func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
-	out, _ := t.output(ctx, "ip", append([]string{"route"}, args...)...)
-	if n := nextRoute.FindStringIndex(out); n != nil {
-		out = out[:n[0]]
-	}
-	if m := mtuOf.FindStringSubmatch(out); m != nil {
-		n, _ := strconv.Atoi(m[1])
-		return n
-	}
-	if m := deviceOf.FindStringSubmatch(out); m != nil {
-		if i, err := net.InterfaceByName(m[1]); err == nil {
-			return i.MTU
-		}
-	}
-	return 0
-}
-
 // undo reverts what prepare and up did before they failed. d may be nil.
 func (t *tunnelFile) undo(d *daemon) {
 	ctx := context.Background()
@@ -412,96 +363,3 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 
 // follow keeps the endpoints of the peers true until ctx ends.
 func (t *tunnelFile) follow(ctx context.Context) { t.follower.Run(ctx) }
-
-// A host runs commands for one interface.
-type host struct {
-	iface string
-	out   interface{ Write([]byte) (int, error) } // gets the commands and their output
-}
-
-// run prints and runs a command. If the command fails, the error contains what the command printed on stderr.
-func (h *host) run(ctx context.Context, stdin string, name string, args ...string) error {
-	line := strings.Join(append([]string{name}, args...), " ")
-	fmt.Fprintf(h.out, "[#] %s\n", line)
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdin, cmd.Env = strings.NewReader(stdin), environ()
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = h.out, &stderr
-	err := cmd.Run()
-	if err == nil {
-		h.out.Write(stderr.Bytes())
-		return nil
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if said := strings.TrimSpace(stderr.String()); said != "" {
-		return fmt.Errorf("%s: %s", line, strings.ReplaceAll(said, "\n", "; "))
-	}
-	return fmt.Errorf("%s: %w", line, err)
-}
-
-// output runs a command and returns its standard output.
-func (h *host) output(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = environ()
-	out, err := cmd.Output()
-	return string(out), err
-}
-
-// ip runs ip(8) for the family of a.
-func (h *host) ip(ctx context.Context, a netip.Addr, args ...string) error {
-	return h.run(ctx, "", "ip", append([]string{family(a)}, args...)...)
-}
-
-func family(a netip.Addr) string {
-	if a.Is4() {
-		return "-4"
-	}
-	return "-6"
-}
-
-// longestHookEnd is how long a hook may run after SIGTERM.
-const longestHookEnd = 5 * time.Second
-
-// hooks runs hooks in the shell. It sets ran, which may be nil, before it starts the first hook.
-func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
-	shell := "sh"
-	if _, err := exec.LookPath("bash"); err == nil { // wg-quick(8) uses bash
-		shell = "bash"
-	}
-	for _, hook := range hooks {
-		hook = conf.ExpandHook(hook, h.iface)
-		fmt.Fprintf(h.out, "[#] %s\n", hook)
-		if ran != nil {
-			*ran = true
-		}
-		cmd := exec.CommandContext(ctx, shell, "-c", hook)
-		cmd.Env, cmd.Stdout, cmd.Stderr = environ(), h.out, h.out
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Cancel also ends the shell's children
-		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-		cmd.WaitDelay = longestHookEnd
-		if err := cmd.Run(); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return fmt.Errorf("the hook %q failed: %w", hook, err)
-		}
-	}
-	return nil
-}
-
-// has reports whether a command is installed.
-func has(command string) bool {
-	_, err := exec.LookPath(command)
-	return err == nil
-}
-
-// longestFirst returns the allowed IPs of all peers, the most specific first.
-func longestFirst(d *wireguard.Device) (ps []netip.Prefix) {
-	for p := range d.Peers() {
-		ps = slices.AppendSeq(ps, d.AllowedIPs(p.PublicKey))
-	}
-	slices.SortStableFunc(ps, func(a, b netip.Prefix) int { return b.Bits() - a.Bits() })
-	return ps
-}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"net"
+	"regexp"
+	"strconv"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+// findMTU returns the path MTU to the endpoints less the tunnel's overhead. If it finds none, it uses the MTU of the default
+// route.
+func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
+	const overhead, usual = 80, 1500
+	mtu := 0
+	for p := range d.Peers() {
+		if a := p.Endpoint.Addr.Addr(); a.IsValid() {
+			mtu = max(mtu, t.pathMTU(ctx, "get", a.WithZone("").String()))
+		}
+	}
+	if mtu == 0 {
+		mtu = t.pathMTU(ctx, "show", "default")
+	}
+	if mtu <= overhead {
+		mtu = usual
+	}
+	return mtu - overhead
+}
+
+var (
+	mtuOf     = regexp.MustCompile(`\bmtu (?:lock )?([0-9]+)`)
+	nextRoute = regexp.MustCompile(`\n[^ \t]`)
+	deviceOf  = regexp.MustCompile(`\bdev ([^ \n]+)`)
+)
+
+// pathMTU returns the MTU of the first route that ip shows, or else that of the route's device, or else 0. In ip's output, the
+// lines that continue a route are indented.
+func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
+	out, _ := t.output(ctx, "ip", append([]string{"route"}, args...)...)
+	if n := nextRoute.FindStringIndex(out); n != nil {
+		out = out[:n[0]]
+	}
+	if m := mtuOf.FindStringSubmatch(out); m != nil {
+		n, _ := strconv.Atoi(m[1])
+		return n
+	}
+	if m := deviceOf.FindStringSubmatch(out); m != nil {
+		if i, err := net.InterfaceByName(m[1]); err == nil {
+			return i.MTU
+		}
+	}
+	return 0
+}
