@@ -46,7 +46,7 @@ func (p *program) reload(ctx context.Context) error {
 	for _, s := range remove {
 		p.stop(s)
 	}
-	next.alive, next.every = p.alive, p.every
+	next.alive, next.every, next.family = p.alive, p.every, p.settings.family
 	next.services = slices.Concat(difference(p.services, remove), add)
 	p.settings = next
 	if err := p.startServices(add); err != nil {

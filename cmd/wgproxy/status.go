@@ -97,6 +97,15 @@ func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	json.NewEncoder(w).Encode(last)
 }
 
+// statusTimeout is how long a client of the status page may take to send a request, and to accept the answer.
+const statusTimeout = 10 * time.Second
+
+// statusServer returns a server for h. Its Close also ends /events, which sets deadlines for its writes itself. No deadline for
+// reading applies once a request is complete.
+func statusServer(h http.Handler, timeout time.Duration) *http.Server {
+	return &http.Server{Handler: h, ReadTimeout: timeout, WriteTimeout: timeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+}
+
 type closeFunc func() error
 
 func (f closeFunc) Close() error { return f() }
@@ -119,7 +128,7 @@ func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 	mux.Handle("GET /readyz", h)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
 	mux.Handle("GET /", page.New(page.Config{Devices: []page.Device{{Name: "wgproxy", Device: p.tunnel.Device()}}}))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	srv := statusServer(mux, statusTimeout)
 	go srv.Serve(l)
 	p.say("serving a status page, /metrics and /readyz on http://%v/", l.Addr())
 	return srv, nil

@@ -1,0 +1,103 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
+
+// TestStatusOfSlowClients checks that a client that sends half a request, or accepts no answer, is disconnected, and that a
+// stream of events outlives both limits.
+func TestStatusOfSlowClients(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	written := make(chan error, 1)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		_, err := w.Write(make([]byte, 64<<20)) // more than all buffers of sockets hold
+		written <- err
+	})
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		out := http.NewResponseController(w)
+		for range 6 {
+			out.SetWriteDeadline(time.Now().Add(time.Minute)) // as package page does
+			io.WriteString(w, ".")
+			out.Flush()
+			select {
+			case <-time.After(timeout / 2):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := statusServer(mux, timeout)
+	go srv.Serve(l)
+	defer srv.Close()
+	request := func(text string) net.Conn {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(c, text)
+		return c
+	}
+	slow := request("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	for _, half := range []string{"GET /metr", "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"} {
+		if _, err := io.Copy(io.Discard, request(half)); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the server does not end the connection of %q: %v", half, err)
+		}
+	}
+	if b, _ := io.ReadAll(request("GET /events HTTP/1.0\r\n\r\n")); !bytes.HasSuffix(b, []byte("......")) {
+		t.Errorf("the stream ended early: %q", b)
+	}
+	if err := testkit.Next(t, written, "the server gives a slow client up"); err == nil {
+		t.Error("the server has written all to a client that reads nothing")
+	}
+	slow.Close()
+}
+
+// TestStopWithOpenPage checks that an open page does not delay the end.
+func TestStopWithOpenPage(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	status := inheritTCP(t, in)
+	r := launch(t, o.file(""), in, "-status", status)
+	r.waitFor("serving a status page")
+	c, err := net.Dial("tcp", status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(drainTime))
+	fmt.Fprintf(c, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	r.signals <- syscall.SIGTERM
+	if err := <-r.ended; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > drainTime/2 {
+		t.Errorf("wgproxy ended after %v", took)
+	}
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the stream did not end: %v", err)
+	}
+}
