@@ -126,7 +126,7 @@ func TestParseFull(t *testing.T) {
 	}
 }
 
-// TestParseValues: single lines as wg(8) and wg-quick(8) read them.
+// TestParseValues parses single lines as wg(8) and wg-quick(8) do.
 func TestParseValues(t *testing.T) {
 	for _, c := range []struct {
 		line string
@@ -193,7 +193,7 @@ func TestParseEndpoint(t *testing.T) {
 	}
 }
 
-// TestErrors: every error is told at once, with its line and key, and none repeats a key or what may be one.
+// TestErrors checks that Parse reports all errors, each with its line and key, and that none contains a secret or a part of one.
 func TestErrors(t *testing.T) {
 	const misplaced = "qM3vY1S9ZK4bZ0wT8pJ5m9VdLx2rUe7oNc6yHiGfAkE="
 	text := strings.Join([]string{
@@ -255,7 +255,7 @@ func leaks(text, key string) bool {
 	return false
 }
 
-// TestBrokenKeys: no part of a key is in an error, wherever its line is broken, and whatever key it was given to.
+// TestBrokenKeys checks that no error contains a part of a secret, wherever its line is broken and whatever the name before it.
 func TestBrokenKeys(t *testing.T) {
 	before := []string{"", "[Interface]\n", "[Peer]\n", "[Interface]\nJc = ", "[Interface]\nUnknown"}
 	for _, n := range new(Syntax).keys(sectionInterface) {
@@ -292,7 +292,7 @@ func TestBrokenKeys(t *testing.T) {
 	})
 }
 
-// TestPrintable: the names that people misspell, and those of other programs' keys, are told; the ends of keys are not.
+// TestPrintable checks that errors contain misspelt names and the names of other programs' keys, but not the end of a secret.
 func TestPrintable(t *testing.T) {
 	for line, want := range map[string]string{
 		"PersistantKeepalive = 25": "PersistantKeepalive", "Adress = 10.0.0.1": "Adress", "Allowed IP = ::/0": "AllowedIP", "Jmin = 8": "Jmin",
@@ -315,7 +315,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// TestUnknown: keys and sections that nobody knows are kept and told, with what may be meant, and without a value.
+// TestUnknown checks that unknown keys and sections are kept and reported, with the nearest known name and without the value.
 func TestUnknown(t *testing.T) {
 	text := "[Interface]\nPrivteKey = " + privateText + "\nPublicKey = x\nJx = 4\n" + pskText + "\n[Peer]\n" +
 		"PublicKey = " + publicText + "\nAllowedIP = 10.0.0.0/8\n[Wireguard]\nMTU = 1\n"
@@ -340,7 +340,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestNothingPrintsKeys: fmt does not print the keys of a File, and encoding/json refuses them.
+// TestNothingPrintsKeys checks that fmt does not print the keys of a File, and that encoding/json refuses them.
 func TestNothingPrintsKeys(t *testing.T) {
 	f := parse(t, full)
 	var out strings.Builder
@@ -377,7 +377,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestErrorsOfOthers: an error that is none of this package's gives no Errors.
+// TestErrorsOfOthers checks that Errors finds nothing in an error of another package.
 func TestErrorsOfOthers(t *testing.T) {
 	if es := Errors(errors.New("x")); es != nil {
 		t.Errorf("%v", es)

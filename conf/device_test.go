@@ -38,7 +38,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestChangeAndAddition: what wg syncconf and wg addconf name, and what they leave as it is.
+// TestChangeAndAddition checks what Change and Addition set, and what they leave as it is.
 func TestChangeAndAddition(t *testing.T) {
 	const peer = "[Peer]\nPublicKey = " + publicText + "\n"
 	for _, c := range []struct {
@@ -97,7 +97,7 @@ func fullPeer(p *wireguard.PeerChange) {
 	p.ReplaceAllowedIPs, p.AllowedIPs, p.RemoveAllowedIPs = false, prefixes("10.0.0.0/8"), prefixes("10.0.0.0/9")
 }
 
-// TestAddressesTwice: an address that the system would refuse is told with its line, and one that it takes again is not.
+// TestAddressesTwice checks that a repeated address is an error with its line only if the system would refuse it.
 func TestAddressesTwice(t *testing.T) {
 	for text, want := range map[string]string{
 		"Address = 10.0.0.1/24, fd00::1/64\nAddress = 10.0.0.2/24":          "",

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// A Syntax says what a file may have beside the sections and keys of wg(8) and wg-quick(8), for a program that keeps its own
+// A Syntax says what a file may have in addition to the sections and keys of wg(8) and wg-quick(8), for a program that keeps its own
 // settings in the same file. The zero value adds nothing. It may be copied, and is safe for concurrent use while nobody
 // changes it.
 type Syntax struct {

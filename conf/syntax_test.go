@@ -112,7 +112,7 @@ func TestRefusesUnknown(t *testing.T) {
 	}
 }
 
-// TestAmnezia: each of AmneziaWG's keys is refused by name, and none of ours is.
+// TestAmnezia checks that the error for each key of AmneziaWG names AmneziaWG, and that no key of WireGuard is taken for one.
 func TestAmnezia(t *testing.T) {
 	names := []string{"Jc", "Jmin", "Jmax", "Itime"}
 	for n := range 5 {
@@ -134,7 +134,7 @@ func TestAmnezia(t *testing.T) {
 	}
 }
 
-// TestNearest: of several known names the nearest is named, and none that shares little with the word.
+// TestNearest checks that the nearest known name is found, and none for a word that resembles none.
 func TestNearest(t *testing.T) {
 	for word, want := range map[string]string{
 		"postupp": "PostUp", "predwn": "PreDown", "mt": "MTU", "dn": "DNS", "x": "", "s1": "", "tables": "Table", "publickeyy": "PublicKey",

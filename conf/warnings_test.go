@@ -10,7 +10,7 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// TestWarnings: what is accepted and most often a mistake is told, in the order of the lines, and is not an error.
+// TestWarnings checks that likely mistakes are reported in the order of their lines, and are not errors.
 func TestWarnings(t *testing.T) {
 	own := must(wireguard.ParsePrivateKey(privateText)).Public().String()
 	zero := strings.Repeat("A", 43) + "="

@@ -11,7 +11,7 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// TestTextUnchanged: what was read is written back byte by byte.
+// TestTextUnchanged checks that a file that was read is written back byte by byte.
 func TestTextUnchanged(t *testing.T) {
 	for _, text := range []string{
 		"", "\n", "# only a comment", full, strings.ReplaceAll(full, "\n", "\r\n"), "\ufeff[Interface]\nMTU = 1420",
@@ -23,7 +23,7 @@ func TestTextUnchanged(t *testing.T) {
 	}
 }
 
-// TestTextEdited: a change is made in its place, and touches nothing else.
+// TestTextEdited checks that a changed value is written in its place, and that all else stays.
 func TestTextEdited(t *testing.T) {
 	const file = `# mine
 [Interface]
@@ -175,7 +175,7 @@ Endpoint = [2001:db8::1]:1
 	}
 }
 
-// TestTextRefuses: a value that would be read as something else is not written.
+// TestTextRefuses checks that Text refuses a value that would be read as something else.
 func TestTextRefuses(t *testing.T) {
 	for name, f := range map[string]File{
 		"a hook with a comment":   {Interface: Interface{PostUp: []string{"a # b"}}},

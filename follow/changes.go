@@ -21,8 +21,8 @@ import (
 //
 // Linux reports all this without polling, through netlink and a timer of the kernel. macOS and the BSDs report it through the
 // route socket, and Windows through NotifyIpInterfaceChange and NotifyUnicastIpAddressChange. There a tick every 15 s notices
-// a resume, and on Windows a change of default route that changes no address goes unnoticed. Only Linux is tested. Android
-// forbids these sockets to apps since version 11, and returns an error: use ConnectivityManager there.
+// a resume, and on Windows a change of default route that changes no address goes unnoticed. Only Linux is tested. Since
+// version 11, Android does not let apps open these sockets, and Changes returns an error: use ConnectivityManager there.
 func Changes(ctx context.Context, tunnel string, changed func()) error {
 	network, err := openNetwork(tunnel)
 	if err != nil {

@@ -90,8 +90,8 @@ func wantNone(t *testing.T, calls <-chan time.Time, why string) {
 	}
 }
 
-// TestChanges: an address that appears is a call, a burst of them is a few calls, also on a slow machine, and what the kernel
-// reports although it does not count is no call. It prints how long a call takes.
+// TestChanges checks that Changes calls changed for an address that appears, a few times for a burst of them even on a slow
+// machine, and not for reports of the kernel that do not count. It prints how long a call takes.
 func TestChanges(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -129,7 +129,7 @@ func TestChanges(t *testing.T) {
 	})
 }
 
-// TestChangesOfRoutes: a default route that is replaced, and one that the kernel removes without a message.
+// TestChangesOfRoutes replaces a default route, and takes down a link, whose default route the kernel removes without a message.
 func TestChangesOfRoutes(t *testing.T) {
 	testChanges(t,
 		"route replace default via 192.0.2.253 dev eth0 metric 100",
@@ -139,7 +139,7 @@ func TestChangesOfRoutes(t *testing.T) {
 		"route add default via 192.0.2.254 dev eth0 metric 100")
 }
 
-// TestChangesOfLinks: the other end of the cable goes down and up, and then the link is gone.
+// TestChangesOfLinks takes the other end of the cable down and up, and then deletes the link.
 func TestChangesOfLinks(t *testing.T) {
 	testChanges(t, "link set eth1 down", "link set eth1 up", "link del eth1")
 }
@@ -157,7 +157,7 @@ func testChanges(t *testing.T, lines ...string) {
 	})
 }
 
-// TestChangesLost: the kernel has no room for its messages, of which none would count. Anything may have changed.
+// TestChangesLost checks that messages that the kernel had to drop are a change, although none of them would count.
 func TestChangesLost(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -197,7 +197,7 @@ func setReceiveBuffer(f *os.File, size int) error {
 	}), err)
 }
 
-// TestChangesEnd: nothing is left of a watch that ended.
+// TestChangesEnd checks that Changes leaves no goroutine and no descriptor when it returns.
 func TestChangesEnd(t *testing.T) {
 	if !inNamespace(t) {
 		return

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestMerge: a burst of signals is one change, and signals without an end are one change every 5 s.
+// TestMerge checks that a burst of signals is one change, and that signals without an end are one change every 5 s.
 func TestMerge(t *testing.T) {
 	const ms = time.Millisecond
 	every := func(gap, until time.Duration) (at []time.Duration) {
@@ -51,7 +51,7 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// TestMergeEnds: the end of the context is not a change, also amid a burst.
+// TestMergeEnds checks that the end of the context is not a change, even during a burst.
 func TestMergeEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestNoStack: a program that follows without a network stack in the process does not link one.
+// TestNoStack checks that a program that imports this package does not link a network stack.
 func TestNoStack(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "../cmd/wg0", ".").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "wireguard/follow\n") {

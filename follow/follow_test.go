@@ -177,7 +177,7 @@ func TestNameChanges(t *testing.T) {
 	})
 }
 
-// TestNameChangesLater: DNS may know of the move later than the server moves, and may fail meanwhile.
+// TestNameChangesLater lets DNS learn of the move only later, and fail until then.
 func TestNameChangesLater(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -227,7 +227,7 @@ func TestDeadAtStart(t *testing.T) {
 	}
 }
 
-// TestWorkingTunnelStays: what DNS says, and a lost message, do not move a peer that is heard.
+// TestWorkingTunnelStays checks that neither an answer of DNS nor a lost message moves a peer that is heard.
 func TestWorkingTunnelStays(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -246,7 +246,7 @@ func TestWorkingTunnelStays(t *testing.T) {
 	})
 }
 
-// TestOneWay: a server that only listens answers with a keepalive after 10 s, which is an answer.
+// TestOneWay checks that the keepalive of a server that sends no data, after 10 s, counts as an answer.
 func TestOneWay(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		for range 100 {
@@ -260,7 +260,7 @@ func TestOneWay(t *testing.T) {
 	})
 }
 
-// TestAbsent: attempts to reach a peer that is nowhere end, and begin again with new packets.
+// TestAbsent checks that attempts to reach a peer that is nowhere end, and begin again with new packets.
 func TestAbsent(t *testing.T) {
 	inWorld(t, netip.MustParseAddr("192.0.2.77"), []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
@@ -279,7 +279,7 @@ func TestAbsent(t *testing.T) {
 	})
 }
 
-// TestNotFollowed: a peer that Set does not name keeps its endpoint.
+// TestNotFollowed checks that a peer that Set does not name keeps its endpoint.
 func TestNotFollowed(t *testing.T) {
 	inWorld(t, second, nil, func(w *world) {
 		if _, heard := w.talk(time.Minute); heard || w.lookups() != 0 {
@@ -303,7 +303,7 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// TestChangeWakes: after a change of the network the peer hears from the device, although the device has nothing to send.
+// TestChangeWakes checks that the peer hears from the device after a change of the network, although the device has nothing to send.
 func TestChangeWakes(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")

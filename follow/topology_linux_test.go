@@ -26,7 +26,7 @@ func addressMessage(kind uint16, index, addr uint32) []byte {
 	return message(kind, 0, binary.BigEndian.AppendUint32(b, addr))
 }
 
-// TestTopologyBound: a machine with more addresses than are kept hears of changes, also of those beyond.
+// TestTopologyBound checks that a change of an address is reported even if the machine has more addresses than are kept.
 func TestTopologyBound(t *testing.T) {
 	var n topology
 	for i := range uint32(2 * maxKnown) {
@@ -38,14 +38,15 @@ func TestTopologyBound(t *testing.T) {
 		t.Errorf("%d addresses are kept, want %d", len(n.addrs), maxKnown)
 	}
 	if !n.update(addressMessage(unix.RTM_DELADDR, 1, 2*maxKnown-1), false) {
-		t.Error("an address beyond the bound is removed, and that is no change")
+		t.Error("the removal of an address beyond the bound is not a change")
 	}
 	if n.update(addressMessage(unix.RTM_NEWADDR, 1, 0), false) {
-		t.Error("an address that is kept is a change again")
+		t.Error("an address that is known is a change")
 	}
 }
 
-// FuzzTopology: no message is read beyond its end, the bounds hold, and what is new is not new twice.
+// FuzzTopology checks that no message is read beyond its end, that the bounds hold, and that a message that arrives again is not
+// a change.
 func FuzzTopology(f *testing.F) {
 	route := append([]byte{unix.AF_INET, 0, 0, 0, unix.RT_TABLE_MAIN, 0, 0, unix.RTN_UNICAST, 0, 0, 0, 0}, 8, 0, unix.RTA_OIF, 0, 2, 0, 0, 0)
 	link := append([]byte{0, 0, 0, 0, 2, 0, 0, 0, unix.IFF_UP | unix.IFF_RUNNING, 0, 0, 0, 0, 0, 0, 0}, 8, 0, unix.IFLA_IFNAME, 0, 'w', 'g', '0', 0)
@@ -59,7 +60,7 @@ func FuzzTopology(f *testing.F) {
 		count := 0
 		messages(b, func(uint16, uint16, []byte) { count++ })
 		if count == 1 && n.update(b, false) {
-			t.Errorf("% x changes the same twice", b)
+			t.Errorf("% x is a change again", b)
 		}
 		if len(n.links) > maxKnown || len(n.addrs) > maxKnown || len(n.routes) > maxKnown {
 			t.Errorf("%d links, %d addresses, %d routes", len(n.links), len(n.addrs), len(n.routes))

@@ -12,8 +12,8 @@
 // of its endpoints again and tries all their addresses, and all Endpoint lines of the file, until the peer answers; see
 // package follow.
 //
-// The keys Table, PreUp, PostUp, PreDown, PostDown and SaveConfig have no effect here: no interface exists that they could
-// be about.
+// The keys Table, PreUp, PostUp, PreDown, PostDown and SaveConfig have no effect, because a Tunnel has no interface of the
+// system.
 package wgnet
 
 import (
@@ -63,8 +63,8 @@ type Tunnel struct {
 	followed chan struct{} // closed when the goroutine of the Follower has ended
 }
 
-// Open opens the tunnel that a file describes. It resolves the names of endpoints, which it does until ctx ends, and starts
-// the device. It waits for no session: the first packet makes one, and [Tunnel.Wait] waits for it. The end of ctx does not
+// Open opens the tunnel that a file describes. It resolves the names of endpoints, for as long as ctx lasts, and starts
+// the device. It does not wait for a session: the first packet makes one, and [Tunnel.Wait] waits for it. The end of ctx does not
 // close the Tunnel.
 //
 // An unknown key or section is an error, since most are misspelt. So is a file without a private key or an address, and

@@ -23,7 +23,7 @@ import (
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
-// TestGatewaySection: the keys of [Gateway], and what peers may reach with them.
+// TestGatewaySection reads the keys of [Gateway], and asks its policy what peers may reach.
 func TestGatewaySection(t *testing.T) {
 	key := wireguard.NewPrivateKey().Public()
 	s, err := readSettings(write(t, "x.conf", fmt.Sprintf("[Interface]\nAddress = 10.7.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.8.0.0/16, 0.0.0.0/1\n"+

@@ -76,7 +76,7 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-// TestWireproxyFile: a file of wireproxy means what it means there.
+// TestWireproxyFile checks that a file of wireproxy means the same here.
 func TestWireproxyFile(t *testing.T) {
 	key := wireguard.NewPrivateKey()
 	t.Setenv("WGPROXY_TEST_KEY", key.Text())
@@ -123,7 +123,7 @@ func TestWireproxyFile(t *testing.T) {
 	}
 }
 
-// TestFileErrors: what is wrong with a file is told with its line and what to write instead.
+// TestFileErrors checks that each error gives its line and says what to write instead.
 func TestFileErrors(t *testing.T) {
 	peer := wireguard.NewPrivateKey().Public().String()
 	for text, want := range map[string]string{
@@ -157,7 +157,7 @@ func TestFileErrors(t *testing.T) {
 	}
 }
 
-// TestArgs: flags stand before and behind the file, and a port alone is a port of this host.
+// TestArgs checks that flags may precede and follow the file, and that a port alone is a port of this host.
 func TestArgs(t *testing.T) {
 	o, err := parseArgs(strings.Fields("-s -socks 127.0.0.1:1080 office.conf -http [::1]:8080 -L 8080=10.7.0.1:80 -L 0.0.0.0:1=a:2 -R 2222=127.0.0.1:22 -status 127.0.0.1:9090 -n"), io.Discard)
 	want := []service{
@@ -186,7 +186,7 @@ func TestArgs(t *testing.T) {
 	}
 }
 
-// FuzzFile: no file panics, and each service that a file asks for has what it needs.
+// FuzzFile checks that no file causes a panic, and that each service has the addresses that it needs.
 func FuzzFile(f *testing.F) {
 	f.Add(wireproxyFile())
 	f.Add("WGConfig = x\n[SOCKS5]\nbindaddress=:0\npassword='$HOME'\n[Interface]\nMTU=$$\n")

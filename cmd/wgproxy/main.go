@@ -14,8 +14,8 @@
 // through the sockets of this host. It refuses what leads to the tunnel, or to this host and its links, and lets peers reach
 // the host's neighbours. Allow = 192.168.1.2, fd00::/64 opens addresses that it would refuse, such as the host's own; only
 // loopback, link-local and multicast addresses stay closed. MaxFlows limits the connections and UDP sockets that each peer has
-// at once (4096 unless set), and BytesPerSecond what each peer sends, and as much again what it receives. The AllowedIPs of a
-// peer must be its own addresses, because it reaches nothing inside them. Pings need a group in the sysctl
+// at once (4096 unless set). BytesPerSecond limits each peer twice: what it sends, and what it receives. The AllowedIPs of a
+// peer must be its own addresses, because a peer cannot reach addresses inside any AllowedIPs. Pings need a group in the sysctl
 // net.ipv4.ping_group_range on Linux.
 //
 //	[Gateway]

@@ -293,7 +293,7 @@ func TestReload(t *testing.T) {
 	r.end()
 }
 
-// TestStdio: standard input and output are a connection through the tunnel, with the end of the input passed on.
+// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input.
 func TestStdio(t *testing.T) {
 	o := newOffice(t)
 	l, err := o.Listen("tcp", ":7")
@@ -321,7 +321,7 @@ func TestStdio(t *testing.T) {
 	r.end()
 }
 
-// TestDrain: after SIGTERM no client gets in, a connection may go on, and a second signal ends it.
+// TestDrain checks that no client can connect after SIGTERM, that a connection goes on, and that a second signal ends it.
 func TestDrain(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)
@@ -354,7 +354,7 @@ func TestDrain(t *testing.T) {
 	r.end() // sends the second signal
 }
 
-// TestUnusedSocket: a socket that systemd passes and no service wants is an error that names it.
+// TestUnusedSocket checks that a socket from systemd that no service uses is an error, which names the socket.
 func TestUnusedSocket(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)
