@@ -78,8 +78,15 @@ func TestRates(t *testing.T) {
 // A peer whose quota is used up loses its connection and gets no other one, until it is granted more.
 func TestQuota(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Quota: 100_000}})
-	to := netip.AddrPortFrom(far, serve(t, func(c net.Conn) { _, _ = c.Write(make([]byte, 1<<20)) }))
+	to := netip.AddrPortFrom(far, serve(t, func(c net.Conn) {
+		if _, err := c.Read(make([]byte, 1)); err == nil { // if it began by itself, a dial could end by the reset
+			_, _ = c.Write(make([]byte, 1<<20))
+		}
+	}))
 	c := must(w.dial(t, 0, to))(t)
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the connection ended after %d bytes by %v, want %v", n, err, syscall.ECONNRESET)
 	}
