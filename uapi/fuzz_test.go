@@ -52,6 +52,7 @@ func FuzzSet(f *testing.F) {
 func FuzzServer(f *testing.F) {
 	f.Add([]byte("get=1\n\nset=1\nfwmark=1\n\nget=1\n\n"))
 	f.Add([]byte("set=1\n" + before + "\nset=1\nx\n\nget=1\nx\n\nget=1\n"))
+	f.Add([]byte("get=1\r\n\n"))
 	f.Add([]byte("\n"))
 	f.Add([]byte(strings.Repeat("x", readBuffer+maxLine)))
 	f.Fuzz(func(t *testing.T, sent []byte) {
@@ -65,7 +66,8 @@ func FuzzServer(f *testing.F) {
 				t.Fatalf("%d answers to %d requests", n, answers)
 			}
 		}
-		if asked := bytes.Count(sent, []byte("=1\n")); answers > asked {
+		lines := bytes.ReplaceAll(sent, []byte("\r\n"), []byte("\n"))
+		if asked := bytes.Count(lines, []byte("=1\n")); answers > asked {
 			t.Fatalf("%d answers to at most %d requests", answers, asked)
 		}
 		if n := s.inUse.Load(); n != 0 {
