@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/seed-86b749af/wireguard/internal/idle"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
@@ -51,8 +52,7 @@ type load struct {
 	full bool         // a peer's queue had no room for a run
 	refs atomic.Int32 // the goroutine that has the load, and each of its runs that waits in a queue
 
-	fork *fork // of seal; nil until a load in this memory was large enough
-	part int   // messages in each part of the fork
+	fork idle.Fork // of seal
 
 	// Scratch of lead.
 	lot, more []*run // runs to be sent now, and after those
@@ -189,7 +189,11 @@ func (b *Batch) takeLoad() *load {
 }
 
 // loads holds empty loads without slabs.
-var loads = sync.Pool{New: func() any { return &load{msgs: make([]message, 0, batchPackets)} }}
+var loads = sync.Pool{New: func() any {
+	l := &load{msgs: make([]message, 0, batchPackets)}
+	l.fork.Do = l.sealSome
+	return l
+}}
 
 // newLoad returns an empty load. The caller releases it.
 func newLoad(headroom int) *load {
@@ -319,36 +323,29 @@ func (l *load) memory(run *run) *slab {
 
 // isMuch reports whether what is to be sealed is worth an idle core's help.
 func (l *load) isMuch() bool {
-	cost := 0
+	n, bytes := 0, 0
 	for i := range l.runs {
 		if run := &l.runs[i]; run.k != nil {
-			cost += sealCost(run.n, run.size)
+			n, bytes = n+run.n, bytes+run.size
 		}
 	}
-	return cost >= shareCost
+	return idle.IsMuch(n, bytes)
 }
 
 // seal makes messages of the numbered packets. Idle cores help to seal many packets of a sender; they help a source
-// with its next batch instead.
-func (l *load) seal() {
-	n := parts(len(l.msgs), l.end)
-	if l.feed != nil || n < 2 {
+// with its next batch instead. helpers is Config.Helpers.
+func (l *load) seal(helpers int) {
+	if l.feed != nil {
 		l.sealSome(0, len(l.msgs))
 		return
 	}
-	if l.fork == nil {
-		l.fork = newFork(l.sealPart)
-	}
-	l.fork.limit = l.r.helpers
-	l.part = (len(l.msgs) + n - 1) / n
-	l.fork.run(n)
+	l.fork.Limit = helpers
+	l.fork.Run(len(l.msgs), l.end)
 }
 
-func (l *load) sealPart(i int) { l.sealSome(i*l.part, (i+1)*l.part) }
-
-// sealSome seals messages from to end-1, as far as there are.
+// sealSome seals the messages from to end-1.
 func (l *load) sealSome(from, end int) {
-	for i := from; i < min(end, len(l.msgs)); i++ {
+	for i := from; i < end; i++ {
 		m := &l.msgs[i]
 		if m.run == none || l.runs[m.run].k == nil {
 			continue

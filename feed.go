@@ -3,6 +3,8 @@ package wireguard
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-86b749af/wireguard/internal/idle"
 )
 
 // A source's load is carried by one goroutine from the source to the socket. While that goroutine seals a large load,
@@ -14,10 +16,13 @@ import (
 // So a packet's bytes stay with one core. If cores shared one load, as in a fork, each cache line would move to the other
 // core and back, and reading and sending would stay with one of them.
 
+// awaitLooks is how often await looks before it waits: for less than the time from one batch to the next.
+const awaitLooks = 8000
+
 // A feed is a source and what the goroutines that carry its packets share.
 type feed struct {
 	PacketSource
-	idle
+	idle.Helpers
 	carry func()        // Device.carry, made once
 	taken atomic.Bool   // by the goroutine that reads
 	reads atomic.Uint32 // calls of ReadPackets
@@ -32,15 +37,14 @@ func (d *Device) newFeed(s PacketSource) *feed {
 	f := &feed{PacketSource: s}
 	f.carry = func() { d.carry(f) }
 	f.fewer.L = &f.mu
-	f.limit = d.helpers
+	f.Limit = d.helpers
 	return f
 }
 
 // share offers the source to other goroutines, and starts one unless there are enough.
 func (d *Device) share(f *feed) {
-	start := int(f.out.Load()) < f.most
+	start := f.Start()
 	if start {
-		f.out.Add(1)
 		d.wg.Add(1)
 	}
 	f.taken.Store(false)
@@ -52,9 +56,9 @@ func (d *Device) share(f *feed) {
 // take takes the source once it is free. If that takes long, the source brings little, and the goroutine that has it is
 // enough.
 func (f *feed) take() bool {
-	taken := f.linger(func() bool { return !f.taken.Load() && f.taken.CompareAndSwap(false, true) })
+	taken := f.Linger(func() bool { return !f.taken.Load() && f.taken.CompareAndSwap(false, true) })
 	if !taken {
-		f.out.Add(-1)
+		f.End()
 	}
 	return taken
 }
@@ -63,7 +67,7 @@ func (f *feed) take() bool {
 // source is held back while it brings more than is sent.
 func (f *feed) await(n int) {
 	fewEnough := func() bool { return int(f.underWay.Load()) <= n }
-	if spin(awaitLooks, fewEnough) {
+	if idle.Spin(awaitLooks, fewEnough) {
 		return
 	}
 	f.mu.Lock()

@@ -209,7 +209,7 @@ func TestFeedsAndSenders(t *testing.T) {
 		var burst, n uint32 // packets that are to come, and that came
 		more := make(chan uint32)
 		f, _ := e.feed(t, func(f *feed, b *Batch) error {
-			if out := f.out.Load(); out >= cores {
+			if out := f.Out(); out >= cores {
 				t.Errorf("%d more goroutines", out)
 			}
 			if burst == 0 {
@@ -233,7 +233,7 @@ func TestFeedsAndSenders(t *testing.T) {
 					time.Sleep(time.Duration(rand.IntN(200)) * time.Microsecond)
 				}
 			}
-			eventually(t, "the others do not end", func() bool { return f.out.Load() == 0 })
+			eventually(t, "the others do not end", func() bool { return f.Out() == 0 })
 			close(more)
 		})
 	}
@@ -265,7 +265,7 @@ func TestFeedsAndSenders(t *testing.T) {
 		t.Errorf("%d drops", n)
 	}
 	for _, f := range all {
-		if f.times == 0 {
+		if f.Most() == 0 {
 			t.Error("it asked nobody for help")
 		}
 	}
@@ -287,7 +287,7 @@ func TestFeedAlone(t *testing.T) {
 				e.line.send = func([]Train) {}
 			}
 			f, w := e.feed(t, func(f *feed, b *Batch) error {
-				if f.out.Load() != 0 {
+				if f.Out() != 0 {
 					t.Error("there are more goroutines")
 				}
 				if n == 300*uint32(c.packets) {
@@ -303,8 +303,8 @@ func TestFeedAlone(t *testing.T) {
 			if !c.waits && tp.of(1) != n {
 				t.Errorf("%d packets of %d", tp.of(1), n)
 			}
-			if asks := c.cores == 1; (f.times != 0) != asks {
-				t.Errorf("it thought of help %d times", f.times)
+			if f.Most() != 0 {
+				t.Error("it asked for help")
 			}
 		})
 	}
@@ -356,7 +356,7 @@ func TestFeedIsHeldBack(t *testing.T) {
 func TestFeedAsksInVain(t *testing.T) {
 	e, r, _ := feeding(t, 2)
 	e.line.send = func([]Train) {}
-	const batches = 4 * lookAgain
+	const batches = 4*32 + 16 // it looks again whether cores are idle at every 32nd
 	n := 0
 	f, w := e.feed(t, func(f *feed, b *Batch) error {
 		for deadline := time.Now().Add(patience); f.underWay.Load() != 0 && time.Now().Before(deadline); {
@@ -370,11 +370,8 @@ func TestFeedAsksInVain(t *testing.T) {
 		return nil
 	})
 	eventually(t, "it does not end", w.ended.Load)
-	if f.times != batches {
-		t.Fatalf("it could have asked %d times of %d", f.times, batches)
-	}
-	if f.vain.Load() < inVain {
-		t.Errorf("it asks on, %d times in vain", f.vain.Load())
+	if f.Wanted() {
+		t.Error("it asks on")
 	}
 }
 
@@ -404,5 +401,19 @@ func TestFeedAllocatesNothing(t *testing.T) {
 	eventually(t, "it does not end", w.ended.Load)
 	if m := after.Mallocs - before.Mallocs; m > batches/10 {
 		t.Errorf("%d allocations for %d batches of 90 packets", m, batches)
+	}
+}
+
+// TestHelpers: Config.Helpers limits the helpers of each source, of each sender's batch, and of each receiver.
+func TestHelpers(t *testing.T) {
+	for _, helpers := range []int{0, 2, -1} {
+		e := newEndOf(t, Config{PrivateKey: testKey(1), Helpers: helpers})
+		l := newLoad(0)
+		l.seal(e.helpers)
+		for name, limit := range map[string]int{"source": e.newFeed(e.tunnel).Limit, "sender": l.fork.Limit, "receiver": e.newInbound().fork.Limit} {
+			if limit != helpers {
+				t.Errorf("Helpers %d: those of a %s are limited to %d", helpers, name, limit)
+			}
+		}
 	}
 }

@@ -123,7 +123,7 @@ func TestQueueSealedOutOfOrder(t *testing.T) {
 		}
 		return l
 	}
-	seal := func(l *load) { l.seal(); e.finish(l); l.release() }
+	seal := func(l *load) { l.seal(e.helpers); e.finish(l); l.release() }
 	first, second := claim(0), claim(1)
 	e.send(t, r.numbered(2))
 	rest := func() {
@@ -251,7 +251,7 @@ func TestQueueEnds(t *testing.T) {
 			go func() { c.end(e, r); close(ended) }()
 			eventually(t, "the runs still wait", func() bool { return waiting(p) == 0 })
 			e.wantDrops(t, before, c.reason, 3, "they are counted")
-			unsealed.seal()
+			unsealed.seal(e.helpers)
 			e.finish(unsealed)
 			unsealed.release()
 			leave()

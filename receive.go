@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/idle"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
@@ -28,9 +29,13 @@ type inbound struct {
 	runs    []inboundRun
 	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
 	packets [][]byte // accepted, and not yet delivered
-	help    int      // Config.Helpers
-	fork    *fork    // nil until something was large enough
-	part    int      // messages in each part of the fork
+	fork    idle.Fork
+}
+
+func (d *Device) newInbound() *inbound {
+	in := new(inbound)
+	in.fork.Do, in.fork.Limit = in.openSome, d.helpers
+	return in
 }
 
 // An inboundRun is the data messages of one session among those that one call of Receive returned, in their order.
@@ -98,7 +103,7 @@ func (d *Device) startReceivers(r *running, s *openSocket) {
 
 // receive reads one receiver until its socket is closed.
 func (d *Device) receive(s *openSocket, receiver Receiver) {
-	in := inbound{help: d.helpers}
+	in := d.newInbound()
 	wait := receiveErrorMin
 	for {
 		trains, err := receiver.Receive()
@@ -122,9 +127,9 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		wait = receiveErrorMin
 		in.now, in.table = d.now(), d.allowed.routes()
 		for i := range trains {
-			d.receiveTrain(&in, &trains[i])
+			d.receiveTrain(in, &trains[i])
 		}
-		d.acceptAll(&in)
+		d.acceptAll(in)
 		in.table = routes[*peer]{} // while nothing arrives, it would keep an old table alive
 	}
 }
@@ -212,7 +217,7 @@ func (d *Device) acceptAll(in *inbound) {
 	if len(in.runs) == 0 {
 		return
 	}
-	in.open()
+	in.fork.Run(len(in.opened), in.bytes)
 	for i := range in.runs {
 		run := &in.runs[i]
 		in.places[run.place] = 0
@@ -227,26 +232,7 @@ func (d *Device) acceptAll(in *inbound) {
 	in.runs, in.opened, in.bytes = in.runs[:0], in.opened[:0], 0
 }
 
-// open opens the messages in place, with the help of idle cores.
-func (in *inbound) open() {
-	n := parts(len(in.opened), in.bytes)
-	if n < 2 {
-		in.openSome(0, len(in.opened))
-		return
-	}
-	if in.fork == nil {
-		in.fork = newFork(in.openPart)
-		in.fork.limit = in.help
-	}
-	in.part = (len(in.opened) + n - 1) / n
-	in.fork.run(n)
-}
-
-func (in *inbound) openPart(i int) {
-	in.openSome(i*in.part, min((i+1)*in.part, len(in.opened)))
-}
-
-// openSome opens messages from to end-1.
+// openSome opens the messages from to end-1 in place.
 func (in *inbound) openSome(from, end int) {
 	for i := from; i < end; i++ {
 		o := &in.opened[i]

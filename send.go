@@ -149,7 +149,7 @@ func (d *Device) Send(b *Batch) error {
 	if err := d.claimAll(l); err != nil {
 		return err
 	}
-	l.seal()
+	l.seal(d.helpers)
 	d.finish(l)
 	if l.full {
 		runtime.Gosched() // a sender that loops should not keep the leading goroutine from running
@@ -163,7 +163,7 @@ func (d *Device) carry(f *feed) {
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
 	for held := f.take(); held; {
-		f.await(f.most + 1)
+		f.await(f.Most() + 1)
 		b.layFor(d)
 		err := f.ReadPackets(b)
 		shared, number := false, f.reads.Add(1)
@@ -171,13 +171,13 @@ func (d *Device) carry(f *feed) {
 			l.feed = f
 			f.underWay.Add(1)
 			if d.claimAll(l) == nil {
-				if shared = err == nil && l.isMuch() && f.wanted(); shared {
+				if shared = err == nil && l.isMuch() && f.Wanted(); shared {
 					d.share(f)
 				}
-				l.seal()
+				l.seal(d.helpers)
 				d.finish(l)
 				if shared {
-					f.brought(f.reads.Load() != number) // whether another goroutine read meanwhile
+					f.Brought(f.reads.Load() != number) // whether another goroutine read meanwhile
 				}
 			}
 			l.release()
@@ -347,7 +347,7 @@ func (d *Device) lead(l *load) {
 		for _, run := range l.lot {
 			if run.collects {
 				run.load.layOut()
-				run.load.seal()
+				run.load.seal(d.helpers)
 			}
 		}
 		d.sendLot(l)
@@ -459,7 +459,7 @@ func (d *Device) flush(p *peer, keepalive bool) {
 		l.now = d.now()
 		more = d.claimStaged(l, p, keepalive)
 		l.layOut()
-		l.seal()
+		l.seal(d.helpers)
 		d.finish(l)
 		l.release()
 	}

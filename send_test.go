@@ -143,7 +143,7 @@ func TestSealedBackToBack(t *testing.T) {
 	b.runs[0].k, b.runs[2].k = k, k
 	b.runs[2].counter = 100
 	b.layOut()
-	b.seal()
+	b.seal(0)
 	for i, want := range []struct {
 		sizes   []int
 		counter uint64

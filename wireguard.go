@@ -121,7 +121,6 @@ type running struct {
 	alarm     boottime.Alarm
 	ctx       context.Context // of lookups
 	cancel    context.CancelFunc
-	helpers   int // Config.Helpers
 }
 
 // New checks c, as a whole, and makes a device of it. It starts nothing: that is for Up. An error tells everything that
@@ -187,7 +186,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &running{alarm: d.newAlarm(), helpers: d.helpers}
+	r := &running{alarm: d.newAlarm()}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
 	d.deadlines.use(r.alarm)

@@ -1,4 +1,4 @@
-package wireguard
+package idle
 
 import (
 	"runtime"
@@ -21,12 +21,12 @@ func TestIdleWanted(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(c.cores))
-			var a idle
+			var a Helpers
 			asked := 0
 			for range rounds * lookAgain {
-				if a.wanted() {
+				if a.Wanted() {
 					asked++
-					a.brought(c.helped)
+					a.Brought(c.helped)
 				}
 			}
 			if asked != c.want {
@@ -36,10 +36,10 @@ func TestIdleWanted(t *testing.T) {
 	}
 	t.Run("help comes again", func(t *testing.T) {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
-		var a idle
+		var a Helpers
 		for i := range 3 * lookAgain {
-			if asks := a.wanted(); asks {
-				a.brought(i >= lookAgain)
+			if asks := a.Wanted(); asks {
+				a.Brought(i >= lookAgain)
 			} else if i >= lookAgain {
 				t.Fatalf("help was of use, and it is not asked for at %d", i)
 			}
@@ -49,16 +49,34 @@ func TestIdleWanted(t *testing.T) {
 
 // A helper looks for more work many times before it ends. After it did so in vain, the next helpers look once.
 func TestIdleLinger(t *testing.T) {
-	var a idle
+	var a Helpers
 	looks := 0
 	never := func() bool { looks++; return false }
 	for i, want := range []int{lingerLooks, 1, 1, lingerLooks, 1} {
 		looks = 0
-		if a.linger(never) || looks != want {
+		if a.Linger(never) || looks != want {
 			t.Errorf("helper %d looked %d times, want %d", i, looks, want)
 		}
 	}
-	if !a.linger(func() bool { return true }) {
+	if !a.Linger(func() bool { return true }) {
 		t.Error("there is work, and the helper does not see it")
+	}
+}
+
+// TestHelpersLimit: Limit bounds how many helpers there are at one time.
+func TestHelpersLimit(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	for _, c := range []struct{ limit, most int }{{0, 3}, {1, 1}, {2, 2}, {5, 3}, {-1, 0}} {
+		h := Helpers{Limit: c.limit}
+		wanted, started := h.Wanted(), 0
+		for h.Start() {
+			started++
+		}
+		if wanted != (c.most > 0) || started != c.most {
+			t.Errorf("limit %d: help is wanted: %v, and %d helpers start; want %d", c.limit, wanted, started, c.most)
+		}
+		if h.End(); c.most > 0 && !h.Start() {
+			t.Errorf("limit %d: no helper starts after one has ended", c.limit)
+		}
 	}
 }

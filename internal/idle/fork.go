@@ -1,0 +1,103 @@
+package idle
+
+import "sync/atomic"
+
+// A Fork lets idle cores share the AEAD of one batch. Its owner, the goroutine that has the batch, cuts the work into
+// parts. The owner and its helpers each take the next free part, and the owner continues when all parts are done:
+//
+//	owner    ─▶ Run ─▶ part 0 ─▶ part 2 ─▶ part 3 ─▶ wait for part 1 ─▶ goes on
+//	helper          ╰─▶ part 1 ───────────────────────╯
+//
+// The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
+// this fork, at most one for each other core. A helper that starts too late finds no part, and either ends or helps with
+// the owner's next batch. It touches nothing but the fork then and ends within tenths of a millisecond, so nobody waits for
+// it.
+//
+// The zero value is ready once Do is set. A Fork must not be copied after its first use.
+type Fork struct {
+	Do      func(from, end int) // does the messages from to end-1; called concurrently
+	n, size int                 // messages, and messages in each part; the last part may have fewer
+	join    func()              // f.help, made once, or each start would allocate; nil until then
+	over    atomic.Bool         // the helpers are done; not a channel, since pooled forks pass from one synctest bubble to another
+	Helpers
+
+	// Fields that all goroutines write have separate cache lines.
+	_       [64]byte
+	left    atomic.Int32 // parts that no goroutine has taken yet; below 1 means none
+	_       [60]byte
+	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
+	_       [60]byte
+}
+
+const (
+	// partCost is the work of one part, in bytes. It is small, because the owner waits for the last part of each helper.
+	partCost = 4 << 10
+	maxParts = 32
+
+	waitLooks = 2000 // about the time of a part
+)
+
+// partsOf returns how many parts to make of n messages with the given bytes in total. Below two, sharing is not worth it.
+func partsOf(n, bytes int) int {
+	if !IsMuch(n, bytes) {
+		return 0
+	}
+	return min(n, maxParts, cost(n, bytes)/partCost)
+}
+
+// Run does the messages 0 to n-1, with the given bytes in total, and returns when all are done.
+func (f *Fork) Run(n, bytes int) {
+	parts := partsOf(n, bytes)
+	if parts < 2 || !f.Wanted() {
+		f.Do(0, n)
+		return
+	}
+	f.n, f.size = n, (n+parts-1)/parts
+	parts = (n + f.size - 1) / f.size
+	f.pending.Store(int32(parts) + 1)
+	f.left.Store(int32(parts))
+	if f.join == nil {
+		f.join = f.help
+	}
+	for f.Out() < parts-1 && f.Start() {
+		go f.join()
+	}
+	own := f.take()
+	f.Brought(4*(parts-own) >= parts) // less was hardly worth it
+	if f.pending.Add(int32(-own-1)) != 0 {
+		f.wait()
+	}
+}
+
+// help is the body of a helper.
+func (f *Fork) help() {
+	defer f.End()
+	for more := true; more; more = f.Linger(func() bool { return f.left.Load() > 0 }) {
+		if n := f.take(); n > 0 && f.pending.Add(int32(-n)) == 0 {
+			f.over.Store(true)
+		}
+	}
+}
+
+// take does parts until none is left, and returns how many it did. It takes a quarter of what is left at a time, so that
+// goroutines seldom compete for a part and yet finish at about the same time.
+func (f *Fork) take() (done int) {
+	for {
+		some := max(f.left.Load()/4, 1)
+		i := f.left.Add(-some)
+		if i+some <= 0 {
+			return done
+		}
+		first, end := int(max(i, 0)), int(i+some)
+		f.Do(first*f.size, min(end*f.size, f.n))
+		done += end - first
+	}
+}
+
+// wait returns when the helpers have finished their last parts. That takes at most the time of one part, so wait spins and
+// yields, and never parks.
+func (f *Fork) wait() {
+	for !Spin(waitLooks, f.over.Load) {
+	}
+	f.over.Store(false)
+}
