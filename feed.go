@@ -1,7 +1,6 @@
 package wireguard
 
 import (
-	"sync"
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/idle"
@@ -27,16 +26,13 @@ type feed struct {
 	taken atomic.Bool   // by the goroutine that reads
 	reads atomic.Uint32 // calls of ReadPackets
 
-	underWay atomic.Int32 // loads that were read and are not sent yet
-	waiting  atomic.Int32 // goroutines that await; changes with mu held
-	mu       sync.Mutex
-	fewer    sync.Cond // underWay has shrunk; its lock is mu
+	underWay atomic.Int32  // loads that were read and are not sent yet
+	fewer    chan struct{} // holds a token once underWay has shrunk since await last looked
 }
 
 func (d *Device) newFeed(s PacketSource) *feed {
-	f := &feed{PacketSource: s}
+	f := &feed{PacketSource: s, fewer: make(chan struct{}, 1)}
 	f.carry = func() { d.carry(f) }
-	f.fewer.L = &f.mu
 	f.Limit = d.helpers
 	return f
 }
@@ -64,27 +60,22 @@ func (f *feed) take() bool {
 }
 
 // await waits until at most n loads are under way. A load waits for the socket at most, never for a single peer. So a
-// source is held back while it brings more than is sent.
+// source is held back while it brings more than is sent. Only the goroutine that has taken the source calls await.
 func (f *feed) await(n int) {
 	fewEnough := func() bool { return int(f.underWay.Load()) <= n }
 	if idle.Spin(awaitLooks, fewEnough) {
 		return
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.waiting.Add(1)
 	for !fewEnough() {
-		f.fewer.Wait()
+		<-f.fewer
 	}
-	f.waiting.Add(-1)
 }
 
 // sent says that one more load was sent, or dropped.
 func (f *feed) sent() {
 	f.underWay.Add(-1)
-	if f.waiting.Load() > 0 {
-		f.mu.Lock()
-		f.fewer.Broadcast()
-		f.mu.Unlock()
+	select {
+	case f.fewer <- struct{}{}:
+	default:
 	}
 }
