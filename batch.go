@@ -286,6 +286,14 @@ func (l *load) add(r *run, i int) {
 	r.size += m.size()
 }
 
+// put appends a copy of a packet to the run r of l, which has room for it.
+func (l *load) put(r *run, pkt []byte, padded int, tos uint8) {
+	l.place(len(pkt), padded).tos = tos
+	i := len(l.msgs) - 1
+	copy(l.packet(i), pkt)
+	l.add(r, i)
+}
+
 // takes reports whether a run fits behind the messages of l.
 func (l *load) takes(r *run) bool {
 	return len(l.msgs)+r.n <= batchPackets && l.end+r.size+r.n*l.headroom <= slabSize
@@ -422,13 +430,6 @@ func pad(n, mtu int) int {
 		last %= mtu
 	}
 	return n - last + min(mtu, (last+15)&^15)
-}
-
-// narrow clamps the padding in an empty batch to a peer's MTU, if it has one.
-func (b *Batch) narrow(mtu int) {
-	if mtu != 0 && (b.mtu <= 0 || mtu < b.mtu) {
-		b.mtu = mtu
-	}
 }
 
 // passes clamps the padding of message i to the MTU of p, to which it goes, and reports whether its packet may be sent. A

@@ -70,11 +70,7 @@ func (p *peer) collect(l *load, small *run) {
 	r.heard = p.heard
 	p.current.number(small.n)
 	for i := small.first; i != none; i = l.msgs[i].next {
-		m := l.msgs[i]
-		copied := r.load.place(int(m.n), int(m.padded))
-		copied.tos = m.tos
-		r.load.add(r, len(r.load.msgs)-1)
-		copy(r.load.packet(len(r.load.msgs)-1), l.packet(int(i)))
+		r.load.put(r, l.packet(int(i)), int(l.msgs[i].padded), l.msgs[i].tos)
 	}
 }
 
@@ -468,8 +464,7 @@ func (d *Device) flush(p *peer, keepalive bool) {
 // claimStaged makes a run of the packets that are staged with p, as many as l takes, and numbers it. It reports whether
 // packets are left.
 func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
-	b := Batch{load: l, mtu: d.tunnel.MTU(), forHeadroom: d.headroom}
-	b.narrow(int(p.mtu.Load()))
+	mtu, peerMTU := d.tunnel.MTU(), int(p.mtu.Load())
 	var out outbox
 	p.mu.Lock()
 	if !p.removed && p.endpoint.IsValid() && d.running.Load() == l.r {
@@ -477,11 +472,13 @@ func (d *Device) claimStaged(l *load, p *peer, keepalive bool) (more bool) {
 			d.stage(p, nil)
 		}
 		if p.staged.n > 0 && p.sending(1, l.now, &out) {
-			for p.staged.n > 0 && p.current.sendable(l.now, len(l.msgs)+1) && b.appendStaged(p.staged.head.b) {
-				l.add(l.runTo(p), len(l.msgs)-1)
+			run := l.runTo(p)
+			for s := p.staged.head; s != nil && p.current.sendable(l.now, run.n+1) && l.fits(len(s.b)); s = p.staged.head {
+				_, ecn, _ := packet.Destination(s.b)
+				l.put(run, s.b, min(pad(len(s.b), mtu), pad(len(s.b), peerMTU)), packet.OuterTOS(ecn))
 				p.staged.pop().recycle()
 			}
-			p.number(l, &l.runs[0])
+			p.number(l, run)
 			more = p.staged.n > 0
 		}
 	}

@@ -4,8 +4,6 @@ import (
 	"container/heap"
 	"sync"
 	"sync/atomic"
-
-	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Packets that wait for a session are copied and staged with their peer. The queue is in peer.go.
@@ -101,54 +99,38 @@ func (d *Device) stage(p *peer, packet []byte) {
 	p.staged.push(s)
 }
 
-// recycle returns the memory of a staged packet.
-func (s *stagedPacket) recycle() {
-	switch cap(s.b) {
-	case stagedSmall:
-		stagedPackets[0].Put(s)
-	case stagedLarge:
-		stagedPackets[1].Put(s)
-	}
-}
-
 // Staged packets are copied into pooled buffers of two sizes. Larger packets are allocated.
 const stagedSmall, stagedLarge = 256, 2048
 
-var stagedPackets = [2]sync.Pool{
-	{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedSmall)} }},
-	{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedLarge)} }},
+var (
+	smallPackets = sync.Pool{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedSmall)} }}
+	largePackets = sync.Pool{New: func() any { return &stagedPacket{b: make([]byte, 0, stagedLarge)} }}
+)
+
+// poolOf returns where staged packets with room for n bytes are kept; nil means that they are allocated.
+func poolOf(n int) *sync.Pool {
+	switch {
+	case n == 0 || n > stagedLarge:
+		return nil
+	case n <= stagedSmall:
+		return &smallPackets
+	}
+	return &largePackets
 }
 
-func newStagedPacket(packet []byte) *stagedPacket {
-	var s *stagedPacket
-	switch n := len(packet); {
-	case n == 0:
-		return new(stagedPacket)
-	case n <= stagedSmall:
-		s = stagedPackets[0].Get().(*stagedPacket)
-	case n <= stagedLarge:
-		s = stagedPackets[1].Get().(*stagedPacket)
-	default:
-		return &stagedPacket{b: append(make([]byte, 0, n), packet...)}
+func newStagedPacket(packet []byte) (s *stagedPacket) {
+	if pool := poolOf(len(packet)); pool != nil {
+		s = pool.Get().(*stagedPacket)
+	} else {
+		s = &stagedPacket{b: make([]byte, 0, len(packet))}
 	}
 	s.b = append(s.b[:0], packet...)
 	return s
 }
 
-// appendStaged copies a staged packet into b. An empty one makes a keepalive.
-func (b *Batch) appendStaged(p []byte) bool {
-	if len(p) > 0 {
-		_, ecn, _ := packet.Destination(p)
-		if !b.Append(p) {
-			return false
-		}
-		b.msgs[len(b.msgs)-1].tos = packet.OuterTOS(ecn)
-		return true
+// recycle returns the memory of a staged packet.
+func (s *stagedPacket) recycle() {
+	if pool := poolOf(cap(s.b)); pool != nil {
+		pool.Put(s)
 	}
-	if b.Next(1) == nil {
-		return false
-	}
-	b.room = 0
-	b.place(0, 0)
-	return true
 }
