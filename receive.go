@@ -118,7 +118,9 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 			if d.onceASecond(&d.troubled) {
 				d.trouble(err)
 			}
-			if !s.sleep(wait) {
+			select {
+			case <-time.After(wait):
+			case <-s.ctx.Done():
 				return
 			}
 			wait = min(2*wait, receiveErrorMax)

@@ -454,7 +454,7 @@ func TestSealClearsPadding(t *testing.T) {
 func TestTransmitAfterPortChange(t *testing.T) {
 	e := up(t, testKey(1))
 	r := e.running.Load()
-	old, err := e.open(1, 0)
+	old, err := e.listen(new(running), 1, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

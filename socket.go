@@ -1,11 +1,11 @@
 package wireguard
 
 import (
+	"context"
 	"errors"
 	"net"
 	"slices"
 	"sync"
-	"time"
 )
 
 // How a running device changes from one socket to another, because of Wake or because of another port:
@@ -21,16 +21,8 @@ type openSocket struct {
 	Socket
 	port      uint16 // asked for once: it outlives the socket
 	receivers sync.WaitGroup
-	closed    chan struct{} // closed when the device has no more use for what the socket receives
-}
-
-// open makes a socket with the device's mark.
-func (d *Device) open(port uint16, mark uint32) (*openSocket, error) {
-	s, err := d.bind.Listen(port)
-	if err != nil {
-		return nil, errorf("listen on port %d: %w", port, err)
-	}
-	return newOpenSocket(s, mark)
+	ctx       context.Context // ends when the device has no more use for what the socket receives
+	end       context.CancelFunc
 }
 
 // newOpenSocket gives s, which a Bind just opened, the mark. If that fails, it closes s.
@@ -41,7 +33,9 @@ func newOpenSocket(s Socket, mark uint32) (*openSocket, error) {
 			return nil, err
 		}
 	}
-	return &openSocket{Socket: s, port: s.Port(), closed: make(chan struct{})}, nil
+	o := &openSocket{Socket: s, port: s.Port()}
+	o.ctx, o.end = context.WithCancel(context.Background())
+	return o, nil
 }
 
 func setMark(s Socket, mark uint32) error {
@@ -89,14 +83,19 @@ func (d *Device) renewed(s *openSocket) *openSocket {
 	return nil
 }
 
-// listen is open, beside the sockets of r. A retired socket that still has the port is closed first. mu is held.
+// listen opens a socket with a mark, beside the sockets of r. A retired socket that still has the port is closed first. mu is
+// held.
 func (d *Device) listen(r *running, port uint16, mark uint32) (*openSocket, error) {
 	for _, s := range r.retired {
 		if s.port == port {
 			s.close()
 		}
 	}
-	return d.open(port, mark)
+	s, err := d.bind.Listen(port)
+	if err != nil {
+		return nil, errorf("listen on port %d: %w", port, err)
+	}
+	return newOpenSocket(s, mark)
 }
 
 // replace makes s the socket of r, and retires the old one; finishSocket must follow. mu is held.
@@ -136,7 +135,7 @@ func (s *openSocket) sendRefused(trains []Train) (some bool) {
 // retire is called once a socket is replaced. It reports whether the socket is still open. The configuration lock is held.
 func (s *openSocket) retire() bool {
 	if r, ok := s.Socket.(Renewer); ok && !s.isClosed() {
-		close(s.closed)
+		s.end()
 		r.Retire()
 		return true
 	}
@@ -146,29 +145,8 @@ func (s *openSocket) retire() bool {
 
 // close is called with the configuration lock held.
 func (s *openSocket) close() {
-	if !s.isClosed() {
-		close(s.closed)
-	}
+	s.end()
 	s.Socket.Close()
 }
 
-func (s *openSocket) isClosed() bool {
-	select {
-	case <-s.closed:
-		return true
-	default:
-		return false
-	}
-}
-
-// sleep waits, and returns false if the socket was closed meanwhile.
-func (s *openSocket) sleep(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-s.closed:
-		return false
-	}
-}
+func (s *openSocket) isClosed() bool { return s.ctx.Err() != nil }

@@ -191,7 +191,7 @@ func TestTransmitAmidWakes(t *testing.T) {
 	last := r.socket.Load()
 	sockets := []*openSocket{last}
 	for range 3 {
-		s, err := e.open(1, 0)
+		s, err := e.listen(new(running), 1, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

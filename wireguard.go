@@ -182,11 +182,12 @@ func (d *Device) up() (due []dueFlush, err error) {
 	if d.running.Load() != nil {
 		return nil, nil
 	}
-	s, err := d.open(uint16(d.port.Load()), d.mark.Load())
+	r := new(running)
+	s, err := d.listen(r, uint16(d.port.Load()), d.mark.Load())
 	if err != nil {
 		return nil, err
 	}
-	r := &running{alarm: d.newAlarm()}
+	r.alarm = d.newAlarm()
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
 	d.deadlines.use(r.alarm)
