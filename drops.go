@@ -66,3 +66,16 @@ func (d Drops) Total() (n uint64) {
 	}
 	return n
 }
+
+// A refusal is the reason why a handshake message is dropped, as an error. No refusal leaves the package.
+type refusal DropReason
+
+func (r refusal) Error() string { return "wireguard: " + DropReason(r).String() }
+
+// reasonOf returns the reason in err, which is a refusal.
+func reasonOf(err error) DropReason {
+	if r, ok := err.(refusal); ok {
+		return DropReason(r)
+	}
+	return DropForged
+}

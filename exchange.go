@@ -1,9 +1,6 @@
 package wireguard
 
-import (
-	"encoding/binary"
-	"errors"
-)
+import "encoding/binary"
 
 // The steps of a handshake run on the workers of the slow path. All have the same shape: copy the inputs from the peer
 // under its mutex, compute with the mutex released, lock again, check that the inputs still hold, commit, and send.
@@ -247,9 +244,9 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 	case p != nil:
 		in.static, err = d.staticSecret(p, id)
 	case d.lookup == nil || in.key == id.public:
-		err = errUnknownPeer
+		err = refusal(DropUnknownPeer)
 	case !d.lookups.takes(in.key):
-		err = errLookupFull
+		err = refusal(DropLookupFull)
 	default:
 		in.static, err = id.private.shared(&in.key)
 	}
@@ -310,7 +307,7 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 	now := d.now()
 	p.mu.Lock()
 	if p.removed || p.handshake != h || p.psk != *psk || d.running.Load() != r {
-		err = errSuperseded
+		err = refusal(DropSuperseded)
 	}
 	if err != nil {
 		out.free(local)
@@ -357,10 +354,10 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 	p.mu.Lock()
 	// "Re-checked before commit to answer this very initiation."
 	if p.removed || p.handshake != h || p.psk != psk || d.identity.Load() != id || d.running.Load() != r {
-		err = errSuperseded
+		err = refusal(DropSuperseded)
 	}
 	if err != nil {
-		if err == errForged {
+		if err == refusal(DropForged) {
 			p.answerUnopened()
 		}
 		d.drop(p, reasonOf(err), 1)
@@ -373,29 +370,4 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 	p.received.Bytes += uint64(m.size)
 	p.commitSession(k, m.from, now, &out)
 	d.release(p, &out)
-}
-
-var (
-	errSuperseded   = errors.New("wireguard: what was computed on has changed")
-	errUnknownPeer  = errors.New("wireguard: a stranger's key")
-	errLookupFull   = errors.New("wireguard: too many strangers are looked up")
-	errOldTimestamp = errors.New("wireguard: a recorded initiation")
-)
-
-func reasonOf(err error) DropReason {
-	switch err {
-	case errLowOrder:
-		return DropLowOrder
-	case errIndexFull:
-		return DropIndexFull
-	case errSuperseded:
-		return DropSuperseded
-	case errUnknownPeer:
-		return DropUnknownPeer
-	case errLookupFull:
-		return DropLookupFull
-	case errOldTimestamp:
-		return DropOldTimestamp
-	}
-	return DropForged
 }

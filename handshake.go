@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"encoding/binary"
-	"errors"
 
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -45,11 +44,6 @@ const (
 	responseReceiver  = 8
 	responseEphemeral = 12
 	responseEmpty     = 44
-)
-
-var (
-	errForged   = errors.New("wireguard: message is not authentic")
-	errLowOrder = errors.New("wireguard: Diffie-Hellman result is zero")
 )
 
 // A handshake is the state of an exchange that is under way, after the initiation was sent or received.
@@ -287,7 +281,7 @@ func (t *transcript) decrypt(dst []byte, key *[32]byte, ciphertext []byte) error
 		panic(err)
 	}
 	if _, err = a.Open(dst, zeroNonce[:], ciphertext, t.hash[:]); err != nil {
-		return errForged
+		return refusal(DropForged)
 	}
 	t.mixHash(ciphertext)
 	return nil

@@ -191,8 +191,8 @@ func TestHandshakePresharedKeyMismatch(t *testing.T) {
 	hi, m1 := x.initiate(t)
 	m2, _ := x.respond(t, x.consume(t, m1))
 	for _, psk := range []PresharedKey{{}, {2}} {
-		if _, _, err := hi.consumeResponse(m2, &psk); err != errForged {
-			t.Errorf("a response under another preshared key: %v, want %v", err, errForged)
+		if _, _, err := hi.consumeResponse(m2, &psk); err != refusal(DropForged) {
+			t.Errorf("a response under another preshared key: %v, want %v", err, refusal(DropForged))
 		}
 	}
 }
@@ -211,16 +211,16 @@ func TestHandshakeForgeries(t *testing.T) {
 		} else if h != nil {
 			t.Errorf("byte %d of the initiation changed: a handshake is left, with its chaining key", at)
 		}
-		if err != errForged {
-			t.Errorf("byte %d of the initiation changed: %v, want %v", at, err, errForged)
+		if err != refusal(DropForged) {
+			t.Errorf("byte %d of the initiation changed: %v, want %v", at, err, refusal(DropForged))
 		}
 	}
 	m2, _ := x.respond(t, x.consume(t, m1))
 	for at := responseEphemeral; at < responseSize-2*macSize; at++ {
 		m := bytes.Clone(m2)
 		m[at] ^= 1 << (at % 8)
-		if _, _, err := hi.consumeResponse(m, &x.psk); err != errForged {
-			t.Errorf("byte %d of the response changed: %v, want %v", at, err, errForged)
+		if _, _, err := hi.consumeResponse(m, &x.psk); err != refusal(DropForged) {
+			t.Errorf("byte %d of the response changed: %v, want %v", at, err, refusal(DropForged))
 		}
 	}
 	for _, m := range [][]byte{m1, m2} {
@@ -260,28 +260,28 @@ func TestHandshakeLowOrder(t *testing.T) {
 		for _, top := range []byte{0, 0x80} {
 			point := PublicKey(key32(t, s))
 			point[31] |= top
-			if _, err := x.initiator.private.shared(&point); err != errLowOrder {
+			if _, err := x.initiator.private.shared(&point); err != refusal(DropLowOrder) {
 				t.Errorf("%x: static secret: %v", point, err)
 			}
-			if h, _, err := createInitiation(x.initiator, &point, &x.static, x.ei, x.ts, 1); err != errLowOrder || h != nil {
+			if h, _, err := createInitiation(x.initiator, &point, &x.static, x.ei, x.ts, 1); err != refusal(DropLowOrder) || h != nil {
 				t.Errorf("%x: es of the initiator: %v", point, err)
 			}
 			m := bytes.Clone(m1)
 			copy(m[initiationEphemeral:], point[:])
-			if h, _, err := consumeInitiation(x.responder, m); err != errLowOrder || h != nil {
+			if h, _, err := consumeInitiation(x.responder, m); err != refusal(DropLowOrder) || h != nil {
 				t.Errorf("%x: es of the responder: %v", point, err)
 			}
 			h := *hr
 			h.remoteEphemeral = point
-			if _, keys, err := h.createResponse(&x.initiator.public, &x.psk, x.er, 1); err != errLowOrder || keys != (sessionKeys{}) {
+			if _, keys, err := h.createResponse(&x.initiator.public, &x.psk, x.er, 1); err != refusal(DropLowOrder) || keys != (sessionKeys{}) {
 				t.Errorf("%x: ee of the responder: %v", point, err)
 			}
-			if _, keys, err := hr.createResponse(&point, &x.psk, x.er, 1); err != errLowOrder || keys != (sessionKeys{}) {
+			if _, keys, err := hr.createResponse(&point, &x.psk, x.er, 1); err != refusal(DropLowOrder) || keys != (sessionKeys{}) {
 				t.Errorf("%x: se of the responder: %v", point, err)
 			}
 			m = bytes.Clone(m2)
 			copy(m[responseEphemeral:], point[:])
-			if keys, _, err := hi.consumeResponse(m, &x.psk); err != errLowOrder || keys != (sessionKeys{}) {
+			if keys, _, err := hi.consumeResponse(m, &x.psk); err != refusal(DropLowOrder) || keys != (sessionKeys{}) {
 				t.Errorf("%x: ee of the initiator: %v", point, err)
 			}
 		}

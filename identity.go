@@ -85,7 +85,7 @@ type secret [32]byte
 
 func (k *PrivateKey) shared(public *PublicKey) (s secret, err error) {
 	if !x25519.Shared((*x25519.Key)(&s), (*x25519.Key)(k), (*x25519.Key)(public)) {
-		return secret{}, errLowOrder
+		return secret{}, refusal(DropLowOrder)
 	}
 	return s, nil
 }

@@ -38,13 +38,13 @@ func (l *lookups) begin(in *initiation) (start bool, err error) {
 	waiting := l.pending[in.key]
 	switch {
 	case waiting == nil && !l.hasRoom():
-		return false, errLookupFull
+		return false, refusal(DropLookupFull)
 	case waiting == nil:
 		if l.pending == nil {
 			l.pending = make(map[PublicKey]*initiation)
 		}
 	case !in.timestamp.After(waiting.timestamp):
-		return false, errOldTimestamp
+		return false, refusal(DropOldTimestamp)
 	default:
 		waiting.wipe()
 	}
@@ -94,10 +94,10 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	defer d.wg.Done()
 	c, err := d.lookup(r.ctx, key)
 	if err == nil && c.PublicKey != key {
-		err = errUnknownPeer
+		err = refusal(DropUnknownPeer)
 	}
 	if err == nil && !d.lookups.waiting(key).After(c.Timestamp) {
-		err = errOldTimestamp // a recording must not add the peer again
+		err = refusal(DropOldTimestamp) // a recording must not add the peer again
 	}
 	if err == nil {
 		err = d.addLookedUp(&c, r)
@@ -105,7 +105,7 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	switch {
 	case err == nil:
 		return
-	case err == errOldTimestamp:
+	case err == refusal(DropOldTimestamp):
 		d.drops.add(DropOldTimestamp, 1)
 	default:
 		d.drops.add(DropUnknownPeer, 1)

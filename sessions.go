@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"encoding/binary"
-	"errors"
 	"sync"
 )
 
@@ -32,9 +31,6 @@ type IndexPrefix struct {
 // number returns the index with this prefix that ends as n begins.
 func (x IndexPrefix) number(n uint32) uint32 { return uint32(x.Value)<<(32-x.Bits) | n>>x.Bits }
 
-// errIndexFull says that too few indices are free to find one at random.
-var errIndexFull = errors.New("wireguard: nearly all session indices are taken")
-
 func (t *sessionTable) find(index uint32) session {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -51,7 +47,7 @@ func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err 
 		t.m = make(map[uint32]session)
 	}
 	if all := uint64(1) << (32 - t.prefix.Bits); uint64(len(t.m)) >= all/4*3 {
-		return IndexPrefix{^t.prefix.Value, t.prefix.Bits}.number(0), errIndexFull
+		return IndexPrefix{^t.prefix.Value, t.prefix.Bits}.number(0), refusal(DropIndexFull)
 	}
 	for {
 		random(b[:])

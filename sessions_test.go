@@ -36,7 +36,7 @@ func TestIndexPrefix(t *testing.T) {
 		last = index
 	}
 	index, err := s.reserve(new(peer), random)
-	if err != errIndexFull || index>>16 == 0xabcd {
+	if err != refusal(DropIndexFull) || index>>16 == 0xabcd {
 		t.Errorf("a full table reserves %#x, %v", index, err)
 	}
 	if s.free(index); len(s.m) != 3<<14 {
