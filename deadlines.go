@@ -1,48 +1,30 @@
 package wireguard
 
 import (
-	"container/heap"
 	"sync"
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/boottime"
+	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
 // deadlines are the peers that have a deadline, the earliest first. A peer without one is not in it, and costs nothing.
 // Where a peer's deadline moves later, it stays where it is: when its time comes, the peer looks again.
 type deadlines struct {
 	mu    sync.Mutex // guards all below; taken after a peer's
-	peers deadlineHeap
+	peers ordered.Heap[deadlineEntry]
 	sweep int64          // when the rate limits are to be swept; 0: not
 	alarm boottime.Alarm // nil while the device is down
 }
 
+// A deadlineEntry is a peer with the time when the device looks at it.
 type deadlineEntry struct {
 	at int64
 	p  *peer
 }
 
-type deadlineHeap []deadlineEntry
-
-func (h deadlineHeap) Len() int           { return len(h) }
-func (h deadlineHeap) Less(i, j int) bool { return h[i].at < h[j].at }
-func (h deadlineHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].p.deadline, h[j].p.deadline = i+1, j+1
-}
-func (h *deadlineHeap) Push(x any) {
-	e := x.(deadlineEntry)
-	*h = append(*h, e)
-	e.p.deadline = len(*h)
-}
-func (h *deadlineHeap) Pop() any {
-	last := len(*h) - 1
-	e := (*h)[last]
-	(*h)[last] = deadlineEntry{}
-	*h = (*h)[:last]
-	e.p.deadline = 0
-	return e
-}
+func (e deadlineEntry) Before(o deadlineEntry) bool { return e.at < o.at }
+func (e deadlineEntry) Place() *int32               { return &e.p.deadline }
 
 // schedule sees to it that p is looked at when its next deadline comes. p.mu is held.
 func (d *Device) schedule(p *peer) {
@@ -54,13 +36,7 @@ func (d *Device) schedule(p *peer) {
 	ds := &d.deadlines
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if p.deadline != 0 {
-		ds.peers[p.deadline-1].at = at
-		heap.Fix(&ds.peers, p.deadline-1)
-	} else {
-		heap.Push(&ds.peers, deadlineEntry{at, p})
-	}
-	if p.deadline == 1 {
+	if ds.peers.Put(deadlineEntry{at, p}); p.deadline == 1 {
 		ds.wake(d.now())
 	}
 }
@@ -71,12 +47,7 @@ func (d *Device) forgetDeadline(p *peer) {
 	ds := &d.deadlines
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if p.deadline != 0 {
-		heap.Remove(&ds.peers, p.deadline-1)
-	}
-	if len(ds.peers) == 0 {
-		ds.peers = nil
-	}
+	ds.peers.Remove(deadlineEntry{p: p})
 }
 
 // sweepAt schedules a sweep of the rate limits for at, unless an earlier one is due.
@@ -125,10 +96,9 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 		return nil, true
 	}
 	if len(ds.peers) > 0 && ds.peers[0].at <= now {
-		return heap.Pop(&ds.peers).(deadlineEntry).p, false
-	}
-	if len(ds.peers) == 0 {
-		ds.peers = nil
+		p = ds.peers[0].p
+		ds.peers.Remove(ds.peers[0])
+		return p, false
 	}
 	ds.wake(now)
 	return nil, false

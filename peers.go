@@ -42,7 +42,7 @@ type peer struct {
 	stagedBytes int32 // of staged, as the device's pool counts them; written with the pool's mutex held too
 	stagedPlace int32 // place in the pool, from 1; guarded by it
 
-	deadline int // place in the device's deadlines, from 1; guarded by them
+	deadline int32 // place in the device's deadlines, from 1; guarded by them
 }
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }

@@ -1,9 +1,10 @@
 package wireguard
 
 import (
-	"container/heap"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
 // Packets that wait for a session are copied and staged with their peer. The queue is in peer.go.
@@ -13,29 +14,14 @@ import (
 type stagedPool struct {
 	mu      sync.Mutex // guards all below, and what peers have there; taken after a peer's
 	bytes   atomic.Int64
-	holders stagedHeap
+	holders ordered.Heap[stagedHolder]
 }
 
-// A stagedHeap orders the peers that have staged packets. The peer with the most bytes comes first.
-type stagedHeap []*peer
+// A stagedHolder is a peer that has staged packets. The one with the most bytes comes first.
+type stagedHolder struct{ *peer }
 
-func (h stagedHeap) Len() int           { return len(h) }
-func (h stagedHeap) Less(i, j int) bool { return h[i].stagedBytes > h[j].stagedBytes }
-func (h stagedHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].stagedPlace, h[j].stagedPlace = int32(i+1), int32(j+1)
-}
-func (h *stagedHeap) Push(x any) {
-	*h = append(*h, x.(*peer))
-	x.(*peer).stagedPlace = int32(len(*h))
-}
-func (h *stagedHeap) Pop() any {
-	last := len(*h) - 1
-	p := (*h)[last]
-	(*h)[last], p.stagedPlace = nil, 0
-	*h = (*h)[:last]
-	return p
-}
+func (h stagedHolder) Before(o stagedHolder) bool { return h.stagedBytes > o.stagedBytes }
+func (h stagedHolder) Place() *int32              { return &h.stagedPlace }
 
 // count takes over the number of bytes that p has staged. p.mu is held.
 func (s *stagedPool) count(p *peer) {
@@ -46,15 +32,10 @@ func (s *stagedPool) count(p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bytes.Add(int64(bytes - p.stagedBytes))
-	switch p.stagedBytes = bytes; {
-	case p.stagedPlace == 0:
-		heap.Push(&s.holders, p)
-	case bytes == 0:
-		if heap.Remove(&s.holders, int(p.stagedPlace-1)); len(s.holders) == 0 {
-			s.holders = nil
-		}
-	default:
-		heap.Fix(&s.holders, int(p.stagedPlace-1))
+	if p.stagedBytes = bytes; bytes > 0 {
+		s.holders.Put(stagedHolder{p})
+	} else {
+		s.holders.Remove(stagedHolder{p})
 	}
 }
 
@@ -65,7 +46,7 @@ func (s *stagedPool) largest(limit int64) *peer {
 	if s.bytes.Load() <= limit {
 		return nil
 	}
-	return s.holders[0]
+	return s.holders[0].peer
 }
 
 // relieve drops the oldest packets of the peers that take most, until the pool has no more than Config.StagedBytes. The caller

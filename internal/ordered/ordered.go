@@ -1,5 +1,6 @@
 // Package ordered has sorted sets with many readers and one writer. A [Set] never changes, so readers need no lock. An
-// [Edit] makes the next set from it, and copies only the nodes that change. The package takes no lock and starts nothing.
+// [Edit] makes the next set from it, and copies only the nodes that change. A [Heap] has the foremost of its elements in
+// front, and removes any of them. The package takes no lock and starts nothing.
 package ordered
 
 import (

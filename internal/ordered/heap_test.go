@@ -1,0 +1,67 @@
+package ordered
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
+
+// A task is an element with a time.
+type task struct {
+	at    int
+	place int32
+}
+
+// An entry is a task in a heap, with a copy of its time.
+type entry struct {
+	at int
+	*task
+}
+
+func (e entry) Before(o entry) bool { return e.at < o.at }
+func (e entry) Place() *int32       { return &e.task.place }
+
+// TestHeapModel puts, moves and removes tasks. The one in front is always one of the earliest, and each task has its place.
+func TestHeapModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var h Heap[entry]
+		tasks := make([]task, rapid.IntRange(1, 40).Draw(t, "tasks"))
+		in := make(map[*task]bool)
+		for range rapid.IntRange(1, 200).Draw(t, "steps") {
+			x := &tasks[rapid.IntRange(0, len(tasks)-1).Draw(t, "task")]
+			if rapid.IntRange(0, 2).Draw(t, "step") == 0 {
+				h.Remove(entry{task: x})
+				delete(in, x)
+			} else {
+				x.at = rapid.IntRange(0, 50).Draw(t, "at")
+				h.Put(entry{x.at, x})
+				in[x] = true
+			}
+			if len(h) != len(in) || (h == nil) != (len(in) == 0) {
+				t.Fatalf("the heap has %d elements, want %d, and no memory without any", len(h), len(in))
+			}
+			for i := range tasks {
+				x := &tasks[i]
+				if (x.place != 0) != in[x] || in[x] && (h[x.place-1] != entry{x.at, x} || h[0].at > x.at) {
+					t.Fatalf("task %d at %d has place %d, and is in the heap: %v; the first is at %d", i, x.at, x.place, in[x], h[0].at)
+				}
+			}
+		}
+	})
+}
+
+// TestHeapAllocatesNothing: neither Put nor Remove allocates while the heap has room.
+func TestHeapAllocatesNothing(t *testing.T) {
+	var h Heap[entry]
+	var tasks [3]task
+	h.Put(entry{0, &tasks[0]})
+	testkit.NoAllocations(t, 1000, func() {
+		h.Put(entry{2, &tasks[1]})
+		h.Put(entry{1, &tasks[2]})
+		h.Put(entry{3, &tasks[2]})
+		h.Remove(entry{task: &tasks[1]})
+		h.Remove(entry{task: &tasks[2]})
+	})
+}
