@@ -78,7 +78,7 @@ var scenarios = []covered{
 
 var decisions = []covered{
 	{"1 full queue: drop and count, never block", "TestFloodPutsUnderLoad TestFullSinkDrops TestAnswersHaveTheirOwnQueue"},
-	{"2 no peer or no endpoint: ICMP to the inner sender, no handshake work", "TestUnreachableEndToEnd TestUnreachableExceptionsEndToEnd TestUnreachableIsRateLimited TestPersistentKeepaliveThenEndpoint netstack.TestDeviceUnreachable"},
+	{"2 no peer or no endpoint: ICMP to the inner sender, no handshake work", "TestUnreachableEndToEnd TestUnreachableExceptionsEndToEnd TestUnreachableIsRateLimited TestUnreachableIsFair TestPersistentKeepaliveThenEndpoint netstack.TestDeviceUnreachable"},
 	{"3 ECN both ways, DSCP of handshakes", "TestECNBothWays TestDSCPStaysInside TestHandshakeTOS TestSendECN TestStagedKeepsECN packet.TestDecapsulateECN"},
 	{"4 DF clear", "udp.TestSmallMTU udp.TestSocketOptions"},
 	{"5 cookies: address and port, once, no roaming", "TestMAC2BoundToAddressAndPort TestCookieReplyWithWrongMAC1Ignored TestCookieReplyMovesNothing"},

@@ -236,7 +236,7 @@ func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 	})
 }
 
-// Like a router, the device limits its ICMP errors: twenty at once, a hundred a second. It counts all the drops.
+// Like a router, the device limits its ICMP errors to each sender: twenty at once, a hundred a second. It counts all the drops.
 func TestUnreachableIsRateLimited(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -260,6 +260,43 @@ func TestUnreachableIsRateLimited(t *testing.T) {
 			}
 		}
 		a.wantDrops(wireguard.DropNoRoute, 260, "those without an answer too")
+	})
+}
+
+// A sender that floods a destination without a peer, and packets larger than a peer's MTU, uses up its own limit of ICMP errors.
+// Another sender still learns both, and so does one with IPv6.
+func TestUnreachableIsFair(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a, b := w.node("a"), w.node("b")
+		a.knows(b, func(c *wireguard.PeerConfig) { c.MTU = 1300 })
+		greedy, other := netip.MustParseAddrPort("10.7.0.1:1"), netip.MustParseAddrPort("10.7.0.2:1")
+		none, big := netip.MustParseAddrPort("10.99.0.1:9"), make([]byte, 1350)
+		for range 1000 {
+			whole := pipe.UDPPacket(greedy, netip.AddrPortFrom(b.addr, 7), big)
+			whole[6] |= 0x40 // do not fragment
+			a.inject(pipe.UDPPacket(greedy, none, nil), whole)
+		}
+		n := 0
+		for r := a.tun.TryReceive(); r != nil; r = a.tun.TryReceive() {
+			if n++; r[19] != 1 {
+				w.Fatalf("an error came to %v", r[16:20])
+			}
+		}
+		if n != 20 {
+			w.Fatalf("the greedy sender has %d errors, want 20", n)
+		}
+		p := pipe.UDPPacket(other, none, nil)
+		a.inject(p)
+		a.wantUnreachable(p, "another sender")
+		p = pipe.UDPPacket(netip.MustParseAddrPort("[fd00:7::1]:1"), netip.MustParseAddrPort("[fd00:99::1]:9"), nil)
+		a.inject(p)
+		a.wantUnreachable(p, "a sender with IPv6")
+		p = pipe.UDPPacket(other, netip.AddrPortFrom(b.addr, 7), big)
+		p[6] |= 0x40
+		a.inject(p)
+		if r := a.tun.TryReceive(); r == nil || r[20] != 3 || r[21] != 4 || r[19] != 2 {
+			w.Fatalf("the other sender does not learn that its packet is too big: %x", r)
+		}
 	})
 }
 

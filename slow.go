@@ -4,7 +4,7 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/errorlimit"
 )
 
 // The slow path does the work that needs X25519, or that must not happen on the goroutine that asks for it. It has a bounded
@@ -21,7 +21,7 @@ const (
 
 	loadMessages    = 512 // with so many of a queue waiting, the device is under load: about 0.1 s of a core's work
 	maxAnswers      = 8   // responses and cookie replies to one peer's messages that wait
-	maxUnreachables = 64
+	maxUnreachables = 256
 )
 
 // A slowPath is the queues of the slow path. The zero value is ready.
@@ -31,10 +31,11 @@ type slowPath struct {
 	answers      messageQueue // responses and cookie replies: at most maxAnswers of each peer
 	peers        fifo[*peer]  // that want a handshake, are handed over, or were looked up
 	unreachables fifo[[]byte]
-	errorLimit   bucket // rate limit of unreachables
 	rotation     int
 	workers      int
 	closed       bool
+
+	errors errorlimit.Limit // of unreachables; has its own lock
 }
 
 // A fifo is a queue. Its memory shrinks with it: an empty one has none.
@@ -146,28 +147,19 @@ func (s *slowPath) peer(d *Device, p *peer) {
 // unreachable queues an ICMP error for the sender of a packet that has no destination.
 func (s *slowPath) unreachable(d *Device, p []byte, now int64) { s.answer(d, p, 0, now) }
 
-// answer queues an ICMP error for the sender of p: p is larger than mtu or, if mtu is 0, has no destination. ICMP errors
-// are limited as in a router: a hundred per second, twenty at once.
+// answer queues an ICMP error for the sender of p: p is larger than mtu or, if mtu is 0, has no destination. Each sender has a
+// limit of its own.
 func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
-	const cost, burst = second / 100, 20 * (second / 100)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := &s.errorLimit
-	b.tokens = min(burst, b.tokens+now-b.last)
-	b.last = now
-	if s.closed || b.tokens < cost || len(s.unreachables) >= maxUnreachables {
-		return
-	}
-	reply := packet.Unreachable(p)
-	if mtu > 0 {
-		reply = packet.TooBig(p, mtu)
-	}
+	reply := s.errors.Answer(p, mtu, now)
 	if reply == nil {
 		return
 	}
-	b.tokens -= cost
-	s.unreachables.push(reply)
-	s.start(d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed && len(s.unreachables) < maxUnreachables {
+		s.unreachables.push(reply)
+		s.start(d)
+	}
 }
 
 // start starts a worker, unless there are enough. mu is held.

@@ -34,6 +34,18 @@ const (
 	dontFragment, fragmentOffset = 0x4000, 0x1fff
 )
 
+// Sender returns the part of the IP packet p that says who sent it: the source of an IPv4 packet, or the first 64 bits of the source
+// of an IPv6 packet. It returns nil if p is too short for that. The result is part of p.
+func Sender(p []byte) []byte {
+	switch {
+	case len(p) >= IP4Header && p[0]>>4 == 4:
+		return p[IP4Addresses:][:4]
+	case len(p) >= IP6Header && p[0]>>4 == 6:
+		return p[IP6Addresses:][:8]
+	}
+	return nil
+}
+
 // Destination returns the destination address of the IP packet p, and its ECN bits. ok is false if p is not an IP
 // packet or is shorter than its header.
 func Destination(p []byte) (dst netip.Addr, ecn uint8, ok bool) {

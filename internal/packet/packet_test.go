@@ -358,3 +358,24 @@ func TestPure(t *testing.T) {
 		}
 	}
 }
+
+func TestSender(t *testing.T) {
+	a4, a6 := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd12:3456:789a:bcde::1")
+	four, six := make([]byte, IP4Header), make([]byte, IP6Header)
+	PutIP(four, len(four), a4, a4.Next(), UDP, 0)
+	PutIP(six, len(six), a6, a6.Next(), UDP, 0)
+	for _, c := range []struct {
+		p    []byte
+		want string
+	}{
+		{four, "\x0a\x01\x02\x03"},
+		{six, "\xfd\x12\x34\x56\x78\x9a\xbc\xde"},
+		{four[:IP4Header-1], ""},
+		{six[:IP6Header-1], ""},
+		{make([]byte, 100), ""},
+	} {
+		if got := string(Sender(c.p)); got != c.want {
+			t.Errorf("the sender of %x is %x, want %x", c.p, got, c.want)
+		}
+	}
+}

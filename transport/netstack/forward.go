@@ -109,8 +109,7 @@ type forwarder struct {
 	port     port
 	stack    *stack.Stack
 	tcp      *tcp.Forwarder
-	peers    atomic.Pointer[router] // nil until a device is attached
-	fragment atomic.Uint32          // the identification of the last packet
+	fragment atomic.Uint32 // the identification of the last packet
 
 	mu         sync.Mutex // guards the rest; nothing of gVisor that takes a lock is called with it held
 	closed     bool
@@ -162,16 +161,9 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	return fw, nil
 }
 
-// attach learns the device, which knows the peers.
-func (fw *forwarder) attach(o outlet) {
-	if r, ok := o.(router); ok {
-		fw.peers.Store(&r)
-	}
-}
-
 // peerOf returns the peer that a belongs to.
 func (fw *forwarder) peerOf(a netip.Addr) (peer wireguard.PublicKey, ok bool) {
-	if r := fw.peers.Load(); r != nil {
+	if r := fw.net.link.peers.Load(); r != nil {
 		return (*r).Route(a)
 	}
 	return peer, false

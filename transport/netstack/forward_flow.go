@@ -259,7 +259,8 @@ func (f *Flow) Answer() error {
 }
 
 // Refuse refuses the flow. The packet that says so has the flow's destination as its source, because the peer's
-// AllowedIPs hold that address. The result says whether the packet was sent.
+// AllowedIPs hold that address. The result says whether the packet was sent. It is nil also if the packet is an ICMP error and the
+// peer caused 100 others within the last second: nothing is sent then.
 func (f *Flow) Refuse(r Refusal) error {
 	if err := f.begin("Refuse", "tcp", "udp", "ping"); err != nil {
 		return f.wrap("refuse", err)

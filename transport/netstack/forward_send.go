@@ -47,8 +47,12 @@ func (fw *forwarder) datagram(from, to netip.AddrPort, b []byte, mtu int) error 
 	return fw.write(from.Addr(), to.Addr(), protoUDP, h[:], b, mtu)
 }
 
-// refuse sends the ICMP error for r about the packet of key with the given transport header and payload.
+// refuse sends the ICMP error for r about the packet of key with the given transport header and payload, unless the peer has had
+// its share of errors.
 func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
+	if !fw.net.link.mayComplain(key.src.Addr()) {
+		return nil
+	}
 	l3 := header.IPv6MinimumSize
 	if key.src.Addr().Is4() {
 		l3 = header.IPv4MinimumSize

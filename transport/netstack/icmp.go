@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"bytes"
+	"net/netip"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -12,8 +13,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// maxErrors is how many ICMP errors may wait for delivery.
-const maxErrors = 64
+const (
+	// maxErrors is how many ICMP errors may wait for delivery.
+	maxErrors = 1024
+	// maxPeerErrors is how many of one peer may wait. The fragments of the largest ping are as many.
+	maxPeerErrors = 64
+)
 
 // An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may hide an
 // ICMP error: fragments, and packets with extension headers. For an error, gVisor takes the lock of the connection that
@@ -21,9 +26,53 @@ const maxErrors = 64
 // receiving goroutine must not deliver errors: it would wait. The zero value is ready.
 type errorQueue struct {
 	mu      sync.Mutex // guards the fields below
-	packets [][]byte
-	running bool // whether a goroutine is delivering
+	packets []waitingError
+	held    map[string]int // how many of the packets each party sent; only parties with a packet
+	running bool           // whether a goroutine is delivering
 	closed  bool
+}
+
+// A waitingError is a packet in an errorQueue, and the party that sent it.
+type waitingError struct {
+	p     []byte
+	party string
+}
+
+// partyOf returns what tells apart the parties that send packets from a, or receive packets at a: the peer's key or, if nobody is
+// attached that knows the peer, the address.
+func (l *link) partyOf(a netip.Addr) []byte {
+	if r := l.peers.Load(); r != nil {
+		if peer, ok := (*r).Route(a); ok {
+			return peer[:]
+		}
+	}
+	return a.AsSlice()
+}
+
+// mayComplain reports whether this end may send another ICMP error to a. Each party has a limit of its own, in place of gVisor's,
+// which all share.
+func (l *link) mayComplain(a netip.Addr) bool {
+	now := l.owner.stack.Clock().NowMonotonic().Sub(tcpip.MonotonicTime{})
+	if l.complaints.Allow(l.partyOf(a), int64(now)) {
+		return true
+	}
+	l.drops.errors.Add(1)
+	return false
+}
+
+// complains reports whether p is an ICMP error that gVisor made.
+func complains(p *stack.PacketBuffer) bool {
+	var isError func(byte) bool
+	switch p.TransportProtocolNumber {
+	case header.ICMPv4ProtocolNumber:
+		isError = isICMP4Error
+	case header.ICMPv6ProtocolNumber:
+		isError = isICMP6Error
+	default:
+		return false
+	}
+	h := p.TransportHeader().Slice()
+	return len(h) > 0 && isError(h[0])
 }
 
 // icmpError takes the ICMP error p. sum is the sum over p, including the checksum field.
@@ -39,11 +88,17 @@ func (l *link) icmpError(p []byte, sum uint16) {
 func (q *errorQueue) put(l *link, p []byte) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || len(q.packets) == maxErrors {
+	src, _ := addressesOf(p)
+	party := l.partyOf(src)
+	if q.closed || len(q.packets) == maxErrors || q.held[string(party)] == maxPeerErrors {
 		l.drops.errors.Add(1)
 		return
 	}
-	q.packets = append(q.packets, bytes.Clone(p))
+	if q.held == nil {
+		q.held = make(map[string]int)
+	}
+	q.held[string(party)]++
+	q.packets = append(q.packets, waitingError{bytes.Clone(p), string(party)})
 	if !q.running {
 		q.running = true
 		l.running.Add(1) // before close returns, and so before Close waits for running
@@ -54,25 +109,30 @@ func (q *errorQueue) put(l *link, p []byte) {
 func (q *errorQueue) close() {
 	q.mu.Lock()
 	q.closed = true
-	q.packets = nil
+	q.packets, q.held = nil, nil
 	q.mu.Unlock()
+}
+
+// take takes the oldest packet out of the queue. If there is none, it returns nil and forgets that a goroutine is delivering.
+func (q *errorQueue) take() []byte {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.packets) == 0 {
+		q.running, q.packets, q.held = false, nil, nil
+		return nil
+	}
+	w := q.packets[0]
+	q.packets[0] = waitingError{}
+	q.packets = q.packets[1:]
+	if q.held[w.party]--; q.held[w.party] == 0 {
+		delete(q.held, w.party)
+	}
+	return w.p
 }
 
 func (l *link) deliverErrors() {
 	defer l.running.Done()
-	q := &l.errors
-	for {
-		q.mu.Lock()
-		if len(q.packets) == 0 {
-			q.running = false
-			q.packets = nil
-			q.mu.Unlock()
-			return
-		}
-		p := q.packets[0]
-		q.packets = q.packets[1:]
-		q.mu.Unlock()
-
+	for p := l.errors.take(); p != nil; p = l.errors.take() {
 		l.deliverError(p)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/errorlimit"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -66,6 +67,10 @@ type link struct {
 	own     port       // the interface of the Net's own stack
 	forward *forwarder // nil without Config.Forward
 	errors  errorQueue
+
+	peers      atomic.Pointer[router] // of the device that was attached last; nil before, and for an outlet that knows no peers
+	complaints errorlimit.Limit       // of the ICMP errors that this end sends
+
 	windows windows
 
 	drops drops
@@ -84,8 +89,8 @@ func (l *link) attach(o outlet) {
 	l.mu.Lock()
 	l.exit = x
 	l.mu.Unlock()
-	if l.forward != nil {
-		l.forward.attach(o)
+	if r, ok := o.(router); ok {
+		l.peers.Store(&r)
 	}
 }
 
@@ -93,6 +98,9 @@ func (l *link) attach(o outlet) {
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	noteHoles(p)
+	if complains(p) && !l.mayComplain(addr(p.Network().DestinationAddress())) {
+		return nil
+	}
 	l.mu.Lock()
 	if err := l.usable(); err != nil {
 		l.mu.Unlock()

@@ -27,6 +27,7 @@ package netstack
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -289,6 +290,7 @@ func (n *Net) tune(s *stack.Stack) error {
 			return fmt.Errorf("netstack: %w", systemError(fmt.Sprintf("%T", o), err))
 		}
 	}
+	s.SetICMPLimit(math.MaxFloat64) // no limit, because all peers would share it; see mayComplain
 	return nil
 }
 
@@ -326,7 +328,9 @@ type Stats struct {
 	Full      uint64 // packets to send, dropped because the queue was full and their sender cannot wait
 	Malformed uint64 // packets received and dropped: not a whole IP, TCP or UDP packet, or with an IPv4 loopback address
 	Checksum  uint64 // packets received and dropped because of the checksum of IPv4, TCP or UDP
-	Errors    uint64 // ICMP errors, and packets that may hide one, received and dropped because too many others waited
+	// Errors counts ICMP errors, and packets that may hide one, received and dropped because too many others waited; and ICMP
+	// errors that were not sent, because their peer had caused more than 100 per second.
+	Errors uint64
 
 	// Memory is how many bytes of Config.Memory the buffers of TCP connections may fill now. It falls when connections close,
 	// and when idle ones give theirs to others.

@@ -33,7 +33,8 @@ type routes struct {
 	now   map[pair]way // takes new entries, and is searched first
 	old   map[pair]way // the previous now, once that was full; entries in use move back to now
 	since time.Time    // when the present second began
-	asked int          // questions in the present second
+	asked int          // questions about new pairs in the present second
+	again int          // questions about known pairs in the present second
 }
 
 // A pair holds the source and destination of outbound packets. The port distinguishes peers behind one address: each
@@ -54,7 +55,8 @@ type seen struct {
 
 const (
 	maxWays      = 1 << 13 // of each map
-	maxQuestions = 1000    // per second; each takes some microseconds
+	maxQuestions = 1000    // about new pairs, per second; each takes some microseconds
+	maxRepeats   = maxWays // about known pairs, per second: a change of routes asks about each again
 )
 
 // watchRoutes returns nil if the system has no netlink. Sources are then kept until they are gone.
@@ -145,7 +147,7 @@ func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 		r.put(p, known)
 		return false
 	}
-	if r.ask < 0 || !r.mayAsk() {
+	if r.ask < 0 || !r.mayAsk(had) {
 		return false
 	}
 	ifindex, ok := outgoing(r.ask, p, markOf(socket))
@@ -177,15 +179,20 @@ func (r *routes) put(p pair, w way) {
 	r.last.Store(&seen{p, w.changes})
 }
 
-// mayAsk takes one of the questions left in this second, and reports whether there was one. r.mu is held.
-func (r *routes) mayAsk() bool {
+// mayAsk takes one of the questions left in this second, and reports whether there was one. Known pairs have questions of their
+// own, so that whoever makes new pairs cannot delay what others learn from a change of routes. r.mu is held.
+func (r *routes) mayAsk(known bool) bool {
 	if now := time.Now(); now.Sub(r.since) >= time.Second {
-		r.since, r.asked = now, 0
+		r.since, r.asked, r.again = now, 0, 0
 	}
-	if r.asked == maxQuestions {
+	n, most := &r.asked, maxQuestions
+	if known {
+		n, most = &r.again, maxRepeats
+	}
+	if *n == most {
 		return false
 	}
-	r.asked++
+	*n++
 	return true
 }
 

@@ -201,6 +201,39 @@ func TestRoutesAreBounded(t *testing.T) {
 	}
 }
 
+// TestRouteQuestionsAreFair: a party at many addresses asks for as many new routes as it may, second after second. A peer whose
+// route was known before still learns at once that it changed.
+func TestRouteQuestionsAreFair(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	link(t, "d0", "198.51.100.1/24")
+	link(t, "d1", "192.0.2.1/24")
+	ip(t, "route add 203.0.113.0/24 dev d0")
+	r, check := watched(t)
+	check("its way is known", "203.0.113.1", "198.51.100.1", true)
+	party := 0
+	ask := func() {
+		to := netip.AddrFrom4([4]byte{203, byte(1 + party>>16), byte(party >> 8), byte(party)})
+		check("the hostile party", to.String(), "198.51.100.1", true)
+		party++
+	}
+	for range 2 {
+		noticed(t, r, "the route", func() { ip(t, "route replace 203.0.113.0/24 dev d1") })
+		for r.asked < maxQuestions {
+			ask()
+		}
+		check("it has another way now", "203.0.113.1", "198.51.100.1", false)
+		check("the peer reached it again", "203.0.113.1", "198.51.100.1", true)
+		noticed(t, r, "the route", func() { ip(t, "route replace 203.0.113.0/24 dev d0") })
+		for r.asked < maxQuestions {
+			ask()
+		}
+		check("it has its first way again", "203.0.113.1", "198.51.100.1", false)
+		check("the peer reached it again", "203.0.113.1", "198.51.100.1", true)
+	}
+}
+
 // A cookie reply goes to where a stranger says that it is.
 func TestNoQuestionForCookieReply(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)

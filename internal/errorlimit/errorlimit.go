@@ -1,0 +1,96 @@
+// Package errorlimit limits how many ICMP errors a tunnel sends to each party.
+package errorlimit
+
+import (
+	"hash/maphash"
+	"sync"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+const (
+	errorsPerSecond = 100
+	errorsAtOnce    = 20
+	parties         = 1024
+	probes          = 8 // places where a party's entry may be
+
+	errorCost = 1_000_000_000 / errorsPerSecond // nanoseconds
+)
+
+// A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a limit of its own, so that none can
+// use up another's. A Limit knows 1,024 parties that caused errors within the last 0.2 s. Beyond that, a party shares a limit with
+// another one that a secret hash chooses. To use up all of them takes 100,000 errors per second, from 1,024 parties. The zero value
+// is ready, and has no memory yet. A Limit is safe for concurrent use, and its lock is taken last.
+type Limit struct {
+	mu    sync.Mutex // guards all below
+	seed  maphash.Seed
+	table *[parties]entry
+}
+
+// An entry is the limit of a party. It is free when the limit is whole again.
+type entry struct {
+	party uint64 // the hash of its name
+	due   int64  // when the limit will be whole again, in the caller's nanoseconds
+}
+
+// Allow takes an error from the limit of a party, and reports whether one was left at the time now, in nanoseconds.
+func (l *Limit) Allow(party []byte, now int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	due := l.of(party, now)
+	if !mayAdd(*due, now) {
+		return false
+	}
+	*due = max(*due, now) + errorCost
+	return true
+}
+
+// Answer makes the ICMP error for the sender of p, which is larger than mtu or, if mtu is 0, has no destination. It returns nil
+// where no error may be sent, as packet.Unreachable does, and beyond the limit of p's sender: its IPv4 address, or the network of 64 bits
+// of its IPv6 address. A packet that may not be answered takes nothing from the limit.
+func (l *Limit) Answer(p []byte, mtu int, now int64) []byte {
+	party := packet.Sender(p)
+	if party == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	due := l.of(party, now)
+	if !mayAdd(*due, now) {
+		return nil
+	}
+	reply := packet.Unreachable(p)
+	if mtu > 0 {
+		reply = packet.TooBig(p, mtu)
+	}
+	if reply != nil {
+		*due = max(*due, now) + errorCost
+	}
+	return reply
+}
+
+// of returns when the limit of a party will be whole again. mu is held.
+func (l *Limit) of(party []byte, now int64) *int64 {
+	if l.table == nil {
+		l.seed, l.table = maphash.MakeSeed(), new([parties]entry)
+	}
+	hash := maphash.Bytes(l.seed, party)
+	var free *entry
+	for i := range uint64(probes) {
+		e := &l.table[(hash+i)%parties]
+		if e.party == hash {
+			return &e.due
+		}
+		if free == nil && e.due <= now {
+			free = e
+		}
+	}
+	if free == nil {
+		return &l.table[hash%parties].due
+	}
+	*free = entry{hash, now}
+	return &free.due
+}
+
+// mayAdd reports whether an error fits into a limit that will be whole at due.
+func mayAdd(due, now int64) bool { return max(due, now)+errorCost-now <= errorsAtOnce*errorCost }

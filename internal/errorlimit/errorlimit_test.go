@@ -1,0 +1,132 @@
+package errorlimit
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/packet"
+)
+
+// datagram4 and datagram6 are empty UDP datagrams to an address without a route.
+func datagram4(from netip.Addr) []byte {
+	p := make([]byte, packet.IP4Header+packet.UDPHeader)
+	packet.PutIP(p, len(p), from, netip.MustParseAddr("10.99.0.1"), packet.UDP, 0)
+	return p
+}
+
+func datagram6(from netip.Addr) []byte {
+	p := make([]byte, packet.IP6Header+packet.UDPHeader)
+	packet.PutIP(p, len(p), from, netip.MustParseAddr("fd99::1"), packet.UDP, 0)
+	return p
+}
+
+func TestLimit(t *testing.T) {
+	var l Limit
+	p := datagram4(netip.MustParseAddr("10.0.0.1"))
+	for _, step := range []struct {
+		at           int64 // ns
+		packets, got int
+		why          string
+	}{
+		{1, 100, errorsAtOnce, "at once"},
+		{errorCost, 5, 0, "the first is not due yet"},
+		{errorCost + 1, 5, 1, "one is due"},
+		{11*errorCost + 1, 50, 10, "ten more are due"},
+		{1e15, 100, errorsAtOnce, "much later, no more than at once"},
+		{1e15 - 1, 5, 0, "a clock that went back gives nothing"},
+	} {
+		n := 0
+		for range step.packets {
+			if l.Answer(p, 0, step.at) != nil {
+				n++
+			}
+		}
+		if n != step.got {
+			t.Errorf("%s: %d of %d packets are answered, want %d", step.why, n, step.packets, step.got)
+		}
+	}
+}
+
+// A party that provokes as many errors as it can leaves others theirs, for IPv4, IPv6 and a party by name, and whichever kind of
+// error it provokes.
+func TestLimitPerParty(t *testing.T) {
+	var l Limit
+	const now = 1
+	hostile4, other4 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	hostile6, same6 := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::ffff")
+	var peers [2][]byte
+	for i := range peers {
+		peers[i] = binary.BigEndian.AppendUint32(nil, uint32(i))
+	}
+	n := 0
+	for range 10 * errorsAtOnce {
+		if l.Answer(datagram4(hostile4), 0, now) != nil {
+			n++
+		}
+		l.Answer(datagram6(hostile6), 20, now)
+		l.Allow(peers[0], now)
+	}
+	if n != errorsAtOnce {
+		t.Errorf("%d errors for one party, want %d", n, errorsAtOnce)
+	}
+	if l.Answer(datagram6(same6), 0, now) != nil {
+		t.Error("another address of the same network of 64 bits has a limit of its own")
+	}
+	if l.Answer(datagram4(other4), 0, now) == nil || !l.Allow(peers[1], now) {
+		t.Error("another party has no error left")
+	}
+}
+
+// More parties than a Limit knows share limits: an attacker with all addresses cannot have more errors than the table allows. Later
+// the places are free again.
+func TestLimitOfManyParties(t *testing.T) {
+	var l Limit
+	for _, now := range []int64{1, 1 + errorsAtOnce*errorCost} {
+		n := 0
+		for i := range uint32(4 * parties * errorsAtOnce) {
+			if l.Allow(binary.BigEndian.AppendUint32(nil, i), now) {
+				n++
+			}
+		}
+		if n < parties*errorsAtOnce*9/10 || n > parties*errorsAtOnce {
+			t.Errorf("%d errors, want nearly %d", n, parties*errorsAtOnce)
+		}
+	}
+	if now := int64(1 + 2*errorsAtOnce*errorCost); !l.Allow([]byte("late"), now) {
+		t.Error("a party that comes later has no error left")
+	}
+}
+
+// What may not be answered takes nothing from its sender's limit.
+func TestLimitUnanswered(t *testing.T) {
+	var l Limit
+	p := datagram4(netip.MustParseAddr("10.0.0.1"))
+	later := datagram4(netip.MustParseAddr("10.0.0.1"))
+	binary.BigEndian.PutUint16(later[packet.IP4Fragment:], 100)
+	for range 100 {
+		for _, p := range [][]byte{nil, {0x45}, []byte("no packet, but longer than a header is"), later} {
+			if l.Answer(p, 0, 1) != nil {
+				t.Fatalf("%x is answered", p)
+			}
+		}
+	}
+	if l.Answer(p, 0, 1) == nil {
+		t.Error("the limit is used up")
+	}
+}
+
+func TestLimitMemory(t *testing.T) {
+	var l Limit
+	p := datagram4(netip.MustParseAddr("10.0.0.1"))
+	l.Answer(nil, 0, 1)
+	if l.table != nil {
+		t.Error("a limit that nobody used has memory")
+	}
+	for range errorsAtOnce {
+		l.Answer(p, 0, 1)
+	}
+	if n := testing.AllocsPerRun(100, func() { l.Answer(p, 0, 1) }); n != 0 {
+		t.Errorf("a packet beyond the limit makes %v allocations", n)
+	}
+}
