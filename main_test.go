@@ -3,7 +3,7 @@ package wireguard
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testkit.Main(m) }

@@ -17,15 +17,16 @@ import (
 // loadMeasures are what many clients, or one hostile party, do to a device, and what others still get.
 func loadMeasures() []measure {
 	return []measure{
-		{name: "load/storm", unit: "s", lower: true, alone: true, rounds: 1, run: func(st *stage) (sample, error) { return runStorm(st, false) }},
-		{name: "load/storm-lookup", unit: "s", lower: true, alone: true, rounds: 1, run: func(st *stage) (sample, error) { return runStorm(st, true) }},
-		{name: "load/strangers", unit: "sessions", alone: true, rounds: 1, run: runStrangers},
-		{name: "load/handshakes", unit: "1/s", alone: true, rounds: 3, run: func(st *stage) (sample, error) { return runHandshakes(st, false) }},
-		{name: "load/handshakes-lookup", unit: "1/s", alone: true, rounds: 3, run: func(st *stage) (sample, error) { return runHandshakes(st, true) }},
-		{name: "load/flood", unit: "of control", rounds: 3, run: runFlood},
-		{name: "load/flood-p99", unit: "ms", lower: true, rounds: 3, run: runFloodPing},
-		{name: "load/cookies", unit: "x", alone: true, run: runCookies},
-		{name: "load/staged", unit: "lost", lower: true, alone: true, run: runStaged},
+		{name: "load/storm", unit: "s", lower: true, alone: true, rounds: 1, goal: 15, run: func(st *stage) (sample, error) { return runStorm(st, false) }},
+		{name: "load/storm-lookup", unit: "s", lower: true, alone: true, rounds: 1, goal: 25, run: func(st *stage) (sample, error) { return runStorm(st, true) }},
+		{name: "load/strangers", unit: "sessions", alone: true, rounds: 1, goal: 40, quick: true, run: runStrangers},
+		{name: "load/handshakes", unit: "1/s", alone: true, rounds: 3, goal: 5000, quick: true, run: func(st *stage) (sample, error) { return runHandshakes(st, false) }},
+		{name: "load/handshakes-lookup", unit: "1/s", alone: true, rounds: 3, goal: 4500, run: func(st *stage) (sample, error) { return runHandshakes(st, true) }},
+		{name: "load/flood", unit: "of control", rounds: 3, goal: 0.9, quick: true, run: runFlood},
+		{name: "load/flood-p99", unit: "ms", lower: true, rounds: 3, goal: 5, run: runFloodPing},
+		{name: "load/cookies", unit: "x", alone: true, goal: 1.7, quick: true, run: runCookies},
+		{name: "load/staged", unit: "lost", lower: true, alone: true, quick: true, run: runStaged},
+		{name: "load/wake", unit: "lost", lower: true, alone: true, quick: true, run: runWake},
 	}
 }
 
@@ -256,4 +257,61 @@ func runStaged(st *stage) (sample, error) {
 	}
 	lost := wanted - tunnels[1].n.Load()
 	return sample{float64(lost), []aside{mustBeZero("lost", lost)}}, nil
+}
+
+// wakes is how often runWake wakes each end.
+const wakes = 10
+
+// runWake measures how many packets are lost while both ends wake up in turn, ten times each, amid traffic in both directions. At
+// most 256 packets of each direction are in flight, because sockets drop what overflows them.
+func runWake(st *stage) (sample, error) {
+	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
+	ab.unordered, ba.unordered = true, true // two sockets deliver while one replaces the other
+	a, b := newPlains(ab, ba)
+	var nodes [2]*ourNode
+	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
+	for i, p := range []*plain{a, b} {
+		n, err := st.lib.node(st, nodeConfig{key: keys[i], plain: p})
+		if err != nil {
+			return sample{}, err
+		}
+		nodes[i] = n.(*ourNode)
+	}
+	if err := introduce(nodes[0], nodes[1], keys[0], keys[1]); err != nil {
+		return sample{}, err
+	}
+	flows := []*flow{ab, ba}
+	for _, f := range flows {
+		f.allow(1)
+		if err := f.drain(10 * time.Second); err != nil {
+			return sample{}, err
+		}
+	}
+	for _, f := range flows {
+		f.open(256)
+	}
+	for range wakes {
+		for _, n := range nodes {
+			time.Sleep(st.Span / 20)
+			if err := n.dev.Wake(); err != nil {
+				return sample{}, err
+			}
+		}
+	}
+	time.Sleep(st.Span / 20)
+	lost, sent := int64(0), int64(0)
+	for _, f := range flows {
+		f.stop()
+	}
+	for _, f := range flows {
+		if err := f.drain(time.Second); err != nil && err != errNothingArrives {
+			return sample{}, err
+		}
+		lost += f.missing()
+		sent += f.received.Load()
+	}
+	return sample{float64(lost), []aside{
+		{Name: "arrived", Unit: "packets", Value: float64(sent)},
+		mustBeZero("lost", lost),
+	}}, nil
 }

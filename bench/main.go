@@ -61,6 +61,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the packet size, as SVG to this `file`")
 	profiles := flags.String("profile", "", "write a CPU profile of each sample to this `folder`")
 	claimed := flags.String("claims", "", "measure the names for which this `file`, a README, claims ratios, and fail if one is not half as good in three tries")
+	goals := flags.Bool("goals", false, "measure the quick names of the family load, or those of -only, and fail if one is not half as good as its goal in three tries")
 	against := flags.String("against", "", "compare with the bench of the checkout in this `folder`, in pairs, instead of with wireguard-go")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -68,6 +69,8 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	switch {
 	case *against != "" && (*plotFile != "" || *claimed != ""):
 		return errors.New("-against compares two checkouts; leave out -plot and -claims, which compare with wireguard-go")
+	case *goals && (*against != "" || *claimed != "" || *plotFile != ""):
+		return errors.New("-goals measures this library alone; leave out -against, -claims and -plot")
 	case flags.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q; write names after -only, as in -only netstack/tcp1", flags.Arg(0))
 	case *rounds < 1:
@@ -77,7 +80,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	}
 	all := measures()
 	switch {
-	case *only != "":
+	case *only != "" || *goals:
 		all = append(all, onDemand()...)
 	case *plotFile != "":
 		all = append(all, curveMeasures()...)
@@ -85,6 +88,9 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	ms, err := pick(all, *only)
 	if err != nil {
 		return err
+	}
+	if *goals && *only == "" {
+		ms = slices.DeleteFunc(ms, func(m measure) bool { return !m.quick })
 	}
 	if *profiles != "" {
 		if err := os.MkdirAll(*profiles, 0o777); err != nil {
@@ -95,6 +101,9 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	effort.Transfer = *transfer
 	r := runner{rounds: *rounds, effort: effort, profile: *profiles, start: alone(messages, start)}
 	defer r.close()
+	if *goals {
+		return r.checkGoals(ctx, ms, out)
+	}
 	if *claimed != "" {
 		return r.checkClaims(ctx, *claimed, ms, out)
 	}

@@ -45,6 +45,13 @@ type measure struct {
 	// rounds is the most rounds that fit into the minute that each name may take. Zero means no limit.
 	rounds int
 
+	// goal is a figure that this library should reach. -goals wants half of it; see checkGoals. Zero means no such figure: then only
+	// those that must be 0 count.
+	goal float64
+
+	// quick means that -goals measures the name unless -only names others.
+	quick bool
+
 	// spans is how many times effort.Transfer a sample takes, in addition to the time of a usual sample.
 	spans int
 }

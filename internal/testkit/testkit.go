@@ -75,6 +75,21 @@ func WantPanic(t testing.TB, why string, f func()) {
 	f()
 }
 
+// Main runs the tests of a package, and fails if goroutines are left. In a browser or node, one goroutine of the runtime waits for
+// events for ever.
+func Main(m goleak.TestingM) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("runtime.handleEvent"))
+}
+
+// NeedsThreads skips the test on a system where all goroutines run on one thread. Nothing preempts a goroutine there. why
+// names what the test needs a second thread for.
+func NeedsThreads(t testing.TB, why string) {
+	t.Helper()
+	if runtime.GOARCH == "wasm" {
+		t.Skip("a program in WebAssembly has one thread, which nothing preempts: " + why)
+	}
+}
+
 // NoLeaks fails the test if, when it ends and all cleanups that follow have run, there are goroutines that do not exist now.
 func NoLeaks(t testing.TB) {
 	ignore := goleak.IgnoreCurrent()

@@ -6,10 +6,10 @@ import (
 	"testing"
 
 	"github.com/seed-86b749af/wireguard"
-	"go.uber.org/goleak"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testkit.Main(m) }
 
 // A wire is an outlet that hands packets to another Net, in place of a device and its peer.
 type wire struct {

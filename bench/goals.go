@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// checkGoals measures each name of ms for this library, one round at a time. It fails if none of three tries is half as good as the
+// name's goal, with every figure 0 that must be 0.
+func (r *runner) checkGoals(ctx context.Context, ms []measure, out io.Writer) error {
+	r.rounds = 1
+	var errs []error
+	for i := range ms {
+		m := &ms[i]
+		m.bound, m.alone = nil, true // a goal concerns neither the limit nor the other library
+		if why := m.missing(); why != "" {
+			errs = append(errs, fmt.Errorf("%s cannot be measured: %s", m.name, why))
+			continue
+		}
+		if err := r.checkGoal(ctx, m, out); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *runner) checkGoal(ctx context.Context, m *measure, out io.Writer) (err error) {
+	for range claimTries {
+		var w row
+		if w, err = r.run(ctx, m); err != nil {
+			fmt.Fprintf(out, "%-18s %v\n", m.name, err)
+			continue
+		}
+		got := w.ours.median
+		fmt.Fprintf(out, "%-18s %s %s, goal %s; %s is better\n", m.name, figure(got), m.unit, figure(m.goal), w.better())
+		printAsides(out, "ours", w.ours.aside)
+		switch {
+		case w.wrong():
+			err = fmt.Errorf("%s: a figure that must be 0 is not 0", m.name)
+		case m.goal != 0 && (m.lower && got > 2*m.goal || !m.lower && got < m.goal/2):
+			err = fmt.Errorf("%s: %s %s is not half as good as the goal, %s", m.name, figure(got), m.unit, figure(m.goal))
+		default:
+			return nil
+		}
+	}
+	return err
+}
