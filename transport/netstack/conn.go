@@ -116,6 +116,7 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 			if size := c.memory.send.size.Load(); c.writing.moved(int(m), size) {
 				c.writing.measure(size, measuredTrip(c.ep))
 				c.memory.growSend(c.writing.sendNeed())
+				c.writing.fill(c.memory.send.size.Load() - size)
 			}
 			continue
 		case *tcpip.ErrWouldBlock:

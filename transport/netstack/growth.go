@@ -10,17 +10,38 @@ import (
 // round trip.
 const shortestTrip = 4 * time.Millisecond
 
+// longerAfter is how long a growth compares before it believes that the path has become longer.
+const longerAfter = 2 * time.Second
+
 // A growth decides how large a buffer of a connection should be, from how much Read or Write moved within a round trip. It
 // replaces gVisor's own decisions: that about the receive buffer never asks again after the budget has refused, and that about
-// the send buffer grows with the congestion window, which has no bound on a path without loss. The zero value is ready.
+// the send buffer grows with the congestion window, which has no bound on a path without loss.
+//
+// The round trip is the least that was measured, because a larger buffer makes the queues on the way longer, those inside this
+// process too. The present round trip, which includes the queues, would therefore let a buffer grow because it has grown.
+//
+// A larger send buffer takes what Write has at once, which says nothing about the path. So these bytes do not count; see fill.
+//
+// The zero value is ready.
 type growth struct {
-	bytes  int           // moved since begun
+	bytes  int           // moved since begun; negative while they fill a buffer that has become larger
 	look   int           // how many to move before the next look at the clock
 	per    int64         // bytes moved in the last round trip
+	last   int64         // bytes moved in the one before
 	more   int64         // how many more than in the one before
-	trip   time.Duration // the round trip; 0 before the first measurement
+	trip   time.Duration // the least round trip; 0 before the first measurement
 	begun  time.Time
 	passed time.Duration // from begun to the last look
+	longer longer
+}
+
+// A longer finds out that a path has become longer, after the program has moved to another network for example. Queues alone
+// make a round trip longer too. But a path that has become longer than the buffers suffice for moves fewer bytes than before.
+type longer struct {
+	begun time.Time     // when this comparison began; zero before the first measurement
+	bytes int64         // moved since begun
+	least time.Duration // the least round trip since begun
+	best  float64       // the most bytes per second of a comparison
 }
 
 // moved notes that n bytes were read from or written to a buffer of size bytes. It reports whether a round trip has passed,
@@ -36,27 +57,64 @@ func (g *growth) moved(n int, size int64) (due bool) {
 	return true
 }
 
-// measure ends a round trip, and begins the next one, which takes trip.
+// measure ends a round trip, and begins the next one. trip is how long gVisor says that one takes.
 func (g *growth) measure(size int64, trip time.Duration) {
+	trip, now := max(trip, shortestTrip), time.Now()
 	if g.trip > 0 {
 		per := int64(float64(g.bytes) * float64(g.trip) / float64(max(g.passed, 1)))
-		g.more, g.per = max(per-g.per, 0), per
+		g.more, g.last, g.per = max(per-g.per, 0), g.per, per
 	}
-	g.trip = max(trip, shortestTrip)
-	g.begun, g.bytes, g.look = time.Now(), 0, int(size/16)
+	if g.trip == 0 || trip < g.trip || g.longer.path(now, g.bytes, g.trip, trip) {
+		g.trip = trip
+	}
+	g.begun, g.bytes, g.look = now, 0, int(size/16)
 }
+
+// path notes that bytes were moved before now, and that a round trip takes trip. It reports whether the path has become longer
+// than known, which is the least round trip of a connection.
+func (l *longer) path(now time.Time, bytes int, known, trip time.Duration) bool {
+	if l.begun.IsZero() {
+		l.begun, l.least = now, trip
+		return false
+	}
+	l.bytes, l.least = l.bytes+int64(bytes), min(l.least, trip)
+	passed := now.Sub(l.begun)
+	if passed < longerAfter {
+		return false
+	}
+	rate := float64(l.bytes) / passed.Seconds()
+	is := l.least > 2*known && 2*rate < l.best
+	l.best = max(l.best, rate)
+	if is {
+		l.best = rate
+	}
+	l.begun, l.bytes, l.least = now, 0, trip
+	return is
+}
+
+// fill notes that the send buffer has become n bytes larger.
+func (g *growth) fill(n int64) { g.bytes -= int(n) }
 
 // recvNeed returns the size that the receive buffer should have. A window is half of it. It should be twice what the path
 // carries in a round trip, and much more while the other end of a long path doubles what it sends in each.
 func (g *growth) recvNeed() int64 {
 	if g.trip == shortestTrip {
-		return 4 * g.per
+		return 4 * g.steady()
 	}
 	return 4*g.per + 8*g.more
 }
 
 // sendNeed returns the size that the send buffer should have: as much again as is in flight.
-func (g *growth) sendNeed() int64 { return 2*g.per + 4*g.more }
+func (g *growth) sendNeed() int64 {
+	if g.trip == shortestTrip {
+		return 2 * g.steady()
+	}
+	return 2*g.per + 4*g.more
+}
+
+// steady returns how many bytes a short path carried in each of the last two measurements. One of them alone says little: a
+// goroutine that waited for a processor moves at once what has gathered meanwhile.
+func (g *growth) steady() int64 { return min(g.last, g.per) }
 
 // measuredTrip returns the round trip that gVisor measured, or 0.
 func measuredTrip(ep tcpip.Endpoint) time.Duration {

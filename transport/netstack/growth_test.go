@@ -67,3 +67,97 @@ func TestGrowthIdle(t *testing.T) {
 		}
 	})
 }
+
+// TestGrowthQueues has a path that always carries the same, and whose round trip is as long as it takes to carry the whole
+// buffer, as on a path without a limit to its queue. The buffer must not grow because it has grown.
+func TestGrowthQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, least := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {
+			var g growth
+			size, step := int64(64<<10), max(least, shortestTrip)/10
+			perTrip := 10 * int64(1<<20)
+			for range 5000 {
+				time.Sleep(step)
+				if g.moved(1<<20, size) {
+					g.measure(size, max(least, time.Duration(size>>20)*step))
+					size = max(size, g.recvNeed(), g.sendNeed())
+				}
+			}
+			if size > 14*perTrip {
+				t.Errorf("with a round trip of %v: the buffer is %d, want at most 14 times the %d bytes of a round trip", least, size, perTrip)
+			}
+		}
+	})
+}
+
+// TestGrowthFill lets Write fill the send buffer whenever it becomes larger, while the path carries the same in each round trip.
+func TestGrowthFill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, trip := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {
+			const perTrip = 1 << 20
+			var g growth
+			size, room := int64(64<<10), int64(64<<10)
+			for range 5000 {
+				time.Sleep(max(trip, shortestTrip) / 10)
+				room += perTrip / 10
+				if g.moved(int(room), size) {
+					g.measure(size, trip)
+					need := max(size, g.sendNeed())
+					g.fill(need - size)
+					size, room = need, need-size
+					continue
+				}
+				room = 0
+			}
+			if size < perTrip*15/8 || size > 8*perTrip {
+				t.Errorf("with a round trip of %v: the buffer is %d, want 2 to 8 times the %d bytes of a round trip", trip, size, perTrip)
+			}
+		}
+	})
+}
+
+// TestGrowthBurst has a goroutine on a short path wait for a processor every now and then. What it moves afterwards within an
+// instant must not count as what the path carries.
+func TestGrowthBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const perTrip = 1 << 20
+		var g growth
+		size := int64(64 << 10)
+		for i := range 5000 {
+			n := perTrip / 10
+			time.Sleep(shortestTrip / 10)
+			if i%100 == 0 {
+				n *= 100
+			}
+			if g.moved(n, size) {
+				g.measure(size, time.Millisecond)
+				size = max(size, g.recvNeed(), g.sendNeed())
+			}
+		}
+		if size > 8*perTrip {
+			t.Errorf("the buffer is %d, want at most 8 times the %d bytes of a round trip", size, perTrip)
+		}
+	})
+}
+
+// TestGrowthLonger makes the round trip twenty times as long. The buffer, which then limits what is carried, follows.
+func TestGrowthLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 50 << 20 // bytes per second
+		var g growth
+		size, trip := int64(64<<10), 5*time.Millisecond
+		for begun := time.Now(); time.Since(begun) < 40*time.Second; time.Sleep(trip / 10) {
+			if time.Since(begun) > 10*time.Second {
+				trip = 100 * time.Millisecond
+			}
+			window := float64(size) / 2
+			if n := min(window, rate*trip.Seconds()) / 10; g.moved(int(n), size) {
+				g.measure(size, trip)
+				size = max(size, g.recvNeed())
+			}
+		}
+		if want := int64(2 * rate / 10); size < want {
+			t.Errorf("the buffer is %d, want at least %d, so that the window is what a round trip carries", size, want)
+		}
+	})
+}
