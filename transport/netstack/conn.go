@@ -115,7 +115,11 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 			c.memory.touch()
 			if size := c.memory.send.size.Load(); c.writing.moved(int(m), size) {
 				c.writing.measure(size, measuredTrip(c.ep))
-				c.memory.growSend(c.writing.sendNeed())
+				if most, is := c.writing.sendExcess(size); is {
+					c.memory.cutSend(most)
+				} else {
+					c.memory.growSend(c.writing.sendNeed())
+				}
 				c.writing.fill(c.memory.send.size.Load() - size)
 			}
 			continue

@@ -29,7 +29,9 @@ type growth struct {
 	per    int64         // bytes moved in the last round trip
 	last   int64         // bytes moved in the one before
 	more   int64         // how many more than in the one before
+	most   int64         // the most that steady returned
 	trip   time.Duration // the least round trip; 0 before the first measurement
+	queued bool          // the present round trip is so long that a queue on the path must be filling
 	begun  time.Time
 	passed time.Duration // from begun to the last look
 	longer longer
@@ -63,10 +65,16 @@ func (g *growth) measure(size int64, trip time.Duration) {
 	if g.trip > 0 {
 		per := int64(float64(g.bytes) * float64(g.trip) / float64(max(g.passed, 1)))
 		g.more, g.last, g.per = max(per-g.per, 0), g.per, per
+		g.most = max(g.most, g.steady())
 	}
-	if g.trip == 0 || trip < g.trip || g.longer.path(now, g.bytes, g.trip, trip) {
+	longer := g.longer.path(now, g.bytes, g.trip, trip)
+	if g.trip == 0 || trip < g.trip || longer {
 		g.trip = trip
 	}
+	if longer {
+		g.most = 0
+	}
+	g.queued = trip > g.trip*3/2
 	g.begun, g.bytes, g.look = now, 0, int(size/16)
 }
 
@@ -106,10 +114,19 @@ func (g *growth) recvNeed() int64 {
 
 // sendNeed returns the size that the send buffer should have: as much again as is in flight.
 func (g *growth) sendNeed() int64 {
-	if g.trip == shortestTrip {
+	if g.trip == shortestTrip || g.queued {
 		return 2 * g.steady()
 	}
 	return 2*g.per + 4*g.more
+}
+
+// sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which delays
+// everything else on that path. most is the size that suffices: twice the most that a round trip carried, since gVisor lets Write
+// continue when half of the buffer is free. Another sender may have filled the queue, and Write then moves less than before. So
+// the size depends on the most and not on what is moved now: otherwise a connection would yield to others without end.
+func (g *growth) sendExcess(size int64) (most int64, is bool) {
+	most = 2 * g.most
+	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4
 }
 
 // steady returns how many bytes a short path carried in each of the last two measurements. One of them alone says little: a

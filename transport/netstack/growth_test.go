@@ -161,3 +161,36 @@ func TestGrowthLonger(t *testing.T) {
 		}
 	})
 }
+
+// TestGrowthExcess has a path with a long queue, which the send buffer fills after slow start. The buffer must shrink until it
+// hardly fills the queue. If another sender then fills the queue, it must not shrink further.
+func TestGrowthExcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const trip, perTrip = 50 * time.Millisecond, 1 << 20
+		var g growth
+		size := int64(8 * perTrip)
+		send := func(trips int, others int64) {
+			for range trips {
+				now := max(trip*time.Duration(size+others)/perTrip, trip) // what is in flight beyond perTrip queues
+				time.Sleep(now)
+				if g.moved(int(size), size) {
+					g.measure(size, now)
+					if most, is := g.sendExcess(size); is {
+						g.fill(most - size)
+						size = most
+					}
+				}
+			}
+		}
+		g.measure(size, trip) // of the handshake
+		send(100, 0)
+		if size < perTrip*15/8 || size > 3*perTrip {
+			t.Errorf("the buffer is %d, want 2 to 3 times the %d bytes of a round trip", size, perTrip)
+		}
+		alone := size
+		send(1000, 8*perTrip)
+		if size < alone {
+			t.Errorf("beside another sender the buffer is %d, want %d as before", size, alone)
+		}
+	})
+}

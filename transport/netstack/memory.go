@@ -295,6 +295,18 @@ func (s *portion) growSend(want int64) {
 	}
 }
 
+// cutSend leaves the send buffer want bytes, or its floor, unless the user has set its size.
+func (s *portion) cutSend(want int64) {
+	b := s.budget
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.index >= 0 && !s.leaving {
+		have := s.have()
+		s.shrinkSend(max(want-s.send.floor, 0))
+		b.extra -= have - s.have()
+	}
+}
+
 // fixRecv sets the size of the receive buffer, in bytes, for good.
 func (s *portion) fixRecv(n int64) {
 	s.recv.fixed.Store(true)
