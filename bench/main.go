@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	rounds := flags.Int("rounds", defaultRounds, "samples per side")
 	transfer := flags.Duration("transfer", fullEffort.Transfer, "the `time` that a transfer of the family wan takes; wan/upload-ping takes three times as long")
 	asJSON := flags.Bool("json", false, "print one JSON object per line, and everything else to standard error")
-	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the packet size, as SVG to this `file`")
+	plotFile := flags.String("plot", "", "draw the ratios, and the throughput over the packet size, as SVG to this `file`; with -only wan, draw the medians, and print them as a table in Markdown")
 	profiles := flags.String("profile", "", "write a CPU profile of each sample to this `folder`")
 	claimed := flags.String("claims", "", "measure the names for which this `file`, a README, claims ratios, and fail if one is not half as good in three tries")
 	goals := flags.Bool("goals", false, "measure the quick names of the family load, or those of -only, and fail if one is not half as good as its goal in three tries")
@@ -145,7 +145,12 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 		}
 	}
 	if *plotFile != "" {
-		errs = append(errs, os.WriteFile(*plotFile, []byte(plot(rows)), 0o666))
+		picture := plot
+		if onlyWan(rows) {
+			picture = plotWan
+			fmt.Fprintf(table, "\n%s", wanTable(rows))
+		}
+		errs = append(errs, os.WriteFile(*plotFile, []byte(picture(rows)), 0o666))
 	}
 	return errors.Join(errs...)
 }
