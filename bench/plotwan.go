@@ -9,8 +9,8 @@ import (
 
 // The dimensions of the picture of the family wan, in pixels. Each cell has a bar per side.
 const (
-	wanLeft  = 240 // start of the axis
-	wanRight = 250 // room for the values
+	wanLeft  = 320 // start of the axis
+	wanRight = 140 // room for the values
 	wanBar   = 12
 	wanRow   = 3*wanBar + 14
 )

@@ -30,6 +30,9 @@ func (a *attempt) tcp(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 	if err := n.unreachable("connect", remote.Addr()); err != nil {
 		return nil, err
 	}
+	if err := n.detached(remote.Addr()); err != nil {
+		return nil, err
+	}
 	if _, _, err := n.family(a.network, remote.Addr()); err != nil {
 		return nil, err
 	}

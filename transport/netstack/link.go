@@ -94,6 +94,13 @@ func (l *link) attach(o outlet) {
 	}
 }
 
+// attached reports whether there was a device.
+func (l *link) attached() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.exit != nil
+}
+
 // WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {

@@ -9,7 +9,9 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -341,6 +343,12 @@ func TestDetached(t *testing.T) {
 	}
 	if d := n.Stats(); d.Detached != 1 {
 		t.Errorf("%+v", d)
+	}
+	if _, err := n.Dial("tcp", "10.9.9.9:80"); !errors.Is(err, syscall.ENETUNREACH) || !strings.Contains(err.Error(), "Config.Tunnel") {
+		t.Errorf("a dial without a device: %v, want ENETUNREACH and what to do", err)
+	}
+	if _, err := n.DialTCP(t.Context(), netip.AddrPort{}, netip.AddrPortFrom(a4, 80)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a dial of the Net itself without a device: %v, want %v", err, syscall.ECONNREFUSED)
 	}
 }
 

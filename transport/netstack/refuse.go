@@ -3,6 +3,7 @@ package netstack
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,6 +34,15 @@ func (n *Net) unreachable(call string, to netip.Addr) error {
 		return n.missing(call, syscall.ENETUNREACH, to.String(), to.Is4())
 	}
 	return nil
+}
+
+// detached returns why the Net cannot connect to an address while no device uses it, or nil. The Net reaches itself without one.
+func (n *Net) detached(to netip.Addr) error {
+	if slices.Contains(n.addrs, to) || n.link.attached() {
+		return nil
+	}
+	return refused("connect", syscall.ENETUNREACH, to.String()+" is behind the tunnel, and no device uses this Net yet; pass the Net to "+
+		"wireguard.New in Config.Tunnel first")
 }
 
 // missing returns the error for an address or a network of a family in which the Net has no address. what names the address
