@@ -278,7 +278,7 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 	}
 	message := func(m []byte, r *remote, inner []byte) {
 		copy(m[messageHeader:], inner)
-		r.k.seal(m[:messageOverhead+len(inner)], r.k.number(1))
+		sealInPlace(r.k, m[:messageOverhead+len(inner)], r.k.number(1))
 	}
 	train := func(i, n int, of func(j int) int) {
 		for j := range n {

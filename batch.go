@@ -361,7 +361,7 @@ func (l *load) sealSome(from, end int) {
 		run := &l.runs[m.run]
 		padded := l.slab[int(m.at)+messageHeader:][:m.padded]
 		clear(padded[m.n:])
-		run.k.sealTo(l.memory(run)[m.to:][:m.size()], padded, run.counter+uint64(m.nth))
+		run.k.seal(l.memory(run)[m.to:][:m.size()], padded, run.counter+uint64(m.nth))
 	}
 }
 

@@ -214,8 +214,8 @@ func headroomOf(b Bind) int {
 	return 0
 }
 
-// check returns everything that is wrong with c, whose Bind wants headroom, or nil.
-func (c *Config) check(headroom int) error {
+// check returns everything that is wrong with c, whose Bind wants headroom and whose peers are changes, or nil.
+func (c *Config) check(headroom int, changes []PeerChange) error {
 	var errs []error
 	if c.Tunnel == nil {
 		errs = append(errs, errors.New("wireguard: Config.Tunnel is nil: set a packet side, as transport/netstack or transport/tun make them"))
@@ -240,14 +240,12 @@ func (c *Config) check(headroom int) error {
 		}
 	}
 	seen := make(map[PublicKey]bool, len(c.Peers))
-	changes := make([]PeerChange, len(c.Peers))
 	for i := range c.Peers {
-		changes[i] = c.Peers[i].Change()
-		if key := c.Peers[i].PublicKey; seen[key] {
+		key := c.Peers[i].PublicKey
+		if seen[key] {
 			errs = append(errs, fmt.Errorf("wireguard: peer %d (%v): configured twice; join the two into one", i, key))
-		} else {
-			seen[key] = true
 		}
+		seen[key] = true
 	}
 	return errors.Join(append(errs, checkPeers(changes, c.PrivateKey.Public()))...)
 }

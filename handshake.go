@@ -266,21 +266,13 @@ var zeroNonce [chacha20poly1305.NonceSize]byte
 
 // encrypt seals plaintext into dst, which is 16 bytes longer, and mixes the result into the hash.
 func (t *transcript) encrypt(dst []byte, key *[32]byte, plaintext []byte) {
-	a, err := chacha20poly1305.New(key[:])
-	if err != nil {
-		panic(err) // only the length of the key could be wrong
-	}
-	a.Seal(dst[:0], zeroNonce[:], plaintext, t.hash[:])
+	newAEAD(key).Seal(dst[:0], zeroNonce[:], plaintext, t.hash[:])
 	t.mixHash(dst)
 }
 
 // decrypt appends the opened ciphertext to dst and mixes ciphertext into the hash.
 func (t *transcript) decrypt(dst []byte, key *[32]byte, ciphertext []byte) error {
-	a, err := chacha20poly1305.New(key[:])
-	if err != nil {
-		panic(err)
-	}
-	if _, err = a.Open(dst, zeroNonce[:], ciphertext, t.hash[:]); err != nil {
+	if _, err := newAEAD(key).Open(dst, zeroNonce[:], ciphertext, t.hash[:]); err != nil {
 		return refusal(DropForged)
 	}
 	t.mixHash(ciphertext)

@@ -129,7 +129,7 @@ func TestNoiseVector(t *testing.T) {
 	} {
 		m := make([]byte, messageOverhead+len(c.payload))
 		copy(m[messageHeader:], c.payload)
-		c.k.seal(m, uint64(i/2))
+		sealInPlace(c.k, m, uint64(i/2))
 		wantHex(t, "transport message", m[messageHeader:], c.want)
 	}
 }

@@ -48,12 +48,16 @@ type keypair struct {
 
 // newKeypair makes the keypair of a session. The caller sets its id.
 func newKeypair(send, receive *[32]byte, local, remote uint32, initiator bool, now int64) *keypair {
-	s, err1 := chacha20poly1305.New(send[:])
-	r, err2 := chacha20poly1305.New(receive[:])
-	if err1 != nil || err2 != nil {
-		panic("wireguard: a ChaCha20-Poly1305 key of 32 bytes was refused")
+	return &keypair{sender: newAEAD(send), receiver: newAEAD(receive), local: local, remote: remote, initiator: initiator, created: now}
+}
+
+// newAEAD returns ChaCha20-Poly1305 with a key.
+func newAEAD(key *[32]byte) cipher.AEAD {
+	a, err := chacha20poly1305.New(key[:])
+	if err != nil {
+		panic(err) // only the length of the key could be wrong
 	}
-	return &keypair{sender: s, receiver: r, local: local, remote: remote, initiator: initiator, created: now}
+	return a
 }
 
 // age returns how old the session is.
@@ -71,16 +75,11 @@ func (k *keypair) number(n int) uint64 {
 	return first
 }
 
-// seal makes a data message of m in place. m is the whole message, with the padded packet in its place.
+// seal makes m a data message with a padded packet. The packet is in its place in m, or in memory that does not overlap m.
 //
 // The nonce is 32 zero bits and the counter. The message's header holds just that from byte 4 on, as long as the receiver's
 // index is zero, so the nonce needs no other memory.
-func (k *keypair) seal(m []byte, counter uint64) {
-	k.sealTo(m, m[messageHeader:len(m)-messageTag], counter)
-}
-
-// sealTo is like seal, for a padded packet in memory that does not overlap m.
-func (k *keypair) sealTo(m, padded []byte, counter uint64) {
+func (k *keypair) seal(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m, typeData)
 	clear(m[4:8])
 	binary.LittleEndian.PutUint64(m[8:], counter)

@@ -146,7 +146,7 @@ func TestKeypairSeal(t *testing.T) {
 			packet := bytes.Repeat([]byte{byte(size), byte(counter)}, size/2)
 			m := bytes.Repeat([]byte{0xee}, messageOverhead+size) // what was there does not matter
 			copy(m[messageHeader:], packet)
-			k.seal(m, counter)
+			sealInPlace(k, m, counter)
 
 			want := []byte{4, 0, 0, 0, 0x88, 0x77, 0x66, 0x55}
 			want = binary.LittleEndian.AppendUint64(want, counter)
@@ -168,7 +168,7 @@ func TestKeypairOpenForgeries(t *testing.T) {
 	key := [32]byte{3}
 	k := newKeypair(&key, &key, 1, 2, true, 0)
 	m := make([]byte, messageOverhead+32)
-	k.seal(m, 0xffffffffff)
+	sealInPlace(k, m, 0xffffffffff)
 	for at := 8; at < len(m); at++ { // type and index are what found the key
 		for bit := range 8 {
 			forged := bytes.Clone(m)
@@ -193,7 +193,7 @@ func TestKeypairSealsInPlace(t *testing.T) {
 	k := newKeypair(&key, &key, 1, 2, true, 0)
 	m := make([]byte, messageOverhead+1424)
 	n := testing.AllocsPerRun(100, func() {
-		k.seal(m, 1)
+		sealInPlace(k, m, 1)
 		if p, ok := k.open(m); !ok || &p[0] != &m[messageHeader] || cap(p) > len(m)-messageHeader {
 			t.Error("the packet is not where the message is")
 		}

@@ -381,7 +381,7 @@ func (r *remote) data(packet []byte) []byte { return r.dataAt(r.k.number(1), pac
 func (r *remote) dataAt(counter uint64, packet []byte) []byte {
 	m := make([]byte, messageOverhead+len(packet))
 	copy(m[messageHeader:], packet)
-	r.k.seal(m, counter)
+	sealInPlace(r.k, m, counter)
 	return m
 }
 
@@ -454,3 +454,8 @@ type testLink struct {
 func (l testLink) Key() [16]byte { return [16]byte{15: l.key} }
 
 func (l testLink) String() string { return l.name }
+
+// sealInPlace makes m, the whole message with the padded packet in its place, a data message.
+func sealInPlace(k *keypair, m []byte, counter uint64) {
+	k.seal(m, m[messageHeader:len(m)-messageTag], counter)
+}

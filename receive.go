@@ -40,11 +40,10 @@ func (d *Device) newInbound() *inbound {
 
 // An inboundRun is the data messages of one session among those that one call of Receive returned, in their order.
 type inboundRun struct {
-	session
+	session     // without a keypair if there is no such session, or if it has expired: its messages are dropped for reason
 	index       uint32
 	place       int16 // in places
 	first, last int16 // messages, linked by opened.next
-	refused     bool  // there is no such session, or it has expired: its messages are dropped for reason
 	reason      DropReason
 }
 
@@ -149,7 +148,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 			d.acceptAll(in)
 		}
 		run := d.runOf(in, binary.LittleEndian.Uint32(m[4:]))
-		if run.refused {
+		if run.k == nil {
 			d.drops.add(run.reason, 1)
 			continue
 		}
@@ -190,9 +189,9 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	run := extend(&in.runs)
 	run.session, run.index, run.place, run.first = d.sessions.find(index), index, int16(place), none
 	if run.k == nil {
-		run.refused, run.reason = true, DropUnknownIndex
+		run.reason = DropUnknownIndex
 	} else if run.k.age(in.now) >= rejectAfterTime {
-		run.refused, run.reason = true, DropExpiredKey
+		run.k, run.reason = nil, DropExpiredKey
 	}
 	in.places[place] = int16(len(in.runs))
 	return run

@@ -126,8 +126,11 @@ type running struct {
 // New checks c, as a whole, and makes a device of it. It starts nothing: that is for Up. An error tells everything that
 // is wrong.
 func New(c Config) (*Device, error) {
-	headroom := headroomOf(c.Bind)
-	if err := c.check(headroom); err != nil {
+	headroom, changes := headroomOf(c.Bind), make([]PeerChange, len(c.Peers))
+	for i := range c.Peers {
+		changes[i] = c.Peers[i].Change()
+	}
+	if err := c.check(headroom, changes); err != nil {
 		return nil, err
 	}
 	d := &Device{
@@ -146,10 +149,6 @@ func New(c Config) (*Device, error) {
 	d.keyLog.w = c.KeyLog
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
-	changes := make([]PeerChange, len(c.Peers))
-	for i := range c.Peers {
-		changes[i] = c.Peers[i].Change()
-	}
 	d.changePeers(changes, false)
 	if a, ok := d.tunnel.(Attacher); ok {
 		a.Attach(d)
@@ -352,29 +351,20 @@ func (d *Device) sourceEnded(err error) {
 	go d.end(errorf("the tunnel ended: %w", err))
 }
 
-// release ends a visit to p's core, which began with p.mu locked and left its requests in out.
+// release ends a visit to p's core, which began with p.mu locked and left its requests in out. It sees to p's next deadline
+// and publishes events under the lock, unlocks p, and does the rest.
 func (d *Device) release(p *peer, out *outbox) {
-	visit := d.settle(p, out)
-	p.mu.Unlock()
-	d.carryOut(p, out, visit)
-}
-
-// settle does what a visit leaves to be done under the lock: it sees to p's next deadline and publishes events in their
-// order. It reports whether p is to be queued for the slow path. p.mu is held.
-func (d *Device) settle(p *peer, out *outbox) (visit bool) {
 	d.pool.count(p)
 	if !p.removed {
 		d.schedule(p)
 	}
-	d.publish(p, out.events)
+	d.publish(p, out.events) // in their order
 	if out.revived {
 		p.endWaits(nil)
 	}
-	return (out.initiate || p.handed || p.found) && p.enterSlow()
-}
+	visit := (out.initiate || p.handed || p.found) && p.enterSlow()
+	p.mu.Unlock()
 
-// carryOut does what the core asked for. p.mu is not held.
-func (d *Device) carryOut(p *peer, out *outbox, visit bool) {
 	d.sessions.free(out.freed...)
 	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
 		d.drops.add(DropNoSession, 1)
