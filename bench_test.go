@@ -37,13 +37,13 @@ func BenchmarkDevice(b *testing.B) {
 				b.Fatal(err)
 			}
 			time.Sleep(20 * time.Millisecond)
-			var scratch inbound
+			scratch := d2.newInbound()
 			to.deliver = func(ts []Train) {
 				scratch.now, scratch.table = d2.now(), d2.allowed.routes()
 				for i := range ts {
-					d2.receiveTrain(&scratch, &ts[i])
+					d2.receiveTrain(scratch, &ts[i])
 				}
-				d2.acceptAll(&scratch)
+				d2.acceptAll(scratch)
 			}
 			packet := make([]byte, size)
 			packet[0], packet[2], packet[3] = 0x45, byte(size>>8), byte(size)
