@@ -15,6 +15,7 @@
 //
 //	                            Linux      Linux, Portable  macOS, iOS  FreeBSD  OpenBSD    Windows  others
 //	datagrams per system call   64 trains  1                1           1        1          1        1
+//	Bind.Receivers              yes        yes              no          no       no         no       no
 //	segmentation offload        yes        no               no          no       no         no       no
 //	answer from address reached yes (1)    yes (1)          yes         yes      yes        no       no
 //	ECN and DSCP, both ways     yes        yes              yes         yes      IPv6 only  no       no
@@ -48,6 +49,17 @@
 // train. A receiver that waits holds no slot. Slots that are not needed for some seconds return to the system.
 //
 // Send waits while a socket's buffer is full, until the system has sent some of it, or until Close.
+//
+// # Several receivers
+//
+// With Bind.Receivers, several sockets have one port, and the device reads each on its own goroutine. The first one is bound
+// alone, so that a port in use is an error. The others are bound beside it with SO_REUSEPORT. A filter in the kernel gives each
+// datagram to one of them, by the address and the port of its sender: a flow stays on one socket, and so in order. The filter
+// names only these sockets, so that another one which joins them gets nothing. Each socket can send from the port. Send chooses
+// one by the destination of the first train, so that cores which send to different peers seldom share a socket's counters.
+//
+// A renewal begins with one new socket that takes all datagrams. Then the old sockets leave the group, and the other new
+// sockets join the first one.
 //
 // # A new socket on the same port
 //

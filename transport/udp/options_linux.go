@@ -61,5 +61,5 @@ func (c *conn) path(b *Bind) path {
 	if b.Portable {
 		return newPortable(c)
 	}
-	return newLinux(c)
+	return newLinux(c, b.beside)
 }

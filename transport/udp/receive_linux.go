@@ -39,10 +39,13 @@ type linuxPath struct {
 	sendmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
 }
 
-func newLinux(c *conn) *linuxPath {
+// newLinux makes the path of c. Paths beside each other share the watch of routes, which the first one closes.
+func newLinux(c *conn, beside path) *linuxPath {
 	p := &linuxPath{conn: c, want: 1, recvmmsg: recvmmsg, sendmmsg: sendmmsg}
 	p.try = p.tryReceive
-	if c.family == ipv4 {
+	if first, ok := beside.(*linuxPath); ok {
+		p.routes = first.routes
+	} else if c.family == ipv4 {
 		if p.routes = watchRoutes(); p.routes != nil {
 			c.also = p.routes
 		}

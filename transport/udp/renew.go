@@ -12,7 +12,8 @@ import (
 // A socket is replaced by another one on its port in these steps, so that there is a socket for each datagram:
 //
 //	Renew: open the new socket beside the old one. The system gives all datagrams to the new one from here on
-//	       (share_linux.go)
+//	       (share_linux.go). With several receivers, the first new socket gets all of them. Then the old sockets leave
+//	       their group, and the other new sockets join the first one
 //	the device sends and receives on the new one, and calls
 //	Retire: the receivers of the old one return what had arrived there, and then fail
 //	Close
@@ -29,53 +30,82 @@ const (
 // Renew opens another socket of the same Bind on the port of s, while s is open. On Linux all datagrams arrive at the
 // new socket from then on. Other systems do not say which of two sockets on one port receives a datagram, and there
 // the error wraps errors.ErrUnsupported. While Renew binds the new socket, a program on this host that sets SO_REUSEADDR
-// can bind to the port too. Before and after that the port is taken, as it is after Listen.
+// can bind to the port too. Before and after that the port is as after Listen: taken, but see Bind.Receivers.
 func (s *Socket) Renew() (wireguard.Socket, error) {
-	var was [families]bool // whether the ports were shared before, because of Bind.Control
-	var changed []*conn
-	restore := func() {
-		for _, c := range changed {
-			c.share(false)
+	var undo []func()
+	n, err := s.renew(&undo)
+	if err != nil {
+		for _, f := range undo {
+			f()
 		}
+		return nil, err
 	}
-	for f, p := range s.paths {
-		if p == nil {
-			continue
-		}
-		before, err := p.socket().share(true)
+	return n, nil
+}
+
+// renew is Renew but for what is to be undone after an error, which it appends to undo.
+func (s *Socket) renew(undo *[]func()) (*Socket, error) {
+	var was [families]bool // whether the ports were shared before, because of Bind.Control
+	for f, p := range s.all() {
+		c := p.socket()
+		before, err := c.share(true)
 		if err != nil {
-			restore()
 			return nil, fmt.Errorf("udp: open a second socket on port %d: %w", s.port, err)
 		}
 		if was[f] = before; !before {
-			changed = append(changed, p.socket())
+			*undo = append(*undo, func() { c.share(false) })
 		}
 	}
 	b := *s.bind
 	b.shared = true
 	n, err := b.listen(s.port)
 	if err != nil {
-		restore()
 		return nil, b.explain(err, s.port)
 	}
-	n.bind = s.bind
+	*undo = append(*undo, func() { n.Close() })
+	if err := s.leave(undo); err != nil {
+		return nil, err
+	}
 	for f, p := range n.paths {
-		if p != nil && !was[f] {
+		if p == nil {
+			continue
+		}
+		if err := n.join(family(f)); err != nil {
+			return nil, b.explain(err, s.port)
+		}
+	}
+	for f, p := range n.all() {
+		if !was[f] {
 			p.socket().share(false) // s stays as it is: its renewal may itself be renewed before s is closed
 		}
 	}
+	b.shared = false
 	return n, nil
+}
+
+// leave lets no other socket join the sockets of s. They get no datagram any more, so that it does not matter which of
+// them would get it.
+func (s *Socket) leave(undo *[]func()) error {
+	for f, p := range s.all() {
+		if len(s.others[f]) == 0 {
+			continue
+		}
+		c := p.socket()
+		if _, err := c.reuse(false); err != nil {
+			return err
+		}
+		*undo = append(*undo, func() { c.reuse(true) })
+	}
+	return nil
 }
 
 // Retire lets the receivers return what has arrived until now. Then they fail with an error that wraps net.ErrClosed. If
 // datagrams still arrive, the receivers end after a second. Send works until Close.
 func (s *Socket) Retire() {
-	for _, p := range s.paths {
-		if p != nil {
-			c := p.socket()
-			c.retired.CompareAndSwap(nil, &retirement{until: time.Now().Add(retireTime)})
-			c.udp.SetReadDeadline(time.Unix(1, 0)) // wakes a receiver that waits
-		}
+	for _, p := range s.all() {
+		c := p.socket()
+		c.retired.CompareAndSwap(nil, &retirement{until: time.Now().Add(retireTime)})
+		c.udp.SetReadDeadline(time.Unix(1, 0)) // wakes a receiver that waits
 	}
 }
 
@@ -108,4 +138,17 @@ func (c *conn) share(on bool) (was bool, err error) {
 		return false, closedOr(e)
 	}
 	return was, err
+}
+
+// reuse lets other sockets be bound beside c for a share of its flows, or ends that. It returns what was set before.
+func (c *conn) reuse(on bool) (was bool, err error) {
+	if e := c.raw.Control(func(fd uintptr) { was, err = setReuse(fd, on) }); e != nil {
+		return false, closedOr(e)
+	}
+	return was, err
+}
+
+// spread spreads the flows over the n sockets of the group of c, if the system can.
+func (c *conn) spread(n int) {
+	c.raw.Control(func(fd uintptr) { setSpread(fd, c.family, n) })
 }

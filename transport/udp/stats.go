@@ -35,10 +35,7 @@ func (t *traffic) add(datagrams, bytes int) {
 // Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
 func (s *Socket) Stats() Stats {
 	var st Stats
-	for _, p := range s.paths {
-		if p == nil {
-			continue
-		}
+	for _, p := range s.all() {
 		c := p.socket()
 		st.ReceiveCalls += c.in.calls.Load()
 		st.ReceivedDatagrams += c.in.datagrams.Load()

@@ -36,7 +36,20 @@ type Bind struct {
 	// Portable makes Linux use the code for other systems, which passes one datagram per system call.
 	Portable bool
 
+	// Receivers is the number of sockets per family, from 1 to 256, all on one port. The device reads each on a goroutine,
+	// so that as many cores receive at the same time. The datagrams from one address and port stay on one socket. Zero
+	// means one socket if the program uses fewer than 4 cores (runtime.GOMAXPROCS), and otherwise one for every two cores.
+	// Systems other than Linux and Android have one socket per family, whatever the number.
+	//
+	// With several sockets, the port is in use for every program except those of the same user that set SO_REUSEPORT. Such
+	// a program can bind to the port, but it receives nothing that arrives for these sockets, unless it binds to one of
+	// the addresses of which the Bind listens on all. If Control sets SO_REUSEPORT, zero means one socket.
+	Receivers int
+
+	// The fields below belong to the copy of a Bind that a Socket has.
+	count  int  // sockets per family
 	shared bool // sockets may be bound beside one on the same port that is shared too; see Socket.Renew
+	beside path // the first of the sockets that the next one is bound beside; nil means that it is bound alone
 }
 
 // A family is a version of IP, and the index of its path in a Socket.
@@ -79,11 +92,15 @@ func familyOf(a netip.Addr) family {
 	return noFamily
 }
 
-// Listen opens one socket per family, both on port, or on one port that the system chooses if port is 0. It leaves out a
+// Listen opens the sockets of each family, all on port, or on one port that the system chooses if port is 0. It leaves out a
 // family that the host does not have. The Socket is a *[Socket].
 func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
+	count, err := b.receivers()
+	if err != nil {
+		return nil, err
+	}
 	own := *b
-	own.Address = b.Address.Unmap()
+	own.Address, own.count = b.Address.Unmap(), count
 	b = &own
 	if b.Interface != "" {
 		if _, err := net.InterfaceByName(b.Interface); err != nil {
@@ -103,7 +120,7 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 	}
 }
 
-// listen opens the socket of each family once; the first one decides about port 0.
+// listen opens the sockets of each family once; the first one decides about port 0.
 func (b *Bind) listen(port uint16) (*Socket, error) {
 	s := &Socket{bind: b, port: port}
 	var missing error
@@ -112,17 +129,21 @@ func (b *Bind) listen(port uint16) (*Socket, error) {
 			continue
 		}
 		p, err := b.open(f, s.port)
-		if err == nil {
-			s.paths[f] = p
-			s.port = uint16(p.socket().udp.LocalAddr().(*net.UDPAddr).Port)
-			continue
-		}
-		if !b.Address.IsValid() && isMissing(err) {
+		if err != nil && !b.Address.IsValid() && isMissing(err) {
 			missing = err
 			continue
 		}
-		s.Close()
-		return nil, err
+		if err == nil {
+			s.paths[f] = p
+			s.port = uint16(p.socket().udp.LocalAddr().(*net.UDPAddr).Port)
+		}
+		if err == nil && !b.shared {
+			err = s.join(f)
+		}
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
 	}
 	if s.paths == [families]path{} {
 		return nil, missing
@@ -130,7 +151,7 @@ func (b *Bind) listen(port uint16) (*Socket, error) {
 	return s, nil
 }
 
-// open opens the socket of one family.
+// open opens one socket.
 func (b *Bind) open(f family, port uint16) (path, error) {
 	c := &conn{family: f}
 	address := b.Address
@@ -142,8 +163,8 @@ func (b *Bind) open(f family, port uint16) (path, error) {
 		if e := raw.Control(func(fd uintptr) { err = c.configure(fd, b) }); e != nil {
 			return e
 		}
-		if err == nil && b.shared {
-			if e := raw.Control(func(fd uintptr) { _, err = setShared(fd, true) }); e != nil {
+		if err == nil && (b.shared || b.beside != nil) {
+			if e := raw.Control(func(fd uintptr) { err = b.share(fd) }); e != nil {
 				return e
 			}
 		}
@@ -164,7 +185,18 @@ func (b *Bind) open(f family, port uint16) (path, error) {
 	return c.path(b), nil
 }
 
-// A path carries datagrams across the socket of one family: a linuxPath or the portable path.
+// share lets the socket be bound beside others, as b says.
+func (b *Bind) share(fd uintptr) (err error) {
+	if b.shared {
+		_, err = setShared(fd, true)
+	}
+	if err == nil && b.beside != nil {
+		_, err = setReuse(fd, true)
+	}
+	return err
+}
+
+// A path carries datagrams across one socket: a linuxPath or the portable path.
 type path interface {
 	wireguard.Receiver
 
@@ -174,7 +206,7 @@ type path interface {
 	socket() *conn
 }
 
-// A conn is the socket of one family.
+// A conn is one socket of the system.
 type conn struct {
 	family family
 	udp    *net.UDPConn
@@ -193,33 +225,23 @@ type conn struct {
 
 func (c *conn) socket() *conn { return c }
 
-// A Socket is the [wireguard.Socket] of a Bind: one UDP socket per family, on one port. Bind.Listen makes it. It must not
-// be copied. It is safe for concurrent use.
+// A Socket is the [wireguard.Socket] of a Bind: one UDP socket per family and receiver, on one port. Bind.Listen makes it.
+// It must not be copied. It is safe for concurrent use.
 type Socket struct {
-	bind  *Bind // a copy, which Renew uses
-	port  uint16
-	paths [families]path // nil where the host lacks the family
+	bind   *Bind // a copy, which Renew uses
+	port   uint16
+	paths  [families]path   // the first socket of each family; nil where the host lacks the family
+	others [families][]path // the other sockets of each family
 }
 
-// Port returns the local port, which both families share.
+// Port returns the local port, which all sockets share.
 func (s *Socket) Port() uint16 { return s.port }
-
-// Receivers returns one receiver per family.
-func (s *Socket) Receivers() []wireguard.Receiver {
-	var rs []wireguard.Receiver
-	for _, p := range s.paths {
-		if p != nil {
-			rs = append(rs, p)
-		}
-	}
-	return rs
-}
 
 // Send sends each train, and sets its Err if the train or a part of it was not sent; see [wireguard.Socket]. It waits
 // only while the buffer of a socket is full. The system empties that without this program's help, and Close ends the
 // wait.
 func (s *Socket) Send(ts []wireguard.Train) {
-	var used [families]bool
+	var used [families]path
 	for i := range ts {
 		t := &ts[i]
 		switch f := familyOf(t.Endpoint.Addr.Addr()); {
@@ -227,12 +249,12 @@ func (s *Socket) Send(ts []wireguard.Train) {
 			t.Err = errNoAddress
 		case s.paths[f] == nil:
 			t.Err = errNoFamily[f]
-		default:
-			used[f] = true
+		case used[f] == nil:
+			used[f] = s.sender(f, t.Endpoint.Addr)
 		}
 	}
-	for f, p := range s.paths {
-		if used[f] {
+	for _, p := range used {
+		if p != nil {
 			p.send(ts)
 		}
 	}
@@ -241,10 +263,7 @@ func (s *Socket) Send(ts []wireguard.Train) {
 // SetMark marks all datagrams from now on: with SO_MARK on Linux (which needs CAP_NET_ADMIN), SO_USER_COOKIE on FreeBSD,
 // and SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any mark but zero is an error.
 func (s *Socket) SetMark(mark uint32) error {
-	for _, p := range s.paths {
-		if p == nil {
-			continue
-		}
+	for _, p := range s.all() {
 		var err error
 		if e := p.socket().raw.Control(func(fd uintptr) { err = setMark(fd, mark) }); e != nil {
 			return closedOr(e)
@@ -258,13 +277,11 @@ func (s *Socket) SetMark(mark uint32) error {
 
 // Close closes the sockets, and ends the waits of receivers and senders. Closing again does nothing.
 func (s *Socket) Close() error {
-	for _, p := range s.paths {
-		if p != nil {
-			c := p.socket()
-			c.udp.Close() // the only error is that it was closed before
-			if c.also != nil {
-				c.also.Close()
-			}
+	for _, p := range s.all() {
+		c := p.socket()
+		c.udp.Close() // the only error is that it was closed before
+		if c.also != nil {
+			c.also.Close()
 		}
 	}
 	return nil

@@ -1,0 +1,452 @@
+package udp
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard"
+)
+
+const someReceivers = 4
+
+// grouped runs a test with sockets that have several receivers, for both families that the host has.
+func grouped(t *testing.T, test func(t *testing.T, v variant, f family)) {
+	for _, v := range variants {
+		if v.bare {
+			continue // it differs from portable only in the control messages
+		}
+		v.bind.Receivers = someReceivers
+		for f := range families {
+			t.Run(v.name+"/"+f.String(), func(t *testing.T) {
+				if !has(f) {
+					t.Skipf("needs an %v loopback address", f)
+				}
+				v.bind.Address = loopback(f)
+				test(t, v, f)
+			})
+		}
+	}
+}
+
+// single is v with one receiver.
+func (v variant) single() variant { return v.with(func(b *Bind) { b.Receivers = 1 }) }
+
+// An arrival is a datagram that one of a socket's receivers returned.
+type arrival struct {
+	receiver int
+	datagram
+}
+
+// arrivals reads all receivers of e until the socket is closed.
+func (e *end) arrivals() <-chan arrival {
+	all := make(chan arrival, 4096)
+	for i, r := range e.Receivers() {
+		go func() {
+			for {
+				ts, err := r.Receive()
+				if err != nil {
+					if !errors.Is(err, net.ErrClosed) {
+						e.t.Errorf("receiver %d: %v", i, err)
+					}
+					return
+				}
+				for _, t := range ts {
+					for _, d := range split(t) {
+						all <- arrival{i, d}
+					}
+				}
+			}
+		}()
+	}
+	return all
+}
+
+// next waits for one arrival.
+func next(t testing.TB, all <-chan arrival) arrival {
+	t.Helper()
+	select {
+	case a := <-all:
+		return a
+	case <-time.After(20 * time.Second):
+		t.Fatal("a datagram did not arrive")
+		panic("unreachable")
+	}
+}
+
+// Datagrams from many ports are spread over all receivers. Those from one port stay on one receiver, in order, with their
+// source and type of service. The answers come from the port that they were sent to.
+func TestReceiversShareTheFlows(t *testing.T) {
+	grouped(t, func(t *testing.T, v variant, f family) {
+		const flows, each = 64, 5
+		y := v.listen(t)
+		if n := len(y.Receivers()); n != someReceivers {
+			t.Fatalf("%d receivers, want %d", n, someReceivers)
+		}
+		all := y.arrivals()
+		var xs []*end
+		for range flows {
+			xs = append(xs, v.single().listen(t))
+		}
+		for n := range each {
+			for i, x := range xs {
+				b := binary.BigEndian.AppendUint32(nil, uint32(i))
+				tr := wireguard.Train{Data: binary.BigEndian.AppendUint32(b, uint32(n)), Size: 8, TOS: 2, Endpoint: y.at(f)}
+				x.send(tr)
+			}
+		}
+		used, of := map[int]int{}, map[uint32]int{}
+		seen := map[uint32]uint32{}
+		from := map[uint32]wireguard.Endpoint{}
+		for range flows * each {
+			a := next(t, all)
+			flow, n := binary.BigEndian.Uint32(a.data), binary.BigEndian.Uint32(a.data[4:])
+			if r, ok := of[flow]; ok && r != a.receiver {
+				t.Fatalf("flow %d arrived at the receivers %d and %d", flow, r, a.receiver)
+			}
+			if n != seen[flow] {
+				t.Fatalf("flow %d: datagram %d arrived before %d", flow, n, seen[flow])
+			}
+			if a.tos != 2 || a.from.Source != loopback(f) {
+				t.Fatalf("type of service %d and source %v, want 2 and %v", a.tos, a.from.Source, loopback(f))
+			}
+			of[flow], seen[flow], from[flow] = a.receiver, n+1, a.from
+			used[a.receiver]++
+		}
+		if len(used) != someReceivers {
+			t.Errorf("datagrams per receiver: %v, want some at each of %d", used, someReceivers)
+		}
+		// One call sends all answers, each as a train of several datagrams.
+		var answers []wireguard.Train
+		for i := range flows {
+			answers = append(answers, trainOf(i, 300, 100, from[uint32(i)]))
+		}
+		y.send(answers...)
+		for i, x := range xs {
+			got := x.receive(f, 3)
+			wantTrain(t, got, answers[i])
+			if got[0].from.Addr.Port() != y.Port() {
+				t.Fatalf("the answer came from port %d, want %d", got[0].from.Addr.Port(), y.Port())
+			}
+		}
+		if st := y.Stats(); st.ReceivedDatagrams != flows*each || st.SentDatagrams != 3*flows {
+			t.Errorf("counted %d received and %d sent, want %d and %d", st.ReceivedDatagrams, st.SentDatagrams, flows*each, 3*flows)
+		}
+	})
+}
+
+// Many senders go on while a socket with several receivers is renewed. They send in bursts that fit the socket's buffers,
+// so that only a datagram without a socket is lost.
+func TestReceiversRenewLosesNothing(t *testing.T) {
+	grouped(t, func(t *testing.T, v variant, f family) {
+		const flows, window, renewals = 16, 100, 5
+		y := v.listen(t)
+		to := y.at(f)
+		var sent, received atomic.Int64
+		var senders, receivers sync.WaitGroup
+		read := func(s *Socket) {
+			var all sync.WaitGroup
+			for _, r := range s.Receivers() {
+				all.Go(func() {
+					for {
+						ts, err := r.Receive()
+						if err != nil {
+							if !errors.Is(err, net.ErrClosed) {
+								t.Errorf("Receive: %v", err)
+							}
+							return
+						}
+						for i := range ts {
+							received.Add(int64(ts[i].Len()))
+						}
+					}
+				})
+			}
+			receivers.Go(func() { all.Wait(); s.Close() })
+		}
+		read(y.Socket)
+		stop := make(chan struct{})
+		var xs []*end
+		for range flows {
+			xs = append(xs, v.single().listen(t))
+		}
+		senders.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if sent.Load()-received.Load() >= window {
+					time.Sleep(50 * time.Microsecond)
+					continue
+				}
+				sent.Add(1)
+				xs[n%flows].Send([]wireguard.Train{{Data: []byte("data"), Size: 4, Endpoint: to}})
+			}
+		})
+		s := y.Socket
+		for range renewals {
+			for before := received.Load(); received.Load() < before+50; {
+				time.Sleep(50 * time.Microsecond) // without this the sender may not run
+			}
+			n, err := s.Renew()
+			if err != nil {
+				t.Fatal(err)
+			}
+			old := s
+			s = n.(*Socket)
+			if len(s.Receivers()) != someReceivers || s.Port() != old.Port() {
+				t.Fatalf("the new socket has %d receivers on port %d, want %d on %d", len(s.Receivers()), s.Port(), someReceivers, old.Port())
+			}
+			read(s)
+			old.Retire()
+		}
+		close(stop)
+		senders.Wait()
+		for begin := time.Now(); received.Load() < sent.Load() && time.Since(begin) < 5*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
+		if received.Load() != sent.Load() {
+			t.Errorf("%d of %d datagrams arrived", received.Load(), sent.Load())
+		}
+		// The flows are spread over the renewed sockets too.
+		before := make([]uint64, 0, someReceivers)
+		for _, p := range s.all() {
+			before = append(before, p.socket().in.datagrams.Load())
+		}
+		for range 4 {
+			for _, x := range xs {
+				x.send(trainOf(1, 4, 4, to))
+			}
+		}
+		want := sent.Load() + 4*flows
+		for begin := time.Now(); received.Load() < want && time.Since(begin) < 5*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
+		used := 0
+		i := 0
+		for _, p := range s.all() {
+			if p.socket().in.datagrams.Load() > before[i] {
+				used++
+			}
+			i++
+		}
+		if used < 2 {
+			t.Errorf("%d of %d renewed sockets receive anything of %d flows", used, someReceivers, flows)
+		}
+		s.Close()
+		receivers.Wait()
+	})
+}
+
+// reusing is a Control that shares the port with SO_REUSEPORT.
+func reusing(_, _ string, c syscall.RawConn) (err error) {
+	if e := c.Control(func(fd uintptr) { _, err = setReuse(fd, true) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// A port in use is an error, whatever options the sockets there have, and before and after a renewal.
+func TestReceiversPortInUse(t *testing.T) {
+	grouped(t, func(t *testing.T, v variant, f family) {
+		refused := func(what string, b Bind, port uint16) {
+			t.Helper()
+			if s, err := b.Listen(port); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("%s: %v, want that the port is taken", what, err)
+				if err == nil {
+					s.Close()
+				}
+			}
+		}
+		x := v.listen(t)
+		n, err := x.Renew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		for range 2 {
+			refused("one socket beside several", v.single().bind, x.Port())
+			refused("several beside several", v.bind, x.Port())
+			x.Close() // then only the renewed ones are open
+		}
+		// A program of the same user has several sockets of its own choice.
+		theirs := v.with(func(b *Bind) { b.Control = reusing })
+		other, err := theirs.bind.Listen(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		refused("several beside those of another program", v.bind, other.Port())
+	})
+}
+
+// A socket that another program of the same user binds to the port with SO_REUSEPORT gets no datagram.
+func TestReceiversShareWithNobody(t *testing.T) {
+	grouped(t, func(t *testing.T, v variant, f family) {
+		y := v.listen(t)
+		all := y.arrivals()
+		theirs := v.single().with(func(b *Bind) { b.Control = reusing })
+		thief, err := theirs.bind.Listen(y.Port())
+		if err != nil {
+			t.Fatal(err)
+		}
+		stolen := (&end{thief.(*Socket), t}).arrivals()
+		defer thief.Close()
+		for i := range 64 {
+			v.single().listen(t).send(trainOf(i, 10, 10, y.at(f)))
+			next(t, all)
+		}
+		select {
+		case <-stolen:
+			t.Error("the socket of another program received a datagram")
+		default:
+		}
+	})
+}
+
+// With Receivers zero, a Bind whose Control sets SO_REUSEPORT keeps one socket per family: the program does the sharing.
+func TestReceiversLeaveSharingToControl(t *testing.T) {
+	b := Bind{Address: loopback(ipv4), Control: reusing, count: someReceivers}
+	s, err := b.listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if n := len(s.Receivers()); n != 1 {
+		t.Errorf("%d receivers, want 1", n)
+	}
+}
+
+// Close leaves no descriptor, and the port is free again.
+func TestReceiversClose(t *testing.T) {
+	grouped(t, func(t *testing.T, v variant, f family) {
+		before := descriptors(t)
+		s, err := v.bind.Listen(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := s.(*Socket).Renew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		n.Close()
+		n.Close()
+		if after := descriptors(t); after != before {
+			t.Errorf("%d descriptors are open, want %d", after, before)
+		}
+		one := v.single()
+		again, err := one.bind.Listen(s.Port())
+		if err != nil {
+			t.Fatalf("the port is not free after Close: %v", err)
+		}
+		again.Close()
+	})
+}
+
+// descriptors returns how many descriptors this process has.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// If one of the sockets cannot be opened, none stays open, and a socket that was to be renewed works on.
+func TestReceiversFail(t *testing.T) {
+	refused := errors.New("no more sockets")
+	calls, limit := 0, someReceivers
+	b := Bind{Address: loopback(ipv4), Receivers: someReceivers, Control: func(string, string, syscall.RawConn) error {
+		if calls++; calls > limit {
+			return refused
+		}
+		return nil
+	}}
+	s, err := b.Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	x := s.(*Socket)
+	before := descriptors(t)
+	calls, limit = 0, 2
+	if _, err := x.Renew(); !errors.Is(err, refused) {
+		t.Fatalf("Renew: %v", err)
+	}
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors are open after a failed Renew, want %d", after, before)
+	}
+	for _, p := range x.all() {
+		if was, err := p.socket().share(false); was || err != nil {
+			t.Errorf("the port is left shared: %v (%v)", was, err)
+		}
+		if was, err := p.socket().reuse(true); !was || err != nil {
+			t.Errorf("a socket left its group: %v (%v)", was, err)
+		}
+	}
+	calls, limit = 0, someReceivers
+	n, err := x.Renew()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Close()
+}
+
+func TestReceiversMark(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to set a mark")
+	}
+	s, err := (&Bind{Address: loopback(ipv4), Receivers: someReceivers}).Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.(*Socket).SetMark(7); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.(*Socket).all() {
+		if got := markOf(p.socket().raw); got != 7 {
+			t.Errorf("mark %d, want 7", got)
+		}
+	}
+}
+
+// The sockets of one family share one watch of the routes.
+func TestReceiversWatchRoutesOnce(t *testing.T) {
+	s, err := (&Bind{Address: netip.IPv4Unspecified(), Receivers: someReceivers}).Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, p := range s.(*Socket).others[ipv4] {
+		if first := s.(*Socket).paths[ipv4].(*linuxPath); p.(*linuxPath).routes != first.routes || p.socket().also != nil {
+			t.Error("a socket beside the first one watches the routes itself")
+		}
+	}
+}
+
+func TestReceiversByCores(t *testing.T) {
+	for cores, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 8: 4, 16: 8, 64: 32, 1024: 256} {
+		if got := receiversFor(cores); got != want {
+			t.Errorf("%d cores: %d receivers, want %d", cores, got, want)
+		}
+	}
+	for _, n := range []int{-1, maxReceivers + 1} {
+		b := Bind{Receivers: n}
+		if s, err := b.Listen(0); err == nil {
+			s.Close()
+			t.Errorf("Receivers %d is accepted", n)
+		}
+	}
+}
