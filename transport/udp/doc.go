@@ -10,6 +10,8 @@
 //	       receive_linux.go             racks_linux.go                   control*.go         receive_linux.go
 //	elsewhere: package net's calls, one datagram each
 //	       portable.go
+//	with a Shared: one device among many
+//	       shared.go, tenant.go, strangers.go
 //
 // # What works where
 //
@@ -60,6 +62,25 @@
 //
 // A renewal begins with one new socket that takes all datagrams. Then the old sockets leave the group, and the other new
 // sockets join the first one.
+//
+// # Many devices on one port
+//
+// [Bind.Share] opens a port for thousands of devices, each a [Tenant]. Data, responses and cookie replies name a session index of
+// their receiver, which begins with the tenant's prefix, so that one look into a table finds the device. A datagram is copied into
+// the mailbox of its tenant, whose device reads it on its own goroutine.
+//
+// An initiation names its receiver only through mac1, and checking that takes a hash per device. To try the keys of
+// 1,000 devices takes a third of a millisecond, which a flood of forged initiations would exploit. A cookie cannot help, because the
+// answer with it is encrypted for the very key that is sought. So the sender's address decides how much is tried:
+//
+//   - An address to which tenants sent initiations or responses is known. Devices send those only to configured places, and to
+//     senders of authentic messages. At most 8 keys are tried, at once.
+//   - Other initiations wait in a queue of 4,096, of which one address has at most 256. One goroutine tries each with all
+//     keys, and takes at most half of a core.
+//
+// What remains: while more such initiations arrive than half of a core can try (about 1,500 a second for 1,000 devices), a peer
+// at an unknown address gets through only by chance, at each of its attempts. A peer of 8 tenants that sends from the forged
+// address of another peer can make that address unknown to a ninth tenant.
 //
 // # A new socket on the same port
 //
