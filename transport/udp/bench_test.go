@@ -97,3 +97,32 @@ func oneWay(b *testing.B, v variant, trains, datagrams, size int) {
 	b.ReportMetric(float64(b.N*call)/time.Since(start).Seconds(), "datagrams/s")
 	b.ReportMetric(float64(y.Stats().ReceivedDatagrams)/float64(y.Stats().ReceiveCalls), "datagrams/recv")
 }
+
+// BenchmarkSharedTrial is the cost of an initiation that fits no key, per tenant.
+func BenchmarkSharedTrial(b *testing.B) {
+	s, _, _ := share(b, 1000)
+	x := &stranger{endpoint: somewhere}
+	for b.Loop() {
+		s.try(x)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/tenant")
+}
+
+// BenchmarkSharedDispatch is the cost of finding a datagram's tenant among n, and of copying it into and out of the mailbox.
+func BenchmarkSharedDispatch(b *testing.B) {
+	for _, n := range []int{1, 1000, maxTenants} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s, tenants, sockets := share(b, n)
+			var trains []wireguard.Train
+			for i := range tenants {
+				trains = append(trains, wireguard.Train{Data: tenants[i].messageFor(typeData, 232), Size: 232, Endpoint: somewhere})
+			}
+			at := 0
+			for b.Loop() {
+				s.dispatch(&trains[at])
+				sockets[at].Receive()
+				at = (at*7 + 1) % n
+			}
+		})
+	}
+}

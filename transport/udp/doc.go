@@ -70,7 +70,7 @@
 // the mailbox of its tenant, whose device reads it on its own goroutine.
 //
 // An initiation names its receiver only through mac1, and checking that takes a hash per device. To try the keys of
-// 1,000 devices takes a third of a millisecond, which a flood of forged initiations would exploit. A cookie cannot help, because the
+// 1,000 devices takes half a millisecond, which a flood of forged initiations would exploit. A cookie cannot help, because the
 // answer with it is encrypted for the very key that is sought. So the sender's address decides how much is tried:
 //
 //   - An address to which tenants sent initiations or responses is known. Devices send those only to configured places, and to
@@ -78,7 +78,7 @@
 //   - Other initiations wait in a queue of 4,096, of which one address has at most 256. One goroutine tries each with all
 //     keys, and takes at most half of a core.
 //
-// What remains: while more such initiations arrive than half of a core can try (about 1,500 a second for 1,000 devices), a peer
+// What remains: while more such initiations arrive than half of a core can try (about 1,000 a second for 1,000 devices), a peer
 // at an unknown address gets through only by chance, at each of its attempts. A peer of 8 tenants that sends from the forged
 // address of another peer can make that address unknown to a ninth tenant.
 //

@@ -31,7 +31,7 @@ import (
 // A device's data finds it in constant time, however many tenants there are: session indices begin with the tenant's prefix.
 // An initiation names its receiver only through mac1, a hash with the receiver's key. The Shared first tries the keys of
 // the tenants that have shaken hands with the sender's address before, at most 8. Initiations from other addresses wait in
-// a queue of their own, in which each is tried with the key of every tenant. This takes a third of a microsecond per tenant,
+// a queue of their own, in which each is tried with the key of every tenant. This takes half a microsecond per tenant,
 // and at most half of one core in all. While a flood of such initiations exceeds that, known addresses still reach their
 // tenants, but a peer at an address that no tenant knows succeeds only by chance.
 //
