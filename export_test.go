@@ -38,9 +38,9 @@ func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
 
 // SessionIndices is the number of session indices in use, those of handshakes under way among them.
 func SessionIndices(d *Device) int {
-	d.sessions.mu.RLock()
-	defer d.sessions.mu.RUnlock()
-	return len(d.sessions.m)
+	d.sessions.mu.Lock()
+	defer d.sessions.mu.Unlock()
+	return d.sessions.m.Len()
 }
 
 // StagedBytes is the memory of the packets that wait for a session.

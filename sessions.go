@@ -3,6 +3,8 @@ package wireguard
 import (
 	"encoding/binary"
 	"sync"
+
+	"github.com/seed-86b749af/wireguard/internal/numbered"
 )
 
 // A session is what a 32-bit index in a message names. The zero value is nothing.
@@ -11,12 +13,13 @@ type session struct {
 	k *keypair // nil while the handshake is under way
 }
 
-// A sessionTable finds sessions by their local index. The zero value is ready, and has no prefix.
+// A sessionTable finds sessions by their local index. The zero value is ready, and has no prefix. Readers take no lock, so that
+// receivers on many cores do not wait for each other.
 type sessionTable struct {
 	prefix IndexPrefix
 
-	mu sync.RWMutex // guards m; taken after a peer's
-	m  map[uint32]session
+	mu sync.Mutex // serialises changes of m; taken after a peer's
+	m  numbered.Table[session]
 }
 
 // An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number
@@ -32,9 +35,10 @@ type IndexPrefix struct {
 func (x IndexPrefix) number(n uint32) uint32 { return uint32(x.Value)<<(32-x.Bits) | n>>x.Bits }
 
 func (t *sessionTable) find(index uint32) session {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.m[index]
+	if s := t.m.Get(index); s != nil {
+		return *s
+	}
+	return session{}
 }
 
 // reserve takes a free index, at random, for a handshake with p. After an error the index is nobody's, and freeing it does
@@ -43,17 +47,14 @@ func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err 
 	var b [4]byte
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.m == nil {
-		t.m = make(map[uint32]session)
-	}
-	if all := uint64(1) << (32 - t.prefix.Bits); uint64(len(t.m)) >= all/4*3 {
+	if all := uint64(1) << (32 - t.prefix.Bits); uint64(t.m.Len()) >= all/4*3 {
 		return IndexPrefix{^t.prefix.Value, t.prefix.Bits}.number(0), refusal(DropIndexFull)
 	}
 	for {
 		random(b[:])
 		index = t.prefix.number(binary.LittleEndian.Uint32(b[:]))
-		if _, taken := t.m[index]; !taken {
-			t.m[index] = session{p: p}
+		if t.m.Get(index) == nil {
+			t.m.Put(index, &session{p: p})
 			return index, nil
 		}
 	}
@@ -63,10 +64,10 @@ func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err 
 func (t *sessionTable) set(index uint32, p *peer, k *keypair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.m[index] = session{p, k}
+	t.m.Put(index, &session{p, k})
 }
 
-// free gives indices up. The memory goes back when none is left.
+// free gives indices up, and their memory.
 func (t *sessionTable) free(indices ...uint32) {
 	if len(indices) == 0 {
 		return
@@ -74,9 +75,6 @@ func (t *sessionTable) free(indices ...uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, index := range indices {
-		delete(t.m, index)
-	}
-	if len(t.m) == 0 {
-		t.m = nil
+		t.m.Delete(index)
 	}
 }

@@ -39,7 +39,7 @@ func TestIndexPrefix(t *testing.T) {
 	if err != refusal(DropIndexFull) || index>>16 == 0xabcd {
 		t.Errorf("a full table reserves %#x, %v", index, err)
 	}
-	if s.free(index); len(s.m) != 3<<14 {
+	if s.free(index); s.m.Len() != 3<<14 {
 		t.Error("what a full table returned frees an index")
 	}
 	s.free(last)

@@ -1,0 +1,107 @@
+// Package numbered has a table of values by random 32-bit numbers, with many readers that take no lock, and one writer. The
+// package takes no lock and starts nothing.
+package numbered
+
+import "sync/atomic"
+
+// A Table finds values by number. The low bits of the numbers should be random. The zero value is empty. Get may be called by any
+// number of goroutines, also during a change. The caller serialises changes. A Table must not be copied.
+type Table[V any] struct {
+	buckets atomic.Pointer[[]bucket[V]] // a power of 2 of them, or nil; replaced when the table grows or shrinks
+	n       int                         // entries; the writer's
+}
+
+// A bucket is the head of a list of entries.
+type bucket[V any] struct {
+	first atomic.Pointer[entry[V]]
+}
+
+// An entry keeps its number. A reader that stands on an entry that is taken out still finds the rest of the list.
+type entry[V any] struct {
+	number uint32
+	v      atomic.Pointer[V]
+	next   bucket[V]
+}
+
+const minBuckets = 8
+
+// Get returns the value with the number, or nil if there is none.
+func (t *Table[V]) Get(number uint32) *V {
+	if e := t.find(number); e != nil {
+		return e.v.Load()
+	}
+	return nil
+}
+
+func (t *Table[V]) find(number uint32) *entry[V] {
+	buckets := t.buckets.Load()
+	if buckets == nil {
+		return nil
+	}
+	e := place(*buckets, number).first.Load()
+	for e != nil && e.number != number {
+		e = e.next.first.Load()
+	}
+	return e
+}
+
+func place[V any](buckets []bucket[V], number uint32) *bucket[V] {
+	return &buckets[int(number&uint32(len(buckets)-1))]
+}
+
+// Len returns the number of values. It is for the writer.
+func (t *Table[V]) Len() int { return t.n }
+
+// Put gives the number a value, instead of the one that it may have. It costs O(1), except when the table grows.
+func (t *Table[V]) Put(number uint32, v *V) {
+	if e := t.find(number); e != nil {
+		e.v.Store(v)
+		return
+	}
+	if buckets := t.buckets.Load(); buckets == nil {
+		t.resize(minBuckets)
+	} else if t.n >= len(*buckets) {
+		t.resize(2 * len(*buckets))
+	}
+	place(*t.buckets.Load(), number).insert(number, v)
+	t.n++
+}
+
+// Delete takes the number's value out, if it has one. The memory goes with it: an empty table has none.
+func (t *Table[V]) Delete(number uint32) {
+	e := t.find(number)
+	if e == nil {
+		return
+	}
+	buckets := *t.buckets.Load()
+	at := place(buckets, number)
+	for at.first.Load() != e {
+		at = &at.first.Load().next
+	}
+	at.first.Store(e.next.first.Load())
+	if t.n--; t.n == 0 {
+		t.buckets.Store(nil)
+	} else if n := len(buckets); n > minBuckets && t.n <= n/8 {
+		t.resize(n / 4)
+	}
+}
+
+// resize gives the table n buckets. Readers may be in the old ones, so it copies the entries.
+func (t *Table[V]) resize(n int) {
+	buckets := make([]bucket[V], n)
+	if old := t.buckets.Load(); old != nil {
+		for i := range *old {
+			for e := (*old)[i].first.Load(); e != nil; e = e.next.first.Load() {
+				place(buckets, e.number).insert(e.number, e.v.Load())
+			}
+		}
+	}
+	t.buckets.Store(&buckets)
+}
+
+func (b *bucket[V]) insert(number uint32, v *V) {
+	e := &entry[V]{number: number}
+	e.v.Store(v)
+	e.next.first.Store(b.first.Load())
+	b.first.Store(e)
+}

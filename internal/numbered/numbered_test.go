@@ -1,0 +1,123 @@
+package numbered
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// A Table holds what a map holds, whatever is put in and taken out, and frees its memory.
+func TestModel(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var table Table[int]
+	model := make(map[uint32]*int)
+	for round := range 6 {
+		for range 20000 {
+			number := r.Uint32N(3000)
+			if r.IntN(3) > round%3 {
+				v := new(int)
+				table.Put(number, v)
+				model[number] = v
+			} else {
+				table.Delete(number)
+				delete(model, number)
+			}
+			if probe := r.Uint32N(3000); table.Get(probe) != model[probe] {
+				t.Fatalf("number %d: %p, want %p", probe, table.Get(probe), model[probe])
+			}
+			if table.Len() != len(model) {
+				t.Fatalf("%d values, want %d", table.Len(), len(model))
+			}
+		}
+		if b := table.buckets.Load(); b != nil && len(*b) > max(minBuckets, 16*table.Len()) {
+			t.Errorf("%d buckets for %d values", len(*b), table.Len())
+		}
+	}
+	for number := range model {
+		table.Delete(number)
+	}
+	if table.buckets.Load() != nil || table.Len() != 0 {
+		t.Error("an empty table has memory")
+	}
+}
+
+// Readers always find a value that stays, while the table grows and shrinks around it and its neighbours in the list change.
+func TestReadersDuringChanges(t *testing.T) {
+	var table Table[uint32]
+	const stays = 16 // neighbours: all multiples of 16
+	one := uint32(stays)
+	table.Put(stays, &one)
+	var done atomic.Bool
+	var readers sync.WaitGroup
+	for range 2 {
+		readers.Go(func() {
+			for n := uint32(0); !done.Load(); n++ {
+				if v := table.Get(stays); v == nil || *v != stays {
+					t.Error("a value that stays is not found")
+					return
+				}
+				if v := table.Get(n % 4096); v != nil && *v != n%4096 {
+					t.Errorf("number %d has the value %d", n%4096, *v)
+					return
+				}
+			}
+		})
+	}
+	for range 4 {
+		for n := uint32(0); n < 4096; n++ {
+			if n != stays {
+				v := n
+				table.Put(n, &v)
+			}
+		}
+		for n := uint32(0); n < 4096; n++ {
+			if n != stays {
+				table.Delete(n)
+			}
+		}
+	}
+	done.Store(true)
+	readers.Wait()
+}
+
+func TestGetAllocatesNothing(t *testing.T) {
+	var table Table[int]
+	for n := range uint32(100) {
+		table.Put(n, new(int))
+	}
+	if n := testing.AllocsPerRun(100, func() { table.Get(7); table.Get(1000) }); n != 0 {
+		t.Errorf("%v allocations, want none", n)
+	}
+}
+
+// BenchmarkGet is a look into a table of 20,000, by as many goroutines as there are cores, beside a map and a read lock.
+func BenchmarkGet(b *testing.B) {
+	const n = 20000
+	var table Table[int]
+	var lock sync.RWMutex
+	m := make(map[uint32]*int)
+	for i := range uint32(n) {
+		v := new(int)
+		table.Put(i, v)
+		m[i] = v
+	}
+	for name, get := range map[string]func(uint32) *int{
+		"table": table.Get,
+		"map": func(number uint32) *int {
+			lock.RLock()
+			defer lock.RUnlock()
+			return m[number]
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.RunParallel(func(pb *testing.PB) {
+				for i := uint32(0); pb.Next(); i = (i*5 + 1) % n {
+					if get(i) == nil {
+						b.Error("not found")
+					}
+				}
+			})
+		})
+	}
+}
