@@ -12,12 +12,18 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-func hubMeasures() []measure {
-	one := func(n, rounds int) measure {
-		run := func(st *stage) (sample, error) { return runHub(st, n) }
-		return measure{name: fmt.Sprintf("hub/%d", n), unit: "packets/s", run: run, rounds: rounds}
+func hubMeasures() []measure { return []measure{hubMeasure(100, 0, 0), hubMeasure(10000, 0, 3)} }
+
+// receiversMeasures are hubs with several receivers.
+func receiversMeasures() []measure { return []measure{hubMeasure(10000, 4, 3)} }
+
+func hubMeasure(n, receivers, rounds int) measure {
+	name := fmt.Sprintf("hub/%d", n)
+	if receivers > 0 {
+		name += fmt.Sprintf("x%d", receivers)
 	}
-	return []measure{one(100, 0), one(10000, 3)}
+	run := func(st *stage) (sample, error) { return runHub(st, n, receivers) }
+	return measure{name: name, unit: "packets/s", run: run, rounds: rounds}
 }
 
 // The generator reports these events about returned packets, with one byte each.
@@ -85,9 +91,9 @@ func (r *reportReader) Write(b []byte) (int, error) {
 
 // runHub measures a hub, alone in its process, that forwards packets of 200 bytes between n peers, which take turns. This program
 // implements the hub's tunnel. The generator has at most 1,024 packets in flight and counts those that return.
-func runHub(st *stage, n int) (sample, error) {
+func runHub(st *stage, n, receivers int) (sample, error) {
 	key := wireguard.NewPrivateKey()
-	hub, err := st.lib.node(st, nodeConfig{key: key, relay: true})
+	hub, err := st.lib.node(st, nodeConfig{key: key, relay: true, receivers: receivers})
 	if err != nil {
 		return sample{}, err
 	}

@@ -25,6 +25,7 @@ func loadMeasures() []measure {
 		{name: "load/flood", unit: "of control", rounds: 3, goal: 0.9, quick: true, run: runFlood},
 		{name: "load/flood-p99", unit: "ms", lower: true, rounds: 3, goal: 5, run: runFloodPing},
 		{name: "load/cookies", unit: "x", alone: true, goal: 1.7, quick: true, run: runCookies},
+		{name: "load/tenants", unit: "KiB", lower: true, alone: true, rounds: 3, goal: 12, quick: true, run: runTenants},
 		{name: "load/staged", unit: "lost", lower: true, alone: true, quick: true, run: runStaged},
 		{name: "load/wake", unit: "lost", lower: true, alone: true, quick: true, run: runWake},
 	}

@@ -190,11 +190,14 @@ type library interface {
 
 // A nodeConfig describes a device to make.
 type nodeConfig struct {
-	key    wireguard.PrivateKey
-	plain  *plain // its packets
-	end    *end   // its datagrams; nil means loopback sockets
-	relay  bool   // the node forwards received packets and does not use plain
-	byHand bool   // only wipe advances the node's clock, if the library allows that
+	key   wireguard.PrivateKey
+	plain *plain // its packets
+	end   *end   // its datagrams; nil means loopback sockets
+	relay bool   // the node forwards received packets and does not use plain
+
+	receivers int // sockets per family, if the library can choose; 0 means its default
+
+	byHand bool // only wipe advances the node's clock, if the library allows that
 }
 
 // A node is a device that is up.

@@ -35,7 +35,7 @@ func (ours) node(st *stage, c nodeConfig) (node, error) {
 	if c.end != nil {
 		config.Bind = ourBind{c.end}
 	} else {
-		config.Bind = countedBind{st}
+		config.Bind = countedBind{st, c.receivers}
 	}
 	return n, n.up(st, config)
 }
@@ -46,17 +46,20 @@ func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wir
 		return nil, nil, err
 	}
 	if bind == nil {
-		bind = countedBind{st}
+		bind = countedBind{st: st}
 	}
 	n := &ourNode{}
 	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: bind})
 }
 
 // A countedBind is a udp.Bind that remembers its sockets, so that the sample can read their counters.
-type countedBind struct{ st *stage }
+type countedBind struct {
+	st        *stage
+	receivers int // Bind.Receivers
+}
 
 func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
-	s, err := new(udp.Bind).Listen(port)
+	s, err := (&udp.Bind{Receivers: b.receivers}).Listen(port)
 	if s, ok := s.(*udp.Socket); ok {
 		b.st.sockets = append(b.st.sockets, s)
 	}

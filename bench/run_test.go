@@ -132,7 +132,7 @@ func TestMeasures(t *testing.T) {
 	var shop workshop
 	defer shop.close()
 	minutes := []string{"load/storm-lookup", "load/strangers"} // which take seconds even of a small effort
-	for _, m := range slices.Concat(measures(), sendersMeasures(), loadMeasures()) {
+	for _, m := range slices.Concat(measures(), sendersMeasures(), receiversMeasures(), loadMeasures()) {
 		if slices.Contains(minutes, m.name) {
 			continue
 		}
