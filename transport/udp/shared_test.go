@@ -324,7 +324,7 @@ func TestKnownSourcesBound(t *testing.T) {
 			t.Fatalf("tenants %v, want %v", got.seats[:got.n], want)
 		}
 	}
-	for i := range uint32(3 * maxKnown) {
+	for i := range uint32(2*maxKnown + 1000) {
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], i)
 		k.learn(netip.AddrFrom4(a), 1)
