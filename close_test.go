@@ -42,8 +42,8 @@ func onLoopback(b *udp.Bind) (wireguard.Bind, func(uint16) wireguard.Endpoint) {
 func grounds() []ground {
 	network := pipe.NewNetwork(pipe.Config{})
 	return []ground{
-		{"udp", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{}) }},
-		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{Portable: true}) }},
+		{"udp", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{Receivers: 1}) }},
+		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{Portable: true, Receivers: 1}) }},
 		{"pipe", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) {
 			e := network.NewEnd()
 			return e, e.Endpoint

@@ -232,7 +232,7 @@ type nest struct {
 }
 
 func newNest(port uint16) (*nest, error) {
-	s, err := (&udp.Bind{Address: loopback}).Listen(0)
+	s, err := (&udp.Bind{Address: loopback, Receivers: 1}).Listen(0)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A variant is a way through this package. Each test that is not about the system calls of one of them runs with all.
+// A variant is a way through this package. Each test that is not about the system calls of one of them runs with all. They have one
+// receiver per family, whatever the number of cores.
 type variant struct {
 	name string
 	bind Bind
@@ -21,10 +22,10 @@ type variant struct {
 }
 
 var variants = []variant{
-	{"offload", Bind{}, false},
-	{"no-offload", Bind{NoOffload: true}, false},
-	{"portable", Bind{Portable: true}, false},
-	{"bare", Bind{Portable: true}, true},
+	{"offload", Bind{Receivers: 1}, false},
+	{"no-offload", Bind{NoOffload: true, Receivers: 1}, false},
+	{"portable", Bind{Portable: true, Receivers: 1}, false},
+	{"bare", Bind{Portable: true, Receivers: 1}, true},
 }
 
 // control reports whether source and type of service come and go with the datagrams.

@@ -14,7 +14,8 @@ import (
 // VpnService.protect on Android, or for a socket option that this package does not know.
 func ExampleBind() {
 	bind := &udp.Bind{
-		Address: netip.MustParseAddr("127.0.0.1"),
+		Address:   netip.MustParseAddr("127.0.0.1"),
+		Receivers: 1, // or there may be more than the one that is read below
 		Control: func(network, address string, c syscall.RawConn) error {
 			fmt.Println("a socket for", network)
 			return nil

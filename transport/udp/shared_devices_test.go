@@ -221,7 +221,7 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 	if after.Refused == before.Refused {
 		t.Error("the flood ended too early to prove anything")
 	}
-	if after.Unclaimed != after.Tried-1 { // the first handshake came from an unknown address
+	if after.Tried-after.Unclaimed > 2 { // the first handshake came from an unknown address, and one forgery may be under trial
 		t.Errorf("%+v: something but the forgeries and the first initiation was tried with all keys", after)
 	}
 }
