@@ -34,7 +34,7 @@ func (ours) gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort) 
 		return nil, far, err
 	}
 	n := &ourNode{}
-	err = n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: countedBind{st: st}})
+	err = n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: countedBind{st}})
 	st.atClose(func() { g.Close() })
 	return n, far, err
 }

@@ -211,7 +211,7 @@ func runStorm(st *stage, lookup bool) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	all := newCallers(5*st.Peers, key.Public())
 	known := map[wireguard.PublicKey]wireguard.PeerConfig{}
-	c := wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: countedBind{st: st}, Peers: configs(all)}
+	c := wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: countedBind{st}, Peers: configs(all)}
 	if lookup {
 		for _, p := range c.Peers {
 			known[p.PublicKey] = p
@@ -271,7 +271,7 @@ func runStrangers(st *stage) (sample, error) {
 		known[p.PublicKey] = p
 	}
 	n := &ourNode{}
-	if err := n.up(st, wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: countedBind{st: st}, Lookup: slowLookup(known, 200*time.Millisecond)}); err != nil {
+	if err := n.up(st, wireguard.Config{PrivateKey: key, Tunnel: new(loadTunnel), Bind: countedBind{st}, Lookup: slowLookup(known, 200*time.Millisecond)}); err != nil {
 		return sample{}, err
 	}
 	s := new(storm)

@@ -35,7 +35,7 @@ func (ours) node(st *stage, c nodeConfig) (node, error) {
 	if c.end != nil {
 		config.Bind = ourBind{c.end}
 	} else {
-		config.Bind = countedBind{st, c.receivers}
+		config.Bind = groupBind{countedBind{st}, c.receivers}
 	}
 	return n, n.up(st, config)
 }
@@ -46,24 +46,33 @@ func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wir
 		return nil, nil, err
 	}
 	if bind == nil {
-		bind = countedBind{st: st}
+		bind = countedBind{st}
 	}
 	n := &ourNode{}
 	return n, ourNetwork{t}, n.up(st, wireguard.Config{PrivateKey: key, Tunnel: t, Bind: bind})
 }
 
 // A countedBind is a udp.Bind that remembers its sockets, so that the sample can read their counters.
-type countedBind struct {
-	st        *stage
-	receivers int // Bind.Receivers
-}
+type countedBind struct{ st *stage }
 
-func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
-	s, err := (&udp.Bind{Receivers: b.receivers}).Listen(port)
+func (b countedBind) Listen(port uint16) (wireguard.Socket, error) { return b.listen(new(udp.Bind), port) }
+
+func (b countedBind) listen(u *udp.Bind, port uint16) (wireguard.Socket, error) {
+	s, err := u.Listen(port)
 	if s, ok := s.(*udp.Socket); ok {
 		b.st.sockets = append(b.st.sockets, s)
 	}
 	return s, err
+}
+
+// A groupBind is a countedBind with that many receivers.
+type groupBind struct {
+	countedBind
+	receivers int
+}
+
+func (b groupBind) Listen(port uint16) (wireguard.Socket, error) {
+	return b.listen(&udp.Bind{Receivers: b.receivers}, port)
 }
 
 // calls returns how many datagrams the sockets of this library's devices moved per system call, over a whole sample.

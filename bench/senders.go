@@ -62,7 +62,7 @@ func runSenders(st *stage, n, size int) (sample, error) {
 	for i := range nodes {
 		tunnels[i] = &senderTunnel{next: make([]uint64, n)}
 		nodes[i] = &ourNode{}
-		if err := nodes[i].up(st, wireguard.Config{PrivateKey: keys[i], Tunnel: tunnels[i], Bind: countedBind{st: st}}); err != nil {
+		if err := nodes[i].up(st, wireguard.Config{PrivateKey: keys[i], Tunnel: tunnels[i], Bind: countedBind{st}}); err != nil {
 			return sample{}, err
 		}
 	}
