@@ -265,6 +265,11 @@ func (l *load) runTo(p *peer) *run {
 			return &l.runs[at]
 		}
 	}
+	return l.newRun(p)
+}
+
+// newRun begins a run to p.
+func (l *load) newRun(p *peer) *run {
 	r := extend(&l.runs)
 	r.p, r.load, r.nth = p, l, int16(len(l.runs)-1)
 	return r

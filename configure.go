@@ -28,18 +28,6 @@ func (d *Device) Configure(c Change) error {
 	return err
 }
 
-// A dueFlush is a peer that something is to be sent to once the configuration lock is released.
-type dueFlush struct {
-	p         *peer
-	keepalive bool
-}
-
-func (d *Device) flushAll(due []dueFlush) {
-	for _, f := range due {
-		d.flush(f.p, f.keepalive)
-	}
-}
-
 // configure is Configure but for what is due after it. id is that of the change's private key, if it has one. It returns
 // the socket that was replaced, for finishSocket. mu is held.
 func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueFlush, err error) {

@@ -51,6 +51,7 @@ var scenarios = []covered{
 	{"window edges, far jumps, duplicates", "TestReplayWindow TestReplayTable TestReplayJumps TestReplayModel"},
 	{"counter limit", "TestRejectAfterMessages TestCounterPasses32Bits"},
 	{"persistent keepalive on idle and on active tunnels", "TestPersistentKeepaliveIdle TestPersistentKeepaliveActive"},
+	{"keepalives that are due together are sent together", "TestKeepalivesTogether TestKeepalivesBeginTogether TestLoneDeadlineIsExact"},
 	{"keepalive sent at once when persistent keepalive is turned on", "TestPersistentKeepaliveIdle TestPersistentKeepaliveMakesSession TestPersistentKeepaliveThenEndpoint"},
 	{"roaming of either side and of both at once", "TestRoaming TestRoamingByKeepaliveAndHandshake TestBothRoamAtOnce TestBothRoamWithPacketsUnderWay TestRoamingBetweenFamilies"},
 	{"endpoint unchanged by forged and by replayed packets", "TestEndpointUnchangedByForgedAndReplayed TestRefusedSourceIsAuthentic"},

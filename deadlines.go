@@ -14,8 +14,14 @@ type deadlines struct {
 	mu    sync.Mutex // guards all below; taken after a peer's
 	peers ordered.Heap[deadlineEntry]
 	sweep int64          // when the rate limits are to be swept; 0: not
+	rang  int64          // when the alarm last rang
 	alarm boottime.Alarm // nil while the device is down
 }
+
+// alarmInterval is the least time between two rings of the alarm. A deadline that comes sooner after a ring is late by up to
+// this, and those that come by then are carried out together. The protocol needs no more: the limits of a session are checked
+// when it is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s (kernel/time/timer.c).
+const alarmInterval = second / 100
 
 // A deadlineEntry is a peer with the time when the device looks at it.
 type deadlineEntry struct {
@@ -67,8 +73,15 @@ func (ds *deadlines) wake(now int64) {
 		at = ds.peers[0].at
 	}
 	if at != 0 && ds.alarm != nil {
-		ds.alarm.Set(time.Duration(max(at-now, 0)))
+		ds.alarm.Set(time.Duration(max(at, ds.rang+alarmInterval) - now))
 	}
+}
+
+// ringing notes that the alarm rings.
+func (ds *deadlines) ringing(now int64) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	ds.rang = now
 }
 
 // use sets the alarm. A nil alarm means that the device is down.
@@ -108,28 +121,43 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 func (d *Device) keepTime(a boottime.Alarm) {
 	defer d.wg.Done()
 	for a.Wait() {
-		for {
-			now := d.now() // each time: to send may take a while
-			p, sweep := d.deadlines.due(now)
-			if sweep {
-				d.sweepLimits(now)
-			} else if p == nil {
-				break
-			} else {
-				d.expire(p, now)
-			}
+		d.deadlines.ringing(d.now())
+		for more := true; more; {
+			more = d.expireSome()
 		}
 	}
 }
 
-func (d *Device) expire(p *peer, now int64) {
+// expireSome carries out what is due, and sends the keepalives among it together. It stops when a batch is full, and
+// reports whether more may be due.
+func (d *Device) expireSome() (more bool) {
+	var lot [batchPackets]dueFlush
+	keepalives := lot[:0]
+	for more = true; more && len(keepalives) < batchPackets; {
+		now := d.now() // each time: to expire may take a while
+		p, sweep := d.deadlines.due(now)
+		switch {
+		case sweep:
+			d.sweepLimits(now)
+		case p == nil:
+			more = false
+		case d.expire(p, now):
+			keepalives = append(keepalives, dueFlush{p, true})
+		}
+	}
+	d.flushAll(keepalives)
+	return more
+}
+
+// expire carries out what is due for p. It reports whether the caller is to send a keepalive.
+func (d *Device) expire(p *peer, now int64) (keepalive bool) {
 	var out outbox
 	p.mu.Lock()
 	p.queued = 0
 	if !p.removed {
 		p.expire(now, &out)
 	}
-	d.release(p, &out)
+	return d.releaseBut(p, &out)
 }
 
 func (d *Device) sweepLimits(now int64) {

@@ -232,16 +232,7 @@ func up(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 func (e *end) advance(t testing.TB, by time.Duration) {
 	t.Helper()
 	e.clock.at.Add(int64(by))
-	now := e.now()
-	for {
-		p, sweep := e.deadlines.due(now)
-		if sweep {
-			e.sweepLimits(now)
-		} else if p == nil {
-			break
-		} else {
-			e.expire(p, now)
-		}
+	for e.expireSome() {
 	}
 	e.settle(t)
 }

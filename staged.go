@@ -1,10 +1,12 @@
 package wireguard
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/ordered"
+	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
 // Packets that wait for a session are copied and staged with their peer. The queue is in peer.go.
@@ -78,6 +80,71 @@ func (d *Device) stage(p *peer, packet []byte) {
 		d.drop(p, DropStagedOverflow, 1)
 	}
 	p.staged.push(s)
+}
+
+// A dueFlush is a peer that something is to be sent to.
+type dueFlush struct {
+	p         *peer
+	keepalive bool // send an empty packet if none is staged
+}
+
+// flush is flushAll for one peer.
+func (d *Device) flush(p *peer, keepalive bool) { d.flushAll([]dueFlush{{p, keepalive}}) }
+
+// flushAll sends the packets that are staged with each peer, and keepalives. Those to many peers leave in one call to the
+// socket. Where a peer has no session, flushAll asks for one. A goroutine that stages behind staged packets flushes too, so
+// none is kept here by others.
+func (d *Device) flushAll(due []dueFlush) {
+	for len(due) > 0 {
+		l := newLoad(d.headroom)
+		if l.r = d.running.Load(); l.r == nil {
+			l.release()
+			return
+		}
+		l.now = d.now()
+		some := due[:min(len(due), batchPackets)]
+		l.runs = slices.Grow(l.runs, len(some)) // a run that is in a queue must not move
+		for len(some) > 0 && l.fits(0) && !d.claimStaged(l, &some[0]) {
+			some, due = some[1:], due[1:]
+		}
+		l.layOut()
+		l.seal(d.helpers)
+		d.finish(l)
+		l.release()
+	}
+}
+
+// claimStaged makes a run of the packets that are staged with a peer, as many as l takes, and numbers it. It reports whether
+// packets are left.
+func (d *Device) claimStaged(l *load, f *dueFlush) (more bool) {
+	p := f.p
+	mtu, peerMTU := d.tunnel.MTU(), int(p.mtu.Load())
+	var out outbox
+	p.mu.Lock()
+	keepalive := f.keepalive && p.staged.n == 0
+	switch {
+	case p.removed, !p.endpoint.IsValid(), d.running.Load() != l.r, !keepalive && p.staged.n == 0:
+	case !p.sending(1, l.now, &out):
+		if keepalive {
+			d.stage(p, nil)
+		}
+	default:
+		run := l.newRun(p)
+		if keepalive {
+			l.put(run, nil, 0, 0)
+		}
+		for s := p.staged.head; s != nil && p.current.sendable(l.now, run.n+1) && l.fits(len(s.b)); s = p.staged.head {
+			_, ecn, _ := packet.Destination(s.b)
+			l.put(run, s.b, min(pad(len(s.b), mtu), pad(len(s.b), peerMTU)), packet.OuterTOS(ecn))
+			p.staged.pop().recycle()
+		}
+		if run.n > 0 {
+			p.number(l, run)
+		}
+		f.keepalive, more = false, p.staged.n > 0
+	}
+	d.release(p, &out)
+	return more
 }
 
 // Staged packets are copied into pooled buffers of two sizes. Larger packets are allocated.

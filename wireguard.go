@@ -384,6 +384,13 @@ func (d *Device) release(p *peer, out *outbox) {
 	}
 }
 
+// releaseBut is release but for a keepalive. It reports whether the caller is to send one, perhaps together with others.
+func (d *Device) releaseBut(p *peer, out *outbox) (keepalive bool) {
+	keepalive, out.keepalive = out.keepalive, false
+	d.release(p, out)
+	return keepalive
+}
+
 // drop counts packets or messages of p's that are dropped. p.mu is held.
 func (d *Device) drop(p *peer, r DropReason, n int) {
 	if n == 0 {
