@@ -11,6 +11,10 @@ type Element[T any] interface {
 // A Heap has the foremost of its elements in front, at index 0. The zero value is empty. An empty heap has no memory.
 type Heap[T Element[T]] []T
 
+// minHeap is the capacity that a heap keeps until it is empty. A larger heap gives half of its memory back when three quarters
+// are not in use.
+const minHeap = 64
+
 // Put adds x, or takes it in place of the element that has its place.
 func (h *Heap[T]) Put(x T) {
 	place := x.Place()
@@ -47,5 +51,8 @@ func (s *sorter[T]) Pop() any {
 	*(*s)[last].Place() = 0
 	clear((*s)[last:])
 	*s = (*s)[:last]
+	if cap(*s) > minHeap && last < cap(*s)/4 {
+		*s = append(make(sorter[T], 0, cap(*s)/2), *s...)
+	}
 	return nil
 }

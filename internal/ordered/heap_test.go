@@ -65,3 +65,20 @@ func TestHeapAllocatesNothing(t *testing.T) {
 		h.Remove(entry{task: &tasks[2]})
 	})
 }
+
+// TestHeapShrinks: a heap that loses most of its elements returns memory.
+func TestHeapShrinks(t *testing.T) {
+	const n = 10_000
+	var h Heap[entry]
+	tasks := make([]task, n)
+	for i := range tasks {
+		tasks[i].at = i
+		h.Put(entry{i, &tasks[i]})
+	}
+	for i := range n - 10 {
+		h.Remove(entry{task: &tasks[i]})
+	}
+	if len(h) != 10 || h[0].at != n-10 || cap(h) > minHeap {
+		t.Errorf("%d elements with room for %d, the first at %d; want 10 with room for %d at most, from %d on", len(h), cap(h), h[0].at, minHeap, n-10)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"math"
+	"math/bits"
 	"slices"
 	"testing"
 
@@ -188,6 +189,49 @@ func TestEditCost(t *testing.T) {
 		}
 	}); allocs > 4 { // the closures of the loop
 		t.Errorf("%v allocations to read, want 4 at most", allocs)
+	}
+}
+
+// A counted is an item that counts its comparisons.
+type counted struct {
+	key int
+	n   *int
+}
+
+func (c counted) Compare(o counted) int {
+	*c.n++
+	return cmp.Compare(c.key, o.key)
+}
+
+// TestSteps: to find, list, add and remove an item takes a number of comparisons that grows with the logarithm of the number of
+// items.
+func TestSteps(t *testing.T) {
+	for _, n := range []int{10, 1000, 100_000} {
+		steps := 0
+		var e Edit[counted]
+		for i := range n {
+			e.Put(counted{i * 7919 % n * 2, &steps}) // all even keys below 2n
+		}
+		s, limit := e.Set(), 3*bits.Len(uint(n))+8
+		e = s.Edit()
+		for what, do := range map[string]func(x counted){
+			"find": func(x counted) { s.Get(x) },
+			"list the first from there": func(x counted) {
+				for range s.From(x) {
+					break
+				}
+			},
+			"add":    func(x counted) { e.Put(counted{x.key + 1, x.n}) },
+			"remove": func(x counted) { e.Delete(x) },
+		} {
+			for i := range min(n, 100) {
+				steps = 0
+				do(counted{i * (n / min(n, 100)) * 2, &steps})
+				if steps == 0 || steps > limit {
+					t.Fatalf("to %s takes %d comparisons among %d items, want %d at most", what, steps, n, limit)
+				}
+			}
+		}
 	}
 }
 
