@@ -1,0 +1,166 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"flag"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var loadPeers = flag.Int("peers", 0, "how many peers TestReplacePeersUnderTraffic configures, of which one in 100 is active; 0: 10,000, or 1,000 with -race")
+
+// A crowded is a device with many peers, a few of which exchange packets with it.
+type crowded struct {
+	*end
+	active []*remote
+	idle   int            // peers without a session, each with a prefix
+	sent   []atomic.Int64 // packets of the device per active peer
+	got    atomic.Int64   // packets that the device delivered
+
+	stop atomic.Bool
+	wg   sync.WaitGroup
+}
+
+func newCrowded(t *testing.T, n int) *crowded {
+	c := &crowded{idle: n, active: make([]*remote, max(n/100, 20)), sent: make([]atomic.Int64, max(n/100, 20)+1)}
+	c.end = newEndOf(t, Config{PrivateKey: testKey(1)})
+	c.line.send = func(ts []Train) {
+		for i := range ts {
+			for m := range ts[i].Datagrams() {
+				switch {
+				case m[0] != typeData:
+					c.line.sent <- datagram{b: append([]byte(nil), m...)}
+				case len(m) > messageOverhead:
+					c.sent[binary.LittleEndian.Uint32(m[4:])>>8].Add(1) // the number of the remote
+				}
+			}
+		}
+	}
+	c.tunnel.write = func(pkts [][]byte) int {
+		c.got.Add(int64(len(pkts)))
+		return len(pkts)
+	}
+	for i := range c.active {
+		c.active[i] = newRemote(i+1, testKey(1).Public())
+	}
+	c.replace(t, 0)
+	if err := c.Up(); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range c.active {
+		c.connect(t, r)
+	}
+	return c
+}
+
+// replace replaces all peers: by the active ones, and by idle ones from number `from` on.
+func (c *crowded) replace(t *testing.T, from int) {
+	t.Helper()
+	change := Change{ReplacePeers: true, Peers: make([]PeerChange, 0, len(c.active)+c.idle)}
+	for _, r := range c.active {
+		change.Peers = append(change.Peers, r.config().Change())
+	}
+	for i := from; i < from+c.idle; i++ {
+		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+		change.Peers = append(change.Peers, PeerChange{PublicKey: crowdKey(i), AllowedIPs: []netip.Prefix{prefix}})
+	}
+	c.mustConfigure(t, change)
+}
+
+// loop calls f, with the active peers in turn, until stop is set. It returns where the number of calls is. It leaves the
+// processor to others in between.
+func (c *crowded) loop(f func(i int, r *remote)) *atomic.Int64 {
+	var n atomic.Int64
+	c.wg.Go(func() {
+		for !c.stop.Load() {
+			i := int(n.Load()) % len(c.active)
+			f(i, c.active[i])
+			if n.Add(1)%16 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	return &n
+}
+
+// TestReplacePeersUnderTraffic replaces a tenth of the idle peers three times, while packets to and from the active peers flow
+// and a program looks at their status. No packet is lost, no session is renewed, and the memory of the peers that are removed at
+// the end is returned.
+func TestReplacePeersUnderTraffic(t *testing.T) {
+	n := *loadPeers
+	if n == 0 {
+		n = crowdSize(10_000)
+	}
+	var before, full, after runtime.MemStats
+	weigh := func(m *runtime.MemStats) {
+		for range 3 {
+			runtime.GC()
+		}
+		runtime.ReadMemStats(m)
+	}
+	weigh(&before)
+	c := newCrowded(t, n)
+	weigh(&full)
+
+	in := c.loop(func(_ int, r *remote) { c.line.receive(r.train(r.data(packet4(100, r.addr, here)))) })
+	out := c.loop(func(_ int, r *remote) { c.send(t, packet4(100, here, r.addr)) })
+	var longest atomic.Int64
+	looks := c.loop(func(_ int, r *remote) {
+		began := time.Now()
+		s, ok := c.Peer(r.id.public)
+		if peers := c.Status().Peers; !ok || !s.Session || s.AllowedIPs != 1 || peers != len(c.active)+n {
+			t.Errorf("an active peer shows %+v, %v; the device has %d peers, want %d", s, ok, peers, len(c.active)+n)
+			c.stop.Store(true)
+		}
+		for range c.PeersAfter(s.PublicKey) {
+			break
+		}
+		longest.Store(max(longest.Load(), int64(time.Since(began))))
+	})
+	for round := range 3 {
+		began, i, o, l := time.Now(), in.Load(), out.Load(), looks.Load()
+		c.replace(t, (round+1)*n/10)
+		t.Logf("round %d took %v; meanwhile %d packets in, %d out, %d looks", round+1, time.Since(began), in.Load()-i, out.Load()-o, looks.Load()-l)
+	}
+	eventually(t, "nothing flows", func() bool { return in.Load() > 100 && out.Load() > 100 && looks.Load() > 100 })
+	c.stop.Store(true)
+	c.wg.Wait()
+	t.Logf("%d peers, %d of them active, %d MiB of heap; the longest look took %v", n+len(c.active), len(c.active),
+		(full.HeapInuse-before.HeapInuse)>>20, time.Duration(longest.Load()))
+
+	total := func() (sum int64) {
+		for i := range c.sent {
+			sum += c.sent[i].Load()
+		}
+		return sum
+	}
+	eventually(t, "packets are lost on their way out", func() bool { return total() == out.Load() })
+	if got := c.got.Load(); got != in.Load() {
+		t.Errorf("%d of %d packets from the active peers arrived", got, in.Load())
+	}
+	if drops := c.Status().Drops.Total(); drops != 0 {
+		t.Errorf("%d drops: %v", drops, c.Status().Drops)
+	}
+	c.line.nothing(t, "sessions stay")
+
+	c.idle = 0
+	c.replace(t, 0)
+	weigh(&after)
+	if c.Status().Peers != len(c.active) {
+		t.Errorf("%d peers are left, want %d", c.Status().Peers, len(c.active))
+	}
+	if grown, left := int64(full.HeapInuse-before.HeapInuse), int64(after.HeapInuse)-int64(before.HeapInuse); left > grown/5+1<<20 {
+		t.Errorf("of %d bytes of heap for %d peers, %d are in use after all but %d peers were removed", grown, n, left, len(c.active))
+	} else {
+		t.Logf("%d KiB of heap are in use after the removal", left>>10)
+	}
+	for _, r := range c.active { // which are alive until here, like the device
+		if s, ok := c.Peer(r.id.public); !ok || !s.Session {
+			t.Fatal("an active peer lost its session")
+		}
+	}
+}
