@@ -23,7 +23,7 @@ func measures() []measure {
 
 // onDemand returns the measures that run only with -only.
 func onDemand() []measure {
-	return slices.Concat(curveMeasures(), sendersMeasures(), receiversMeasures(), wanMeasures(), loadMeasures(), gatewayMeasures())
+	return slices.Concat(curveMeasures(), sendersMeasures(), receiversMeasures(), wanMeasures(), loadMeasures(), tableMeasures(), gatewayMeasures())
 }
 
 func main() {
