@@ -19,7 +19,7 @@ type Limits struct {
 	NewFlows int
 
 	// FromPeer is how many bytes per second the peer may send, after a burst of a tenth of that. Zero means no limit.
-	// TCP waits, and UDP loses datagrams. TCP and UDP share the rate, so UDP also loses datagrams while TCP uses it up.
+	// TCP waits, and UDP loses datagrams. TCP and UDP share the rate: half of it is UDP's while TCP uses up all that UDP leaves.
 	FromPeer int
 
 	// ToPeer is how many bytes per second the peer may receive, under the same rules as FromPeer. Zero means no limit.
@@ -75,12 +75,18 @@ type account struct {
 	opened, refused, failed, dropped, answered atomic.Uint64
 }
 
-// A direction counts and slows the bytes of one direction.
+// A direction counts and slows the bytes of one direction. Each byte takes a token of rate. TCP takes tokens before they exist and
+// waits until they do, so while TCP has much to send, a datagram never finds a token. Then it may take one of share, and adds to the
+// debt that TCP's next bytes wait for. So the sum of both keeps the rate, and datagrams get at least share.
 type direction struct {
 	bytes atomic.Uint64
-	mu    sync.Mutex // guards rate
-	rate  bucket
+	mu    sync.Mutex // guards the rest
+	rate  bucket     // of all bytes
+	share bucket     // of datagrams, datagramShare of rate
 }
+
+// datagramShare is the part of a rate that TCP cannot take from UDP.
+const datagramShare = 0.5
 
 // A bucket is a token bucket. Negative tokens are a debt, which the next senders wait for.
 type bucket struct {
@@ -206,7 +212,7 @@ func (a *account) pass(ctx context.Context, d *direction, n int) error {
 		return nil
 	}
 	d.mu.Lock()
-	d.rate.fill(time.Now(), rate, rate/10)
+	d.fill(rate)
 	d.rate.tokens -= float64(n)
 	owed := -d.rate.tokens
 	d.mu.Unlock()
@@ -230,10 +236,12 @@ func (a *account) admit(d *direction, n int) bool {
 	}
 	if rate := a.rate(d); rate > 0 {
 		d.mu.Lock()
-		d.rate.fill(time.Now(), rate, rate/10)
-		late := d.rate.tokens <= 0
+		d.fill(rate)
+		late := d.rate.tokens <= 0 && d.share.tokens <= 0
 		if !late {
 			d.rate.tokens -= float64(n)
+			// UDP alone may use the whole rate. The debt to share is bounded, so that TCP cannot starve UDP for long afterwards.
+			d.share.tokens = max(d.share.tokens-float64(n), -max(float64(n), rate/10))
 		}
 		d.mu.Unlock()
 		if late {
@@ -242,6 +250,13 @@ func (a *account) admit(d *direction, n int) bool {
 	}
 	d.bytes.Add(uint64(n))
 	return true
+}
+
+// fill adds the tokens of a rate. The caller holds mu.
+func (d *direction) fill(rate float64) {
+	now := time.Now()
+	d.rate.fill(now, rate, rate/10)
+	d.share.fill(now, rate*datagramShare, rate*datagramShare/10)
 }
 
 // rate returns the bytes per second of the direction d. Zero and less mean no limit.
