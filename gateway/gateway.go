@@ -107,9 +107,10 @@ type Gateway struct {
 	ctx    context.Context // ends in Close
 	cancel context.CancelFunc
 
-	mu      sync.Mutex // guards the rest, and the accounts' fields that say so
-	closed  bool
+	mu      sync.Mutex     // guards the rest, and the accounts' fields that say so
+	closed  bool           // no further flows
 	running sync.WaitGroup // calls of Forward and their goroutines
+	conns   sync.WaitGroup // of these, TCP connections and pings
 	peers   map[wireguard.PublicKey]*account
 	flows   int // of all peers
 	pings   int // pings that wait for their answers
@@ -152,12 +153,12 @@ func New(c Config) (*Gateway, error) {
 
 // Forward serves one flow until it ends. It is the function for [netstack.Config].Forward.
 func (g *Gateway) Forward(f *netstack.Flow) {
-	a := g.enter(f.Peer())
+	a := g.enter(f)
 	if a == nil {
 		_ = f.Refuse(netstack.HostUnreachable)
 		return
 	}
-	defer g.running.Done()
+	defer g.leave(f)
 	v := g.config.Policy(Request{f.Peer(), f.Network(), f.Source(), f.Destination()})
 	if !v.Allow {
 		a.refused.Add(1)
@@ -181,23 +182,55 @@ func (g *Gateway) Forward(f *netstack.Flow) {
 	}
 }
 
-// enter returns the account of peer and counts the caller as running, or returns nil after Close.
-func (g *Gateway) enter(peer wireguard.PublicKey) *account {
+// enter returns the account of f's peer and counts f as running, or returns nil after Close or Shutdown.
+func (g *Gateway) enter(f *netstack.Flow) *account {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return nil
 	}
 	g.running.Add(1)
-	return g.accountLocked(peer)
+	if f.Network() != "udp" {
+		g.conns.Add(1)
+	}
+	return g.accountLocked(f.Peer())
+}
+
+func (g *Gateway) leave(f *netstack.Flow) {
+	if f.Network() != "udp" {
+		g.conns.Done()
+	}
+	g.running.Done()
+}
+
+// Shutdown refuses further flows, waits until all TCP connections and pings have ended, and then calls Close. The UDP flows that
+// exist go on meanwhile. When ctx ends, Shutdown calls Close at once, and returns ctx's error if a TCP connection or a ping was left.
+func (g *Gateway) Shutdown(ctx context.Context) error {
+	g.refuseAll()
+	ended := make(chan struct{})
+	go func() {
+		g.conns.Wait()
+		close(ended)
+	}()
+	defer g.Close()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("gateway: shut down with open connections: %w", context.Cause(ctx))
+	}
+}
+
+func (g *Gateway) refuseAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
 }
 
 // Close resets all flows and waits until their goroutines have ended. Later flows are refused. It does not close the
 // Net. Close is idempotent.
 func (g *Gateway) Close() error {
-	g.mu.Lock()
-	g.closed = true
-	g.mu.Unlock()
+	g.refuseAll()
 	g.cancel()
 	g.running.Wait()
 	return nil

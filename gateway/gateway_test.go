@@ -191,6 +191,62 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestShutdown checks that Shutdown refuses further flows, that a TCP connection and a UDP flow go on until the connection ends, and
+// that the end of ctx ends what is left.
+func TestShutdown(t *testing.T) {
+	for _, patient := range []bool{true, false} {
+		w := newWorld(t, gateway.Config{Policy: toLoopback})
+		port, u := echo(t), host(t, "127.0.0.1:0")
+		to := netip.AddrPortFrom(far, port)
+		c, s := must(w.dial(t, 0, to))(t), w.socket(t, 0)
+		send(t, s, "before", netip.AddrPortFrom(far, portOf(u)))
+		receive(t, u)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- w.Shutdown(ctx) }()
+		eventually(t, "refused: a further connection", func() bool {
+			d, err := w.dial(t, 0, to)
+			if err == nil {
+				d.Close()
+			}
+			return errors.Is(err, syscall.EHOSTUNREACH)
+		})
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatalf("the connection that was there: %v", err)
+		}
+		send(t, s, "meanwhile", netip.AddrPortFrom(far, portOf(u)))
+		if text, _ := receive(t, u); text != "meanwhile" {
+			t.Errorf("the UDP flow that was there carried %q", text)
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("Shutdown did not wait for the connection: %v", err)
+		default:
+		}
+		if patient {
+			_ = c.Close()
+			if err := <-ended; err != nil {
+				t.Errorf("after the last connection: %v", err)
+			}
+		} else {
+			cancel()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("after the end of ctx: %v, want %v", err, context.Canceled)
+			}
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the connection got %v, want %v", err, syscall.ECONNRESET)
+			}
+		}
+		if n := w.Stats()[w.keys[0]].Flows; n != 0 {
+			t.Errorf("%d flows are left", n)
+		}
+	}
+}
+
 // A ping is answered if the target answers, refused if it cannot be sent, and otherwise met with silence.
 func TestPing(t *testing.T) {
 	asked := make(chan string, 1)

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/conf"
@@ -105,10 +106,11 @@ func TestGatewayProcess(t *testing.T) {
 		t.Errorf("an address of the tunnel: %v, want a refusal", err)
 	}
 
+	var open []net.Conn
 	dial := func() error {
 		c, err := client.Dial("tcp", l.Addr().String())
 		if err == nil {
-			t.Cleanup(func() { c.Close() })
+			open = append(open, c)
 		}
 		return err
 	}
@@ -140,10 +142,90 @@ func TestGatewayProcess(t *testing.T) {
 	if err := dial(); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("the host after a reload without Allow: %v, want a refusal", err)
 	}
+	for _, c := range open {
+		c.Close()
+	}
 	if err := process.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if err := process.Wait(); err != nil {
 		t.Errorf("wgproxy ends with %v; it said\n%s", err, r.said())
+	}
+}
+
+// TestGatewayDrain checks that SIGTERM lets a connection through [Gateway] go on until it ends, and refuses another one. Before that,
+// /metrics counts the connection.
+func TestGatewayDrain(t *testing.T) {
+	host := testkit.HostAddr(t)
+	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	o := newOffice(t)
+	// The office is the peer. It may send from an address that it does not have as its own destination: all traffic is wgproxy's.
+	if err := o.Device().SetPeer(wireguard.PeerConfig{PublicKey: o.client.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}); err != nil {
+		t.Fatal(err)
+	}
+	in := make(sockets)
+	status := inheritTCP(t, in)
+	text := strings.Replace(o.file(fmt.Sprintf("AllowedIPs = 10.7.0.1/32\n[Gateway]\nAllow = %v\n", host)), "Endpoint", "PersistentKeepalive = 1\nEndpoint", 1)
+	r := launch(t, text, in, "-status", status)
+	r.waitFor("serving [Gateway]")
+	testkit.Eventually(t, "wgproxy calls the office", func() bool {
+		p, _ := o.Device().Peer(o.client.Public())
+		return p.Session
+	})
+	c, err := o.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(testkit.Patience))
+	hello := func() {
+		t.Helper()
+		io.WriteString(c, "hello")
+		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hello()
+	key := `{public_key="` + o.key.Public().String() + `"} `
+	metrics := curl(t, "http://"+status+"/metrics")
+	for _, want := range []string{
+		"wgproxy_gateway_flows" + key + "1\n", "wgproxy_gateway_opened_total" + key + "1\n", "wgproxy_gateway_refused_total" + key + "0\n",
+		"wgproxy_gateway_from_peer_bytes_total" + key + "5\n", "wgproxy_gateway_to_peer_bytes_total" + key + "5\n",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("/metrics lacks %s in\n%s", want, metrics)
+		}
+	}
+	r.signals <- syscall.SIGTERM
+	testkit.Eventually(t, "refused: a further connection", func() bool {
+		c, err := o.Dial("tcp", l.Addr().String())
+		if err == nil {
+			c.Close()
+		}
+		return errors.Is(err, syscall.EHOSTUNREACH)
+	})
+	hello()
+	select {
+	case err := <-r.ended:
+		t.Fatalf("wgproxy did not wait for the connection: %v", err)
+	default:
+	}
+	c.Close()
+	if err := testkit.Next(t, r.ended, "wgproxy ends after the last connection"); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,8 +28,8 @@
 // is over 2 s later than CheckAliveInterval allows.
 //
 // SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
-// drain: no new connections, and up to 10 s for those that exist. Then the flows of [Gateway] are reset. A second signal ends
-// wgproxy at once. wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their
+// drain: no new connections, and up to 10 s for those that exist, the peers' TCP connections through [Gateway] included. A second
+// signal ends wgproxy at once. wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their
 // addresses. wgproxy@.service is a unit that takes every right away that wgproxy does not need.
 package main
 

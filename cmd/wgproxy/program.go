@@ -60,6 +60,9 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 		return err
 	}
 	p.metrics = newMetrics(p.tunnel.Device())
+	if p.gateway != nil {
+		p.metrics.registry.MustRegister(newExitCollector(p.gateway))
+	}
 	defer p.stopAll()
 	status, err := p.serveStatus(ctx)
 	if err != nil {
@@ -331,13 +334,16 @@ func (p *program) stopAll() {
 	}
 }
 
-// drain waits for the connections to end, for drainTime or until a second signal.
+// drain waits for the connections of services and of [Gateway] to end, for drainTime or until a second signal.
 func (p *program) drain(signals <-chan os.Signal) error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, srv := range p.running {
 		all.Go(func() { srv.Shutdown(ctx) })
+	}
+	if p.gateway != nil {
+		all.Go(func() { p.gateway.Shutdown(ctx) })
 	}
 	done := make(chan struct{})
 	go func() {
