@@ -30,9 +30,8 @@ import (
 //   - 407: the username or the password is wrong or missing.
 //   - 431: the header fields are too long.
 //   - 502: the connection to the target, or its answer, fails.
+//   - 503: a limit of the Server is reached. Retry-After asks the client to wait for 10 seconds.
 //   - 504: the target does not answer in time.
-//
-// A connection beyond the limits of the Server is closed without an answer.
 type HTTP struct {
 	// Username and Password are what a client must send ("Basic", RFC 7617). If both are empty, clients need neither.
 	Username, Password string
@@ -47,6 +46,7 @@ const (
 	idleTargets   = 64              // idle connections to targets that are kept
 	idlePerTarget = 4               // of these, to one target
 	idleTarget    = 30 * time.Second
+	retryAfter    = "10" // seconds that a client beyond a limit is asked to wait
 )
 
 // A web is an HTTP protocol that has started. Package net/http parses what clients and targets send.
@@ -110,7 +110,7 @@ func (p HTTP) start(s *Server) (service, error) {
 	w.http.Protocols.SetHTTP1(true)
 	go func() { _ = w.http.Serve(w.feed) }() // until drain closes feed
 	context.AfterFunc(s.context, w.transport.CloseIdleConnections)
-	return service{conn: w.take, drain: w.drain}, nil
+	return service{conn: w.take, refuses: true, drain: w.drain}, nil
 }
 
 // dial dials for the transport. ctx does not end when the server is closed, so dial cancels it then.
@@ -271,6 +271,11 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	wc.requests++
 	x := &exchange{report: Report{Client: wc.RemoteAddr(), Start: time.Now()}}
 	switch {
+	case wc.session.refused:
+		rw.Header().Set("Retry-After", retryAfter)
+		rw.Header().Set("Connection", "close")
+		x.refuse(rw, http.StatusServiceUnavailable, ErrLimit)
+		w.tell(x)
 	case !w.authentic(r):
 		rw.Header().Set("Proxy-Authenticate", `Basic realm="proxy"`)
 		x.refuse(rw, http.StatusProxyAuthRequired, errAuthentication)

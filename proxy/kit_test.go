@@ -59,8 +59,8 @@ func background(t testing.TB, s *Server, serve func() error) {
 			time.Sleep(time.Millisecond)
 			s.mu.Lock()
 		}
-		if len(s.clients) > 0 || s.conns != 0 {
-			t.Errorf("clients are left: %v, and %d connections", s.clients, s.conns)
+		if len(s.clients) > 0 || s.conns != 0 || s.refused != 0 {
+			t.Errorf("clients are left: %v, %d connections, and %d that are refused", s.clients, s.conns, s.refused)
 		}
 	})
 }

@@ -38,13 +38,15 @@ type Protocol interface {
 type service struct {
 	// conn serves a connection until it ends. It runs on a new goroutine and calls session.end.
 	conn func(*session)
+	// refuses says that conn also takes sessions that are refused, and tells their clients so with a code of the protocol.
+	refuses bool
 	// packets serves the datagrams of a socket until it is closed. Nil means that the protocol has no datagrams.
 	packets func(net.PacketConn) error
 	// drain tells connections that wait for a next request to end. It may be nil.
 	drain func()
 }
 
-// ErrLimit is the error of connections that a Server closed at once, because its limits were reached.
+// ErrLimit is the error of connections that a Server refused because its limits were reached.
 var ErrLimit = errors.New("proxy: too many connections; raise Server.MaxConns or Server.MaxConnsPerClient")
 
 // ErrIdle is the error of connections that a Server closed after Server.IdleTimeout.

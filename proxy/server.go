@@ -26,13 +26,14 @@ type Server struct {
 	// that UDP ASSOCIATE is refused.
 	ListenPacket func(network, address string) (net.PacketConn, error)
 
-	// Done is called with each connection that has ended, on that connection's goroutine, and with each connection beyond a
-	// limit, on the goroutine of Serve. Nil means that nothing is called.
+	// Done is called with each connection that has ended, on that connection's goroutine, and with each connection that is
+	// closed at once, on the goroutine of Serve. Nil means that nothing is called.
 	Done func(Report)
 
-	// MaxConns is the most connections at the same time, and also the most flows of each UDP socket. A connection beyond it is
-	// closed before its client has said anything, so the client gets no code of SOCKS or HTTP. A flow beyond it takes the place
-	// of the flow that was silent for longest. Zero means 4,096.
+	// MaxConns is the most connections at the same time, and also the most flows of each UDP socket. A connection beyond it gets
+	// the protocol's own refusal: code 1 of SOCKS, status 503 of HTTP, an alert of TLS from SNI. For that it is read for up to 5
+	// seconds. If 64 connections are being refused already, and with a Forward, it is closed at once. A flow beyond MaxConns
+	// takes the place of the flow that was silent for longest. Zero means 4,096.
 	MaxConns int
 
 	// MaxConnsPerClient is the most connections, and the most flows of each UDP socket, of one client: of an IPv4 address, or
@@ -60,7 +61,8 @@ type Server struct {
 	draining  bool // no further connections
 	listeners map[interface{ Close() error }]bool
 	sessions  map[*session]bool
-	conns     int                  // sessions that are connections of clients, without flows
+	conns     int                  // sessions that are connections of clients, without flows and without those that are refused
+	refused   int                  // sessions that are refused
 	clients   map[netip.Prefix]int // of these, by client
 	empty     chan struct{}        // closed when draining and the last session has ended; nil before drain
 }

@@ -15,6 +15,7 @@ type session struct {
 	server   *Server
 	client   netip.Prefix // for the limit per client; invalid if the client has no IP address
 	admitted bool         // counted in Server.conns and Server.clients
+	refused  bool         // beyond a limit: the protocol refuses it with a code; counted in Server.refused
 	report   Report       // all but the counts, Duration and Err; written by the session's goroutine
 	silent   bool         // end does not report it, because its exchanges were reported; written before end
 
@@ -30,7 +31,13 @@ type session struct {
 	quiet int         // how many looks in a row found no change
 }
 
-// accept admits a connection or closes it.
+// A client beyond a limit learns so from the protocol, within these bounds. Beyond them, its connection is closed at once.
+const (
+	maxRefused  = 64              // connections at the same time
+	refusalTime = 5 * time.Second // of each
+)
+
+// accept admits a connection, or refuses it.
 func (s *Server) accept(c net.Conn) {
 	n := &session{server: s, report: Report{Client: c.RemoteAddr(), Start: time.Now()}, conns: []interface{ Close() error }{c}}
 	if err := s.admit(n); err != nil {
@@ -38,11 +45,16 @@ func (s *Server) accept(c net.Conn) {
 		n.tell(err)
 		return
 	}
-	n.watch(s.idle())
+	if n.refused {
+		n.timer = time.AfterFunc(refusalTime, func() { n.fail(ErrLimit) })
+	} else {
+		n.watch(s.idle())
+	}
 	go s.service.conn(n)
 }
 
-// admit counts a connection, unless that would exceed a limit.
+// admit counts a connection. If that would exceed a limit, it marks the session as refused, or fails if it may not be served even
+// for that.
 func (s *Server) admit(n *session) error {
 	n.client = clientOf(n.report.Client)
 	s.mu.Lock()
@@ -51,7 +63,12 @@ func (s *Server) admit(n *session) error {
 	case s.draining:
 		return errClosed
 	case s.conns >= s.maxConns(), n.client.IsValid() && s.clients[n.client] >= s.maxConnsPerClient():
-		return ErrLimit
+		if !s.service.refuses || s.refused >= maxRefused {
+			return ErrLimit
+		}
+		s.sessions[n], n.refused = true, true
+		s.refused++
+		return nil
 	}
 	s.sessions[n], n.admitted = true, true
 	s.conns++
@@ -119,11 +136,13 @@ func (n *session) fail(err error) {
 }
 
 // end closes what the session owns, and reports the session. err is why it ended, or nil; an error that fail has recorded takes
-// precedence. The session's goroutine calls end once.
+// precedence, and a refused session ends by ErrLimit. The session's goroutine calls end once.
 func (n *session) end(err error) {
 	n.mu.Lock()
 	if n.err != nil {
 		err = n.err
+	} else if n.refused {
+		err = ErrLimit
 	}
 	if !n.ended {
 		n.ended = true
@@ -143,6 +162,9 @@ func (s *Server) remove(n *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, n)
+	if n.refused {
+		s.refused--
+	}
 	if n.admitted {
 		s.conns--
 	}

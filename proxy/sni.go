@@ -17,7 +17,7 @@ import (
 //
 //   - 49 (access_denied): the dialer or Target refuses the name with an error that wraps fs.ErrPermission.
 //   - 50 (decode_error): the client does not speak TLS.
-//   - 80 (internal_error): the dial fails for another reason.
+//   - 80 (internal_error): a limit of the Server is reached, or the dial fails for another reason.
 //   - 112 (unrecognized_name): the ClientHello has no name, or the name does not exist.
 type SNI struct {
 	// Target returns the address to dial for a name, "host:port". It may refuse the name with an error. Nil means the name itself
@@ -43,7 +43,7 @@ var (
 )
 
 func (p SNI) start(s *Server) (service, error) {
-	return service{conn: func(n *session) { n.end(p.serve(s, n)) }}, nil
+	return service{conn: func(n *session) { n.end(p.serve(s, n)) }, refuses: true}, nil
 }
 
 func (p SNI) serve(s *Server, n *session) error {
@@ -57,6 +57,10 @@ func (p SNI) serve(s *Server, n *session) error {
 		}
 		sendAlert(c, code)
 		return err
+	}
+	if n.refused {
+		sendAlert(c, alertInternalError)
+		return ErrLimit
 	}
 	address := net.JoinHostPort(name, "443")
 	if p.Target != nil {

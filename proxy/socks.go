@@ -22,15 +22,13 @@ import (
 //
 // A client learns of a failure by the code of the reply:
 //
-//   - 1: the name is empty, or the dial fails for a reason that has no code.
+//   - 1: the name is empty, a limit of the Server is reached, or the dial fails for a reason that has no code.
 //   - 2: the dialer refuses the target.
 //   - 3: no route leads to the target.
 //   - 4: the target does not answer, or its name has no address.
 //   - 5: the target refuses the connection.
 //   - 7: the server does not serve the command.
 //   - 8: the address is of an unknown type.
-//
-// A connection beyond the limits of the Server is closed without a reply.
 type SOCKS5 struct {
 	// Username and Password are what a client must send (RFC 1929). If both are empty, clients need neither.
 	Username, Password string
@@ -94,7 +92,7 @@ var (
 var heads = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 1<<10) }}
 
 func (p SOCKS5) start(s *Server) (service, error) {
-	return service{conn: func(n *session) { n.end(p.serve(s, n)) }}, nil
+	return service{conn: func(n *session) { n.end(p.serve(s, n)) }, refuses: true}, nil
 }
 
 // serve runs a connection.
@@ -113,6 +111,10 @@ func (p SOCKS5) serve(s *Server, n *session) error {
 	heads.Put(head)
 	if err != nil {
 		return fmt.Errorf("proxy: read the request of a SOCKS client: %w", err)
+	}
+	if n.refused {
+		_ = reply(c, replyFailure, nil)
+		return ErrLimit
 	}
 	_ = c.SetDeadline(time.Time{})
 	if command == commandAssociate {
