@@ -19,12 +19,13 @@ wg-quick(8) file, which may have the sections of wireproxy: [Socks5], [http], [S
 
 // options are the command line.
 type options struct {
-	path       string
-	services   []service
-	status     string // address of the status page, /metrics and /readyz, or empty
-	test       bool   // check the file alone
-	silent     bool
-	background bool
+	path        string
+	services    []service
+	status      string   // address of the status page, /metrics and /readyz, or empty
+	statusHosts []string // host names under which they may be reached
+	test        bool     // check the file alone
+	silent      bool
+	background  bool
 }
 
 // parseArgs reads the command line. Flags may precede and follow FILE.
@@ -59,6 +60,10 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 			return address(v)
 		})
 	}
+	fs.Func("status-host", "also answer for the host `NAME` on the address of -status; IP addresses and localhost need no such flag", func(v string) error {
+		o.statusHosts = append(o.statusHosts, v)
+		return hostName(v)
+	})
 	for _, name := range []string{"n", "configtest"} {
 		fs.BoolVar(&o.test, name, false, "check the file, and exit")
 	}
@@ -80,10 +85,21 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 		}
 		o.path, args = args[0], args[1:]
 	}
+	if len(o.statusHosts) > 0 && o.status == "" {
+		return nil, errors.New("-status-host has no effect without -status; add it, as in -status 0.0.0.0:9090")
+	}
 	if o.path == "" {
 		return nil, errors.New("no file: give a wg-quick(8) file, as in: wgproxy office.conf -socks 127.0.0.1:1080")
 	}
 	return o, nil
+}
+
+// hostName checks a name without a port.
+func hostName(v string) error {
+	if v == "" || strings.ContainsAny(v, ":/ ") {
+		return fmt.Errorf("want a host name without a port, such as proxy.example.com")
+	}
+	return nil
 }
 
 // forward adds the service of a flag -L or -R. A port alone is on the host before.

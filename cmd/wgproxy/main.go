@@ -25,7 +25,9 @@
 //
 // -status serves a page that shows the tunnel and its peers live, /metrics for Prometheus, and /readyz: a JSON object of each
 // address of CheckAlive in [Interface] and the Unix time of its last answer to a ping. The status of /readyz is 503 if an answer
-// is over 2 s later than CheckAliveInterval allows.
+// is over 2 s later than CheckAliveInterval allows. All three refuse requests for a host name with status 421, so that no page of
+// another site reads them by DNS rebinding; IP addresses and localhost are allowed. If Prometheus or a health checker uses a name,
+// write -status-host NAME.
 //
 // SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
 // drain: no new connections, and up to 10 s for those that exist, the peers' TCP connections through [Gateway] included. A second

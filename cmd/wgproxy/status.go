@@ -110,7 +110,9 @@ type closeFunc func() error
 
 func (f closeFunc) Close() error { return f() }
 
-// serveStatus serves the page of package observe/page, /metrics and /readyz if the command line asks for them, and pings.
+// serveStatus serves the page of package observe/page, /metrics and /readyz if the command line asks for them, and pings. All of
+// them refuse host names that -status-host does not name: a page of another site, whose name resolves to this host, could otherwise
+// read public keys, addresses and traffic.
 func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 	if p.options.status == "" {
 		return closeFunc(func() error { return nil }), nil
@@ -124,11 +126,12 @@ func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 		h.last[a] = 0
 		go h.ping(ctx, a, p.tunnel.Net().Ping)
 	}
+	status := page.New(page.Config{Devices: []page.Device{{Name: "wgproxy", Device: p.tunnel.Device()}}, Hosts: p.options.statusHosts})
 	mux := http.NewServeMux()
 	mux.Handle("GET /readyz", h)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
-	mux.Handle("GET /", page.New(page.Config{Devices: []page.Device{{Name: "wgproxy", Device: p.tunnel.Device()}}}))
-	srv := statusServer(mux, statusTimeout)
+	mux.Handle("GET /", status)
+	srv := statusServer(status.Guard(mux), statusTimeout)
 	go srv.Serve(l)
 	p.say("serving a status page, /metrics and /readyz on http://%v/", l.Addr())
 	return srv, nil

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -99,5 +100,53 @@ func TestStopWithOpenPage(t *testing.T) {
 	}
 	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the stream did not end: %v", err)
+	}
+}
+
+// TestStatusHosts checks that the page, /metrics and /readyz answer for addresses, for localhost, for the names of -status-host and
+// for a request without a name, and refuse another name, as a page that rebinds its own name would send it.
+func TestStatusHosts(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	status := inheritTCP(t, in)
+	r := launch(t, o.file(""), in, "-status", status, "-status-host", "proxy.example.com", "-status-host", "wgproxy")
+	r.waitFor("serving a status page")
+	ask := func(path, host string) int {
+		c, err := net.Dial("tcp", status)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(testkit.Patience))
+		fmt.Fprintf(c, "GET %s HTTP/1.0\r\n%s\r\n", path, host)
+		a, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.StatusCode
+	}
+	for _, path := range []string{"/", "/metrics", "/readyz"} {
+		for host, want := range map[string]int{
+			"Host: " + status + "\r\n": http.StatusOK, "Host: localhost:9090\r\n": http.StatusOK, "Host: [::1]\r\n": http.StatusOK,
+			"Host: Proxy.Example.com:9090\r\n": http.StatusOK, "Host: wgproxy\r\n": http.StatusOK,
+			"Host: rebound.example\r\n": http.StatusMisdirectedRequest, "Host: other:9090\r\n": http.StatusMisdirectedRequest,
+		} {
+			got := ask(path, host)
+			if path == "/readyz" && got == http.StatusServiceUnavailable {
+				got = http.StatusOK // no answer to a ping yet
+			}
+			if got != want {
+				t.Errorf("%s with %q: %d, want %d", path, host, got, want)
+			}
+		}
+	}
+	if got := ask("/metrics", ""); got != http.StatusOK {
+		t.Errorf("/metrics without a host: %d", got)
+	}
+	r.end()
+	for _, args := range [][]string{{"x.conf", "-status-host", "a"}, {"x.conf", "-status", "127.0.0.1:0", "-status-host", "a:1"}} {
+		if _, err := parseArgs(args, io.Discard); err == nil {
+			t.Errorf("%v: no error", args)
+		}
 	}
 }

@@ -94,7 +94,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		head.Set(line[0], line[1])
 	}
 	if !h.allowedHost(r.Host) {
-		http.Error(w, "this host name is not allowed; open the page by its IP address, or add the name to Hosts", http.StatusMisdirectedRequest)
+		refuseHost(w)
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -125,6 +125,23 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		http.NotFound(w, r)
 	}
+}
+
+// Guard returns a handler that refuses the host names that h refuses, and passes other requests on to next. It is for what is served
+// beside the page and should be as safe from DNS rebinding, such as /metrics. It also lets requests through that name no host, as
+// some health checkers send them: browsers always name one.
+func (h *Handler) Guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != "" && !h.allowedHost(r.Host) {
+			refuseHost(w)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func refuseHost(w http.ResponseWriter) {
+	http.Error(w, "this host name is not allowed; use the IP address, or add the name to Config.Hosts of package page (wgproxy: -status-host NAME)", http.StatusMisdirectedRequest)
 }
 
 // allowedHost reports whether host is safe from DNS rebinding. Attackers can make the names that they own resolve to this

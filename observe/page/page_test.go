@@ -32,6 +32,7 @@ func get(h http.Handler, method, host, path string, header ...string) *httptest.
 // A page of another site that makes its own name mean this server's address gets nothing.
 func TestHost(t *testing.T) {
 	h := page.New(page.Config{Hosts: []string{"status.example"}})
+	guarded := h.Guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	for host, want := range map[string]int{
 		"127.0.0.1:9090": 200, "127.0.0.1": 200, "[::1]:9090": 200, "[::1]": 200, "192.0.2.1": 200, "localhost": 200, "LOCALHOST:80": 200, "localhost.": 200,
 		"x.localhost": 200, "status.example": 200, "Status.Example:443": 200,
@@ -42,6 +43,12 @@ func TestHost(t *testing.T) {
 			if got := get(h, "GET", host, path).Code; got != want {
 				t.Errorf("host %q: GET %s is %d, want %d", host, path, got, want)
 			}
+		}
+		if host == "" {
+			want = 200 // Guard lets a request without a host name through
+		}
+		if got := get(guarded, "GET", host, "/metrics").Code; got != want {
+			t.Errorf("host %q: what Guard protects is %d, want %d", host, got, want)
 		}
 	}
 	if got := get(h, "GET", "evil.example", "/events").Code; got != 421 {
