@@ -72,6 +72,7 @@ func (s service) String() string {
 // settings is a file as wgproxy understands it.
 type settings struct {
 	path     string
+	included string     // the file of WGConfig, or empty
 	file     *conf.File // the tunnel's: that of WGConfig, if the file has one
 	services []service
 	exit     *exitSettings // [Gateway], or nil
@@ -149,7 +150,7 @@ func (s *settings) include(other string) error {
 	if err != nil {
 		return fmt.Errorf("%s: WGConfig: %w", s.path, err)
 	}
-	s.file = f
+	s.file, s.included = f, other
 	p := parser{settings: s}
 	for _, section := range f.Sections() {
 		if section.Name == "Interface" {

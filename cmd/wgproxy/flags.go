@@ -26,6 +26,8 @@ type options struct {
 	test        bool     // check the file alone
 	silent      bool
 	background  bool
+	keepRights  bool     // do not call confine
+	confined    []string // the folders of confine, or nil
 }
 
 // parseArgs reads the command line. Flags may precede and follow FILE.
@@ -73,6 +75,7 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 	for _, name := range []string{"d", "daemon"} {
 		fs.BoolVar(&o.background, name, false, "run in the background")
 	}
+	fs.BoolVar(&o.keepRights, "no-landlock", false, "keep the right to open files, which wgproxy otherwise gives up on Linux")
 	for {
 		if err := fs.Parse(args); err != nil {
 			return nil, err

@@ -31,8 +31,14 @@
 //
 // SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
 // drain: no new connections, and up to 10 s for those that exist, the peers' TCP connections through [Gateway] included. A second
-// signal ends wgproxy at once. wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their
-// addresses. wgproxy@.service is a unit that takes every right away that wgproxy does not need.
+// signal ends wgproxy at once.
+//
+// On Linux with Landlock, wgproxy gives up the right to open files before it opens the tunnel. It keeps reading what is in the folders
+// of its file, of WGConfig and of certificates, and what resolvers read, which includes /etc. So give its file a folder of its own.
+// A reload that needs a file elsewhere fails and says so. -no-landlock keeps the right.
+//
+// wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses.
+// wgproxy@.service is a unit that takes every right away that wgproxy does not need.
 package main
 
 import (
@@ -44,6 +50,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -82,9 +89,24 @@ func start(o *options) error {
 	if o.silent {
 		out = io.Discard
 	}
+	if err := o.confine(s, out); err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, append(reloadSignals, syscall.SIGTERM, os.Interrupt)...)
 	return (&program{settings: s, options: o, out: out, terminal: !o.silent && isTerminal(os.Stderr)}).run(context.Background(), signals)
+}
+
+// confine gives up the right to open files, unless the command line forbids that.
+func (o *options) confine(s *settings, out io.Writer) error {
+	if o.keepRights {
+		return nil
+	}
+	var err error
+	if o.confined, err = confine(foldersOf(s.files())); err == nil && o.confined == nil && runtime.GOOS == "linux" {
+		fmt.Fprintln(out, "wgproxy: this kernel has no Landlock, so wgproxy keeps the right to open files")
+	}
+	return err
 }
 
 // settings reads the file, and adds the services of the command line.

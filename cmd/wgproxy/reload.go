@@ -21,7 +21,7 @@ const reloadTime = 10 * time.Second
 func (p *program) reload(ctx context.Context) error {
 	next, err := p.options.settings()
 	if err != nil {
-		return err
+		return p.options.explain(err)
 	}
 	add, remove := difference(next.services, p.services), difference(p.services, next.services)
 	plan, err := follow.NewPlan(p.file, next.file)
@@ -51,7 +51,7 @@ func (p *program) reload(ctx context.Context) error {
 	p.settings = next
 	if err := p.startServices(add); err != nil {
 		p.settings.services = difference(next.services, add)
-		return fmt.Errorf("the peers and the other services were reloaded: %w", err)
+		return fmt.Errorf("the peers and the other services were reloaded: %w", p.options.explain(err))
 	}
 	p.say("reloaded %s", p.path)
 	return nil
