@@ -202,6 +202,7 @@ func TestGatewayDrain(t *testing.T) {
 	hello()
 	key := `{public_key="` + o.key.Public().String() + `"} `
 	metrics := curl(t, "http://"+status+"/metrics")
+	lint(t, metrics)
 	for _, want := range []string{
 		"wgproxy_gateway_flows" + key + "1\n", "wgproxy_gateway_opened_total" + key + "1\n", "wgproxy_gateway_refused_total" + key + "0\n",
 		"wgproxy_gateway_from_peer_bytes_total" + key + "5\n", "wgproxy_gateway_to_peer_bytes_total" + key + "5\n",

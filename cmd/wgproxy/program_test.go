@@ -208,6 +208,7 @@ func TestServices(t *testing.T) {
 		t.Errorf("status.json lacks the tunnel's name:\n%s", text)
 	}
 	metrics := curl(t, "http://"+status+"/metrics")
+	lint(t, metrics)
 	for _, want := range []string{
 		`wireguard_received_bytes_total{interface="wgproxy",public_key="` + o.key.Public().String() + `"`,
 		`wgproxy_connections_total{failed="false",service="[Socks5] on ` + socks + `"} 2`,

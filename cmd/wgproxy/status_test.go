@@ -11,12 +11,24 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
+
+// lint checks metrics in the text format as "promtool check metrics" does, which calls the same package.
+func lint(t *testing.T, metrics string) {
+	t.Helper()
+	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("the metrics have the problems %v, %v", problems, err)
+	}
+}
 
 // TestStatusOfSlowClients checks that a client that sends half a request, or accepts no answer, is disconnected, and that a
 // stream of events outlives both limits.
