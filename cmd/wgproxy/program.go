@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/conf"
+	"github.com/seed-86b749af/wireguard/internal/idlemem"
 	"github.com/seed-86b749af/wireguard/internal/systemd"
 	"github.com/seed-86b749af/wireguard/proxy"
 	"github.com/seed-86b749af/wireguard/wgnet"
@@ -81,6 +82,7 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 	if p.terminal {
 		go p.showSession(ctx)
 	}
+	go idlemem.Watch(ctx, func() uint64 { return idlemem.Moved(p.tunnel.Device()) })
 	systemd.Notify("READY=1")
 	for {
 		select {
