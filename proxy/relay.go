@@ -14,18 +14,23 @@ import (
 // side has sent its last byte, the other side is half-closed and may still send.
 func (n *session) relay(client, target net.Conn) error {
 	var back sync.WaitGroup
-	back.Go(func() { n.pass(client, target, &n.received) })
-	n.pass(target, client, &n.sent)
+	var ends atomic.Int32
+	back.Go(func() { n.pass(client, target, &n.received, &ends) })
+	n.pass(target, client, &n.sent, &ends)
 	back.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.err
 }
 
-// pass copies one direction. An error ends both.
-func (n *session) pass(dst, src net.Conn, moved *atomic.Int64) {
+// pass copies one direction. An error ends both. ends counts the directions that have ended. After the second, both connections are
+// closed at once, so a socket needs no half-close then. A tls.Conn does: what it writes tells the client that nothing is missing.
+func (n *session) pass(dst, src net.Conn, moved *atomic.Int64, ends *atomic.Int32) {
 	if err := n.copy(dst, src, moved); err != nil {
 		n.fail(err)
+		return
+	}
+	if ends.Add(1) == 2 && kernelTCP(dst) {
 		return
 	}
 	if c, ok := dst.(interface{ CloseWrite() error }); ok {
