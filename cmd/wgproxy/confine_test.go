@@ -109,14 +109,17 @@ func TestConfine(t *testing.T) {
 	}
 }
 
-// TestConfinedReload checks that wgproxy confines itself. A reload reads a file that was replaced. A reload that needs a file in
-// another folder fails and says why, unless -no-landlock keeps the right.
+// TestConfinedReload checks that wgproxy confines itself, and still resolves the name of an endpoint. A reload reads a file that was
+// replaced. A reload that needs a file in another folder fails and says why, unless -no-landlock keeps the right.
 func TestConfinedReload(t *testing.T) {
 	needLandlock(t)
 	o := newOffice(t)
 	elsewhere := write(t, "elsewhere.conf", o.file(""))
+	named := func(more string) string {
+		return strings.Replace(o.file(more), "Endpoint = 127.0.0.1:", "Endpoint = localhost:", 1)
+	}
 	for _, flags := range [][]string{nil, {"-no-landlock"}} {
-		r := &run{T: t, path: write(t, "office.conf", o.file(""))}
+		r := &run{T: t, path: write(t, "office.conf", named(""))}
 		process := exec.Command(os.Args[0], append([]string{r.path, "-socks", "127.0.0.1:0"}, flags...)...)
 		process.Env, process.Stderr = append(os.Environ(), runMain+"=1"), r
 		if err := process.Start(); err != nil {
@@ -140,7 +143,7 @@ func TestConfinedReload(t *testing.T) {
 			}
 			r.waitFor(want)
 		}
-		reload(o.file("PersistentKeepalive = 25\n"), "reloaded "+r.path)
+		reload(named("PersistentKeepalive = 25\n"), "reloaded "+r.path)
 		want := "not reloaded: " + r.path + ": WGConfig: open " + elsewhere + ": permission denied; since its start, wgproxy may read only files in " + filepath.Dir(r.path)
 		if flags != nil {
 			want = "reloaded " + r.path
