@@ -19,7 +19,7 @@ type Limits struct {
 	NewFlows int
 
 	// FromPeer is how many bytes per second the peer may send, after a burst of a tenth of that. Zero means no limit.
-	// TCP waits, and UDP loses datagrams. TCP and UDP share the rate: half of it is UDP's while TCP uses up all that UDP leaves.
+	// TCP waits, and UDP loses datagrams. TCP and UDP share the rate: TCP may use all that UDP leaves, and UDP gets at least half.
 	FromPeer int
 
 	// ToPeer is how many bytes per second the peer may receive, under the same rules as FromPeer. Zero means no limit.
