@@ -145,8 +145,9 @@ func (q *queue) failed(err error) error {
 	return q.d.ending()
 }
 
-// read reads without waiting, because the descriptor is non-blocking: this process opened it, and nobody else holds it.
-// It is a raw call for the reason given at recvmmsg in transport/udp.
+// read reads without waiting, because the descriptor is non-blocking: this process opened it, and nobody else holds it. The kernel
+// allocates nothing for it: the packet exists already. If memory is short, b may have to be paged in, as in any other code that
+// touches b. It is a raw call for the reason given at recvmmsg in transport/udp.
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))

@@ -241,7 +241,9 @@ func (w *writer) drop(errno syscall.Errno) {
 	}
 }
 
-// writev writes without waiting, on a descriptor that nobody else holds. It is a raw call, as read is.
+// writev writes without waiting, on a descriptor that nobody else holds. A TUN has no send buffer whose room it could wait for
+// (tun.c: "sk->sk_sndbuf = INT_MAX"). If memory is short, the kernel may reclaim some for the packet, as it may for a page that any
+// other code touches, or fails with ENOMEM or ENOBUFS. That waits for no other party. It is a raw call, as read is.
 func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))

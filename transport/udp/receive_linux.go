@@ -221,6 +221,10 @@ func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 
 // messages makes the system call one for a single message, and the system call many for several. It returns how many
 // messages passed. The error is that of the first message.
+//
+// MSG_DONTWAIT holds for this call alone, so it cannot wait for a datagram or for room in the send buffer, even if a program that
+// got the descriptor in Bind.Control made the socket blocking. If memory is short, the kernel may reclaim some for a datagram to
+// send, as it may for a page that any other code touches, or fails with ENOMEM or ENOBUFS. That waits for no other party.
 func messages(one, many, fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	for {
 		n := uintptr(1)
