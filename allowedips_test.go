@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"pgregory.net/rapid"
 )
 
@@ -274,6 +275,7 @@ func TestAllowedIPsReaders(t *testing.T) {
 }
 
 func TestAllowedIPsLookupAllocatesNothing(t *testing.T) {
+	testkit.CountsAllocations(t)
 	var table allowedIPs[*peer]
 	edit := table.edit()
 	edit.insert(netip.MustParsePrefix("10.0.0.0/8"), new(peer))

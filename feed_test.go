@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // Sources that bring much, and the goroutines that share the work.
@@ -89,6 +90,9 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 
 // feeding is an end with a session, so many cores to run on, and a tape of what it sends.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
+	if cores > 1 {
+		testkit.NeedsThreads(t, "goroutines share the work of one sender")
+	}
 	before := runtime.GOMAXPROCS(cores)
 	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	r := newRemote(1, testKey(1).Public())

@@ -90,6 +90,14 @@ func NeedsThreads(t testing.TB, why string) {
 	}
 }
 
+// CountsAllocations skips the test in WebAssembly, where the portable code of x/crypto allocates.
+func CountsAllocations(t testing.TB) {
+	t.Helper()
+	if runtime.GOARCH == "wasm" {
+		t.Skip("in WebAssembly, the portable code of x/crypto allocates, and the runtime does too")
+	}
+}
+
 // NoLeaks fails the test if, when it ends and all cleanups that follow have run, there are goroutines that do not exist now.
 func NoLeaks(t testing.TB) {
 	ignore := goleak.IgnoreCurrent()
@@ -106,6 +114,7 @@ func NoLeaks(t testing.TB) {
 // too: with it, NoAllocations calls f and asserts nothing.
 func NoAllocations(t testing.TB, n int, f func()) (calls int) {
 	t.Helper()
+	CountsAllocations(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	least := uint64(math.MaxUint64)

@@ -56,10 +56,12 @@ func testAck(t *testing.T) {
 		c, l, s = new(collector), newLink(1420, nil), &speaker{hash: 7}
 		l.attach(c)
 		l.write(t, s.say(0, 100))
+		synctest.Wait() // in WebAssembly, another goroutine sends
 		c.packets = nil
 	}
 	want := func(why string, acks ...uint32) {
 		t.Helper()
+		synctest.Wait()
 		got := c.sent()
 		if len(got) != len(acks) {
 			t.Fatalf("%s: sent %v, want %v", why, got, acks)

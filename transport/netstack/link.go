@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -24,6 +25,14 @@ import (
 // which kind its caller is, but it can look at the packet: data of a TCP connection never comes from inside
 // Net.WritePackets. So WritePacket waits with TCP data, and UDPConn.Write waits before it enters gVisor. A full queue
 // drops everything else.
+//
+// In WebAssembly all goroutines share one thread, and nothing preempts them. One of gVisor's processors looks again and again at a
+// connection whose lock another one of gVisor's goroutines holds, without ever yielding, so that goroutine would never run again if
+// it waited or yielded in WritePacket. So WritePacket always leaves a packet of TCP in the queue there, and never waits. TCP bounds
+// the queue: it keeps in its buffers what it has sent.
+
+// oneThread reports whether all goroutines share one thread.
+const oneThread = runtime.GOARCH == "wasm"
 
 const (
 	// maxQueued is how many bytes may wait for the sending goroutine. A fast machine sends them in a millisecond. TCP
@@ -117,6 +126,11 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 		l.mu.Unlock()
 		return nil
 	}
+	if oneThread && !l.busy && p.TransportProtocolNumber == header.TCPProtocolNumber {
+		l.busy = true
+		l.running.Add(1)
+		go l.drain()
+	}
 	for placed := false; l.busy; placed = true {
 		if queued, err := l.enqueue(p, placed); queued || err != nil {
 			l.mu.Unlock()
@@ -153,7 +167,7 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 			l.drops.full.Add(1)
 			return false, &tcpip.ErrNoBufferSpace{}
 		}
-	case !placed && (l.queued >= maxQueued || l.placing || len(l.waiters) > 0):
+	case !oneThread && !placed && (l.queued >= maxQueued || l.placing || len(l.waiters) > 0):
 		w := waiterPool.Get().(chan struct{})
 		l.waiters = append(l.waiters, w)
 		l.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -163,6 +164,7 @@ func TestDeviceClosesWhileTheWireIsBusy(t *testing.T) {
 			for b.Received().Data < 5000 {
 				for b.tunnel.TryReceive() != nil {
 				}
+				runtime.Gosched() // in WebAssembly, nothing preempts this loop
 			}
 			b.device.Close()
 			a.device.Close()
