@@ -300,7 +300,7 @@ func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 func (d *Device) Status() Status {
 	s := Status{
 		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.len(),
-		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.cookieReplies.Load(),
+		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.drops[DropCookieRequired].Load(),
 		UnderLoad: d.slow.loaded(d, d.now()),
 	}
 	if id := d.identity.Load(); id != nil {

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"crypto/cipher"
 	"crypto/subtle"
 	"encoding/binary"
 	"hash"
@@ -99,9 +100,12 @@ type cookieSecret struct {
 	made int64 // 0: not yet
 }
 
-// renew makes a secret if there is none, or if it has lived for 120 s.
+// expired reports whether there is no secret, or it has lived for 120 s.
+func (s *cookieSecret) expired(now int64) bool { return s.made == 0 || now-s.made >= cookieSecretLife }
+
+// renew makes a secret if the last one has expired.
 func (s *cookieSecret) renew(now int64, random func([]byte)) {
-	if s.made == 0 || now-s.made >= cookieSecretLife {
+	if s.expired(now) {
 		random(s.key[:])
 		s.made = now
 	}
@@ -114,15 +118,26 @@ type cookieChecker struct {
 
 	key    [32]byte  // the secret that cookie is prepared for
 	cookie hash.Hash // nil: none yet
-	id     *identity // the identity that mac1 is prepared for
+	id     *identity // the identity that mac1 and seal are prepared for
 	mac1   hash.Hash
+	seal   cipher.AEAD // of cookies
+}
+
+// prepare keys mac1 and seal for the device id.
+func (c *cookieChecker) prepare(id *identity) {
+	if c.id == id {
+		return
+	}
+	seal, err := chacha20poly1305.NewX(id.cookieKey[:])
+	if err != nil {
+		panic(err)
+	}
+	c.id, c.mac1, c.seal = id, newMAC(id.mac1Key[:]), seal
 }
 
 // validMAC1 reports whether m, a handshake message, has a valid mac1 for the device id.
 func (c *cookieChecker) validMAC1(m []byte, id *identity) bool {
-	if c.id != id {
-		c.id, c.mac1 = id, newMAC(id.mac1Key[:])
-	}
+	c.prepare(id)
 	at := len(m) - 2*macSize
 	return equalMAC(c.mac1, m[:at], m[at:at+macSize])
 }
@@ -150,13 +165,10 @@ func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, 
 	binary.LittleEndian.PutUint32(r[:], typeCookie)
 	copy(r[4:8], m[4:8]) // its sender is our receiver
 	random(r[cookieNonce:cookieCookie])
-	a, err := chacha20poly1305.NewX(id.cookieKey[:])
-	if err != nil {
-		panic(err)
-	}
+	c.prepare(id)
 	cookie := c.cookieOf(source, now, random)
 	at := len(m) - 2*macSize
-	a.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], cookie[:], m[at:at+macSize])
+	c.seal.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], cookie[:], m[at:at+macSize])
 	return r
 }
 

@@ -120,8 +120,8 @@ func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 // handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
 const handshakeTOS = 0x88
 
-// receiveHandshake takes a message of the slow path. c is the caller's own.
-func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChecker) {
+// receiveHandshake takes a message of the slow path, and reports whether its MACs were worth an X25519. c is the caller's own.
+func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChecker) (costly bool) {
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	if p := m.to; p != nil {
 		p.mu.Lock()
@@ -140,9 +140,12 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChe
 	case !d.checkMACs(m, id, r, now, loaded, c):
 	case m.b[0] == typeInitiation:
 		d.receiveInitiation(m, id, r)
+		return true
 	case m.b[0] == typeResponse:
 		d.receiveResponse(m, id, r)
+		return true
 	}
+	return false
 }
 
 // checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not
@@ -156,17 +159,13 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	if !loaded {
 		return true
 	}
-	d.cookieMu.Lock()
-	d.cookieSecret.renew(now, d.random)
-	c.secret = d.cookieSecret
-	d.cookieMu.Unlock()
+	c.secret = d.secretAt(now)
 
 	var room [24]byte
 	source := m.from.appendSource(room[:0])
 	if !c.validMAC2(m.bytes(), source, now, d.random) {
 		d.drops.add(DropCookieRequired, 1)
 		reply := c.reply(m.bytes(), source, id, now, d.random)
-		d.cookieReplies.Add(1)
 		d.transmitAlone(r, reply[:], m.from)
 		return false
 	}
@@ -179,6 +178,22 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 		d.drops.add(DropRateLimited, 1)
 	}
 	return allowed
+}
+
+// secretAt returns the secret of this device's cookies. It takes no lock unless there is to be a new one.
+func (d *Device) secretAt(now int64) cookieSecret {
+	if s := d.cookieSecret.Load(); s != nil && !s.expired(now) {
+		return *s
+	}
+	d.cookieMu.Lock()
+	defer d.cookieMu.Unlock()
+	var s cookieSecret
+	if old := d.cookieSecret.Load(); old != nil {
+		s = *old // another worker may have renewed it
+	}
+	s.renew(now, d.random)
+	d.cookieSecret.Store(&s)
+	return s
 }
 
 // receiverOf returns the receiver index of a response or a cookie reply.

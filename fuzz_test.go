@@ -44,11 +44,8 @@ func (e *end) resign(m []byte, from Endpoint, device PublicKey, mac2 bool) {
 	}
 	var jar cookieJar
 	if mac2 {
-		e.cookieMu.Lock()
-		e.cookieSecret.renew(e.now(), e.random)
-		c := cookieChecker{secret: e.cookieSecret}
+		c := cookieChecker{secret: e.secretAt(e.now())}
 		jar.cookie, jar.received = c.cookieOf(from.appendSource(nil), e.now(), e.random), 1
-		e.cookieMu.Unlock()
 	}
 	jar.sign(m, device, 2)
 }

@@ -140,7 +140,7 @@ func BenchmarkCookieReplies(b *testing.B) {
 			}
 		}
 	})
-	if n := d.cookieReplies.Load(); n != uint64(b.N) {
+	if n := d.drops[DropCookieRequired].Load(); n != uint64(b.N) {
 		b.Fatalf("%d cookie replies to %d messages", n, b.N)
 	}
 }

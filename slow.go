@@ -22,6 +22,9 @@ const (
 	loadMessages    = 512 // with so many of a queue waiting, the device is under load: about 0.1 s of a core's work
 	maxAnswers      = 8   // responses and cookie replies to one peer's messages that wait
 	maxUnreachables = 256
+
+	takeAtOnce = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
+	spareMax   = 1024 // messages that are kept for reuse while there are workers
 )
 
 // A slowPath is the queues of the slow path. The zero value is ready.
@@ -31,6 +34,7 @@ type slowPath struct {
 	answers      messageQueue // responses and cookie replies: at most maxAnswers of each peer
 	peers        fifo[*peer]  // that want a handshake, are handed over, or were looked up
 	unreachables fifo[[]byte]
+	spare        []*handshakeMessage // not in use, so that a flood makes no garbage; at most spareMax, none without workers
 	rotation     int
 	workers      int
 	closed       bool
@@ -65,9 +69,6 @@ type handshakeMessage struct {
 }
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
-
-// messages are handshakeMessages that are not in use, so that a flood makes no garbage.
-var messages = sync.Pool{New: func() any { return new(handshakeMessage) }}
 
 // A messageQueue is handshake messages in the order of their arrival.
 type messageQueue struct {
@@ -110,10 +111,21 @@ func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
 	case to != nil:
 		q = &s.answers
 	}
-	m := messages.Get().(*handshakeMessage)
+	m := s.newMessage()
 	m.from, m.to, m.at, m.size = from, to, now, uint8(copy(m.b[:], b))
 	q.push(m)
 	s.start(d)
+}
+
+// newMessage returns a spare message, or a new one. mu is held.
+func (s *slowPath) newMessage() *handshakeMessage {
+	n := len(s.spare)
+	if n == 0 {
+		return new(handshakeMessage)
+	}
+	m := s.spare[n-1]
+	s.spare = s.spare[:n-1]
+	return m
 }
 
 // expectAnswer reports whether another response or cookie reply to p's messages may wait.
@@ -171,26 +183,48 @@ func (s *slowPath) start(d *Device) {
 	}
 }
 
-// A slowJob is one of the four kinds of work.
+// A slowJob is one of the four kinds of work, in the hands of a worker.
 type slowJob struct {
 	message *handshakeMessage
 	loaded  bool // whether messages of its kind put the device under load
 	peer    *peer
 	icmp    []byte
+
+	more fifo[*handshakeMessage] // initiations that were taken under load, and follow message
+	used []*handshakeMessage     // messages that are to be reused
+}
+
+// next replaces the message by one that was taken with it, if there is one.
+func (j *slowJob) next() bool {
+	j.discard()
+	j.message = j.more.pop()
+	return j.message != nil
+}
+
+// discard puts the message aside.
+func (j *slowJob) discard() {
+	if j.message != nil {
+		*j.message = handshakeMessage{}
+		j.used = append(j.used, j.message)
+		j.message = nil
+	}
 }
 
 // take never waits. If there is no work, it returns false and the worker ends. The kinds of work take turns, so that a
-// flood of initiations delays no other kind by more than one of them per worker.
+// flood of initiations delays no other kind by more than one of them per worker that costs an X25519.
 func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
+	j.discard()
+	j.loaded, j.peer, j.icmp = false, nil, nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	*j = slowJob{}
+	s.spare = append(s.spare, j.used[:min(len(j.used), spareMax-len(s.spare))]...)
+	clear(j.used)
+	j.used = j.used[:0]
 	for range 4 {
 		s.rotation = (s.rotation + 1) % 4
 		switch s.rotation {
 		case 0:
-			j.loaded = s.initiations.underLoad(d.lookups.crowded(), now)
-			j.message = s.initiations.pop()
+			s.takeInitiations(d, j, now)
 		case 1:
 			j.peer = s.peers.pop()
 		case 2:
@@ -203,8 +237,23 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 			return true
 		}
 	}
-	s.workers--
+	if s.workers--; s.workers == 0 {
+		s.spare = nil
+	}
 	return false
+}
+
+// takeInitiations takes an initiation, and under load others that follow it. mu is held.
+func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
+	if j.loaded = len(j.more) > 0; !j.loaded {
+		j.loaded = s.initiations.underLoad(d.lookups.crowded(), now)
+		for n := takeAtOnce; j.loaded && n > 0 && len(s.initiations.fifo) > 0; n-- {
+			j.more.push(s.initiations.pop())
+		}
+	}
+	if j.message = j.more.pop(); j.message == nil {
+		j.message = s.initiations.pop()
+	}
 }
 
 // loaded reports whether the device is under load.
@@ -231,9 +280,8 @@ func (d *Device) work() {
 	for d.slow.take(d, &j, d.now()) {
 		switch {
 		case j.message != nil:
-			d.receiveHandshake(j.message, j.loaded, &c)
-			*j.message = handshakeMessage{}
-			messages.Put(j.message)
+			for !d.receiveHandshake(j.message, j.loaded, &c) && j.next() {
+			}
 		case j.peer != nil:
 			d.visit(j.peer)
 		case j.icmp != nil:

@@ -147,6 +147,67 @@ func TestUnderLoad(t *testing.T) {
 	}
 }
 
+// TestTakeUnderLoad: under load a worker takes 16 initiations at once, and works them off in order. One of them that costs an
+// X25519 makes way for another kind of work. What was used is used again, and is forgotten with the last worker.
+func TestTakeUnderLoad(t *testing.T) {
+	d := newSlowDevice()
+	s := &d.slow
+	d.queue(2 * loadMessages)
+	p := new(peer)
+	var j slowJob
+	want := func(i int) {
+		t.Helper()
+		if j.message == nil || binary.LittleEndian.Uint32(j.message.b[4:]) != uint32(i) || !j.loaded {
+			t.Fatalf("message %d does not come next, or not as under load: %+v", i, j.message)
+		}
+	}
+	s.take(d, &j, d.now())
+	for i := range takeAtOnce - 1 {
+		want(i)
+		if !j.next() {
+			t.Fatalf("only %d initiations were taken", i+1)
+		}
+	}
+	want(takeAtOnce - 1)
+	if j.next() {
+		t.Error("more initiations were taken")
+	}
+	if n := len(s.initiations.fifo); n != 2*loadMessages-takeAtOnce {
+		t.Errorf("%d initiations wait, want %d", n, 2*loadMessages-takeAtOnce)
+	}
+	s.take(d, &j, d.now())
+	want(takeAtOnce)
+	s.peer(d, p) // after this one, which cost an X25519
+	if s.take(d, &j, d.now()); j.peer != p {
+		t.Fatal("the peer waits for all that were taken")
+	}
+	s.take(d, &j, d.now())
+	want(takeAtOnce + 1)
+	if n := len(s.spare); n != takeAtOnce+1 {
+		t.Errorf("%d messages are to be used again, want %d", n, takeAtOnce+1)
+	}
+	d.queue(1)
+	if n := len(s.spare); n != takeAtOnce {
+		t.Errorf("a spare message was not used: %d are left, want %d", n, takeAtOnce)
+	}
+	for s.take(d, &j, d.now()) {
+		for j.next() {
+		}
+		if len(s.spare) > spareMax {
+			t.Fatalf("%d messages are kept, want at most %d", len(s.spare), spareMax)
+		}
+	}
+	if s.workers == 0 || s.spare == nil {
+		t.Fatal("the spare messages are gone before the last worker")
+	}
+	for s.workers > 0 {
+		s.take(d, &j, d.now())
+	}
+	if s.spare != nil {
+		t.Error("the spare messages outlive the workers")
+	}
+}
+
 // TestSlowPathTakesTurns: a flood of messages does not keep this device from making handshakes of its own.
 func TestSlowPathTakesTurns(t *testing.T) {
 	d := newSlowDevice()

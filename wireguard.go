@@ -91,8 +91,8 @@ type Device struct {
 	allowed  allowedIPs[*peer]
 	sessions sessionTable
 
-	cookieMu     sync.Mutex // guards the next two; taken last but for the deadlines'
-	cookieSecret cookieSecret
+	cookieSecret atomic.Pointer[cookieSecret] // nil: not yet
+	cookieMu     sync.Mutex                   // held to renew the secret, and guards the next; taken last but for the deadlines'
 	sourceLimit  limiter
 
 	slow          slowPath
@@ -103,7 +103,6 @@ type Device struct {
 
 	drops         dropCounters
 	ecnMismatches atomic.Uint64
-	cookieReplies atomic.Uint64
 	troubled      atomic.Int64 // when trouble with receiving was last reported
 
 	wg        sync.WaitGroup // receivers, sources, workers, the time's goroutine
