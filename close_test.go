@@ -360,6 +360,7 @@ func descriptors() int {
 }
 
 func TestCloseFromEveryState(t *testing.T) {
+	testkit.NeedsThreads(t, "it closes devices amid senders that loop")
 	for _, g := range grounds() {
 		for _, state := range closingStates {
 			for _, closers := range []int{1, 8} {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 	"github.com/seed-86b749af/wireguard/transport/udp"
 	"golang.org/x/crypto/blake2s"
@@ -124,6 +125,7 @@ type interop struct {
 }
 
 func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *interop {
+	testkit.NeedsSockets(t)
 	x := &interop{
 		t: t, relay: newRelay(t, netip.MustParseAddr(loopback)), clock: newShiftedClock(), tun: pipe.NewTunnel(1420),
 		theirTun: tuntest.NewChannelTUN(), ourKey: wireguard.NewPrivateKey(), theirKey: wireguard.NewPrivateKey(),

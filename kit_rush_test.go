@@ -74,6 +74,7 @@ type spoke struct {
 // newRush makes a hub and its spokes, and takes them up. No session exists yet.
 func newRush(t *testing.T, spokes int) *rush {
 	t.Helper()
+	testkit.NeedsThreads(t, "its senders loop")
 	r := &rush{
 		T: t, wire: pipe.NewNetwork(pipe.Config{}), tun: pipe.NewTunnel(0), sessions: make(map[uint32]rushSession),
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"flag"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/seed-86b749af/wireguard/internal/testkit"
@@ -69,7 +70,7 @@ func TestNoiseOracle(t *testing.T) {
 	n := *noiseHandshakes
 	switch {
 	case n > 0:
-	case testkit.Race:
+	case testkit.Race, runtime.GOARCH == "wasm":
 		n = 100
 	default:
 		n = 1000

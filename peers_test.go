@@ -163,6 +163,7 @@ func TestStatusWaitsForNothing(t *testing.T) {
 
 // TestStatusSeesAllOrNothing counts peers while Configure adds many: they appear at one moment.
 func TestStatusSeesAllOrNothing(t *testing.T) {
+	testkit.NeedsThreads(t, "it looks at the device amid a change")
 	n := crowdSize(20_000)
 	e := newEnd(t, testKey(1))
 	done := make(chan struct{})

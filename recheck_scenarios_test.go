@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // Handshake messages are computed with nothing locked. What changes meanwhile counts: a message is committed and sent only
@@ -138,6 +139,7 @@ func TestChangesAmidResponse(t *testing.T) {
 
 // A newer initiation of the same peer, amid the response to the older one: the newer one alone is answered.
 func TestNewerInitiationAmidResponse(t *testing.T) {
+	testkit.NeedsThreads(t, "two workers answer at once")
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // a worker for each
 	playMeanwhile(t, "b", func(w *world, a, b *node) { time.Sleep(50 * time.Millisecond) }, func(w *world, a, b *node) {
 		w.advance(30 * time.Millisecond)

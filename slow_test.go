@@ -152,6 +152,7 @@ func TestUnderLoad(t *testing.T) {
 func TestTakeUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s := &d.slow
+	s.workers = max(s.workers, 2)
 	d.queue(2 * loadMessages)
 	p := new(peer)
 	var j slowJob

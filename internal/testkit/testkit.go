@@ -90,6 +90,14 @@ func NeedsThreads(t testing.TB, why string) {
 	}
 }
 
+// NeedsSockets skips the test on a system whose package net only imitates sockets.
+func NeedsSockets(t testing.TB) {
+	t.Helper()
+	if runtime.GOARCH == "wasm" {
+		t.Skip("a program in WebAssembly has no sockets")
+	}
+}
+
 // CountsAllocations skips the test in WebAssembly, where the portable code of x/crypto allocates.
 func CountsAllocations(t testing.TB) {
 	t.Helper()

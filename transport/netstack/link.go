@@ -154,6 +154,9 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 		go l.drain()
 	}
 	l.mu.Unlock()
+	if oneThread {
+		runtime.Gosched() // or whoever sends datagrams in a loop would never let another goroutine run
+	}
 	return nil
 }
 
