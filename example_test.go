@@ -1,3 +1,7 @@
+// A program in WebAssembly has no sockets.
+
+//go:build !js
+
 package wireguard_test
 
 import (
