@@ -31,7 +31,7 @@ func init() {
 func needLandlock(t *testing.T) {
 	t.Helper()
 	if version, err := landlock.LandlockGetABIVersion(); err != nil || version < 1 {
-		t.Skip("needs a kernel with Landlock")
+		t.Skip("this kernel has no Landlock")
 	}
 }
 
