@@ -43,7 +43,9 @@ func grounds() []ground {
 	network := pipe.NewNetwork(pipe.Config{})
 	return []ground{
 		{"udp", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{Receivers: 1}) }},
-		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) { return onLoopback(&udp.Bind{Portable: true, Receivers: 1}) }},
+		{"udp, portable", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) {
+			return onLoopback(&udp.Bind{Portable: true, Receivers: 1})
+		}},
 		{"pipe", func() (wireguard.Bind, func(uint16) wireguard.Endpoint) {
 			e := network.NewEnd()
 			return e, e.Endpoint

@@ -55,7 +55,9 @@ func (ours) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wir
 // A countedBind is a udp.Bind that remembers its sockets, so that the sample can read their counters.
 type countedBind struct{ st *stage }
 
-func (b countedBind) Listen(port uint16) (wireguard.Socket, error) { return b.listen(new(udp.Bind), port) }
+func (b countedBind) Listen(port uint16) (wireguard.Socket, error) {
+	return b.listen(new(udp.Bind), port)
+}
 
 func (b countedBind) listen(u *udp.Bind, port uint16) (wireguard.Socket, error) {
 	s, err := u.Listen(port)
