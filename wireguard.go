@@ -271,12 +271,16 @@ func (d *Device) Wake() error {
 	}
 	now := d.now()
 	d.deadlines.ring()
+	var due []dueFlush
 	for p := range d.peers.all() {
 		var out outbox
 		p.mu.Lock()
 		p.wake(now, &out)
-		d.release(p, &out)
+		if d.releaseBut(p, &out) {
+			due = append(due, dueFlush{p, true})
+		}
 	}
+	d.flushAll(due)
 	return err
 }
 
