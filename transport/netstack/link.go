@@ -86,7 +86,9 @@ type link struct {
 }
 
 func newLink(mtu int, owner *Net) *link {
-	return &link{mtu: mtu, owner: owner}
+	l := &link{mtu: mtu, owner: owner}
+	l.windows.setMTU(mtu)
+	return l
 }
 
 // waiterPool has the channels of link.waiters.

@@ -35,30 +35,42 @@ import (
 //     RFC 9293, section 3.10.7.4: "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be
 //     made to accept valid ACKs". The receiver checks that the acknowledgement number is valid, as always.
 //
-// windows costs an atomic load per segment while no window is closed. The zero value is ready.
+// windows also keeps what sentNumbers needs. While no window is closed, it costs two atomic loads per acknowledgement, and a look
+// into a table per packet with data, each of which may be many segments, and per small window. It must not be copied.
 type windows struct {
 	own  closedWindows // windows that this end closed; the value is the number that it acknowledged then, its RCV.NXT
 	peer closedWindows // windows that a peer closed; the value is the number that the peer acknowledged then
+
+	sent sentNumbers
+	full int // the most bytes of a segment; see setMTU
 }
 
+// setMTU says how large the packets of this end are.
+func (w *windows) setMTU(mtu int) { w.full = mtu - header.IPv4MinimumSize - header.TCPMinimumSize }
+
 // outbound lowers the window of a connection's segment and notes whether it is closed. h holds the headers of the segment,
-// which is about to be sent. The IP header is l3 bytes long. bare says that the segment has no payload. The caller
-// computes the checksum afterwards.
+// which is about to be sent. The IP header is l3 bytes long. payload is how many bytes follow them. The caller computes the checksum
+// afterwards.
 //
 // If the peer's window is closed, the peer accepts a bare acknowledgement only with the sequence number that it expects.
 // outbound puts that number in if this end has sent more. The peer's stack may have dropped what exceeds its window.
-func (w *windows) outbound(h []byte, l3 int, bare bool) {
+func (w *windows) outbound(h []byte, l3, payload int) {
 	tcp := h[l3:]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
 	if window > 0 {
 		window-- // see lowerSYN
 		binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
 	}
-	if window > 0 && w.own.none() && w.peer.none() {
+	closed := window == 0 || !w.own.none() || !w.peer.none()
+	if !closed && payload == 0 {
 		return
 	}
 	f := flowOf(h, l3, false)
+	if payload > 0 {
+		w.sent.note(f, binary.BigEndian.Uint32(tcp[tcpSeq:])+uint32(payload))
+	}
 	switch {
+	case !closed:
 	case flags.Intersects(header.TCPFlagRst):
 		w.forget(f)
 		return
@@ -67,7 +79,7 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 	default:
 		w.own.open(f, binary.BigEndian.Uint32(tcp[tcpAck:]))
 	}
-	if bare && flags == header.TCPFlagAck {
+	if payload == 0 && flags == header.TCPFlagAck {
 		w.peer.clip(f, tcp[tcpSeq:])
 	}
 }
@@ -86,11 +98,19 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 func (w *windows) inbound(p []byte, l3, l4 int) {
 	tcp := p[l3:l4]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
-	if window > 0 && w.own.none() && w.peer.none() || !flags.Intersects(header.TCPFlagAck|header.TCPFlagRst|header.TCPFlagSyn) {
+	closed, syn := window == 0 || !w.own.none() || !w.peer.none(), flags.Intersects(header.TCPFlagSyn)
+	if !closed && window >= smallWindow && !syn || !flags.Intersects(header.TCPFlagAck|header.TCPFlagRst|header.TCPFlagSyn) {
 		return
 	}
 	f := flowOf(p, l3, true)
+	if syn {
+		w.sent.begin(f, scaleOf(tcp))
+	} else if window > 0 && window < smallWindow {
+		w.sent.raise(f, tcp, w.full)
+	}
 	switch {
+	case !closed:
+		return
 	case flags.Intersects(header.TCPFlagRst | header.TCPFlagSyn):
 		w.forget(f)
 		return
