@@ -34,7 +34,7 @@ type TCPConn struct {
 func newTCPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, probes net.KeepAliveConfig) *TCPConn {
 	c := &TCPConn{from: new(bytes.Reader)}
 	c.init(n, network, ep, q)
-	c.memory = n.budget.open(ep, q, n.mtu)
+	c.memory = n.budget.open(ep, q, n.mtu, &n.link.windows.heard)
 	if probes.Enable {
 		_ = setKeepAlive(ep, probes) // gVisor accepts every value
 		ep.SocketOptions().SetKeepAlive(true)
@@ -195,7 +195,7 @@ func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }
 
-// SetReadBuffer sets the size of the receive buffer, in bytes, to at least 4 KiB. From then on the size does not adapt to the
+// SetReadBuffer sets the size of the receive buffer, in bytes, to at least 16 KiB. From then on the size does not adapt to the
 // path. It is smaller if Config.Memory does not suffice.
 func (c *TCPConn) SetReadBuffer(bytes int) error {
 	return c.option(func(*tcpip.SocketOptions) { c.memory.fixRecv(int64(max(bytes, minReadBuffer))) })

@@ -153,7 +153,7 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	if fw.stack, err = newForwardStack(n, n.link, &fw.port); err != nil {
 		return fw, err
 	}
-	fw.tcp = tcp.NewForwarder(fw.stack, 0, defaultFlows<<8, fw.serveTCP) // open keeps the bound
+	fw.tcp = tcp.NewForwarder(fw.stack, waitingRecv/2, defaultFlows<<8, fw.serveTCP) // see earlyRecv; open keeps the bound of flows
 	fw.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, fw.takeTCP)
 	fw.stack.SetTransportProtocolHandler(udp.ProtocolNumber, fw.takeUDP)
 	fw.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, fw.takePing)

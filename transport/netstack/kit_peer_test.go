@@ -16,7 +16,8 @@ import (
 // A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and keeps what the Net
 // sends.
 type handPeer struct {
-	n *Net
+	n    *Net
+	sack bool // connect asks for selective acknowledgements
 
 	mu   sync.Mutex // guards sent
 	sent [][]byte   // not yet taken by want
@@ -169,7 +170,11 @@ func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Du
 	t.Helper()
 	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
 	// MSS 1000, no operation, window scale 0.
-	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0}}.packet())
+	options := []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0}
+	if h.sack {
+		options = append(options, 1, 1, 4, 2)
+	}
+	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: options}.packet())
 	c.next++
 	s, ok := h.next(func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK }, wait)
 	if !ok {

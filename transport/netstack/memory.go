@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +24,10 @@ const (
 	// waitingRecv is the receive buffer of a connection that waits for Accept, which the budget does not count. A listener may
 	// have 4,096 of them.
 	waitingRecv = 8 << 10
+	// earlyRecv is what gVisor may count of a connection's receive buffer for good, although it is free again: if data completes the
+	// handshake, gVisor queues and counts that segment twice (accept.go, connect.go), and forgets it once. Until then the window is half of
+	// waitingRecv, and the segment itself takes some hundred bytes. So the endpoint has that much more than its size.
+	earlyRecv = waitingRecv/2 + 1<<10
 	// firstRecv and firstSend are the buffers of a new connection while few exist. With less, a new connection would fill its
 	// window before Read has measured the path.
 	firstRecv = 256 << 10
@@ -76,6 +81,9 @@ type portion struct {
 	leaving    bool         // the connection is closed, but still has bytes to send; guarded by budget.mu
 	gone       waiter.Entry // releases the portion of a closed connection
 
+	heard heard
+	conns *heardConns // has heard until the budget removes the portion
+
 	noSACK bool // the other end does not know selective acknowledgements
 	// holes says that the endpoint holds out-of-order segments. The link copies it from each segment that the connection
 	// sends, because gVisor sends selective acknowledgements if and only if it holds such segments.
@@ -87,7 +95,8 @@ type portion struct {
 type buf struct {
 	floor    int64
 	reserved int64        // what the budget counts; more than size while the buffer may hold more
-	size     atomic.Int64 // the size that the endpoint has
+	size     atomic.Int64 // the size that the endpoint has, or gets once it holds no out-of-order segments; see also earlyRecv
+	was      atomic.Int64 // the size before it was made smaller, until it is known that no such segments are held; or 0
 	fixed    atomic.Bool  // the user set the size
 }
 
@@ -123,9 +132,9 @@ func (b *budget) fair() int64 {
 	return b.total / n * many / (n + many)
 }
 
-// open adds a connection to the budget and sets the sizes of its buffers.
-func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int) *portion {
-	s := &portion{budget: b, ep: ep, queue: q}
+// open adds a connection to the budget and sets the sizes of its buffers. It adds the connection to conns.
+func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardConns) *portion {
+	s := &portion{budget: b, ep: ep, queue: q, conns: conns}
 	s.recv.floor = max(floorRecv, int64(4*mtu))
 	s.send.floor = max(floorSend, int64(2*mtu))
 	if e, ok := ep.(*tcp.Endpoint); ok {
@@ -136,11 +145,16 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int) *portion {
 	}
 	s.touched.Store(b.epoch.Load())
 	b.awake.Add(1)
+	own, err1 := ep.GetLocalAddress()
+	peer, err2 := ep.GetRemoteAddress()
 
 	b.mu.Lock()
 	s.index = len(b.portions)
 	b.portions = append(b.portions, s)
-	b.floors += s.recv.floor + s.send.floor
+	if err1 == nil && err2 == nil {
+		conns.add(&s.heard, flowBetween(addrPort(own), addrPort(peer)))
+	}
+	b.floors += s.recv.floor + s.send.floor + earlyRecv
 	s.recv.reserved, s.send.reserved = s.recv.floor, s.send.floor
 	part := b.total / 64 / int64(len(b.portions))
 	recv := b.grant(s, &s.recv, max(min(part, firstRecv), s.recv.floor))
@@ -150,7 +164,7 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int) *portion {
 	// The notifications make gVisor leave the sizes alone from now on.
 	s.recv.size.Store(recv)
 	s.send.size.Store(send)
-	ep.SocketOptions().SetReceiveBufferSize(recv, true)
+	ep.SocketOptions().SetReceiveBufferSize(recv+earlyRecv, true)
 	ep.SocketOptions().SetSendBufferSize(send, true)
 	return s
 }
@@ -244,11 +258,36 @@ func (s *portion) shrinkRecv(extra int64) {
 		return
 	}
 	if f.size.Load() > size {
-		f.size.Store(size)
-		s.ep.SocketOptions().SetReceiveBufferSize(size, false)
+		s.cutRecv(size)
 	}
 	if s.ep.Readiness(waiter.ReadableEvents)&waiter.ReadableEvents == 0 && !s.holes.Load() {
 		f.reserved = size
+		f.was.Store(0)
+	}
+}
+
+// cutRecv makes the receive buffer smaller. If the endpoint holds out-of-order segments, it keeps its size until the gap before
+// them is filled. Otherwise a connection may stop for good: gVisor refuses all data while an endpoint holds more than its size
+// (segment_queue.go, enqueue), the segment that is missing too.
+func (s *portion) cutRecv(n int64) {
+	f := &s.recv
+	old := f.size.Swap(n)
+	f.was.Store(max(old, f.was.Load()))
+	s.applyRecv()
+}
+
+// applyRecv gives the endpoint the size of its receive buffer. It takes no lock, so it looks again: another goroutine may have
+// changed what counts, and have set the size first.
+func (s *portion) applyRecv() {
+	due := func() int64 {
+		n := s.recv.size.Load()
+		if s.holes.Load() {
+			n = max(n, s.recv.was.Load())
+		}
+		return n
+	}
+	for n, again := due(), int64(0); n != again; n, again = due(), n {
+		s.ep.SocketOptions().SetReceiveBufferSize(n+earlyRecv, false)
 	}
 }
 
@@ -325,17 +364,20 @@ func (s *portion) fixSend(n int64) {
 func (s *portion) setRecv(n int64) {
 	f := &s.recv
 	n = s.budget.grow(s, f, n)
-	if n == f.size.Load() {
+	switch size := f.size.Load(); {
+	case n == size:
+		return
+	case n < size:
+		s.cutRecv(n)
 		return
 	}
 	f.size.Store(n)
-	s.ep.SocketOptions().SetReceiveBufferSize(n, true)
+	s.ep.SocketOptions().SetReceiveBufferSize(n+earlyRecv, true)
 
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
 	if s.index >= 0 && f.reserved < n { // look took it back meanwhile
-		f.size.Store(f.reserved)
-		s.ep.SocketOptions().SetReceiveBufferSize(f.reserved, false)
+		s.cutRecv(f.reserved)
 	}
 }
 
@@ -402,8 +444,9 @@ func (b *budget) remove(s *portion) {
 	b.portions[last] = nil
 	b.portions = b.portions[:last]
 	s.index = -1
+	s.conns.remove(&s.heard)
 	b.extra -= s.have()
-	b.floors -= s.recv.floor + s.send.floor
+	b.floors -= s.recv.floor + s.send.floor + earlyRecv
 }
 
 // used returns how many bytes the connections may fill.
@@ -417,21 +460,30 @@ func (b *budget) used() uint64 {
 func (s *portion) KUID() uint32 { return 0 }
 func (s *portion) KGID() uint32 { return 0 }
 
-// noteHoles notes whether the sender of p, a segment of a connection, holds out-of-order segments. The connection's lock is
-// held, so its segments pass one after another.
-func noteHoles(p *stack.PacketBuffer) {
+// noteSegment notes what p, a segment that a connection sends, tells about it: how far it has sent, and whether it holds
+// out-of-order segments. The connection's lock is held, so its segments pass one after another.
+func noteSegment(p *stack.PacketBuffer) {
 	s, ok := p.Owner.(*portion)
 	if !ok {
 		return
 	}
 	const timestamps = 12 // bytes of that option, with two bytes of padding in front
-	options := p.TransportHeader().Slice()
-	if len(options) < header.TCPMinimumSize {
+	tcp := p.TransportHeader().Slice()
+	if len(tcp) < header.TCPMinimumSize {
 		return
 	}
-	options = options[header.TCPMinimumSize:]
+	if n := p.Data().Size(); n > 0 {
+		s.heard.send(binary.BigEndian.Uint32(tcp[tcpSeq:]) + uint32(n))
+	}
+	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
 	if s.holes.Load() != holes {
 		s.holes.Store(holes)
+	}
+	if s.recv.was.Load() > 0 {
+		if !holes {
+			s.recv.was.Store(0)
+		}
+		s.applyRecv()
 	}
 }

@@ -260,8 +260,10 @@ func (n *Net) setUp(c *Config) error {
 }
 
 // minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in units of
-// at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN.
-const minReadBuffer = tcp.MinBufferSize
+// at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN. So would one
+// of which out-of-order segments left no room for the one that is missing. gVisor lets them take three quarters and one segment's
+// overhead, and counts earlyRecv, so it takes a quarter of 20 KiB for both.
+const minReadBuffer = floorRecv
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
 // two Nets in one process, and through a wire with a delay and random loss.
@@ -272,7 +274,7 @@ func (n *Net) tune(s *stack.Stack) error {
 		// gVisor derives the unit of windows from the largest receive buffer. Otherwise these sizes are for endpoints that
 		// the user makes on Stack, and for the handshake of a dialed connection. See budget for all other connections.
 		limit   = n.budget.windowLimit()
-		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: minReadBuffer, Default: 64 << 10, Max: limit}
+		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 64 << 10, Max: limit}
 		send    = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 64 << 10, Max: limit}
 		// After this end closes a connection first, the stack keeps its state (7 KiB) for this long instead of a
 		// minute. If no other port is free, it reuses the connection's port earlier. Otherwise several hundred

@@ -59,7 +59,7 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	c.read(h)
 	l3, l4, ok := tcpHeaders(h)
 	if ok {
-		x.windows.outbound(h[:l4], l3, size-l4)
+		x.windows.outbound(h[:l4], l3, size == l4)
 	}
 	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, packet.PseudoSum(h, 0)) {
 		x.drops.malformed.Add(1) // cannot happen: gVisor segments only its own TCP

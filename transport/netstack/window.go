@@ -3,6 +3,7 @@ package netstack
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"net/netip"
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
@@ -20,9 +21,8 @@ import (
 //   - gVisor announces its window in units of 1<<scale bytes, rounded down, from whatever byte it acknowledges. So the
 //     announced right edge sometimes moves back by less than a unit. gVisor accepts segments up to the latest edge (rcv.go,
 //     acceptable), although the peer may have filled up to an earlier one.
-//   - gVisor takes the window of an old, reordered acknowledgement for the present one (snd.go, handleRcvdSegment, does
-//     not check SND.WL1 and SND.WL2). It then sends more than the peer's window allows. Some other stacks probe a closed
-//     window with a byte of new data.
+//   - Its own stack takes the window of an old, reordered acknowledgement for the present one, as gVisor does without heard. It
+//     then sends more than the window allows. Some other stacks probe a closed window with a byte of new data.
 //
 // Package netstack handles the first reason in outbound and lowerSYN, and the second one with a table of closed windows in
 // each direction. This is safe for TCP:
@@ -35,42 +35,36 @@ import (
 //     RFC 9293, section 3.10.7.4: "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be
 //     made to accept valid ACKs". The receiver checks that the acknowledgement number is valid, as always.
 //
-// windows also keeps what sentNumbers needs. While no window is closed, it costs two atomic loads per acknowledgement, and a look
-// into a table per packet with data, each of which may be many segments, and per small window. It must not be copied.
+// windows also corrects the windows that peers announce; see heard. It must not be copied.
 type windows struct {
 	own  closedWindows // windows that this end closed; the value is the number that it acknowledged then, its RCV.NXT
 	peer closedWindows // windows that a peer closed; the value is the number that the peer acknowledged then
 
-	sent sentNumbers
-	full int // the most bytes of a segment; see setMTU
+	heard heardConns
+	full  int // the most bytes of a segment; see setMTU
 }
 
 // setMTU says how large the packets of this end are.
 func (w *windows) setMTU(mtu int) { w.full = mtu - header.IPv4MinimumSize - header.TCPMinimumSize }
 
 // outbound lowers the window of a connection's segment and notes whether it is closed. h holds the headers of the segment,
-// which is about to be sent. The IP header is l3 bytes long. payload is how many bytes follow them. The caller computes the checksum
-// afterwards.
+// which is about to be sent. The IP header is l3 bytes long. bare says that the segment has no payload. The caller
+// computes the checksum afterwards.
 //
 // If the peer's window is closed, the peer accepts a bare acknowledgement only with the sequence number that it expects.
 // outbound puts that number in if this end has sent more. The peer's stack may have dropped what exceeds its window.
-func (w *windows) outbound(h []byte, l3, payload int) {
+func (w *windows) outbound(h []byte, l3 int, bare bool) {
 	tcp := h[l3:]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
 	if window > 0 {
 		window-- // see lowerSYN
 		binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
 	}
-	closed := window == 0 || !w.own.none() || !w.peer.none()
-	if !closed && payload == 0 {
+	if window > 0 && w.own.none() && w.peer.none() {
 		return
 	}
 	f := flowOf(h, l3, false)
-	if payload > 0 {
-		w.sent.note(f, binary.BigEndian.Uint32(tcp[tcpSeq:])+uint32(payload))
-	}
 	switch {
-	case !closed:
 	case flags.Intersects(header.TCPFlagRst):
 		w.forget(f)
 		return
@@ -79,7 +73,7 @@ func (w *windows) outbound(h []byte, l3, payload int) {
 	default:
 		w.own.open(f, binary.BigEndian.Uint32(tcp[tcpAck:]))
 	}
-	if payload == 0 && flags == header.TCPFlagAck {
+	if bare && flags == header.TCPFlagAck {
 		w.peer.clip(f, tcp[tcpSeq:])
 	}
 }
@@ -98,18 +92,18 @@ func (w *windows) outbound(h []byte, l3, payload int) {
 func (w *windows) inbound(p []byte, l3, l4 int) {
 	tcp := p[l3:l4]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
-	closed, syn := window == 0 || !w.own.none() || !w.peer.none(), flags.Intersects(header.TCPFlagSyn)
-	if !closed && window >= smallWindow && !syn || !flags.Intersects(header.TCPFlagAck|header.TCPFlagRst|header.TCPFlagSyn) {
+	if !flags.Intersects(header.TCPFlagAck | header.TCPFlagRst | header.TCPFlagSyn) {
 		return
 	}
 	f := flowOf(p, l3, true)
-	if syn {
-		w.sent.begin(f, scaleOf(tcp))
-	} else if window > 0 && window < smallWindow {
-		w.sent.raise(f, tcp, w.full)
+	if flags.Intersects(header.TCPFlagSyn) {
+		w.heard.syn(f, tcp)
+	} else if h := w.heard.of(f); h != nil && flags.Intersects(header.TCPFlagAck) {
+		h.hear(tcp, w.full)
+		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
 	}
 	switch {
-	case !closed:
+	case window > 0 && w.own.none() && w.peer.none():
 		return
 	case flags.Intersects(header.TCPFlagRst | header.TCPFlagSyn):
 		w.forget(f)
@@ -180,6 +174,15 @@ func flowOf(p []byte, l3 int, inbound bool) (f flow) {
 	copy(f[16:], peer)
 	copy(f[32:], ownPort)
 	copy(f[34:], peerPort)
+	return f
+}
+
+// flowBetween returns the connection from own to peer.
+func flowBetween(own, peer netip.AddrPort) (f flow) {
+	copy(f[:], own.Addr().AsSlice())
+	copy(f[16:], peer.Addr().AsSlice())
+	binary.BigEndian.PutUint16(f[32:], own.Port())
+	binary.BigEndian.PutUint16(f[34:], peer.Port())
 	return f
 }
 

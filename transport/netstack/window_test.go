@@ -143,7 +143,7 @@ func TestWindowKeepsItsEdge(t *testing.T) {
 				shrunk++
 			}
 			h := segment{from: handFlows["IPv4"][0], to: handFlows["IPv4"][1], ack: next, flags: flagACK, window: uint16(window)}.packet()
-			w.outbound(h, packet.IP4Header, 0)
+			w.outbound(h, packet.IP4Header, true)
 			s, _ := parseSegment(h)
 			if s.ack != next {
 				t.Fatal("the acknowledgement number changed")
@@ -317,7 +317,7 @@ func TestWindowsForget(t *testing.T) {
 	}
 	out := func(w *windows, flags uint8, window uint16) {
 		p := segment{from: f[1], to: f[0], seq: 9, ack: 7, flags: flags, window: window}.packet()
-		w.outbound(p, packet.IP6Header, 0)
+		w.outbound(p, packet.IP6Header, true)
 	}
 	for name, end := range map[string]func(*windows){
 		"RST in":      func(w *windows) { in(w, flagRST, 0) },
@@ -348,10 +348,10 @@ func TestWindowsAllocate(t *testing.T) {
 		p := segment{from: f[0], to: f[1], flags: flagACK, window: window}.packet()
 		q := segment{from: f[1], to: f[0], flags: flagACK, window: window}.packet()
 		w.inbound(p, packet.IP4Header, len(p)) // allocates the table
-		w.outbound(q, packet.IP4Header, 0)
+		w.outbound(q, packet.IP4Header, true)
 		n := testing.AllocsPerRun(100, func() {
 			w.inbound(p, packet.IP4Header, len(p))
-			w.outbound(q, packet.IP4Header, 0)
+			w.outbound(q, packet.IP4Header, true)
 		})
 		if n != 0 {
 			t.Errorf("with a window of %d: %v allocations per segment", window, n)

@@ -1,0 +1,139 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// gVisor takes the window of each acknowledgement for the present one, and counts it from the last byte that was acknowledged
+// (snd.go, handleRcvdSegment). That stops connections for good in two ways:
+//
+//   - An old, reordered acknowledgement announces more than the peer has room for. What gVisor then sends is dropped, and so are its
+//     acknowledgements, which now lie beyond the peer's window.
+//   - The first lost segment does not fit into the window. gVisor sends a segment again only if the whole of it fits, or a full one.
+//     If neither does, it sends nothing and sets no timer (maybeSendSegment): it waits for an acknowledgement, and the peer waits for
+//     the segment. A window becomes smaller than what was sent because the peer rounds it.
+//
+// So an old acknowledgement gets the window of the newest one, and a small window is raised to what was sent, at most to a full
+// segment. This is safe for TCP: RFC 9293, section 3.10.7.4, takes windows from new acknowledgements alone ("The check here prevents
+// using old segments to update the window"). And section 3.8.6 lets a sender send again what it has sent, also beyond the right edge of a
+// window that shrank. A window of 0 stays as it is, because gVisor probes it.
+
+// A heard is what a connection sent and heard of its peer. Its portion holds it.
+type heard struct {
+	flow  flow
+	scale uint8         // of the peer's windows; see heardConns.syn
+	sent  atomic.Uint64 // the number after the last byte that was sent, above it a 1; or 0: nothing was sent
+	last  atomic.Uint64 // the newest acknowledgement, above it its window, above that a 1; or 0: none
+}
+
+const (
+	// smallWindow is in units of the peer, as announced: far more than a full segment for each usual unit.
+	smallWindow = 128
+
+	maxScale     = 14 // RFC 7323, section 2.3
+	unknownScale = 15 // windows are not raised
+	scaleBits    = 4
+)
+
+// send notes that the bytes before the number n are sent. The packets of a connection pass one after another.
+func (h *heard) send(n uint32) {
+	if old := h.sent.Load(); old == 0 || int32(n-uint32(old)) > 0 {
+		h.sent.Store(1<<32 | uint64(n))
+	}
+}
+
+// hear takes an acknowledgement, and corrects its window. full is how many bytes a full segment has.
+func (h *heard) hear(tcp []byte, full int) {
+	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
+	for {
+		old := h.last.Load()
+		if old != 0 && int32(ack-uint32(old)) < 0 {
+			window = uint16(old >> 32)
+			break
+		}
+		if h.last.CompareAndSwap(old, 1<<48|uint64(window)<<32|uint64(ack)) {
+			break
+		}
+	}
+	sent := h.sent.Load()
+	if 0 < window && window < smallWindow && sent != 0 && h.scale <= maxScale {
+		units := (min(int(int32(uint32(sent)-ack)), full) + 1<<h.scale - 1) >> h.scale
+		window = max(window, uint16(min(max(units, 0), 65535)))
+	}
+	binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
+}
+
+// heardConns finds the heard of a connection. The zero value is ready.
+type heardConns struct {
+	mu    sync.RWMutex // guards conns; taken last
+	conns map[flow]*heard
+	found [1024]atomic.Pointer[heard] // those that were found last, by their ports
+
+	// scales holds the scales of the SYNs that arrived lately, until a connection is made of them. gVisor does not tell. A SYN takes
+	// the place of another one by a secret hash, so a flood of SYNs may leave a connection without a scale.
+	scales [1024]atomic.Uint32
+}
+
+// scaleOf returns where the scale of f is noted, and the tag of f, which stands above it.
+func (c *heardConns) scaleOf(f *flow) (at *atomic.Uint32, tag uint32) {
+	h := maphash.Bytes(flowSeed, f[:])
+	return &c.scales[h%uint64(len(c.scales))], uint32(h>>32)>>scaleBits | 1
+}
+
+// syn notes the scale in tcp, the header of a SYN for the connection f. A SYN without one means that windows are not scaled.
+func (c *heardConns) syn(f flow, tcp []byte) {
+	scale := max(header.ParseSynOptions(tcp[header.TCPMinimumSize:], false).WS, 0)
+	at, tag := c.scaleOf(&f)
+	at.Store(tag<<scaleBits | uint32(min(scale, maxScale)))
+}
+
+// add adds the connection f.
+func (c *heardConns) add(h *heard, f flow) {
+	at, tag := c.scaleOf(&f)
+	h.flow, h.scale = f, unknownScale
+	if noted := at.Load(); noted>>scaleBits == tag {
+		h.scale = uint8(noted & (1<<scaleBits - 1))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conns == nil {
+		c.conns = make(map[flow]*heard)
+	}
+	c.conns[f] = h
+}
+
+// remove removes h, if it is there.
+func (c *heardConns) remove(h *heard) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conns[h.flow] == h {
+		delete(c.conns, h.flow)
+		c.place(&h.flow).CompareAndSwap(h, nil)
+	}
+}
+
+// place returns where f is among found.
+func (c *heardConns) place(f *flow) *atomic.Pointer[heard] {
+	ports := binary.BigEndian.Uint32(f[32:])
+	return &c.found[ports*0x9e3779b1>>22]
+}
+
+// of returns the heard of the connection f, or nil.
+func (c *heardConns) of(f flow) *heard {
+	at := c.place(&f)
+	if h := at.Load(); h != nil && h.flow == f {
+		return h
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	h := c.conns[f]
+	if h != nil {
+		at.Store(h) // with mu held, so that remove comes after it
+	}
+	return h
+}
