@@ -304,10 +304,15 @@ func (n *nest) shake(p *initiator) error {
 		for late := time.After(time.Second); ; {
 			select {
 			case m := <-n.responses:
-				if m[0] == 2 && binary.LittleEndian.Uint32(m[8:]) == p.index {
-					return p.response(m)
+				if m[0] != 2 || binary.LittleEndian.Uint32(m[8:]) != p.index {
+					continue
 				}
-				continue
+				q := *p
+				if q.response(m) == nil {
+					*p = q
+					return nil
+				}
+				continue // a late answer to the initiation before
 			case <-late:
 			}
 			break

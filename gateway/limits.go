@@ -240,7 +240,8 @@ func (a *account) admit(d *direction, n int) bool {
 		late := d.rate.tokens <= 0 && d.share.tokens <= 0
 		if !late {
 			d.rate.tokens -= float64(n)
-			// UDP alone may use the whole rate. The debt to share is bounded, so that TCP cannot starve UDP for long afterwards.
+			// While TCP is silent, UDP may use the whole rate, which leaves share in debt. The debt is bounded, so that UDP gets its
+			// share soon after TCP begins to send again.
 			d.share.tokens = max(d.share.tokens-float64(n), -max(float64(n), rate/10))
 		}
 		d.mu.Unlock()

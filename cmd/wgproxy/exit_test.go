@@ -162,16 +162,7 @@ func TestGatewayDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			io.Copy(c, c)
-			c.Close()
-		}
-	}()
+	go echo(l)
 	o := newOffice(t)
 	// The office is the peer. It may send from an address that it does not have as its own destination: all traffic is wgproxy's.
 	if err := o.Device().SetPeer(wireguard.PeerConfig{PublicKey: o.client.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}); err != nil {

@@ -301,16 +301,7 @@ func TestStdio(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			io.Copy(c, c)
-			c.Close()
-		}
-	}()
+	go echo(l)
 	defer l.Close()
 	in := make(sockets)
 	r := launch(t, o.file(""), in, "-socks", inheritTCP(t, in))
@@ -365,4 +356,16 @@ func TestUnusedSocket(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	in["tcp "+unused].(net.Listener).Close()
+}
+
+// echo answers the connections of l one after another, until l is closed.
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		io.Copy(c, c)
+		c.Close()
+	}
 }

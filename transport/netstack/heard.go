@@ -35,6 +35,7 @@ const (
 	// smallWindow is in units of the peer, as announced: far more than a full segment for each usual unit.
 	smallWindow = 128
 
+	maxScales    = 1024
 	maxScale     = 14 // RFC 7323, section 2.3
 	unknownScale = 15 // windows are not raised
 	scaleBits    = 4
@@ -76,7 +77,7 @@ type heardConns struct {
 
 	// scales holds the scales of the SYNs that arrived lately, until a connection is made of them. gVisor does not tell. A SYN takes
 	// the place of another one by a secret hash, so a flood of SYNs may leave a connection without a scale.
-	scales [1024]atomic.Uint32
+	scales [maxScales]atomic.Uint32
 }
 
 // scaleOf returns where the scale of f is noted, and the tag of f, which stands above it.

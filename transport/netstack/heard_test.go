@@ -9,6 +9,15 @@ import (
 	"time"
 )
 
+// arrive returns what w makes of a segment of the peer.
+func arrive(w *windows, s segment) segment {
+	p := s.packet()
+	l3, l4, _ := tcpHeaders(p)
+	w.inbound(p, l3, l4)
+	s, _ = parseSegment(p)
+	return s
+}
+
 // A small window of the peer is raised to what was sent, at most to a full segment. It is never lowered, a closed one stays closed,
 // and that of a connection whose SYN was not seen stays as it is.
 func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
@@ -33,15 +42,8 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	} {
 		w := new(windows)
 		w.setMTU(mtu)
-		in := func(s segment) segment {
-			p := s.packet()
-			l3, l4, _ := tcpHeaders(p)
-			w.inbound(p, l3, l4)
-			s, _ = parseSegment(p)
-			return s
-		}
 		if !c.unknown {
-			in(segment{from: f[1], to: f[0], flags: flagSYN, options: []byte{1, 3, 3, scale}})
+			arrive(w, segment{from: f[1], to: f[0], flags: flagSYN, options: []byte{1, 3, 3, scale}})
 		}
 		var h heard
 		w.heard.add(&h, flowBetween(f[0], f[1]))
@@ -50,40 +52,22 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 			h.send(first + 1) // sent again: the farthest byte counts
 		}
 		answer := segment{from: f[1], to: f[0], ack: c.ack, flags: flagACK, window: c.window}
-		if s := in(answer); s.window != c.want || s.ack != c.ack {
+		if s := arrive(w, answer); s.window != c.want || s.ack != c.ack {
 			t.Errorf("%s: window %d and acknowledgement %d, want %d and %d", c.name, s.window, s.ack, c.want, c.ack)
 		}
 		if w.heard.remove(&h); len(w.heard.conns) != 0 {
 			t.Errorf("%s: a closed connection is remembered", c.name)
 		}
-		if s := in(answer); s.window != c.window {
+		if s := arrive(w, answer); s.window != c.window {
 			t.Errorf("%s: the window of a closed connection became %d", c.name, s.window)
 		}
 	}
 }
 
-// handConnection returns a connection between a peer, whose end is c, and a Net, whose end is s.
-func handConnection(t *testing.T) (c *handConn, s *TCPConn) {
-	t.Helper()
-	n, h := byHand(t)
-	h.sack = true
-	l, err := n.ListenTCP(netip.AddrPortFrom(a4, 80))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c = h.connect(t, netip.AddrPortFrom(b4, 4000), netip.AddrPortFrom(a4, 80))
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s = accepted.(*TCPConn)
-	_ = s.SetDeadline(time.Now().Add(time.Minute))
-	return c, s
-}
-
 // The last segment is lost, and the peer's window has become smaller than it. The Net sends it again.
 func TestLostSegmentInSmallWindow(t *testing.T) {
-	c, s := handConnection(t)
+	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+	_ = s.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := s.Write(make([]byte, 2000)); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +79,8 @@ func TestLostSegmentInSmallWindow(t *testing.T) {
 
 // A program makes a receive buffer smaller than the out-of-order segments in it. The missing segment still gets in.
 func TestSmallerBufferWithGap(t *testing.T) {
-	c, s := handConnection(t)
+	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+	_ = s.SetDeadline(time.Now().Add(time.Minute))
 	const gap, rest = 1000, 60_000
 	first := c.segment(flagACK, make([]byte, gap))
 	c.next += gap
@@ -124,11 +109,53 @@ func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 	}{
 		{0, 500, 500}, {5000, 400, 400}, {1000, 9000, 400}, {4999, 0, 400}, {5000, 450, 450}, {5000, 0, 0}, {4000, 300, 0}, {5001, 7, 7},
 	} {
-		p := segment{from: f[1], to: f[0], ack: first + c.ack, flags: flagACK, window: c.window}.packet()
-		l3, l4, _ := tcpHeaders(p)
-		w.inbound(p, l3, l4)
-		if s, _ := parseSegment(p); s.window != c.want {
+		if s := arrive(w, segment{from: f[1], to: f[0], ack: first + c.ack, flags: flagACK, window: c.window}); s.window != c.want {
 			t.Errorf("%d: the window %d for byte %d became %d, want %d", i, c.window, c.ack, s.window, c.want)
 		}
+	}
+}
+
+// SYNs of one peer leave the scale of another one's connection alone, and take no more memory.
+func TestScalesBound(t *testing.T) {
+	f := handFlows["IPv4"]
+	w := new(windows)
+	w.setMTU(1380)
+	syn := func(from netip.AddrPort) {
+		arrive(w, segment{from: from, to: f[0], flags: flagSYN, options: []byte{1, 3, 3, 9}})
+	}
+	syn(f[1])
+	var h heard
+	w.heard.add(&h, flowBetween(f[0], f[1]))
+	h.send(2000)
+	for i := range 20 * maxScales {
+		syn(netip.AddrPortFrom(b4, uint16(i)))
+	}
+	if s := arrive(w, segment{from: f[1], to: f[0], ack: 1000, flags: flagACK, window: 1}); s.window != 2 {
+		t.Errorf("after other SYNs, the window of 1 became %d, want 2", s.window)
+	}
+	if n := len(w.heard.conns); n != 1 {
+		t.Errorf("SYNs made %d connections", n-1)
+	}
+}
+
+// Data completes the handshake. Later, out-of-order segments fill the smallest buffer. The missing segment still gets in.
+func TestGapAfterEarlyData(t *testing.T) {
+	const early, gap, most = 1300, 1000, 12
+	c, s := acceptedWith(t, handFlows["IPv4"][0], handFlows["IPv4"][1], make([]byte, early))
+	_ = s.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := io.CopyN(io.Discard, s, early); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetReadBuffer(1); err != nil {
+		t.Fatal(err)
+	}
+	first := c.segment(flagACK, make([]byte, gap))
+	c.next += gap
+	for range most {
+		c.send(t, 1000) // beyond three quarters of the buffer, gVisor drops them
+	}
+	c.h.write(t, first.packet())
+	if n, err := io.CopyN(io.Discard, s, gap+1000); err != nil {
+		t.Fatalf("after %d bytes: %v", n, err)
 	}
 }

@@ -86,10 +86,10 @@ func (l *link) icmpError(p []byte, sum uint16) {
 
 // put copies p. The goroutine ends when the queue is empty.
 func (q *errorQueue) put(l *link, p []byte) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	src, _ := addressesOf(p)
 	party := l.partyOf(src)
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.closed || len(q.packets) == maxErrors || q.held[string(party)] == maxPeerErrors {
 		l.drops.errors.Add(1)
 		return

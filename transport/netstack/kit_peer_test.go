@@ -16,8 +16,8 @@ import (
 // A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and keeps what the Net
 // sends.
 type handPeer struct {
-	n    *Net
-	sack bool // connect asks for selective acknowledgements
+	n     *Net
+	early []byte // data that completes a handshake
 
 	mu   sync.Mutex // guards sent
 	sent [][]byte   // not yet taken by want
@@ -169,11 +169,8 @@ func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Duration) (c *handConn, ok bool) {
 	t.Helper()
 	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
-	// MSS 1000, no operation, window scale 0.
-	options := []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0}
-	if h.sack {
-		options = append(options, 1, 1, 4, 2)
-	}
+	// MSS 1000, no operation, window scale 0, no operation twice, selective acknowledgements permitted.
+	options := []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0, 1, 1, 4, 2}
 	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: options}.packet())
 	c.next++
 	s, ok := h.next(func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK }, wait)
@@ -191,7 +188,8 @@ func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Du
 		}
 		o = o[o[1]:]
 	}
-	h.write(t, c.segment(flagACK, nil).packet())
+	h.write(t, c.segment(flagACK, h.early).packet())
+	c.next += uint32(len(h.early))
 	return c, true
 }
 

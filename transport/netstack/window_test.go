@@ -21,7 +21,14 @@ var handFlows = map[string][2]netip.AddrPort{
 // accepted is a connection that the peer made by hand, and the Net's end of it.
 func accepted(t *testing.T, own, to netip.AddrPort) (*handConn, *TCPConn) {
 	t.Helper()
+	return acceptedWith(t, own, to, nil)
+}
+
+// acceptedWith is accepted for a handshake that early data completes.
+func acceptedWith(t *testing.T, own, to netip.AddrPort, early []byte) (*handConn, *TCPConn) {
+	t.Helper()
 	n, h := byHand(t)
+	h.early = early
 	l, err := n.Listen("tcp", to.String())
 	if err != nil {
 		t.Fatal(err)

@@ -4,7 +4,7 @@ package udp
 
 import "errors"
 
-// hasGroups is false because these systems do not say that a flow stays on one of several sockets.
+// hasGroups is false because the documents of these systems do not promise that a flow stays on one of several sockets.
 const hasGroups = false
 
 func setReuse(uintptr, bool) (was bool, err error) { return false, errors.ErrUnsupported }
