@@ -214,21 +214,24 @@ func TestSteps(t *testing.T) {
 		}
 		s, limit := e.Set(), 3*bits.Len(uint(n))+8
 		e = s.Edit()
-		for what, do := range map[string]func(x counted){
-			"find": func(x counted) { s.Get(x) },
-			"list the first from there": func(x counted) {
+		for _, c := range []struct {
+			what string
+			do   func(x counted)
+		}{
+			{"find", func(x counted) { s.Get(x) }},
+			{"list the first from there", func(x counted) {
 				for range s.From(x) {
 					break
 				}
-			},
-			"add":    func(x counted) { e.Put(counted{x.key + 1, x.n}) },
-			"remove": func(x counted) { e.Delete(x) },
+			}},
+			{"add", func(x counted) { e.Put(counted{x.key + 1, x.n}) }},
+			{"remove", func(x counted) { e.Delete(x) }},
 		} {
 			for i := range min(n, 100) {
 				steps = 0
-				do(counted{i * (n / min(n, 100)) * 2, &steps})
+				c.do(counted{i * (n / min(n, 100)) * 2, &steps})
 				if steps == 0 || steps > limit {
-					t.Fatalf("to %s takes %d comparisons among %d items, want %d at most", what, steps, n, limit)
+					t.Fatalf("to %s takes %d comparisons among %d items, want %d at most", c.what, steps, n, limit)
 				}
 			}
 		}
