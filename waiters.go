@@ -46,14 +46,17 @@ func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err erro
 	w := wish{renew: renew, news: make(chan error, 1)}
 	for waits := true; waits && err == nil; {
 		if waits, err = d.look(p, &w); waits {
-			select {
-			case err = <-w.news:
-			case <-ctx.Done():
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				p.waits = slices.DeleteFunc(p.waits, func(c chan error) bool { return c == w.news })
-				return p.because(ctx.Err())
+			if ctx.Err() == nil { // a select would take either, if both are ready
+				select {
+				case err = <-w.news:
+					continue
+				case <-ctx.Done():
+				}
 			}
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.waits = slices.DeleteFunc(p.waits, func(c chan error) bool { return c == w.news })
+			return p.because(ctx.Err())
 		}
 	}
 	return err
