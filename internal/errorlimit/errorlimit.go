@@ -19,8 +19,8 @@ const (
 
 // A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a limit of its own, so that none can
 // use up another's. A Limit knows 1,024 parties that caused errors within the last 0.2 s. Beyond that, two parties share a
-// limit, and a secret hash chooses which two. Whoever wants to use up all limits has to cause 100,000 errors per second, from 1,024
-// parties. The zero value is ready, and has no memory yet. A Limit is safe for concurrent use, and its lock is taken last.
+// limit, and a secret hash chooses which two. To use up all limits, 1,024 parties have to cause 100,000 errors per second together.
+// The zero value is ready, and has no memory yet. A Limit is safe for concurrent use, and its lock is taken last.
 type Limit struct {
 	mu    sync.Mutex // guards all below
 	seed  maphash.Seed

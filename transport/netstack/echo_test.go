@@ -49,7 +49,8 @@ func piped(t testing.TB, c pipe.Conditions) (a, b *Net, wire *pipe.Network) {
 // TestEcho sends bulk data in both directions of a connection. The server reads only what it has room to write (io.Copy on
 // one goroutine), so each window closes and opens again many times. No connection may stop; see windows.
 //
-// It is a sample: without the lowered windows 1 of these 100 connections stopped, and without the table of closed windows 4.
+// It is a sample. With 0.1 % loss, 1 of these 100 connections stopped without the lowered windows, and 4 without the table of closed
+// windows. With today's loss, every second run stopped without what heard, cutRecv and earlyRecv are for.
 // TestWindowKeepsItsEdge, TestAckBeyondClosedWindow and TestAckToClosedWindow fail every time without their part.
 func TestEcho(t *testing.T) {
 	lossy := pipe.Conditions{Loss: 0.006, Reorder: 0.01}

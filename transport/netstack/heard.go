@@ -19,9 +19,12 @@ import (
 //     the segment. A window becomes smaller than what was sent because the peer rounds it.
 //
 // So an old acknowledgement gets the window of the newest one, and a small window is raised to what was sent, at most to a full
-// segment. This is safe for TCP: RFC 9293, section 3.10.7.4, takes windows from new acknowledgements alone ("The check here prevents
-// using old segments to update the window"). And section 3.8.6 lets a sender send again what it has sent, also beyond the right edge of a
-// window that shrank. A window of 0 stays as it is, because gVisor probes it.
+// segment. This is safe for TCP: by RFC 9293, section 3.10.7.4, only new acknowledgements change the window ("The check here prevents
+// using old segments to update the window"). And by section 3.8.6, a sender may send again what it has sent, even beyond the right
+// edge of a window that shrank. A window of 0 stays as it is, because gVisor probes it.
+//
+// An acknowledgement of bytes that were never sent changes nothing here. Otherwise anybody behind the same peer could stop a
+// connection with one forged segment, whose window all real acknowledgements would get from then on.
 
 // A heard is what a connection sent and heard of its peer. Its portion holds it.
 type heard struct {
@@ -32,7 +35,7 @@ type heard struct {
 }
 
 const (
-	// smallWindow is in units of the peer, as announced: far more than a full segment for each usual unit.
+	// smallWindow is as announced, in the peer's units. With each usual unit, it is far more than a full segment.
 	smallWindow = 128
 
 	maxScales    = 1024
@@ -51,6 +54,11 @@ func (h *heard) send(n uint32) {
 // hear takes an acknowledgement, and corrects its window. full is how many bytes a full segment has.
 func (h *heard) hear(tcp []byte, full int) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
+	sent := h.sent.Load()
+	ahead := int(int32(uint32(sent) - ack)) // bytes that were sent after those that are acknowledged
+	if sent == 0 || ahead < -1 {            // the end of a connection, FIN, counts as a byte
+		return
+	}
 	for {
 		old := h.last.Load()
 		if old != 0 && int32(ack-uint32(old)) < 0 {
@@ -61,9 +69,8 @@ func (h *heard) hear(tcp []byte, full int) {
 			break
 		}
 	}
-	sent := h.sent.Load()
-	if 0 < window && window < smallWindow && sent != 0 && h.scale <= maxScale {
-		units := (min(int(int32(uint32(sent)-ack)), full) + 1<<h.scale - 1) >> h.scale
+	if 0 < window && window < smallWindow && h.scale <= maxScale {
+		units := (min(ahead, full) + 1<<h.scale - 1) >> h.scale
 		window = max(window, uint16(min(max(units, 0), 65535)))
 	}
 	binary.BigEndian.PutUint16(tcp[tcpWindow:], window)

@@ -169,7 +169,7 @@ func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Duration) (c *handConn, ok bool) {
 	t.Helper()
 	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
-	// MSS 1000, no operation, window scale 0, no operation twice, selective acknowledgements permitted.
+	// The MSS is 1,000, the window scale is 0, and selective acknowledgements are permitted. Each 1 alone is padding.
 	options := []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0, 1, 1, 4, 2}
 	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: options}.packet())
 	c.next++

@@ -24,9 +24,9 @@ const (
 	// waitingRecv is the receive buffer of a connection that waits for Accept, which the budget does not count. A listener may
 	// have 4,096 of them.
 	waitingRecv = 8 << 10
-	// earlyRecv is what gVisor may count of a connection's receive buffer for good, although it is free again: if data completes the
-	// handshake, gVisor queues and counts that segment twice (accept.go, connect.go), and forgets it once. Until then the window is half of
-	// waitingRecv, and the segment itself takes some hundred bytes. So the endpoint has that much more than its size.
+	// earlyRecv is added to the receive buffer of each endpoint, because gVisor may take that much of it for good. If the segment that
+	// completes the handshake has data, gVisor adds its size twice to what the buffer holds (accept.go, connect.go), and subtracts it
+	// once. The segment has at most half of waitingRecv, which is the window during the handshake, and some hundred bytes of overhead.
 	earlyRecv = waitingRecv/2 + 1<<10
 	// firstRecv and firstSend are the buffers of a new connection while few exist. With less, a new connection would fill its
 	// window before Read has measured the path.
@@ -95,8 +95,8 @@ type portion struct {
 type buf struct {
 	floor    int64
 	reserved int64        // what the budget counts; more than size while the buffer may hold more
-	size     atomic.Int64 // the size that the endpoint has, or gets once it holds no out-of-order segments; see also earlyRecv
-	was      atomic.Int64 // the size before it was made smaller, until it is known that no such segments are held; or 0
+	size     atomic.Int64 // the size that the endpoint has, or gets once it holds no out-of-order segments; without earlyRecv
+	was      atomic.Int64 // the size before cutRecv, until the endpoint is known to hold no such segments; or 0
 	fixed    atomic.Bool  // the user set the size
 }
 
@@ -266,9 +266,9 @@ func (s *portion) shrinkRecv(extra int64) {
 	}
 }
 
-// cutRecv makes the receive buffer smaller. If the endpoint holds out-of-order segments, it keeps its size until the gap before
-// them is filled. Otherwise a connection may stop for good: gVisor refuses all data while an endpoint holds more than its size
-// (segment_queue.go, enqueue), the segment that is missing too.
+// cutRecv makes the receive buffer smaller. While the endpoint holds out-of-order segments, it keeps its old size. Otherwise it might
+// hold more than its size. gVisor would then refuse all data, even the missing segment (segment_queue.go, enqueue), and the
+// connection would stop for good.
 func (s *portion) cutRecv(n int64) {
 	f := &s.recv
 	old := f.size.Swap(n)
@@ -276,8 +276,8 @@ func (s *portion) cutRecv(n int64) {
 	s.applyRecv()
 }
 
-// applyRecv gives the endpoint the size of its receive buffer. It takes no lock, so it looks again: another goroutine may have
-// changed what counts, and have set the size first.
+// applyRecv gives the endpoint the size of its receive buffer. It takes no lock. Another goroutine may change the size meanwhile, so
+// applyRecv repeats until nothing has changed.
 func (s *portion) applyRecv() {
 	due := func() int64 {
 		n := s.recv.size.Load()

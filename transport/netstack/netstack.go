@@ -79,7 +79,7 @@ type Config struct {
 
 	// Memory is a budget for the buffers of all TCP connections of the Net, in bytes: at least 1 MiB. Zero means 64 MiB. A
 	// single busy connection may use all of it, and many share it. Idle connections give theirs to those that need it. Every
-	// connection has at least 24 KiB, even if that exceeds the budget. SetReadBuffer and SetWriteBuffer are bound by it, too.
+	// connection has at least 29 KiB, even if that exceeds the budget. SetReadBuffer and SetWriteBuffer are bound by it, too.
 	Memory int
 
 	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a
@@ -260,9 +260,9 @@ func (n *Net) setUp(c *Config) error {
 }
 
 // minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in units of
-// at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN. So would one
-// of which out-of-order segments left no room for the one that is missing. gVisor lets them take three quarters and one segment's
-// overhead, and counts earlyRecv, so it takes a quarter of 20 KiB for both.
+// at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN. So would a
+// buffer that out-of-order segments fill, because the missing segment then finds no room. gVisor lets them take three quarters of
+// the buffer, and the last of them may exceed that by its overhead. The quarter that is left also has to hold what earlyRecv is for.
 const minReadBuffer = floorRecv
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between

@@ -4,7 +4,7 @@ package udp
 
 import "errors"
 
-// hasGroups is false because the documents of these systems do not promise that a flow stays on one of several sockets.
+// hasGroups is false: these systems do not promise that, of several sockets on one port, a flow stays on one.
 const hasGroups = false
 
 func setReuse(uintptr, bool) (was bool, err error) { return false, errors.ErrUnsupported }
