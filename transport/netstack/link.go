@@ -71,11 +71,14 @@ type link struct {
 	signal  chan struct{}         // closed when there may be room for datagrams; nil while none waits
 	acks    acks
 
-	running sync.WaitGroup // drain, endHold and deliverErrors
+	accepting sync.WaitGroup // waitingConns.empty
+	running   sync.WaitGroup // drain, endHold, deliverErrors and expire
 
 	own     port       // the interface of the Net's own stack
 	forward *forwarder // nil without Config.Forward
 	errors  errorQueue
+
+	fragments reassembler
 
 	peers      atomic.Pointer[router] // of the device that was attached last; nil before, and for an outlet that knows no peers
 	complaints errorlimit.Limit       // of the ICMP errors that this end sends
@@ -88,6 +91,7 @@ type link struct {
 func newLink(mtu int, owner *Net) *link {
 	l := &link{mtu: mtu, owner: owner}
 	l.windows.setMTU(mtu)
+	l.fragments.patience = reassemblyTime
 	return l
 }
 
@@ -307,6 +311,7 @@ func (l *link) close() {
 		p.DecRef()
 	}
 	l.errors.close()
+	l.closeFragments()
 }
 
 // WritePackets is the same for callers that hold the link itself, such as packet sockets.
@@ -377,4 +382,5 @@ var (
 type drops struct {
 	detached, full, malformed, checksum, errors atomic.Uint64
 	martian, hairpin, flows, datagrams          atomic.Uint64
+	fragments, connections                      atomic.Uint64
 }
