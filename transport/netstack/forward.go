@@ -106,6 +106,7 @@ type forwarder struct {
 	handle   func(*Flow)
 	hairpin  bool
 	udpIdle  time.Duration
+	patience time.Duration // handshakeLimit, except in a test
 	port     port
 	stack    *stack.Stack
 	tcp      *tcp.Forwarder
@@ -140,7 +141,7 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 		return v
 	}
 	fw := &forwarder{
-		net: n, handle: c.Forward, hairpin: c.Forwarding.Hairpin, udpIdle: c.Forwarding.UDPIdle,
+		net: n, handle: c.Forward, hairpin: c.Forwarding.Hairpin, udpIdle: c.Forwarding.UDPIdle, patience: handshakeLimit,
 		flows: make(map[flowKey]*Flow), sources: make(map[netip.AddrPort]*UDPSource),
 		pending: quota[wireguard.PublicKey]{limit: or(c.Forwarding.Pending, defaultPending), least: leastPending},
 		all:     quota[wireguard.PublicKey]{limit: or(c.Forwarding.Flows, defaultFlows), least: leastFlows},

@@ -24,9 +24,11 @@ func (fw *forwarder) portOf(p []byte) *port {
 
 // isOwn reports whether the packet p is for the Net's own stack.
 func (l *link) isOwn(p []byte) bool {
-	if l.forward == nil {
-		return true
-	}
+	return l.forward == nil || l.isForNet(p)
+}
+
+// isForNet reports whether the destination of the packet p is an address of the Net.
+func (l *link) isForNet(p []byte) bool {
 	_, dst := addressesOf(p)
 	return l.owner.owns(dst)
 }

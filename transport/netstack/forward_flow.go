@@ -140,7 +140,7 @@ func (f *Flow) accept() (net.Conn, error) {
 }
 
 func (f *Flow) acceptTCP() (*TCPConn, error) {
-	ctx, cancel := context.WithTimeoutCause(f.ctx, handshakeLimit, timeoutError{})
+	ctx, cancel := context.WithTimeoutCause(f.ctx, f.fw.patience, timeoutError{})
 	defer cancel()
 	begun, aborted := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

@@ -139,6 +139,10 @@ func (l *link) deliverError(p []byte) {
 		l.drops.malformed.Add(1)
 		return
 	}
+	if !l.believes(p) {
+		l.drops.forged.Add(1)
+		return
+	}
 	if p[0]>>4 == 4 {
 		if !isFragment4(p) {
 			l.owner.pings.fail(p)

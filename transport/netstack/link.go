@@ -120,6 +120,7 @@ func (l *link) attached() bool {
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	noteSegment(p)
+	l.noteSYN(p)
 	if complains(p) && !l.mayComplain(addr(p.Network().DestinationAddress())) {
 		return nil
 	}
@@ -382,5 +383,5 @@ var (
 type drops struct {
 	detached, full, malformed, checksum, errors atomic.Uint64
 	martian, hairpin, flows, datagrams          atomic.Uint64
-	fragments, connections                      atomic.Uint64
+	fragments, connections, forged              atomic.Uint64
 }

@@ -482,7 +482,8 @@ func noteSegment(p *stack.PacketBuffer) {
 		return
 	}
 	if n := p.Data().Size(); n > 0 {
-		s.heard.send(binary.BigEndian.Uint32(tcp[tcpSeq:]) + uint32(n))
+		seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
+		s.heard.send(seq, seq+uint32(n))
 	}
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS

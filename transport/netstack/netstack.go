@@ -348,6 +348,10 @@ type Stats struct {
 	// errors that were not sent, because their peer had caused more than 100 per second.
 	Errors uint64
 
+	// Forged counts ICMP errors received and dropped because they cannot be true: from another peer than the one that the quoted
+	// packet was sent to, or about a segment of TCP that is not in flight.
+	Forged uint64
+
 	// Memory is how many bytes of Config.Memory are used now: what the buffers of TCP connections may fill, and what half-open
 	// connections, connections that wait for Accept, datagrams that nobody has read and fragments hold. It falls when
 	// connections close, and when idle ones give theirs to others.
@@ -377,7 +381,7 @@ func (n *Net) Stats() Stats {
 		Detached: d.detached.Load(), Full: d.full.Load(), Malformed: d.malformed.Load(),
 		Checksum: d.checksum.Load(), Errors: d.errors.Load(), Memory: n.budget.used(),
 		Martian: d.martian.Load(), Hairpin: d.hairpin.Load(), FlowsDropped: d.flows.Load(), DatagramsDropped: d.datagrams.Load(),
-		FragmentsDropped: d.fragments.Load(), ConnectionsDropped: d.connections.Load(),
+		FragmentsDropped: d.fragments.Load(), ConnectionsDropped: d.connections.Load(), Forged: d.forged.Load(),
 	}
 }
 

@@ -68,11 +68,11 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		return
 	}
 	if isFragment4(p) {
-		if !l.forwards(ipv4.ProtocolNumber) {
+		if !l.forwards(ipv4.ProtocolNumber) || l.isForNet(p) {
 			l.fragment(c, p, l3, part4)
 			return
 		}
-		// gVisor forwards fragments as they are, and checks the sum of a packet for itself after it has reassembled it.
+		// gVisor forwards fragments as they are.
 		if p[ip4Protocol] == protoICMP4 {
 			l.errors.put(l, p) // it may be part of an ICMP error
 			return
@@ -114,7 +114,7 @@ func (l *link) receive6(c *coalescer, p []byte) {
 		}
 		l.deliver(ipv6.ProtocolNumber, p, l3, false)
 	case ip6Fragments, ip6HopByHop, ip6Routing, ip6Destination:
-		if at, ok := fragment6(p); ok && !l.forwards(ipv6.ProtocolNumber) {
+		if at, ok := fragment6(p); ok && (!l.forwards(ipv6.ProtocolNumber) || l.isForNet(p)) {
 			l.fragment(c, p, at, part6)
 			return
 		}
