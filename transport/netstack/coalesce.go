@@ -28,6 +28,7 @@ func (c *coalescer) segment(p []byte, l3 int) {
 	if p[l3+tcpFlags]&uint8(header.TCPFlagSyn|header.TCPFlagAck) == uint8(header.TCPFlagSyn) && l.isOwn(p) && !l.mayOpen(p) {
 		return
 	}
+	p = l.withoutPayload(p, l3, l4)
 	l.windows.inbound(p, l3, l4)
 	c.Add(c, p, l3, l4, false, true)
 }

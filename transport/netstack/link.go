@@ -84,12 +84,13 @@ type link struct {
 	complaints errorlimit.Limit       // of the ICMP errors that this end sends
 
 	windows windows
+	cookies *tcpip.StatCounter // connections of the Net's own stack that began with a SYN cookie
 
 	drops drops
 }
 
 func newLink(mtu int, owner *Net) *link {
-	l := &link{mtu: mtu, owner: owner}
+	l := &link{mtu: mtu, owner: owner, cookies: new(tcpip.StatCounter)}
 	l.windows.setMTU(mtu)
 	l.fragments.patience = reassemblyTime
 	return l

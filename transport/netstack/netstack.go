@@ -238,6 +238,7 @@ func New(c Config) (*Net, error) {
 // setUp makes the interface with its addresses and routes.
 func (n *Net) setUp(c *Config) error {
 	n.link = newLink(n.mtu, n)
+	n.link.cookies = n.stack.Stats().TCP.ListenOverflowSynCookieRcvd
 	if c.Forward != nil {
 		var err error
 		if n.link.forward, err = newForwarder(n, c); err != nil {
