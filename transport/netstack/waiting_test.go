@@ -94,8 +94,13 @@ func TestAcceptQueueReset(t *testing.T) {
 		s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
 		half = append(half, segment{from: own, to: to, seq: 8, ack: s.seq + 1, flags: flagACK, window: 60000})
 	}
-	for _, s := range half {
+	for _, s := range half { // one after another, or gVisor's own queue may be full
+		before := n.Stats()
 		h.write(t, s.packet())
+		waitFor(t, func() bool {
+			now := n.Stats()
+			return now.Memory > before.Memory || now.ConnectionsDropped > before.ConnectionsDropped
+		})
 	}
 	resets := 0
 	for _, ok := h.next(func(s segment) bool { return s.flags&flagRST != 0 }, 10*time.Second); ok; resets++ {
