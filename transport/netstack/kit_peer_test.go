@@ -49,6 +49,13 @@ func (h *handPeer) Send(b *wireguard.Batch) error {
 	return nil
 }
 
+// forget drops what the Net sent.
+func (h *handPeer) forget() {
+	h.mu.Lock()
+	h.sent = nil
+	h.mu.Unlock()
+}
+
 // write delivers packets to the Net.
 func (h *handPeer) write(t testing.TB, pkts ...[]byte) {
 	t.Helper()

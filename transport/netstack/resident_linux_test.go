@@ -103,13 +103,6 @@ func floodSYNs(t *testing.T, h *handPeer) {
 	}
 }
 
-// forget drops what the Net sent.
-func (h *handPeer) forget() {
-	h.mu.Lock()
-	h.sent = nil
-	h.mu.Unlock()
-}
-
 // TestResident runs each flood in a process, which stays within 2 x Config.Memory + 40 MiB of resident memory at all times, and ends
 // with Config.Memory + 30 MiB of heap at most.
 func TestResident(t *testing.T) {
