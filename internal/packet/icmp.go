@@ -8,12 +8,15 @@ import (
 // An ICMPError is a kind of ICMP error: its type and code for IPv4 and for IPv6.
 type ICMPError struct{ type4, code4, type6, code6 uint8 }
 
-// These are the errors that a packet's destination cannot be reached.
+// These are the errors that an end sends.
 var (
 	NetUnreachable  = ICMPError{3, 0, 1, 0}  // net unreachable; no route to destination
 	HostUnreachable = ICMPError{3, 1, 1, 3}  // host unreachable; address unreachable
 	PortUnreachable = ICMPError{3, 3, 1, 4}  // port unreachable
 	Prohibited      = ICMPError{3, 13, 1, 1} // communication administratively prohibited
+
+	// ReassemblyTimeout says that fragments of a packet have not arrived in time.
+	ReassemblyTimeout = ICMPError{11, 1, 3, 1}
 
 	tooBig = ICMPError{3, 4, 2, 0} // fragmentation needed; packet too big
 )

@@ -3,6 +3,7 @@ package netstack
 import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 // A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets.
@@ -24,6 +25,10 @@ func (c *coalescer) segment(p []byte, l3 int) {
 		l.drops.checksum.Add(1)
 		return
 	}
+	if p[l3+tcpFlags]&uint8(header.TCPFlagSyn|header.TCPFlagAck) == uint8(header.TCPFlagSyn) && l.isOwn(p) && !l.mayOpen(p) {
+		return
+	}
+	p = l.withoutPayload(p, l3, l4)
 	l.windows.inbound(p, l3, l4)
 	c.Add(c, p, l3, l4, false, true)
 }

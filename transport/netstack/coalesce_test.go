@@ -144,7 +144,7 @@ func (s *script) next() (p []byte, flow int) {
 		p[l3+13] |= packet.PSH
 	case 17:
 		if p[0]>>4 == 4 {
-			p[7]++ // a fragment
+			p[7]++ // a fragment, which waits for others
 		}
 	}
 	binary.BigEndian.PutUint32(p[l3+4:], seq)
@@ -183,11 +183,13 @@ func intact(p []byte) (whole, tcp bool) {
 			return false, false
 		}
 		if p[6]&^0x40 != 0 || p[7] != 0 {
-			return true, false
+			return false, false
 		}
 		proto = p[9]
 	case p[0]>>4 == 6 && len(p) >= 40 && int(binary.BigEndian.Uint16(p[4:])) == len(p)-40:
-		proto = p[6]
+		if proto = p[6]; proto == ip6Fragments {
+			return false, false
+		}
 	default:
 		return false, false
 	}
@@ -328,7 +330,7 @@ func FuzzCoalesce(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := script{b: b}
 		var pkts [][]byte
-		others := len(s.flows) // fragments and the like overtake the segments of their flow that wait to be merged
+		others := len(s.flows) // packets of other protocols overtake the segments of their flow that wait to be merged
 		sent := make([][][]byte, others+1)
 		for len(s.b) > 0 && len(pkts) < 300 {
 			p, flow := s.next()

@@ -57,7 +57,7 @@ func TestConnUDP(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			subtest := 0
 			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
-				a, b := pair(t)
+				a, b := deepPair(t)
 				if subtest++; subtest <= 2 {
 					x, y := connectedTCP(t, a, b, addrs[1])
 					return x, y, func() { _, _ = x.Close(), y.Close() }, nil
@@ -383,7 +383,7 @@ func TestForgotten(t *testing.T) {
 // way to the other end's buffer.
 func TestDatagramFlood(t *testing.T) {
 	const senders, each = 8, 200
-	a, b := pair(t)
+	a, b := deepPair(t)
 	deepBuffers(t, b)
 	s, err := b.ListenUDP(netip.AddrPortFrom(b4, 3333))
 	if err != nil {

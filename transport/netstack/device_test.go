@@ -75,7 +75,8 @@ func TestBulk(t *testing.T) {
 	}
 	wg.Wait()
 	for _, n := range []*Net{a, b} {
-		if d := n.Stats(); d != (Stats{}) {
+		d := n.Stats()
+		if d.Memory = 0; d != (Stats{}) { // a listener and connections have some
 			t.Errorf("dropped: %+v", d)
 		}
 	}

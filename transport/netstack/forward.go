@@ -106,6 +106,7 @@ type forwarder struct {
 	handle   func(*Flow)
 	hairpin  bool
 	udpIdle  time.Duration
+	patience time.Duration // handshakeLimit, except in a test
 	port     port
 	stack    *stack.Stack
 	tcp      *tcp.Forwarder
@@ -115,12 +116,12 @@ type forwarder struct {
 	closed     bool
 	flows      map[flowKey]*Flow // until they end
 	sources    map[netip.AddrPort]*UDPSource
-	pending    quota          // flows without a decision
-	all        quota          // flows
-	waiting    quota          // bytes of packets that wait for a decision, or in a source
-	deciding   sync.WaitGroup // calls of a Flow's methods that decide
-	timer      *time.Timer    // runs sweep while there are flows
-	sweeping   sync.WaitGroup // armed timers and running sweeps
+	pending    quota[wireguard.PublicKey] // flows without a decision
+	all        quota[wireguard.PublicKey] // flows
+	waiting    kind                       // bytes of packets that wait for a decision, or in a source
+	deciding   sync.WaitGroup             // calls of a Flow's methods that decide
+	timer      *time.Timer                // runs sweep while there are flows
+	sweeping   sync.WaitGroup             // armed timers and running sweeps
 	armed      bool
 	sweepSpace []*Flow // the memory of the previous sweep; only the running sweep uses it
 }
@@ -140,11 +141,11 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 		return v
 	}
 	fw := &forwarder{
-		net: n, handle: c.Forward, hairpin: c.Forwarding.Hairpin, udpIdle: c.Forwarding.UDPIdle,
+		net: n, handle: c.Forward, hairpin: c.Forwarding.Hairpin, udpIdle: c.Forwarding.UDPIdle, patience: handshakeLimit,
 		flows: make(map[flowKey]*Flow), sources: make(map[netip.AddrPort]*UDPSource),
-		pending: quota{limit: or(c.Forwarding.Pending, defaultPending), least: leastPending},
-		all:     quota{limit: or(c.Forwarding.Flows, defaultFlows), least: leastFlows},
-		waiting: quota{limit: maxWaiting, least: leastWaiting},
+		pending: quota[wireguard.PublicKey]{limit: or(c.Forwarding.Pending, defaultPending), least: leastPending},
+		all:     quota[wireguard.PublicKey]{limit: or(c.Forwarding.Flows, defaultFlows), least: leastFlows},
+		waiting: kind{quota[holder]{limit: int(min(maxWaiting, n.budget.total/4)), least: leastWaiting}},
 	}
 	if fw.udpIdle == 0 {
 		fw.udpIdle = defaultUDPIdle

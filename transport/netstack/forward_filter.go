@@ -22,6 +22,17 @@ func (fw *forwarder) portOf(p []byte) *port {
 	return &fw.port
 }
 
+// isOwn reports whether the packet p is for the Net's own stack.
+func (l *link) isOwn(p []byte) bool {
+	return l.forward == nil || l.isForNet(p)
+}
+
+// isForNet reports whether the destination of the packet p is an address of the Net.
+func (l *link) isForNet(p []byte) bool {
+	_, dst := addressesOf(p)
+	return l.owner.owns(dst)
+}
+
 // addressesOf returns the addresses of the IP packet p.
 func addressesOf(p []byte) (src, dst netip.Addr) {
 	if p[0]>>4 == 4 {

@@ -140,7 +140,7 @@ func (f *Flow) accept() (net.Conn, error) {
 }
 
 func (f *Flow) acceptTCP() (*TCPConn, error) {
-	ctx, cancel := context.WithTimeoutCause(f.ctx, handshakeLimit, timeoutError{})
+	ctx, cancel := context.WithTimeoutCause(f.ctx, f.fw.patience, timeoutError{})
 	defer cancel()
 	begun, aborted := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -204,7 +204,7 @@ func (f *Flow) acceptUDP() (*UDPConn, error) {
 	if err != nil {
 		return nil, systemError("accept", err)
 	}
-	c := newUDPConn(n, "udp", ep, q, first.NetworkProtocolNumber, true)
+	c := newUDPConn(n, "udp", ep, q, first.NetworkProtocolNumber, true, partyHolder(f.peer))
 	c.foreign = true
 	for i, p := range f.settle(forwardedUDP{c}) {
 		if i > 0 {
@@ -358,7 +358,7 @@ func (f *Flow) settleLocked(to forwarded) (ps []*stack.PacketBuffer) {
 // as dropped and returns false. fw.mu is held.
 func (f *Flow) hold(p *stack.PacketBuffer) bool {
 	size := p.MemSize()
-	if !f.fw.waiting.take(f.peer, size) {
+	if !f.fw.net.budget.take(&f.fw.waiting, partyHolder(f.peer), size) {
 		f.fw.net.link.drops.datagrams.Add(1)
 		return false
 	}
@@ -369,7 +369,7 @@ func (f *Flow) hold(p *stack.PacketBuffer) bool {
 
 // release hands the packets that wait to the caller, with their references. fw.mu is held.
 func (f *Flow) release() (ps []*stack.PacketBuffer) {
-	f.fw.waiting.give(f.peer, f.held)
+	f.fw.net.budget.give(&f.fw.waiting, partyHolder(f.peer), f.held)
 	ps, f.packets, f.held = f.packets, nil, 0
 	return ps
 }

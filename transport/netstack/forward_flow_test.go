@@ -98,7 +98,9 @@ func TestForwardHairpin(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := g.Stats(); got != want {
+		got := g.Stats()
+		got.Memory = 0 // of the packet that waits
+		if got != want {
 			t.Errorf("Hairpin %t: counted %+v, want %+v", hairpin, got, want)
 		}
 		if hairpin {
@@ -114,7 +116,7 @@ func TestForwardHairpin(t *testing.T) {
 
 // Peers that take all they can share the places; each gets what is its own, and gives all back.
 func TestQuota(t *testing.T) {
-	q := quota{limit: 1000, least: 10}
+	q := quota[wireguard.PublicKey]{limit: 1000, least: 10}
 	var peers [200]wireguard.PublicKey
 	for i := range peers {
 		peers[i] = wireguard.NewPrivateKey().Public()

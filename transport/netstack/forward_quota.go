@@ -1,38 +1,50 @@
 package netstack
 
-import "github.com/seed-86b749af/wireguard"
-
-// A quota divides a bounded number of places among peers, so that none starves: a peer may take a place if it holds
-// fewer than are free, or fewer than least. A peer alone thus gets half of the places. A second peer finds the other
-// half free, and gets half of that. However many places others hold, a peer gets least. All methods are called with
-// the forwarder's mutex held.
-type quota struct {
+// A quota divides a bounded number of places among holders, such as peers, so that none starves: a holder may take a place if
+// it holds fewer than are free, or fewer than least. A holder alone thus gets half of the places. A second one finds the other
+// half free, and gets half of that. However many places others hold, a holder gets least. A quota has no lock.
+type quota[K comparable] struct {
 	limit, least int
 	total        int
-	held         map[wireguard.PublicKey]int // without peers that hold nothing
+	held         map[K]int // without holders that hold nothing
 }
 
-// take takes n places for peer and reports whether the peer gets them. A peer that may take one place gets all n.
-func (q *quota) take(peer wireguard.PublicKey, n int) bool {
-	held := q.held[peer]
-	if held >= q.least && held >= q.limit-q.total {
+// take takes n places for k and reports whether k gets them. A holder that may take one place gets all n.
+func (q *quota[K]) take(k K, n int) bool { return q.takeOf(k, n, q.limit) }
+
+// takeOf is take with another limit.
+func (q *quota[K]) takeOf(k K, n, limit int) bool {
+	if !q.may(k, limit) {
 		return false
 	}
-	if q.held == nil {
-		q.held = make(map[wireguard.PublicKey]int)
-	}
-	q.held[peer] = held + n
-	q.total += n
+	q.force(k, n)
 	return true
 }
 
+// force takes n places for k, whatever others hold.
+func (q *quota[K]) force(k K, n int) {
+	if q.held == nil {
+		q.held = make(map[K]int)
+	}
+	q.held[k] += n
+	q.total += n
+}
+
+// may reports whether k may take a place of limit.
+func (q *quota[K]) may(k K, limit int) bool {
+	held := q.held[k]
+	return held < q.least || held < limit-q.total
+}
+
 // give returns n places, which may be none.
-func (q *quota) give(peer wireguard.PublicKey, n int) {
+func (q *quota[K]) give(k K, n int) {
 	if n == 0 {
 		return
 	}
 	q.total -= n
-	if q.held[peer] -= n; q.held[peer] == 0 {
-		delete(q.held, peer)
+	if left := q.held[k] - n; left == 0 {
+		delete(q.held, k)
+	} else {
+		q.held[k] = left
 	}
 }

@@ -173,23 +173,15 @@ func (fw *forwarder) sendView(v *buffer.View) error {
 	return nil
 }
 
-// takeError takes an ICMP error, with an intact header, about a datagram that a UDPSource sent, and drops an error that
-// only another peer than the quoted packet's can have made. It reports whether p was one of these. gVisor takes the errors
-// about its own endpoints.
+// takeError takes an ICMP error, with an intact header, about a datagram that a UDPSource sent, and reports whether p was one.
+// believes has accepted p. gVisor takes the errors about its own endpoints.
 func (fw *forwarder) takeError(p []byte) bool {
-	src, dst := addressesOf(p)
-	if fw.net.owns(dst) {
+	if _, dst := addressesOf(p); fw.net.owns(dst) {
 		return false
 	}
 	q := quoted(p)
 	if q == nil {
 		return false // gVisor drops it
-	}
-	_, about := addressesOf(q)
-	reporter, ok := fw.peerOf(src)
-	if peer, ok2 := fw.peerOf(about); !ok || !ok2 || peer != reporter {
-		fw.net.link.drops.martian.Add(1)
-		return true
 	}
 	from, to, ok := datagramOf(q)
 	if !ok {

@@ -185,7 +185,7 @@ func (s *UDPSource) Close() error {
 	for _, p := range s.queue[s.head:] {
 		p.DecRef()
 	}
-	fw.waiting.give(s.flow.peer, s.bytes)
+	fw.net.budget.give(&fw.waiting, partyHolder(s.flow.peer), s.bytes)
 	s.queue, s.head, s.bytes = nil, 0, 0
 	fw.end(s.flow)
 	return nil
@@ -210,7 +210,7 @@ func (s *UDPSource) setDeadline(t time.Time, d *deadline) error {
 func (s *UDPSource) push(p *stack.PacketBuffer) {
 	fw, size := s.flow.fw, p.MemSize()
 	s.count.Add(1)
-	if s.isClosed() || s.bytes >= maxSourceBytes || !fw.waiting.take(s.flow.peer, size) {
+	if s.isClosed() || s.bytes >= maxSourceBytes || !fw.net.budget.take(&fw.waiting, partyHolder(s.flow.peer), size) {
 		fw.net.link.drops.datagrams.Add(1)
 		return
 	}
@@ -246,7 +246,7 @@ func (s *UDPSource) take() (p *stack.PacketBuffer, from netip.AddrPort, err erro
 	s.head++
 	size := p.MemSize()
 	s.bytes -= size
-	fw.waiting.give(s.flow.peer, size)
+	fw.net.budget.give(&fw.waiting, partyHolder(s.flow.peer), size)
 	if s.head < len(s.queue) {
 		s.signal() // for another reader
 	} else {

@@ -192,7 +192,7 @@ func TestUDPSourceForged(t *testing.T) {
 		if far.Is6() {
 			proto, kind, code = protoICMP6, 1, 4
 		}
-		before := g.Stats().Martian
+		before := g.Stats().Forged
 		forge := func(from netip.Addr) {
 			quote := append([]byte{kind, code, 0, 0, 0, 0, 0, 0}, udpPacket(dst, src, "answer")...)
 			if _, err := g.WritePackets([][]byte{ipPacket(from, far, proto, quote...)}); err != nil {
@@ -200,7 +200,7 @@ func TestUDPSourceForged(t *testing.T) {
 			}
 		}
 		forge(clientAddrs[1][i])
-		for deadline := time.Now().Add(30 * time.Second); g.Stats().Martian == before; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); g.Stats().Forged == before; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the other peer's error is not counted")
 			}

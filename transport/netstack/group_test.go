@@ -8,15 +8,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // reads reports whether a datagram waits for c. Delivery over a test's wire ends before the write does.
 func reads(t *testing.T, c *UDPConn) bool {
 	t.Helper()
 	wait := 10 * time.Second
-	if c.ep.Readiness(waiter.EventIn) == 0 {
+	if !c.arrivals.isReadable() {
 		wait = 0
 	}
 	_ = c.SetReadDeadline(time.Now().Add(wait))

@@ -31,6 +31,7 @@ type heard struct {
 	flow  flow
 	scale uint8         // of the peer's windows; see heardConns.syn
 	sent  atomic.Uint64 // the number after the last byte that was sent, above it a 1; or 0: nothing was sent
+	first atomic.Uint32 // the number of the first byte that was sent; written before sent
 	last  atomic.Uint64 // the newest acknowledgement, above it its window, above that a 1; or 0: none
 }
 
@@ -44,9 +45,13 @@ const (
 	scaleBits    = 4
 )
 
-// send notes that the bytes before the number n are sent. The packets of a connection pass one after another.
-func (h *heard) send(n uint32) {
-	if old := h.sent.Load(); old == 0 || int32(n-uint32(old)) > 0 {
+// send notes that the bytes from the number first to the one before n are sent. The packets of a connection pass one after another.
+func (h *heard) send(first, n uint32) {
+	old := h.sent.Load()
+	if old == 0 {
+		h.first.Store(first)
+	}
+	if old == 0 || int32(n-uint32(old)) > 0 {
 		h.sent.Store(1<<32 | uint64(n))
 	}
 }
@@ -85,6 +90,10 @@ type heardConns struct {
 	// scales holds the scales of the SYNs that arrived lately, until a connection is made of them. gVisor does not tell. A SYN takes
 	// the place of another one by a secret hash, so a flood of SYNs may leave a connection without a scale.
 	scales [maxScales]atomic.Uint32
+
+	// syns holds the numbers of the SYNs that were sent lately, in the same way. If a flood of SYNs takes the place of one, an ICMP
+	// error does not end its handshake, which then lasts until it times out.
+	syns [maxScales]atomic.Uint64
 }
 
 // scaleOf returns where the scale of f is noted, and the tag of f, which stands above it.

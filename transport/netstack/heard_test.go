@@ -49,8 +49,8 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 		var h heard
 		w.heard.add(&h, flowBetween(f[0], f[1]))
 		if c.sent > 0 {
-			h.send(first + c.sent)
-			h.send(first + 1) // sent again: the farthest byte counts
+			h.send(first, first+c.sent)
+			h.send(first, first+1) // sent again: the farthest byte counts
 		}
 		answer := segment{from: f[1], to: f[0], ack: c.ack, flags: flagACK, window: c.window}
 		if s := arrive(w, answer); s.window != c.want || s.ack != c.ack {
@@ -105,7 +105,7 @@ func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 	var h heard
 	w.heard.add(&h, flowBetween(f[0], f[1]))
 	const first, sent = 0xffff_f000, 6000 // the numbers pass 0
-	h.send((first + sent) & (1<<32 - 1))
+	h.send(first&(1<<32-1), (first+sent)&(1<<32-1))
 	for i, c := range []struct {
 		ack          uint32
 		window, want uint16
@@ -131,7 +131,7 @@ func TestScalesBound(t *testing.T) {
 	syn(f[1])
 	var h heard
 	w.heard.add(&h, flowBetween(f[0], f[1]))
-	h.send(2000)
+	h.send(1000, 2000)
 	for i := range 20 * maxScales {
 		syn(netip.AddrPortFrom(b4, uint16(i)))
 	}

@@ -14,46 +14,39 @@ import (
 )
 
 const (
-	// maxErrors is how many ICMP errors may wait for delivery.
+	// maxErrors is how many ICMP errors may wait for delivery. One counts again for each 2 KiB beyond the first.
 	maxErrors = 1024
-	// maxPeerErrors is how many of one peer may wait. The fragments of the largest ping are as many.
+	// maxPeerErrors is how many of one peer may wait. The largest packet counts 32 times.
 	maxPeerErrors = 64
+	errorSize     = 2 << 10
 )
 
 // An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may hide an
-// ICMP error: fragments, and packets with extension headers. For an error, gVisor takes the lock of the connection that
+// ICMP error: packets with extension headers and, if the stack forwards packets, fragments. For an error, gVisor takes the lock of the connection that
 // the error is about. The holder of that lock may be waiting for room in WritePacket, or be in Device.Send. So the
 // receiving goroutine must not deliver errors: it would wait. The zero value is ready.
 type errorQueue struct {
 	mu      sync.Mutex // guards the fields below
 	packets []waitingError
-	held    map[string]int // how many of the packets each party sent; only parties with a packet
-	running bool           // whether a goroutine is delivering
+	total   int           // of held
+	held    map[party]int // how many of the packets each party sent; only parties with a packet
+	running bool          // whether a goroutine is delivering
 	closed  bool
 }
 
 // A waitingError is a packet in an errorQueue, and the party that sent it.
 type waitingError struct {
 	p     []byte
-	party string
-}
-
-// partyOf returns what tells apart the parties that send packets from a, or receive packets at a: the peer's key or, if nobody is
-// attached that knows the peer, the address.
-func (l *link) partyOf(a netip.Addr) []byte {
-	if r := l.peers.Load(); r != nil {
-		if peer, ok := (*r).Route(a); ok {
-			return peer[:]
-		}
-	}
-	return a.AsSlice()
+	party party
+	size  int // as maxErrors counts
 }
 
 // mayComplain reports whether this end may send another ICMP error to a. Each party has a limit of its own, in place of gVisor's,
 // which all share.
 func (l *link) mayComplain(a netip.Addr) bool {
 	now := l.owner.stack.Clock().NowMonotonic().Sub(tcpip.MonotonicTime{})
-	if l.complaints.Allow(l.partyOf(a), int64(now)) {
+	to := l.partyOf(a)
+	if l.complaints.Allow(to[:], int64(now)) {
 		return true
 	}
 	l.drops.errors.Add(1)
@@ -87,18 +80,20 @@ func (l *link) icmpError(p []byte, sum uint16) {
 // put copies p. The goroutine ends when the queue is empty.
 func (q *errorQueue) put(l *link, p []byte) {
 	src, _ := addressesOf(p)
-	party := l.partyOf(src)
+	from := l.partyOf(src)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || len(q.packets) == maxErrors || q.held[string(party)] == maxPeerErrors {
+	size := max(1, (len(p)+errorSize-1)/errorSize)
+	if q.closed || q.total+size > maxErrors || q.held[from]+size > maxPeerErrors {
 		l.drops.errors.Add(1)
 		return
 	}
 	if q.held == nil {
-		q.held = make(map[string]int)
+		q.held = make(map[party]int)
 	}
-	q.held[string(party)]++
-	q.packets = append(q.packets, waitingError{bytes.Clone(p), string(party)})
+	q.held[from] += size
+	q.total += size
+	q.packets = append(q.packets, waitingError{bytes.Clone(p), from, size})
 	if !q.running {
 		q.running = true
 		l.running.Add(1) // before close returns, and so before Close waits for running
@@ -109,7 +104,7 @@ func (q *errorQueue) put(l *link, p []byte) {
 func (q *errorQueue) close() {
 	q.mu.Lock()
 	q.closed = true
-	q.packets, q.held = nil, nil
+	q.packets, q.held, q.total = nil, nil, 0
 	q.mu.Unlock()
 }
 
@@ -124,7 +119,8 @@ func (q *errorQueue) take() []byte {
 	w := q.packets[0]
 	q.packets[0] = waitingError{}
 	q.packets = q.packets[1:]
-	if q.held[w.party]--; q.held[w.party] == 0 {
+	q.total -= w.size
+	if q.held[w.party] -= w.size; q.held[w.party] == 0 {
 		delete(q.held, w.party)
 	}
 	return w.p
@@ -141,6 +137,10 @@ func (l *link) deliverErrors() {
 func (l *link) deliverError(p []byte) {
 	if !raiseMTU(p) {
 		l.drops.malformed.Add(1)
+		return
+	}
+	if !l.believes(p) {
+		l.drops.forged.Add(1)
 		return
 	}
 	if p[0]>>4 == 4 {

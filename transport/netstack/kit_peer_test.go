@@ -18,6 +18,7 @@ import (
 type handPeer struct {
 	n     *Net
 	early []byte // data that completes a handshake
+	mss   uint16 // 0 means 1,000
 
 	mu   sync.Mutex // guards sent
 	sent [][]byte   // not yet taken by want
@@ -46,6 +47,13 @@ func (h *handPeer) Send(b *wireguard.Batch) error {
 	h.mu.Unlock()
 	b.Reset()
 	return nil
+}
+
+// forget drops what the Net sent.
+func (h *handPeer) forget() {
+	h.mu.Lock()
+	h.sent = nil
+	h.mu.Unlock()
 }
 
 // write delivers packets to the Net.
@@ -169,8 +177,12 @@ func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Duration) (c *handConn, ok bool) {
 	t.Helper()
 	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
-	// The MSS is 1,000, the window scale is 0, and selective acknowledgements are permitted. Each 1 alone is padding.
-	options := []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0, 1, 1, 4, 2}
+	mss := h.mss
+	if mss == 0 {
+		mss = 1000
+	}
+	// The window scale is 0, and selective acknowledgements are permitted. Each 1 alone is padding.
+	options := []byte{2, 4, byte(mss >> 8), byte(mss), 1, 3, 3, 0, 1, 1, 4, 2}
 	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: options}.packet())
 	c.next++
 	s, ok := h.next(func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK }, wait)

@@ -71,23 +71,28 @@ type link struct {
 	signal  chan struct{}         // closed when there may be room for datagrams; nil while none waits
 	acks    acks
 
-	running sync.WaitGroup // drain, endHold and deliverErrors
+	accepting sync.WaitGroup // waitingConns.empty
+	running   sync.WaitGroup // drain, endHold, deliverErrors and expire
 
 	own     port       // the interface of the Net's own stack
 	forward *forwarder // nil without Config.Forward
 	errors  errorQueue
 
+	fragments reassembler
+
 	peers      atomic.Pointer[router] // of the device that was attached last; nil before, and for an outlet that knows no peers
 	complaints errorlimit.Limit       // of the ICMP errors that this end sends
 
 	windows windows
+	cookies *tcpip.StatCounter // connections of the Net's own stack that began with a SYN cookie
 
 	drops drops
 }
 
 func newLink(mtu int, owner *Net) *link {
-	l := &link{mtu: mtu, owner: owner}
+	l := &link{mtu: mtu, owner: owner, cookies: new(tcpip.StatCounter)}
 	l.windows.setMTU(mtu)
+	l.fragments.patience = reassemblyTime
 	return l
 }
 
@@ -116,6 +121,7 @@ func (l *link) attached() bool {
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	noteSegment(p)
+	l.noteSYN(p)
 	if complains(p) && !l.mayComplain(addr(p.Network().DestinationAddress())) {
 		return nil
 	}
@@ -307,6 +313,7 @@ func (l *link) close() {
 		p.DecRef()
 	}
 	l.errors.close()
+	l.closeFragments()
 }
 
 // WritePackets is the same for callers that hold the link itself, such as packet sockets.
@@ -377,4 +384,5 @@ var (
 type drops struct {
 	detached, full, malformed, checksum, errors atomic.Uint64
 	martian, hairpin, flows, datagrams          atomic.Uint64
+	fragments, connections, forged              atomic.Uint64
 }

@@ -22,14 +22,15 @@ import (
 // It has no File and no SyscallConn, because it has no file descriptor. Endpoint takes their place.
 type TCPListener struct {
 	socket
-	addr   *net.TCPAddr
-	place  place
-	probes net.KeepAliveConfig // of accepted connections
+	addr    *net.TCPAddr
+	place   place
+	waiting waitingConns
+	probes  net.KeepAliveConfig // of accepted connections
 
 	acceptMu sync.Mutex // held during an Accept
 }
 
-// backlog is how many connections may wait for Accept, as on Linux.
+// backlog is how many half-open connections a listener may have at most. Config.Memory may allow fewer.
 const backlog = 4096
 
 // A ListenConfig listens on a Net, with the options of a net.ListenConfig except for Control, since a Net has no file
@@ -129,11 +130,13 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 			return err
 		}
 		ep.SocketOptions().SetReceiveBufferSize(waitingRecv, false)
-		if err := ep.Listen(backlog); err != nil {
+		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor makes one less
 			n.places.free(l.place)
+			l.waiting.close()
 			return systemError("listen", err)
 		}
 		l.init(n, network, ep, q)
+		l.waiting.listen(ep, q)
 		return nil
 	})
 }
@@ -163,16 +166,11 @@ func (l *TCPListener) accept() (*TCPConn, error) {
 		return nil, err
 	}
 	for {
-		drain(l.readable)
-		ep, q, err := l.ep.Accept(nil)
-		switch err.(type) {
-		case nil:
-			return newTCPConn(l.net, l.network, ep, q, l.probes), nil
-		case *tcpip.ErrWouldBlock:
-		default:
-			return nil, l.failure("accept", err)
+		drain(l.waiting.ready)
+		if c, ok := l.waiting.pop(); ok {
+			return newTCPConn(l.net, l.network, c.ep, c.q, l.probes), nil
 		}
-		if err := l.wait(l.readable, &l.reads); err != nil {
+		if err := l.wait(l.waiting.ready, &l.reads); err != nil {
 			return nil, err
 		}
 	}
@@ -183,6 +181,8 @@ func (l *TCPListener) Close() error {
 	if !l.close() {
 		return l.wrap("close", net.ErrClosed)
 	}
+	l.queue.EventUnregister(&l.waiting.entry)
+	l.waiting.close()
 	l.net.places.Lock()
 	defer l.net.places.Unlock()
 	l.net.places.free(l.place)
@@ -254,7 +254,7 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 				return systemError("connect", err)
 			}
 		}
-		c = newUDPConn(n, network, ep, q, proto, remote.IsValid())
+		c = newUDPConn(n, network, ep, q, proto, remote.IsValid(), holder{})
 		if remote.IsValid() && c.remote == nil { // gVisor does not report port 0
 			c.remote = net.UDPAddrFromAddrPort(remote)
 		}

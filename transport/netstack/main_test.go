@@ -56,10 +56,23 @@ func pair(t testing.TB) (a, b *Net) {
 	return a, b
 }
 
+// deepPair is pair with a budget that no test of datagrams uses up.
+func deepPair(t testing.TB) (a, b *Net) {
+	t.Helper()
+	a, b, _, _ = wiredWith(t, Config{Memory: 1 << 30})
+	return a, b
+}
+
 func wired(t testing.TB, mtu int) (a, b *Net, ab, ba *wire) {
 	t.Helper()
+	return wiredWith(t, Config{MTU: mtu})
+}
+
+func wiredWith(t testing.TB, c Config) (a, b *Net, ab, ba *wire) {
+	t.Helper()
 	make := func(addrs ...netip.Addr) *Net {
-		n, err := New(Config{Addresses: addrs, DNS: []netip.Addr{b4, b6}, MTU: mtu})
+		c.Addresses, c.DNS = addrs, []netip.Addr{b4, b6}
+		n, err := New(c)
 		if err != nil {
 			t.Fatal(err)
 		}

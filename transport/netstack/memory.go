@@ -21,8 +21,8 @@ const (
 	// Nets, 8 and 4 KiB cost twice the processor time per byte.
 	floorRecv = 16 << 10
 	floorSend = 8 << 10
-	// waitingRecv is the receive buffer of a connection that waits for Accept, which the budget does not count. A listener may
-	// have 4,096 of them.
+	// waitingRecv is the receive buffer of a connection that waits for Accept, of which the budget counts
+	// waitingCost.
 	waitingRecv = 8 << 10
 	// earlyRecv is added to the receive buffer of each endpoint, because gVisor may take that much of it for good. If the segment that
 	// completes the handshake has data, gVisor adds its size twice to what the buffer holds (accept.go, connect.go), and subtracts it
@@ -43,7 +43,7 @@ const (
 	maxSkip = 256         // refused calls of grow between two calls of reclaim that found nothing
 )
 
-// A budget divides Config.Memory among the TCP connections of a Net.
+// A budget divides Config.Memory among the TCP connections of a Net, except for what held counts.
 //
 // It counts buffer sizes, and not the bytes in the buffers, because gVisor accepts whatever fits into a buffer, and counts
 // the memory of short and of out-of-order segments against its size. Every connection has its floor. What a connection has
@@ -67,6 +67,8 @@ type budget struct {
 	wait     int   // how many to ignore after the next reclaim in vain
 	before   int64 // connections that were used in the epoch before
 	epochAt  time.Time
+
+	held heldMemory // what all others have
 }
 
 // A portion is what one connection has of the budget. gVisor knows it as the owner of the connection's packets, which leads
@@ -113,15 +115,24 @@ func (c *Config) memory() int64 {
 }
 
 func newBudget(total int64) *budget {
-	return &budget{total: total, epochAt: time.Now()}
+	b := &budget{total: total, epochAt: time.Now()}
+	b.held.init(total)
+	return b
 }
 
 // windowLimit returns the receive buffer size that gVisor derives the unit of windows from.
 func (b *budget) windowLimit() int { return int(min(b.total/2, maxWindow)) }
 
+// count adds to the floors and extras. b.mu is held.
+func (b *budget) count(floors, extra int64) {
+	b.floors += floors
+	b.extra += extra
+	b.held.given.Add(floors + extra)
+}
+
 // free returns how many bytes connections may get beyond their floors. A quarter of the budget is for that, even if the
-// floors of many connections exceed the rest. b.mu is held.
-func (b *budget) free() int64 { return max(b.total-b.floors, b.total/4) - b.extra }
+// floors of many connections and all other memory exceed the rest. b.mu is held.
+func (b *budget) free() int64 { return max(b.total-b.floors-b.others(), b.total/4) - b.extra }
 
 // fair returns the extra that each connection may have. A few connections in use may have everything. The more there are,
 // the larger the part that stays free for new ones, since these would otherwise wait until reclaim finds something for them.
@@ -154,7 +165,7 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 	if err1 == nil && err2 == nil {
 		conns.add(&s.heard, flowBetween(addrPort(own), addrPort(peer)))
 	}
-	b.floors += s.recv.floor + s.send.floor + earlyRecv
+	b.count(s.recv.floor+s.send.floor+earlyRecv, 0)
 	s.recv.reserved, s.send.reserved = s.recv.floor, s.send.floor
 	part := b.total / 64 / int64(len(b.portions))
 	recv := b.grant(s, &s.recv, max(min(part, firstRecv), s.recv.floor))
@@ -178,7 +189,7 @@ func (b *budget) grant(s *portion, f *buf, want int64) int64 {
 	more := min(want-f.reserved, b.fair()-have, b.free())
 	if more > 0 {
 		f.reserved += more
-		b.extra += more
+		b.count(0, more)
 	}
 	return min(want, f.reserved)
 }
@@ -246,7 +257,7 @@ func (b *budget) look(s *portion) {
 	default:
 		return
 	}
-	b.extra -= have - s.have()
+	b.count(0, s.have()-have)
 }
 
 // shrinkRecv leaves the receive buffer the extra given. The budget counts what the buffer holds until it is read. What the
@@ -342,7 +353,7 @@ func (s *portion) cutSend(want int64) {
 	if s.index >= 0 && !s.leaving {
 		have := s.have()
 		s.shrinkSend(max(want-s.send.floor, 0))
-		b.extra -= have - s.have()
+		b.count(0, s.have()-have)
 	}
 }
 
@@ -412,8 +423,7 @@ func (s *portion) leave(empty bool) {
 		return
 	}
 	s.leaving = true
-	b.floors -= s.recv.floor
-	b.extra -= s.recv.extra()
+	b.count(-s.recv.floor, -s.recv.extra())
 	s.recv.floor, s.recv.reserved = 0, 0
 }
 
@@ -445,15 +455,14 @@ func (b *budget) remove(s *portion) {
 	b.portions = b.portions[:last]
 	s.index = -1
 	s.conns.remove(&s.heard)
-	b.extra -= s.have()
-	b.floors -= s.recv.floor + s.send.floor + earlyRecv
+	b.count(-(s.recv.floor + s.send.floor + earlyRecv), -s.have())
 }
 
-// used returns how many bytes the connections may fill.
+// used returns how many bytes the connections may fill, and how many all others hold.
 func (b *budget) used() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return uint64(b.floors + b.extra)
+	return uint64(b.floors+b.extra) + uint64(b.others())
 }
 
 // KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would use them.
@@ -473,7 +482,8 @@ func noteSegment(p *stack.PacketBuffer) {
 		return
 	}
 	if n := p.Data().Size(); n > 0 {
-		s.heard.send(binary.BigEndian.Uint32(tcp[tcpSeq:]) + uint32(n))
+		seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
+		s.heard.send(seq, seq+uint32(n))
 	}
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS

@@ -86,7 +86,7 @@ type received struct {
 	tos, ttl uint8
 }
 
-// take fills m from a datagram that gVisor returned. reportAll made the endpoint report all fields.
+// take fills m from a datagram that the endpoint returned. reportAll made the endpoint report all fields.
 func (m *received) take(res *tcpip.ReadResult) {
 	m.length = res.Total
 	switch cm := &res.ControlMessages; {
@@ -125,6 +125,9 @@ func (c *UDPConn) writeMessage(b, oob []byte, to netip.AddrPort) (int, error) {
 	defer c.writeMu.Unlock()
 	if err := c.usable(&c.writes); err != nil {
 		return 0, err
+	}
+	if err := c.arrivals.takeError(); err != nil {
+		return 0, c.failure("sendmsg", err)
 	}
 	if err := c.ep.LastError(); err != nil {
 		return 0, c.failure("sendmsg", err)

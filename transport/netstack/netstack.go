@@ -21,7 +21,8 @@
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
 // files dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
 // for names. group.go joins multicast groups. place.go and refuse.go hold what the Net refuses before it sends a packet.
-// memory.go and growth.go decide how large the buffers of TCP are.
+// memory.go and growth.go decide how large the buffers of TCP are. held.go counts all other memory that peers can fill: arrivals.go,
+// reassemble.go and waiting.go.
 package netstack
 
 import (
@@ -77,9 +78,22 @@ type Config struct {
 	// which leaves room for WireGuard's overhead in a packet of 1500 bytes over IPv4 and IPv6.
 	MTU int
 
-	// Memory is a budget for the buffers of all TCP connections of the Net, in bytes: at least 1 MiB. Zero means 64 MiB. A
-	// single busy connection may use all of it, and many share it. Idle connections give theirs to those that need it. Every
-	// connection has at least 29 KiB, even if that exceeds the budget. SetReadBuffer and SetWriteBuffer are bound by it, too.
+	// Memory is a budget, in bytes, for the memory that peers can fill: at least 1 MiB. Zero means 64 MiB. It counts what is held,
+	// with the overhead of each object:
+	//
+	//   - Buffers of TCP connections. A single busy connection may use all of the budget, and many share it. Idle connections give
+	//     theirs to those that need it. Every connection has at least 29 KiB, even if that exceeds the budget.
+	//   - Datagrams that nobody has read: at most a quarter, and each UDPConn half of what is free of that, or 16 KiB.
+	//   - Connections that wait for Accept: at most a quarter. A peer alone has half of that, and at least four connections.
+	//   - Half-open connections: at most an eighth, which listeners reserve. The first one takes half, the second a quarter, and so
+	//     on; each takes at least 64 KiB.
+	//   - Fragments: at most a sixteenth. A peer alone has half of that, and at least 64 KiB.
+	//   - Packets that wait for Forward or in a UDPSource: at most 16 MiB or a quarter. A peer alone has half of that, and at least
+	//     64 KiB.
+	//
+	// While TCP has the whole budget, all others together get a sixteenth, and the least of each. SetReadBuffer and SetWriteBuffer are
+	// bound by the budget, too. It does not count the endpoints themselves, about 7 KiB for each connection, and what a program
+	// does with endpoints that it makes on [Net.Stack].
 	Memory int
 
 	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a
@@ -224,6 +238,7 @@ func New(c Config) (*Net, error) {
 // setUp makes the interface with its addresses and routes.
 func (n *Net) setUp(c *Config) error {
 	n.link = newLink(n.mtu, n)
+	n.link.cookies = n.stack.Stats().TCP.ListenOverflowSynCookieRcvd
 	if c.Forward != nil {
 		var err error
 		if n.link.forward, err = newForwarder(n, c); err != nil {
@@ -334,16 +349,30 @@ type Stats struct {
 	// errors that were not sent, because their peer had caused more than 100 per second.
 	Errors uint64
 
-	// Memory is how many bytes of Config.Memory the buffers of TCP connections may fill now. It falls when connections close,
-	// and when idle ones give theirs to others.
+	// Forged counts ICMP errors received and dropped because they cannot be true: from another peer than the one that the quoted
+	// packet was sent to, or about a segment of TCP that is not in flight.
+	Forged uint64
+
+	// Memory is how many bytes of Config.Memory are used now: what the buffers of TCP connections may fill, and what half-open
+	// connections, connections that wait for Accept, datagrams that nobody has read and fragments hold. It falls when
+	// connections close, and when idle ones give theirs to others.
 	Memory uint64
+
+	// DatagramsDropped counts datagrams received and dropped because the program does not read fast enough, or does not decide
+	// fast enough about their flow.
+	DatagramsDropped uint64
+	// FragmentsDropped counts fragments received, and packets of which fragments had arrived, that were dropped: their peer had
+	// too many others, or the rest did not arrive within 30 seconds.
+	FragmentsDropped uint64
+	// ConnectionsDropped counts beginnings of TCP connections to a listener of the Net that were dropped, and connections that
+	// were reset, because too many of the same peer waited for Accept.
+	ConnectionsDropped uint64
 
 	// These are zero without Config.Forward.
 
-	Martian          uint64 // packets received and dropped: no router may forward them, or their source is no peer's
-	Hairpin          uint64 // packets received and dropped: their destination is in the AllowedIPs of the peer that sent them
-	FlowsDropped     uint64 // packets received and dropped: they would begin a flow beyond the bounds of Config.Forwarding
-	DatagramsDropped uint64 // packets of flows received and dropped: the program does not decide or read fast enough
+	Martian      uint64 // packets received and dropped: no router may forward them, or their source is no peer's
+	Hairpin      uint64 // packets received and dropped: their destination is in the AllowedIPs of the peer that sent them
+	FlowsDropped uint64 // packets received and dropped: they would begin a flow beyond the bounds of Config.Forwarding
 }
 
 // Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
@@ -353,6 +382,7 @@ func (n *Net) Stats() Stats {
 		Detached: d.detached.Load(), Full: d.full.Load(), Malformed: d.malformed.Load(),
 		Checksum: d.checksum.Load(), Errors: d.errors.Load(), Memory: n.budget.used(),
 		Martian: d.martian.Load(), Hairpin: d.hairpin.Load(), FlowsDropped: d.flows.Load(), DatagramsDropped: d.datagrams.Load(),
+		FragmentsDropped: d.fragments.Load(), ConnectionsDropped: d.connections.Load(), Forged: d.forged.Load(),
 	}
 }
 
@@ -370,6 +400,7 @@ func (n *Net) Close() error {
 		}
 		closeStack(n.stack)
 		n.link.close()
+		n.link.accepting.Wait()
 		n.link.running.Wait()
 	})
 	return nil

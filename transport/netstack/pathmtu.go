@@ -6,8 +6,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// The least path MTU that a Net believes, in bytes. gVisor believes any MTU in an ICMP error, from any sender, about any
-// connection whose addresses and ports it names. With 0, a peer cut the segments of another peer's connection to a few
+// The least path MTU that a Net believes, in bytes. gVisor believes any MTU in an ICMP error. believe.go drops those that were forged
+// by a host that does not see the connection. A host that sees it can still choose the MTU. With 0, it would cut the segments to a few
 // bytes each.
 const (
 	leastMTU4 = 552                         // as Linux's net.ipv4.route.min_pmtu

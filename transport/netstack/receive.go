@@ -67,8 +67,12 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		l.drops.malformed.Add(1) // gVisor would drop it too, and write to the standard error
 		return
 	}
-	// gVisor checks a fragment's sum after it has reassembled the packet.
 	if isFragment4(p) {
+		if !l.forwards(ipv4.ProtocolNumber) || l.isForNet(p) {
+			l.fragment(c, p, l3, part4)
+			return
+		}
+		// gVisor forwards fragments as they are.
 		if p[ip4Protocol] == protoICMP4 {
 			l.errors.put(l, p) // it may be part of an ICMP error
 			return
@@ -109,17 +113,44 @@ func (l *link) receive6(c *coalescer, p []byte) {
 			return
 		}
 		l.deliver(ipv6.ProtocolNumber, p, l3, false)
-	case ip6Fragments:
+	case ip6Fragments, ip6HopByHop, ip6Routing, ip6Destination:
+		if at, ok := fragment6(p); ok && (!l.forwards(ipv6.ProtocolNumber) || l.isForNet(p)) {
+			l.fragment(c, p, at, part6)
+			return
+		}
+		if p[ip6Next] != ip6Fragments {
+			l.errors.put(l, p) // an ICMP error may follow it
+			return
+		}
 		if len(p) > l3 && (p[l3] == protoTCP || p[l3] == protoUDP) {
 			l.deliver(ipv6.ProtocolNumber, p, l3, false)
 			return
 		}
 		l.errors.put(l, p)
-	case ip6HopByHop, ip6Routing, ip6Destination:
-		l.errors.put(l, p) // an ICMP error may follow it
 	default:
 		l.deliver(ipv6.ProtocolNumber, p, l3, false)
 	}
+}
+
+// fragment takes the fragment p, which read understands, and receives the whole packet if p completes it. A whole packet cannot be a
+// fragment again, because the headers before a fragment header are all that may precede it.
+func (l *link) fragment(c *coalescer, p []byte, at int, read func([]byte, int) (part, bool)) {
+	f, ok := read(p, at)
+	if !ok {
+		l.drops.malformed.Add(1)
+		return
+	}
+	whole := l.reassemble(f)
+	if whole == nil {
+		return
+	}
+	if whole[0]>>4 == 6 {
+		if _, again := fragment6(whole); again {
+			l.drops.malformed.Add(1)
+			return
+		}
+	}
+	l.receive(c, whole)
 }
 
 // gVisor parses these extension headers.

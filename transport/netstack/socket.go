@@ -101,7 +101,7 @@ func (s *lifetime) wait(ready <-chan struct{}, d *deadline) error {
 }
 
 // drain removes an old notification.
-func drain(c waiter.ChannelNotifier) {
+func drain(c <-chan struct{}) {
 	select {
 	case <-c:
 	default:

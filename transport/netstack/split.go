@@ -10,6 +10,8 @@ import (
 
 // These are offsets of fields from the start of their header.
 const (
+	ip4ID, ip4Checksum = 4, 10
+
 	ip4Length, ip4Fragment, ip4Protocol, ip4Addresses = packet.IP4Length, packet.IP4Fragment, packet.IP4Protocol, packet.IP4Addresses
 	ip6Length, ip6Next, ip6Addresses                  = packet.IP6Length, packet.IP6Next, packet.IP6Addresses
 

@@ -32,20 +32,28 @@ type UDPConn struct {
 	foreign       bool         // the local address is another host's; see Flow.Accept
 	whole         atomic.Bool  // whether datagrams must not be fragmented
 
-	readMu sync.Mutex // held during a read; guards into
-	into   tcpip.SliceWriter
+	readMu   sync.Mutex // held during a read
+	arrivals arrivals
+	filler   waiter.Entry // fills arrivals
 
 	writeMu sync.Mutex // guards from and to
 	from    bytes.Reader
 	to      tcpip.FullAddress
 }
 
-// newUDPConn returns a connection that owns ep. network is as in net.OpError.
-func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool) *UDPConn {
+// newUDPConn returns a connection that owns ep. network is as in net.OpError. who fills its arrivals; without one, the connection
+// itself does.
+func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool, who holder) *UDPConn {
 	c := &UDPConn{is4: proto != ipv6.ProtocolNumber}
+	if who == (holder{}) {
+		who.socket = &c.arrivals
+	}
 	c.mapped = !c.is4 && !ep.SocketOptions().GetV6Only()
 	c.init(n, network, ep, q)
 	reportAll(ep.SocketOptions())
+	c.arrivals.init(n, ep, who)
+	c.filler = waiter.NewFunctionEntry(waiter.ReadableEvents, func(waiter.EventMask) { c.arrivals.arrive() })
+	q.EventRegister(&c.filler)
 	if a, err := ep.GetLocalAddress(); err == nil {
 		c.local = net.UDPAddrFromAddrPort(addrPortOf(a, proto))
 		c.bound = addrPort(a).Addr()
@@ -97,17 +105,15 @@ func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 	}
 	for {
 		drain(c.readable)
-		c.into = b
-		res, err := c.ep.Read(&c.into, tcpip.ReadOptions{NeedRemoteAddr: true})
-		c.into = nil
-		if m != nil {
-			m.take(&res)
-		}
+		d, err := c.arrivals.pop()
 		switch err.(type) {
 		case nil:
-			return res.Count, addrPort(res.RemoteAddr), nil
-		case *tcpip.ErrBadBuffer: // b is empty and the datagram is not
-			return 0, addrPort(res.RemoteAddr), nil
+			n, from := copy(b, d.data), d.from
+			if m != nil {
+				*m = d.received
+			}
+			d.free()
+			return n, from, nil
 		case *tcpip.ErrWouldBlock:
 		case *tcpip.ErrClosedForReceive:
 			return 0, netip.AddrPort{}, net.ErrClosed
@@ -132,7 +138,7 @@ func (c *UDPConn) waitReadable() error {
 			return err
 		}
 		drain(c.readable)
-		if c.ep.Readiness(waiter.ReadableEvents|hangUp) != 0 {
+		if c.arrivals.isReadable() || c.ep.Readiness(hangUp) != 0 {
 			return nil
 		}
 		if err := c.wait(c.readable, &c.reads); err != nil {
@@ -206,6 +212,9 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	}
 	if err := c.fits(c.call("write", "sendto"), len(b), c.sends4(to)); err != nil {
 		return 0, err
+	}
+	if err := c.arrivals.takeError(); err != nil {
+		return 0, c.failure(c.call("write", "sendto"), err)
 	}
 	defer c.from.Reset(nil)
 	for {
@@ -290,6 +299,8 @@ func (c *UDPConn) Close() error {
 	if !c.close() {
 		return c.wrap("close", nil, net.ErrClosed)
 	}
+	c.queue.EventUnregister(&c.filler)
+	c.arrivals.close()
 	return nil
 }
 
@@ -321,12 +332,13 @@ func (c *UDPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.writes))
 }
 
-// SetReadBuffer sets how many bytes of datagrams may wait to be read. Datagrams beyond that are lost.
+// SetReadBuffer sets how many bytes of datagrams may wait to be read, with 128 bytes or more for each. The default is
+// 212 KiB. [Config.Memory] also bounds them. Datagrams beyond that are lost and counted in [Stats].DatagramsDropped.
 func (c *UDPConn) SetReadBuffer(bytes int) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)
 	}
-	c.ep.SocketOptions().SetReceiveBufferSize(int64(bytes), true)
+	c.arrivals.resize(bytes)
 	return nil
 }
 

@@ -1,0 +1,54 @@
+package netstack
+
+import (
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+// gVisor counts the memory of a segment twice if a listener passes it to the connection that it makes from a SYN cookie: as the
+// listener's, and as the connection's (accept.go, handleListenSegment; segment.go, setOwner). It subtracts only the second. So the
+// listener's count grows for ever, and from some point on, gVisor drops all segments with payload that reach the listener. With
+// 1,000 bytes of payload, that took six handshakes. A connection whose bare acknowledgement was lost is then never established,
+// because its peer sends only segments with payload.
+//
+// Bare segments always reach the listener. So when a listener has begun to drop segments, the link removes the payload of those that
+// arrive for it. The cookie in them still makes a connection, and the peer sends the payload again. Nothing can correct the count
+// itself, which has no other effect.
+
+// withoutPayload returns the TCP segment p, or its headers if it is for a listener that would drop the payload. The headers of p end
+// at l4.
+func (l *link) withoutPayload(p []byte, l3, l4 int) []byte {
+	if len(p) == l4 || l.cookies.Value() == 0 || !l.isOwn(p) {
+		return p
+	}
+	if l.windows.heard.of(flowOf(p, l3, true)) != nil || !l.listenerDrops(p, l3) {
+		return p
+	}
+	p = p[:l4]
+	p[l3+tcpFlags] &^= uint8(header.TCPFlagFin) // which follows the payload
+	if p[0]>>4 == 4 {
+		put16(p[ip4Length:], p[ip4Checksum:], uint16(l4))
+	} else {
+		binary.BigEndian.PutUint16(p[ip6Length:], uint16(l4-l3))
+	}
+	return p // nothing reads the checksum of TCP again
+}
+
+// listenerDrops reports whether the endpoint that gets the segment p is a listener that has dropped segments.
+func (l *link) listenerDrops(p []byte, l3 int) bool {
+	src, dst := addressesOf(p)
+	ep := l.owner.stack.FindTransportEndpoint(networkOf(p), tcp.ProtocolNumber, stack.TransportEndpointID{
+		LocalAddress: tcpip.AddrFromSlice(dst.AsSlice()), LocalPort: binary.BigEndian.Uint16(p[l3+2:]),
+		RemoteAddress: tcpip.AddrFromSlice(src.AsSlice()), RemotePort: binary.BigEndian.Uint16(p[l3:]),
+	}, NICID)
+	e, ok := ep.(*tcp.Endpoint)
+	if !ok || e.EndpointState() != tcp.StateListen {
+		return false
+	}
+	s, ok := e.Stats().(*tcp.Stats)
+	return ok && s.ReceiveErrors.SegmentQueueDropped.Value() > 0
+}

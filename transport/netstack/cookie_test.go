@@ -1,0 +1,57 @@
+package netstack
+
+import (
+	"io"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// TestCookiesForEver completes many handshakes that began with a cookie, by segments with data. gVisor counts each of these segments as
+// memory of the listener for ever, so it would refuse further ones, and connections whose bare acknowledgement was lost would
+// never be established.
+func TestCookiesForEver(t *testing.T) {
+	for name, flow := range talkFlows {
+		n, h := smallNet(t, minMemory)
+		l, err := n.ListenTCP(flow[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 * leastHalfOpen { // from then on, SYNs get cookies
+			h.write(t, synFrom(netip.AddrPortFrom(flow[0].Addr().Next(), uint16(1000+i)), flow[1]))
+		}
+		waitFor(t, func() bool { return n.stack.Stats().TCP.ListenOverflowSynCookieSent.Value() > 0 })
+		for i := range uint16(20) {
+			h.forget()
+			own := netip.AddrPortFrom(flow[0].Addr(), 5000+i)
+			h.write(t, synFrom(own, flow[1]))
+			s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
+			data := segment{from: own, to: flow[1], seq: 8, ack: s.seq + 1, flags: flagACK | flagPSH, window: 60000, payload: make([]byte, 1000)}
+			// The peer sends it again until it is acknowledged, as after a loss.
+			acked := func(s segment) bool {
+				return s.to == own && s.flags&(flagACK|flagRST) == flagACK && s.ack == data.seq+1000
+			}
+			ok := false
+			for range 20 {
+				h.write(t, data.packet())
+				if _, ok = h.next(acked, 50*time.Millisecond); ok {
+					break
+				}
+			}
+			if !ok {
+				t.Fatalf("%s: handshake %d does not end", name, i)
+			}
+			_ = l.SetDeadline(time.Now().Add(10 * time.Second))
+			c, err := l.AcceptTCP()
+			if err != nil {
+				t.Fatalf("%s: accept %d: %v", name, i, err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+		_ = l.Close()
+	}
+}

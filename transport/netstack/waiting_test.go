@@ -1,0 +1,151 @@
+package netstack
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+)
+
+// synFrom is a SYN of a connection that handConn can continue.
+func synFrom(own, to netip.AddrPort) []byte {
+	return segment{from: own, to: to, seq: 7, flags: flagSYN, window: 60000, options: []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0, 1, 1, 4, 2}}.packet()
+}
+
+// TestAcceptQueueBound: one party opens connections that nobody accepts and fills their buffers with single bytes. What they hold is
+// bounded and counted, and another party still connects. After the program accepts, the first party connects again.
+func TestAcceptQueueBound(t *testing.T) {
+	const memory = 16 << 20
+	n, h := smallNet(t, memory)
+	to := netip.AddrPortFrom(a4, 80)
+	before := heapInUse()
+	l, err := n.ListenTCP(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reserved := n.Stats().Memory
+	var conns []*handConn
+	for i := range 1000 {
+		c, ok := h.tryConnect(t, netip.AddrPortFrom(b4, uint16(1000+i)), to, 50*time.Millisecond)
+		if !ok {
+			break
+		}
+		conns = append(conns, c)
+		for range 200 {
+			h.write(t, c.segment(flagACK, []byte("x")).packet())
+			c.next++
+		}
+		h.mu.Lock()
+		h.sent = nil
+		h.mu.Unlock()
+	}
+	half := memory / 4 / 2 / waitingCost
+	if len(conns) < half || len(conns) > half+2 {
+		t.Errorf("one party opened %d connections, want about %d", len(conns), half)
+	}
+	waitFor(t, func() bool { return n.Stats().Memory == reserved+uint64(len(conns)*waitingCost) })
+	s, grown := n.Stats(), heapInUse()-before
+	t.Logf("%d connections wait: Stats count %d KiB, the heap has %d KiB more", len(conns), s.Memory>>10, grown>>10)
+	if grown > int64(s.Memory)+1<<20 && !testkit.Race {
+		t.Errorf("the heap grew by %d bytes, and Stats say %d", grown, s.Memory)
+	}
+	if s.ConnectionsDropped == 0 {
+		t.Error("no drop was counted")
+	}
+	other, ok := h.tryConnect(t, netip.AddrPortFrom(b4.Next(), 1000), to, 10*time.Second)
+	if !ok {
+		t.Fatal("another party cannot connect")
+	}
+	for i := range len(conns) + 1 {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := other.own
+		if i < len(conns) {
+			want = conns[i].own
+		}
+		if got := c.RemoteAddr().String(); got != want.String() {
+			t.Fatalf("connection %d is from %s, want %v", i, got, want)
+		}
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+	h.connect(t, netip.AddrPortFrom(b4, 999), to)
+	_ = l.Close()
+	waitFor(t, func() bool { return n.Stats().Memory == 0 })
+}
+
+// TestAcceptQueueReset: handshakes that were half-open when their party had its share may exceed it. Beyond an eighth of the budget,
+// they are reset.
+func TestAcceptQueueReset(t *testing.T) {
+	const memory = 4 << 20
+	n, h := smallNet(t, memory)
+	to := netip.AddrPortFrom(a4, 80)
+	if _, err := n.ListenTCP(to); err != nil {
+		t.Fatal(err)
+	}
+	const most = (memory/4+memory/8)/waitingCost + 1
+	var half []segment
+	for i := range most + 20 {
+		own := netip.AddrPortFrom(b4, uint16(1000+i))
+		h.write(t, synFrom(own, to))
+		s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
+		half = append(half, segment{from: own, to: to, seq: 8, ack: s.seq + 1, flags: flagACK, window: 60000})
+	}
+	for _, s := range half { // one after another, or gVisor's own queue may be full
+		before := n.Stats()
+		h.write(t, s.packet())
+		waitFor(t, func() bool {
+			now := n.Stats()
+			return now.Memory > before.Memory || now.ConnectionsDropped > before.ConnectionsDropped
+		})
+	}
+	resets := 0
+	for _, ok := h.next(func(s segment) bool { return s.flags&flagRST != 0 }, 10*time.Second); ok; resets++ {
+		_, ok = h.next(func(s segment) bool { return s.flags&flagRST != 0 }, time.Second)
+	}
+	if want := len(half) - most; resets < want || resets > want+2 || n.Stats().ConnectionsDropped != uint64(resets) {
+		t.Errorf("%d of %d connections were reset, and %d counted, want about %d", resets, len(half), n.Stats().ConnectionsDropped, want)
+	}
+}
+
+// TestHalfOpenBound: SYNs of one party hold a bounded memory, which is counted, and another party still connects.
+func TestHalfOpenBound(t *testing.T) {
+	const memory, listeners = 16 << 20, 20
+	n, h := smallNet(t, memory)
+	before := heapInUse()
+	for i := range listeners {
+		l, err := n.ListenTCP(netip.AddrPortFrom(a4, uint16(80+i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	counted := n.Stats().Memory
+	if most := uint64(memory/8 + listeners*leastHalfOpen*halfOpenCost); counted < memory/16 || counted > most {
+		t.Errorf("%d bytes are reserved, want %d to %d", counted, memory/16, most)
+	}
+	for i := range 2000 {
+		for k := range listeners {
+			h.write(t, synFrom(netip.AddrPortFrom(b4, uint16(1000+i)), netip.AddrPortFrom(a4, uint16(80+k))))
+		}
+		h.mu.Lock()
+		h.sent = nil
+		h.mu.Unlock()
+	}
+	waitFor(t, func() bool {
+		s := n.stack.Stats().TCP
+		return s.ListenOverflowSynCookieSent.Value() > 30_000
+	})
+	h.mu.Lock()
+	h.sent = nil
+	h.mu.Unlock()
+	grown := heapInUse() - before
+	t.Logf("Stats count %d KiB, the heap has %d KiB more", counted>>10, grown>>10)
+	if grown > int64(counted)+1<<20 && !testkit.Race {
+		t.Errorf("the heap grew by %d bytes, and Stats say %d", grown, counted)
+	}
+	h.connect(t, netip.AddrPortFrom(b4.Next(), 1000), netip.AddrPortFrom(a4, 80))
+}
