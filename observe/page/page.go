@@ -8,9 +8,9 @@
 // listen on a loopback address, or put authentication in front of it. It refuses host names that it was not told, so that a
 // page of another site cannot read it by DNS rebinding.
 //
-// With 1,000 peers, an open page costs the server about 0.3 % of a core, and 0.5 % if all peers have traffic (BenchmarkLook): it looks
-// at the peers once per second and writes what changed as JSON. The figures leave out what it costs to send that, which each
-// page costs again, and events.
+// With 1,000 peers, an open page costs the server about 0.3 % of a core, and 0.5 % if all peers have traffic and a gateway
+// (BenchmarkLook): it looks at the peers once per second and writes what changed as JSON. The larger figure includes sending that to one
+// page. The figures leave out events.
 //
 // It works under any path: http.Handle("/status/", http.StripPrefix("/status", status)). Beside the page it serves status.json,
 // which holds what the page shows, and events, a stream of server-sent events.
