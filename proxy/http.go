@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
+	"net/textproto"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,9 +21,9 @@ import (
 // HTTP is a proxy as RFC 9110 describes it. It serves CONNECT to any port, and requests whose target is an absolute "http" URL.
 // The zero value serves every client.
 //
-// The proxy removes the header fields that concern one hop, and adds none, so a target learns neither of the proxy nor of the
-// client's address. For the same reason it adds no Via field, although section 7.6.3 says that a proxy must. A proxy whose dialer
-// leads back to itself therefore does not notice the loop; its limits end it.
+// The proxy removes the header fields that concern one hop. It adds Via with a pseudonym to each request and answer that it passes
+// on, as section 7.6.3 demands, and nothing else. So a target learns that there is a proxy, but neither where it is nor the client's
+// address. What CONNECT relays stays as it is.
 //
 // A client learns of a failure by the status of the answer:
 //
@@ -35,6 +37,9 @@ import (
 type HTTP struct {
 	// Username and Password are what a client must send ("Basic", RFC 7617). If both are empty, clients need neither.
 	Username, Password string
+
+	// Pseudonym names the proxy in Via. It consists of letters, digits and any of !#$%&'*+-.^_`|~. Empty means "proxy".
+	Pseudonym string
 
 	// TLS makes the server speak HTTPS with its clients. It needs a certificate. Nil means that clients speak HTTP.
 	TLS *tls.Config
@@ -70,7 +75,13 @@ func (p HTTP) start(s *Server) (service, error) {
 		p.TLS = t.Clone()
 		p.TLS.NextProtos = []string{"http/1.1"}
 	}
+	if strings.ContainsFunc(p.Pseudonym, notToken) {
+		return service{}, fmt.Errorf("proxy: HTTP.Pseudonym is %q; use letters, digits and -", p.Pseudonym)
+	}
 	w := &web{HTTP: p, server: s, feed: &feed{conns: make(chan net.Conn), done: make(chan struct{})}}
+	if w.Pseudonym == "" {
+		w.Pseudonym = defaultPseudonym
+	}
 	silent := log.New(io.Discard, "", 0)
 	w.transport = http.Transport{
 		DialContext:            w.dial,
@@ -82,12 +93,12 @@ func (p HTTP) start(s *Server) (service, error) {
 		MaxResponseHeaderBytes: maxHead,
 	}
 	w.forward = httputil.ReverseProxy{
-		Rewrite:        rewrite,
-		Transport:      &w.transport,
+		Rewrite:        w.rewrite,
+		Transport:      w,
 		FlushInterval:  -1, // pass each piece of an answer on at once
 		ErrorLog:       silent,
 		BufferPool:     buffers{},
-		ModifyResponse: countAnswer,
+		ModifyResponse: w.answer,
 		ErrorHandler:   failExchange,
 	}
 	idle := keepAlive
@@ -140,10 +151,19 @@ func (c *targetConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// RoundTrip sends a request of the ReverseProxy to its target. Its trace is newer than the ReverseProxy's, so it is called first.
+func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
+	return w.transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), w.trace(exchangeOf(r)))))
+}
+
 // trace counts the requests on each targetConn. A flag would not do, because the next request may get the connection before
-// PutIdleConn is called for the previous one.
-func (x *exchange) trace() *httptrace.ClientTrace {
+// PutIdleConn is called for the previous one. It also adds Via to interim answers, which the ReverseProxy passes on.
+func (w *web) trace(x *exchange) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
+		Got1xxResponse: func(_ int, head textproto.MIMEHeader) error {
+			w.via(http.Header(head), 1, 1) // HTTP/1.0 has no interim answers
+			return nil
+		},
 		GotConn: func(i httptrace.GotConnInfo) {
 			c := i.Conn.(*targetConn)
 			c.asked.Add(1)
@@ -400,15 +420,16 @@ func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
 		r.Body = &countedBody{r.Body, &x.sent}
 	}
 	x.err = errInterrupted
-	ctx := httptrace.WithClientTrace(context.WithValue(r.Context(), exchangeKey{}, x), x.trace())
-	w.forward.ServeHTTP(rw, r.WithContext(ctx))
+	w.forward.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
 	if x.err == errInterrupted { // ServeHTTP has neither panicked nor failed
 		x.err = nil
 	}
 }
 
-// rewrite restores what the ReverseProxy changes in a request. It is made for servers that stand in front of their own targets.
-func rewrite(p *httputil.ProxyRequest) {
+// rewrite adds Via to a request, and restores what the ReverseProxy changes in it. The ReverseProxy is made for servers that stand in
+// front of their own targets.
+func (w *web) rewrite(p *httputil.ProxyRequest) {
+	w.via(p.Out.Header, p.In.ProtoMajor, p.In.ProtoMinor)
 	p.Out.Host = p.In.Host
 	p.Out.URL.RawQuery = p.In.URL.RawQuery
 	for _, field := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
@@ -420,8 +441,9 @@ func rewrite(p *httputil.ProxyRequest) {
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
-// countAnswer counts the bytes of an answer's body. The body of an upgrade has both directions.
-func countAnswer(a *http.Response) error {
+// answer adds Via to an answer, and counts the bytes of its body. The body of an upgrade has both directions.
+func (w *web) answer(a *http.Response) error {
+	w.via(a.Header, a.ProtoMajor, a.ProtoMinor)
 	x := exchangeOf(a.Request)
 	if both, ok := a.Body.(io.ReadWriteCloser); ok && a.StatusCode == http.StatusSwitchingProtocols {
 		a.Body = &countedUpgrade{both, x}

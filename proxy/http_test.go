@@ -53,7 +53,7 @@ func certificate(t testing.TB) (*tls.Config, *http.Client) {
 }
 
 // TestHTTPRequests: requests with an absolute URL reach their host on one connection, without the fields of one hop, and with no
-// field that the client did not send.
+// field that the client did not send, except for Via.
 func TestHTTPRequests(t *testing.T) {
 	web := webTarget(t, false)
 	addr, done := serve(t, &Server{Protocol: HTTP{Username: "u", Password: "p"}, DialContext: to(web.Listener.Addr().String(), nil)})
@@ -67,13 +67,48 @@ func TestHTTPRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, _ := io.ReadAll(a.Body)
-		want := `POST /path?q=%zz;a host=example.com auth=[] hop=[] fields=[Content-Length X-Own] body=body`
+		want := `POST /path?q=%zz;a host=example.com auth=[] hop=[] fields=[Content-Length Via X-Own] body=body`
 		if a.StatusCode != 200 || string(body) != want || a.Header.Get("X-Hop") != "" {
 			t.Errorf("request %d: %d, X-Hop %q, %q, want %q", i, a.StatusCode, a.Header.Get("X-Hop"), body, want)
 		}
 		if r := done.next(t); r.Err != nil || r.Target != "example.com:80" || r.Sent != 4 || r.Received != int64(len(want)) || r.Username != "u" {
 			t.Errorf("report: %+v", r)
 		}
+	}
+}
+
+// TestVia: a request and its answers, interim ones included, get the version with which the proxy received them, and its pseudonym,
+// behind what earlier proxies wrote. What the proxy itself answers has no Via.
+func TestVia(t *testing.T) {
+	addr := target(t, func(c *net.TCPConn) {
+		r, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			return
+		}
+		via := strings.Join(r.Header["Via"], ", ")
+		fmt.Fprintf(c, "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.0 200 OK\r\nVia: 1.1 far\r\nContent-Length: %d\r\n\r\n%s", len(via), via)
+	})
+	for pseudonym, name := range map[string]string{"": "proxy", "gate-7": "gate-7"} {
+		at, _ := serve(t, &Server{Protocol: HTTP{Pseudonym: pseudonym}, DialContext: to(addr, nil)})
+		c := dial(t, at)
+		write(t, c, "GET http://x/ HTTP/1.1\r\nHost: x\r\nVia: 1.0 near\r\n\r\n")
+		want(t, "the interim answer", c, "HTTP/1.1 103 Early Hints\r\nLink: x\r\nVia: 1.1 "+name+"\r\n\r\n")
+		r := bufio.NewReader(c)
+		a, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(a.Body)
+		if got := strings.Join(a.Header["Via"], ", "); got != "1.1 far, 1.0 "+name || string(body) != "1.0 near, 1.1 "+name {
+			t.Errorf("Via of the answer %q, of the request %q", got, body)
+		}
+		write(t, c, "CONNECT x HTTP/1.1\r\nHost: x\r\n\r\n")
+		if a, err := http.ReadResponse(r, nil); err != nil || a.Header["Via"] != nil {
+			t.Errorf("the proxy's own answer: %v, %v", a, err)
+		}
+	}
+	if err := (&Server{Protocol: HTTP{Pseudonym: "my proxy"}}).Serve(&feed{done: make(chan struct{})}); err == nil || !strings.Contains(err.Error(), "Pseudonym") {
+		t.Errorf("with a space: %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 	"github.com/seed-86b749af/wireguard/proxy"
 	"github.com/seed-86b749af/wireguard/transport/netstack"
@@ -89,7 +91,7 @@ func start(t *testing.T, s *proxy.Server, l net.Listener, err error) (addr strin
 
 // TestTunnel: through a tunnel, HTTP clients reach a web server by a name that only the tunnel knows, over SOCKS and an HTTP
 // proxy; SOCKS datagrams and a UDP forward reach its name server; a forward of the other direction publishes a service of this
-// machine in the tunnel.
+// machine in the tunnel, of TCP and of UDP.
 func TestTunnel(t *testing.T) {
 	a, b := tunnel(t)
 	host := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
@@ -113,6 +115,49 @@ func TestTunnel(t *testing.T) {
 	}
 	transport.CloseIdleConnections()
 	askOverSOCKS(t, socks)
+	publishDatagrams(t, a, b)
+}
+
+// publishDatagrams forwards datagrams from b's side of the tunnel to an echo service of this machine, and lets a use that.
+func publishDatagrams(t *testing.T, a, b *netstack.Net) {
+	t.Helper()
+	service, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	go func() {
+		for buf := make([]byte, 1500); ; {
+			n, from, err := service.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = service.WriteTo(buf[:n], from)
+		}
+	}()
+	published, err := b.ListenPacket("udp", ":5353")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &proxy.Server{Protocol: proxy.Forward{Target: service.LocalAddr().String()}}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = s.ServePacket(published) }()
+	defer func() { s.Close(); <-ended }()
+	c, err := a.Dial("udp", "10.8.0.2:5353")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
+	for _, size := range []int{5, 0, 1200} {
+		buf := make([]byte, 1500)
+		if _, err := c.Write(bytes.Repeat([]byte("x"), size)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(buf); n != size || err != nil {
+			t.Errorf("a datagram of %d bytes comes back as %d, %v", size, n, err)
+		}
+	}
 }
 
 func get(t *testing.T, c *http.Client, address string) string {

@@ -3,8 +3,19 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/seed-86b749af/wireguard"
 	"github.com/seed-86b749af/wireguard/gateway"
+	"github.com/seed-86b749af/wireguard/observe/page"
 )
+
+// shown returns the counters for the status page.
+func (x *exit) shown() map[wireguard.PublicKey]page.GatewayPeer {
+	all := make(map[wireguard.PublicKey]page.GatewayPeer)
+	for peer, stats := range x.Stats() {
+		all[peer] = page.GatewayPeer(stats)
+	}
+	return all
+}
 
 // An exitCollector shows the counters of a [Gateway], by peer.
 type exitCollector struct {

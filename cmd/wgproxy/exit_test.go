@@ -3,9 +3,11 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -154,7 +156,7 @@ func TestGatewayProcess(t *testing.T) {
 }
 
 // TestGatewayDrain checks that SIGTERM lets a connection through [Gateway] go on until it ends, and refuses another one. Before that,
-// /metrics counts the connection.
+// /metrics and the status page count the connection.
 func TestGatewayDrain(t *testing.T) {
 	host := testkit.HostAddr(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
@@ -202,6 +204,17 @@ func TestGatewayDrain(t *testing.T) {
 			t.Errorf("/metrics lacks %s in\n%s", want, metrics)
 		}
 	}
+	var page struct {
+		Devices []struct {
+			Gateway bool
+			Peers   []struct{ Gateway map[string]uint64 }
+		}
+	}
+	testkit.Eventually(t, "the status page counts the connection", func() bool {
+		err := json.Unmarshal([]byte(curl(t, "http://"+status+"/status.json")), &page)
+		return err == nil && len(page.Devices) == 1 && page.Devices[0].Gateway && len(page.Devices[0].Peers) == 1 &&
+			maps.Equal(page.Devices[0].Peers[0].Gateway, map[string]uint64{"flows": 1, "opened": 1, "refused": 0, "failed": 0, "dropped": 0, "pings": 0, "from_peer": 5, "to_peer": 5})
+	})
 	r.signals <- syscall.SIGTERM
 	testkit.Eventually(t, "refused: a further connection", func() bool {
 		c, err := o.Dial("tcp", l.Addr().String())

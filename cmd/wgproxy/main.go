@@ -94,7 +94,8 @@ func start(o *options) error {
 	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, append(reloadSignals, syscall.SIGTERM, os.Interrupt)...)
-	return (&program{settings: s, options: o, out: out, terminal: !o.silent && isTerminal(os.Stderr)}).run(context.Background(), signals)
+	p := &program{settings: s, options: o, out: out, terminal: !o.silent && isTerminal(os.Stderr), stdin: os.Stdin, stdout: os.Stdout}
+	return p.run(context.Background(), signals)
 }
 
 // confine gives up the right to open files, unless the command line forbids that.

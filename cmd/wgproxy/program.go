@@ -26,6 +26,8 @@ type program struct {
 	family   string    // as in settings, at the start: dials read it, and a reload does not change it
 	out      io.Writer // for people
 	terminal bool      // whether out shows progress
+	stdin    io.Reader // what [STDIOTunnel] sends; it owns both
+	stdout   io.Writer // what [STDIOTunnel] receives
 
 	tunnel    *wgnet.Tunnel
 	gateway   *exit // nil without [Gateway]
@@ -217,11 +219,10 @@ func (p *program) startServices(services []service) error {
 		srv.closers = nil
 		go func() {
 			err := srv.serve()
-			if err == nil || errors.Is(err, net.ErrClosed) {
-				if s.kind != kindStdio {
-					return
-				}
-			} else {
+			switch {
+			case errors.Is(err, net.ErrClosed), err == nil && s.kind != kindStdio:
+				return // a reload or the end of wgproxy has stopped it
+			case err != nil:
 				err = fmt.Errorf("%v: %w", s, err)
 			}
 			select {
@@ -256,7 +257,9 @@ func (p *program) listen(s service) (*server, error) {
 	case kindClient, kindUDP, kindServer:
 		srv.Protocol = proxy.Forward{Target: s.target}
 	case kindStdio:
-		srv.serve = func() error { return p.stdio(s.target, os.Stdin, os.Stdout) }
+		srv.Protocol = proxy.Forward{Target: s.target}
+		srv.IdleTimeout = -1 // an ssh session may be silent for days, and the end of p.stdin tells that its client is gone
+		srv.serve = func() error { return srv.ServeStdio(p.stdin, p.stdout) }
 		return srv, nil
 	}
 	if s.kind == kindUDP {
@@ -301,23 +304,6 @@ func (p *program) firstByte() func(proxy.Report) {
 			p.metrics.first.Do(func() { p.say("the first bytes have arrived, from %s", r.Target) })
 		}
 	}
-}
-
-// stdio connects two streams with a target in the tunnel until the target ends.
-func (p *program) stdio(target string, in io.Reader, out io.Writer) error {
-	c, err := p.dial(context.Background(), "tcp", target)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	go func() {
-		io.Copy(c, in)
-		if half, ok := c.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
-		}
-	}()
-	_, err = io.Copy(out, c)
-	return err
 }
 
 // stop ends a service and its connections.

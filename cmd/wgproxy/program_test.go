@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/goleak"
 
 	"github.com/seed-86b749af/wireguard"
@@ -106,6 +108,14 @@ func (r *run) waitFor(text string) {
 // launch runs wgproxy with a file, flags and inherited sockets.
 func launch(t *testing.T, text string, in sockets, flags ...string) *run {
 	t.Helper()
+	r := prepare(t, text, in, flags...)
+	r.start()
+	return r
+}
+
+// prepare does what launch does, and leaves the start to the test.
+func prepare(t *testing.T, text string, in sockets, flags ...string) *run {
+	t.Helper()
 	r := &run{T: t, path: write(t, "office.conf", text), signals: make(chan os.Signal, 2), ended: make(chan error, 1)}
 	o, err := parseArgs(append([]string{r.path}, flags...), io.Discard)
 	if err != nil {
@@ -116,8 +126,23 @@ func launch(t *testing.T, text string, in sockets, flags ...string) *run {
 		t.Fatal(err)
 	}
 	r.p = &program{settings: s, options: o, out: r, terminal: true, inherited: in}
-	go func() { r.ended <- r.p.run(context.Background(), r.signals) }()
 	return r
+}
+
+func (r *run) start() {
+	go func() { r.ended <- r.p.run(context.Background(), r.signals) }()
+}
+
+// counted waits until the metrics have a line, and returns all of them.
+func (r *run) counted(line string) (text string) {
+	r.Helper()
+	testkit.Eventually(r, "the metrics have "+line, func() bool {
+		w := httptest.NewRecorder()
+		promhttp.HandlerFor(r.p.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		text = w.Body.String()
+		return strings.Contains(text, line+"\n")
+	})
+	return text
 }
 
 // end sends SIGTERM, and wants run to return without an error.
@@ -294,7 +319,8 @@ func TestReload(t *testing.T) {
 	r.end()
 }
 
-// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input.
+// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input. wgproxy ends when the
+// target does, and counts the connection. A reload without the section ends the connection, and wgproxy goes on.
 func TestStdio(t *testing.T) {
 	o := newOffice(t)
 	l, err := o.Listen("tcp", ":7")
@@ -303,12 +329,37 @@ func TestStdio(t *testing.T) {
 	}
 	go echo(l)
 	defer l.Close()
-	in := make(sockets)
-	r := launch(t, o.file(""), in, "-socks", inheritTCP(t, in))
-	r.waitFor("waiting for the first byte")
+	const section = "[STDIOTunnel]\nTarget = 10.7.0.1:7\n"
 	var out bytes.Buffer
-	if err := r.p.stdio("10.7.0.1:7", strings.NewReader("echo\n"), &out); err != nil || out.String() != "echo\n" {
+	r := prepare(t, o.file(section), nil)
+	r.p.stdin, r.p.stdout = strings.NewReader("echo\n"), &out
+	r.start()
+	if err := testkit.Next(t, r.ended, "wgproxy ends when the target does"); err != nil || out.String() != "echo\n" {
 		t.Errorf("%q, %v", out.String(), err)
+	}
+	r.waitFor("the first bytes have arrived, from 10.7.0.1:7")
+	lint(t, r.counted(`wgproxy_received_bytes_total{service="[STDIOTunnel] to 10.7.0.1:7 in the tunnel"} 5`))
+
+	in := make(sockets)
+	status := inheritTCP(t, in)
+	r = prepare(t, o.file(section), in, "-status", status)
+	input, more := io.Pipe()
+	output, w := io.Pipe()
+	defer more.Close()
+	r.p.stdin, r.p.stdout = input, w
+	r.start()
+	go io.WriteString(more, "x")
+	if _, err := io.ReadFull(output, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.path, []byte(o.file("")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.signals <- syscall.SIGHUP
+	r.waitFor("reloaded " + r.path)
+	r.counted(`wgproxy_connections_total{failed="true",service="[STDIOTunnel] to 10.7.0.1:7 in the tunnel"} 1`)
+	if text := curl(t, "http://"+status+"/status.json"); !strings.Contains(text, `"wgproxy"`) {
+		t.Errorf("wgproxy does not go on after the reload: %s", text)
 	}
 	r.end()
 }

@@ -126,7 +126,11 @@ func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 		h.last[a] = 0
 		go h.ping(ctx, a, p.tunnel.Net().Ping)
 	}
-	status := page.New(page.Config{Devices: []page.Device{{Name: "wgproxy", Device: p.tunnel.Device()}}, Hosts: p.options.statusHosts})
+	shown := page.Device{Name: "wgproxy", Device: p.tunnel.Device()}
+	if p.gateway != nil {
+		shown.Gateway = p.gateway.shown
+	}
+	status := page.New(page.Config{Devices: []page.Device{shown}, Hosts: p.options.statusHosts})
 	mux := http.NewServeMux()
 	mux.Handle("GET /readyz", h)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))

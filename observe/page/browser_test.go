@@ -289,6 +289,51 @@ func TestBrowser(t *testing.T) {
 	}
 }
 
+// A program with a gateway shows what each peer does there, and the sums.
+func TestBrowserGateway(t *testing.T) {
+	b := startBrowser(t)
+	h := newHub(t)
+	populate(h)
+	server := serve(t, h.withGateway())
+	traffic(h)
+	h.pass(h.spokes[0], page.GatewayPeer{Flows: 18, Opened: 5210, Refused: 3, Failed: 12, Dropped: 2, Pings: 1, FromPeer: 31 << 20, ToPeer: 812 << 20})
+	h.pass(h.spokes[1], page.GatewayPeer{Flows: 1, Opened: 44, FromPeer: 5 << 10, ToPeer: 9 << 20})
+	b.screen(1280, 1000, false)
+	b.open(server.URL)
+	b.want("the sums", `document.querySelector(".flows").textContent === "19" && document.querySelector(".refused").textContent === "3" && document.querySelector(".to-peers").textContent === "821\u00a0MiB"`)
+	row := func(name string) string {
+		return `[...document.querySelectorAll("tbody tr")].find((r) => r.querySelector(".who")?.textContent === "` + name + `")`
+	}
+	b.want("a row", row("laptop")+`.querySelector(".exit").innerText === "18\u00a0flows\u00a0\u00b7 31.0\u00a0MiB to and 812\u00a0MiB from other hosts\u00a0\u00b7 3 refused"`)
+	b.want("one flow", row("office gateway")+`.querySelector(".exit").innerText.startsWith("1\u00a0flow\u00a0\u00b7 5.00\u00a0KiB to")`)
+	b.want("a peer without flows has no line", row("phone")+`.querySelector(".exit").hidden`)
+	h.pass(h.spokes[0], page.GatewayPeer{Flows: 17, Opened: 5210, Refused: 4, Failed: 12, Dropped: 2, Pings: 1, FromPeer: 31 << 20, ToPeer: 812 << 20})
+	b.want("the row changes", row("laptop")+`.querySelector(".exit").innerText.endsWith("\u00b7 4 refused")`)
+	b.eval(row("laptop") + `.querySelector(".open").click(); ` + row("phone") + `.querySelector(".open").click()`)
+	b.want("the details", text+`.includes("17 now, 5,210 opened, 4 refused, 12 failed") && `+text+`.includes("1\u00a0ping answered, 2\u00a0datagrams dropped") && `+text+`.includes("0 now, 0 opened")`)
+	for _, dark := range []bool{false, true} {
+		b.screen(1280, 1300, dark)
+		b.noOverflow("desktop")
+		b.wait(5 * time.Second)
+		b.shot(fmt.Sprintf("gateway-dark=%t", dark))
+	}
+	for _, dark := range []bool{false, true} {
+		b.screen(390, 1800, dark)
+		b.want("the phone can sort by flows", `!document.querySelector("option[value=flows]").hidden`)
+		b.noOverflow("phone")
+		b.wait(1500 * time.Millisecond)
+		b.shot(fmt.Sprintf("gateway-phone-dark=%t", dark))
+	}
+	b.eval(`(() => { const s = document.querySelector("select"); s.value = "flows"; s.dispatchEvent(new Event("change")); })()`)
+	b.want("most flows first", `document.querySelector("tbody .who").textContent === "laptop"`)
+	if len(b.console) > 0 {
+		t.Errorf("the browser complains: %s", b.console)
+	}
+	plain := serve(t, h.handler())
+	b.open(plain.URL)
+	b.want("without a gateway there is nothing of it", `document.querySelectorAll("tbody tr").length === 8 && document.querySelector(".gateway").hidden && document.querySelector("option[value=flows]").hidden`)
+}
+
 // A page without peers, without devices, and with 1,000 peers.
 func TestBrowserSizes(t *testing.T) {
 	b := startBrowser(t)

@@ -8,13 +8,28 @@ func Looker(h *Handler) func(fresh bool) int {
 	return func(fresh bool) int {
 		h.hub.mu.Lock()
 		defer h.hub.mu.Unlock()
-		if fresh {
-			for _, d := range h.hub.devices {
-				for _, seen := range d.rows {
-					seen.Sent++
-				}
+		return len(h.hub.lookAt(fresh))
+	}
+}
+
+// Sender is Looker for a handler with open pages, which get the message. All peers have changed.
+func Sender(h *Handler) func() int {
+	return func() int {
+		h.hub.mu.Lock()
+		defer h.hub.mu.Unlock()
+		b := h.hub.lookAt(true)
+		h.hub.broadcast(b)
+		return len(b)
+	}
+}
+
+func (h *hub) lookAt(fresh bool) []byte {
+	if fresh {
+		for _, d := range h.devices {
+			for _, seen := range d.rows {
+				seen.Sent++
 			}
 		}
-		return len(message("changes", h.hub.look(time.Now())))
 	}
+	return message("changes", h.look(time.Now()))
 }

@@ -2,6 +2,7 @@ package page_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http/httptest"
 	"net/netip"
 	"sync"
@@ -22,8 +23,9 @@ type hub struct {
 	end     *pipe.End
 	tunnel  *pipe.Tunnel
 	key     wireguard.PublicKey
-	mu      sync.Mutex // guards names
+	mu      sync.Mutex // guards names and gateway
 	names   map[wireguard.PublicKey]string
+	gateway map[wireguard.PublicKey]page.GatewayPeer
 	spokes  []*spoke
 }
 
@@ -127,6 +129,23 @@ func populate(h *hub) {
 		}
 	})
 	h.add("sensor", nil)
+}
+
+// withGateway is handler with a gateway, which counts what the test lets pass.
+func (h *hub) withGateway() *page.Handler {
+	h.gateway = make(map[wireguard.PublicKey]page.GatewayPeer)
+	return page.New(page.Config{Interval: 50 * time.Millisecond, Name: h.name, Devices: []page.Device{{Name: "wg0", Device: h.device, Gateway: func() map[wireguard.PublicKey]page.GatewayPeer {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return maps.Clone(h.gateway)
+	}}}})
+}
+
+// pass sets what a peer did at the gateway.
+func (h *hub) pass(s *spoke, counters page.GatewayPeer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gateway[s.key] = counters
 }
 
 // traffic keeps the peers of populate busy until the test ends, in real time.

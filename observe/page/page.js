@@ -29,6 +29,8 @@ function ago(ms) {
 	return Math.round(s / 86400) + "\u00a0days ago";
 }
 function number(n) { return n.toLocaleString("en"); }
+function count(n, one, many) { return number(n) + "\u00a0" + (n === 1 ? one : many); }
+const nothing = {flows: 0, opened: 0, refused: 0, failed: 0, dropped: 0, pings: 0, from_peer: 0, to_peer: 0}; // at the gateway
 function short(key) { return key.slice(0, 12) + "\u2026"; }
 function readColors() {
 	const style = getComputedStyle(document.documentElement);
@@ -198,6 +200,7 @@ class Device {
 		case "state": d = severity[b.row.state] - severity[a.row.state]; break;
 		case "rate": d = a.in.newest + a.out.newest - b.in.newest - b.out.newest; break;
 		case "total": d = a.row.received + a.row.sent - b.row.received - b.row.sent; break;
+		case "flows": d = (a.row.gateway || nothing).flows - (b.row.gateway || nothing).flows; break;
 		case "handshake": d = (a.row.handshake || 0) - (b.row.handshake || 0); break;
 		case "name": d = name(a) < name(b) ? -1 : 1; break;
 		}
@@ -235,7 +238,7 @@ class Device {
 		const b = $(".open", peer.node);
 		b.addEventListener("click", () => this.toggle(peer, b));
 		peer.parts = {};
-		for (const name of ["who", "where", "state", "why", "spark", "r-in", "r-out", "t-in", "t-out"]) peer.parts[name] = $("." + name, peer.node);
+		for (const name of ["who", "where", "state", "why", "exit", "spark", "r-in", "r-out", "t-in", "t-out"]) peer.parts[name] = $("." + name, peer.node);
 		peer.parts.time = $("time", peer.node);
 	}
 	toggle(peer, button) {
@@ -261,7 +264,14 @@ class Device {
 			["Public key", r.key], ["Endpoint", r.endpoint || "not known"], ["Allowed IPs", r.allowed ? r.allowed + (r.more ? " and " + number(r.more) + " more" : "") : "none"],
 			["Last heard", ago(r.heard)], ["Last handshake", ago(r.handshake)], ["Received", size(r.received)], ["Sent", size(r.sent)], ["Dropped", number(r.drops || 0)],
 		];
+		if (this.head.gateway) {
+			const g = r.gateway || nothing;
+			lines.push(["Gateway: flows", number(g.flows) + " now, " + number(g.opened) + " opened, " + number(g.refused) + " refused, " + number(g.failed) + " failed"],
+				["Gateway: traffic", size(g.from_peer) + " to other hosts, " + size(g.to_peer) + " from them"],
+				["Gateway: other", count(g.pings, "ping", "pings") + " answered, " + count(g.dropped, "datagram", "datagrams") + " dropped"]);
+		}
 		const list = $("dl", peer.detail);
+		if (list.children.length !== 2 * lines.length) list.replaceChildren();
 		if (!list.children.length) for (let i = 0; i < lines.length; i++) list.append(document.createElement("dt"), document.createElement("dd"));
 		lines.forEach(([name, text], i) => { set(list.children[2 * i], name); set(list.children[2 * i + 1], text); });
 	}
@@ -274,6 +284,7 @@ class Device {
 		set(n.state, r.state);
 		n.state.className = "state " + r.state;
 		set(n.why, r.text === "Connected." ? "" : r.text.replace(/^Connected\. /, "").replace(/^(Idle|Connecting): t/, "T"));
+		this.drawExit(peer);
 		for (const [part, v] of [["r-in", peer.in.newest], ["r-out", peer.out.newest]]) {
 			set(n[part], size(v) + "/s");
 			n[part].classList.toggle("zero", v === 0);
@@ -284,6 +295,12 @@ class Device {
 		}
 		this.drawTimes(peer);
 		drawSpark(n.spark, peer);
+	}
+	// drawExit shows in the row of a peer what it does at the gateway, if it ever did anything there.
+	drawExit(peer) {
+		const g = peer.row.gateway, node = peer.parts.exit;
+		node.hidden = !g;
+		if (g) set(node, [count(g.flows, "flow", "flows"), size(g.from_peer) + " to and " + size(g.to_peer) + " from other hosts", g.refused && number(g.refused) + " refused"].filter(Boolean).join("\u00a0\u00b7 "));
 	}
 	drawTimes(peer) {
 		const r = peer.row;
@@ -322,7 +339,9 @@ class Device {
 	drawFigures() {
 		const h = this.head, n = this.node;
 		let connected = 0, received = 0, sent = 0, drops = 0;
+		const exit = {...nothing};
 		for (const {row} of this.peers.values()) {
+			for (const [name, v] of Object.entries(row.gateway || nothing)) exit[name] += v;
 			if (row.state === "connected" || row.state === "impaired") connected++;
 			received += row.received;
 			sent += row.sent;
@@ -334,6 +353,11 @@ class Device {
 			small.textContent = of;
 			dd.replaceChildren(number(connected), small);
 		}
+		$(".gateway", n).hidden = $("option[value=flows]", n).hidden = !h.gateway;
+		set($(".flows", n), number(exit.flows));
+		set($(".from-peers", n), size(exit.from_peer));
+		set($(".to-peers", n), size(exit.to_peer));
+		set($(".refused", n), number(exit.refused));
 		set($(".in", n), size(received));
 		set($(".out", n), size(sent));
 		set($(".drops", n), number(drops));

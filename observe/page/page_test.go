@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard"
+	"github.com/seed-86b749af/wireguard/gateway"
 	"github.com/seed-86b749af/wireguard/observe/page"
 )
 
@@ -253,6 +255,35 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// A program with a gateway shows its counters for each peer. A peer is sent again when they change. Without a gateway there is
+// nothing of it.
+func TestGateway(t *testing.T) {
+	h := newHub(t)
+	if w := get(h.handler(), "GET", "localhost", "/status.json"); strings.Contains(w.Body.String(), "gateway") {
+		t.Errorf("without a gateway: %s", w.Body)
+	}
+	busy := h.add("busy", nil)
+	h.add("quiet", nil)
+	server := serve(t, h.withGateway())
+	h.pass(busy, page.GatewayPeer(gateway.PeerStats{Flows: 2, Opened: 9, Refused: 3, Failed: 1, Dropped: 4, Pings: 5, FromPeer: 1000, ToPeer: 2000}))
+	s := open(t, server.URL)
+	all := s.next("all")
+	for _, want := range []string{`"count":2,"gateway":true`, `"gateway":{"flows":2,"opened":9,"refused":3,"failed":1,"dropped":4,"pings":5,"from_peer":1000,"to_peer":2000}`} {
+		if !strings.Contains(all, want) {
+			t.Errorf("lacks %s: %s", want, all)
+		}
+	}
+	if n := strings.Count(all, `"gateway":{`); n != 1 {
+		t.Errorf("%d peers have counters, want 1: %s", n, all)
+	}
+	h.pass(busy, page.GatewayPeer{Flows: 3})
+	for changes := ""; !strings.Contains(changes, `"gateway":{"flows":3,`); {
+		if changes = s.next("changes"); strings.Contains(changes, "quiet") {
+			t.Errorf("a peer to which nothing happened is sent again: %s", changes)
+		}
+	}
+}
+
 // Pages are limited in number, and a page that is closed makes room. Close ends streams and refuses further ones.
 func TestViewers(t *testing.T) {
 	h := newHub(t)
@@ -290,8 +321,9 @@ func TestViewers(t *testing.T) {
 	}
 }
 
-// What an open page costs with 1,000 peers, without sending and events: a look, and the message that all viewers get. In "all
-// changed" each peer had traffic since the look before. Divide the time by the interval, 1 s, to get the share of a core.
+// What an open page costs with 1,000 peers, without events: a look, and the message that all viewers get, which the last case also
+// sends. In "all changed" each peer had traffic since the look before. Divide the time by the interval, 1 s, to get the share of a
+// core.
 func BenchmarkLook(b *testing.B) {
 	h := newHub(b)
 	for i := range 1000 {
@@ -300,8 +332,16 @@ func BenchmarkLook(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	look := page.Looker(h.handler())
-	for _, name := range []string{"idle", "all changed"} {
+	gateway := make(map[wireguard.PublicKey]page.GatewayPeer)
+	for p := range h.device.Peers() {
+		gateway[p.PublicKey] = page.GatewayPeer{Flows: 10, Opened: 100_000, FromPeer: 1 << 30, ToPeer: 1 << 33}
+	}
+	shown := page.Device{Name: "wg0", Device: h.device, Gateway: func() map[wireguard.PublicKey]page.GatewayPeer { return maps.Clone(gateway) }}
+	for _, name := range []string{"idle", "all changed", "all changed, with a gateway"} {
+		look := page.Looker(h.handler())
+		if strings.Contains(name, "gateway") {
+			look = page.Looker(page.New(page.Config{Devices: []page.Device{shown}, Name: h.name}))
+		}
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -309,4 +349,28 @@ func BenchmarkLook(b *testing.B) {
 			}
 		})
 	}
+	// The processor time includes the client's, which reads the stream over a loopback socket.
+	b.Run("all changed, with a gateway, sent to a page", func(b *testing.B) {
+		handler := page.New(page.Config{Devices: []page.Device{shown}, Name: h.name, Interval: time.Hour})
+		a, err := http.Get(serve(b, handler).URL + "/events")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer a.Body.Close()
+		body := bufio.NewReader(a.Body)
+		for line := ""; !strings.HasPrefix(line, "data: "); { // the first message
+			if line, err = body.ReadString('\n'); err != nil {
+				b.Fatal(err)
+			}
+		}
+		_, _ = body.ReadString('\n')
+		send := page.Sender(handler)
+		for b.Loop() {
+			n := send()
+			b.SetBytes(int64(n))
+			if _, err := io.CopyN(io.Discard, body, int64(n)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -23,6 +23,7 @@ type row struct {
 	Heard     int64         `json:"heard,omitempty"`     // Unix time in ms; 0 means never
 	Handshake int64         `json:"handshake,omitempty"` // the same
 	Drops     uint64        `json:"drops,omitempty"`
+	Gateway   GatewayPeer   `json:"gateway,omitzero"`
 }
 
 // A head is what the page shows of a device besides its peers.
@@ -31,7 +32,8 @@ type head struct {
 	Key       string            `json:"key,omitempty"`
 	Up        bool              `json:"up"`
 	Port      uint16            `json:"port,omitempty"`
-	Count     int               `json:"count"` // of peers
+	Count     int               `json:"count"`             // of peers
+	Gateway   bool              `json:"gateway,omitempty"` // there is one, so peers without counters have zeros
 	UnderLoad bool              `json:"under_load,omitempty"`
 	Drops     map[string]uint64 `json:"drops,omitempty"`
 }
@@ -70,6 +72,10 @@ func (d *watched) look(c *Config, now time.Time) (changes view) {
 	}
 	d.looks++
 	changes.head = d.headOf()
+	var gateway map[wireguard.PublicKey]GatewayPeer
+	if d.Gateway != nil {
+		gateway = d.Gateway()
+	}
 	d.explainer.Each(d.Device.Device, now, func(p *wireguard.PeerStatus, e observe.Explanation) bool {
 		seen := d.rows[p.PublicKey]
 		if seen == nil {
@@ -77,6 +83,7 @@ func (d *watched) look(c *Config, now time.Time) (changes view) {
 			d.rows[p.PublicKey] = seen
 		}
 		r := d.rowOf(c, p, e, &seen.row)
+		r.Gateway = gateway[p.PublicKey]
 		if seen.look = d.looks; r != seen.row {
 			seen.row = r
 			changes.Peers = append(changes.Peers, r)
@@ -94,7 +101,7 @@ func (d *watched) look(c *Config, now time.Time) (changes view) {
 
 func (d *watched) headOf() head {
 	s := d.Device.Device.Status()
-	h := head{Name: d.Name, Up: s.Up, Port: s.ListenPort, Count: s.Peers, UnderLoad: s.UnderLoad}
+	h := head{Name: d.Name, Up: s.Up, Port: s.ListenPort, Count: s.Peers, Gateway: d.Gateway != nil, UnderLoad: s.UnderLoad}
 	if !s.PublicKey.IsZero() {
 		h.Key = s.PublicKey.String()
 	}

@@ -23,24 +23,31 @@ const ackDelay = time.Millisecond
 // acknowledgement. One timer for all connections sends an acknowledgement that nothing replaced. It runs only while
 // acks holds something.
 //
+// The acknowledgement that completes a connection's handshake is held too, because a client's first request usually follows at
+// once. After a connection has sent its FIN, nothing will replace an acknowledgement. So the next packet of any connection
+// takes it along, in the same batch.
+//
 // All methods are called with the link's mutex held. The zero value is ready.
 type acks struct {
-	slots [256]ackSlot // by the low bits of the hash that gVisor gives each connection
-	armed bool
-	timer *time.Timer
+	slots  [256]ackSlot // by the low bits of the hash that gVisor gives each connection
+	finals int          // slots with a held acknowledgement of a connection that has sent its FIN
+	armed  bool
+	timer  *time.Timer
 }
 
 // An ackSlot is what acks knows of a connection. Connections that share a slot take it from each other unless it holds
 // an acknowledgement.
 type ackSlot struct {
-	hash uint32 // 0 means that the slot is free
-	last uint32 // the number last acknowledged
-	held *stack.PacketBuffer
+	hash   uint32 // 0 means that the slot is free
+	last   uint32 // the number last acknowledged
+	opened bool   // the connection has sent a SYN that acknowledges nothing, and no other packet
+	ended  bool   // the connection has sent its FIN
+	held   *stack.PacketBuffer
 }
 
 // pass handles a packet that a connection of the stack sends now, and reports whether it holds the packet.
 func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
-	if p.GSOOptions.Type == stack.GSONone || p.Hash == 0 {
+	if p.Hash == 0 {
 		return false
 	}
 	s := &a.slots[p.Hash%uint32(len(a.slots))]
@@ -48,22 +55,49 @@ func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 		return false
 	}
 	tcp := p.TransportHeader().Slice()
-	if len(tcp) < header.TCPMinimumSize || tcp[tcpFlags]&tcpACK == 0 {
+	if len(tcp) < header.TCPMinimumSize {
 		return false
 	}
-	ack := binary.BigEndian.Uint32(tcp[tcpAck:])
-	fresh := int32(ack - s.last)
-	known, second := s.hash == p.Hash, s.held != nil
-	if second && fresh >= 0 {
-		s.held.DecRef()
-		s.held = nil
+	flags, ack := tcp[tcpFlags], binary.BigEndian.Uint32(tcp[tcpAck:])
+	if flags&tcpSYN != 0 {
+		if s.held == nil {
+			*s = ackSlot{hash: p.Hash, last: ack, opened: flags&tcpACK == 0}
+		}
+		return false
 	}
-	s.hash, s.last = p.Hash, ack
+	if p.GSOOptions.Type == stack.GSONone || flags&tcpACK == 0 {
+		return false
+	}
+	known, second := s.hash == p.Hash, s.held != nil
+	if !known {
+		*s = ackSlot{hash: p.Hash}
+	}
+	fresh := int32(ack - s.last)
+	if s.opened {
+		fresh = 1 // it acknowledges the other end's SYN
+	}
+	if second && fresh >= 0 {
+		a.release(s).DecRef()
+	}
+	s.last, s.opened, s.ended = ack, false, s.ended || flags&tcpFIN != 0
 	if !known || second || fresh <= 0 || int(fresh) > mtu || !isBareAck(p, tcp) {
 		return false
 	}
 	s.held = p.IncRef()
+	if s.ended {
+		a.finals++
+	}
 	return true
+}
+
+// release empties a slot that holds an acknowledgement, and returns that.
+func (a *acks) release(s *ackSlot) *stack.PacketBuffer {
+	p := s.held
+	s.held = nil
+	if s.ended {
+		a.finals--
+	}
+	return p
 }
 
 // isBareAck reports whether p, with the header tcp, acknowledges and does nothing else.
@@ -77,10 +111,19 @@ func isBareAck(p *stack.PacketBuffer, tcp []byte) bool {
 func (a *acks) take(f func(*stack.PacketBuffer)) {
 	for i := range a.slots {
 		if s := &a.slots[i]; s.held != nil {
-			f(s.held)
-			s.held = nil
+			f(a.release(s))
 		}
 	}
+}
+
+// appendFinals appends the held acknowledgements of connections that have sent their FIN to ps, with their references.
+func (a *acks) appendFinals(ps []*stack.PacketBuffer) []*stack.PacketBuffer {
+	for i := 0; a.finals > 0; i++ {
+		if s := &a.slots[i]; s.held != nil && s.ended {
+			ps = append(ps, a.release(s))
+		}
+	}
+	return ps
 }
 
 // holdsBack reports whether acks holds p, and starts the timer for it if need be. l.mu is held.

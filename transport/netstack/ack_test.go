@@ -3,11 +3,11 @@ package netstack
 import (
 	"encoding/binary"
 	"math/rand"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/seed-86b749af/wireguard/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -95,7 +95,7 @@ func testAck(t *testing.T) {
 
 	begin()
 	l.write(t, s.say(10, 0))
-	l.write(t, s.with(0, 0, tcpACK|packet.FIN, 8))
+	l.write(t, s.with(0, 0, tcpACK|tcpFIN, 8))
 	want("a FIN takes it along", 10)
 
 	begin()
@@ -126,6 +126,50 @@ func testAck(t *testing.T) {
 	l.write(t, unknown)
 	if len(c.packets) != 1 {
 		t.Error("a packet of no connection waits")
+	}
+
+	// Of a connection that begins, the first acknowledgement is held, whether or not the other end's SYN arrived first.
+	for _, flags := range []byte{tcpSYN, tcpSYN | tcpACK} {
+		c, l, s = new(collector), newLink(1420, nil), &speaker{hash: 7}
+		l.attach(c)
+		s.ack = 1 << 31 // far from any number that a free slot has
+		first := uint32(10)
+		if flags == tcpSYN {
+			s.ack, first = 0, 1<<31+10
+		}
+		open := s.with(0, 0, flags, 8)
+		open.GSOOptions = stack.GSO{}
+		l.write(t, open)
+		synctest.Wait()
+		c.packets = nil
+		l.write(t, s.say(int(first), 0))
+		want("the first acknowledgement waits")
+		l.write(t, s.say(0, 5))
+		want("and the request takes it along", s.ack)
+		l.write(t, s.say(1<<30, 0))
+		want("a later one that jumps does not wait", s.ack-1<<30, s.ack)
+	}
+
+	// After a FIN, the next packet of another connection takes an acknowledgement along, before itself.
+	begin()
+	l.write(t, s.with(0, 0, tcpACK|tcpFIN, 8))
+	synctest.Wait()
+	c.packets = nil
+	l.write(t, s.say(10, 0))
+	want("an acknowledgement after the FIN waits")
+	l.write(t, (&speaker{hash: 8}).say(77, 5))
+	want("and leaves with another connection's packet", 10, 77)
+	if l.acks.finals != 0 {
+		t.Errorf("%d acknowledgements of ended connections are left", l.acks.finals)
+	}
+	l.write(t, s.say(10, 0))
+	l.running.Wait()
+	want("or by itself", 10, 77, 20)
+	l.write(t, s.say(10, 0))
+	l.write(t, s.say(10, 0))
+	want("and never two in a row wait", 10, 77, 20, 40)
+	if l.acks.finals != 0 {
+		t.Errorf("%d acknowledgements of ended connections are left", l.acks.finals)
 	}
 
 	begin()
@@ -159,4 +203,27 @@ func testAck(t *testing.T) {
 	if len(g.batches) != 3 || l.busy || l.queued != 0 {
 		t.Errorf("%d batches were sent, want 3; the turn is taken: %v", len(g.batches), l.busy)
 	}
+
+	// The holder of the turn takes the acknowledgement of an ended connection along when it sends the queue.
+	g = newGate()
+	l, s = newLink(1420, nil), &speaker{hash: 7}
+	l.attach(g)
+	g.leave <- struct{}{}
+	l.write(t, s.with(0, 0, tcpACK|tcpFIN, 8))
+	synctest.Wait()
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		l.write(t, numbered(0, 100))
+	}()
+	synctest.Wait()
+	l.write(t, s.say(10, 0))
+	l.write(t, numbered(1, 100))
+	close(g.leave)
+	<-done
+	synctest.Wait()
+	if !slices.Equal(g.batches, []int{1, 1, 2}) {
+		t.Errorf("batches of %v packets were sent, want 1, 1 and 2", g.batches)
+	}
+	l.running.Wait()
 }

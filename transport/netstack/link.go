@@ -148,8 +148,10 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	x := l.exit
 	l.busy = true
 	l.place()
+	x.first = l.acks.appendFinals(x.first)
 	l.mu.Unlock()
 
+	x.putFirst()
 	x.put(p)
 	x.flush()
 
@@ -251,6 +253,7 @@ func (l *link) drain() {
 			l.mu.Unlock()
 			return
 		}
+		l.queue = l.acks.appendFinals(l.queue)
 		ps, x := l.queue, l.exit
 		l.queue, l.spare, l.queued = l.spare[:0], nil, 0
 		l.wake()

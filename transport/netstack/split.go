@@ -27,6 +27,8 @@ const (
 	protoICMP6 = uint8(header.ICMPv6ProtocolNumber)
 
 	tcpACK = packet.ACK
+	tcpFIN = packet.FIN
+	tcpSYN = uint8(header.TCPFlagSyn)
 )
 
 // An exit carries packets from gVisor's memory to a device. Only the goroutine with the link's turn uses it. It copies
@@ -37,8 +39,19 @@ type exit struct {
 	batch   *wireguard.Batch
 	drops   *drops
 	windows *windows
+	first   []*stack.PacketBuffer // acknowledgements that leave before the next packet, with their references
 
 	template packet.Template // scratch
+}
+
+// putFirst appends the acknowledgements in first to the batch.
+func (x *exit) putFirst() {
+	for i, p := range x.first {
+		x.put(p)
+		p.DecRef()
+		x.first[i] = nil
+	}
+	x.first = x.first[:0]
 }
 
 // put appends p to the batch, in as many segments as it takes, and sends the batch whenever it is full.
