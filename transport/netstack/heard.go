@@ -32,6 +32,8 @@ type heard struct {
 	scale uint8         // of the peer's windows; see heardConns.syn
 	sent  atomic.Uint64 // the number after the last byte that was sent, above it a 1; or 0: nothing was sent
 	last  atomic.Uint64 // the newest acknowledgement, above it its window, above that a 1; or 0: none
+
+	inFlight inFlight
 }
 
 const (
@@ -46,9 +48,12 @@ const (
 
 // send notes that the bytes before the number n are sent. The packets of a connection pass one after another.
 func (h *heard) send(n uint32) {
-	if old := h.sent.Load(); old == 0 || int32(n-uint32(old)) > 0 {
+	old := h.sent.Load()
+	again := old != 0 && int32(n-uint32(old)) <= 0
+	if !again {
 		h.sent.Store(1<<32 | uint64(n))
 	}
+	h.inFlight.send(n, again)
 }
 
 // hear takes an acknowledgement, and corrects its window. full is how many bytes a full segment has.
@@ -68,6 +73,9 @@ func (h *heard) hear(tcp []byte, full int) {
 		if h.last.CompareAndSwap(old, 1<<48|uint64(window)<<32|uint64(ack)) {
 			break
 		}
+	}
+	if most := h.inFlight.hear(ack, tcp); most > 0 && h.scale <= maxScale {
+		window = min(window, uint16(min(most>>h.scale, 65535)))
 	}
 	if 0 < window && window < smallWindow && h.scale <= maxScale {
 		units := (min(ahead, full) + 1<<h.scale - 1) >> h.scale
