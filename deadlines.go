@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/boottime"
+	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
@@ -131,9 +132,9 @@ func (d *Device) keepTime(a boottime.Alarm) {
 // expireSome carries out what is due, and sends the keepalives among it together. It stops when a batch is full, and
 // reports whether more may be due.
 func (d *Device) expireSome() (more bool) {
-	var lot [batchPackets]dueFlush
+	var lot [layout.MaxPackets]dueFlush
 	keepalives := lot[:0]
-	for more = true; more && len(keepalives) < batchPackets; {
+	for more = true; more && len(keepalives) < layout.MaxPackets; {
 		now := d.now() // each time: to expire may take a while
 		p, sweep := d.deadlines.due(now)
 		switch {

@@ -16,7 +16,6 @@ const (
 	messageHeader   = 16
 	messageTag      = chacha20poly1305.Overhead
 	messageOverhead = messageHeader + messageTag
-	maxPadding      = 15
 )
 
 // Types of messages. The type is the first byte. The three bytes after it are zero.

@@ -74,6 +74,7 @@ const (
 	inboundMessages = 1024
 	inboundBytes    = 128 << 10
 	inboundPlaces   = 2 * inboundMessages
+	none            = -1 // the index of no message
 
 	// Once it has this many messages, and this many of each run, it collects no more. More would only leave the
 	// first-level cache before they are opened.

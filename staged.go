@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
@@ -67,8 +68,8 @@ func (d *Device) relieve() {
 
 // stageRun leaves copies of the run's packets with the peer.
 func (d *Device) stageRun(l *load, run *run) {
-	for i := run.first; i != none; i = l.msgs[i].next {
-		d.stage(run.p, l.packet(int(i)))
+	for i := run.First; i != layout.None; i = l.Messages[i].Next {
+		d.stage(run.p, l.Packet(int(i)))
 	}
 }
 
@@ -102,9 +103,9 @@ func (d *Device) flushAll(due []dueFlush) {
 			return
 		}
 		l.now = d.now()
-		some := due[:min(len(due), batchPackets)]
+		some := due[:min(len(due), layout.MaxPackets)]
 		l.runs = slices.Grow(l.runs, len(some)) // a run that is in a queue must not move
-		for len(some) > 0 && l.fits(0) && !d.claimStaged(l, &some[0]) {
+		for len(some) > 0 && l.Fits(0) && !d.claimStaged(l, &some[0]) {
 			some, due = some[1:], due[1:]
 		}
 		l.layOut()
@@ -131,14 +132,14 @@ func (d *Device) claimStaged(l *load, f *dueFlush) (more bool) {
 	default:
 		run := l.newRun(p)
 		if keepalive {
-			l.put(run, nil, 0, 0)
+			l.Put(&run.Run, nil, 0, 0)
 		}
-		for s := p.staged.head; s != nil && p.current.sendable(l.now, run.n+1) && l.fits(len(s.b)); s = p.staged.head {
+		for s := p.staged.head; s != nil && p.current.sendable(l.now, run.N+1) && l.Fits(len(s.b)); s = p.staged.head {
 			_, ecn, _ := packet.Destination(s.b)
-			l.put(run, s.b, min(pad(len(s.b), mtu), pad(len(s.b), peerMTU)), packet.OuterTOS(ecn))
+			l.Put(&run.Run, s.b, min(layout.Pad(len(s.b), mtu), layout.Pad(len(s.b), peerMTU)), packet.OuterTOS(ecn))
 			p.staged.pop().recycle()
 		}
-		if run.n > 0 {
+		if run.N > 0 {
 			p.number(l, run)
 		}
 		f.keepalive, more = false, p.staged.n > 0

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/layout"
 )
 
 // TestConstants holds each constant to its definition in the whitepaper or in Linux.
@@ -59,14 +61,14 @@ func TestConstants(t *testing.T) {
 		{"MAX_STAGED_PACKETS", maxStaged, 128},
 		{"COUNTER_BITS_TOTAL", windowBits, 8192},
 		{"COUNTER_WINDOW_SIZE", windowSize, 8128},
-		{"MESSAGE_PADDING_MULTIPLE - 1", maxPadding, 15},
+		{"MESSAGE_PADDING_MULTIPLE - 1", layout.MaxPadding, 15},
 		{"initiation", initiationSize, 4 + 4 + 32 + (32 + 16) + (12 + 16) + 16 + 16},
 		{"response", responseSize, 4 + 4 + 4 + 32 + 16 + 16 + 16},
 		{"cookie reply", cookieSize, 4 + 4 + 24 + 16 + 16},
 		{"data message", messageOverhead, 4 + 4 + 8 + 16},
 		{"HANDSHAKE_DSCP", handshakeTOS, 0x88},
-		{"largest UDP payload over IPv4", maxTrainBytes, 65535 - 20 - 8},
-		{"UDP_MAX_SEGMENTS", maxTrainMessages, 64},
+		{"room in front of a packet", layout.Header, messageHeader},
+		{"room around a packet", layout.Overhead, messageOverhead},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: got %d, want %d", c.name, c.got, c.want)
