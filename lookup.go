@@ -163,6 +163,6 @@ func (d *Device) forget(p *peer) {
 	e.publish(d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d.subscriptions.publish(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key,
+	d.announce(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key,
 		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp}) // the last ones: the peer is removed
 }

@@ -74,7 +74,7 @@ func TestSocketClosedByItself(t *testing.T) {
 	e.Wake()
 	e.Down()
 	e.Up()
-	if n := events.count[EventBindTrouble]; n != 0 {
+	if n := events.inbox.Count(EventBindTrouble); n != 0 {
 		t.Fatalf("%d events of sockets that the device closed", n)
 	}
 	e.line.socket.Close()

@@ -172,7 +172,7 @@ func TestRenewSocket(t *testing.T) {
 				if r := d.running.Load(); r != nil && len(r.retired) != 0 {
 					t.Errorf("%d sockets stay retired", len(r.retired))
 				}
-				if n := events.count[EventBindTrouble]; n != 0 && b.fail == nil && !strings.Contains(c.why, "without a mark") {
+				if n := events.inbox.Count(EventBindTrouble); n != 0 && b.fail == nil && !strings.Contains(c.why, "without a mark") {
 					t.Errorf("%d events of trouble with sockets that the device replaced", n)
 				}
 				d.Close()

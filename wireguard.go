@@ -39,6 +39,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/boottime"
+	"github.com/seed-86b749af/wireguard/internal/inbox"
 )
 
 // A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
@@ -98,7 +99,7 @@ type Device struct {
 	slow          slowPath
 	deadlines     deadlines
 	lookups       lookups
-	subscriptions subscriptions
+	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
 	pool          stagedPool
 
 	drops         dropCounters
@@ -316,7 +317,7 @@ func (d *Device) end(why error) {
 		}
 		d.slow.close()
 		d.wg.Wait()
-		d.subscriptions.close()
+		d.subscriptions.Close(errClosed)
 		d.err = why
 		close(d.done)
 	})
