@@ -159,7 +159,7 @@ func (l *load) release() {
 		return
 	}
 	if l.feed != nil {
-		l.feed.sent()
+		l.feed.Sent()
 	}
 	l.Free()
 	clear(l.runs)

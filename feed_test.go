@@ -163,7 +163,7 @@ func TestFeedSharesInOrder(t *testing.T) {
 				})
 				eventually(t, "it does not end", w.ended.Load)
 				if end == io.EOF {
-					eventually(t, "not all is sent", func() bool { return f.underWay.Load() == 0 })
+					eventually(t, "not all is sent", func() bool { return f.UnderWay() == 0 })
 					e.Close()
 				} else {
 					<-e.Done()
@@ -171,7 +171,7 @@ func TestFeedSharesInOrder(t *testing.T) {
 				if tp.of(1) != n {
 					t.Errorf("%d packets of %d were sent", tp.of(1), n)
 				}
-				if n := f.underWay.Load(); n != 0 {
+				if n := f.UnderWay(); n != 0 {
 					t.Errorf("%d batches are under way", n)
 				}
 			})
@@ -363,7 +363,7 @@ func TestFeedAsksInVain(t *testing.T) {
 	const batches = 4*32 + 16 // it looks again whether cores are idle at every 32nd
 	n := 0
 	f, w := e.feed(t, func(f *feed, b *Batch) error {
-		for deadline := time.Now().Add(patience); f.underWay.Load() != 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); f.UnderWay() != 0 && time.Now().Before(deadline); {
 			runtime.Gosched() // it brings the next only once the last one is sent
 		}
 		if n++; n > batches {

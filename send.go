@@ -159,17 +159,18 @@ func (d *Device) carry(f *feed) {
 	defer d.wg.Done()
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
-	for held := f.take(); held; {
-		f.await(f.Most() + 1)
+	for held := f.Take(); held; {
+		f.Await(f.Most() + 1)
 		b.layFor(d)
 		err := f.ReadPackets(b)
 		shared, number := false, f.reads.Add(1)
 		if l := b.takeLoad(); l != nil {
 			l.feed = f
-			f.underWay.Add(1)
+			f.Begin()
 			if d.claimAll(l) == nil {
-				if shared = err == nil && l.isMuch() && f.Wanted(); shared {
-					d.share(f)
+				if shared = err == nil && l.isMuch() && f.Wanted(); shared && f.Offer() {
+					d.wg.Add(1)
+					go f.carry()
 				}
 				l.seal(d.helpers)
 				d.finish(l)
@@ -181,9 +182,9 @@ func (d *Device) carry(f *feed) {
 		}
 		switch {
 		case shared:
-			held = f.take()
+			held = f.Take()
 		case err != nil: // and f stays taken
-			f.await(0)
+			f.Await(0)
 			d.sourceEnded(err)
 			return
 		}
