@@ -121,11 +121,10 @@ type edit struct {
 }
 
 // edit begins a change. mu is held until the change is published.
-func (d *Device) edit() *edit { return &edit{d.peers.set().Edit(), d.allowed.edit()} }
+func (d *Device) edit() *edit { return &edit{d.peers.published.Load().Edit(), d.allowed.edit()} }
 
 func (e *edit) publish(d *Device) {
-	peers := e.peers.Set()
-	d.peers.state.Store(&peers)
+	d.peers.published.Store(e.peers.Set())
 	e.routes.publish()
 }
 
