@@ -120,7 +120,6 @@ func (ds *deadlines) due(now int64) (p *peer, sweep bool) {
 
 // keepTime handles deadlines until the alarm is closed.
 func (d *Device) keepTime(a boottime.Alarm) {
-	defer d.wg.Done()
 	for a.Wait() {
 		d.deadlines.ringing(d.now())
 		for more := true; more; {

@@ -181,7 +181,6 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		d.schedule(p)
 		p.mu.Unlock()
 	}
-	d.wg.Add(1)
 	d.keepTime(new(ringing))
 	wipes := make(map[int64]bool) // 540 s after each was given up
 	for p := range d.peers.all() {

@@ -108,8 +108,7 @@ func (e *end) feed(t *testing.T, fill func(f *feed, b *Batch) error) (*feed, *we
 	w := &well{t: t}
 	f := e.newFeed(w)
 	w.fill = func(b *Batch) error { return fill(f, b) }
-	e.wg.Add(1)
-	go f.carry()
+	e.wg.Go(f.carry)
 	return f, w
 }
 

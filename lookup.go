@@ -84,14 +84,12 @@ func (d *Device) lookUp(in *initiation) {
 		d.drops.add(reasonOf(err), 1)
 	}
 	if start {
-		d.wg.Add(1)
-		go d.askFor(key, r)
+		d.wg.Go(func() { d.askFor(key, r) })
 	}
 }
 
 // askFor calls Lookup, which may take as long as the program likes.
 func (d *Device) askFor(key PublicKey, r *running) {
-	defer d.wg.Done()
 	c, err := d.lookup(r.ctx, key)
 	if err == nil && c.PublicKey != key {
 		err = refusal(DropUnknownPeer)

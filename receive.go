@@ -91,13 +91,11 @@ func (d *Device) startReceivers(r *running, s *openSocket) {
 	for _, receiver := range s.Receivers() {
 		s.receivers.Add(1)
 		r.receivers.Add(1)
-		d.wg.Add(1)
-		go func() {
-			defer d.wg.Done()
+		d.wg.Go(func() {
 			defer r.receivers.Done()
 			defer s.receivers.Done()
 			d.receive(s, receiver)
-		}()
+		})
 	}
 }
 

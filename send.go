@@ -156,7 +156,6 @@ func (d *Device) Send(b *Batch) error {
 
 // carry sends what f reads until f fails, or other goroutines carry it all.
 func (d *Device) carry(f *feed) {
-	defer d.wg.Done()
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
 	for held := f.Take(); held; {
@@ -169,8 +168,7 @@ func (d *Device) carry(f *feed) {
 			f.Begin()
 			if d.claimAll(l) == nil {
 				if shared = err == nil && l.isMuch() && f.Wanted(); shared && f.Offer() {
-					d.wg.Add(1)
-					go f.carry()
+					d.wg.Go(f.carry)
 				}
 				l.seal(d.helpers)
 				d.finish(l)

@@ -178,8 +178,7 @@ func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 func (s *slowPath) start(d *Device) {
 	if s.workers < runtime.GOMAXPROCS(0) {
 		s.workers++
-		d.wg.Add(1)
-		go d.work()
+		d.wg.Go(d.work)
 	}
 }
 
@@ -274,7 +273,6 @@ func (s *slowPath) close() {
 
 // work is the body of a worker.
 func (d *Device) work() {
-	defer d.wg.Done()
 	var j slowJob
 	var c cookieChecker
 	for d.slow.take(d, &j, d.now()) {

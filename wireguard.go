@@ -192,8 +192,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	d.deadlines.use(r.alarm)
 	d.deadlines.ring() // something may be left from before
 	d.running.Store(r)
-	d.wg.Add(1)
-	go d.keepTime(r.alarm)
+	d.wg.Go(func() { d.keepTime(r.alarm) })
 	d.startReceivers(r, s)
 	d.startSources()
 	for p := range d.peers.all() {
@@ -341,8 +340,7 @@ func (d *Device) startSources() {
 	}
 	d.reading = true
 	for _, s := range sources(d.tunnel) {
-		d.wg.Add(1)
-		go d.newFeed(s).carry()
+		d.wg.Go(d.newFeed(s).carry)
 	}
 }
 

@@ -135,13 +135,6 @@ func (b *Inbox[K, P, V]) Take() (v V, missed int, ok bool, err error) {
 	return v, missed, ok, err
 }
 
-// Count returns how many values of a kind are unread.
-func (b *Inbox[K, P, V]) Count(kind K) int {
-	b.in.mu.Lock()
-	defer b.in.mu.Unlock()
-	return b.count[kind]
-}
-
 // Close ends the inbox and drops what is unread. From now on, Next fails with err.
 func (b *Inbox[K, P, V]) Close(err error) {
 	b.in.mu.Lock()
