@@ -372,7 +372,7 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 		err = refusal(DropSuperseded)
 	}
 	if err != nil {
-		if err == refusal(DropForged) {
+		if reasonOf(err) == DropForged {
 			p.answerUnopened()
 		}
 		d.drop(p, reasonOf(err), 1)
