@@ -106,7 +106,7 @@ func (d *Device) changeIdentity(id *identity) {
 		if id == nil {
 			p.endWaits(ErrNoPrivateKey)
 		}
-		if p.staged.n > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
+		if p.staged.N > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)
@@ -202,7 +202,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 		p.persistent = uint16(*c.PersistentKeepalive / time.Second)
 	}
 	keepalive = wasSilent && p.persistent != 0 && p.endpoint.IsValid()
-	if keepalive || p.staged.n != 0 {
+	if keepalive || p.staged.N != 0 {
 		return p, keepalive
 	}
 	return nil, false
@@ -363,7 +363,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	s = PeerStatus{
 		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: int(p.prefixes.Load()),
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, MTU: int(p.mtu.Load()), LookedUp: p.lookedUp,
-		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: int(p.staged.n),
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: int(p.staged.N),
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),
 		Session: p.current.sendable(now, 1), Unopened: p.unopened, Unsent: p.sendErr != nil, CookieAsked: p.cookie.valid(now),
 	}

@@ -44,7 +44,7 @@ func SessionIndices(d *Device) int {
 }
 
 // StagedBytes is the memory of the packets that wait for a session.
-func StagedBytes(d *Device) int64 { return d.pool.bytes.Load() }
+func StagedBytes(d *Device) int64 { return d.pool.Bytes() }
 
 // LimitedSources is the number of sources that the rate limiter remembers.
 func LimitedSources(d *Device) int {

@@ -261,7 +261,7 @@ func TestFeedsAndSenders(t *testing.T) {
 	eventually(t, "a goroutine leads for ever, or leaves packets behind", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return !p.queue.led && p.queue.head == nil && p.staged.n == 0
+		return !p.queue.led && p.queue.head == nil && p.staged.N == 0
 	})
 	drops := e.Status().Drops
 	if n := drops.Total(); n != 0 {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/ordered"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // A peer is one other end: what the protocol keeps with it, and what the device needs to call the protocol from many
@@ -39,8 +40,7 @@ type peer struct {
 
 	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
 
-	stagedBytes int32 // of staged, as the device's pool counts them; written with the pool's mutex held too
-	stagedPlace int32 // place in the pool, from 1; guarded by it
+	account staged.Account // of the packets in staged; guarded by the device's pool too
 
 	deadline int32 // place in the device's deadlines, from 1; guarded by them
 }

@@ -206,7 +206,7 @@ func (d *Device) claimAll(l *load) error {
 	for i := range l.runs {
 		d.claim(l, &l.runs[i])
 	}
-	if d.pool.bytes.Load() > d.maxStagedBytes {
+	if d.pool.Bytes() > d.maxStagedBytes {
 		d.relieve()
 	}
 	l.layOut()
@@ -283,7 +283,7 @@ func (d *Device) claim(l *load, run *run) {
 	case l.feed == nil && p.queue.isFull(run):
 		l.full = true
 		d.drop(p, DropSendQueueFull, run.N)
-	case p.staged.n != 0:
+	case p.staged.N != 0:
 		// Staged packets are sent first. The session is new, or does not exist yet.
 		d.stageRun(l, run)
 		p.flushOrInitiate(l.now, &out)

@@ -12,13 +12,14 @@ import (
 
 	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // If other packets lie between the packets of a run, seal still puts the run's messages back to back. It does not
 // touch runs without counters.
 func TestSealedBackToBack(t *testing.T) {
-	b, a, staged, c := &Batch{headroom: 8}, new(peer), new(peer), new(peer)
-	for i, to := range []*peer{a, staged, c, a, c, a} {
+	b, a, waits, c := &Batch{headroom: 8}, new(peer), new(peer), new(peer)
+	for i, to := range []*peer{a, waits, c, a, c, a} {
 		b.Append(packet4(65+i, here, here))
 		b.load.Add(&b.load.runTo(to).Run, i)
 	}
@@ -94,8 +95,8 @@ func TestStageBounds(t *testing.T) {
 		e.send(t, r.numbered(i))
 	}
 	e.wantDrops(t, before, DropStagedOverflow, 2, "the oldest make room")
-	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.pool.bytes.Load() != 128*(stagedSmall+32) {
-		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.pool.bytes.Load())
+	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.pool.Bytes() != 128*(staged.Small+staged.Overhead) {
+		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.pool.Bytes())
 	}
 	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
 	for i := 2; i < 130; i++ {
@@ -106,7 +107,7 @@ func TestStageBounds(t *testing.T) {
 	}
 	e.settle(t)
 	e.line.nothing(t, "all that was staged was sent, and confirms the session")
-	if n := e.pool.bytes.Load(); n != 0 {
+	if n := e.pool.Bytes(); n != 0 {
 		t.Errorf("%d bytes of nothing are staged", n)
 	}
 }
@@ -114,7 +115,7 @@ func TestStageBounds(t *testing.T) {
 func TestStagedBytesBound(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
-	e.maxStagedBytes = 2*(stagedSmall+32) + 50
+	e.maxStagedBytes = 2*(staged.Small+staged.Overhead) + 50
 	before := e.drops.load()
 	e.send(t, a.numbered(0))
 	e.send(t, b.numbered(0), a.numbered(1), b.numbered(1))
@@ -127,7 +128,7 @@ func TestStagedBytesBound(t *testing.T) {
 	before = e.drops.load()
 	e.send(t, b.numbered(2))
 	e.wantDrops(t, before, 0, 0, "a peer that went gave its memory back")
-	if n := e.pool.bytes.Load(); n != 2*(stagedSmall+32) {
+	if n := e.pool.Bytes(); n != 2*(staged.Small+staged.Overhead) {
 		t.Errorf("%d bytes are staged, want those of two packets", n)
 	}
 }
@@ -136,7 +137,7 @@ func TestStagedBytesBound(t *testing.T) {
 // than the share waits alone.
 func TestStagedPerPeer(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
-	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(stagedSmall+32) + 50})
+	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(staged.Small+staged.Overhead) + 50})
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}
@@ -151,15 +152,15 @@ func TestStagedPerPeer(t *testing.T) {
 		r     *remote
 		n     int32
 		bytes int32
-	}{{a, 1, 9000 + 32}, {b, 3, 3 * (stagedSmall + 32)}} {
-		if s := &e.peer(c.r).staged; s.n != c.n || s.bytes != c.bytes {
-			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.n, s.bytes, c.n, c.bytes)
+	}{{a, 1, 9000 + 32}, {b, 3, 3 * (staged.Small + staged.Overhead)}} {
+		if s := &e.peer(c.r).staged; s.N != c.n || s.Bytes != c.bytes {
+			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.N, s.Bytes, c.n, c.bytes)
 		}
 	}
 	e.line.receive(b.train(b.response(t, e.initiationTo(t, b))))
 	e.settle(t)
-	if s := &e.peer(b).staged; s.n != 0 || s.bytes != 0 {
-		t.Errorf("%d packets of %d bytes are staged when all were sent", s.n, s.bytes)
+	if s := &e.peer(b).staged; s.N != 0 || s.Bytes != 0 {
+		t.Errorf("%d packets of %d bytes are staged when all were sent", s.N, s.Bytes)
 	}
 }
 

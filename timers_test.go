@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/layout"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // TestConstants holds each constant to its definition in the whitepaper or in Linux.
@@ -58,7 +59,7 @@ func TestConstants(t *testing.T) {
 		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux sends the first, and gives up when more than 18 retries were sent.
 		{"initiations of a series", maxAttempts, 20},
 		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", loadMessages, 4096 / 8},
-		{"MAX_STAGED_PACKETS", maxStaged, 128},
+		{"MAX_STAGED_PACKETS", staged.Max, 128},
 		{"COUNTER_BITS_TOTAL", windowBits, 8192},
 		{"COUNTER_WINDOW_SIZE", windowSize, 8128},
 		{"MESSAGE_PADDING_MULTIPLE - 1", layout.MaxPadding, 15},

@@ -40,6 +40,7 @@ import (
 
 	"github.com/seed-86b749af/wireguard/internal/boottime"
 	"github.com/seed-86b749af/wireguard/internal/inbox"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
@@ -100,7 +101,7 @@ type Device struct {
 	deadlines     deadlines
 	lookups       lookups
 	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
-	pool          stagedPool
+	pool          staged.Pool[*peer]
 
 	drops         dropCounters
 	ecnMismatches atomic.Uint64
@@ -201,7 +202,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 			p.timers.set(timerWipe, d.now()+rejectAfterTime) // forgotten, unless it comes back
 			d.schedule(p)
 		}
-		if p.persistent != 0 || p.staged.n != 0 {
+		if p.persistent != 0 || p.staged.N != 0 {
 			due = append(due, dueFlush{p, p.persistent != 0})
 		}
 		p.mu.Unlock()
@@ -356,7 +357,7 @@ func (d *Device) sourceEnded(err error) {
 // release ends a visit to p's core, which began with p.mu locked and left its requests in out. It sees to p's next deadline
 // and publishes events under the lock, unlocks p, and does the rest.
 func (d *Device) release(p *peer, out *outbox) {
-	d.pool.count(p)
+	d.pool.Count(p, &p.account, p.staged.Bytes)
 	if !p.removed {
 		d.schedule(p)
 	}
@@ -368,9 +369,8 @@ func (d *Device) release(p *peer, out *outbox) {
 	p.mu.Unlock()
 
 	d.sessions.free(out.freed...)
-	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
-		d.drops.add(DropNoSession, 1)
-		s.recycle()
+	if out.dropped.N > 0 {
+		d.drops.add(DropNoSession, out.dropped.Clear())
 	}
 	for _, e := range out.events {
 		d.tell(p, e)
