@@ -23,10 +23,6 @@ const (
 	cookieNonce    = 8
 	cookieCookie   = 32
 	cookieMaxUse   = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
-	limiterSize    = 1 << 18                     // sources; an entry lasts a second, in which a core answers some 5,000 initiations
-	limiterCost    = second / 20                 // per message, in tokens of one nanosecond
-	limiterBurst   = 5 * limiterCost
-	limiterIdle    = second
 	mac1Label      = "mac1----"
 	cookieKeyMark  = "cookie--"
 )
@@ -210,53 +206,4 @@ func sourceOf(e *Endpoint) (s source) {
 		copy(s.key[:8], a16[:8])
 	}
 	return s
-}
-
-// A limiter allows each source 20 messages per second, and 5 at once. It holds 262,144 sources. It refuses a further source
-// until another has been idle for a second. The zero value is ready.
-type limiter struct {
-	sources map[source]bucket
-	swept   int64
-}
-
-type bucket struct{ tokens, last int64 }
-
-func (l *limiter) allow(s source, now int64) bool {
-	b, ok := l.sources[s]
-	if !ok {
-		if len(l.sources) >= limiterSize {
-			if l.sweep(now); len(l.sources) >= limiterSize {
-				return false
-			}
-		}
-		if l.sources == nil {
-			l.sources = make(map[source]bucket)
-		}
-		b = bucket{tokens: limiterBurst, last: now}
-	}
-	b.tokens = min(limiterBurst, b.tokens+now-b.last)
-	b.last = now
-	allowed := b.tokens >= limiterCost
-	if allowed {
-		b.tokens -= limiterCost
-	}
-	l.sources[s] = b
-	return allowed
-}
-
-// sweep forgets the sources that were idle for a second, and frees the memory when no source is left. It walks the table at
-// most once per second, however often it is called.
-func (l *limiter) sweep(now int64) {
-	if now-l.swept < limiterIdle {
-		return
-	}
-	l.swept = now
-	for s, b := range l.sources {
-		if now-b.last >= limiterIdle {
-			delete(l.sources, s)
-		}
-	}
-	if len(l.sources) == 0 {
-		l.sources = nil
-	}
 }

@@ -171,8 +171,8 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	}
 	from := sourceOf(&m.from)
 	d.cookieMu.Lock()
-	allowed := d.sourceLimit.allow(from, now)
-	d.deadlines.sweepAt(now+limiterIdle, now)
+	allowed := d.sourceLimit.Allow(from, now)
+	d.scheduleSweep(now)
 	d.cookieMu.Unlock()
 	if !allowed {
 		d.drops.add(DropRateLimited, 1)

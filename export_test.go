@@ -50,7 +50,7 @@ func StagedBytes(d *Device) int64 { return d.pool.Bytes() }
 func LimitedSources(d *Device) int {
 	d.cookieMu.Lock()
 	defer d.cookieMu.Unlock()
-	return len(d.sourceLimit.sources)
+	return d.sourceLimit.Len()
 }
 
 // Waiters is the number of calls of Handshake and Renew that wait.

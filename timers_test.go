@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/layout"
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
@@ -44,9 +45,9 @@ func TestConstants(t *testing.T) {
 		{"COOKIE_SECRET_MAX_AGE", cookieSecretLife, 120 * time.Second},
 		{"COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY", cookieMaxUse, 115 * time.Second},
 		{"under load is held", underLoadHold, time.Second},
-		{"PACKETS_PER_SECOND = 20", limiterCost, time.Second / 20},
-		{"PACKETS_BURSTABLE = 5", limiterBurst, 5 * time.Second / 20},
-		{"rate limits are collected after", limiterIdle, time.Second},
+		{"PACKETS_PER_SECOND = 20", ratelimit.Cost, time.Second / 20},
+		{"PACKETS_BURSTABLE = 5", ratelimit.Burst, 5 * time.Second / 20},
+		{"rate limits are collected after", ratelimit.Idle, time.Second},
 	} {
 		if time.Duration(c.got) != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, time.Duration(c.got), c.want)

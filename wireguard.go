@@ -39,7 +39,9 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/boottime"
+	"github.com/seed-86b749af/wireguard/internal/deadlines"
 	"github.com/seed-86b749af/wireguard/internal/inbox"
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
@@ -95,10 +97,11 @@ type Device struct {
 
 	cookieSecret atomic.Pointer[cookieSecret] // nil: not yet
 	cookieMu     sync.Mutex                   // held to renew the secret, and guards the next; taken last but for the deadlines'
-	sourceLimit  limiter
+	sourceLimit  ratelimit.Limiter[source]
 
 	slow          slowPath
-	deadlines     deadlines
+	deadlines     deadlines.Queue[*peer] // nil stands for the sweep of sourceLimit
+	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by them
 	lookups       lookups
 	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
 	pool          staged.Pool[*peer]
@@ -190,8 +193,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	r.alarm = d.newAlarm()
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
-	d.deadlines.use(r.alarm)
-	d.deadlines.ring() // something may be left from before
+	d.deadlines.Use(r.alarm) // it rings: something may be left from before
 	d.running.Store(r)
 	d.wg.Go(func() { d.keepTime(r.alarm) })
 	d.startReceivers(r, s)
@@ -229,7 +231,7 @@ func (d *Device) stop() *running {
 		return nil
 	}
 	r.cancel()
-	d.deadlines.use(nil)
+	d.deadlines.Use(nil)
 	r.alarm.Close()
 	r.socket.Load().close()
 	for _, s := range r.retired {
@@ -271,7 +273,7 @@ func (d *Device) Wake() error {
 		d.trouble(err)
 	}
 	now := d.now()
-	d.deadlines.ring()
+	d.deadlines.Ring()
 	var due []dueFlush
 	for p := range d.peers.all() {
 		var out outbox
