@@ -41,6 +41,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/boottime"
 	"github.com/seed-86b749af/wireguard/internal/deadlines"
 	"github.com/seed-86b749af/wireguard/internal/inbox"
+	"github.com/seed-86b749af/wireguard/internal/keylog"
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
@@ -69,7 +70,7 @@ type Device struct {
 	tunnel   Tunnel
 	bind     Bind
 	log      *slog.Logger // nil: silent
-	keyLog   keyLog
+	keyLog   keylog.Log
 	clock    Clock
 	start    time.Duration // what clock told in New
 	random   func([]byte)
@@ -150,7 +151,7 @@ func New(c Config) (*Device, error) {
 	d.mark.Store(c.FirewallMark)
 	d.sessions.prefix = c.IndexPrefix
 	d.setLimits(&c)
-	d.keyLog.w = c.KeyLog
+	d.keyLog.W = c.KeyLog
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
 	d.changePeers(changes, false)
