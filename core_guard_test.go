@@ -28,7 +28,6 @@ var coreImports = map[string][]string{
 	"crypto/subtle":                         nil,
 	"encoding/binary":                       {"LittleEndian", "BigEndian"}, // Read and Write do I/O
 	"errors":                                nil,
-	"hash":                                  nil,
 	"iter":                                  nil,
 	"net/netip":                             nil,
 	"slices":                                nil,

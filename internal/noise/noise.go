@@ -1,10 +1,12 @@
 // Package noise is the symmetric part of Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, with which WireGuard shakes hands: the chaining key
-// and the hash of an exchange, and what the tokens mix into them (whitepaper, section 5.4). It takes no lock, reads no clock and has
-// no randomness.
+// and the hash of an exchange, and what the tokens mix into them (whitepaper, section 5.4). It also has the AEADs, and the MAC that
+// handshake messages end in. It takes no lock, reads no clock and has no randomness.
 package noise
 
 import (
 	"crypto/cipher"
+	"crypto/subtle"
+	"hash"
 
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -125,4 +127,42 @@ func AEAD(key *[32]byte) cipher.AEAD {
 		panic(err) // only the length of the key could be wrong
 	}
 	return a
+}
+
+// XAEAD returns XChaCha20-Poly1305 with a key.
+func XAEAD(key *[32]byte) cipher.AEAD {
+	a, err := chacha20poly1305.NewX(key[:])
+	if err != nil {
+		panic(err) // only the length of the key could be wrong
+	}
+	return a
+}
+
+// MACSize is the length of a MAC in bytes.
+const MACSize = 16
+
+// A MAC is MAC(key, ·): BLAKE2s with a key and an output of 16 bytes. One goroutine at a time uses it.
+type MAC struct{ h hash.Hash }
+
+// NewMAC returns the MAC with a key of 1 to 32 bytes.
+func NewMAC(key []byte) MAC {
+	h, err := blake2s.New128(key)
+	if err != nil {
+		panic(err) // any such key is accepted
+	}
+	return MAC{h}
+}
+
+// Of returns the MAC of data.
+func (m MAC) Of(data []byte) (sum [MACSize]byte) {
+	m.h.Reset()
+	m.h.Write(data)
+	m.h.Sum(sum[:0])
+	return sum
+}
+
+// Verify reports whether sum is the MAC of data, in a time that does not depend on sum.
+func (m MAC) Verify(data, sum []byte) bool {
+	own := m.Of(data)
+	return subtle.ConstantTimeCompare(own[:], sum) == 1
 }
