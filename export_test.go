@@ -21,9 +21,10 @@ func ForceLoad(d *Device, on bool) {
 	now := d.now()
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
-	for _, q := range []*messageQueue{&d.slow.initiations, &d.slow.answers} {
-		if q.loadedAt = 0; on {
-			q.loadedAt = now + 24*3600*second
+	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
+		q.UnderLoad(false, now+48*3600*second) // long after the load
+		if on {
+			q.UnderLoad(true, now+24*3600*second)
 		}
 	}
 }

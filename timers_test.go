@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/backlog"
 	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 	"github.com/seed-86b749af/wireguard/internal/staged"
@@ -44,7 +45,7 @@ func TestConstants(t *testing.T) {
 		{"INITIATIONS_PER_SECOND = 50", initiationInterval, 20 * time.Millisecond},
 		{"COOKIE_SECRET_MAX_AGE", cookieSecretLife, 120 * time.Second},
 		{"COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY", cookieMaxUse, 115 * time.Second},
-		{"under load is held", underLoadHold, time.Second},
+		{"under load is held", backlog.Hold, time.Second},
 		{"PACKETS_PER_SECOND = 20", ratelimit.Cost, time.Second / 20},
 		{"PACKETS_BURSTABLE = 5", ratelimit.Burst, 5 * time.Second / 20},
 		{"rate limits are collected after", ratelimit.Idle, time.Second},
@@ -59,7 +60,7 @@ func TestConstants(t *testing.T) {
 	}{
 		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux sends the first, and gives up when more than 18 retries were sent.
 		{"initiations of a series", maxAttempts, 20},
-		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", loadMessages, 4096 / 8},
+		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", backlog.Long, 4096 / 8},
 		{"MAX_STAGED_PACKETS", staged.Max, 128},
 		{"COUNTER_BITS_TOTAL", windowBits, 8192},
 		{"COUNTER_WINDOW_SIZE", windowSize, 8128},
