@@ -174,7 +174,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 	defer p.mu.Unlock()
 	if p.lookedUp && !c.UpdateOnly {
 		p.lookedUp = false // it is configured now, and stays
-		d.lookups.count(-1)
+		d.lookups.Admit(-1)
 	}
 	if c.PresharedKey != nil {
 		p.psk = *c.PresharedKey
@@ -232,11 +232,10 @@ func (d *Device) removePeer(p *peer, e *edit) {
 	d.dropQueue(p, DropNoSession)
 	p.forgetSecrets()
 	d.forgetDeadline(p)
-	lookedUp := p.lookedUp
-	d.release(p, &out)
-	if lookedUp {
-		d.lookups.count(-1)
+	if p.lookedUp {
+		d.lookups.Admit(-1)
 	}
+	d.release(p, &out)
 }
 
 // SetPeer gives a peer the configuration c, and adds the peer if it does not exist. The peer's session stays. SetPeer is

@@ -260,7 +260,7 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 		in.static, err = d.staticSecret(p, id)
 	case d.lookup == nil || in.key == id.public:
 		err = refusal(DropUnknownPeer)
-	case !d.lookups.takes(in.key):
+	case !d.lookups.Takes(in.key):
 		err = refusal(DropLookupFull)
 	default:
 		in.static, err = id.private.shared(&in.key)

@@ -214,7 +214,7 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 // takeInitiations takes an initiation, and under load others that follow it. mu is held.
 func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	if j.loaded = len(j.more) > 0; !j.loaded {
-		j.loaded = s.initiations.UnderLoad(d.lookups.crowded(), now)
+		j.loaded = s.initiations.UnderLoad(d.lookups.Crowded(), now)
 		for n := takeAtOnce; j.loaded && n > 0 && len(s.initiations.Queue) > 0; n-- {
 			j.more.Push(s.initiations.Pop())
 		}
@@ -228,7 +228,7 @@ func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	initiations, answers := s.initiations.UnderLoad(d.lookups.crowded(), now), s.answers.UnderLoad(false, now)
+	initiations, answers := s.initiations.UnderLoad(d.lookups.Crowded(), now), s.answers.UnderLoad(false, now)
 	return initiations || answers
 }
 
@@ -266,7 +266,7 @@ func (d *Device) visit(p *peer) {
 	p.handed, p.found, p.inSlow = false, false, false
 	p.mu.Unlock()
 	if found {
-		d.acceptInitiation(p, d.lookups.end(p.key))
+		d.acceptInitiation(p, d.lookups.End(p.key))
 	}
 	if initiate {
 		d.sendInitiation(p)

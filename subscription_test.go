@@ -458,7 +458,7 @@ func TestFlappingPeer(t *testing.T) {
 		}
 		return c, nil
 	}
-	e.lookups.maxPeers = 1
+	e.lookups.MaxAdmitted = 1
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/admission"
 	"github.com/seed-86b749af/wireguard/internal/boottime"
 	"github.com/seed-86b749af/wireguard/internal/deadlines"
 	"github.com/seed-86b749af/wireguard/internal/inbox"
@@ -103,7 +104,7 @@ type Device struct {
 	slow          slowPath
 	deadlines     deadlines.Queue[*peer] // nil stands for the sweep of sourceLimit
 	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by them
-	lookups       lookups
+	lookups       admission.Desk[PublicKey, *initiation]
 	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
 	pool          staged.Pool[*peer]
 
