@@ -114,24 +114,16 @@ func (d *Device) changeIdentity(id *identity) {
 	d.changePeers(self, false)
 }
 
-// An edit is a change to the tables of peers and of allowed IPs. Readers see it once it is published.
+// An edit is a change to the tables of peers and of allowed IPs.
 type edit struct {
 	peers  ordered.Edit[keyedPeer]
 	routes routesEdit[*peer]
 }
 
-// edit begins a change. mu is held until the change is published.
-func (d *Device) edit() *edit { return &edit{d.peers.published.Load().Edit(), d.allowed.edit()} }
-
-func (e *edit) publish(d *Device) {
-	d.peers.published.Store(e.peers.Set())
-	e.routes.publish()
-}
-
 // changePeers carries out changes to peers that were checked. Peers and prefixes appear and disappear at one moment. mu is
 // held.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
-	e := d.edit()
+	e := &edit{d.peers.published.Load().Edit(), d.allowed.edit()}
 	if replace {
 		named := make(map[PublicKey]bool, len(changes))
 		for i := range changes {
@@ -148,7 +140,8 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 			due = append(due, dueFlush{p, keepalive})
 		}
 	}
-	e.publish(d)
+	d.peers.published.Store(e.peers.Set())
+	e.routes.publish()
 	return due
 }
 
@@ -297,7 +290,7 @@ func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 // before or as after the change.
 func (d *Device) Status() Status {
 	s := Status{
-		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.len(),
+		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.published.Load().Len(),
 		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.drops[DropCookieRequired].Load(),
 		UnderLoad: d.slow.loaded(d, d.now()),
 	}

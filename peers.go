@@ -103,8 +103,6 @@ func (t *peerTable) find(key PublicKey) *peer {
 	return found.p
 }
 
-func (t *peerTable) len() int { return t.published.Load().Len() }
-
 // after returns the peers of the moment when the loop begins whose keys are greater than key, in order.
 func (t *peerTable) after(key PublicKey) iter.Seq[*peer] {
 	return func(yield func(*peer) bool) {

@@ -41,9 +41,6 @@ type dueFlush struct {
 	keepalive bool // send an empty packet if none is staged
 }
 
-// flush is flushAll for one peer.
-func (d *Device) flush(p *peer, keepalive bool) { d.flushAll([]dueFlush{{p, keepalive}}) }
-
 // flushAll sends the packets that are staged with each peer, and keepalives. Those to many peers leave in one call to the
 // socket. Where a peer has no session, flushAll asks for one. A goroutine that stages behind staged packets flushes too, so
 // none is kept here by others.

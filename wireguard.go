@@ -376,14 +376,16 @@ func (d *Device) release(p *peer, out *outbox) {
 	if out.dropped.N > 0 {
 		d.drops.add(DropNoSession, out.dropped.Clear())
 	}
-	for _, e := range out.events {
-		d.tell(p, e)
+	for _, e := range out.events { // without p.mu: the log is the program's code
+		if d.log != nil { // or the arguments would be allocated for nothing
+			d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
+		}
 	}
 	if visit {
 		d.slow.peer(d, p)
 	}
 	if out.keepalive || out.flush {
-		d.flush(p, out.keepalive)
+		d.flushAll([]dueFlush{{p, out.keepalive}})
 	}
 	if out.forget {
 		d.forget(p)
@@ -404,13 +406,6 @@ func (d *Device) drop(p *peer, r DropReason, n int) {
 	}
 	p.drop(r, n)
 	d.drops.add(r, n)
-}
-
-// tell logs an event of p. Unlike publish it is called without p.mu: the log is the program's code.
-func (d *Device) tell(p *peer, e outEvent) {
-	if d.log != nil { // or the arguments would be allocated for nothing
-		d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
-	}
 }
 
 func (d *Device) debug(msg string, args ...any) { d.logAt(slog.LevelDebug, msg, args) }
