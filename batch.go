@@ -7,18 +7,11 @@ import (
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/idle"
+	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-const (
-	batchPackets = 128 // the most packets in a batch
-
-	// slabSize is the memory of a batch. It holds two trains of the largest size, or any single packet, and still fits
-	// into a core's second-level cache.
-	slabSize = 128<<10 + 1<<10
-
-	maxPacket = 65535 // bytes of the largest IP packet
-)
+const maxPacket = 65535 // bytes of the largest IP packet
 
 // A Batch is memory for IP packets that will be sealed where they stand: each packet has 16 bytes of room in front of
 // it, for the header of its message, and room for padding and the tag behind it. The messages lie back to back, each
@@ -29,22 +22,17 @@ const (
 // one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an
 // empty batch whose padding knows no MTU, as tests of a PacketSource use it.
 type Batch struct {
-	*load           // nil means that the batch is empty
-	room        int // the bytes that Next returned last
-	mtu         int // padding is clamped to it; 0 means that it is not clamped
-	forHeadroom int // bytes in front of each message, for the Bind's header
+	load     *load // nil means that the batch is empty
+	room     int   // the bytes that Next returned last
+	mtu      int   // padding is clamped to it; 0 means that it is not clamped
+	headroom int   // bytes in front of each message, for the Bind's header
 }
 
 // A load is the contents of a batch on their path to the socket. Device.Send takes it out of its Batch, since runs may
 // wait in their peers' queues for longer than Send takes.
 type load struct {
-	slab     *slab
-	end      int       // where the next message begins, headroom first
-	headroom int       // bytes in front of each message, for the Bind's header
-	msgs     []message // in the order of their memory
-
-	runs   []run
-	second *slab // where runs that stand apart are sealed; nil if there are none
+	layout.Load
+	runs []run
 
 	r    *running // of the device, when the load was routed
 	now  int64
@@ -59,40 +47,16 @@ type load struct {
 	trains    []Train
 }
 
-// A message is a packet's place in its batch, and the place of its message once it is sealed.
-//
-//	           at                   at+16                 at+16+n       at+16+padded    at+32+padded
-//	| headroom | header (16 bytes)  | packet (n bytes)    | zeros       | tag (16)      |
-type message struct {
-	at, n, padded int32
-	to            int32 // where the message is sealed to, in its run's memory
-	run           int16 // index of its run; none if the packet is not sent
-	nth           int16 // its place in the run, from 0
-	next          int16 // index of the run's next message; none in the last one
-	tos           uint8 // of the outer packet
-}
-
-const none = -1
-
-// size takes a pointer, for a copy would be read at a width that was not written, which stalls the processor for each packet.
-func (m *message) size() int { return int(m.padded) + messageOverhead }
-
 // Len returns the number of packets in the batch.
 func (b *Batch) Len() int {
 	if b.load == nil {
 		return 0
 	}
-	return len(b.msgs)
+	return len(b.load.Messages)
 }
 
 // Packet returns the i-th packet, in place. The caller may change it, within its length, until the batch is sent or reset.
-func (b *Batch) Packet(i int) []byte { return b.packet(i) }
-
-func (l *load) packet(i int) []byte {
-	m := &l.msgs[i]
-	at := int(m.at) + messageHeader
-	return l.slab[at : at+int(m.n) : at+int(m.n)]
-}
+func (b *Batch) Packet(i int) []byte { return b.load.Packet(i) }
 
 // Next returns room for a packet of up to n bytes, which the caller fills. It returns nil if the batch has no such room:
 // send the batch first. An empty batch has room for any IP packet. Until Commit, Next returns the same room again.
@@ -101,14 +65,13 @@ func (b *Batch) Next(n int) []byte {
 		return nil
 	}
 	if b.load == nil {
-		b.load = newLoad(b.forHeadroom)
+		b.load = newLoad(b.headroom)
 	}
-	if !b.fits(n) {
+	if !b.load.Fits(n) {
 		return nil
 	}
 	b.room = n
-	at := b.end + b.headroom + messageHeader
-	return b.slab[at : at+n : at+n]
+	return b.load.Room(n)
 }
 
 // extend makes s longer by one element, which the caller fills in place. An append would build it elsewhere, and read it
@@ -122,11 +85,6 @@ func extend[T any](s *[]T) *T {
 	return &(*s)[n]
 }
 
-// fits reports whether l has room for a packet of n bytes.
-func (l *load) fits(n int) bool {
-	return len(l.msgs) < batchPackets && l.end+l.headroom+messageOverhead+n+maxPadding <= slabSize
-}
-
 // Commit makes a packet of the first n bytes of the room that Next returned last. It panics if n is larger than that room.
 // If n is 0, it returns the room.
 func (b *Batch) Commit(n int) {
@@ -136,19 +94,11 @@ func (b *Batch) Commit(n int) {
 	if b.room = 0; n == 0 {
 		return
 	}
-	b.place(n, pad(n, b.mtu))
-}
-
-// place appends a message with a packet of n bytes, or an empty one.
-func (l *load) place(n, padded int) *message {
-	m := extend(&l.msgs)
-	m.at, m.n, m.padded, m.run = int32(l.end+l.headroom), int32(n), int32(padded), none
-	l.end = int(m.at) + m.size()
-	return m
+	b.load.Place(n, layout.Pad(n, b.mtu))
 }
 
 // layFor prepares an empty batch for the device's tunnel and Bind.
-func (b *Batch) layFor(d *Device) { b.mtu, b.forHeadroom = d.tunnel.MTU(), d.headroom }
+func (b *Batch) layFor(d *Device) { b.mtu, b.headroom = d.tunnel.MTU(), d.headroom }
 
 // sendForeign sends copies of the packets of b, whose layout is another device's, and makes b one of this device.
 func (d *Device) sendForeign(b *Batch) (err error) {
@@ -190,7 +140,7 @@ func (b *Batch) takeLoad() *load {
 
 // loads holds empty loads without slabs.
 var loads = sync.Pool{New: func() any {
-	l := &load{msgs: make([]message, 0, batchPackets)}
+	l := new(load)
 	l.fork.Do = l.sealSome
 	return l
 }}
@@ -198,8 +148,7 @@ var loads = sync.Pool{New: func() any {
 // newLoad returns an empty load. The caller releases it.
 func newLoad(headroom int) *load {
 	l := loads.Get().(*load)
-	l.headroom = headroom
-	l.slab = slabs.Get().(*slab)
+	l.Use(headroom)
 	l.refs.Store(1)
 	return l
 }
@@ -210,32 +159,19 @@ func (l *load) release() {
 		return
 	}
 	if l.feed != nil {
-		l.feed.sent()
+		l.feed.Sent()
 	}
+	l.Free()
 	clear(l.runs)
-	clear(l.msgs)
-	l.runs, l.msgs, l.end = l.runs[:0], l.msgs[:0], 0
-	l.r, l.feed, l.full = nil, nil, false
-	slabs.Put(l.slab)
-	if l.second != nil {
-		slabs.Put(l.second)
-	}
-	l.slab, l.second = nil, nil
+	l.runs, l.r, l.feed, l.full = l.runs[:0], nil, nil, false
 	loads.Put(l)
 }
 
-// A run is all packets of one load to one peer, in their order. Where they stand back to back, they are sealed in
-// place. Where others' packets stand between them, they are sealed into a second slab, so that the messages lie back to
-// back there and leave as one train.
+// A run is all packets of one load to one peer.
 type run struct {
-	p           *peer
-	nth         int16 // its place in load.runs
-	first, last int16 // messages of the load, linked by message.next
-	end         int32 // where the next message would stand back to back with the last
-	n           int   // how many
-	size        int   // bytes of the messages
-	apart       bool  // the messages do not stand back to back in the slab
-	carries     bool  // a packet looks like a data message; see dropLoops
+	layout.Run
+	p       *peer
+	carries bool // a packet looks like a data message; see dropLoops
 
 	k        *keypair // nil means that the run has no counters and is not sent here
 	counter  uint64   // of the first message
@@ -271,67 +207,19 @@ func (l *load) runTo(p *peer) *run {
 // newRun begins a run to p.
 func (l *load) newRun(p *peer) *run {
 	r := extend(&l.runs)
-	r.p, r.load, r.nth = p, l, int16(len(l.runs)-1)
+	r.p, r.load, r.Number = p, l, int16(len(l.runs)-1)
 	return r
-}
-
-// add appends message i of l to the run.
-func (l *load) add(r *run, i int) {
-	m := &l.msgs[i]
-	switch {
-	case r.n == 0:
-		r.first = int16(i)
-	default:
-		l.msgs[r.last].next = int16(i)
-		r.apart = r.apart || m.at != r.end
-	}
-	m.run, m.nth, m.next, m.to = r.nth, int16(r.n), none, m.at
-	r.last, r.end = int16(i), m.at+m.padded+messageOverhead+int32(l.headroom)
-	r.n++
-	r.size += m.size()
-}
-
-// put appends a copy of a packet to the run r of l, which has room for it.
-func (l *load) put(r *run, pkt []byte, padded int, tos uint8) {
-	l.place(len(pkt), padded).tos = tos
-	i := len(l.msgs) - 1
-	copy(l.packet(i), pkt)
-	l.add(r, i)
-}
-
-// takes reports whether a run fits behind the messages of l.
-func (l *load) takes(r *run) bool {
-	return len(l.msgs)+r.n <= batchPackets && l.end+r.size+r.n*l.headroom <= slabSize
 }
 
 // layOut gives the numbered messages of the runs that stand apart their places in the second slab. The messages of other
 // runs are sealed where they stand.
 func (l *load) layOut() {
-	end := 0 // of the second slab
+	end := 0
 	for i := range l.runs {
-		run := &l.runs[i]
-		if run.k == nil || !run.apart {
-			continue
-		}
-		nth := int16(0) // anew, since dropLoops may have taken some out
-		for j := run.first; j != none; j = l.msgs[j].next {
-			m := &l.msgs[j]
-			m.nth, m.to = nth, int32(end+l.headroom)
-			nth++
-			end = int(m.to) + m.size()
+		if run := &l.runs[i]; run.k != nil && run.Apart {
+			end = l.LayOut(&run.Run, end)
 		}
 	}
-	if end > 0 {
-		l.second = slabs.Get().(*slab)
-	}
-}
-
-// memory is where the messages of a run are sealed.
-func (l *load) memory(run *run) *slab {
-	if run.apart {
-		return l.second
-	}
-	return l.slab
 }
 
 // isMuch reports whether what is to be sealed is worth an idle core's help.
@@ -339,7 +227,7 @@ func (l *load) isMuch() bool {
 	n, bytes := 0, 0
 	for i := range l.runs {
 		if run := &l.runs[i]; run.k != nil {
-			n, bytes = n+run.n, bytes+run.size
+			n, bytes = n+run.N, bytes+run.Size
 		}
 	}
 	return idle.IsMuch(n, bytes)
@@ -349,56 +237,33 @@ func (l *load) isMuch() bool {
 // with its next batch instead. helpers is Config.Helpers.
 func (l *load) seal(helpers int) {
 	if l.feed != nil {
-		l.sealSome(0, len(l.msgs))
+		l.sealSome(0, len(l.Messages))
 		return
 	}
 	l.fork.Limit = helpers
-	l.fork.Run(len(l.msgs), l.end)
+	l.fork.Run(len(l.Messages), l.Bytes())
 }
 
 // sealSome seals the messages from to end-1.
 func (l *load) sealSome(from, end int) {
 	for i := from; i < end; i++ {
-		m := &l.msgs[i]
-		if m.run == none || l.runs[m.run].k == nil {
+		m := &l.Messages[i]
+		if m.Run == layout.None || l.runs[m.Run].k == nil {
 			continue
 		}
-		run := &l.runs[m.run]
-		padded := l.slab[int(m.at)+messageHeader:][:m.padded]
-		clear(padded[m.n:])
-		run.k.seal(l.memory(run)[m.to:][:m.size()], padded, run.counter+uint64(m.nth))
+		run := &l.runs[m.Run]
+		message, padded := l.Sealing(&run.Run, m)
+		run.k.seal(message, padded, run.counter+uint64(m.Nth))
 	}
 }
 
-// Limits of one train: those of UDP segmentation offload.
-const (
-	maxTrainBytes    = 65507 // the largest IPv4 UDP payload
-	maxTrainMessages = 64
-)
-
-// pack appends the trains of a sealed run. A train's messages lie next to each other, each behind its
-// headroom, and are of the same size but for the last one, which may be smaller.
+// pack appends the trains of a sealed run.
 func (r *run) pack(trains []Train) []Train {
-	l, before := r.load, len(trains)
-	for j := r.first; j != none; {
-		head := &l.msgs[j]
-		size, at, n := head.size(), int(head.to)-l.headroom, 1
-		end := int(head.to) + size
-		for j = head.next; j != none && n < maxTrainMessages; {
-			m := &l.msgs[j]
-			if m.size() > size || m.tos != head.tos || end+l.headroom+m.size()-at > maxTrainBytes {
-				break
-			}
-			end += l.headroom + m.size()
-			n++
-			j = m.next
-			if m.size() < size {
-				break
-			}
-		}
+	before := len(trains)
+	for i := r.First; i != layout.None; {
 		t := extend(&trains)
-		t.Data, t.Size, t.Headroom = l.memory(r)[at:end:end], l.headroom+size, l.headroom
-		t.Endpoint, t.TOS = r.endpoint, head.tos
+		t.Data, t.Size, t.TOS, i = r.load.Train(&r.Run, i)
+		t.Headroom, t.Endpoint = r.load.Headroom, r.endpoint
 	}
 	r.trains = len(trains) - before
 	return trains
@@ -413,35 +278,21 @@ func (run *run) tally(t *Train) {
 			run.err = t.Err
 		}
 	} else {
-		if t.Size-run.load.headroom > messageOverhead {
+		if t.Size-run.load.Headroom > messageOverhead {
 			run.packets += uint64(n)
 		}
-		run.bytes += uint64(len(t.Data) - n*run.load.headroom)
+		run.bytes += uint64(len(t.Data) - n*run.load.Headroom)
 	}
 	if run.endpoint.Source.IsValid() && !t.Endpoint.Source.IsValid() {
 		run.sourceGone = true
 	}
 }
 
-// pad returns the padded length of a packet of n bytes: the next multiple of 16, but at most the MTU, so that the outer
-// packet is never larger than that of a full packet. A packet that is larger than the MTU is padded by its
-// remainder modulo the MTU (Linux, calculate_skb_padding). An mtu of 0 does not clamp.
-func pad(n, mtu int) int {
-	if mtu <= 0 {
-		return (n + 15) &^ 15
-	}
-	last := n
-	if last > mtu {
-		last %= mtu
-	}
-	return n - last + min(mtu, (last+15)&^15)
-}
-
 // passes clamps the padding of message i to the MTU of p, to which it goes, and reports whether its packet may be sent. A
 // packet that is too big and must not be fragmented is dropped, and its sender told. One that may be fragmented is sent
 // whole: the outer packets will be its fragments. IPv6 has no MTU below 1280.
 func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
-	pkt, limit := l.packet(i), mtu
+	pkt, limit := l.Packet(i), mtu
 	if pkt[0]>>4 == 6 {
 		limit = max(mtu, minMTU6)
 	}
@@ -452,13 +303,7 @@ func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
 		d.slow.answer(d, pkt, limit, l.now)
 		return false
 	}
-	l.msgs[i].padded = min(l.msgs[i].padded, int32(pad(len(pkt), mtu)))
+	m := &l.Messages[i]
+	m.Padded = min(m.Padded, int32(layout.Pad(len(pkt), mtu)))
 	return true
 }
-
-// A slab is the memory of one batch.
-type slab [slabSize]byte
-
-// slabs holds the slabs that no batch uses: at most as many as were in use at one time. The garbage collector returns
-// their memory to the system.
-var slabs = sync.Pool{New: func() any { return new(slab) }}

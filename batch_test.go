@@ -5,55 +5,12 @@ import (
 	"errors"
 	"net"
 	"testing"
+	"unsafe"
 
 	"pgregory.net/rapid"
+
+	"github.com/seed-86b749af/wireguard/internal/layout"
 )
-
-// kernelPadding is Linux' calculate_skb_padding in words: how many zeros follow a packet of n bytes. Nothing wraps round
-// in it, since what is left of the packet never exceeds the MTU.
-func kernelPadding(n, mtu uint) uint {
-	align := func(n uint) uint { return (n + 15) / 16 * 16 }
-	if mtu == 0 {
-		return align(n) - n
-	}
-	last := n
-	if last > mtu {
-		last = n % mtu
-	}
-	return min(mtu, align(last)) - last
-}
-
-func TestPadTable(t *testing.T) {
-	for _, c := range []struct{ mtu, n, want int }{
-		{0, 0, 0}, {0, 1, 16}, {0, 15, 16}, {0, 16, 16}, {0, 17, 32}, {0, 1420, 1424}, {0, 65535, 65536},
-		{1420, 1, 16}, {1420, 1408, 1408}, {1420, 1409, 1420}, {1420, 1419, 1420}, {1420, 1420, 1420},
-		{1420, 1421, 1436}, {1420, 2840, 2840}, {1420, 2839, 2840}, {1420, 2841, 2856}, // over the MTU: by the remainder
-		{1280, 1279, 1280}, {1280, 1280, 1280}, {1280, 1281, 1296}, {1280, 20, 32},
-		{9000, 8999, 9000}, {9000, 8992, 8992}, {9000, 9000, 9000}, {9000, 9001, 9016}, {9000, 1420, 1424},
-		{1, 1, 1}, {1, 40, 40}, {15, 14, 15}, {16, 1, 16},
-	} {
-		if got := pad(c.n, c.mtu); got != c.want {
-			t.Errorf("a packet of %d bytes with MTU %d is padded to %d, want %d", c.n, c.mtu, got, c.want)
-		}
-	}
-}
-
-func TestPadLikeKernel(t *testing.T) {
-	for _, mtu := range []int{0, 1, 15, 16, 17, 576, 1280, 1412, 1420, 1500, 9000, 65535, 1 << 20} {
-		for n := 1; n <= maxPacket; n++ {
-			got := pad(n, mtu)
-			if want := n + int(kernelPadding(uint(n), uint(mtu))); got != want {
-				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d, want %d", n, mtu, got, want)
-			}
-			if got < n || got > n+maxPadding || mtu > 0 && n <= mtu && got > mtu {
-				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d: out of bounds", n, mtu, got)
-			}
-		}
-	}
-	if pad(20, -1) != 32 {
-		t.Error("a negative MTU clamps")
-	}
-}
 
 // checkLayout fails unless the messages of b lie back to back, with room round each packet, and hold packets.
 func checkLayout(t failer, b *Batch, packets [][]byte) {
@@ -65,24 +22,22 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 		return
 	}
 	end := 0
-	for i, m := range b.msgs {
-		if end += b.forHeadroom; int(m.at) != end {
-			t.Fatalf("message %d begins at %d, want %d: messages lie back to back, each behind its headroom", i, m.at, end)
-		}
-		if want := pad(len(packets[i]), b.mtu); int(m.padded) != want || m.size() != want+32 {
-			t.Fatalf("message %d is padded to %d, want %d", i, m.padded, want)
+	for i, m := range b.load.Messages {
+		end += b.headroom
+		if want := layout.Pad(len(packets[i]), b.mtu); int(m.Padded) != want {
+			t.Fatalf("message %d is padded to %d, want %d", i, m.Padded, want)
 		}
 		p := b.Packet(i)
 		if !bytes.Equal(p, packets[i]) || cap(p) != len(p) {
 			t.Fatalf("packet %d is another, or reaches beyond its length", i)
 		}
-		if &p[0] != &b.slab[end+messageHeader] {
-			t.Fatalf("packet %d is not 16 bytes behind its message's begin", i)
+		if begin := &b.Packet(0)[0]; uintptr(unsafe.Pointer(&p[0]))-uintptr(unsafe.Pointer(begin)) != uintptr(end-b.headroom) {
+			t.Fatalf("packet %d is not 16 bytes behind its message's begin: messages lie back to back, each behind its headroom", i)
 		}
-		end += m.size()
+		end += int(m.Padded) + messageOverhead
 	}
-	if b.end != end || end > slabSize {
-		t.Fatalf("the next message begins at %d, want %d of %d", b.end, end, slabSize)
+	if b.load.Bytes() != end || end > layout.Size {
+		t.Fatalf("the next message begins at %d, want %d of %d", b.load.Bytes(), end, layout.Size)
 	}
 }
 
@@ -91,14 +46,14 @@ func used(b *Batch) int {
 	if b.load == nil {
 		return 0
 	}
-	return b.end
+	return b.load.Bytes()
 }
 
 func TestBatchModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := Batch{
-			mtu:         rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu"),
-			forHeadroom: rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom"),
+			mtu:      rapid.SampledFrom([]int{0, 1280, 1420, 9000}).Draw(t, "mtu"),
+			headroom: rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom"),
 		}
 		defer b.Reset()
 		var packets [][]byte
@@ -106,7 +61,7 @@ func TestBatchModel(t *testing.T) {
 		for i := range rapid.IntRange(1, 200).Draw(t, "steps") {
 			n := size.Draw(t, "size")
 			packet := bytes.Repeat([]byte{byte(i)}, n)
-			fits := len(packets) < 128 && used(&b)+b.forHeadroom+32+n+15 <= slabSize
+			fits := len(packets) < 128 && used(&b)+b.headroom+32+n+15 <= layout.Size
 			switch rapid.IntRange(0, 9).Draw(t, "step") {
 			case 0: // take room, and give it back
 				room := b.Next(n)
@@ -161,12 +116,12 @@ func TestBatchLayout(t *testing.T) {
 
 func TestBatchFull(t *testing.T) {
 	b := Batch{mtu: 1420}
-	for i := range batchPackets {
+	for i := range layout.MaxPackets {
 		if !b.Append([]byte{1}) {
 			t.Fatalf("packet %d does not fit", i)
 		}
 	}
-	if b.Append([]byte{1}) || b.Next(1) != nil || b.Len() != batchPackets {
+	if b.Append([]byte{1}) || b.Next(1) != nil || b.Len() != layout.MaxPackets {
 		t.Error("the batch takes more than 128 packets")
 	}
 	b.Reset()

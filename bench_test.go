@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/layout"
 )
 
 // BenchmarkDevice is a packet's whole way through two devices, on one core: into a batch, sealed, opened, to the sink.
@@ -70,7 +72,7 @@ func BenchmarkCrypto(b *testing.B) {
 	for _, size := range []int{1420, 64} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			k := newKeypair(&[32]byte{1}, &[32]byte{1}, 1, 2, true, 0)
-			m := make([]byte, messageOverhead+pad(size, 1420))
+			m := make([]byte, messageOverhead+layout.Pad(size, 1420))
 			b.SetBytes(int64(size))
 			for i := range b.N {
 				sealInPlace(k, m, uint64(i))

@@ -55,7 +55,7 @@ var (
 	packageDirs = map[string]string{
 		"": ".", "uapi": "uapi", "udp": "transport/udp", "tun": "transport/tun", "netstack": "transport/netstack",
 		"pipe": "transport/pipe", "wgo": "transport/wgo", "page": "observe/page",
-		"errorlimit": "internal/errorlimit",
+		"errorlimit": "internal/errorlimit", "inbox": "internal/inbox", "backlog": "internal/backlog", "staged": "internal/staged", "ratelimit": "internal/ratelimit",
 	}
 )
 

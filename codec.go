@@ -9,10 +9,11 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/forms"
 )
 
 // Each encoded form of a value in this package keeps the whole value, or encoding or decoding fails.
@@ -84,24 +85,12 @@ func (e *Endpoint) UnmarshalText(text []byte) error {
 
 // Format prints k in base64, or its bytes for the verbs of bytes, such as %x.
 func (k PublicKey) Format(f fmt.State, verb rune) {
-	formatBytes(f, verb, "wireguard.PublicKey", k[:], k.String())
+	forms.Format(f, verb, "wireguard.PublicKey", k[:], k.String())
 }
 
 // Format prints t as String returns it, or its bytes for the verbs of bytes, such as %x.
 func (t Timestamp) Format(f fmt.State, verb rune) {
-	formatBytes(f, verb, "wireguard.Timestamp", t[:], t.String())
-}
-
-func formatBytes(f fmt.State, verb rune, name string, b []byte, text string) {
-	format := fmt.FormatString(f, verb)
-	switch {
-	case verb == 'v' && f.Flag('#'):
-		fmt.Fprint(f, name, strings.TrimPrefix(fmt.Sprintf("%#v", b), "[]byte"))
-	case strings.ContainsRune("vsq", verb):
-		fmt.Fprintf(f, format, text)
-	default:
-		fmt.Fprintf(f, format, b)
-	}
+	forms.Format(f, verb, "wireguard.Timestamp", t[:], t.String())
 }
 
 var errEncodeSecret = errors.New("wireguard: a secret key is not encoded by itself: store what its method Text returns")
@@ -120,20 +109,12 @@ func (k PresharedKey) MarshalBinary() ([]byte, error) { return nil, errEncodeSec
 
 // UnmarshalBinary sets k to the 32 bytes b.
 func (k *PrivateKey) UnmarshalBinary(b []byte) error {
-	return unmarshalBytes((*[32]byte)(k), b, "private key")
+	return forms.Key((*[32]byte)(k), b, "private key")
 }
 
 // UnmarshalBinary sets k to the 32 bytes b.
 func (k *PresharedKey) UnmarshalBinary(b []byte) error {
-	return unmarshalBytes((*[32]byte)(k), b, "preshared key")
-}
-
-func unmarshalBytes(k *[32]byte, b []byte, what string) error {
-	if len(b) != len(k) {
-		return fmt.Errorf("wireguard: %s: want 32 bytes, not %d", what, len(b))
-	}
-	*k = [32]byte(b)
-	return nil
+	return forms.Key((*[32]byte)(k), b, "preshared key")
 }
 
 // taiEpoch is the label of 1970-01-01 00:00:00 UTC, in seconds. WireGuard adds no leap seconds since.
@@ -173,35 +154,19 @@ func (t *Timestamp) UnmarshalText(text []byte) error {
 }
 
 // MarshalText returns what String returns. It fails if k is not a known kind.
-func (k EventKind) MarshalText() ([]byte, error) { return marshalName("event kind", eventNames[:], k) }
+func (k EventKind) MarshalText() ([]byte, error) { return forms.Name("event kind", eventNames[:], k) }
 
 // UnmarshalText parses what String returns.
 func (k *EventKind) UnmarshalText(text []byte) error {
-	return unmarshalName("event kind", eventNames[:], k, text)
+	return forms.ParseName("event kind", eventNames[:], k, text)
 }
 
 // MarshalText returns what String returns. It fails if r is not a known reason.
-func (r DropReason) MarshalText() ([]byte, error) { return marshalName("drop reason", dropNames[:], r) }
+func (r DropReason) MarshalText() ([]byte, error) { return forms.Name("drop reason", dropNames[:], r) }
 
 // UnmarshalText parses what String returns.
 func (r *DropReason) UnmarshalText(text []byte) error {
-	return unmarshalName("drop reason", dropNames[:], r, text)
-}
-
-func marshalName[T ~uint8](what string, names []string, v T) ([]byte, error) {
-	if int(v) >= len(names) {
-		return nil, fmt.Errorf("wireguard: %s %d is not known", what, v)
-	}
-	return []byte(names[v]), nil
-}
-
-func unmarshalName[T ~uint8](what string, names []string, v *T, text []byte) error {
-	i := slices.Index(names, string(text))
-	if i < 0 {
-		return fmt.Errorf("wireguard: %s %q is not known", what, text)
-	}
-	*v = T(i)
-	return nil
+	return forms.ParseName("drop reason", dropNames[:], r, text)
 }
 
 // MarshalJSON returns an object of the counts other than 0, by the name of their reason.

@@ -188,8 +188,8 @@ const (
 
 // setLimits applies the limits of c and their defaults.
 func (d *Device) setLimits(c *Config) {
-	d.lookups.maxPeers = cmp.Or(c.MaxLookedUp, maxLookedUp)
-	d.lookups.max = cmp.Or(c.MaxLookups, maxLookups)
+	d.lookups.MaxAdmitted = cmp.Or(c.MaxLookedUp, maxLookedUp)
+	d.lookups.Max = cmp.Or(c.MaxLookups, maxLookups)
 	d.maxStagedBytes = int64(cmp.Or(c.StagedBytes, maxStagedBytes))
 	d.maxStagedPerPeer = int64(cmp.Or(c.StagedPerPeer, maxStagedPerPeer))
 	if c.StagedPerPeer < 0 {

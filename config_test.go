@@ -135,7 +135,7 @@ func TestConfigDefaults(t *testing.T) {
 		{Config{StagedBytes: 5, StagedPerPeer: -1}, [4]int64{5, 5, 65536, 256}},
 	} {
 		d := newEndOf(t, c.config).Device
-		if got := [4]int64{d.maxStagedBytes, d.maxStagedPerPeer, int64(d.lookups.maxPeers), int64(d.lookups.max)}; got != c.want {
+		if got := [4]int64{d.maxStagedBytes, d.maxStagedPerPeer, int64(d.lookups.MaxAdmitted), int64(d.lookups.Max)}; got != c.want {
 			t.Errorf("limits %d, want %d", got, c.want)
 		}
 	}

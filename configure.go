@@ -106,7 +106,7 @@ func (d *Device) changeIdentity(id *identity) {
 		if id == nil {
 			p.endWaits(ErrNoPrivateKey)
 		}
-		if p.staged.n > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
+		if p.staged.N > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)
@@ -114,25 +114,16 @@ func (d *Device) changeIdentity(id *identity) {
 	d.changePeers(self, false)
 }
 
-// An edit is a change to the tables of peers and of allowed IPs. Readers see it once it is published.
+// An edit is a change to the tables of peers and of allowed IPs.
 type edit struct {
 	peers  ordered.Edit[keyedPeer]
 	routes routesEdit[*peer]
 }
 
-// edit begins a change. mu is held until the change is published.
-func (d *Device) edit() *edit { return &edit{d.peers.set().Edit(), d.allowed.edit()} }
-
-func (e *edit) publish(d *Device) {
-	peers := e.peers.Set()
-	d.peers.state.Store(&peers)
-	e.routes.publish()
-}
-
 // changePeers carries out changes to peers that were checked. Peers and prefixes appear and disappear at one moment. mu is
 // held.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
-	e := d.edit()
+	e := &edit{d.peers.published.Load().Edit(), d.allowed.edit()}
 	if replace {
 		named := make(map[PublicKey]bool, len(changes))
 		for i := range changes {
@@ -149,7 +140,8 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 			due = append(due, dueFlush{p, keepalive})
 		}
 	}
-	e.publish(d)
+	d.peers.published.Store(e.peers.Set())
+	e.routes.publish()
 	return due
 }
 
@@ -175,7 +167,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 	defer p.mu.Unlock()
 	if p.lookedUp && !c.UpdateOnly {
 		p.lookedUp = false // it is configured now, and stays
-		d.lookups.count(-1)
+		d.lookups.Admit(-1)
 	}
 	if c.PresharedKey != nil {
 		p.psk = *c.PresharedKey
@@ -203,7 +195,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 		p.persistent = uint16(*c.PersistentKeepalive / time.Second)
 	}
 	keepalive = wasSilent && p.persistent != 0 && p.endpoint.IsValid()
-	if keepalive || p.staged.n != 0 {
+	if keepalive || p.staged.N != 0 {
 		return p, keepalive
 	}
 	return nil, false
@@ -233,11 +225,10 @@ func (d *Device) removePeer(p *peer, e *edit) {
 	d.dropQueue(p, DropNoSession)
 	p.forgetSecrets()
 	d.forgetDeadline(p)
-	lookedUp := p.lookedUp
-	d.release(p, &out)
-	if lookedUp {
-		d.lookups.count(-1)
+	if p.lookedUp {
+		d.lookups.Admit(-1)
 	}
+	d.release(p, &out)
 }
 
 // SetPeer gives a peer the configuration c, and adds the peer if it does not exist. The peer's session stays. SetPeer is
@@ -299,7 +290,7 @@ func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 // before or as after the change.
 func (d *Device) Status() Status {
 	s := Status{
-		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.len(),
+		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.published.Load().Len(),
 		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.drops[DropCookieRequired].Load(),
 		UnderLoad: d.slow.loaded(d, d.now()),
 	}
@@ -364,7 +355,7 @@ func (d *Device) peerStatus(p *peer) (s PeerStatus, ok bool) {
 	s = PeerStatus{
 		PublicKey: p.key, Endpoint: p.endpoint, AllowedIPs: int(p.prefixes.Load()),
 		PersistentKeepalive: time.Duration(p.persistent) * time.Second, MTU: int(p.mtu.Load()), LookedUp: p.lookedUp,
-		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: int(p.staged.n),
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp, Received: p.received, Sent: p.sent, Staged: int(p.staged.N),
 		Initiating: p.handshake != nil && p.handshake.initiator, Attempts: int(p.timers.unanswered),
 		Session: p.current.sendable(now, 1), Unopened: p.unopened, Unsent: p.sendErr != nil, CookieAsked: p.cookie.valid(now),
 	}

@@ -2,12 +2,11 @@ package wireguard
 
 import (
 	"crypto/cipher"
-	"crypto/subtle"
 	"encoding/binary"
-	"hash"
 
 	"golang.org/x/crypto/blake2s"
-	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
 // Initiations and responses end in two MACs (whitepaper, section 5.4.4). mac1 shows that the sender knows the receiver's
@@ -17,38 +16,18 @@ import (
 //	 0      4          8            32                64
 //	| type | receiver | nonce (24) | cookie (16+16) |
 const (
-	macSize        = 16
+	macSize        = noise.MACSize
 	cookieSize     = 64
 	cookieReceiver = 4
 	cookieNonce    = 8
 	cookieCookie   = 32
 	cookieMaxUse   = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
-	limiterSize    = 1 << 18                     // sources; an entry lasts a second, in which a core answers some 5,000 initiations
-	limiterCost    = second / 20                 // per message, in tokens of one nanosecond
-	limiterBurst   = 5 * limiterCost
-	limiterIdle    = second
 	mac1Label      = "mac1----"
 	cookieKeyMark  = "cookie--"
 )
 
 func mac1Key(k PublicKey) [32]byte   { return blake2s.Sum256(append([]byte(mac1Label), k[:]...)) }
 func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cookieKeyMark), k[:]...)) }
-
-// newMAC is MAC(key, ·): BLAKE2s with a key and an output of 16 bytes.
-func newMAC(key []byte) hash.Hash {
-	h, err := blake2s.New128(key)
-	if err != nil {
-		panic(err) // any key of 1 to 32 bytes is accepted
-	}
-	return h
-}
-
-func mac(key, data []byte) (m [macSize]byte) {
-	h := newMAC(key)
-	h.Write(data)
-	h.Sum(m[:0])
-	return m
-}
 
 // A cookieJar holds the state from which this device makes the MACs of its messages to one peer. It outlives the
 // handshake, because a cookie reply to a response arrives after the handshake. The zero value has no cookie.
@@ -63,11 +42,11 @@ type cookieJar struct {
 func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 	at := len(m) - 2*macSize
 	key := mac1Key(remote)
-	j.mac1 = mac(key[:], m[:at])
+	j.mac1 = noise.NewMAC(key[:]).Of(m[:at])
 	j.sent = true
 	copy(m[at:], j.mac1[:])
 	if j.valid(now) {
-		mac2 := mac(j.cookie[:], m[:at+macSize])
+		mac2 := noise.NewMAC(j.cookie[:]).Of(m[:at+macSize])
 		copy(m[at+macSize:], mac2[:])
 	}
 }
@@ -82,12 +61,8 @@ func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 		return false
 	}
 	key := cookieKey(remote)
-	a, err := chacha20poly1305.NewX(key[:])
-	if err != nil {
-		panic(err)
-	}
 	var cookie [macSize]byte
-	if _, err := a.Open(cookie[:0], m[cookieNonce:cookieCookie], m[cookieCookie:cookieSize], j.mac1[:]); err != nil {
+	if _, err := noise.XAEAD(&key).Open(cookie[:0], m[cookieNonce:cookieCookie], m[cookieCookie:cookieSize], j.mac1[:]); err != nil {
 		return false
 	}
 	j.cookie, j.received, j.sent = cookie, now, false
@@ -117,47 +92,39 @@ type cookieChecker struct {
 	secret cookieSecret
 
 	key    [32]byte  // the secret that cookie is prepared for
-	cookie hash.Hash // nil: none yet
+	cookie noise.MAC // zero: none yet
 	id     *identity // the identity that mac1 and seal are prepared for
-	mac1   hash.Hash
+	mac1   noise.MAC
 	seal   cipher.AEAD // of cookies
 }
 
 // prepare keys mac1 and seal for the device id.
 func (c *cookieChecker) prepare(id *identity) {
-	if c.id == id {
-		return
+	if c.id != id {
+		c.id, c.mac1, c.seal = id, noise.NewMAC(id.mac1Key[:]), noise.XAEAD(&id.cookieKey)
 	}
-	seal, err := chacha20poly1305.NewX(id.cookieKey[:])
-	if err != nil {
-		panic(err)
-	}
-	c.id, c.mac1, c.seal = id, newMAC(id.mac1Key[:]), seal
 }
 
 // validMAC1 reports whether m, a handshake message, has a valid mac1 for the device id.
 func (c *cookieChecker) validMAC1(m []byte, id *identity) bool {
 	c.prepare(id)
 	at := len(m) - 2*macSize
-	return equalMAC(c.mac1, m[:at], m[at:at+macSize])
+	return c.mac1.Verify(m[:at], m[at:at+macSize])
 }
 
 // validMAC2 reports whether m, whose mac1 is valid, has a mac2 made with the cookie of source.
 func (c *cookieChecker) validMAC2(m []byte, source []byte, now int64, random func([]byte)) bool {
 	at := len(m) - macSize
 	cookie := c.cookieOf(source, now, random)
-	return equalMAC(newMAC(cookie[:]), m[:at], m[at:])
+	return noise.NewMAC(cookie[:]).Verify(m[:at], m[at:])
 }
 
 // cookieOf returns the cookie of a source: a MAC of its address and port with the secret.
-func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) (cookie [macSize]byte) {
-	if c.secret.renew(now, random); c.cookie == nil || c.key != c.secret.key {
-		c.key, c.cookie = c.secret.key, newMAC(c.secret.key[:])
+func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) [macSize]byte {
+	if c.secret.renew(now, random); c.cookie == (noise.MAC{}) || c.key != c.secret.key {
+		c.key, c.cookie = c.secret.key, noise.NewMAC(c.secret.key[:])
 	}
-	c.cookie.Reset()
-	c.cookie.Write(source)
-	c.cookie.Sum(cookie[:0])
-	return cookie
+	return c.cookie.Of(source)
 }
 
 // reply makes the cookie reply to m, a handshake message from source whose mac1 is valid.
@@ -170,14 +137,6 @@ func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, 
 	at := len(m) - 2*macSize
 	c.seal.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], cookie[:], m[at:at+macSize])
 	return r
-}
-
-func equalMAC(h hash.Hash, data, want []byte) bool {
-	var got [macSize]byte
-	h.Reset()
-	h.Write(data)
-	h.Sum(got[:0])
-	return subtle.ConstantTimeCompare(got[:], want) == 1
 }
 
 // appendSource appends the data that a cookie is bound to: the address and the port, or the key of the Link.
@@ -210,53 +169,4 @@ func sourceOf(e *Endpoint) (s source) {
 		copy(s.key[:8], a16[:8])
 	}
 	return s
-}
-
-// A limiter allows each source 20 messages per second, and 5 at once. It holds 262,144 sources. It refuses a further source
-// until another has been idle for a second. The zero value is ready.
-type limiter struct {
-	sources map[source]bucket
-	swept   int64
-}
-
-type bucket struct{ tokens, last int64 }
-
-func (l *limiter) allow(s source, now int64) bool {
-	b, ok := l.sources[s]
-	if !ok {
-		if len(l.sources) >= limiterSize {
-			if l.sweep(now); len(l.sources) >= limiterSize {
-				return false
-			}
-		}
-		if l.sources == nil {
-			l.sources = make(map[source]bucket)
-		}
-		b = bucket{tokens: limiterBurst, last: now}
-	}
-	b.tokens = min(limiterBurst, b.tokens+now-b.last)
-	b.last = now
-	allowed := b.tokens >= limiterCost
-	if allowed {
-		b.tokens -= limiterCost
-	}
-	l.sources[s] = b
-	return allowed
-}
-
-// sweep forgets the sources that were idle for a second, and frees the memory when no source is left. It walks the table at
-// most once per second, however often it is called.
-func (l *limiter) sweep(now int64) {
-	if now-l.swept < limiterIdle {
-		return
-	}
-	l.swept = now
-	for s, b := range l.sources {
-		if now-b.last >= limiterIdle {
-			delete(l.sources, s)
-		}
-	}
-	if len(l.sources) == 0 {
-		l.sources = nil
-	}
 }

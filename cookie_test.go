@@ -3,7 +3,6 @@ package wireguard
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"testing"
 )
@@ -24,30 +23,6 @@ func fixedRandom() func([]byte) {
 func sourceBytes(s string) []byte {
 	e := EndpointOf(netip.MustParseAddrPort(s))
 	return e.appendSource(nil)
-}
-
-// TestMACIsKeyedBLAKE2s: what Python's hashlib.blake2s(data, key=key, digest_size=16) makes of n bytes of n+1 under 1+n%32
-// bytes of n.
-func TestMACIsKeyedBLAKE2s(t *testing.T) {
-	for n, want := range map[int]string{
-		0:   "01d7f4cea32638032b156c74aec7e87a",
-		1:   "e42c75a466ac1b9658150b0b31e45d6a",
-		2:   "db80a48c516c268e2fc956289294d721",
-		16:  "ef4d37a0dcb7ebab0410ad743d75f88d",
-		31:  "8e31f6ff6eb90d84add1557ef970446f",
-		32:  "a8fc8b5009f6e89b43abcfb40915af13",
-		63:  "c668f9f727efa94d87ed4c140e63401c",
-		64:  "3e244161171057ff83fb907657d21bfc",
-		65:  "0b2646dba678aca5b95ea74d21fdb236",
-		116: "d3f6afd321e1aeb28341f5afb49b48a5",
-		128: "9a3a8f50985285f891feff7b8fec5e9b",
-		129: "e9d273f22feccc1cfdac250934cefd22",
-		199: "a18b733ae24fdc858ee159757429119f",
-	} {
-		key, data := bytes.Repeat([]byte{byte(n)}, 1+n%32), bytes.Repeat([]byte{byte(n + 1)}, n)
-		m := mac(key, data)
-		wantHex(t, fmt.Sprintf("MAC of %d bytes under %d", n, len(key)), m[:], want)
-	}
 }
 
 // TestCookieTranscript holds a cookie reply and the mac2 that answers it fixed, byte by byte.
@@ -263,85 +238,4 @@ func sourceNumber(n int) source {
 	s := source{kind: '4'}
 	binary.BigEndian.PutUint32(s.key[:], uint32(n))
 	return s
-}
-
-// TestLimiter: "20 packets a second, burst 5".
-func TestLimiter(t *testing.T) {
-	type step struct {
-		at   int64
-		want bool
-	}
-	const ms = second / 1000
-	for name, steps := range map[string][]step{
-		"burst of five":      {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {0, false}, {0, false}},
-		"one each 50 ms":     {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {50*ms - 1, false}, {50 * ms, true}, {50 * ms, false}, {100 * ms, true}, {149 * ms, false}, {150 * ms, true}},
-		"refill is bounded":  {{0, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, false}},
-		"refusals cost none": {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {10 * ms, false}, {20 * ms, false}, {30 * ms, false}, {40 * ms, false}, {50 * ms, true}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var l limiter
-			for i, s := range steps {
-				if got := l.allow(sourceNumber(1), cookieT0+s.at); got != s.want {
-					t.Errorf("message %d, at %d ms: allowed %v, want %v", i, s.at/ms, got, s.want)
-				}
-				if other := sourceNumber(100 + i); !l.allow(other, cookieT0+s.at) {
-					t.Errorf("message %d: a source pays for another", i)
-				}
-			}
-		})
-	}
-}
-
-func TestLimiterRate(t *testing.T) {
-	var l limiter
-	allowed := 0
-	for at := int64(0); at < 10*second; at += second / 1000 {
-		if l.allow(sourceNumber(1), cookieT0+at) {
-			allowed++
-		}
-	}
-	if want := 10*20 + 4; allowed != want { // the burst's fifth is the first of the 200
-		t.Errorf("%d messages of 10 s were allowed, want %d", allowed, want)
-	}
-}
-
-// TestLimiterBound: "table bounded, a full table denies; entries collected after 1 s idle".
-func TestLimiterBound(t *testing.T) {
-	var l limiter
-	for n := range limiterSize {
-		if !l.allow(sourceNumber(n), cookieT0) {
-			t.Fatalf("source %d is refused", n)
-		}
-	}
-	if l.allow(sourceNumber(limiterSize), cookieT0+second-1) {
-		t.Error("one source more than the table holds is allowed")
-	}
-	if !l.allow(sourceNumber(0), cookieT0+second-1) {
-		t.Error("a source in a full table is refused")
-	}
-	if len(l.sources) != limiterSize {
-		t.Fatalf("the table holds %d sources, want %d", len(l.sources), limiterSize)
-	}
-	// The sweep that failed was at one second less a nanosecond: the next comes a second later at most.
-	now := cookieT0 + 2*second - 1
-	if !l.allow(sourceNumber(limiterSize), now) || len(l.sources) != 1 {
-		t.Errorf("after a second the table holds %d sources, want the new one alone", len(l.sources))
-	}
-}
-
-func TestLimiterSweep(t *testing.T) {
-	var l limiter
-	l.allow(sourceNumber(1), cookieT0)
-	l.allow(sourceNumber(2), cookieT0+second/2)
-	l.sweep(cookieT0 + second)
-	if _, ok := l.sources[sourceNumber(1)]; ok || len(l.sources) != 1 {
-		t.Errorf("%d sources are left, want the one that is not idle for a second", len(l.sources))
-	}
-	l.sweep(cookieT0 + 2*second - 1)
-	if len(l.sources) != 1 {
-		t.Error("the table is gone through more than once a second")
-	}
-	if l.sweep(cookieT0 + 2*second); l.sources != nil {
-		t.Error("an empty table keeps its memory")
-	}
 }

@@ -28,16 +28,17 @@ var coreImports = map[string][]string{
 	"crypto/subtle":                         nil,
 	"encoding/binary":                       {"LittleEndian", "BigEndian"}, // Read and Write do I/O
 	"errors":                                nil,
-	"hash":                                  nil,
 	"iter":                                  nil,
 	"net/netip":                             nil,
 	"slices":                                nil,
 	"sync/atomic":                           {"Pointer"},
 	"github.com/cloudflare/circl/dh/x25519": {"Key", "KeyGen", "Shared"},
 	"github.com/gaissmai/bart":              {"Table"},
-	"github.com/seed-86b749af/wireguard/internal/ordered": nil,
-	"golang.org/x/crypto/blake2s":                         nil,
-	"golang.org/x/crypto/chacha20poly1305":                nil,
+	"github.com/seed-86b749af/wireguard/internal/noise":  nil,
+	"github.com/seed-86b749af/wireguard/internal/owned":  nil,
+	"github.com/seed-86b749af/wireguard/internal/staged": {"Queue"}, // Pool has a lock
+	"golang.org/x/crypto/blake2s":                        nil,
+	"golang.org/x/crypto/chacha20poly1305":               nil,
 }
 
 // coreFiles are the core's files. The seven that give the package its shape keep their names.

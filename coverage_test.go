@@ -47,7 +47,7 @@ var scenarios = []covered{
 	{"silence for who does not know the public key", "TestNoAnswerWithoutMAC1"},
 	{"cookie reply to a response", "TestCookieReplyToResponse"},
 	{"cookie reply with a wrong mac1 ignored", "TestCookieReplyWithWrongMAC1Ignored"},
-	{"rate limit under load", "TestRateLimitUnderLoad TestRateLimitIsPer64 TestLimiterBound"},
+	{"rate limit under load", "TestRateLimitUnderLoad TestRateLimitIsPer64 ratelimit.TestLimiterBound"},
 	{"window edges, far jumps, duplicates", "TestReplayWindow TestReplayTable TestReplayJumps TestReplayModel"},
 	{"counter limit", "TestRejectAfterMessages TestCounterPasses32Bits"},
 	{"persistent keepalive on idle and on active tunnels", "TestPersistentKeepaliveIdle TestPersistentKeepaliveActive"},

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
 // A setAlarm notes what it is set to.
@@ -24,7 +26,8 @@ func TestDeadlinesModel(t *testing.T) {
 		clock := new(handClock)
 		d := &Device{clock: clock}
 		a := &setAlarm{d: d}
-		d.deadlines.use(a)
+		d.deadlines.Use(a)
+		a.at = 0
 		ps := make([]*peer, 8)
 		for i := range ps {
 			ps[i] = new(peer)
@@ -36,7 +39,7 @@ func TestDeadlinesModel(t *testing.T) {
 				if at == 0 {
 					continue
 				}
-				if p.queued == 0 || p.queued > at || p.deadline == 0 || d.deadlines.peers[p.deadline-1].p != p {
+				if p.queued == 0 || p.queued > at || p.deadline == 0 {
 					t.Fatalf("%s: peer %d has a deadline at %d, and is queued for %d", where, i, at, p.queued)
 				}
 				if earliest == 0 || at < earliest {
@@ -65,8 +68,8 @@ func TestDeadlinesModel(t *testing.T) {
 				now := d.now()
 				a.at = 0 // it rang
 				for {
-					p, _ := d.deadlines.due(now)
-					if p == nil {
+					p, ok := d.deadlines.Due(now)
+					if !ok {
 						break
 					}
 					if p.queued > now {
@@ -94,8 +97,8 @@ func TestDeadlinesModel(t *testing.T) {
 		for _, p := range ps {
 			d.forgetDeadline(p)
 		}
-		if d.deadlines.peers != nil {
-			t.Fatal("no peer has a deadline, and the memory is kept")
+		if p, ok := d.deadlines.Due(1 << 62); ok {
+			t.Fatalf("no peer has a deadline, and %p is looked at", p)
 		}
 	})
 }
@@ -104,7 +107,8 @@ func TestDeadlinesModel(t *testing.T) {
 func TestDeadlineMovesLater(t *testing.T) {
 	d := &Device{clock: new(handClock)}
 	a := &setAlarm{d: d}
-	d.deadlines.use(a)
+	d.deadlines.Use(a)
+	a.at = 0
 	p := new(peer)
 	p.timers.set(timerKeepalive, d.now()+100)
 	d.schedule(p)
@@ -112,12 +116,20 @@ func TestDeadlineMovesLater(t *testing.T) {
 		t.Fatal("the alarm is not set")
 	}
 	p.timers.set(timerKeepalive, d.now()+200)
-	if d.schedule(p); d.deadlines.peers[0].at != d.now()+100 {
+	if d.schedule(p); a.at != d.now()+100 {
+		t.Error("a deadline that moves later moves the alarm")
+	}
+	if got, ok := d.deadlines.Due(d.now() + 100); !ok || got != p {
 		t.Error("a deadline that moves later moves its place")
 	}
+	p.queued = 0
+	d.schedule(p)
 	p.timers.set(timerKeepalive, d.now()+50)
-	if d.schedule(p); d.deadlines.peers[0].at != d.now()+50 || a.at != d.now()+50 {
-		t.Error("a deadline that moves earlier does not move its place or the alarm")
+	if d.schedule(p); a.at != d.now()+50 {
+		t.Error("a deadline that moves earlier does not move the alarm")
+	}
+	if got, ok := d.deadlines.Due(d.now() + 50); !ok || got != p {
+		t.Error("a deadline that moves earlier does not move its place")
 	}
 }
 
@@ -125,29 +137,35 @@ func TestDeadlinesSweep(t *testing.T) {
 	clock := new(handClock)
 	d := &Device{clock: clock}
 	a := &setAlarm{d: d}
-	d.deadlines.use(a)
-	d.deadlines.sweepAt(d.now()+1000, d.now())
-	if a.at != d.now()+1000 {
+	d.deadlines.Use(a)
+	a.at = 0
+	due := func(in int64) bool {
+		p, ok := d.deadlines.Due(d.now() + in)
+		return ok && p == nil
+	}
+	d.sourceLimit.Allow(sourceNumber(1), d.now())
+	d.scheduleSweep(d.now())
+	if a.at != d.now()+ratelimit.Idle {
 		t.Fatal("the alarm does not ring for the sweep")
 	}
-	d.deadlines.sweepAt(d.now()+500, d.now())
-	if _, sweep := d.deadlines.due(d.now() + 999); sweep {
-		t.Error("a sweep that is due already moves")
+	clock.at.Add(500)
+	d.scheduleSweep(d.now())
+	if due(ratelimit.Idle - 501) {
+		t.Error("a sweep is too early")
 	}
-	if _, sweep := d.deadlines.due(d.now() + 1000); !sweep {
-		t.Error("no sweep")
+	if !due(ratelimit.Idle - 500) {
+		t.Error("no sweep, or a sweep that is due already moves")
 	}
-	if _, sweep := d.deadlines.due(d.now() + 5000); sweep {
+	if due(5 * ratelimit.Idle) {
 		t.Error("a second sweep")
 	}
-	d.sourceLimit.allow(sourceNumber(1), d.now())
 	d.sweepLimits(d.now())
-	if _, sweep := d.deadlines.due(d.now() + limiterIdle); !sweep {
+	if !due(ratelimit.Idle) {
 		t.Error("sources are left, and no other sweep is to come")
 	}
-	clock.at.Add(limiterIdle)
+	clock.at.Add(ratelimit.Idle)
 	d.sweepLimits(d.now())
-	if d.sourceLimit.sources != nil || d.deadlines.sweep != 0 {
+	if d.sourceLimit.Len() != 0 || d.sweep != 0 {
 		t.Error("no source is left, and sweeps go on")
 	}
 }
@@ -181,7 +199,6 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		d.schedule(p)
 		p.mu.Unlock()
 	}
-	d.wg.Add(1)
 	d.keepTime(new(ringing))
 	wipes := make(map[int64]bool) // 540 s after each was given up
 	for p := range d.peers.all() {

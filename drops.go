@@ -72,7 +72,7 @@ type refusal DropReason
 
 func (r refusal) Error() string { return "wireguard: " + DropReason(r).String() }
 
-// reasonOf returns the reason in err, which is a refusal.
+// reasonOf returns the reason in err, which is a refusal, or says that an AEAD did not open what it was given.
 func reasonOf(err error) DropReason {
 	if r, ok := err.(refusal); ok {
 		return DropReason(r)

@@ -42,14 +42,14 @@ func (d *Device) publish(p *peer, events []outEvent) {
 			e.Err = p.attemptError()
 			p.endWaits(p.because(ErrNoAnswer))
 		}
-		d.subscriptions.publish(e)
+		d.announce(e)
 	}
 }
 
 // trouble reports a socket that failed to receive or to open.
 func (d *Device) trouble(err error) {
 	d.warn("bind trouble", "err", err)
-	d.subscriptions.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
+	d.announce(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
 }
 
 // sendTrouble reports a socket that failed to send to p, where err says so, at most once per second and peer. A closed
@@ -61,7 +61,7 @@ func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
 	}
 	err = &sendError{*to, err}
 	d.debug("bind trouble", "peer", p.key, "err", err)
-	d.subscriptions.publish(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Peer: p.key, Endpoint: *to, Err: err})
+	d.announce(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Peer: p.key, Endpoint: *to, Err: err})
 }
 
 // onceASecond returns true at most once per second. last is when it did.

@@ -171,8 +171,8 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	}
 	from := sourceOf(&m.from)
 	d.cookieMu.Lock()
-	allowed := d.sourceLimit.allow(from, now)
-	d.deadlines.sweepAt(now+limiterIdle, now)
+	allowed := d.sourceLimit.Allow(from, now)
+	d.scheduleSweep(now)
 	d.cookieMu.Unlock()
 	if !allowed {
 		d.drops.add(DropRateLimited, 1)
@@ -260,7 +260,7 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 		in.static, err = d.staticSecret(p, id)
 	case d.lookup == nil || in.key == id.public:
 		err = refusal(DropUnknownPeer)
-	case !d.lookups.takes(in.key):
+	case !d.lookups.Takes(in.key):
 		err = refusal(DropLookupFull)
 	default:
 		in.static, err = id.private.shared(&in.key)
@@ -372,7 +372,7 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 		err = refusal(DropSuperseded)
 	}
 	if err != nil {
-		if err == refusal(DropForged) {
+		if reasonOf(err) == DropForged {
 			p.answerUnopened()
 		}
 		d.drop(p, reasonOf(err), 1)

@@ -21,9 +21,10 @@ func ForceLoad(d *Device, on bool) {
 	now := d.now()
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
-	for _, q := range []*messageQueue{&d.slow.initiations, &d.slow.answers} {
-		if q.loadedAt = 0; on {
-			q.loadedAt = now + 24*3600*second
+	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
+		q.UnderLoad(false, now+48*3600*second) // long after the load
+		if on {
+			q.UnderLoad(true, now+24*3600*second)
 		}
 	}
 }
@@ -44,13 +45,13 @@ func SessionIndices(d *Device) int {
 }
 
 // StagedBytes is the memory of the packets that wait for a session.
-func StagedBytes(d *Device) int64 { return d.pool.bytes.Load() }
+func StagedBytes(d *Device) int64 { return d.pool.Bytes() }
 
 // LimitedSources is the number of sources that the rate limiter remembers.
 func LimitedSources(d *Device) int {
 	d.cookieMu.Lock()
 	defer d.cookieMu.Unlock()
-	return len(d.sourceLimit.sources)
+	return d.sourceLimit.Len()
 }
 
 // Waiters is the number of calls of Handshake and Renew that wait.

@@ -108,8 +108,7 @@ func (e *end) feed(t *testing.T, fill func(f *feed, b *Batch) error) (*feed, *we
 	w := &well{t: t}
 	f := e.newFeed(w)
 	w.fill = func(b *Batch) error { return fill(f, b) }
-	e.wg.Add(1)
-	go f.carry()
+	e.wg.Go(f.carry)
 	return f, w
 }
 
@@ -163,7 +162,7 @@ func TestFeedSharesInOrder(t *testing.T) {
 				})
 				eventually(t, "it does not end", w.ended.Load)
 				if end == io.EOF {
-					eventually(t, "not all is sent", func() bool { return f.underWay.Load() == 0 })
+					eventually(t, "not all is sent", func() bool { return f.UnderWay() == 0 })
 					e.Close()
 				} else {
 					<-e.Done()
@@ -171,7 +170,7 @@ func TestFeedSharesInOrder(t *testing.T) {
 				if tp.of(1) != n {
 					t.Errorf("%d packets of %d were sent", tp.of(1), n)
 				}
-				if n := f.underWay.Load(); n != 0 {
+				if n := f.UnderWay(); n != 0 {
 					t.Errorf("%d batches are under way", n)
 				}
 			})
@@ -262,7 +261,7 @@ func TestFeedsAndSenders(t *testing.T) {
 	eventually(t, "a goroutine leads for ever, or leaves packets behind", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return !p.queue.led && p.queue.head == nil && p.staged.n == 0
+		return !p.queue.led && p.queue.head == nil && p.staged.N == 0
 	})
 	drops := e.Status().Drops
 	if n := drops.Total(); n != 0 {
@@ -363,7 +362,7 @@ func TestFeedAsksInVain(t *testing.T) {
 	const batches = 4*32 + 16 // it looks again whether cores are idle at every 32nd
 	n := 0
 	f, w := e.feed(t, func(f *feed, b *Batch) error {
-		for deadline := time.Now().Add(patience); f.underWay.Load() != 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); f.UnderWay() != 0 && time.Now().Before(deadline); {
 			runtime.Gosched() // it brings the next only once the last one is sent
 		}
 		if n++; n > batches {

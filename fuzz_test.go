@@ -83,7 +83,7 @@ func (e *end) wantNothingKept(t *testing.T) {
 	}
 	e.slow.mu.Lock()
 	defer e.slow.mu.Unlock()
-	if e.slow.initiations.fifo != nil || e.slow.answers.fifo != nil || e.slow.peers != nil || len(e.lookups.pending) != 0 {
+	if e.slow.initiations.Queue != nil || e.slow.answers.Queue != nil || e.slow.peers != nil || e.lookups.Len() != 0 {
 		t.Fatal("the slow path keeps what is done")
 	}
 }

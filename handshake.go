@@ -3,8 +3,7 @@ package wireguard
 import (
 	"encoding/binary"
 
-	"golang.org/x/crypto/blake2s"
-	"golang.org/x/crypto/chacha20poly1305"
+	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
 // The handshake is Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (whitepaper, section 5.4):
@@ -16,11 +15,7 @@ import (
 //
 // The functions of this file compute on values and change no peer. The caller commits what they return, after it has
 // checked that nothing changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of x/crypto
-// make of their keys. The garbage collector frees those.
-const (
-	construction = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
-	identifier   = "WireGuard v1 zx2c4 Jason@zx2c4.com"
-)
+// make of their keys. The garbage collector frees those. What the tokens do to the transcript is in internal/noise.
 
 // The initiation, type 1, and where its fields begin (section 5.4.2).
 //
@@ -50,7 +45,7 @@ const (
 type handshake struct {
 	initiator       bool
 	id              *identity // the device's during this exchange, which ends when the device gets another
-	transcript      transcript
+	transcript      noise.Transcript
 	ephemeral       PrivateKey // of this device, as initiator
 	remoteEphemeral PublicKey  // of the peer, as responder
 	local, remote   uint32     // indices; only a responder knows remote
@@ -71,28 +66,28 @@ type sessionKeys struct{ send, receive [32]byte }
 func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral PrivateKey, ts Timestamp, local uint32) (h *handshake, m [initiationSize]byte, err error) {
 	defer clear(ephemeral[:])
 	h = &handshake{initiator: true, id: id, ephemeral: ephemeral, local: local}
+	h.transcript = noise.Start(remote[:])
 	t := &h.transcript
-	t.start(remote)
 	binary.LittleEndian.PutUint32(m[0:], typeInitiation)
 	binary.LittleEndian.PutUint32(m[initiationSender:], local)
 
 	/* e */
 	e := ephemeral.Public()
 	copy(m[initiationEphemeral:], e[:])
-	t.mixEphemeral(&e)
+	t.MixEphemeral(e[:])
 	/* es */
 	es, err := ephemeral.shared(remote)
 	if err != nil {
 		h.wipe()
 		return nil, m, err
 	}
-	key := t.mixKey(es[:])
+	key := t.MixKey(es[:])
 	/* s */
-	t.encrypt(m[initiationStatic:initiationTimestamp], &key, id.public[:])
+	t.Encrypt(m[initiationStatic:initiationTimestamp], &key, id.public[:])
 	/* ss */
-	key = t.mixKey(static[:])
+	key = t.MixKey(static[:])
 	/* {t} */
-	t.encrypt(m[initiationTimestamp:initiationTimestamp+28], &key, ts[:])
+	t.Encrypt(m[initiationTimestamp:initiationTimestamp+28], &key, ts[:])
 	clear(es[:])
 	clear(key[:])
 	return h, m, nil
@@ -102,20 +97,20 @@ func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral
 // openTimestamp has succeeded.
 func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, err error) {
 	h = &handshake{id: id, remote: binary.LittleEndian.Uint32(m[initiationSender:])}
+	h.transcript = noise.Start(id.public[:])
 	t := &h.transcript
-	t.start(&id.public)
 
 	/* e */
 	h.remoteEphemeral = PublicKey(m[initiationEphemeral:])
-	t.mixEphemeral(&h.remoteEphemeral)
+	t.MixEphemeral(h.remoteEphemeral[:])
 	/* es */
 	es, err := id.private.shared(&h.remoteEphemeral)
 	if err != nil {
 		return nil, remote, err
 	}
-	key := t.mixKey(es[:])
+	key := t.MixKey(es[:])
 	/* s */
-	err = t.decrypt(remote[:0], &key, m[initiationStatic:initiationTimestamp])
+	err = t.Decrypt(remote[:0], &key, m[initiationStatic:initiationTimestamp])
 	clear(es[:])
 	clear(key[:])
 	if err != nil {
@@ -129,9 +124,9 @@ func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, 
 // secret of the two static keys.
 func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err error) {
 	/* ss */
-	key := h.transcript.mixKey(static[:])
+	key := h.transcript.MixKey(static[:])
 	/* {t} */
-	err = h.transcript.decrypt(ts[:0], &key, m[initiationTimestamp:initiationTimestamp+28])
+	err = h.transcript.Decrypt(ts[:0], &key, m[initiationTimestamp:initiationTimestamp+28])
 	clear(key[:])
 	return ts, err
 }
@@ -142,7 +137,7 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	t := h.transcript
 	var ee, se secret
 	defer func() {
-		t.wipe()
+		t = noise.Transcript{}
 		clear(ephemeral[:])
 		clear(ee[:])
 		clear(se[:])
@@ -154,22 +149,22 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	/* e */
 	e := ephemeral.Public()
 	copy(m[responseEphemeral:], e[:])
-	t.mixEphemeral(&e)
+	t.MixEphemeral(e[:])
 	/* ee */
 	if ee, err = ephemeral.shared(&h.remoteEphemeral); err != nil {
 		return m, keys, err
 	}
-	t.mixKey(ee[:])
+	t.MixKey(ee[:])
 	/* se */
 	if se, err = ephemeral.shared(remote); err != nil {
 		return m, keys, err
 	}
-	t.mixKey(se[:])
+	t.MixKey(se[:])
 	/* psk */
-	key := t.mixPresharedKey(psk)
+	key := t.MixPresharedKey(psk[:])
 	/* {} */
-	t.encrypt(m[responseEmpty:responseEmpty+messageTag], &key, nil)
-	keys.receive, keys.send = t.split()
+	t.Encrypt(m[responseEmpty:responseEmpty+messageTag], &key, nil)
+	keys.receive, keys.send = t.Split()
 	clear(key[:])
 	return m, keys, nil
 }
@@ -180,7 +175,7 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 	var ee, se secret
 	var key [32]byte
 	defer func() {
-		t.wipe()
+		t = noise.Transcript{}
 		clear(ee[:])
 		clear(se[:])
 		clear(key[:])
@@ -188,128 +183,25 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 
 	/* e */
 	e := PublicKey(m[responseEphemeral:])
-	t.mixEphemeral(&e)
+	t.MixEphemeral(e[:])
 	/* ee */
 	if ee, err = h.ephemeral.shared(&e); err != nil {
 		return keys, 0, err
 	}
-	t.mixKey(ee[:])
+	t.MixKey(ee[:])
 	/* se */
 	if se, err = h.id.private.shared(&e); err != nil {
 		return keys, 0, err
 	}
-	t.mixKey(se[:])
+	t.MixKey(se[:])
 	/* psk */
-	key = t.mixPresharedKey(psk)
+	key = t.MixPresharedKey(psk[:])
 	/* {} */
-	if err = t.decrypt(nil, &key, m[responseEmpty:responseEmpty+messageTag]); err != nil {
+	if err = t.Decrypt(nil, &key, m[responseEmpty:responseEmpty+messageTag]); err != nil {
 		return keys, 0, err
 	}
-	keys.send, keys.receive = t.split()
+	keys.send, keys.receive = t.Split()
 	return keys, binary.LittleEndian.Uint32(m[responseSender:]), nil
-}
-
-// A transcript is the chaining key and the hash of an exchange so far (Noise, SymmetricState).
-type transcript struct{ chainKey, hash [32]byte }
-
-var initialTranscript = func() (t transcript) {
-	t.chainKey = blake2s.Sum256([]byte(construction))
-	t.hash = t.chainKey
-	t.mixHash([]byte(identifier))
-	return t
-}()
-
-func (t *transcript) start(responder *PublicKey) {
-	*t = initialTranscript
-	t.mixHash(responder[:])
-}
-
-func (t *transcript) wipe() { *t = transcript{} }
-
-// mixHash sets H := HASH(H ‖ data).
-func (t *transcript) mixHash(data []byte) {
-	var b [32 + 64]byte
-	n := copy(b[:], t.hash[:])
-	n += copy(b[n:], data)
-	t.hash = blake2s.Sum256(b[:n])
-}
-
-// mixEphemeral is the token e: with a preshared key, ephemeral keys are mixed into the chaining key too.
-func (t *transcript) mixEphemeral(e *PublicKey) {
-	t.mixHash(e[:])
-	kdf(&t.chainKey, e[:], &t.chainKey)
-}
-
-// mixKey sets (C, key) := KDF2(C, input).
-func (t *transcript) mixKey(input []byte) (key [32]byte) {
-	kdf(&t.chainKey, input, &t.chainKey, &key)
-	return key
-}
-
-// mixPresharedKey is the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
-func (t *transcript) mixPresharedKey(psk *PresharedKey) (key [32]byte) {
-	var tau [32]byte
-	kdf(&t.chainKey, psk[:], &t.chainKey, &tau, &key)
-	t.mixHash(tau[:])
-	clear(tau[:])
-	return key
-}
-
-// split ends the exchange: the initiator sends with the first key and receives with the second.
-func (t *transcript) split() (first, second [32]byte) {
-	kdf(&t.chainKey, nil, &first, &second)
-	t.wipe()
-	return first, second
-}
-
-var zeroNonce [chacha20poly1305.NonceSize]byte
-
-// encrypt seals plaintext into dst, which is 16 bytes longer, and mixes the result into the hash.
-func (t *transcript) encrypt(dst []byte, key *[32]byte, plaintext []byte) {
-	newAEAD(key).Seal(dst[:0], zeroNonce[:], plaintext, t.hash[:])
-	t.mixHash(dst)
-}
-
-// decrypt appends the opened ciphertext to dst and mixes ciphertext into the hash.
-func (t *transcript) decrypt(dst []byte, key *[32]byte, ciphertext []byte) error {
-	if _, err := newAEAD(key).Open(dst, zeroNonce[:], ciphertext, t.hash[:]); err != nil {
-		return refusal(DropForged)
-	}
-	t.mixHash(ciphertext)
-	return nil
-}
-
-// kdf is HKDF with HMAC-BLAKE2s and no info: τ0 := HMAC(key, input), τi := HMAC(τ0, τi-1 ‖ i) go to out
-// (section 5.4, KDFn). key may be one of out.
-func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
-	prk := hmac(key, input)
-	var block [33]byte
-	n := 0
-	for i, o := range out {
-		block[n] = byte(i + 1)
-		*o = hmac(&prk, block[:n+1])
-		n = copy(block[:], o[:])
-	}
-	clear(prk[:])
-	clear(block[:])
-}
-
-// hmac is HMAC-BLAKE2s (RFC 2104) of at most 64 bytes of data. crypto/hmac computes the same, but allocates.
-func hmac(key *[32]byte, data []byte) [32]byte {
-	var inner, outer [128]byte
-	for i := range 64 {
-		var k byte
-		if i < len(key) {
-			k = key[i]
-		}
-		inner[i], outer[i] = k^0x36, k^0x5c
-	}
-	sum := blake2s.Sum256(inner[:64+copy(inner[64:], data)])
-	copy(outer[64:], sum[:])
-	clear(inner[:])
-	sum = blake2s.Sum256(outer[:96])
-	clear(outer[:])
-	return sum
 }
 
 // A Timestamp is a TAI64N label as initiations carry it: big-endian seconds and nanoseconds. Each initiation of a peer has a

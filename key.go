@@ -3,9 +3,10 @@ package wireguard
 import (
 	"crypto/rand"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"log/slog"
+
+	"github.com/seed-86b749af/wireguard/internal/forms"
 )
 
 // NewPrivateKey makes a private key from the system's randomness. It never fails.
@@ -38,17 +39,10 @@ func (PrivateKey) GoString() string { return "wireguard.PrivateKey(hidden)" }
 func (PresharedKey) GoString() string { return "wireguard.PresharedKey(hidden)" }
 
 // Format hides the key from every verb, including %x and %d.
-func (k PrivateKey) Format(f fmt.State, verb rune) { formatHidden(f, verb, k.String(), k.GoString()) }
+func (k PrivateKey) Format(f fmt.State, verb rune) { forms.Hide(f, verb, k.String(), k.GoString()) }
 
 // Format hides the key from every verb, including %x and %d.
-func (k PresharedKey) Format(f fmt.State, verb rune) { formatHidden(f, verb, k.String(), k.GoString()) }
-
-func formatHidden(f fmt.State, verb rune, plain, sharp string) {
-	if verb == 'v' && f.Flag('#') {
-		plain = sharp
-	}
-	f.Write([]byte(plain))
-}
+func (k PresharedKey) Format(f fmt.State, verb rune) { forms.Hide(f, verb, k.String(), k.GoString()) }
 
 // LogValue hides the key from log/slog.
 func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
@@ -67,17 +61,17 @@ func (k PublicKey) MarshalText() ([]byte, error) { return []byte(k.String()), ni
 
 // UnmarshalText parses what Text returns. An error never repeats the text.
 func (k *PrivateKey) UnmarshalText(text []byte) error {
-	return unmarshalKey((*[32]byte)(k), text, "private key")
+	return forms.ParseKey((*[32]byte)(k), text, "private key")
 }
 
 // UnmarshalText parses what String returns.
 func (k *PublicKey) UnmarshalText(text []byte) error {
-	return unmarshalKey((*[32]byte)(k), text, "public key")
+	return forms.ParseKey((*[32]byte)(k), text, "public key")
 }
 
 // UnmarshalText parses what Text returns. An error never repeats the text.
 func (k *PresharedKey) UnmarshalText(text []byte) error {
-	return unmarshalKey((*[32]byte)(k), text, "preshared key")
+	return forms.ParseKey((*[32]byte)(k), text, "preshared key")
 }
 
 // ParsePrivateKey parses what Text returns. An error never repeats the text.
@@ -96,16 +90,4 @@ func ParsePublicKey(s string) (k PublicKey, err error) {
 func ParsePresharedKey(s string) (k PresharedKey, err error) {
 	err = k.UnmarshalText([]byte(s))
 	return k, err
-}
-
-var errKeyText = errors.New("want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them")
-
-// unmarshalKey accepts only the canonical form, so that a key has one name.
-func unmarshalKey(k *[32]byte, text []byte, what string) error {
-	b, err := base64.StdEncoding.Strict().AppendDecode(make([]byte, 0, 33), text)
-	if err != nil || len(text) != 44 || len(b) != len(k) {
-		return fmt.Errorf("wireguard: %s: %w", what, errKeyText)
-	}
-	*k = [32]byte(b)
-	return nil
 }

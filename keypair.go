@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
 // A data message has type 4 (whitepaper, section 5.4.6). A keepalive is a data message whose packet is empty. In memory, a
@@ -16,7 +18,6 @@ const (
 	messageHeader   = 16
 	messageTag      = chacha20poly1305.Overhead
 	messageOverhead = messageHeader + messageTag
-	maxPadding      = 15
 )
 
 // Types of messages. The type is the first byte. The three bytes after it are zero.
@@ -48,16 +49,7 @@ type keypair struct {
 
 // newKeypair makes the keypair of a session. The caller sets its id.
 func newKeypair(send, receive *[32]byte, local, remote uint32, initiator bool, now int64) *keypair {
-	return &keypair{sender: newAEAD(send), receiver: newAEAD(receive), local: local, remote: remote, initiator: initiator, created: now}
-}
-
-// newAEAD returns ChaCha20-Poly1305 with a key.
-func newAEAD(key *[32]byte) cipher.AEAD {
-	a, err := chacha20poly1305.New(key[:])
-	if err != nil {
-		panic(err) // only the length of the key could be wrong
-	}
-	return a
+	return &keypair{sender: noise.AEAD(send), receiver: noise.AEAD(receive), local: local, remote: remote, initiator: initiator, created: now}
 }
 
 // age returns how old the session is.

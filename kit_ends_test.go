@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/noise"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
@@ -298,7 +299,7 @@ func newRemote(n int, device PublicKey) *remote {
 
 // testKey returns the n-th of some private keys.
 func testKey(n int) (k PrivateKey) {
-	h := mac([]byte("keys of tests"), binary.BigEndian.AppendUint64(nil, uint64(n)))
+	h := noise.NewMAC([]byte("keys of tests")).Of(binary.BigEndian.AppendUint64(nil, uint64(n)))
 	copy(k[:], h[:])
 	copy(k[16:], h[:])
 	return k.clamped()

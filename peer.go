@@ -1,5 +1,7 @@
 package wireguard
 
+import "github.com/seed-86b749af/wireguard/internal/staged"
+
 // A peerState is what the protocol keeps with one other end. While idle it is small; the rest hangs on pointers that are
 // nil while unused and are dropped when the session is wiped.
 //
@@ -19,7 +21,7 @@ type peerState struct {
 
 	endpoint Endpoint
 	timers   timers
-	staged   stagedQueue
+	staged   staged.Queue
 
 	keypairs
 	handshake *handshake // the exchange under way; nil if there is none
@@ -42,13 +44,13 @@ type peerState struct {
 
 // An outbox collects what is to be done once the peer's mutex is released.
 type outbox struct {
-	initiate  bool        // make an initiation and send it
-	flush     bool        // send the staged packets
-	keepalive bool        // send the staged packets, or an empty one if there are none
-	forget    bool        // remove the peer
-	revived   bool        // the current session, which seemed dead, was heard on
-	freed     []uint32    // session indices that are free again
-	dropped   stagedQueue // staged packets that were given up
+	initiate  bool         // make an initiation and send it
+	flush     bool         // send the staged packets
+	keepalive bool         // send the staged packets, or an empty one if there are none
+	forget    bool         // remove the peer
+	revived   bool         // the current session, which seemed dead, was heard on
+	freed     []uint32     // session indices that are free again
+	dropped   staged.Queue // staged packets that were given up
 	events    []outEvent
 }
 
@@ -71,9 +73,9 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 
 // dropStaged gives up the staged packets.
 func (p *peerState) dropStaged(out *outbox) {
-	if p.staged.n > 0 {
-		p.drop(DropNoSession, int(p.staged.n))
-		out.dropped, p.staged = p.staged, stagedQueue{}
+	if p.staged.N > 0 {
+		p.drop(DropNoSession, int(p.staged.N))
+		out.dropped, p.staged = p.staged, staged.Queue{}
 	}
 }
 
@@ -290,7 +292,7 @@ func (p *peerState) wake(now int64, out *outbox) {
 		if c.initiator && c.age(now) >= rekeyAfterTime {
 			p.initiate(now, false, out)
 		}
-	case p.persistent != 0 || p.staged.n != 0:
+	case p.persistent != 0 || p.staged.N != 0:
 		out.keepalive = true
 	}
 }
@@ -347,48 +349,4 @@ func (p *peerState) retire(id *identity, out *outbox) {
 	if !isNew(p.staticOf) {
 		p.static, p.staticOf = secret{}, nil
 	}
-}
-
-// A stagedPacket is a copy of a packet that waits for its peer's session. An empty one is a keepalive.
-type stagedPacket struct {
-	next *stagedPacket
-	b    []byte
-}
-
-// cost is the memory that s takes, in bytes.
-func (s *stagedPacket) cost() int32 { return int32(cap(s.b)) + 32 }
-
-// A stagedQueue is staged packets, oldest first. The zero value is empty.
-type stagedQueue struct {
-	head, tail *stagedPacket
-	n          int32
-	bytes      int32 // that the packets cost: 128 of 64 KiB at most
-}
-
-const maxStaged = 128 // packets per peer
-
-func (q *stagedQueue) push(s *stagedPacket) {
-	if q.tail == nil {
-		q.head = s
-	} else {
-		q.tail.next = s
-	}
-	q.tail = s
-	q.n++
-	q.bytes += s.cost()
-}
-
-// pop takes the oldest packet, or nil.
-func (q *stagedQueue) pop() *stagedPacket {
-	s := q.head
-	if s == nil {
-		return nil
-	}
-	if q.head = s.next; q.head == nil {
-		q.tail = nil
-	}
-	s.next = nil
-	q.n--
-	q.bytes -= s.cost()
-	return s
 }

@@ -181,7 +181,7 @@ func TestWakePeer(t *testing.T) {
 	}{
 		{"no session", func(*core) {}, false, false},
 		{"no session, persistent keepalive", func(c *core) { c.persistent = 25 }, true, false},
-		{"no session, packets staged", func(c *core) { c.staged.push(&stagedPacket{}) }, true, false},
+		{"no session, packets staged", func(c *core) { c.staged.Push(nil, 1<<20) }, true, false},
 		{"young session of the initiator", func(c *core) { c.initiator(); c.after(120*second - 1) }, true, false},
 		{"session of the initiator that is due", func(c *core) { c.initiator(); c.after(120 * second) }, true, true},
 		{"old session of the responder", func(c *core) { c.responder(); c.after(180*second - 1) }, true, false},
@@ -312,7 +312,7 @@ func TestStop(t *testing.T) {
 	c.after(second)
 	c.handshake = &handshake{initiator: true, local: 55}
 	for range 3 {
-		c.staged.push(&stagedPacket{})
+		c.staged.Push(nil, 1<<20)
 	}
 	c.lastTimestamp, c.ownTimestamp = Timestamp{1}, Timestamp{2}
 	c.timers.again, c.timers.needAnother, c.timers.lastMinute, c.timers.attempts = true, true, true, 5
@@ -326,7 +326,7 @@ func TestStop(t *testing.T) {
 	if c.timers != (timers{seed: seed}) {
 		t.Errorf("timers are left: %+v", c.timers)
 	}
-	if c.staged.n != 0 || c.out.dropped.n != 3 {
+	if c.staged.N != 0 || c.out.dropped.N != 3 {
 		t.Error("staged packets are not dropped, for the device to count")
 	}
 	if c.drops != nil {
@@ -346,42 +346,8 @@ func TestStop(t *testing.T) {
 func TestDropStagedNone(t *testing.T) {
 	c := newCore(t)
 	c.dropStaged(c.step())
-	if c.drops != nil || c.out.dropped.n != 0 {
+	if c.drops != nil || c.out.dropped.N != 0 {
 		t.Error("nothing was staged, and something is dropped: an idle peer has no counters")
-	}
-}
-
-func TestStagedQueue(t *testing.T) {
-	var q stagedQueue
-	if q.pop() != nil {
-		t.Error("the zero value holds a packet")
-	}
-	n := 0
-	push := func() { q.push(&stagedPacket{b: []byte{byte(n)}}); n++ }
-	popped := 0
-	pop := func() {
-		t.Helper()
-		s := q.pop()
-		if s == nil || s.b[0] != byte(popped) || s.next != nil {
-			t.Fatalf("packet %d is not the oldest, or holds others", popped)
-		}
-		popped++
-	}
-	push()
-	pop()
-	for range 5 {
-		push()
-		push()
-		pop()
-	}
-	if int(q.n) != n-popped {
-		t.Errorf("n is %d, want %d", q.n, n-popped)
-	}
-	for popped < n {
-		pop()
-	}
-	if q != (stagedQueue{}) {
-		t.Error("an empty queue is not the zero value")
 	}
 }
 

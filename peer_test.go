@@ -52,7 +52,7 @@ func TestInitiateAfterResponse(t *testing.T) {
 
 func TestInitiationSeries(t *testing.T) {
 	c := newCore(t)
-	c.staged.push(&stagedPacket{b: []byte{1}})
+	c.staged.Push([]byte{1}, 1<<20)
 	c.timers.set(timerKeepalive, c.now+1000*second)
 	c.endpoint.Source = netip.MustParseAddr("192.0.2.99")
 	c.initiate(c.now, false, c.step())
@@ -78,7 +78,7 @@ func TestInitiationSeries(t *testing.T) {
 		if !c.out.initiate {
 			break
 		}
-		if c.out.dropped.n != 0 {
+		if c.out.dropped.N != 0 {
 			t.Fatal("given up, and not")
 		}
 		c.wantEvents("this one was not the last", EventAttemptFailed)
@@ -93,7 +93,7 @@ func TestInitiationSeries(t *testing.T) {
 	c.wantNone(timerKeepalive, "give-up cancels the passive keepalive")
 	c.wantNone(timerRetransmit, "the series is over")
 	c.wantIn(timerWipe, wipeAfterTime, 0, "give-up arms the wipe")
-	if c.out.dropped.n != 1 || c.staged.n != 0 || c.drops == nil || c.drops[DropNoSession] != 1 {
+	if c.out.dropped.N != 1 || c.staged.N != 0 || c.drops == nil || c.drops[DropNoSession] != 1 {
 		t.Error("staged packets are not dropped and counted")
 	}
 }

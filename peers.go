@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/seed-86b749af/wireguard/internal/ordered"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // A peer is one other end: what the protocol keeps with it, and what the device needs to call the protocol from many
@@ -39,8 +40,7 @@ type peer struct {
 
 	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
 
-	stagedBytes int32 // of staged, as the device's pool counts them; written with the pool's mutex held too
-	stagedPlace int32 // place in the pool, from 1; guarded by it
+	account staged.Account // of the packets in staged; guarded by the device's pool too
 
 	deadline int32 // place in the device's deadlines, from 1; guarded by them
 }
@@ -80,7 +80,7 @@ func (p *peer) addPrefixes(n int)    { p.prefixes.Add(int32(n)) }
 // A peerTable finds peers by their public key, and lists them in the order of their keys. Readers take no lock. The
 // device's configuration lock serialises writers, which publish a new state. The zero value is empty.
 type peerTable struct {
-	state atomic.Pointer[ordered.Set[keyedPeer]]
+	published ordered.Published[keyedPeer]
 }
 
 // A keyedPeer is a peer with a copy of its key. A search compares the copies, so it does not read the memory of the peers.
@@ -98,24 +98,15 @@ func (k keyedPeer) Compare(other keyedPeer) int {
 	return bytes.Compare(k.key[:], other.key[:])
 }
 
-func (t *peerTable) set() (s ordered.Set[keyedPeer]) {
-	if published := t.state.Load(); published != nil {
-		s = *published
-	}
-	return s
-}
-
 func (t *peerTable) find(key PublicKey) *peer {
-	found, _ := t.set().Get(keyedPeer{key: key})
+	found, _ := t.published.Load().Get(keyedPeer{key: key})
 	return found.p
 }
-
-func (t *peerTable) len() int { return t.set().Len() }
 
 // after returns the peers of the moment when the loop begins whose keys are greater than key, in order.
 func (t *peerTable) after(key PublicKey) iter.Seq[*peer] {
 	return func(yield func(*peer) bool) {
-		for k := range t.set().From(keyedPeer{key: key}) {
+		for k := range t.published.Load().From(keyedPeer{key: key}) {
 			if k.key != key && !yield(k.p) {
 				return
 			}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
@@ -156,7 +157,7 @@ func TestQueueBound(t *testing.T) {
 	e.line.sent = make(chan datagram, 8192)
 	before := e.drops.load()
 	leave := e.occupy(t, a, ignore, collect(e.line.sent))
-	const most = maxQueued * batchPackets
+	const most = maxQueued * layout.MaxPackets
 	for i := range most + 10 {
 		e.send(t, a.numbered(i))
 	}

@@ -74,6 +74,7 @@ const (
 	inboundMessages = 1024
 	inboundBytes    = 128 << 10
 	inboundPlaces   = 2 * inboundMessages
+	none            = -1 // the index of no message
 
 	// Once it has this many messages, and this many of each run, it collects no more. More would only leave the
 	// first-level cache before they are opened.
@@ -90,13 +91,11 @@ func (d *Device) startReceivers(r *running, s *openSocket) {
 	for _, receiver := range s.Receivers() {
 		s.receivers.Add(1)
 		r.receivers.Add(1)
-		d.wg.Add(1)
-		go func() {
-			defer d.wg.Done()
+		d.wg.Go(func() {
 			defer r.receivers.Done()
 			defer s.receivers.Done()
 			d.receive(s, receiver)
-		}()
+		})
 	}
 }
 

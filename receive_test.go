@@ -74,8 +74,8 @@ func TestSocketClosedByItself(t *testing.T) {
 	e.Wake()
 	e.Down()
 	e.Up()
-	if n := events.count[EventBindTrouble]; n != 0 {
-		t.Fatalf("%d events of sockets that the device closed", n)
+	if got := unreadEvents(t, events); len(got) != 0 {
+		t.Fatalf("events %+v of sockets that the device closed", got)
 	}
 	e.line.socket.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

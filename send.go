@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
@@ -41,12 +42,12 @@ const (
 func (p *peer) number(l *load, run *run) {
 	q := &p.queue
 	behind := q.led || q.head != nil
-	if behind && l.feed == nil && run.size <= maxCollected {
+	if behind && l.feed == nil && run.Size <= maxCollected {
 		p.collect(l, run)
 		return
 	}
 	run.k, run.endpoint, run.heard = p.current, p.endpoint, p.heard
-	run.counter = run.k.number(run.n)
+	run.counter = run.k.number(run.N)
 	if run.leads = !behind; behind {
 		q.push(run)
 		l.refs.Add(1)
@@ -60,23 +61,23 @@ func (p *peer) number(l *load, run *run) {
 func (p *peer) collect(l *load, small *run) {
 	r := p.queue.tail
 	if p.queue.head == nil || !r.collects || r.k != p.current || r.endpoint != p.endpoint ||
-		!r.load.takes(small) {
-		c := newLoad(l.headroom)
+		!r.load.Takes(&small.Run) {
+		c := newLoad(l.Headroom)
 		c.r = l.r
-		c.runs = append(c.runs, run{p: p, load: c, k: p.current, endpoint: p.endpoint, counter: p.current.counter, collects: true, sealed: true})
-		r = &c.runs[0]
+		r = c.newRun(p)
+		r.k, r.endpoint, r.counter, r.collects, r.sealed = p.current, p.endpoint, p.current.counter, true, true
 		p.queue.push(r)
 	}
 	r.heard = p.heard
-	p.current.number(small.n)
-	for i := small.first; i != none; i = l.msgs[i].next {
-		r.load.put(r, l.packet(int(i)), int(l.msgs[i].padded), l.msgs[i].tos)
+	p.current.number(small.N)
+	for i := small.First; i != layout.None; i = l.Messages[i].Next {
+		r.load.Put(&r.Run, l.Packet(int(i)), int(l.Messages[i].Padded), l.Messages[i].TOS)
 	}
 }
 
 // isFull reports whether a sender's run may not wait.
 func (q *sendQueue) isFull(r *run) bool {
-	return q.n >= maxQueued && !(q.tail.collects && r.size <= maxCollected && q.tail.load.takes(r))
+	return q.n >= maxQueued && !(q.tail.collects && r.Size <= maxCollected && q.tail.load.Takes(&r.Run))
 }
 
 func (q *sendQueue) push(r *run) {
@@ -113,7 +114,7 @@ func (q *sendQueue) popSealed(lot []*run) []*run {
 func (d *Device) dropQueue(p *peer, why DropReason) {
 	for p.queue.head != nil {
 		r := p.queue.pop()
-		d.drop(p, why, r.n)
+		d.drop(p, why, r.N)
 		r.load.release()
 	}
 }
@@ -133,7 +134,7 @@ func (d *Device) NewBatch() *Batch {
 // Any number of goroutines may send, each with its own batch. The only errors are ErrDown, and one that wraps
 // net.ErrClosed once the device is closed.
 func (d *Device) Send(b *Batch) error {
-	if b.forHeadroom != d.headroom {
+	if b.headroom != d.headroom {
 		return d.sendForeign(b)
 	}
 	l := b.takeLoad()
@@ -155,20 +156,19 @@ func (d *Device) Send(b *Batch) error {
 
 // carry sends what f reads until f fails, or other goroutines carry it all.
 func (d *Device) carry(f *feed) {
-	defer d.wg.Done()
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
-	for held := f.take(); held; {
-		f.await(f.Most() + 1)
+	for held := f.Take(); held; {
+		f.Await(f.Most() + 1)
 		b.layFor(d)
 		err := f.ReadPackets(b)
 		shared, number := false, f.reads.Add(1)
 		if l := b.takeLoad(); l != nil {
 			l.feed = f
-			f.underWay.Add(1)
+			f.Begin()
 			if d.claimAll(l) == nil {
-				if shared = err == nil && l.isMuch() && f.Wanted(); shared {
-					d.share(f)
+				if shared = err == nil && l.isMuch() && f.Wanted(); shared && f.Offer() {
+					d.wg.Go(f.carry)
 				}
 				l.seal(d.helpers)
 				d.finish(l)
@@ -180,9 +180,9 @@ func (d *Device) carry(f *feed) {
 		}
 		switch {
 		case shared:
-			held = f.take()
+			held = f.Take()
 		case err != nil: // and f stays taken
-			f.await(0)
+			f.Await(0)
 			d.sourceEnded(err)
 			return
 		}
@@ -195,7 +195,7 @@ var batches = sync.Pool{New: func() any { return new(Batch) }}
 // claimAll routes the packets of l and numbers them. If the device is not up, it drops them.
 func (d *Device) claimAll(l *load) error {
 	if l.r = d.running.Load(); l.r == nil {
-		d.drops.add(DropDown, len(l.msgs))
+		d.drops.add(DropDown, len(l.Messages))
 		if d.closing.Load() {
 			return errClosed
 		}
@@ -206,7 +206,7 @@ func (d *Device) claimAll(l *load) error {
 	for i := range l.runs {
 		d.claim(l, &l.runs[i])
 	}
-	if d.pool.bytes.Load() > d.maxStagedBytes {
+	if d.pool.Bytes() > d.maxStagedBytes {
 		d.relieve()
 	}
 	l.layOut()
@@ -219,8 +219,8 @@ func (d *Device) route(l *load) {
 	var last netip.Addr
 	var p *peer // whom last is routed to
 	var to *run // of the packet before
-	for i := range l.msgs {
-		pkt := l.packet(i)
+	for i := range l.Messages {
+		pkt := l.Packet(i)
 		dst, ecn, ok := packet.Destination(pkt)
 		if !ok {
 			d.drops.add(DropMalformed, 1)
@@ -237,11 +237,11 @@ func (d *Device) route(l *load) {
 		if mtu := p.mtu.Load(); mtu != 0 && !d.passes(l, i, int(mtu), p) {
 			continue
 		}
-		l.msgs[i].tos = packet.OuterTOS(ecn)
+		l.Messages[i].TOS = packet.OuterTOS(ecn)
 		if to == nil || to.p != p {
 			to = l.runTo(p)
 		}
-		l.add(to, i)
+		l.Add(&to.Run, i)
 		if _, ok := packet.CarriedSession(pkt); ok {
 			to.carries = true
 		}
@@ -252,26 +252,13 @@ func (d *Device) route(l *load) {
 // through the peer. Sealed again, such a packet would return larger, and as two once it needs fragments. The lock of the
 // run's peer is held.
 func (d *Device) dropLoops(l *load, run *run) {
-	before := int16(none)
-	for i := run.first; i != none; i = l.msgs[i].next {
-		index, ok := packet.CarriedSession(l.packet(int(i)))
-		if !ok || !run.p.sends(index) {
-			before = i
-			continue
+	l.Remove(&run.Run, func(pkt []byte) bool {
+		index, ok := packet.CarriedSession(pkt)
+		if ok = ok && run.p.sends(index); ok {
+			d.drop(run.p, DropLoop, 1)
 		}
-		m := &l.msgs[i]
-		m.run = none
-		if before == none {
-			run.first = m.next
-		} else {
-			l.msgs[before].next = m.next
-		}
-		run.n--
-		run.size -= m.size()
-		run.apart = true
-		d.drop(run.p, DropLoop, 1)
-	}
-	run.last = before
+		return ok
+	})
 }
 
 // claim numbers the run and gives it its place in the order, or stages copies of its packets.
@@ -283,24 +270,24 @@ func (d *Device) claim(l *load, run *run) {
 		d.dropLoops(l, run)
 	}
 	switch {
-	case run.n == 0:
+	case run.N == 0:
 	case p.removed:
-		d.drop(p, DropNoSession, run.n)
+		d.drop(p, DropNoSession, run.N)
 	case d.running.Load() != l.r:
-		d.drop(p, DropDown, run.n)
+		d.drop(p, DropDown, run.N)
 	case !p.endpoint.IsValid():
-		d.drop(p, DropNoEndpoint, run.n)
-		for i := run.first; i != none; i = l.msgs[i].next {
-			d.slow.unreachable(d, l.packet(int(i)), l.now)
+		d.drop(p, DropNoEndpoint, run.N)
+		for i := run.First; i != layout.None; i = l.Messages[i].Next {
+			d.slow.unreachable(d, l.Packet(int(i)), l.now)
 		}
 	case l.feed == nil && p.queue.isFull(run):
 		l.full = true
-		d.drop(p, DropSendQueueFull, run.n)
-	case p.staged.n != 0:
+		d.drop(p, DropSendQueueFull, run.N)
+	case p.staged.N != 0:
 		// Staged packets are sent first. The session is new, or does not exist yet.
 		d.stageRun(l, run)
 		p.flushOrInitiate(l.now, &out)
-	case !p.sending(run.n, l.now, &out):
+	case !p.sending(run.N, l.now, &out):
 		d.stageRun(l, run)
 	default:
 		p.number(l, run)

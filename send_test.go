@@ -7,143 +7,29 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
+	"github.com/seed-86b749af/wireguard/internal/layout"
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
-
-// A packed is a train in a table: how many messages, of what size, with what TOS, and the size of the last one.
-type packed struct {
-	n, size, last int
-	tos           uint8
-}
-
-// packSizes packs messages of the given sizes as one run, each behind so many bytes of headroom, and says what came out.
-func packSizes(t failer, headroom int, sizes []int, tos []uint8) (got []packed) {
-	b, to := &Batch{forHeadroom: headroom}, new(peer)
-	for i, size := range sizes {
-		if !b.Append(make([]byte, size-headroom-messageOverhead)) {
-			t.Fatalf("message %d does not fit", i)
-		}
-		b.msgs[i].tos = tos[i%len(tos)]
-		r := b.runTo(to)
-		b.add(r, i)
-		r.k, r.endpoint, r.leads = new(keypair), coreEndpoint, true
-	}
-	defer b.Reset()
-	b.layOut()
-	trains := b.runs[0].pack(nil)
-	at := 0
-	for i := range trains {
-		train := &trains[i]
-		if &train.Data[0] != &b.slab[at] || cap(train.Data) != len(train.Data) {
-			t.Fatalf("train %d is not where the one before ends", i)
-		}
-		if train.Endpoint != coreEndpoint || train.Headroom != headroom || train.Err != nil {
-			t.Fatalf("train %d is %+v", i, train)
-		}
-		at += len(train.Data)
-		got = append(got, packed{train.Len(), train.Size, len(train.Data) - (train.Len()-1)*train.Size, train.TOS})
-	}
-	if at != b.end || b.runs[0].trains != len(trains) {
-		t.Fatalf("%d of %d bytes are in %d trains of %d", at, b.end, len(trains), b.runs[0].trains)
-	}
-	return got
-}
-
-func TestPack(t *testing.T) {
-	repeat := func(n, size int) []int { return slices.Repeat([]int{size}, n) }
-	none := []uint8{0}
-	for _, c := range []struct {
-		name  string
-		sizes []int
-		tos   []uint8
-		want  []packed
-	}{
-		{"one", []int{1456}, none, []packed{{1, 1456, 1456, 0}}},
-		{"equal", repeat(3, 1456), none, []packed{{3, 1456, 1456, 0}}},
-		{"last one smaller", []int{1456, 1456, 96}, none, []packed{{3, 1456, 96, 0}}},
-		{"smaller one ends it", []int{1456, 96, 1456}, none, []packed{{2, 1456, 96, 0}, {1, 1456, 1456, 0}}},
-		{"larger one begins another", []int{96, 1456}, none, []packed{{1, 96, 96, 0}, {1, 1456, 1456, 0}}},
-		{"smaller ones", []int{1456, 96, 96}, none, []packed{{2, 1456, 96, 0}, {1, 96, 96, 0}}},
-		{"64 messages", repeat(65, 96), none, []packed{{64, 96, 96, 0}, {1, 96, 96, 0}}},
-		{"128 messages", repeat(128, 48), none, []packed{{64, 48, 48, 0}, {64, 48, 48, 0}}},
-		{"the 64th smaller", append(repeat(63, 96), 48, 48), none, []packed{{64, 96, 48, 0}, {1, 48, 48, 0}}},
-		// 45 of 1456 are 65,520 bytes: one more than fits into 65,507.
-		{"65,507 bytes", repeat(45, 1456), none, []packed{{44, 1456, 1456, 0}, {1, 1456, 1456, 0}}},
-		{"65,507 bytes, the last one smaller", append(repeat(44, 1456), 1440), none, []packed{{45, 1456, 1440, 0}}},
-		{"larger than any datagram", []int{65552, 65552}, none, []packed{{1, 65552, 65552, 0}, {1, 65552, 65552, 0}}},
-		{"TOS changes", repeat(4, 96), []uint8{0, 0, 2, 0}, []packed{{2, 96, 96, 0}, {1, 96, 96, 2}, {1, 96, 96, 0}}},
-	} {
-		if got := packSizes(t, 0, c.sizes, c.tos); !slices.Equal(got, c.want) {
-			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
-		}
-	}
-	if got, want := packSizes(t, 16, repeat(45, 1456), none), []packed{{44, 1456, 1456, 0}, {1, 1456, 1456, 0}}; !slices.Equal(got, want) {
-		t.Errorf("65,507 bytes with headroom: got %v, want %v", got, want)
-	}
-}
-
-// TestPackProperties: what holds of all trains, and that none could have taken the message after it.
-func TestPackProperties(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		headroom := rapid.SampledFrom([]int{0, 0, 10, maxHeadroom}).Draw(t, "headroom")
-		sizes := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) int {
-			return headroom + rapid.SampledFrom([]int{48, 64, 96, 1440, 1456, 9040, 32784}).Draw(t, "size")
-		}), 1, 128).Draw(t, "sizes")
-		sum := 0
-		for i, size := range sizes {
-			if sum+size+maxPadding > slabSize {
-				sizes = sizes[:i]
-				break
-			}
-			sum += size
-		}
-		tos := rapid.SliceOfN(rapid.SampledFrom([]uint8{0, 0, 0, 2}), 1, 128).Draw(t, "TOS")
-		i := 0
-		for _, p := range packSizes(t, headroom, sizes, tos) {
-			bytes := (p.n-1)*p.size + p.last
-			if p.n > 64 || p.n > 1 && bytes > 65507 || p.last > p.size {
-				t.Fatalf("a train of %d messages and %d bytes, %+v", p.n, bytes, p)
-			}
-			for j := i; j < i+p.n; j++ {
-				want := p.size
-				if j == i+p.n-1 {
-					want = p.last
-				}
-				if sizes[j] != want || tos[j%len(tos)] != p.tos {
-					t.Fatalf("message %d has %d bytes in a train of %+v", j, sizes[j], p)
-				}
-			}
-			i += p.n
-			if i < len(sizes) && p.last == p.size && p.n < 64 && sizes[i] <= p.size && tos[i%len(tos)] == p.tos && bytes+sizes[i] <= 65507 {
-				t.Fatalf("message %d would have fitted into the train before it", i)
-			}
-		}
-		if i != len(sizes) {
-			t.Fatalf("%d of %d messages are in trains", i, len(sizes))
-		}
-	})
-}
 
 // If other packets lie between the packets of a run, seal still puts the run's messages back to back. It does not
 // touch runs without counters.
 func TestSealedBackToBack(t *testing.T) {
-	b, a, staged, c := &Batch{forHeadroom: 8}, new(peer), new(peer), new(peer)
-	for i, to := range []*peer{a, staged, c, a, c, a} {
+	b, a, waits, c := &Batch{headroom: 8}, new(peer), new(peer), new(peer)
+	for i, to := range []*peer{a, waits, c, a, c, a} {
 		b.Append(packet4(65+i, here, here))
-		b.add(b.runTo(to), i)
+		b.load.Add(&b.load.runTo(to).Run, i)
 	}
 	defer b.Reset()
 	k := newKeypair(new([32]byte), new([32]byte), 1, 2, true, 0)
-	b.runs[0].k, b.runs[2].k = k, k
-	b.runs[2].counter = 100
-	b.layOut()
-	b.seal(0)
+	l := b.load
+	l.runs[0].k, l.runs[2].k = k, k
+	l.runs[2].counter, l.runs[2].endpoint = 100, coreEndpoint
+	l.layOut()
+	l.seal(0)
 	for i, want := range []struct {
 		sizes   []int
 		counter uint64
@@ -151,9 +37,15 @@ func TestSealedBackToBack(t *testing.T) {
 		if want.sizes == nil {
 			continue
 		}
-		trains := b.runs[i].pack(nil)
+		trains := l.runs[i].pack(nil)
+		if l.runs[i].trains != len(trains) {
+			t.Errorf("run %d knows of %d trains, want %d", i, l.runs[i].trains, len(trains))
+		}
 		var n int
 		for j := range trains {
+			if train := &trains[j]; train.Endpoint != l.runs[i].endpoint || train.Headroom != 8 || train.Err != nil {
+				t.Errorf("run %d, train %d is %+v", i, j, train)
+			}
 			for m := range trains[j].Datagrams() {
 				pkt, ok := k.open(m)
 				if got := binary.LittleEndian.Uint64(m[8:]); !ok || got != want.counter+uint64(n) || !bytes.Equal(pkt[:want.sizes[n]], packet4(want.sizes[n], here, here)) {
@@ -174,7 +66,7 @@ func TestSealedBackToBack(t *testing.T) {
 func TestTally(t *testing.T) {
 	sticky := coreEndpoint
 	sticky.Source = netip.MustParseAddr("192.0.2.99")
-	got := run{endpoint: sticky, load: &load{headroom: 10}}
+	got := run{endpoint: sticky, load: &load{Load: layout.Load{Headroom: 10}}}
 	for _, train := range []Train{
 		{Data: make([]byte, 3*106), Size: 106, Headroom: 10, Endpoint: sticky},
 		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed}, // and the source was gone
@@ -203,8 +95,8 @@ func TestStageBounds(t *testing.T) {
 		e.send(t, r.numbered(i))
 	}
 	e.wantDrops(t, before, DropStagedOverflow, 2, "the oldest make room")
-	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.pool.bytes.Load() != 128*(stagedSmall+32) {
-		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.pool.bytes.Load())
+	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.pool.Bytes() != 128*(staged.Small+staged.Overhead) {
+		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.pool.Bytes())
 	}
 	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
 	for i := 2; i < 130; i++ {
@@ -215,7 +107,7 @@ func TestStageBounds(t *testing.T) {
 	}
 	e.settle(t)
 	e.line.nothing(t, "all that was staged was sent, and confirms the session")
-	if n := e.pool.bytes.Load(); n != 0 {
+	if n := e.pool.Bytes(); n != 0 {
 		t.Errorf("%d bytes of nothing are staged", n)
 	}
 }
@@ -223,7 +115,7 @@ func TestStageBounds(t *testing.T) {
 func TestStagedBytesBound(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
-	e.maxStagedBytes = 2*(stagedSmall+32) + 50
+	e.maxStagedBytes = 2*(staged.Small+staged.Overhead) + 50
 	before := e.drops.load()
 	e.send(t, a.numbered(0))
 	e.send(t, b.numbered(0), a.numbered(1), b.numbered(1))
@@ -236,7 +128,7 @@ func TestStagedBytesBound(t *testing.T) {
 	before = e.drops.load()
 	e.send(t, b.numbered(2))
 	e.wantDrops(t, before, 0, 0, "a peer that went gave its memory back")
-	if n := e.pool.bytes.Load(); n != 2*(stagedSmall+32) {
+	if n := e.pool.Bytes(); n != 2*(staged.Small+staged.Overhead) {
 		t.Errorf("%d bytes are staged, want those of two packets", n)
 	}
 }
@@ -245,7 +137,7 @@ func TestStagedBytesBound(t *testing.T) {
 // than the share waits alone.
 func TestStagedPerPeer(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
-	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(stagedSmall+32) + 50})
+	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(staged.Small+staged.Overhead) + 50})
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}
@@ -260,15 +152,15 @@ func TestStagedPerPeer(t *testing.T) {
 		r     *remote
 		n     int32
 		bytes int32
-	}{{a, 1, 9000 + 32}, {b, 3, 3 * (stagedSmall + 32)}} {
-		if s := &e.peer(c.r).staged; s.n != c.n || s.bytes != c.bytes {
-			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.n, s.bytes, c.n, c.bytes)
+	}{{a, 1, 9000 + 32}, {b, 3, 3 * (staged.Small + staged.Overhead)}} {
+		if s := &e.peer(c.r).staged; s.N != c.n || s.Bytes != c.bytes {
+			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.N, s.Bytes, c.n, c.bytes)
 		}
 	}
 	e.line.receive(b.train(b.response(t, e.initiationTo(t, b))))
 	e.settle(t)
-	if s := &e.peer(b).staged; s.n != 0 || s.bytes != 0 {
-		t.Errorf("%d packets of %d bytes are staged when all were sent", s.n, s.bytes)
+	if s := &e.peer(b).staged; s.N != 0 || s.Bytes != 0 {
+		t.Errorf("%d packets of %d bytes are staged when all were sent", s.N, s.Bytes)
 	}
 }
 
@@ -438,14 +330,14 @@ func TestSealClearsPadding(t *testing.T) {
 	e.connect(t, r)
 	for _, n := range []int{21, 36, 1415, 1420} {
 		b := e.NewBatch()
-		room := b.Next(1420)
-		for i := range b.slab {
-			b.slab[i] = 0xee // what the memory was used for before
+		room := b.Next(maxPacket)
+		for i := range room {
+			room[i] = 0xee // what the memory was used for before
 		}
 		b.Commit(copy(room, packet4(n, here, r.addr)))
 		e.Send(b)
 		p := r.open(t, e.line.next(t, "sent").b)
-		if len(p) != pad(n, 1420) || !bytes.Equal(p[n:], make([]byte, len(p)-n)) {
+		if len(p) != layout.Pad(n, 1420) || !bytes.Equal(p[n:], make([]byte, len(p)-n)) {
 			t.Errorf("a packet of %d bytes is padded with %x", n, p[n:])
 		}
 	}

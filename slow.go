@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/seed-86b749af/wireguard/internal/backlog"
 	"github.com/seed-86b749af/wireguard/internal/errorlimit"
 )
 
@@ -19,8 +20,7 @@ const (
 	maxInitiations        = 1 << 16
 	maxInitiationsPerCore = 5000 * int(rekeyTimeout/second)
 
-	loadMessages    = 512 // with so many of a queue waiting, the device is under load: about 0.1 s of a core's work
-	maxAnswers      = 8   // responses and cookie replies to one peer's messages that wait
+	maxAnswers      = 8 // responses and cookie replies to one peer's messages that wait
 	maxUnreachables = 256
 
 	takeAtOnce = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
@@ -29,11 +29,11 @@ const (
 
 // A slowPath is the queues of the slow path. The zero value is ready.
 type slowPath struct {
-	mu           sync.Mutex   // guards all below; taken after a peer's
-	initiations  messageQueue // at most maxInitiations, or more cores' work
-	answers      messageQueue // responses and cookie replies: at most maxAnswers of each peer
-	peers        fifo[*peer]  // that want a handshake, are handed over, or were looked up
-	unreachables fifo[[]byte]
+	mu           sync.Mutex           // guards all below; taken after a peer's
+	initiations  messages             // at most maxInitiations, or more cores' work
+	answers      messages             // responses and cookie replies: at most maxAnswers of each peer
+	peers        backlog.Queue[*peer] // that want a handshake, are handed over, or were looked up
+	unreachables backlog.Queue[[]byte]
 	spare        []*handshakeMessage // not in use, so that a flood makes no garbage; at most spareMax, none without workers
 	rotation     int
 	workers      int
@@ -42,22 +42,8 @@ type slowPath struct {
 	errors errorlimit.Limit // of unreachables; has its own lock
 }
 
-// A fifo is a queue. Its memory shrinks with it: an empty one has none.
-type fifo[T any] []T
-
-func (q *fifo[T]) push(x T) { *q = append(*q, x) }
-
-// pop takes the oldest element out of the queue. If there is none, it returns the zero value.
-func (q *fifo[T]) pop() (x T) {
-	if len(*q) > 0 {
-		x, (*q)[0] = (*q)[0], x
-		*q = (*q)[1:]
-	}
-	if len(*q) == 0 {
-		*q = nil
-	}
-	return x
-}
+// messages are handshake messages in the order of their arrival.
+type messages = backlog.Watched[*handshakeMessage]
 
 // A handshakeMessage is a copy of a message as it arrived.
 type handshakeMessage struct {
@@ -69,23 +55,6 @@ type handshakeMessage struct {
 }
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
-
-// A messageQueue is handshake messages in the order of their arrival.
-type messageQueue struct {
-	fifo[*handshakeMessage]
-	loadedAt int64 // when too many last waited; 0 means not lately
-}
-
-// underLoad reports whether too many messages wait, or did within the last second. crowded says that there is load beside them.
-func (q *messageQueue) underLoad(crowded bool, now int64) bool {
-	if crowded || len(q.fifo) >= loadMessages {
-		q.loadedAt = now
-	}
-	if q.loadedAt != 0 && now-q.loadedAt >= underLoadHold {
-		q.loadedAt = 0
-	}
-	return q.loadedAt != 0
-}
 
 // message queues a copy of the handshake message b. A response or a cookie reply waits with those to the same peer, so that
 // neither initiations nor messages to another peer take its place.
@@ -105,7 +74,7 @@ func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
 	defer s.mu.Unlock()
 	q := &s.initiations
 	switch {
-	case s.closed, to == nil && len(q.fifo) >= max(maxInitiations, maxInitiationsPerCore*runtime.GOMAXPROCS(0)):
+	case s.closed, to == nil && len(q.Queue) >= max(maxInitiations, maxInitiationsPerCore*runtime.GOMAXPROCS(0)):
 		d.drops.add(DropQueueFull, 1)
 		return
 	case to != nil:
@@ -113,7 +82,7 @@ func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
 	}
 	m := s.newMessage()
 	m.from, m.to, m.at, m.size = from, to, now, uint8(copy(m.b[:], b))
-	q.push(m)
+	q.Push(m)
 	s.start(d)
 }
 
@@ -151,7 +120,7 @@ func (s *slowPath) peer(d *Device, p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed {
-		s.peers.push(p)
+		s.peers.Push(p)
 		s.start(d)
 	}
 }
@@ -169,7 +138,7 @@ func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed && len(s.unreachables) < maxUnreachables {
-		s.unreachables.push(reply)
+		s.unreachables.Push(reply)
 		s.start(d)
 	}
 }
@@ -178,8 +147,7 @@ func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 func (s *slowPath) start(d *Device) {
 	if s.workers < runtime.GOMAXPROCS(0) {
 		s.workers++
-		d.wg.Add(1)
-		go d.work()
+		d.wg.Go(d.work)
 	}
 }
 
@@ -190,14 +158,14 @@ type slowJob struct {
 	peer    *peer
 	icmp    []byte
 
-	more fifo[*handshakeMessage] // initiations that were taken under load, and follow message
-	used []*handshakeMessage     // messages that are to be reused
+	more backlog.Queue[*handshakeMessage] // initiations that were taken under load, and follow message
+	used []*handshakeMessage              // messages that are to be reused
 }
 
 // next replaces the message by one that was taken with it, if there is one.
 func (j *slowJob) next() bool {
 	j.discard()
-	j.message = j.more.pop()
+	j.message = j.more.Pop()
 	return j.message != nil
 }
 
@@ -226,12 +194,12 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 		case 0:
 			s.takeInitiations(d, j, now)
 		case 1:
-			j.peer = s.peers.pop()
+			j.peer = s.peers.Pop()
 		case 2:
-			j.icmp = s.unreachables.pop()
+			j.icmp = s.unreachables.Pop()
 		case 3:
-			j.loaded = s.answers.underLoad(false, now)
-			j.message = s.answers.pop()
+			j.loaded = s.answers.UnderLoad(false, now)
+			j.message = s.answers.Pop()
 		}
 		if j.message != nil || j.peer != nil || j.icmp != nil {
 			return true
@@ -246,13 +214,13 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 // takeInitiations takes an initiation, and under load others that follow it. mu is held.
 func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	if j.loaded = len(j.more) > 0; !j.loaded {
-		j.loaded = s.initiations.underLoad(d.lookups.crowded(), now)
-		for n := takeAtOnce; j.loaded && n > 0 && len(s.initiations.fifo) > 0; n-- {
-			j.more.push(s.initiations.pop())
+		j.loaded = s.initiations.UnderLoad(d.lookups.Crowded(), now)
+		for n := takeAtOnce; j.loaded && n > 0 && len(s.initiations.Queue) > 0; n-- {
+			j.more.Push(s.initiations.Pop())
 		}
 	}
-	if j.message = j.more.pop(); j.message == nil {
-		j.message = s.initiations.pop()
+	if j.message = j.more.Pop(); j.message == nil {
+		j.message = s.initiations.Pop()
 	}
 }
 
@@ -260,7 +228,7 @@ func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	initiations, answers := s.initiations.underLoad(d.lookups.crowded(), now), s.answers.underLoad(false, now)
+	initiations, answers := s.initiations.UnderLoad(d.lookups.Crowded(), now), s.answers.UnderLoad(false, now)
 	return initiations || answers
 }
 
@@ -269,12 +237,11 @@ func (s *slowPath) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.initiations, s.answers, s.peers, s.unreachables = messageQueue{}, messageQueue{}, nil, nil
+	s.initiations, s.answers, s.peers, s.unreachables = messages{}, messages{}, nil, nil
 }
 
 // work is the body of a worker.
 func (d *Device) work() {
-	defer d.wg.Done()
 	var j slowJob
 	var c cookieChecker
 	for d.slow.take(d, &j, d.now()) {
@@ -299,7 +266,7 @@ func (d *Device) visit(p *peer) {
 	p.handed, p.found, p.inSlow = false, false, false
 	p.mu.Unlock()
 	if found {
-		d.acceptInitiation(p, d.lookups.end(p.key))
+		d.acceptInitiation(p, d.lookups.End(p.key))
 	}
 	if initiate {
 		d.sendInitiation(p)

@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/backlog"
 )
 
 // newSlowDevice is a device whose slow path has no workers: what is queued stays until it is taken.
@@ -49,7 +51,7 @@ func TestInitiationQueue(t *testing.T) {
 	}
 	for d.slow.take(d, &j, d.now()) {
 	}
-	if s := &d.slow; s.initiations.fifo != nil {
+	if s := &d.slow; s.initiations.Queue != nil {
 		t.Error("an empty queue keeps its memory")
 	}
 	if d.slow.workers != runtime.GOMAXPROCS(0)-1 {
@@ -153,7 +155,7 @@ func TestTakeUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s := &d.slow
 	s.workers = max(s.workers, 2)
-	d.queue(2 * loadMessages)
+	d.queue(2 * backlog.Long)
 	p := new(peer)
 	var j slowJob
 	want := func(i int) {
@@ -173,8 +175,8 @@ func TestTakeUnderLoad(t *testing.T) {
 	if j.next() {
 		t.Error("more initiations were taken")
 	}
-	if n := len(s.initiations.fifo); n != 2*loadMessages-takeAtOnce {
-		t.Errorf("%d initiations wait, want %d", n, 2*loadMessages-takeAtOnce)
+	if n := len(s.initiations.Queue); n != 2*backlog.Long-takeAtOnce {
+		t.Errorf("%d initiations wait, want %d", n, 2*backlog.Long-takeAtOnce)
 	}
 	s.take(d, &j, d.now())
 	want(takeAtOnce)

@@ -4,29 +4,29 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // TestStagedPoolModel lets some peers stage and send packets of two sizes. The pool has the sum, and finds a peer that takes
 // most; relieve takes its packets until the rest fits.
 func TestStagedPoolModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		d := &Device{maxStagedBytes: 20 * (stagedLarge + 32), maxStagedPerPeer: 1 << 30}
+		d := &Device{maxStagedBytes: 20 * (staged.Large + staged.Overhead), maxStagedPerPeer: 1 << 30}
 		ps := make([]*peer, 6)
 		for i := range ps {
 			ps[i] = new(peer)
 		}
 		check := func() (largest int32) {
-			sum, holders := int64(0), 0
+			sum := int64(0)
 			for _, p := range ps {
-				sum += int64(p.staged.bytes)
-				if largest = max(largest, p.staged.bytes); p.staged.bytes > 0 {
-					holders++
-				}
+				sum += int64(p.staged.Bytes)
+				largest = max(largest, p.staged.Bytes)
 			}
-			if got := d.pool.bytes.Load(); got != sum || len(d.pool.holders) != holders {
-				t.Fatalf("the pool counts %d bytes of %d peers, want %d of %d", got, len(d.pool.holders), sum, holders)
+			if got := d.pool.Bytes(); got != sum {
+				t.Fatalf("the pool counts %d bytes, want %d", got, sum)
 			}
-			if p := d.pool.largest(0); (p != nil) != (sum > 0) || p != nil && p.staged.bytes != largest {
+			if p, ok := d.pool.Largest(0); ok != (sum > 0) || ok && p.staged.Bytes != largest {
 				t.Fatalf("of %d bytes, the largest peer has %d, and is not found", sum, largest)
 			}
 			return largest
@@ -35,30 +35,30 @@ func TestStagedPoolModel(t *testing.T) {
 			p := ps[rapid.IntRange(0, len(ps)-1).Draw(t, "peer")]
 			switch n := rapid.IntRange(1, 5).Draw(t, "packets"); rapid.IntRange(0, 4).Draw(t, "step") {
 			case 0:
-				for range min(n, int(p.staged.n)) {
-					p.staged.pop().recycle()
+				for range min(n, int(p.staged.N)) {
+					p.staged.Pop()
 				}
 			case 1:
 				p.dropStaged(new(outbox))
 			default:
-				size := rapid.SampledFrom([]int{0, 1, stagedSmall + 1}).Draw(t, "size")
+				size := rapid.SampledFrom([]int{0, 1, staged.Small + 1}).Draw(t, "size")
 				for range n {
 					d.stage(p, make([]byte, size))
 				}
 			}
-			d.pool.count(p)
+			d.pool.Count(p, &p.account, p.staged.Bytes)
 			check()
 			kept := make([]int32, len(ps))
 			for i, p := range ps {
-				kept[i] = p.staged.bytes
+				kept[i] = p.staged.Bytes
 			}
 			d.relieve()
 			largest := check()
-			if used := d.pool.bytes.Load(); used > d.maxStagedBytes {
+			if used := d.pool.Bytes(); used > d.maxStagedBytes {
 				t.Fatalf("%d bytes are left, want %d at most", used, d.maxStagedBytes)
 			}
 			for i, p := range ps {
-				if kept[i] < largest && p.staged.bytes != kept[i] {
+				if kept[i] < largest && p.staged.Bytes != kept[i] {
 					t.Fatalf("a peer with %d bytes pays, and another one keeps %d", kept[i], largest)
 				}
 			}

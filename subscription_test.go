@@ -13,9 +13,17 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/inbox"
 )
+
+// take takes the next unread event, and never waits. If none is left, e is zero.
+func (s *Subscription) take() (Event, error) {
+	e, missed, _, err := s.inbox.Take()
+	e.Missed = missed
+	return e, err
+}
 
 // unreadEvents reads what is unread now.
 func unreadEvents(t testing.TB, s *Subscription) (all []Event) {
@@ -75,13 +83,13 @@ func TestMergedEvents(t *testing.T) {
 			s := d.Subscribe()
 			for i, e := range []Event{test.first, test.second, test.third} {
 				e.Time = epoch.Add(time.Duration(i))
-				d.subscriptions.publish(e)
+				d.announce(e)
 			}
 			test.want.Time = epoch.Add(2)
 			if got := unreadEvents(t, s); len(got) != 1 || got[0] != test.want {
 				t.Errorf("events\n%+v, want\n%+v", got, test.want)
 			}
-			d.subscriptions.publish(test.first)
+			d.announce(test.first)
 			if got := unreadEvents(t, s); len(got) != 1 || got[0] != test.first {
 				t.Errorf("events %+v: one that was read is merged with the next", got)
 			}
@@ -97,7 +105,7 @@ func TestEventOrder(t *testing.T) {
 	publish := func(peer byte, kinds ...EventKind) {
 		for _, k := range kinds {
 			attempts[peer]++
-			d.subscriptions.publish(Event{Kind: k, Peer: PublicKey{peer}, Attempt: attempts[peer]})
+			d.announce(Event{Kind: k, Peer: PublicKey{peer}, Attempt: attempts[peer]})
 		}
 	}
 	want := func(why string, texts ...string) {
@@ -135,8 +143,8 @@ func TestNoPeerIsStarved(t *testing.T) {
 	seen := make(map[string]int)
 	for range 600 {
 		for peer := range byte(3) {
-			d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: PublicKey{peer}})
-			d.subscriptions.publish(Event{Kind: EventHandshake, Peer: PublicKey{peer}})
+			d.announce(Event{Kind: EventEndpointMoved, Peer: PublicKey{peer}})
+			d.announce(Event{Kind: EventHandshake, Peer: PublicKey{peer}})
 		}
 		e, _ := s.take()
 		seen[eventTexts([]Event{e})[0]]++
@@ -162,16 +170,16 @@ func TestFullKind(t *testing.T) {
 	var d Device
 	s, other := d.Subscribe(EventEndpointMoved, EventPeerForgotten), d.Subscribe(EventPeerForgotten)
 	for range 2 {
-		for i := range maxUnread + 5 {
-			d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
+		for i := range inbox.Max + 5 {
+			d.announce(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
 		}
 	}
-	for i := range maxUnread {
-		d.subscriptions.publish(Event{Kind: EventPeerForgotten, Peer: peerNumber(maxUnread + i)})
-		d.subscriptions.publish(Event{Kind: EventHandshake, Peer: peerNumber(i)}) // nobody asked
+	for i := range inbox.Max {
+		d.announce(Event{Kind: EventPeerForgotten, Peer: peerNumber(inbox.Max + i)})
+		d.announce(Event{Kind: EventHandshake, Peer: peerNumber(i)}) // nobody asked
 	}
-	if n := len(unreadEvents(t, other)); n != maxUnread {
-		t.Errorf("%d of %d events", n, maxUnread)
+	if n := len(unreadEvents(t, other)); n != inbox.Max {
+		t.Errorf("%d of %d events", n, inbox.Max)
 	}
 	moved, forgotten := 0, 0
 	for i, e := range unreadEvents(t, s) {
@@ -187,10 +195,10 @@ func TestFullKind(t *testing.T) {
 			forgotten++
 		}
 	}
-	if moved != maxUnread || forgotten != maxUnread {
-		t.Errorf("%d moves and %d forgotten peers, want %d each", moved, forgotten, maxUnread)
+	if moved != inbox.Max || forgotten != inbox.Max {
+		t.Errorf("%d moves and %d forgotten peers, want %d each", moved, forgotten, inbox.Max)
 	}
-	d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: peerNumber(maxUnread + 6)})
+	d.announce(Event{Kind: EventEndpointMoved, Peer: peerNumber(inbox.Max + 6)})
 	if got := unreadEvents(t, s); len(got) != 1 || got[0].Missed != 0 {
 		t.Errorf("events %+v: a kind that was read has room", got)
 	}
@@ -202,10 +210,10 @@ func TestUnreadMemory(t *testing.T) {
 		var d Device
 		before := heapAndStack()
 		s := d.Subscribe()
-		for i := range maxUnread {
-			d.subscriptions.publish(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
+		for i := range inbox.Max {
+			d.announce(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
 		}
-		if each := (heapAndStack() - before) / maxUnread; each > 500 && !raceEnabled {
+		if each := (heapAndStack() - before) / inbox.Max; each > 500 && !raceEnabled {
 			t.Errorf("an unread event takes %d bytes", each)
 		} else {
 			t.Logf("an unread event takes %d bytes", each)
@@ -227,7 +235,7 @@ func TestUnreadMemory(t *testing.T) {
 func TestPublishAllocatesNothing(t *testing.T) {
 	var d Device
 	e := Event{Kind: EventEndpointMoved, Peer: PublicKey{1}}
-	publish := func() { d.subscriptions.publish(e) }
+	publish := func() { d.announce(e) }
 	if n := testing.AllocsPerRun(100, publish); n != 0 {
 		t.Errorf("%v allocations without a subscription", n)
 	}
@@ -248,7 +256,7 @@ func TestNextEnds(t *testing.T) {
 	cancel()
 	event := Event{Kind: EventHandshake, Peer: PublicKey{1}}
 	s := d.Subscribe()
-	d.subscriptions.publish(event)
+	d.announce(event)
 	if e, err := s.Next(over); err != context.Canceled {
 		t.Errorf("with a context that has ended: %+v, %v", e, err)
 	}
@@ -264,7 +272,7 @@ func TestNextEnds(t *testing.T) {
 		t.Errorf("no event: %+v, %v", e, err)
 	}
 	for i := range 3 {
-		d.subscriptions.publish(Event{Kind: EventHandshake, Peer: peerNumber(i)})
+		d.announce(Event{Kind: EventHandshake, Peer: peerNumber(i)})
 	}
 	soon, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
@@ -287,7 +295,7 @@ func TestSubscriptionClose(t *testing.T) {
 	event := Event{Kind: EventHandshake, Peer: PublicKey{1}}
 	closed, kept := d.Subscribe(), d.Subscribe()
 	for range 3 {
-		d.subscriptions.publish(event)
+		d.announce(event)
 		event.Peer[1]++
 	}
 	if e, err := closed.Next(t.Context()); err != nil || e.Peer != (PublicKey{1}) {
@@ -299,9 +307,9 @@ func TestSubscriptionClose(t *testing.T) {
 			t.Errorf("after Close: %+v, %v", e, err)
 		}
 	}
-	d.subscriptions.close()
-	d.subscriptions.close()
-	d.subscriptions.publish(event)
+	d.subscriptions.Close(errClosed)
+	d.subscriptions.Close(errClosed)
+	d.announce(event)
 	n := 0
 	for e := range kept.Events(t.Context()) {
 		if e.Peer != (PublicKey{1, byte(n)}) {
@@ -381,7 +389,7 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 		publishing.Go(func() {
 			r := rand.New(rand.NewPCG(1, uint64(i)))
 			for n := range perPublisher {
-				d.subscriptions.publish(Event{Kind: EventHandshake, Peer: PublicKey{byte(i), byte(r.IntN(4))}, Attempt: n + 1})
+				d.announce(Event{Kind: EventHandshake, Peer: PublicKey{byte(i), byte(r.IntN(4))}, Attempt: n + 1})
 				if n%64 == 0 {
 					runtime.Gosched()
 				}
@@ -394,78 +402,9 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 			return got[i].Load() == publishers*perPublisher
 		})
 	}
-	d.subscriptions.close()
+	d.subscriptions.Close(errClosed)
 	sharers.Wait()
 	owners.Wait()
-}
-
-// TestEachReaderWakes: as many events as readers that wait, published at once; and Close, which each of them sees.
-func TestEachReaderWakes(t *testing.T) {
-	for name, end := range map[string]func(s *Subscription){
-		"events": func(s *Subscription) {
-			s.in.mu.Lock() // or readers would take them one by one
-			defer s.in.mu.Unlock()
-			for i := range 8 {
-				s.add(Event{Kind: EventHandshake, Peer: peerNumber(i)})
-			}
-		},
-		"events of one peer": func(s *Subscription) {
-			s.in.mu.Lock()
-			defer s.in.mu.Unlock()
-			s.add(Event{Kind: EventHandshake, Peer: PublicKey{1}})
-			for k := EventHandshake; k < eventKinds; k++ {
-				s.add(Event{Kind: k})
-			}
-		},
-		"Close":        (*Subscription).Close,
-		"Device.Close": func(s *Subscription) { s.in.close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, ended := new(Device).Subscribe(), make(chan struct{}, 8)
-				for range 8 {
-					go func() {
-						s.Next(context.Background())
-						ended <- struct{}{}
-					}()
-				}
-				synctest.Wait()
-				if len(ended) != 0 {
-					t.Fatal("Next does not wait")
-				}
-				end(s)
-				synctest.Wait()
-				if n := len(ended); n != 8 {
-					t.Errorf("%d of 8 readers woke", n)
-				}
-				s.Close()
-			})
-		})
-	}
-}
-
-// TestReady: as long as there is something to return, a goroutine that is about to wait finds a token, although the one
-// that took the last event took a token too.
-func TestReady(t *testing.T) {
-	var d Device
-	s := d.Subscribe()
-	d.subscriptions.publish(Event{Kind: EventHandshake, Peer: PublicKey{1}})
-	for k := EventHandshake; k < eventKinds; k++ {
-		d.subscriptions.publish(Event{Kind: k})
-	}
-	for i := range int(eventKinds) + 3 {
-		if i == int(eventKinds) {
-			d.subscriptions.close()
-		}
-		select {
-		case <-s.ready:
-		default:
-			t.Fatalf("no token after %d calls of take", i)
-		}
-		if e, err := s.take(); (err == nil) != (i < int(eventKinds)) {
-			t.Fatalf("call %d of take: %+v, %v", i+1, e, err)
-		}
-	}
 }
 
 // A yieldingClock lets other goroutines run whenever somebody asks for the wall time, as for that of an event.
@@ -519,7 +458,7 @@ func TestFlappingPeer(t *testing.T) {
 		}
 		return c, nil
 	}
-	e.lookups.maxPeers = 1
+	e.lookups.MaxAdmitted = 1
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,6 @@ const (
 	maxAttempts         = 20 // initiations of one series: 90 s of REKEY_ATTEMPT_TIME in Linux's counting
 	initiationInterval  = second / 50
 	cookieSecretLife    = 120 * second
-	underLoadHold       = 1 * second
 )
 
 // A timer is one of a peer's deadlines.

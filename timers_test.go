@@ -6,6 +6,11 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/backlog"
+	"github.com/seed-86b749af/wireguard/internal/layout"
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // TestConstants holds each constant to its definition in the whitepaper or in Linux.
@@ -40,10 +45,10 @@ func TestConstants(t *testing.T) {
 		{"INITIATIONS_PER_SECOND = 50", initiationInterval, 20 * time.Millisecond},
 		{"COOKIE_SECRET_MAX_AGE", cookieSecretLife, 120 * time.Second},
 		{"COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY", cookieMaxUse, 115 * time.Second},
-		{"under load is held", underLoadHold, time.Second},
-		{"PACKETS_PER_SECOND = 20", limiterCost, time.Second / 20},
-		{"PACKETS_BURSTABLE = 5", limiterBurst, 5 * time.Second / 20},
-		{"rate limits are collected after", limiterIdle, time.Second},
+		{"under load is held", backlog.Hold, time.Second},
+		{"PACKETS_PER_SECOND = 20", ratelimit.Cost, time.Second / 20},
+		{"PACKETS_BURSTABLE = 5", ratelimit.Burst, 5 * time.Second / 20},
+		{"rate limits are collected after", ratelimit.Idle, time.Second},
 	} {
 		if time.Duration(c.got) != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, time.Duration(c.got), c.want)
@@ -55,18 +60,18 @@ func TestConstants(t *testing.T) {
 	}{
 		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux sends the first, and gives up when more than 18 retries were sent.
 		{"initiations of a series", maxAttempts, 20},
-		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", loadMessages, 4096 / 8},
-		{"MAX_STAGED_PACKETS", maxStaged, 128},
+		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", backlog.Long, 4096 / 8},
+		{"MAX_STAGED_PACKETS", staged.Max, 128},
 		{"COUNTER_BITS_TOTAL", windowBits, 8192},
 		{"COUNTER_WINDOW_SIZE", windowSize, 8128},
-		{"MESSAGE_PADDING_MULTIPLE - 1", maxPadding, 15},
+		{"MESSAGE_PADDING_MULTIPLE - 1", layout.MaxPadding, 15},
 		{"initiation", initiationSize, 4 + 4 + 32 + (32 + 16) + (12 + 16) + 16 + 16},
 		{"response", responseSize, 4 + 4 + 4 + 32 + 16 + 16 + 16},
 		{"cookie reply", cookieSize, 4 + 4 + 24 + 16 + 16},
 		{"data message", messageOverhead, 4 + 4 + 8 + 16},
 		{"HANDSHAKE_DSCP", handshakeTOS, 0x88},
-		{"largest UDP payload over IPv4", maxTrainBytes, 65535 - 20 - 8},
-		{"UDP_MAX_SEGMENTS", maxTrainMessages, 64},
+		{"room in front of a packet", layout.Header, messageHeader},
+		{"room around a packet", layout.Overhead, messageOverhead},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: got %d, want %d", c.name, c.got, c.want)

@@ -38,7 +38,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-86b749af/wireguard/internal/admission"
 	"github.com/seed-86b749af/wireguard/internal/boottime"
+	"github.com/seed-86b749af/wireguard/internal/deadlines"
+	"github.com/seed-86b749af/wireguard/internal/inbox"
+	"github.com/seed-86b749af/wireguard/internal/keylog"
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
+	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
 // A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
@@ -65,7 +71,7 @@ type Device struct {
 	tunnel   Tunnel
 	bind     Bind
 	log      *slog.Logger // nil: silent
-	keyLog   keyLog
+	keyLog   keylog.Log
 	clock    Clock
 	start    time.Duration // what clock told in New
 	random   func([]byte)
@@ -93,13 +99,14 @@ type Device struct {
 
 	cookieSecret atomic.Pointer[cookieSecret] // nil: not yet
 	cookieMu     sync.Mutex                   // held to renew the secret, and guards the next; taken last but for the deadlines'
-	sourceLimit  limiter
+	sourceLimit  ratelimit.Limiter[source]
 
 	slow          slowPath
-	deadlines     deadlines
-	lookups       lookups
-	subscriptions subscriptions
-	pool          stagedPool
+	deadlines     deadlines.Queue[*peer] // nil stands for the sweep of sourceLimit
+	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by them
+	lookups       admission.Desk[PublicKey, *initiation]
+	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
+	pool          staged.Pool[*peer]
 
 	drops         dropCounters
 	ecnMismatches atomic.Uint64
@@ -145,7 +152,7 @@ func New(c Config) (*Device, error) {
 	d.mark.Store(c.FirewallMark)
 	d.sessions.prefix = c.IndexPrefix
 	d.setLimits(&c)
-	d.keyLog.w = c.KeyLog
+	d.keyLog.W = c.KeyLog
 	d.start = d.clock.Now()
 	d.identity.Store(newIdentity(c.PrivateKey))
 	d.changePeers(changes, false)
@@ -188,11 +195,9 @@ func (d *Device) up() (due []dueFlush, err error) {
 	r.alarm = d.newAlarm()
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
-	d.deadlines.use(r.alarm)
-	d.deadlines.ring() // something may be left from before
+	d.deadlines.Use(r.alarm) // it rings: something may be left from before
 	d.running.Store(r)
-	d.wg.Add(1)
-	go d.keepTime(r.alarm)
+	d.wg.Go(func() { d.keepTime(r.alarm) })
 	d.startReceivers(r, s)
 	d.startSources()
 	for p := range d.peers.all() {
@@ -201,7 +206,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 			p.timers.set(timerWipe, d.now()+rejectAfterTime) // forgotten, unless it comes back
 			d.schedule(p)
 		}
-		if p.persistent != 0 || p.staged.n != 0 {
+		if p.persistent != 0 || p.staged.N != 0 {
 			due = append(due, dueFlush{p, p.persistent != 0})
 		}
 		p.mu.Unlock()
@@ -228,7 +233,7 @@ func (d *Device) stop() *running {
 		return nil
 	}
 	r.cancel()
-	d.deadlines.use(nil)
+	d.deadlines.Use(nil)
 	r.alarm.Close()
 	r.socket.Load().close()
 	for _, s := range r.retired {
@@ -270,7 +275,7 @@ func (d *Device) Wake() error {
 		d.trouble(err)
 	}
 	now := d.now()
-	d.deadlines.ring()
+	d.deadlines.Ring()
 	var due []dueFlush
 	for p := range d.peers.all() {
 		var out outbox
@@ -316,7 +321,7 @@ func (d *Device) end(why error) {
 		}
 		d.slow.close()
 		d.wg.Wait()
-		d.subscriptions.close()
+		d.subscriptions.Close(errClosed)
 		d.err = why
 		close(d.done)
 	})
@@ -340,8 +345,7 @@ func (d *Device) startSources() {
 	}
 	d.reading = true
 	for _, s := range sources(d.tunnel) {
-		d.wg.Add(1)
-		go d.newFeed(s).carry()
+		d.wg.Go(d.newFeed(s).carry)
 	}
 }
 
@@ -357,7 +361,7 @@ func (d *Device) sourceEnded(err error) {
 // release ends a visit to p's core, which began with p.mu locked and left its requests in out. It sees to p's next deadline
 // and publishes events under the lock, unlocks p, and does the rest.
 func (d *Device) release(p *peer, out *outbox) {
-	d.pool.count(p)
+	d.pool.Count(p, &p.account, p.staged.Bytes)
 	if !p.removed {
 		d.schedule(p)
 	}
@@ -369,18 +373,19 @@ func (d *Device) release(p *peer, out *outbox) {
 	p.mu.Unlock()
 
 	d.sessions.free(out.freed...)
-	for s := out.dropped.pop(); s != nil; s = out.dropped.pop() {
-		d.drops.add(DropNoSession, 1)
-		s.recycle()
+	if out.dropped.N > 0 {
+		d.drops.add(DropNoSession, out.dropped.Clear())
 	}
-	for _, e := range out.events {
-		d.tell(p, e)
+	for _, e := range out.events { // without p.mu: the log is the program's code
+		if d.log != nil { // or the arguments would be allocated for nothing
+			d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
+		}
 	}
 	if visit {
 		d.slow.peer(d, p)
 	}
 	if out.keepalive || out.flush {
-		d.flush(p, out.keepalive)
+		d.flushAll([]dueFlush{{p, out.keepalive}})
 	}
 	if out.forget {
 		d.forget(p)
@@ -401,13 +406,6 @@ func (d *Device) drop(p *peer, r DropReason, n int) {
 	}
 	p.drop(r, n)
 	d.drops.add(r, n)
-}
-
-// tell logs an event of p. Unlike publish it is called without p.mu: the log is the program's code.
-func (d *Device) tell(p *peer, e outEvent) {
-	if d.log != nil { // or the arguments would be allocated for nothing
-		d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
-	}
 }
 
 func (d *Device) debug(msg string, args ...any) { d.logAt(slog.LevelDebug, msg, args) }

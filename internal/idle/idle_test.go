@@ -3,6 +3,7 @@ package idle
 import (
 	"runtime"
 	"testing"
+	"time"
 )
 
 // A goroutine asks for help while that is of use, a few times in a row in vain, and then only once in a while. With one core it
@@ -78,5 +79,40 @@ func TestHelpersLimit(t *testing.T) {
 		if h.End(); c.most > 0 && !h.Start() {
 			t.Errorf("limit %d: no helper starts after one has ended", c.limit)
 		}
+	}
+}
+
+// TestRelay: one goroutine at a time has the source, and is held back while too many loads are under way.
+func TestRelay(t *testing.T) {
+	r := NewRelay(1)
+	if !r.Take() {
+		t.Fatal("a free source cannot be taken")
+	}
+	r.Begin()
+	r.Begin()
+	let := make(chan int, 2)
+	go func() {
+		r.Await(1)
+		let <- 1
+		r.Await(0)
+		let <- 0
+	}()
+	for want := 1; want >= 0; want-- {
+		time.Sleep(5 * time.Millisecond)
+		if len(let) != 0 {
+			t.Fatalf("Await(%d) returns with %d loads under way", want, r.UnderWay())
+		}
+		r.Sent()
+		if got := <-let; got != want || r.UnderWay() != want {
+			t.Fatalf("Await(%d) returned, want Await(%d); %d loads are under way", got, want, r.UnderWay())
+		}
+	}
+	if r.Take() {
+		t.Error("a source is taken twice")
+	}
+	r.Wanted()
+	r.Offer()
+	if !r.Take() {
+		t.Error("an offered source cannot be taken")
 	}
 }

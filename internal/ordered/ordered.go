@@ -6,6 +6,7 @@ package ordered
 import (
 	"iter"
 	"slices"
+	"sync/atomic"
 )
 
 // An Item is what a Set holds. Compare returns a negative number if the item is less than o, 0 if the two are equal, and a
@@ -111,6 +112,21 @@ func (n *node[T]) below(x T) int {
 	}
 	return low - 1
 }
+
+// A Published is a set that any number of goroutines load, while one stores its successors. The zero value is empty. It must not
+// be copied.
+type Published[T Item[T]] struct{ set atomic.Pointer[Set[T]] }
+
+// Load returns the set that was stored last.
+func (p *Published[T]) Load() (s Set[T]) {
+	if stored := p.set.Load(); stored != nil {
+		s = *stored
+	}
+	return s
+}
+
+// Store lets goroutines load s.
+func (p *Published[T]) Store(s Set[T]) { p.set.Store(&s) }
 
 // An Edit is a set that is being changed. It is for one goroutine.
 type Edit[T Item[T]] struct{ s Set[T] }

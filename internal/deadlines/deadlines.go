@@ -1,0 +1,98 @@
+// Package deadlines knows whose time comes next, and sets an alarm for it. Times are nanoseconds of a clock of the caller's.
+package deadlines
+
+import (
+	"sync"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/boottime"
+	"github.com/seed-86b749af/wireguard/internal/ordered"
+)
+
+// Interval is the least time between two rings of the alarm. A deadline that comes sooner after a ring is late by up to
+// this, and those that come by then are carried out together. The protocol needs no more: the limits of a session are checked
+// when it is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s (kernel/time/timer.c).
+const Interval = int64(time.Second / 100)
+
+// A Queue is the parties that have a deadline. A party without one is not in it, and costs nothing. The zero value is empty, and has
+// no alarm.
+type Queue[P any] struct {
+	mu      sync.Mutex // guards all below, and the places; taken after a party's
+	entries ordered.Heap[entry[P]]
+	rang    int64          // when the alarm last rang
+	alarm   boottime.Alarm // nil while nobody waits for it
+}
+
+type entry[P any] struct {
+	at    int64
+	party P
+	place *int32
+}
+
+func (e entry[P]) Before(o entry[P]) bool { return e.at < o.at }
+func (e entry[P]) Place() *int32          { return e.place }
+
+// Put sees to it that Due returns the party once the time is at. It keeps an earlier deadline of the party. The queue keeps the
+// party's place in *place, which is 0 while the party is not in the queue. now tells the time.
+func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if *place != 0 && q.entries[*place-1].at <= at {
+		return
+	}
+	if q.entries.Put(entry[P]{at, party, place}); *place == 1 {
+		q.wake(now())
+	}
+}
+
+// Remove takes the party with this place out of the queue, if it is in it.
+func (q *Queue[P]) Remove(place *int32) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.entries.Remove(entry[P]{place: place})
+}
+
+// Due takes a party out of the queue whose deadline is due, and returns it. If there is none, it sets the alarm for the next and
+// returns false.
+func (q *Queue[P]) Due(now int64) (party P, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.entries) > 0 && q.entries[0].at <= now {
+		e := q.entries[0]
+		q.entries.Remove(e)
+		return e.party, true
+	}
+	q.wake(now)
+	return party, false
+}
+
+// wake sets the alarm for the earliest deadline. mu is held.
+func (q *Queue[P]) wake(now int64) {
+	if len(q.entries) > 0 && q.alarm != nil {
+		q.alarm.Set(time.Duration(max(q.entries[0].at, q.rang+Interval) - now))
+	}
+}
+
+// Ringing notes that the alarm rings.
+func (q *Queue[P]) Ringing(now int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rang = now
+}
+
+// Use makes the queue set another alarm, which rings at once. Nil means none.
+func (q *Queue[P]) Use(a boottime.Alarm) {
+	q.mu.Lock()
+	q.alarm = a
+	q.mu.Unlock()
+	q.Ring()
+}
+
+// Ring makes the alarm ring now.
+func (q *Queue[P]) Ring() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.alarm != nil {
+		q.alarm.Set(0)
+	}
+}

@@ -1,0 +1,63 @@
+package idle
+
+import "sync/atomic"
+
+// awaitLooks is how often Await looks before it waits: for less than the time from one load to the next.
+const awaitLooks = 8000
+
+// A Relay lets goroutines carry the loads of one source in turns: whoever has the source reads a load, and may offer the
+// source to others before it works on the load. Make it with NewRelay. It must not be copied.
+type Relay struct {
+	Helpers
+	taken    atomic.Bool   // by the goroutine that reads
+	underWay atomic.Int32  // loads that were read and are not sent yet
+	fewer    chan struct{} // holds a token once underWay has shrunk since Await last looked
+}
+
+// NewRelay returns a relay with helpers up to limit, as Helpers has it.
+func NewRelay(limit int) *Relay {
+	return &Relay{Helpers: Helpers{Limit: limit}, fewer: make(chan struct{}, 1)}
+}
+
+// Take takes the source once it is free. If that takes long, the source brings little, and the goroutine that has it is
+// enough: Take returns false, and the caller ends.
+func (r *Relay) Take() bool {
+	taken := r.Linger(func() bool { return !r.taken.Load() && r.taken.CompareAndSwap(false, true) })
+	if !taken {
+		r.End()
+	}
+	return taken
+}
+
+// Offer lets another goroutine take the source, and reports whether to start one. The caller has the source.
+func (r *Relay) Offer() (start bool) {
+	start = r.Start()
+	r.taken.Store(false)
+	return start
+}
+
+// Begin says that a load was read. The caller has the source.
+func (r *Relay) Begin() { r.underWay.Add(1) }
+
+// Sent says that one more load was sent, or dropped.
+func (r *Relay) Sent() {
+	r.underWay.Add(-1)
+	select {
+	case r.fewer <- struct{}{}:
+	default:
+	}
+}
+
+// UnderWay returns how many loads were read and are not sent yet.
+func (r *Relay) UnderWay() int { return int(r.underWay.Load()) }
+
+// Await waits until at most n loads are under way. The caller has the source.
+func (r *Relay) Await(n int) {
+	fewEnough := func() bool { return r.UnderWay() <= n }
+	if Spin(awaitLooks, fewEnough) {
+		return
+	}
+	for !fewEnough() {
+		<-r.fewer
+	}
+}

@@ -1,0 +1,39 @@
+package keylog
+
+import (
+	"errors"
+	"testing"
+)
+
+type writer struct {
+	text string
+	err  error
+	n    int
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	w.n++
+	w.text += string(b)
+	return len(b), w.err
+}
+
+// One exchange is one Write of four lines. After an error, which is returned once, nothing is written.
+func TestWrite(t *testing.T) {
+	if err := new(Log).Write([32]byte{}, [32]byte{}, [32]byte{}, [32]byte{}); err != nil {
+		t.Errorf("without a writer: %v", err)
+	}
+	w := new(writer)
+	l := Log{W: w}
+	const zeros = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	want := "LOCAL_STATIC_PRIVATE_KEY = AQ" + zeros + "\nREMOTE_STATIC_PUBLIC_KEY = Ag" + zeros +
+		"\nLOCAL_EPHEMERAL_PRIVATE_KEY = Aw" + zeros + "\nPRESHARED_KEY = BA" + zeros + "\n"
+	if err := l.Write([32]byte{1}, [32]byte{2}, [32]byte{3}, [32]byte{4}); err != nil || w.n != 1 || w.text != want {
+		t.Errorf("%d writes of\n%swant\n%s%v", w.n, w.text, want, err)
+	}
+	w.err = errors.New("full")
+	for i := range 3 {
+		if err := l.Write([32]byte{1}, [32]byte{2}, [32]byte{3}, [32]byte{4}); (err != nil) != (i == 0) || w.n != 2 {
+			t.Errorf("write %d: %v, and %d writes so far", i, err, w.n)
+		}
+	}
+}

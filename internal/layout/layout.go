@@ -1,0 +1,238 @@
+// Package layout places packets in memory so that they become messages where they stand, and so that the messages to one peer lie
+// back to back, as trains. The package seals nothing and locks nothing.
+package layout
+
+import "sync"
+
+const (
+	MaxPackets = 128 // the most packets in a Load
+
+	// Size is the memory of a Load in bytes. It holds two trains of the largest size, or any single packet, and still fits
+	// into a core's second-level cache.
+	Size = 128<<10 + 1<<10
+
+	// Header is the room in front of a packet for its message's header, and Overhead that room and the tag behind the packet,
+	// in bytes.
+	Header, Overhead = 16, 32
+
+	// MaxPadding is the most zeros behind a packet of a tunnel without an MTU.
+	MaxPadding = 15
+
+	// None is the index of no message.
+	None = -1
+)
+
+// These are the limits of one train: those of UDP segmentation offload.
+const (
+	maxTrainBytes    = 65507 // the largest IPv4 UDP payload
+	maxTrainMessages = 64
+)
+
+// A Load is packets and the memory that they are in. The zero value has no memory: Use gives it some, and Free takes it back.
+type Load struct {
+	Messages []Message // in the order of their memory
+	Headroom int       // bytes in front of each message, for the Bind's header
+
+	slab, second *slab // second is where runs that stand apart are sealed; nil if there are none
+	end          int   // where the next message begins, headroom first
+}
+
+// A Message is a packet's place in its Load, and the place of its message once it is sealed.
+//
+//	           at                   at+16                 at+16+n       at+16+padded    at+32+padded
+//	| headroom | header (16 bytes)  | packet (n bytes)    | zeros       | tag (16)      |
+type Message struct {
+	at, n  int32
+	Padded int32 // bytes of the packet and the zeros
+	to     int32 // where the message is sealed to, in its run's memory
+	Run    int16 // number of its run; None if the packet is not sent
+	Nth    int16 // its place in the run, from 0
+	Next   int16 // index of the run's next message; None in the last one
+	TOS    uint8 // of the outer packet
+}
+
+// size takes a pointer, for a copy would be read at a width that was not written, which stalls the processor for each packet.
+func (m *Message) size() int { return int(m.Padded) + Overhead }
+
+// A Run is some packets of one Load, in their order. Where they stand back to back, they are sealed in place. Where others'
+// packets stand between them, they are sealed into a second slab, so that the messages lie back to back there. The caller
+// sets Number before it adds packets.
+type Run struct {
+	Number      int16 // of the run among those of the load
+	First, last int16 // messages of the load, linked by Message.Next
+	end         int32 // where the next message would stand back to back with the last
+	N           int   // how many
+	Size        int   // bytes of the messages
+	Apart       bool  // the messages do not stand back to back in the slab
+}
+
+// A slab is the memory of one load.
+type slab [Size]byte
+
+// slabs holds the slabs that no load uses: at most as many as were in use at one time. The garbage collector returns
+// their memory to the system.
+var slabs = sync.Pool{New: func() any { return new(slab) }}
+
+// Use gives memory to an empty load, for messages behind so many bytes of headroom.
+func (l *Load) Use(headroom int) {
+	if l.Headroom, l.slab = headroom, slabs.Get().(*slab); l.Messages == nil {
+		l.Messages = make([]Message, 0, MaxPackets)
+	}
+}
+
+// Free empties the load and gives its memory back.
+func (l *Load) Free() {
+	clear(l.Messages)
+	slabs.Put(l.slab)
+	if l.second != nil {
+		slabs.Put(l.second)
+	}
+	l.Messages, l.slab, l.second, l.end = l.Messages[:0], nil, nil, 0
+}
+
+// Bytes returns how many bytes of the memory are in use.
+func (l *Load) Bytes() int { return l.end }
+
+// Fits reports whether the load has room for a packet of n bytes.
+func (l *Load) Fits(n int) bool {
+	return len(l.Messages) < MaxPackets && l.end+l.Headroom+Overhead+n+MaxPadding <= Size
+}
+
+// Room returns memory for the next packet, of n bytes, for which there must be room. Place makes a packet of it.
+func (l *Load) Room(n int) []byte {
+	at := l.end + l.Headroom + Header
+	return l.slab[at : at+n : at+n]
+}
+
+// Place appends a packet of n bytes, or an empty one.
+func (l *Load) Place(n, padded int) *Message {
+	i := len(l.Messages)
+	l.Messages = l.Messages[:i+1] // it is zero there; an append would build it elsewhere, and copy it at another width
+	m := &l.Messages[i]
+	m.at, m.n, m.Padded, m.Run = int32(l.end+l.Headroom), int32(n), int32(padded), None
+	l.end = int(m.at) + m.size()
+	return m
+}
+
+// Packet returns the i-th packet, in place.
+func (l *Load) Packet(i int) []byte {
+	m := &l.Messages[i]
+	at := int(m.at) + Header
+	return l.slab[at : at+int(m.n) : at+int(m.n)]
+}
+
+// Add appends message i of the load to the run.
+func (l *Load) Add(r *Run, i int) {
+	m := &l.Messages[i]
+	switch {
+	case r.N == 0:
+		r.First = int16(i)
+	default:
+		l.Messages[r.last].Next = int16(i)
+		r.Apart = r.Apart || m.at != r.end
+	}
+	m.Run, m.Nth, m.Next, m.to = r.Number, int16(r.N), None, m.at
+	r.last, r.end = int16(i), m.at+m.Padded+Overhead+int32(l.Headroom)
+	r.N++
+	r.Size += m.size()
+}
+
+// Put appends a copy of a packet to the load and to its run r. There must be room for it.
+func (l *Load) Put(r *Run, pkt []byte, padded int, tos uint8) {
+	copy(l.Room(len(pkt)), pkt)
+	l.Place(len(pkt), padded).TOS = tos
+	l.Add(r, len(l.Messages)-1)
+}
+
+// Remove takes the packets out of the run for which gone returns true. They are not sent.
+func (l *Load) Remove(r *Run, gone func(pkt []byte) bool) {
+	before := int16(None)
+	for i := r.First; i != None; i = l.Messages[i].Next {
+		if !gone(l.Packet(int(i))) {
+			before = i
+			continue
+		}
+		m := &l.Messages[i]
+		m.Run = None
+		if before == None {
+			r.First = m.Next
+		} else {
+			l.Messages[before].Next = m.Next
+		}
+		r.N--
+		r.Size -= m.size()
+		r.Apart = true
+	}
+	r.last = before
+}
+
+// Takes reports whether a copy of another load's run fits behind the packets of the load.
+func (l *Load) Takes(r *Run) bool {
+	return len(l.Messages)+r.N <= MaxPackets && l.end+r.Size+r.N*l.Headroom <= Size
+}
+
+// LayOut gives the messages of a run that stands apart their places in the second slab, from end on. It returns where they end.
+func (l *Load) LayOut(r *Run, end int) int {
+	if l.second == nil {
+		l.second = slabs.Get().(*slab)
+	}
+	nth := int16(0) // anew, since Remove may have taken some out
+	for i := r.First; i != None; i = l.Messages[i].Next {
+		m := &l.Messages[i]
+		m.Nth, m.to = nth, int32(end+l.Headroom)
+		nth++
+		end = int(m.to) + m.size()
+	}
+	return end
+}
+
+// memory is where the messages of a run are sealed.
+func (l *Load) memory(r *Run) *slab {
+	if r.Apart {
+		return l.second
+	}
+	return l.slab
+}
+
+// Sealing returns the memory for the message m of a run, and the padded packet to seal into it.
+func (l *Load) Sealing(r *Run, m *Message) (message, padded []byte) {
+	padded = l.slab[int(m.at)+Header:][:m.Padded]
+	clear(padded[m.n:])
+	return l.memory(r)[m.to:][:m.size()], padded
+}
+
+// Train returns the longest train of a sealed run that begins with the message from, and the message that begins the next
+// train. Its messages lie next to each other, each behind its headroom, and take size bytes with it, except for the last one,
+// which may be smaller.
+func (l *Load) Train(r *Run, from int16) (data []byte, size int, tos uint8, next int16) {
+	head := &l.Messages[from]
+	size, tos = head.size(), head.TOS
+	at, end := int(head.to)-l.Headroom, int(head.to)+size
+	next = head.Next
+	for n := 1; next != None && n < maxTrainMessages; n++ {
+		m := &l.Messages[next]
+		if m.size() > size || m.TOS != tos || end+l.Headroom+m.size()-at > maxTrainBytes {
+			break
+		}
+		end += l.Headroom + m.size()
+		next = m.Next
+		if m.size() < size {
+			break
+		}
+	}
+	return l.memory(r)[at:end:end], l.Headroom + size, tos, next
+}
+
+// Pad returns the padded length of a packet of n bytes: the next multiple of 16, but at most the MTU, so that the outer
+// packet is never larger than that of a full packet. A packet that is larger than the MTU is padded by its
+// remainder modulo the MTU (Linux, calculate_skb_padding). An mtu of 0 does not clamp.
+func Pad(n, mtu int) int {
+	if mtu <= 0 {
+		return (n + 15) &^ 15
+	}
+	last := n
+	if last > mtu {
+		last %= mtu
+	}
+	return n - last + min(mtu, (last+15)&^15)
+}

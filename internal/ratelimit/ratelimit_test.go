@@ -1,0 +1,86 @@
+package ratelimit
+
+import "testing"
+
+const begin = 1000 * second
+
+// TestLimiter: "20 packets a second, burst 5".
+func TestLimiter(t *testing.T) {
+	type step struct {
+		at   int64
+		want bool
+	}
+	const ms = second / 1000
+	for name, steps := range map[string][]step{
+		"burst of five":      {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {0, false}, {0, false}},
+		"one each 50 ms":     {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {50*ms - 1, false}, {50 * ms, true}, {50 * ms, false}, {100 * ms, true}, {149 * ms, false}, {150 * ms, true}},
+		"refill is bounded":  {{0, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, true}, {900 * ms, false}},
+		"refusals cost none": {{0, true}, {0, true}, {0, true}, {0, true}, {0, true}, {10 * ms, false}, {20 * ms, false}, {30 * ms, false}, {40 * ms, false}, {50 * ms, true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var l Limiter[int]
+			for i, s := range steps {
+				if got := l.Allow(1, begin+s.at); got != s.want {
+					t.Errorf("message %d, at %d ms: allowed %v, want %v", i, s.at/ms, got, s.want)
+				}
+				if other := 100 + i; !l.Allow(other, begin+s.at) {
+					t.Errorf("message %d: a source pays for another", i)
+				}
+			}
+		})
+	}
+}
+
+func TestLimiterRate(t *testing.T) {
+	var l Limiter[int]
+	allowed := 0
+	for at := int64(0); at < 10*second; at += second / 1000 {
+		if l.Allow(1, begin+at) {
+			allowed++
+		}
+	}
+	if want := 10*20 + 4; allowed != want { // the burst's fifth is the first of the 200
+		t.Errorf("%d messages of 10 s were allowed, want %d", allowed, want)
+	}
+}
+
+// TestLimiterBound: "table bounded, a full table denies; entries collected after 1 s idle".
+func TestLimiterBound(t *testing.T) {
+	var l Limiter[int]
+	for n := range Size {
+		if !l.Allow(n, begin) {
+			t.Fatalf("source %d is refused", n)
+		}
+	}
+	if l.Allow(Size, begin+second-1) {
+		t.Error("one source more than the table holds is allowed")
+	}
+	if !l.Allow(0, begin+second-1) {
+		t.Error("a source in a full table is refused")
+	}
+	if len(l.sources) != Size {
+		t.Fatalf("the table holds %d sources, want %d", len(l.sources), Size)
+	}
+	// The sweep that failed was at one second less a nanosecond: the next comes a second later at most.
+	now := begin + 2*second - 1
+	if !l.Allow(Size, now) || len(l.sources) != 1 {
+		t.Errorf("after a second the table holds %d sources, want the new one alone", len(l.sources))
+	}
+}
+
+func TestLimiterSweep(t *testing.T) {
+	var l Limiter[int]
+	l.Allow(1, begin)
+	l.Allow(2, begin+second/2)
+	l.Sweep(begin + second)
+	if _, ok := l.sources[1]; ok || len(l.sources) != 1 {
+		t.Errorf("%d sources are left, want the one that is not idle for a second", len(l.sources))
+	}
+	l.Sweep(begin + 2*second - 1)
+	if len(l.sources) != 1 {
+		t.Error("the table is gone through more than once a second")
+	}
+	if l.Sweep(begin + 2*second); l.sources != nil {
+		t.Error("an empty table keeps its memory")
+	}
+}

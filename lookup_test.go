@@ -1,0 +1,37 @@
+package wireguard
+
+import (
+	"context"
+	"testing"
+)
+
+// TestReplacedInitiationIsWiped: of the initiations that wait for one lookup, the newest stays. The secrets of the others are
+// cleared.
+func TestReplacedInitiationIsWiped(t *testing.T) {
+	e := newEndOf(t, Config{PrivateKey: testKey(1), Lookup: func(ctx context.Context, _ PublicKey) (PeerConfig, error) {
+		<-ctx.Done()
+		return PeerConfig{}, ctx.Err()
+	}})
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	put := func(label byte) *initiation {
+		in := &initiation{handshake: &handshake{remote: 1, remoteEphemeral: PublicKey{1}}, key: PublicKey{7}, static: secret{1},
+			timestamp: Timestamp{label}, r: e.running.Load()}
+		e.lookUp(in)
+		return in
+	}
+	wiped := func(in *initiation) bool { return *in.handshake == (handshake{}) && in.static == secret{} }
+	first, before := put(1), e.drops.load()
+	if wiped(first) {
+		t.Fatal("an initiation that waits is wiped")
+	}
+	second := put(2)
+	if !wiped(first) || wiped(second) {
+		t.Errorf("a newer initiation came: the older one is wiped: %v, the newer one: %v", wiped(first), wiped(second))
+	}
+	if recording := put(1); !wiped(recording) || wiped(second) {
+		t.Errorf("a recording came: it is wiped: %v, the newest one: %v", wiped(recording), wiped(second))
+	}
+	e.wantDrops(t, before, DropOldTimestamp, 1, "the recording is counted")
+}
