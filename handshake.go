@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"crypto/subtle"
 	"encoding/binary"
 
 	"golang.org/x/crypto/blake2s"
@@ -159,12 +160,12 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	if ee, err = ephemeral.shared(&h.remoteEphemeral); err != nil {
 		return m, keys, err
 	}
-	t.mixKey(ee[:])
+	t.mixSecret(&ee)
 	/* se */
 	if se, err = ephemeral.shared(remote); err != nil {
 		return m, keys, err
 	}
-	t.mixKey(se[:])
+	t.mixSecret(&se)
 	/* psk */
 	key := t.mixPresharedKey(psk)
 	/* {} */
@@ -193,12 +194,12 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 	if ee, err = h.ephemeral.shared(&e); err != nil {
 		return keys, 0, err
 	}
-	t.mixKey(ee[:])
+	t.mixSecret(&ee)
 	/* se */
 	if se, err = h.id.private.shared(&e); err != nil {
 		return keys, 0, err
 	}
-	t.mixKey(se[:])
+	t.mixSecret(&se)
 	/* psk */
 	key = t.mixPresharedKey(psk)
 	/* {} */
@@ -245,6 +246,9 @@ func (t *transcript) mixKey(input []byte) (key [32]byte) {
 	kdf(&t.chainKey, input, &t.chainKey, &key)
 	return key
 }
+
+// mixSecret is mixKey where nothing is encrypted with the key: C := KDF1(C, input).
+func (t *transcript) mixSecret(input *secret) { kdf(&t.chainKey, input[:], &t.chainKey) }
 
 // mixPresharedKey is the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
 func (t *transcript) mixPresharedKey(psk *PresharedKey) (key [32]byte) {
@@ -294,16 +298,21 @@ func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
 	clear(block[:])
 }
 
+// innerPad and outerPad are what HMAC hashes under a key of zeros: a block of padding, and room for the data.
+var innerPad, outerPad = hmacPad(0x36), hmacPad(0x5c)
+
+func hmacPad(pad byte) (b [128]byte) {
+	for i := range 64 {
+		b[i] = pad
+	}
+	return b
+}
+
 // hmac is HMAC-BLAKE2s (RFC 2104) of at most 64 bytes of data. crypto/hmac computes the same, but allocates.
 func hmac(key *[32]byte, data []byte) [32]byte {
-	var inner, outer [128]byte
-	for i := range 64 {
-		var k byte
-		if i < len(key) {
-			k = key[i]
-		}
-		inner[i], outer[i] = k^0x36, k^0x5c
-	}
+	inner, outer := innerPad, outerPad
+	subtle.XORBytes(inner[:], inner[:len(key)], key[:])
+	subtle.XORBytes(outer[:], outer[:len(key)], key[:])
 	sum := blake2s.Sum256(inner[:64+copy(inner[64:], data)])
 	copy(outer[64:], sum[:])
 	clear(inner[:])
