@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // constantsOf returns the integer constants of the package in dir that depend on no other package. The files of all systems
@@ -99,6 +101,7 @@ func wantBound(t *testing.T, packages map[string]map[string]int64, what, limit, 
 // TestBoundsAreTested: each row of the table of bounds has the number of its constant, says who fills it and what others keep, and
 // names a test that exists.
 func TestBoundsAreTested(t *testing.T) {
+	testkit.ReadsSources(t)
 	names, rows := testNames(t), tableRows(t, "| what is bounded |")
 	if len(rows) < 30 {
 		t.Fatalf("the table has %d rows", len(rows))

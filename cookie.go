@@ -115,6 +115,9 @@ func (c *cookieChecker) validMAC1(m []byte, id *identity) bool {
 // validMAC2 reports whether m, whose mac1 is valid, has a mac2 made with the cookie of source.
 func (c *cookieChecker) validMAC2(m []byte, source []byte, now int64, random func([]byte)) bool {
 	at := len(m) - macSize
+	if [macSize]byte(m[at:]) == [macSize]byte{} {
+		return false // its sender has no cookie
+	}
 	cookie := c.cookieOf(source, now, random)
 	return noise.NewMAC(cookie[:]).Verify(m[:at], m[at:])
 }

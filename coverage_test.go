@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // Where to find the test of what. The scenarios are those that a WireGuard implementation has to get right; the decisions
@@ -142,6 +144,7 @@ func testNames(t *testing.T) map[string]bool {
 
 // TestCoverageNames: each thing that is to be tested names its tests, and those exist.
 func TestCoverageNames(t *testing.T) {
+	testkit.ReadsSources(t)
 	names := testNames(t)
 	if !names["TestCoverageNames"] || !names["udp.TestClose"] {
 		t.Fatalf("the tests were not found: %d names", len(names))
@@ -165,6 +168,7 @@ func TestCoverageNames(t *testing.T) {
 
 // TestScenariosAreListed: the tests of whole devices in virtual time are all to be found by what they are about.
 func TestScenariosAreListed(t *testing.T) {
+	testkit.ReadsSources(t)
 	listed := map[string]bool{}
 	for _, list := range [][]covered{scenarios, decisions, faults} {
 		for _, c := range list {

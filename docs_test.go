@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // undocumented is what a file exports without a word: types, functions, methods of exported types, methods of exported
@@ -129,6 +131,7 @@ func typeName(t ast.Expr) string {
 
 // TestExportedNamesAreDocumented goes through every package of the module that can be imported, fields included.
 func TestExportedNamesAreDocumented(t *testing.T) {
+	testkit.ReadsSources(t)
 	packages := make(map[string]bool) // by folder: whether it has a package comment
 	exported := 0
 	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // errForeign is an error of a Tunnel or a Bind that has the prefix already.
@@ -175,6 +177,7 @@ type returnedError struct {
 // TestErrorTexts: each error that this package returns begins with "wireguard: ", once in a line, and wraps what a program
 // branches on. No text in the source is left out.
 func TestErrorTexts(t *testing.T) {
+	testkit.ReadsSources(t)
 	sentinels := []error{ErrDown, ErrNoPeer, ErrNoEndpoint, ErrNoPrivateKey, ErrNoAnswer, net.ErrClosed, errors.ErrUnsupported,
 		context.Canceled, errForeign, errUnopened}
 	source, made := sourceTexts(t), make(map[string]bool)
@@ -295,6 +298,7 @@ func sourceTexts(t *testing.T) errorTexts {
 // TestErrorsKeepTheirChain: no package loses what errors.Is looks for. An error that goes into another one is wrapped, or a
 // comment in that line says why not; and a type of errors that holds an error unwraps to it.
 func TestErrorsKeepTheirChain(t *testing.T) {
+	testkit.ReadsSources(t)
 	seen := 0
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
 		if d != nil && d.IsDir() && (name == "internal" || name == "bench") {

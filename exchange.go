@@ -120,8 +120,8 @@ func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 // handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
 const handshakeTOS = 0x88
 
-// receiveHandshake takes a message of the slow path, and reports whether its MACs were worth an X25519. c is the caller's own.
-func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChecker) (costly bool) {
+// receiveHandshake takes a message of the slow path, and reports whether its MACs were worth an X25519. The caller sends w.replies.
+func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, w *worker) (costly bool) {
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	if p := m.to; p != nil {
 		p.mu.Lock()
@@ -137,7 +137,7 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChe
 		d.drops.add(DropNoIdentity, 1)
 	case m.b[0] == typeCookie:
 		d.receiveCookie(m, now)
-	case !d.checkMACs(m, id, r, now, loaded, c):
+	case !d.checkMACs(m, id, r, now, loaded, w):
 	case m.b[0] == typeInitiation:
 		d.receiveInitiation(m, id, r)
 		return true
@@ -149,9 +149,10 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, c *cookieChe
 }
 
 // checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not
-// send too many" (whitepaper, section 5.3). Under load it answers a message without a valid mac2 with a cookie reply. c
-// is the caller's own: no MAC, no seal and no code of the program's runs with cookieMu held.
-func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool, c *cookieChecker) bool {
+// send too many" (whitepaper, section 5.3). Under load it answers a message without a valid mac2 with a cookie reply, which it
+// adds to w.replies. No MAC, no seal and no code of the program's runs with cookieMu held.
+func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool, w *worker) bool {
+	c := &w.checker
 	if !c.validMAC1(m.bytes(), id) {
 		d.drops.add(DropBadMAC, 1)
 		return false
@@ -166,7 +167,7 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	if !c.validMAC2(m.bytes(), source, now, d.random) {
 		d.drops.add(DropCookieRequired, 1)
 		reply := c.reply(m.bytes(), source, id, now, d.random)
-		d.transmitAlone(r, reply[:], m.from)
+		d.addReply(&w.replies, r, &reply, m.from)
 		return false
 	}
 	from := sourceOf(&m.from)
@@ -178,6 +179,39 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 		d.drops.add(DropRateLimited, 1)
 	}
 	return allowed
+}
+
+// cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each would cost more than everything
+// else that is done for it. They belong to one goroutine. The zero value is empty.
+type cookieReplies struct {
+	r      *running // on whose socket they are sent
+	trains []Train
+	room   []byte // for takeAtOnce replies, each behind its headroom; nil until there is one
+}
+
+// addReply adds a reply to c. If c is full, or holds replies for another socket, addReply sends those first.
+func (d *Device) addReply(c *cookieReplies, r *running, reply *[cookieSize]byte, to Endpoint) {
+	if len(c.trains) == takeAtOnce || c.r != r {
+		d.sendReplies(c)
+	}
+	size := d.headroom + cookieSize
+	if c.r = r; c.room == nil {
+		c.room = make([]byte, takeAtOnce*size)
+	}
+	b := c.room[len(c.trains)*size:][:size:size]
+	clear(b[:d.headroom])
+	copy(b[d.headroom:], reply[:])
+	c.trains = append(c.trains, Train{Data: b, Size: size, Headroom: d.headroom, Endpoint: to, TOS: handshakeTOS})
+}
+
+// sendReplies sends what c holds. If a reply cannot be sent, it is lost as on the network: its receiver tries again.
+func (d *Device) sendReplies(c *cookieReplies) {
+	if len(c.trains) == 0 {
+		return
+	}
+	d.transmit(c.r, c.trains)
+	clear(c.trains)
+	c.trains = c.trains[:0]
 }
 
 // secretAt returns the secret of this device's cookies. It takes no lock unless there is to be a new one.

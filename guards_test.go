@@ -43,7 +43,7 @@ func TestIdleDevice(t *testing.T) {
 
 // crowdSize is n, or less where a handshake takes ten times as long.
 func crowdSize(n int) int {
-	if testkit.Race || strconv.IntSize == 32 || runtime.GOARCH == "wasm" {
+	if testkit.Race || strconv.IntSize == 32 || testkit.OneThread {
 		return n / 10
 	}
 	return n

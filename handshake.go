@@ -154,12 +154,12 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	if ee, err = ephemeral.shared(&h.remoteEphemeral); err != nil {
 		return m, keys, err
 	}
-	t.MixKey(ee[:])
+	t.MixSecret(ee[:])
 	/* se */
 	if se, err = ephemeral.shared(remote); err != nil {
 		return m, keys, err
 	}
-	t.MixKey(se[:])
+	t.MixSecret(se[:])
 	/* psk */
 	key := t.MixPresharedKey(psk[:])
 	/* {} */
@@ -188,12 +188,12 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 	if ee, err = h.ephemeral.shared(&e); err != nil {
 		return keys, 0, err
 	}
-	t.MixKey(ee[:])
+	t.MixSecret(ee[:])
 	/* se */
 	if se, err = h.id.private.shared(&e); err != nil {
 		return keys, 0, err
 	}
-	t.MixKey(se[:])
+	t.MixSecret(se[:])
 	/* psk */
 	key = t.MixPresharedKey(psk[:])
 	/* {} */

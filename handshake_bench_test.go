@@ -131,11 +131,11 @@ func BenchmarkCookieReplies(b *testing.B) {
 	b.RunParallel(func(b *testing.PB) {
 		m := handshakeMessage{size: initiationSize, b: [initiationSize]byte{typeInitiation}}
 		new(cookieJar).sign(m.bytes(), id.public, 1)
-		var c cookieChecker
+		var w worker
 		for b.Next() {
 			n := from.Add(1)
 			m.from = EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)}), 1000))
-			if d.checkMACs(&m, id, r, d.now(), true, &c) {
+			if d.checkMACs(&m, id, r, d.now(), true, &w) {
 				panic("a message without a cookie passed")
 			}
 		}

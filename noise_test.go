@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"flag"
 	"math/rand/v2"
-	"runtime"
 	"testing"
 
 	"github.com/seed-86b749af/wireguard/internal/testkit"
@@ -62,7 +61,7 @@ func wantSameMessage(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-var noiseHandshakes = flag.Int("handshakes", 0, "how many handshakes TestNoiseOracle compares; 0: 1000, or 100 with -race")
+var noiseHandshakes = flag.Int("handshakes", 0, "how many handshakes TestNoiseOracle compares; 0: 1000, or 100 with -race and in WebAssembly")
 
 // TestNoiseOracle compares this package with the second implementation of kit_noise_test.go, field by field: what each
 // writes as initiator and as responder, what each reads from the other's messages, and both transport keys.
@@ -70,7 +69,7 @@ func TestNoiseOracle(t *testing.T) {
 	n := *noiseHandshakes
 	switch {
 	case n > 0:
-	case testkit.Race, runtime.GOARCH == "wasm":
+	case testkit.Race, testkit.OneThread:
 		n = 100
 	default:
 		n = 1000

@@ -78,7 +78,7 @@ func (s *sim) flap(n, o *simNode, r *rand.Rand) {
 // the strangers' messages were dropped for what they are.
 func TestHostileParties(t *testing.T) {
 	seeds := uint64(6)
-	if testkit.Race {
+	if testkit.Race || testkit.OneThread {
 		seeds = 1
 	}
 	for seed := range seeds {

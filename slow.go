@@ -240,15 +240,22 @@ func (s *slowPath) close() {
 	s.initiations, s.answers, s.peers, s.unreachables = messages{}, messages{}, nil, nil
 }
 
+// A worker is what a goroutine of the slow path keeps from one message to the next. The zero value is ready.
+type worker struct {
+	checker cookieChecker
+	replies cookieReplies
+}
+
 // work is the body of a worker.
 func (d *Device) work() {
 	var j slowJob
-	var c cookieChecker
+	var w worker
 	for d.slow.take(d, &j, d.now()) {
 		switch {
 		case j.message != nil:
-			for !d.receiveHandshake(j.message, j.loaded, &c) && j.next() {
+			for !d.receiveHandshake(j.message, j.loaded, &w) && j.next() {
 			}
+			d.sendReplies(&w.replies)
 		case j.peer != nil:
 			d.visit(j.peer)
 		case j.icmp != nil:

@@ -2,7 +2,9 @@ package wireguard
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -115,7 +117,7 @@ func TestStaleInitiation(t *testing.T) {
 		m := handshakeMessage{at: e.now() - c.age, size: initiationSize}
 		copy(m.b[:], r.initiation())
 		before := e.drops[c.want].Load()
-		if e.receiveHandshake(&m, false, new(cookieChecker)); e.drops[c.want].Load() != before+1 {
+		if e.receiveHandshake(&m, false, new(worker)); e.drops[c.want].Load() != before+1 {
 			t.Errorf("an initiation that waited for %d ns is not dropped as %q", c.age, c.want)
 		}
 	}
@@ -388,5 +390,66 @@ func TestSessionTable(t *testing.T) {
 	}
 	if s.free(0, 0, 99); s.m.Len() != 0 {
 		t.Error("an empty table keeps its memory")
+	}
+}
+
+// TestCookieRepliesLeaveTogether: a worker under load sends as many cookie replies in one call as it takes initiations at once.
+// Each goes to its own source and opens there. Those of another run of the device leave in a call of their own.
+func TestCookieRepliesLeaveTogether(t *testing.T) {
+	e := newEnd(t, testKey(1))
+	e.headroom = 8 // as if the Bind wanted that much
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
+	var calls []int
+	jars := make(map[Endpoint]*cookieJar)
+	e.line.send = func(ts []Train) {
+		calls = append(calls, len(ts))
+		for _, train := range ts {
+			for m := range train.Datagrams() {
+				if len(m) != cookieSize || train.Headroom != 8 || jars[train.Endpoint] == nil ||
+					!jars[train.Endpoint].consume(m, e.identity.Load().public, 1) {
+					t.Errorf("the reply to %v does not open: %x", train.Endpoint, m)
+				}
+				delete(jars, train.Endpoint)
+			}
+		}
+	}
+	var w worker
+	id, r := e.identity.Load(), e.running.Load()
+	port := uint16(1000)
+	ask := func(r *running, n int) {
+		for range n {
+			port++
+			m := handshakeMessage{size: initiationSize, b: [initiationSize]byte{typeInitiation}}
+			m.from = EndpointOf(netip.AddrPortFrom(here, port))
+			jars[m.from] = new(cookieJar)
+			jars[m.from].sign(m.bytes(), id.public, 1)
+			if e.checkMACs(&m, id, r, e.now(), true, &w) {
+				t.Fatal("a message without a cookie passed")
+			}
+		}
+	}
+	want := func(why string, n ...int) {
+		t.Helper()
+		if !slices.Equal(calls, n) {
+			t.Errorf("%s: the calls carry %v replies, want %v", why, calls, n)
+		}
+		calls = nil
+	}
+	ask(r, takeAtOnce)
+	want("there may be more")
+	ask(r, 1)
+	want("one more than has room", takeAtOnce)
+	again := new(running)
+	again.socket.Store(r.socket.Load())
+	ask(again, 2)
+	want("the device was taken down and up", 1)
+	e.sendReplies(&w.replies)
+	want("the worker has no more messages", 2)
+	e.sendReplies(&w.replies)
+	want("nothing is left")
+	if len(jars) != 0 {
+		t.Errorf("%d initiations were not answered", len(jars))
 	}
 }

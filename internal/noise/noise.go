@@ -54,6 +54,9 @@ func (t *Transcript) MixKey(input []byte) (key [32]byte) {
 	return key
 }
 
+// MixSecret is MixKey where nothing is encrypted with the key: C := KDF1(C, input).
+func (t *Transcript) MixSecret(input []byte) { kdf(&t.chainKey, input, &t.chainKey) }
+
 // MixPresharedKey is the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
 func (t *Transcript) MixPresharedKey(psk []byte) (key [32]byte) {
 	var tau [32]byte
@@ -102,16 +105,21 @@ func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
 	clear(block[:])
 }
 
+// innerPad and outerPad are what HMAC hashes under a key of zeros: a block of padding, and room for the data.
+var innerPad, outerPad = hmacPad(0x36), hmacPad(0x5c)
+
+func hmacPad(pad byte) (b [128]byte) {
+	for i := range 64 {
+		b[i] = pad
+	}
+	return b
+}
+
 // hmac is HMAC-BLAKE2s (RFC 2104) of at most 64 bytes of data. crypto/hmac computes the same, but allocates.
 func hmac(key *[32]byte, data []byte) [32]byte {
-	var inner, outer [128]byte
-	for i := range 64 {
-		var k byte
-		if i < len(key) {
-			k = key[i]
-		}
-		inner[i], outer[i] = k^0x36, k^0x5c
-	}
+	inner, outer := innerPad, outerPad
+	subtle.XORBytes(inner[:], inner[:len(key)], key[:])
+	subtle.XORBytes(outer[:], outer[:len(key)], key[:])
 	sum := blake2s.Sum256(inner[:64+copy(inner[64:], data)])
 	copy(outer[64:], sum[:])
 	clear(inner[:])

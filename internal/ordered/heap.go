@@ -1,7 +1,5 @@
 package ordered
 
-import "container/heap"
-
 // An Element is what a Heap holds: a small value for something that can be in one such heap at a time.
 type Element[T any] interface {
 	Before(o T) bool // whether it is nearer to the front than o
@@ -9,50 +7,77 @@ type Element[T any] interface {
 }
 
 // A Heap has the foremost of its elements in front, at index 0. The zero value is empty. An empty heap has no memory.
+//
+// Each move of an element writes its place, and so reads memory that is rarely in a cache. With four branches, an element moves
+// half as often as with two, and four elements of 16 bytes are found in one or two cache lines.
 type Heap[T Element[T]] []T
 
-// minHeap is the capacity that a heap keeps until it is empty. A larger heap gives half of its memory back when three quarters
-// are not in use.
-const minHeap = 64
+const (
+	// branches is how many elements come directly behind each: those behind index i begin at branches*i+1.
+	branches = 4
+
+	// minHeap is the capacity that a heap keeps until it is empty. A larger heap gives half of its memory back when three quarters
+	// are not in use.
+	minHeap = 64
+)
 
 // Put adds x, or takes it in place of the element that has its place.
 func (h *Heap[T]) Put(x T) {
-	place := x.Place()
-	if *place == 0 {
+	i := int(*x.Place()) - 1
+	if i < 0 {
+		i = len(*h)
 		*h = append(*h, x)
-		*place = int32(len(*h))
 	}
-	(*h)[*place-1] = x
-	heap.Fix((*sorter[T])(h), int(*place-1))
+	h.settle(i, x)
 }
 
 // Remove removes the element that has the place of x, if x has one.
 func (h *Heap[T]) Remove(x T) {
-	if place := *x.Place(); place != 0 {
-		heap.Remove((*sorter[T])(h), int(place-1))
+	if place := x.Place(); *place != 0 {
+		i, last := int(*place)-1, len(*h)-1
+		*place = 0
+		moved := (*h)[last]
+		clear((*h)[last:])
+		*h = (*h)[:last]
+		if i < last {
+			h.settle(i, moved)
+		}
+		if cap(*h) > minHeap && last < cap(*h)/4 {
+			*h = append(make(Heap[T], 0, cap(*h)/2), *h...)
+		}
 	}
 	if len(*h) == 0 {
 		*h = nil
 	}
 }
 
-// A sorter is a Heap as container/heap sees it. Neither Push nor Pop carries an element, which would be allocated.
-type sorter[T Element[T]] []T
-
-func (s sorter[T]) Len() int           { return len(s) }
-func (s sorter[T]) Less(i, j int) bool { return s[i].Before(s[j]) }
-func (s sorter[T]) Swap(i, j int) {
-	s[i], s[j] = s[j], s[i]
-	*s[i].Place(), *s[j].Place() = int32(i+1), int32(j+1)
-}
-func (s *sorter[T]) Push(any) { panic("ordered: elements are added by Put") }
-func (s *sorter[T]) Pop() any {
-	last := len(*s) - 1
-	*(*s)[last].Place() = 0
-	clear((*s)[last:])
-	*s = (*s)[:last]
-	if cap(*s) > minHeap && last < cap(*s)/4 {
-		*s = append(make(sorter[T], 0, cap(*s)/2), *s...)
+// settle puts x where it belongs, given that index i is free.
+func (h Heap[T]) settle(i int, x T) {
+	for i > 0 {
+		ahead := (i - 1) / branches
+		if !x.Before(h[ahead]) {
+			break
+		}
+		h.set(i, h[ahead])
+		i = ahead
 	}
-	return nil
+	for first := branches*i + 1; first < len(h); first = branches*i + 1 {
+		next := first
+		for j := first + 1; j < min(first+branches, len(h)); j++ {
+			if h[j].Before(h[next]) {
+				next = j
+			}
+		}
+		if !h[next].Before(x) {
+			break
+		}
+		h.set(i, h[next])
+		i = next
+	}
+	h.set(i, x)
+}
+
+func (h Heap[T]) set(i int, x T) {
+	h[i] = x
+	*x.Place() = int32(i + 1)
 }

@@ -82,3 +82,24 @@ func TestHeapShrinks(t *testing.T) {
 		t.Errorf("%d elements with room for %d, the first at %d; want 10 with room for %d at most, from %d on", len(h), cap(h), h[0].at, minHeap, n-10)
 	}
 }
+
+// BenchmarkHeap takes the first of 100,000 tasks out, and puts it in again behind the last.
+func BenchmarkHeap(b *testing.B) {
+	const n = 100_000
+	var h Heap[entry]
+	tasks := make([]struct {
+		task
+		_ [600]byte // as large as a peer
+	}, n)
+	for i := range tasks {
+		tasks[i].at = i * 7919 % n
+		h.Put(entry{tasks[i].at, &tasks[i].task})
+	}
+	for b.Loop() {
+		x := h[0]
+		h.Remove(x)
+		x.at += n
+		x.task.at = x.at
+		h.Put(x)
+	}
+}

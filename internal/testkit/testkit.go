@@ -81,11 +81,24 @@ func Main(m goleak.TestingM) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("runtime.handleEvent"))
 }
 
+// OneThread says that all goroutines share one thread, as in WebAssembly. Code runs several times slower there, so tests of many
+// rounds play fewer.
+const OneThread = runtime.GOARCH == "wasm"
+
+// ReadsSources skips a test of the module's source text in WebAssembly. The text is the same on every system, and it takes seconds
+// to parse there.
+func ReadsSources(t testing.TB) {
+	t.Helper()
+	if OneThread {
+		t.Skip("the sources are the same on every system, and a program in WebAssembly takes seconds to parse them")
+	}
+}
+
 // NeedsThreads skips the test on a system where all goroutines run on one thread. Nothing preempts a goroutine there. why
 // names what the test needs a second thread for.
 func NeedsThreads(t testing.TB, why string) {
 	t.Helper()
-	if runtime.GOARCH == "wasm" {
+	if OneThread {
 		t.Skip("a program in WebAssembly has one thread, which nothing preempts: " + why)
 	}
 }

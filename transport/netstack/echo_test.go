@@ -67,7 +67,7 @@ func TestEcho(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			count, size, buffer := 25, x.size, x.buffer
-			if testkit.Race {
+			if testkit.Race || testkit.OneThread {
 				count = 4 // 25 take a minute
 			}
 			if *echoes > 0 {

@@ -54,9 +54,9 @@ type seen struct {
 }
 
 const (
-	maxWays      = 1 << 13 // of each map
-	maxQuestions = 1000    // about new pairs, per second; each takes some microseconds
-	maxRepeats   = maxWays // about known pairs, per second: a change of routes asks about each again
+	maxWays      = 1 << 17 // of each map; if more pairs are used in turn, none is remembered until it is used again
+	maxQuestions = 250     // about new pairs, per second; each takes about 10 µs
+	maxRepeats   = 1 << 13 // about known pairs, per second: a change of routes asks about each again
 )
 
 // watchRoutes returns nil if the system has no netlink. Sources are then kept until they are gone.

@@ -181,7 +181,7 @@ func TestRoutesAreBounded(t *testing.T) {
 	}
 	r.now, r.old = nil, nil
 	peer := pair{[4]byte{127, 0, 0, 2}, lo.As4(), 9}
-	for i := range 4 * maxWays {
+	for i := range 2*maxWays + maxWays/2 {
 		if r.asked = 0; i%1000 == 0 {
 			ask(peer.to)
 			if _, ok := r.now[peer]; !ok {
