@@ -24,7 +24,7 @@ const ackDelay = time.Millisecond
 // acks holds something.
 //
 // The acknowledgement that completes a connection's handshake is held too, because a client's first request usually follows at
-// once. After a connection has sent its FIN, nothing will replace an acknowledgement. So the next packet of any connection
+// once. A server that speaks first therefore accepts a connection up to ackDelay later. After a connection has sent its FIN, nothing will replace an acknowledgement. So the next packet of any connection
 // takes it along, in the same batch.
 //
 // All methods are called with the link's mutex held. The zero value is ready.

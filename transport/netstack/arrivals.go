@@ -107,7 +107,11 @@ func (in *arrivals) push(d *datagram) {
 func (in *arrivals) pop() (*datagram, tcpip.Error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.fill()
+	if in.first == nil {
+		in.fill()
+	} else if err := in.ep.LastError(); err != nil { // an error is reported before datagrams, as on Linux
+		in.failed = err
+	}
 	if err := in.failed; err != nil {
 		in.failed = nil
 		return nil, err

@@ -42,7 +42,7 @@ func newForwardStack(n *Net, l *link, p *port) (*stack.Stack, error) {
 	if err := p.init(s); err != nil {
 		return s, err
 	}
-	// Promiscuous mode lets reassembled packets and ICMP in. Spoofing lets ICMP errors about packets with foreign
+	// Promiscuous mode lets ICMP in. Spoofing lets ICMP errors about packets with foreign
 	// sources in.
 	_ = s.SetPromiscuousMode(NICID, true)
 	_ = s.SetSpoofing(NICID, true)

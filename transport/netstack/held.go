@@ -16,8 +16,8 @@ import (
 //   - connections that wait for Accept, and half-open ones (waiting.go);
 //   - packets that wait for a decision of Config.Forward, or in a UDPSource (forward_flow.go).
 //
-// Each kind has a share of the budget, which is divided among its holders. All kinds together may always take a sixteenth of the
-// budget, and more while TCP has not got it. TCP gets what they do not hold. Beyond that, each holder has its least.
+// Each kind has a share of the budget, which is divided among its holders. TCP gets what nobody holds. While TCP has all of that, the
+// kinds other than handshakes may still take an eighth of the budget together. Beyond that, each holder has its least.
 //
 // What is counted is the memory, with the overhead of each object, and not the payload in it.
 type heldMemory struct {
@@ -63,11 +63,11 @@ func (h *heldMemory) init(total int64) {
 	h.waiting, h.handshakes = of(maxConns, leastConns), of(maxHandshakes, 0)
 }
 
-// limit returns how many bytes k may have now. b.held.mu is held.
+// limit returns how many bytes k, which is not handshakes, may have now. b.held.mu is held.
 func (b *budget) limit(k *kind) int {
 	h := &b.held
-	free := max(int(b.total/16), int(b.total-h.given.Load())) - (h.total - k.total)
-	return min(k.limit, free)
+	all := max(int(b.total/8), int(b.total-h.given.Load())-h.handshakes.total)
+	return min(k.limit, all-(h.total-h.handshakes.total-k.total))
 }
 
 // take takes n bytes of k for who, and reports whether who gets them.

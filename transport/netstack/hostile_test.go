@@ -389,8 +389,8 @@ func (h *hostile) flood() {
 	}
 }
 
-// hostileHeap is the most that the heap may grow by, in bytes, whatever the peer does. It has room for the packets that
-// wait for fragments (4 MiB per family), for half-open connections and for a buffer per open one.
+// hostileHeap is the most that the heap may grow by, in bytes, whatever the peer does. It has room for half of each kind of memory that
+// Config.Memory bounds besides TCP's buffers, and for a buffer per open connection.
 const hostileHeap = 48 << 20
 
 // heap returns how many bytes the heap holds after a collection.

@@ -17,7 +17,7 @@ import (
 )
 
 // A TCPListener waits for TCP connections through the tunnel. It behaves as a *net.TCPListener does. It is safe for
-// concurrent use and must not be copied.
+// concurrent use and must not be copied. [Config.Memory] bounds how many connections of a peer may wait for Accept.
 //
 // It has no File and no SyscallConn, because it has no file descriptor. Endpoint takes their place.
 type TCPListener struct {

@@ -91,7 +91,7 @@ type Config struct {
 	//   - Packets that wait for Forward or in a UDPSource: at most 16 MiB or a quarter. A peer alone has half of that, and at least
 	//     64 KiB.
 	//
-	// While TCP has the whole budget, all others together get a sixteenth, and the least of each. SetReadBuffer and SetWriteBuffer are
+	// While TCP has the whole budget, all others together get an eighth beyond it, and the least of each. SetReadBuffer and SetWriteBuffer are
 	// bound by the budget, too. It does not count the endpoints themselves, about 7 KiB for each connection, and what a program
 	// does with endpoints that it makes on [Net.Stack].
 	Memory int

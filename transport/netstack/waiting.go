@@ -16,8 +16,8 @@ import (
 // their sender repeats. Handshakes that were half-open by then may exceed the share by an eighth of the budget. Beyond that,
 // connections are reset.
 //
-// Half-open connections count from the beginning: a listener reserves the memory of as many as it may have, as many as half of those
-// that earlier listeners left. When it has them, gVisor answers SYNs with cookies and keeps nothing, so other peers still connect.
+// Half-open connections count from the beginning: a listener reserves the memory of as many as it may have. It takes half of
+// what earlier listeners left. When it has them, gVisor answers SYNs with cookies and keeps nothing, so other peers still connect.
 // A connection that began with a cookie has no window scale and no selective acknowledgements.
 
 const (
@@ -60,7 +60,7 @@ func (w *waitingConns) reserve(n *Net) int {
 	b := n.budget
 	h := &b.held
 	h.mu.Lock()
-	free := (b.limit(&h.handshakes) - h.handshakes.total) / halfOpenCost
+	free := (h.handshakes.limit - h.handshakes.total) / halfOpenCost
 	h.mu.Unlock()
 	most := min(max(free/2, leastHalfOpen), backlog)
 	w.reserved = most * halfOpenCost

@@ -1,0 +1,68 @@
+package netstack
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestHeldBesideTCP: when one TCP connection has the whole budget, sockets and listeners still work, and all together exceed the budget
+// by an eighth at most.
+func TestHeldBesideTCP(t *testing.T) {
+	const memory = 8 << 20
+	n, h := smallNet(t, memory)
+	to := netip.AddrPortFrom(a4, 80)
+	l, err := n.ListenTCP(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	h.connect(t, netip.AddrPortFrom(b4, 999), to)
+	c, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 100 {
+		c.memory.growRecv(memory)
+	}
+	if m := n.Stats().Memory; m < memory-memory/64 || m > memory {
+		t.Fatalf("Stats say %d, want nearly %d", m, memory)
+	}
+	var unread []*UDPConn
+	for i := range 4 {
+		at := netip.AddrPortFrom(a4, uint16(1000+i))
+		u, err := n.ListenUDP(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		if err := u.SetReadBuffer(memory); err != nil {
+			t.Fatal(err)
+		}
+		unread = append(unread, u)
+		for range 4000 {
+			h.write(t, udpPacket(netip.AddrPortFrom(b4, 5), at, strings.Repeat("x", 1000)))
+		}
+	}
+	if held := unread[0].arrivals.held; held < memory/16 || held > memory/16+4096 {
+		t.Errorf("one socket holds %d bytes, want half of an eighth of %d", held, memory)
+	}
+	conns := 0
+	for i := range 100 {
+		if _, ok := h.tryConnect(t, netip.AddrPortFrom(b4, uint16(2000+i)), to, 100*time.Millisecond); !ok {
+			break
+		}
+		conns++
+	}
+	if conns < leastConns/waitingCost {
+		t.Errorf("%d connections wait for Accept, want at least %d", conns, leastConns/waitingCost)
+	}
+	if _, ok := h.tryConnect(t, netip.AddrPortFrom(b4.Next(), 2000), to, 10*time.Second); !ok {
+		t.Error("another party cannot connect")
+	}
+	if m := n.Stats().Memory; m > memory+memory/8+8*leastDatagrams+2*leastConns {
+		t.Errorf("Stats say %d, want an eighth more than %d at most", m, memory)
+	}
+}
