@@ -92,7 +92,7 @@ func (t *Table[V]) add(number uint32, v *V) {
 	t.n++
 }
 
-// Delete takes the numbers' values out, as far as they have any. The memory goes with them: an empty table has none.
+// Delete takes out the values of those numbers that have one. Their memory is freed: an empty table has none.
 func (t *Table[V]) Delete(numbers ...uint32) {
 	if len(numbers) == 0 {
 		return
