@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"encoding/binary"
-	"sync"
 
 	"github.com/seed-86b749af/wireguard/internal/numbered"
 )
@@ -17,9 +16,7 @@ type session struct {
 // receivers on many cores do not wait for each other.
 type sessionTable struct {
 	prefix IndexPrefix
-
-	mu sync.Mutex // serialises changes of m; taken after a peer's
-	m  numbered.Table[session]
+	m      numbered.Table[session] // has its own lock, which is taken after a peer's
 }
 
 // An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number
@@ -45,36 +42,20 @@ func (t *sessionTable) find(index uint32) session {
 // nothing.
 func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err error) {
 	var b [4]byte
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if all := uint64(1) << (32 - t.prefix.Bits); uint64(t.m.Len()) >= all/4*3 {
-		return IndexPrefix{^t.prefix.Value, t.prefix.Bits}.number(0), refusal(DropIndexFull)
-	}
-	for {
+	for all := uint64(1) << (32 - t.prefix.Bits); ; {
 		random(b[:])
 		index = t.prefix.number(binary.LittleEndian.Uint32(b[:]))
-		if t.m.Get(index) == nil {
-			t.m.Put(index, &session{p: p})
+		switch added, full := t.m.Add(index, &session{p: p}, all/4*3); {
+		case added:
 			return index, nil
+		case full:
+			return IndexPrefix{^t.prefix.Value, t.prefix.Bits}.number(0), refusal(DropIndexFull)
 		}
 	}
 }
 
 // set makes a reserved index that of k.
-func (t *sessionTable) set(index uint32, p *peer, k *keypair) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.m.Put(index, &session{p, k})
-}
+func (t *sessionTable) set(index uint32, p *peer, k *keypair) { t.m.Put(index, &session{p, k}) }
 
 // free gives indices up, and their memory.
-func (t *sessionTable) free(indices ...uint32) {
-	if len(indices) == 0 {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, index := range indices {
-		t.m.Delete(index)
-	}
-}
+func (t *sessionTable) free(indices ...uint32) { t.m.Delete(indices...) }

@@ -14,7 +14,7 @@ type Relay struct {
 	fewer    chan struct{} // holds a token once underWay has shrunk since Await last looked
 }
 
-// NewRelay returns a relay with helpers up to limit, as Helpers has it.
+// NewRelay returns a relay. limit bounds its helpers, as Helpers.Limit says.
 func NewRelay(limit int) *Relay {
 	return &Relay{Helpers: Helpers{Limit: limit}, fewer: make(chan struct{}, 1)}
 }

@@ -1,14 +1,17 @@
-// Package numbered has a table of values by random 32-bit numbers, with many readers that take no lock, and one writer. The
-// package takes no lock and starts nothing.
+// Package numbered has a table of values by random 32-bit numbers, with many readers that take no lock. The package starts nothing.
 package numbered
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+)
 
-// A Table finds values by number. The low bits of the numbers should be random. The zero value is empty. Get may be called by any
-// number of goroutines, also during a change. The caller serialises changes. A Table must not be copied.
+// A Table finds values by number. The low bits of the numbers should be random. The zero value is empty. Any goroutine may call its
+// methods. Get takes no lock. A Table must not be copied.
 type Table[V any] struct {
 	buckets atomic.Pointer[[]bucket[V]] // a power of 2 of them, or nil; replaced when the table grows or shrinks
-	n       int                         // entries; the writer's
+	mu      sync.Mutex                  // serialises changes, and guards n; taken last
+	n       int                         // entries
 }
 
 // A bucket is the head of a list of entries.
@@ -49,15 +52,37 @@ func place[V any](buckets []bucket[V], number uint32) *bucket[V] {
 	return &buckets[int(number&uint32(len(buckets)-1))]
 }
 
-// Len returns the number of values. It is for the writer.
-func (t *Table[V]) Len() int { return t.n }
+// Len returns the number of values.
+func (t *Table[V]) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n
+}
 
 // Put gives the number a value, instead of the one that it may have. It costs O(1), except when the table grows.
 func (t *Table[V]) Put(number uint32, v *V) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if e := t.find(number); e != nil {
 		e.v.Store(v)
-		return
+	} else {
+		t.add(number, v)
 	}
+}
+
+// Add gives the number a value, unless it has one. If the table has limit values, it is full, and Add does nothing.
+func (t *Table[V]) Add(number uint32, v *V, limit uint64) (added, full bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	full = uint64(t.n) >= limit
+	if added = !full && t.find(number) == nil; added {
+		t.add(number, v)
+	}
+	return added, full
+}
+
+// add adds an entry. mu is held.
+func (t *Table[V]) add(number uint32, v *V) {
 	if buckets := t.buckets.Load(); buckets == nil {
 		t.resize(minBuckets)
 	} else if t.n >= len(*buckets) {
@@ -67,8 +92,19 @@ func (t *Table[V]) Put(number uint32, v *V) {
 	t.n++
 }
 
-// Delete takes the number's value out, if it has one. The memory goes with it: an empty table has none.
-func (t *Table[V]) Delete(number uint32) {
+// Delete takes out the values of those numbers that have one. Their memory is freed: an empty table has none.
+func (t *Table[V]) Delete(numbers ...uint32) {
+	if len(numbers) == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, number := range numbers {
+		t.remove(number)
+	}
+}
+
+func (t *Table[V]) remove(number uint32) {
 	e := t.find(number)
 	if e == nil {
 		return

@@ -81,6 +81,27 @@ func TestReadersDuringChanges(t *testing.T) {
 	readers.Wait()
 }
 
+// Add replaces nothing, and keeps to its limit.
+func TestAdd(t *testing.T) {
+	var table Table[int]
+	first, second := new(int), new(int)
+	for _, c := range []struct {
+		number      uint32
+		v           *int
+		added, full bool
+	}{{7, first, true, false}, {7, second, false, false}, {8, second, true, false}, {9, first, false, true}, {7, second, false, true}} {
+		if added, full := table.Add(c.number, c.v, 2); added != c.added || full != c.full {
+			t.Errorf("number %d: added %v, full %v; want %v, %v", c.number, added, full, c.added, c.full)
+		}
+	}
+	if table.Get(7) != first || table.Get(8) != second || table.Get(9) != nil {
+		t.Error("the values are others")
+	}
+	if table.Delete(7, 8, 9); table.Len() != 0 || table.buckets.Load() != nil {
+		t.Error("an empty table has memory")
+	}
+}
+
 func TestGetAllocatesNothing(t *testing.T) {
 	var table Table[int]
 	for n := range uint32(100) {
