@@ -30,7 +30,7 @@ type owner interface {
 // of returns, in order, the prefixes that p has when the loop begins and that are greater than after. The zero Prefix is less
 // than all others.
 func (a *allowedIPs[P]) of(p P, after netip.Prefix) iter.Seq[netip.Prefix] {
-	return a.listed.After(p.serialNumber(), after)
+	return func(yield func(netip.Prefix) bool) { a.listed.After(p.serialNumber(), after, yield) }
 }
 
 // A routes is one state of the table. A batch uses the same state throughout. The zero value has no routes.

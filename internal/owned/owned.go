@@ -5,7 +5,6 @@ package owned
 import (
 	"cmp"
 	"encoding/binary"
-	"iter"
 	"net/netip"
 	"slices"
 
@@ -65,15 +64,12 @@ func (o item) Compare(other item) int {
 	return cmp.Compare(o.bits, other.bits)
 }
 
-// After returns, in order, the prefixes that the owner has when the loop begins and that are greater than after. The zero Prefix
-// is less than all others.
-func (s *Prefixes) After(owner uint64, after netip.Prefix) iter.Seq[netip.Prefix] {
-	return func(yield func(netip.Prefix) bool) {
-		from := itemOf(owner, after)
-		for o := range s.set.Load().From(from) {
-			if !o.isOf(owner) || (o != from || !after.IsValid()) && !yield(o.prefix()) {
-				return
-			}
+// After yields, in order, the owner's prefixes that are greater than after. The zero Prefix is less than all others.
+func (s *Prefixes) After(owner uint64, after netip.Prefix, yield func(netip.Prefix) bool) {
+	from := itemOf(owner, after)
+	for o := range s.set.Load().From(from) {
+		if !o.isOf(owner) || (o != from || !after.IsValid()) && !yield(o.prefix()) {
+			return
 		}
 	}
 }
