@@ -153,8 +153,15 @@ func scriptRelisten(l *likeness) {
 	l.must(u.Close())
 	l.packets(l.server, "udp", u.LocalAddr().String())
 	l.say("UDP after Close", nil)
-	l.listen("tcp", u.LocalAddr().String())
-	l.say("TCP on a port of UDP", nil)
+	var listener net.Listener
+	for range 20 { // another process may have the port for TCP
+		if listener, err = l.server.listener.Listen(context.Background(), "tcp", u.LocalAddr().String()); err == nil {
+			l.Cleanup(func() { _ = listener.Close() })
+			break
+		}
+		u = l.packets(l.server, "udp", net.JoinHostPort(l.server.ip4, "0"))
+	}
+	l.say("TCP on a port of UDP", err)
 }
 
 // errOf returns the error of a read or a write, without the count.

@@ -92,8 +92,8 @@ type Config struct {
 	//     64 KiB.
 	//
 	// While TCP has the whole budget, all others together get an eighth beyond it, and the least of each. SetReadBuffer and SetWriteBuffer are
-	// bound by the budget, too. It does not count the endpoints themselves, about 7 KiB for each connection, and what a program
-	// does with endpoints that it makes on [Net.Stack].
+	// bound by the budget, too. It does not count the endpoints themselves, about 7 KiB for each connection, the goroutines of
+	// flows without a decision, and what a program does with endpoints that it makes on [Net.Stack].
 	Memory int
 
 	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a

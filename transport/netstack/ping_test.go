@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/packet"
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -55,6 +56,25 @@ func TestPingFails(t *testing.T) {
 	if len(a.pings.waiting) != 0 {
 		t.Errorf("%d pings are not forgotten", len(a.pings.waiting))
 	}
+}
+
+// TestPingBuffer looks at the endpoint of a ping that waits: it keeps few of the answers that a peer may send.
+func TestPingBuffer(t *testing.T) {
+	n, _ := byHand(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = n.Ping(ctx, b4)
+	}()
+	waitFor(t, func() bool { return len(n.stack.RegisteredEndpoints()) > 0 })
+	for _, e := range n.stack.RegisteredEndpoints() {
+		if size := e.(tcpip.Endpoint).SocketOptions().GetReceiveBufferSize(); size != pingBuffer {
+			t.Errorf("%d bytes may wait, want %d", size, pingBuffer)
+		}
+	}
+	cancel()
+	<-ended
 }
 
 // TestUnreachable answers each packet as a device does that has no peer for it.
