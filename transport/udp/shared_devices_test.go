@@ -217,10 +217,8 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 	}
 	v.exchange(ctx, t, n-1, 1, false)
 	v.exchange(ctx, t, n-1, 2, true)
+	waitFor(t, "the queue is still full", func() bool { return v.shared.Stats().Refused > before.Refused })
 	after := v.shared.Stats()
-	if after.Refused == before.Refused {
-		t.Error("the flood ended too early to prove anything")
-	}
 	if after.Tried-after.Unclaimed > 2 { // the first handshake came from an unknown address, and one forgery may be under trial
 		t.Errorf("%+v: something but the forgeries and the first initiation was tried with all keys", after)
 	}
