@@ -23,7 +23,7 @@ const maxPacket = 65535 // bytes of the largest IP packet
 // empty batch whose padding knows no MTU, as tests of a PacketSource use it.
 type Batch struct {
 	load     *load // nil means that the batch is empty
-	room     int   // the bytes that Next returned last
+	room     int   // the length, in bytes, of what Next last returned
 	mtu      int   // padding is clamped to it; 0 means that it is not clamped
 	headroom int   // bytes in front of each message, for the Bind's header
 }

@@ -85,7 +85,7 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	return old, nil
 }
 
-// isOtherPort reports whether a socket is to be opened for port. One that Wake could not open again is no socket.
+// isOtherPort reports whether port needs another socket than s. It does if Wake could not open s again.
 func (d *Device) isOtherPort(port uint16, s *openSocket) bool {
 	return s.isClosed() || port == 0 && d.port.Load() != 0 || port != 0 && port != s.port
 }
@@ -106,7 +106,7 @@ func (d *Device) changeIdentity(id *identity) {
 		if id == nil {
 			p.endWaits(ErrNoPrivateKey)
 		}
-		if p.staged.N > 0 && !p.current.sendable(now, 1) { // else who made the session is about to send it
+		if p.staged.N > 0 && !p.current.sendable(now, 1) { // otherwise the goroutine that made the session sends them
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)

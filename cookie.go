@@ -92,7 +92,7 @@ type cookieChecker struct {
 	secret cookieSecret
 
 	key    [32]byte  // the secret that cookie is prepared for
-	cookie noise.MAC // zero: none yet
+	cookie noise.MAC // zero means that there is none yet
 	id     *identity // the identity that mac1 and seal are prepared for
 	mac1   noise.MAC
 	seal   cipher.AEAD // of cookies

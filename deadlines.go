@@ -6,10 +6,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
-// A peer whose deadline moves later keeps its place among the deadlines: when that time comes, the peer looks again. nil stands for
-// the sweep of the rate limits.
+// If the deadline of a peer moves later, the queue keeps the earlier time. When that time comes, the peer checks its deadlines
+// again. The nil peer stands for the sweep of the rate limits.
 
-// schedule sees to it that p is looked at when its next deadline comes. p.mu is held.
+// schedule makes keepTime look at p when its next deadline comes. p.mu is held.
 func (d *Device) schedule(p *peer) {
 	_, at := p.timers.next()
 	if at == 0 || p.queued != 0 && p.queued <= at {
@@ -75,7 +75,7 @@ func (d *Device) sweepLimits(now int64) {
 	}
 }
 
-// scheduleSweep sees to it that the rate limits are swept, unless that is scheduled already. cookieMu is held.
+// scheduleSweep schedules a sweep of the rate limits, unless one is scheduled already. cookieMu is held.
 func (d *Device) scheduleSweep(now int64) {
 	d.deadlines.Put(nil, &d.sweep, now+ratelimit.Idle, d.now)
 }

@@ -72,7 +72,8 @@ type refusal DropReason
 
 func (r refusal) Error() string { return "wireguard: " + DropReason(r).String() }
 
-// reasonOf returns the reason in err, which is a refusal, or says that an AEAD did not open what it was given.
+// reasonOf returns the reason in err if err is a refusal. Otherwise an AEAD failed to open a message, and the reason is
+// DropForged.
 func reasonOf(err error) DropReason {
 	if r, ok := err.(refusal); ok {
 		return DropReason(r)

@@ -120,7 +120,8 @@ func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 // handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
 const handshakeTOS = 0x88
 
-// receiveHandshake takes a message of the slow path, and reports whether its MACs were worth an X25519. The caller sends w.replies.
+// receiveHandshake handles a message of the slow path, and reports whether its MACs justified an X25519. The caller sends
+// w.replies.
 func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, w *worker) (costly bool) {
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	if p := m.to; p != nil {
@@ -148,9 +149,9 @@ func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, w *worker) (
 	return false
 }
 
-// checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not
-// send too many" (whitepaper, section 5.3). Under load it answers a message without a valid mac2 with a cookie reply, which it
-// adds to w.replies. No MAC, no seal and no code of the program's runs with cookieMu held.
+// checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not send too
+// many" (whitepaper, section 5.3). Under load, if mac2 is not valid, it adds a cookie reply to w.replies. It does not hold
+// cookieMu while it computes a MAC, seals, or calls the program's code.
 func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool, w *worker) bool {
 	c := &w.checker
 	if !c.validMAC1(m.bytes(), id) {
@@ -181,12 +182,12 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	return allowed
 }
 
-// cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each would cost more than everything
-// else that is done for it. They belong to one goroutine. The zero value is empty.
+// cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each reply would cost more than
+// all other work for it. They belong to one goroutine. The zero value is empty.
 type cookieReplies struct {
-	r      *running // on whose socket they are sent
+	r      *running // the replies are sent on its socket
 	trains []Train
-	room   []byte // for takeAtOnce replies, each behind its headroom; nil until there is one
+	room   []byte // for takeAtOnce replies, each behind its headroom; nil until the first reply
 }
 
 // addReply adds a reply to c. If c is full, or holds replies for another socket, addReply sends those first.
@@ -204,7 +205,7 @@ func (d *Device) addReply(c *cookieReplies, r *running, reply *[cookieSize]byte,
 	c.trains = append(c.trains, Train{Data: b, Size: size, Headroom: d.headroom, Endpoint: to, TOS: handshakeTOS})
 }
 
-// sendReplies sends what c holds. If a reply cannot be sent, it is lost as on the network: its receiver tries again.
+// sendReplies sends what c holds. A reply that cannot be sent is lost, as on the network: its receiver tries again.
 func (d *Device) sendReplies(c *cookieReplies) {
 	if len(c.trains) == 0 {
 		return

@@ -22,7 +22,7 @@ func ForceLoad(d *Device, on bool) {
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
 	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
-		q.UnderLoad(false, now+48*3600*second) // long after the load
+		q.UnderLoad(false, now+48*3600*second) // long after any load, which ends it
 		if on {
 			q.UnderLoad(true, now+24*3600*second)
 		}

@@ -12,9 +12,9 @@ import (
 //	carry ─▶ take, read, claim ─▶ seal ─▶ lead ─────────▶ take, read, claim ─▶ seal ─▶ lead ─▶ ...
 //	             offer ╰─▶ carry ─▶ take, read, claim ─▶ seal ─▶ hand in ─▶ take, ...
 //
-// So a packet's bytes stay with one core. If cores shared one load, as in a fork, each cache line would move to the other
-// core and back, and reading and sending would stay with one of them. A source is held back while it brings more than is
-// sent: a load waits for the socket at most, never for a single peer.
+// So a packet's bytes stay with one core. If cores shared one load, as in a fork, each cache line would move to the other core
+// and back, and reading and sending would stay with one of them. A source is held back while it brings more than is sent. Its
+// loads wait for the socket at most, never for a single peer.
 
 // A feed is a source and what the goroutines that carry its packets share.
 type feed struct {

@@ -13,9 +13,9 @@ import (
 //	-> e, es, s, ss, {t}
 //	<- e, ee, se, psk, {}
 //
-// The functions of this file compute on values and change no peer. The caller commits what they return, after it has
-// checked that nothing changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of x/crypto
-// make of their keys. The garbage collector frees those. What the tokens do to the transcript is in internal/noise.
+// The functions of this file compute on values and change no peer. The caller commits what they return, after it has checked that
+// nothing changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of x/crypto make of their keys.
+// The garbage collector frees those. Package internal/noise applies the tokens to the transcript.
 
 // The initiation, type 1, and where its fields begin (section 5.4.2).
 //

@@ -4,9 +4,9 @@ import "github.com/seed-86b749af/wireguard/internal/admission"
 
 // lookUp asks the program for the peer that sent in. A worker calls it.
 func (d *Device) lookUp(in *initiation) {
-	key, r := in.key, in.r // Put shares in
+	key, r := in.key, in.r // once Put has it, other goroutines may change in
 	outcome := d.lookups.Put(key, in, func(waiting *initiation) bool {
-		newer := in.timestamp.After(waiting.timestamp) // otherwise in is a recording
+		newer := in.timestamp.After(waiting.timestamp) // otherwise in is a replay
 		if newer {
 			waiting.wipe()
 		}

@@ -48,7 +48,7 @@ type outbox struct {
 	flush     bool         // send the staged packets
 	keepalive bool         // send the staged packets, or an empty one if there are none
 	forget    bool         // remove the peer
-	revived   bool         // the current session, which seemed dead, was heard on
+	revived   bool         // a message arrived on the current session, which seemed dead
 	freed     []uint32     // session indices that are free again
 	dropped   staged.Queue // staged packets that were given up
 	events    []outEvent

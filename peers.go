@@ -40,9 +40,9 @@ type peer struct {
 
 	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
 
-	account staged.Account // of the packets in staged; guarded by the device's pool too
+	account staged.Account // what the device's pool counts for staged; guarded by the pool's lock, too
 
-	deadline int32 // place in the device's deadlines, from 1; guarded by them
+	deadline int32 // place in the device's deadlines, from 1; guarded by their lock
 }
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }

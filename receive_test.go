@@ -97,7 +97,7 @@ func TestSocketClosedByItself(t *testing.T) {
 	e.connect(t, r)
 }
 
-// TestWakeKeepsPort: also where a closed socket has no port any more.
+// TestWakeKeepsPort: Wake opens its socket on the same port, even if the closed socket no longer has one.
 func TestWakeKeepsPort(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	port := uint16(41000)

@@ -16,7 +16,7 @@ type session struct {
 // receivers on many cores do not wait for each other.
 type sessionTable struct {
 	prefix IndexPrefix
-	m      numbered.Table[session] // has its own lock, which is taken after a peer's
+	m      numbered.Table[session] // has its own lock, which is taken after that of a peer
 }
 
 // An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number

@@ -11,8 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The simulation's hostile parties: strangers who know the public keys and see the wire, a greedy peer that may send, and a
-// peer that flaps. They break no invariant of the simulation, and tunnels heal while strangers go on.
+// The simulation's hostile parties: strangers who know the public keys and see the wire, a greedy peer that may send, and a peer
+// that flaps. They break no invariant of the simulation, and tunnels heal while the strangers keep sending.
 
 // strangersCome sends forgeries to n. From then on strangers send some to every node beside each greeting, while tunnels heal
 // and afterwards.

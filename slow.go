@@ -20,7 +20,7 @@ const (
 	maxInitiations        = 1 << 16
 	maxInitiationsPerCore = 5000 * int(rekeyTimeout/second)
 
-	maxAnswers      = 8 // responses and cookie replies to one peer's messages that wait
+	maxAnswers      = 8 // responses and cookie replies that wait, for each peer
 	maxUnreachables = 256
 
 	takeAtOnce = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
@@ -30,7 +30,7 @@ const (
 // A slowPath is the queues of the slow path. The zero value is ready.
 type slowPath struct {
 	mu           sync.Mutex           // guards all below; taken after a peer's
-	initiations  messages             // at most maxInitiations, or more cores' work
+	initiations  messages             // at most maxInitiations, or maxInitiationsPerCore for each core if that is more
 	answers      messages             // responses and cookie replies: at most maxAnswers of each peer
 	peers        backlog.Queue[*peer] // that want a handshake, are handed over, or were looked up
 	unreachables backlog.Queue[[]byte]
@@ -158,8 +158,8 @@ type slowJob struct {
 	peer    *peer
 	icmp    []byte
 
-	more backlog.Queue[*handshakeMessage] // initiations that were taken under load, and follow message
-	used []*handshakeMessage              // messages that are to be reused
+	more backlog.Queue[*handshakeMessage] // initiations taken together with message under load; they follow it
+	used []*handshakeMessage              // messages to keep for reuse
 }
 
 // next replaces the message by one that was taken with it, if there is one.

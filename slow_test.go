@@ -393,8 +393,8 @@ func TestSessionTable(t *testing.T) {
 	}
 }
 
-// TestCookieRepliesLeaveTogether: a worker under load sends as many cookie replies in one call as it takes initiations at once.
-// Each goes to its own source and opens there. Those of another run of the device leave in a call of their own.
+// TestCookieRepliesLeaveTogether: a worker under load takes several initiations at once, and sends their cookie replies in one
+// call. Each reply goes to its own source and opens there. Replies of another run of the device are sent in a separate call.
 func TestCookieRepliesLeaveTogether(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	e.headroom = 8 // as if the Bind wanted that much

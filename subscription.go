@@ -57,8 +57,8 @@ func (s *Subscription) Close() { s.inbox.Close(errUnsubscribed) }
 // announce tells the subscribers of an event. To announce the events of one peer in order, the caller holds the peer's mutex.
 func (d *Device) announce(e Event) { d.subscriptions.Publish(e.Kind, e.Peer, e, mergeEvents) }
 
-// mergeEvents returns what takes the place of an unread event. Timestamps protect against replays: the greatest must not get
-// lost where the peer was forgotten meanwhile.
+// mergeEvents returns what takes the place of an unread event. Timestamps protect against replays, so the greatest must not get
+// lost even if the peer was forgotten meanwhile.
 func mergeEvents(e, old Event) Event {
 	e.Merged = old.Merged + 1
 	e.Timestamp, e.SentTimestamp = e.Timestamp.latest(old.Timestamp), e.SentTimestamp.latest(old.SentTimestamp)

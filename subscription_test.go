@@ -176,7 +176,7 @@ func TestFullKind(t *testing.T) {
 	}
 	for i := range inbox.Max {
 		d.announce(Event{Kind: EventPeerForgotten, Peer: peerNumber(inbox.Max + i)})
-		d.announce(Event{Kind: EventHandshake, Peer: peerNumber(i)}) // nobody asked
+		d.announce(Event{Kind: EventHandshake, Peer: peerNumber(i)}) // no subscription wants this kind
 	}
 	if n := len(unreadEvents(t, other)); n != inbox.Max {
 		t.Errorf("%d of %d events", n, inbox.Max)

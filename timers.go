@@ -151,7 +151,7 @@ func (p *peerState) sessionDerived(now int64) {
 	p.unopened = false
 	p.timers.set(timerWipe, now+wipeAfterTime)
 	if p.lookedUp && p.current == nil {
-		// A replayed recording gets this far. Only an initiator that has the key confirms.
+		// A replayed initiation gets this far, too. Only an initiator that has the key can confirm the session.
 		p.timers.set(timerWipe, now+rejectAfterTime)
 	}
 }

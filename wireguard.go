@@ -103,7 +103,7 @@ type Device struct {
 
 	slow          slowPath
 	deadlines     deadlines.Queue[*peer] // nil stands for the sweep of sourceLimit
-	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by them
+	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by its lock
 	lookups       admission.Desk[PublicKey, *initiation]
 	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
 	pool          staged.Pool[*peer]
@@ -195,7 +195,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	r.alarm = d.newAlarm()
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
-	d.deadlines.Use(r.alarm) // it rings: something may be left from before
+	d.deadlines.Use(r.alarm) // the alarm rings at once, since deadlines may be left from before
 	d.running.Store(r)
 	d.wg.Go(func() { d.keepTime(r.alarm) })
 	d.startReceivers(r, s)
@@ -376,8 +376,8 @@ func (d *Device) release(p *peer, out *outbox) {
 	if out.dropped.N > 0 {
 		d.drops.add(DropNoSession, out.dropped.Clear())
 	}
-	for _, e := range out.events { // without p.mu: the log is the program's code
-		if d.log != nil { // or the arguments would be allocated for nothing
+	for _, e := range out.events { // p.mu is released, since logging runs the program's code
+		if d.log != nil { // otherwise the arguments would be allocated for nothing
 			d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
 		}
 	}

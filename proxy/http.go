@@ -151,13 +151,13 @@ func (c *targetConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// RoundTrip sends a request of the ReverseProxy to its target. Its trace is newer than the ReverseProxy's, so it is called first.
+// RoundTrip sends a ReverseProxy's request to its target. Its trace is newer than the ReverseProxy's, so its functions run first.
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), w.trace(exchangeOf(r)))))
 }
 
 // trace counts the requests on each targetConn. A flag would not do, because the next request may get the connection before
-// PutIdleConn is called for the previous one. It also adds Via to interim answers, which the ReverseProxy passes on.
+// PutIdleConn is called for the previous request. It also adds Via to interim answers, which the ReverseProxy passes on.
 func (w *web) trace(x *exchange) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		Got1xxResponse: func(_ int, head textproto.MIMEHeader) error {

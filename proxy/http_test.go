@@ -77,8 +77,8 @@ func TestHTTPRequests(t *testing.T) {
 	}
 }
 
-// TestVia: a request and its answers, interim ones included, get the version with which the proxy received them, and its pseudonym,
-// behind what earlier proxies wrote. What the proxy itself answers has no Via.
+// TestVia: a request and its answers, interim ones included, get a Via with the version in which the proxy received them and with
+// its pseudonym, behind what earlier proxies wrote. The proxy's own answers have no Via.
 func TestVia(t *testing.T) {
 	addr := target(t, func(c *net.TCPConn) {
 		r, err := http.ReadRequest(bufio.NewReader(c))

@@ -24,7 +24,7 @@ func (r reports) next(t testing.TB) Report {
 	return testkit.Next(t, r, "a report")
 }
 
-// serve runs a server on a socket of this machine until the test ends.
+// serve runs a server on a socket of the host until the test ends.
 func serve(t testing.TB, s *Server) (addr string, done reports) {
 	t.Helper()
 	done = make(reports, 1000)
@@ -65,7 +65,7 @@ func background(t testing.TB, s *Server, serve func() error) {
 	})
 }
 
-// target runs f for each connection of a listener of this machine.
+// target runs f for each connection of a listener of the host.
 func target(t testing.TB, f func(c *net.TCPConn)) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

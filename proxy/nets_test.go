@@ -26,7 +26,7 @@ var office, server = netip.MustParseAddr("10.8.0.1"), netip.MustParseAddr("10.8.
 
 // tunnel is two Nets with a device each. The server's Net has a name server that knows intranet.example, and a web server.
 //
-//	this machine ── proxy ── office ══ pipe ══ server: DNS, web
+//	host ── proxy ── office ══ pipe ══ server: DNS, web
 func tunnel(t *testing.T) (a, b *netstack.Net) {
 	t.Helper()
 	wire := pipe.NewNetwork(pipe.Config{Lossless: true})
@@ -90,8 +90,8 @@ func start(t *testing.T, s *proxy.Server, l net.Listener, err error) (addr strin
 }
 
 // TestTunnel: through a tunnel, HTTP clients reach a web server by a name that only the tunnel knows, over SOCKS and an HTTP
-// proxy; SOCKS datagrams and a UDP forward reach its name server; a forward of the other direction publishes a service of this
-// machine in the tunnel, of TCP and of UDP.
+// proxy; SOCKS datagrams and a UDP forward reach its name server; a forward of the other direction publishes a TCP and a UDP
+// service of the host in the tunnel.
 func TestTunnel(t *testing.T) {
 	a, b := tunnel(t)
 	host := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
@@ -118,7 +118,7 @@ func TestTunnel(t *testing.T) {
 	publishDatagrams(t, a, b)
 }
 
-// publishDatagrams forwards datagrams from b's side of the tunnel to an echo service of this machine, and lets a use that.
+// publishDatagrams forwards datagrams from b's side of the tunnel to an echo service of the host, and lets a use that service.
 func publishDatagrams(t *testing.T, a, b *netstack.Net) {
 	t.Helper()
 	service, err := net.ListenPacket("udp", "127.0.0.1:0")

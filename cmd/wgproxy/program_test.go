@@ -113,7 +113,7 @@ func launch(t *testing.T, text string, in sockets, flags ...string) *run {
 	return r
 }
 
-// prepare does what launch does, and leaves the start to the test.
+// prepare does what launch does, except that the test starts the program.
 func prepare(t *testing.T, text string, in sockets, flags ...string) *run {
 	t.Helper()
 	r := &run{T: t, path: write(t, "office.conf", text), signals: make(chan os.Signal, 2), ended: make(chan error, 1)}
@@ -172,7 +172,7 @@ func curl(t *testing.T, args ...string) string {
 		t.Skip("needs curl: install curl")
 	}
 	cmd := exec.Command(path, append([]string{"-sS", "--max-time", "30"}, args...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // without the proxies of this machine
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // without the host's proxy settings
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("curl %s: %v\n%s", strings.Join(args, " "), err, out)

@@ -1,14 +1,14 @@
-// Package admission bounds the questions to a program about strangers: those under way, and the strangers that it admitted.
+// Package admission limits how many questions about strangers a program is asked at a time, and how many strangers it admits.
 package admission
 
 import "sync"
 
-// A Desk knows the questions under way by key, and the newest request that waits for each answer. Any goroutine may call its
-// methods.
+// A Desk keeps the questions under way, by key. For each it keeps the newest request that waits for the answer. Any goroutine may
+// call its methods.
 type Desk[K comparable, R any] struct {
-	Max, MaxAdmitted int // questions under way, and those and admitted strangers together
+	Max, MaxAdmitted int // the most questions under way, and the most of these and admitted strangers together
 
-	mu       sync.Mutex // guards all below; nothing is taken while it is held
+	mu       sync.Mutex // guards all below; no lock is taken while it is held
 	waiting  map[K]R
 	admitted int
 }
@@ -19,7 +19,7 @@ type Outcome int
 // The outcomes of Put.
 const (
 	Asks  Outcome = iota // the request waits, and the caller asks
-	Joins                // the request waits, in place of another one, for an answer that was asked for
+	Joins                // the request replaces an older one, and waits for the answer that was already asked for
 	Stale                // another request keeps its place
 	Full                 // there is no room
 )
@@ -37,14 +37,14 @@ func (d *Desk[K, R]) hasRoom() bool {
 	return len(d.waiting) < d.Max && d.admitted+len(d.waiting) < d.MaxAdmitted
 }
 
-// Crowded reports whether an eighth of the questions that may be under way are.
+// Crowded reports whether at least an eighth of Max questions are under way.
 func (d *Desk[K, R]) Crowded() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.waiting) > 0 && len(d.waiting) >= d.Max/8
 }
 
-// Put lets a request wait. If another one with its key waits, r takes its place if replaces says so.
+// Put lets r wait. If another request with the same key waits already, r takes its place only if replaces returns true.
 func (d *Desk[K, R]) Put(key K, r R, replaces func(waiting R) bool) Outcome {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -80,7 +80,7 @@ func (d *Desk[K, R]) End(key K) R {
 	return r
 }
 
-// Admit notes that n strangers were admitted, or, if n is negative, that so many are gone.
+// Admit notes that n strangers were admitted, or, if n is negative, that -n of them are gone.
 func (d *Desk[K, R]) Admit(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -1,7 +1,7 @@
-// Package backlog has queues of work that waits, and tells when too much of it does. It takes no lock and starts nothing.
+// Package backlog has queues of waiting work, and tells when too much work waits. It takes no lock and starts no goroutine.
 package backlog
 
-// A Queue is work in the order of its arrival. Its memory shrinks with it: an empty one has none.
+// A Queue holds work in the order in which it arrived. An empty queue has no memory.
 type Queue[T any] []T
 
 // Push adds x at the end.
@@ -26,13 +26,14 @@ type Watched[T any] struct {
 }
 
 const (
-	// Long is the number of elements from which on a queue is long. Of initiations, these are about 0.1 s of a core's work.
+	// Long is how many elements make a queue long. That many initiations are about 0.1 s of work for a core.
 	Long = 512
-	// Hold is how long a queue is under load after it was long, in nanoseconds.
+	// Hold is how long, in nanoseconds, a queue stays under load after it was long.
 	Hold int64 = 1e9
 )
 
-// UnderLoad reports whether q is long, or was within Hold before the time now. more says that there is as much work beside it.
+// UnderLoad reports whether q is long, or was long within Hold before the time now. If more is true, q counts as long, because
+// there is as much work elsewhere.
 func (q *Watched[T]) UnderLoad(more bool, now int64) bool {
 	if more || len(q.Queue) >= Long {
 		q.longAt = now

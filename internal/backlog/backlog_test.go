@@ -26,7 +26,7 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// TestUnderLoad: from Long on, and for Hold after that.
+// TestUnderLoad: a queue of Long elements or more is under load, and stays so for Hold after that.
 func TestUnderLoad(t *testing.T) {
 	var q Watched[int]
 	for range Long - 1 {

@@ -1,4 +1,4 @@
-// Package deadlines knows whose time comes next, and sets an alarm for it. Times are nanoseconds of a clock of the caller's.
+// Package deadlines knows whose deadline comes next, and sets an alarm for it. Times are nanoseconds on the caller's clock.
 package deadlines
 
 import (
@@ -9,15 +9,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Interval is the least time between two rings of the alarm. A deadline that comes sooner after a ring is late by up to
-// this, and those that come by then are carried out together. The protocol needs no more: the limits of a session are checked
-// when it is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s (kernel/time/timer.c).
+// Interval is the least time between two rings of the alarm. A deadline that comes sooner after a ring is handled late, by at
+// most Interval, together with the others that have come by then. The protocol needs nothing better: the limits of a session are
+// checked when it is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s (kernel/time/timer.c).
 const Interval = int64(time.Second / 100)
 
-// A Queue is the parties that have a deadline. A party without one is not in it, and costs nothing. The zero value is empty, and has
-// no alarm.
+// A Queue holds the parties that have a deadline. A party without a deadline is not in the queue, and costs nothing. The zero
+// value is empty, and has no alarm.
 type Queue[P any] struct {
-	mu      sync.Mutex // guards all below, and the places; taken after a party's
+	mu      sync.Mutex // guards all below, and the places; taken after that of a party
 	entries ordered.Heap[entry[P]]
 	rang    int64          // when the alarm last rang
 	alarm   boottime.Alarm // nil while nobody waits for it
@@ -32,8 +32,8 @@ type entry[P any] struct {
 func (e entry[P]) Before(o entry[P]) bool { return e.at < o.at }
 func (e entry[P]) Place() *int32          { return e.place }
 
-// Put sees to it that Due returns the party once the time is at. It keeps an earlier deadline of the party. The queue keeps the
-// party's place in *place, which is 0 while the party is not in the queue. now tells the time.
+// Put makes Due return the party once the time is at. If the party has an earlier deadline already, Put keeps that deadline. The
+// queue keeps the party's place in *place, which is 0 while the party is not in the queue. now returns the time.
 func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -45,14 +45,14 @@ func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
 	}
 }
 
-// Remove takes the party with this place out of the queue, if it is in it.
+// Remove removes the party with this place, if it is in the queue.
 func (q *Queue[P]) Remove(place *int32) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.entries.Remove(entry[P]{place: place})
 }
 
-// Due takes a party out of the queue whose deadline is due, and returns it. If there is none, it sets the alarm for the next and
+// Due removes a party whose deadline has come, and returns it. If there is none, Due sets the alarm for the next deadline, and
 // returns false.
 func (q *Queue[P]) Due(now int64) (party P, ok bool) {
 	q.mu.Lock()
@@ -73,14 +73,14 @@ func (q *Queue[P]) wake(now int64) {
 	}
 }
 
-// Ringing notes that the alarm rings.
+// Ringing notes that the alarm rings now.
 func (q *Queue[P]) Ringing(now int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.rang = now
 }
 
-// Use makes the queue set another alarm, which rings at once. Nil means none.
+// Use gives the queue another alarm, and makes that ring at once. Nil means no alarm.
 func (q *Queue[P]) Use(a boottime.Alarm) {
 	q.mu.Lock()
 	q.alarm = a

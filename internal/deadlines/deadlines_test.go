@@ -7,17 +7,17 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A setAlarm notes what it is set to.
+// A setAlarm notes the time that it is set to.
 type setAlarm struct {
 	now *int64
-	at  int64 // when it rings; 0: not set
+	at  int64 // when it rings; 0 means that it is not set
 }
 
 func (a *setAlarm) Set(in time.Duration) { a.at = *a.now + int64(in) }
 func (a *setAlarm) Wait() bool           { return false }
 func (a *setAlarm) Close()               {}
 
-// TestModel puts parties in and takes them out: each is due at its earliest time, none before, and the alarm never rings too late,
+// TestModel puts parties in and takes them out. Each is due at its earliest time, and not before. The alarm never rings too late,
 // nor twice within Interval.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -86,7 +86,7 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// Without an alarm, deadlines wait for the next one.
+// Without an alarm, deadlines wait until the queue gets another alarm.
 func TestNoAlarm(t *testing.T) {
 	now := int64(1e9)
 	var q Queue[int]

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Format prints a value of a named type as its text, or as its bytes b for the verbs of bytes, such as %x.
+// Format prints a value of the type name: as its text, or as its bytes b for verbs that print bytes, such as %x.
 func Format(f fmt.State, verb rune, name string, b []byte, text string) {
 	format := fmt.FormatString(f, verb)
 	switch {
@@ -23,7 +23,7 @@ func Format(f fmt.State, verb rune, name string, b []byte, text string) {
 	}
 }
 
-// Hide prints plain, or sharp for %#v, whatever the verb.
+// Hide prints sharp for %#v, and plain for everything else.
 func Hide(f fmt.State, verb rune, plain, sharp string) {
 	if verb == 'v' && f.Flag('#') {
 		plain = sharp
@@ -33,8 +33,8 @@ func Hide(f fmt.State, verb rune, plain, sharp string) {
 
 var errKeyText = errors.New("want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them")
 
-// ParseKey sets k to the key that text is the base64 of. It accepts only the canonical form, so that a key has one name. The
-// error calls the key what, and never repeats the text.
+// ParseKey decodes the base64 text into k. It accepts only the canonical form, so that each key has one text. The error uses what
+// as the name of the key, and never repeats the text.
 func ParseKey(k *[32]byte, text []byte, what string) error {
 	b, err := base64.StdEncoding.Strict().AppendDecode(make([]byte, 0, 33), text)
 	if err != nil || len(text) != 44 || len(b) != len(k) {
@@ -44,7 +44,7 @@ func ParseKey(k *[32]byte, text []byte, what string) error {
 	return nil
 }
 
-// Key sets k to the bytes b. The error calls the key what.
+// Key sets k to the bytes b. The error uses what as the name of the key.
 func Key(k *[32]byte, b []byte, what string) error {
 	if len(b) != len(k) {
 		return fmt.Errorf("wireguard: %s: want 32 bytes, not %d", what, len(b))
@@ -53,7 +53,7 @@ func Key(k *[32]byte, b []byte, what string) error {
 	return nil
 }
 
-// Name returns the name of v, which is its index in names. The error calls v what.
+// Name returns the name of v, which is the element v of names. The error uses what as the kind of v.
 func Name[T ~uint8](what string, names []string, v T) ([]byte, error) {
 	if int(v) >= len(names) {
 		return nil, fmt.Errorf("wireguard: %s %d is not known", what, v)
@@ -61,7 +61,7 @@ func Name[T ~uint8](what string, names []string, v T) ([]byte, error) {
 	return []byte(names[v]), nil
 }
 
-// ParseName sets v to the index of a name in names. The error calls v what.
+// ParseName sets v to the index of text in names. The error uses what as the kind of v.
 func ParseName[T ~uint8](what string, names []string, v *T, text []byte) error {
 	i := slices.Index(names, string(text))
 	if i < 0 {

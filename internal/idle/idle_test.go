@@ -82,7 +82,7 @@ func TestHelpersLimit(t *testing.T) {
 	}
 }
 
-// TestRelay: one goroutine at a time has the source, and is held back while too many loads are under way.
+// TestRelay: one goroutine at a time has the source. It is held back while too many loads are under way.
 func TestRelay(t *testing.T) {
 	r := NewRelay(1)
 	if !r.Take() {

@@ -2,14 +2,14 @@ package idle
 
 import "sync/atomic"
 
-// awaitLooks is how often Await looks before it waits: for less than the time from one load to the next.
+// awaitLooks is how many times Await looks before it waits. The looks take less time than passes between two loads.
 const awaitLooks = 8000
 
-// A Relay lets goroutines carry the loads of one source in turns: whoever has the source reads a load, and may offer the
-// source to others before it works on the load. Make it with NewRelay. It must not be copied.
+// A Relay lets goroutines take turns at carrying the loads of one source. The goroutine that has the source reads a load, and may
+// offer the source to others before it works on the load. Make it with NewRelay. It must not be copied.
 type Relay struct {
 	Helpers
-	taken    atomic.Bool   // by the goroutine that reads
+	taken    atomic.Bool   // a goroutine has the source
 	underWay atomic.Int32  // loads that were read and are not sent yet
 	fewer    chan struct{} // holds a token once underWay has shrunk since Await last looked
 }
@@ -19,8 +19,8 @@ func NewRelay(limit int) *Relay {
 	return &Relay{Helpers: Helpers{Limit: limit}, fewer: make(chan struct{}, 1)}
 }
 
-// Take takes the source once it is free. If that takes long, the source brings little, and the goroutine that has it is
-// enough: Take returns false, and the caller ends.
+// Take takes the source once it is free. If that takes long, the source brings little, and the goroutine that has the source is
+// enough. Take then returns false, and the caller ends.
 func (r *Relay) Take() bool {
 	taken := r.Linger(func() bool { return !r.taken.Load() && r.taken.CompareAndSwap(false, true) })
 	if !taken {
@@ -36,10 +36,10 @@ func (r *Relay) Offer() (start bool) {
 	return start
 }
 
-// Begin says that a load was read. The caller has the source.
+// Begin counts a load that was read. The caller has the source.
 func (r *Relay) Begin() { r.underWay.Add(1) }
 
-// Sent says that one more load was sent, or dropped.
+// Sent counts a load that was sent or dropped.
 func (r *Relay) Sent() {
 	r.underWay.Add(-1)
 	select {

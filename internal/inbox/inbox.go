@@ -1,5 +1,5 @@
-// Package inbox keeps values for readers that may be slow, and never delays who publishes them: of each kind, a reader finds the
-// newest value about each party.
+// Package inbox keeps values for readers that may be slow, and never delays the goroutine that publishes them. Of each kind, a
+// reader gets the newest value about each party.
 package inbox
 
 import (
@@ -11,12 +11,12 @@ import (
 // Max is the number of parties that may have an unread value of one kind in one inbox.
 const Max = 1 << 16
 
-// Inboxes are the open inboxes of one publisher. K are the kinds of its values, P the parties that these are about, V the values.
+// Inboxes are the open inboxes of one publisher. K is the kind of a value, P the party that the value is about, and V the value.
 // The zero value is ready. Any goroutine may call the methods of Inboxes and of an Inbox.
 type Inboxes[K, P comparable, V any] struct {
 	mu   sync.Mutex // guards all below, and the inboxes; taken last of all locks
 	open []*Inbox[K, P, V]
-	err  error // why no further ones are opened
+	err  error // why no further inboxes are opened
 }
 
 // An Inbox is what one reader has not read yet. At most one value of each kind is unread for each party. The values about one
@@ -29,7 +29,7 @@ type Inbox[K, P comparable, V any] struct {
 	err   error         // why no further values are added; nil means that the inbox is open
 
 	reading []value[K, V]       // about the party whose turn it is
-	turns   []P                 // of the parties in unread, oldest first
+	turns   []P                 // the parties in unread; the one with the oldest value comes first
 	unread  map[P][]value[K, V] // one for each kind at most, newest last
 
 	count, missed map[K]int // how many values are unread, and how many were lost since one was read
@@ -40,7 +40,7 @@ type value[K, V any] struct {
 	v    V
 }
 
-// Open returns an inbox for the values of these kinds from now on, or of all kinds if there are none.
+// Open returns an inbox for the values of these kinds that are published from now on. No kinds means all.
 func (s *Inboxes[K, P, V]) Open(kinds []K) *Inbox[K, P, V] {
 	b := &Inbox[K, P, V]{in: s, kinds: slices.Clone(kinds), ready: make(chan struct{}, 1), count: make(map[K]int), missed: make(map[K]int)}
 	b.clear()
@@ -52,7 +52,7 @@ func (s *Inboxes[K, P, V]) Open(kinds []K) *Inbox[K, P, V] {
 	return b
 }
 
-// Close ends all inboxes, and those that are still to come. What is unread may be read; after that, Next fails with err.
+// Close ends all inboxes, and those that are opened later. Unread values may still be read; after that, Next fails with err.
 func (s *Inboxes[K, P, V]) Close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,9 +63,9 @@ func (s *Inboxes[K, P, V]) Close(err error) {
 	s.open, s.err = nil, err
 }
 
-// Publish adds a value to the inboxes for its kind. It waits for no reader. Where an older value of that kind and party is
-// unread, merge returns what takes its place. In an inbox with unread values of that kind about Max other parties, the value
-// is lost, and counted.
+// Publish adds a value to the inboxes for its kind. It does not wait for a reader. If an older value of that kind about that
+// party is unread, merge returns the value that replaces it. If an inbox has unread values of that kind about Max other parties,
+// the value is lost there, and counted.
 func (s *Inboxes[K, P, V]) Publish(kind K, party P, v V, merge func(newer, older V) V) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,8 +95,8 @@ func (b *Inbox[K, P, V]) add(kind K, party P, v V, merge func(newer, older V) V)
 	b.wake()
 }
 
-// Next waits for a value and returns it, and how many of its kind were lost before it. The error is that of ctx if ctx has
-// ended, even if values are unread, or says why no value will follow.
+// Next waits for a value and returns it, and how many of its kind were lost before it. If ctx has ended, it returns the error of
+// ctx, even if values are unread. Any other error says why no value will follow.
 func (b *Inbox[K, P, V]) Next(ctx context.Context) (v V, missed int, err error) {
 	for ctx.Err() == nil {
 		v, missed, ok, err := b.Take()
@@ -145,10 +145,10 @@ func (b *Inbox[K, P, V]) Close(err error) {
 	b.wake()
 }
 
-// clear drops what is unread, but not what is being read. The inboxes are locked, or do not know b yet.
+// clear drops what is unread, but not what is being read. The lock of the inboxes is held, or they do not know b yet.
 func (b *Inbox[K, P, V]) clear() { b.turns, b.unread = nil, make(map[P][]value[K, V]) }
 
-// wake lets one goroutine that waits in Next look again. The inboxes are locked.
+// wake lets one goroutine that waits in Next look again. The lock of the inboxes is held.
 func (b *Inbox[K, P, V]) wake() {
 	select {
 	case b.ready <- struct{}{}:

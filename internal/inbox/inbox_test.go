@@ -11,11 +11,11 @@ var errOver = errors.New("over")
 
 func newest(newer, older string) string { return newer }
 
-// TestEachReaderWakes: as many events as readers that wait, published at once; and Close, which each of them sees.
+// TestEachReaderWakes publishes as many events at once as readers wait, and each reader wakes. Then each reader sees Close.
 func TestEachReaderWakes(t *testing.T) {
 	for name, end := range map[string]func(b *Inbox[int, int, string]){
 		"values": func(b *Inbox[int, int, string]) {
-			b.in.mu.Lock() // or readers would take them one by one
+			b.in.mu.Lock() // otherwise readers would take them one by one
 			defer b.in.mu.Unlock()
 			for party := range 8 {
 				b.add(1, party, "", newest)
@@ -55,8 +55,8 @@ func TestEachReaderWakes(t *testing.T) {
 	}
 }
 
-// TestReady: as long as there is something to return, a goroutine that is about to wait finds a token, although the one
-// that took the last value took a token too.
+// TestReady: as long as there is something to return, a goroutine that is about to wait finds a token, although the goroutine
+// that took the previous value took a token, too.
 func TestReady(t *testing.T) {
 	var in Inboxes[int, int, string]
 	b := in.Open(nil)
@@ -80,7 +80,8 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// A value replaces the unread one of its kind and party, behind those that were published meanwhile, and what is lost is counted.
+// A value replaces the unread value of the same kind and party, and moves behind the values that were published meanwhile. Lost
+// values are counted.
 func TestMerge(t *testing.T) {
 	var in Inboxes[int, int, string]
 	b := in.Open([]int{1, 2})

@@ -1,5 +1,5 @@
 // Package layout places packets in memory so that they become messages where they stand, and so that the messages to one peer lie
-// back to back, as trains. The package seals nothing and locks nothing.
+// back to back, as trains. The package seals nothing and takes no lock.
 package layout
 
 import "sync"
@@ -11,8 +11,8 @@ const (
 	// into a core's second-level cache.
 	Size = 128<<10 + 1<<10
 
-	// Header is the room in front of a packet for its message's header, and Overhead that room and the tag behind the packet,
-	// in bytes.
+	// Header is the room for a message's header in front of its packet, in bytes. Overhead is that room and the tag behind the
+	// packet.
 	Header, Overhead = 16, 32
 
 	// MaxPadding is the most zeros behind a packet of a tunnel without an MTU.
@@ -28,7 +28,7 @@ const (
 	maxTrainMessages = 64
 )
 
-// A Load is packets and the memory that they are in. The zero value has no memory: Use gives it some, and Free takes it back.
+// A Load holds packets and their memory. The zero value has no memory: Use gives it some, and Free takes it back.
 type Load struct {
 	Messages []Message // in the order of their memory
 	Headroom int       // bytes in front of each message, for the Bind's header
@@ -51,17 +51,17 @@ type Message struct {
 	TOS    uint8 // of the outer packet
 }
 
-// size takes a pointer, for a copy would be read at a width that was not written, which stalls the processor for each packet.
+// size takes a pointer. A copy would be read at another width than it was written, which stalls the processor for each packet.
 func (m *Message) size() int { return int(m.Padded) + Overhead }
 
-// A Run is some packets of one Load, in their order. Where they stand back to back, they are sealed in place. Where others'
-// packets stand between them, they are sealed into a second slab, so that the messages lie back to back there. The caller
-// sets Number before it adds packets.
+// A Run is some of the packets of one Load, in their order. If they stand back to back, they are sealed in place. If packets of
+// other runs stand between them, they are sealed into a second slab, so that the messages lie back to back there. The caller sets
+// Number before it adds packets.
 type Run struct {
 	Number      int16 // of the run among those of the load
 	First, last int16 // messages of the load, linked by Message.Next
 	end         int32 // where the next message would stand back to back with the last
-	N           int   // how many
+	N           int   // how many messages
 	Size        int   // bytes of the messages
 	Apart       bool  // the messages do not stand back to back in the slab
 }
@@ -73,7 +73,7 @@ type slab [Size]byte
 // their memory to the system.
 var slabs = sync.Pool{New: func() any { return new(slab) }}
 
-// Use gives memory to an empty load, for messages behind so many bytes of headroom.
+// Use gives memory to an empty load. Each message has headroom bytes in front of it.
 func (l *Load) Use(headroom int) {
 	if l.Headroom, l.slab = headroom, slabs.Get().(*slab); l.Messages == nil {
 		l.Messages = make([]Message, 0, MaxPackets)
@@ -104,7 +104,7 @@ func (l *Load) Room(n int) []byte {
 	return l.slab[at : at+n : at+n]
 }
 
-// Place appends a packet of n bytes, or an empty one.
+// Place appends a packet of n bytes, which may be 0.
 func (l *Load) Place(n, padded int) *Message {
 	i := len(l.Messages)
 	l.Messages = l.Messages[:i+1] // it is zero there; an append would build it elsewhere, and copy it at another width
@@ -144,7 +144,7 @@ func (l *Load) Put(r *Run, pkt []byte, padded int, tos uint8) {
 	l.Add(r, len(l.Messages)-1)
 }
 
-// Remove takes the packets out of the run for which gone returns true. They are not sent.
+// Remove takes those packets out of the run for which gone returns true. They are not sent.
 func (l *Load) Remove(r *Run, gone func(pkt []byte) bool) {
 	before := int16(None)
 	for i := r.First; i != None; i = l.Messages[i].Next {
@@ -166,17 +166,17 @@ func (l *Load) Remove(r *Run, gone func(pkt []byte) bool) {
 	r.last = before
 }
 
-// Takes reports whether a copy of another load's run fits behind the packets of the load.
+// Takes reports whether copies of the packets of another load's run fit behind the packets of the load.
 func (l *Load) Takes(r *Run) bool {
 	return len(l.Messages)+r.N <= MaxPackets && l.end+r.Size+r.N*l.Headroom <= Size
 }
 
-// LayOut gives the messages of a run that stands apart their places in the second slab, from end on. It returns where they end.
+// LayOut places the messages of a run that stands apart in the second slab, beginning at end. It returns where they end.
 func (l *Load) LayOut(r *Run, end int) int {
 	if l.second == nil {
 		l.second = slabs.Get().(*slab)
 	}
-	nth := int16(0) // anew, since Remove may have taken some out
+	nth := int16(0) // counted again, since Remove may have taken some out
 	for i := r.First; i != None; i = l.Messages[i].Next {
 		m := &l.Messages[i]
 		m.Nth, m.to = nth, int32(end+l.Headroom)
@@ -201,9 +201,9 @@ func (l *Load) Sealing(r *Run, m *Message) (message, padded []byte) {
 	return l.memory(r)[m.to:][:m.size()], padded
 }
 
-// Train returns the longest train of a sealed run that begins with the message from, and the message that begins the next
-// train. Its messages lie next to each other, each behind its headroom, and take size bytes with it, except for the last one,
-// which may be smaller.
+// Train returns the longest train of a sealed run that begins with the message from, and the message that begins the next train.
+// Its messages lie next to each other, each behind its headroom. With its headroom, each takes size bytes, except for the last
+// one, which may be smaller.
 func (l *Load) Train(r *Run, from int16) (data []byte, size int, tos uint8, next int16) {
 	head := &l.Messages[from]
 	size, tos = head.size(), head.TOS

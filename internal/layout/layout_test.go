@@ -7,8 +7,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// kernelPadding is Linux' calculate_skb_padding in words: how many zeros follow a packet of n bytes. Nothing wraps round
-// in it, since what is left of the packet never exceeds the MTU.
+// kernelPadding is Linux's calculate_skb_padding: it returns how many zeros follow a packet of n bytes. No subtraction wraps
+// round, since last never exceeds the MTU.
 func kernelPadding(n, mtu uint) uint {
 	align := func(n uint) uint { return (n + 15) / 16 * 16 }
 	if mtu == 0 {
@@ -25,7 +25,7 @@ func TestPadTable(t *testing.T) {
 	for _, c := range []struct{ mtu, n, want int }{
 		{0, 0, 0}, {0, 1, 16}, {0, 15, 16}, {0, 16, 16}, {0, 17, 32}, {0, 1420, 1424}, {0, 65535, 65536},
 		{1420, 1, 16}, {1420, 1408, 1408}, {1420, 1409, 1420}, {1420, 1419, 1420}, {1420, 1420, 1420},
-		{1420, 1421, 1436}, {1420, 2840, 2840}, {1420, 2839, 2840}, {1420, 2841, 2856}, // over the MTU: by the remainder
+		{1420, 1421, 1436}, {1420, 2840, 2840}, {1420, 2839, 2840}, {1420, 2841, 2856}, // larger than the MTU: padded by the remainder
 		{1280, 1279, 1280}, {1280, 1280, 1280}, {1280, 1281, 1296}, {1280, 20, 32},
 		{9000, 8999, 9000}, {9000, 8992, 8992}, {9000, 9000, 9000}, {9000, 9001, 9016}, {9000, 1420, 1424},
 		{1, 1, 1}, {1, 40, 40}, {15, 14, 15}, {16, 1, 16},
@@ -59,7 +59,7 @@ type packed struct {
 	tos           uint8
 }
 
-// packSizes packs messages of the given sizes as one run, each behind so many bytes of headroom, and says what came out.
+// packSizes packs messages of the given sizes as one run, each behind headroom bytes, and returns the trains.
 func packSizes(t rapid.TB, headroom int, sizes []int, tos []uint8) (got []packed) {
 	var l Load
 	var r Run
@@ -128,7 +128,7 @@ func TestTrains(t *testing.T) {
 	}
 }
 
-// TestTrainsProperties: what holds of all trains, and that none could have taken the message after it.
+// TestTrainsProperties checks what holds for all trains, and that no train could have taken the message after it.
 func TestTrainsProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		headroom := rapid.SampledFrom([]int{0, 0, 10, 64}).Draw(t, "headroom")

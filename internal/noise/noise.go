@@ -1,6 +1,6 @@
-// Package noise is the symmetric part of Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, with which WireGuard shakes hands: the chaining key
-// and the hash of an exchange, and what the tokens mix into them (whitepaper, section 5.4). It also has the AEADs, and the MAC that
-// handshake messages end in. It takes no lock, reads no clock and has no randomness.
+// Package noise is the symmetric part of Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, the handshake of WireGuard: the chaining key and
+// the hash of an exchange, and what the tokens mix into them (whitepaper, section 5.4). It also has the AEADs, and the MAC at the
+// end of handshake messages. It takes no lock, reads no clock and uses no randomness.
 package noise
 
 import (
@@ -54,7 +54,7 @@ func (t *Transcript) MixKey(input []byte) (key [32]byte) {
 	return key
 }
 
-// MixSecret is MixKey where nothing is encrypted with the key: C := KDF1(C, input).
+// MixSecret is MixKey if nothing is encrypted with the key: C := KDF1(C, input).
 func (t *Transcript) MixSecret(input []byte) { kdf(&t.chainKey, input, &t.chainKey) }
 
 // MixPresharedKey is the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
@@ -90,8 +90,8 @@ func (t *Transcript) Decrypt(dst []byte, key *[32]byte, ciphertext []byte) error
 	return err
 }
 
-// kdf is HKDF with HMAC-BLAKE2s and no info: τ0 := HMAC(key, input), τi := HMAC(τ0, τi-1 ‖ i) go to out
-// (KDFn). key may be one of out.
+// kdf is HKDF with HMAC-BLAKE2s and no info: τ0 := HMAC(key, input), τi := HMAC(τ0, τi-1 ‖ i) go to out (KDFn). key may also be
+// one of out.
 func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
 	prk := hmac(key, input)
 	var block [33]byte

@@ -40,7 +40,7 @@ func newBLAKE2s() hash.Hash {
 	return h
 }
 
-// slowHMAC is hmac by the standard library.
+// slowHMAC is hmac, computed with the standard library.
 func slowHMAC(key, data []byte) []byte {
 	h := stdhmac.New(newBLAKE2s, key)
 	h.Write(data)
@@ -84,14 +84,14 @@ func TestKDFAgainstStandardLibrary(t *testing.T) {
 	})
 }
 
-// TestInitialTranscript has the values that other implementations carry as constants.
+// TestInitialTranscript compares with the values that other implementations have as constants.
 func TestInitialTranscript(t *testing.T) {
 	wantHex(t, "HASH(construction)", initial.chainKey[:], "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36")
 	wantHex(t, "HASH(that, identifier)", initial.hash[:], "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")
 }
 
-// TestNoiseVector is Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s of the cacophony vectors: the tokens, in their order, by the
-// functions that WireGuard's messages are made of. Prologue and payloads are others than WireGuard's.
+// TestNoiseVector is Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s of the cacophony vectors. It calls, in the order of the tokens, the
+// functions that make WireGuard's messages. Its prologue and payloads differ from WireGuard's.
 func TestNoiseVector(t *testing.T) {
 	si := private(t, "e61ef9919cde45dd5f82166404bd08e38bceb5dfdfded0a34c8df7ed542214d1")
 	sr := private(t, "4a3acbfdb163dec651dfa3194dece676d437029c62a408b4c5ea9114246e4893")
@@ -156,7 +156,7 @@ func TestNoiseVector(t *testing.T) {
 	}
 }
 
-// Decrypt mixes in what it opened, so that the next key is the same at both ends, and refuses what is forged.
+// Decrypt mixes in the ciphertext that it opened, so that the next key is the same at both ends. It refuses forged ciphertext.
 func TestDecrypt(t *testing.T) {
 	a := Start(make([]byte, 32))
 	b := a
@@ -177,8 +177,8 @@ func TestDecrypt(t *testing.T) {
 	}
 }
 
-// TestMACIsKeyedBLAKE2s: what Python's hashlib.blake2s(data, key=key, digest_size=16) makes of n bytes of n+1 under 1+n%32
-// bytes of n.
+// TestMACIsKeyedBLAKE2s compares with Python's hashlib.blake2s(data, key=key, digest_size=16). data is n bytes of the value n+1,
+// and key is 1+n%32 bytes of the value n.
 func TestMACIsKeyedBLAKE2s(t *testing.T) {
 	for n, want := range map[int]string{
 		0:   "01d7f4cea32638032b156c74aec7e87a",

@@ -1,4 +1,5 @@
-// Package numbered has a table of values by random 32-bit numbers, with many readers that take no lock. The package starts nothing.
+// Package numbered has a table of values by random 32-bit numbers, with many readers that take no lock. The package starts no
+// goroutine.
 package numbered
 
 import (
@@ -92,7 +93,7 @@ func (t *Table[V]) add(number uint32, v *V) {
 	t.n++
 }
 
-// Delete takes out the values of those numbers that have one. Their memory is freed: an empty table has none.
+// Delete removes the values of these numbers, if they have any, and frees their memory. An empty table has no memory.
 func (t *Table[V]) Delete(numbers ...uint32) {
 	if len(numbers) == 0 {
 		return

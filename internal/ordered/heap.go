@@ -13,11 +13,11 @@ type Element[T any] interface {
 type Heap[T Element[T]] []T
 
 const (
-	// branches is how many elements come directly behind each: those behind index i begin at branches*i+1.
+	// branches is how many children each element has. Those of index i begin at branches*i+1.
 	branches = 4
 
-	// minHeap is the capacity that a heap keeps until it is empty. A larger heap gives half of its memory back when three quarters
-	// are not in use.
+	// minHeap is the capacity that a heap keeps until it is empty. A larger heap gives half of its memory back when three
+	// quarters of it are not in use.
 	minHeap = 64
 )
 

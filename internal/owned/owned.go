@@ -1,5 +1,5 @@
-// Package owned lists the prefixes of many owners, each owner's in the order of netip.Prefix.Compare. The package takes no lock and
-// starts nothing.
+// Package owned lists the prefixes of many owners, each owner's in the order of netip.Prefix.Compare. The package takes no lock
+// and starts no goroutine.
 package owned
 
 import (
@@ -93,7 +93,7 @@ func (e *Edit) Delete(owner uint64, prefix netip.Prefix) { e.set.Delete(itemOf(o
 
 // Others returns the owner's prefixes that are not among these.
 func (e *Edit) Others(owner uint64, these []netip.Prefix) (others []netip.Prefix) {
-	var keep []item // these, sorted; nil before the owner turns out to have any prefix
+	var keep []item // these, sorted; nil until a prefix of the owner is found
 	for o := range e.set.From(itemOf(owner, netip.Prefix{})) {
 		if !o.isOf(owner) {
 			break

@@ -18,7 +18,7 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits"))
 }
 
-// Prefixes list what sorted slices list, and Others tells them apart from the ones that stay.
+// Prefixes lists what sorted slices list, and Others returns what is not among the prefixes that stay.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s Prefixes

@@ -8,7 +8,7 @@ import (
 // An ICMPError is a kind of ICMP error: its type and code for IPv4 and for IPv6.
 type ICMPError struct{ type4, code4, type6, code6 uint8 }
 
-// These are the errors that an end sends.
+// These are the errors that this module sends.
 var (
 	NetUnreachable  = ICMPError{3, 0, 1, 0}  // net unreachable; no route to destination
 	HostUnreachable = ICMPError{3, 1, 1, 3}  // host unreachable; address unreachable

@@ -1,5 +1,5 @@
-// Package ratelimit limits how many messages each of many sources may cause. Times are nanoseconds of a clock of the caller's. The
-// package takes no lock and starts nothing.
+// Package ratelimit limits how many messages each of many sources may cause. Times are nanoseconds on the caller's clock. The
+// package takes no lock and starts no goroutine.
 package ratelimit
 
 const (
@@ -7,7 +7,7 @@ const (
 	// initiations.
 	Size = 1 << 18
 
-	// Cost is what a message costs in tokens, of which a source gets one per nanosecond, and Burst the most that it can save.
+	// Cost is what a message costs, in tokens. A source gets one token per nanosecond, and saves at most Burst.
 	Cost  = second / 20
 	Burst = 5 * Cost
 
@@ -17,8 +17,8 @@ const (
 	second int64 = 1e9
 )
 
-// A Limiter allows each source 20 messages per second, and 5 at once. It refuses a further source than Size until another has been
-// idle for a second. The zero value is ready.
+// A Limiter allows each source 20 messages per second, and 5 at once. While it knows Size sources, it refuses others until a
+// source has been idle for a second. The zero value is ready.
 type Limiter[S comparable] struct {
 	sources map[S]bucket
 	swept   int64

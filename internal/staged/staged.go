@@ -1,5 +1,5 @@
-// Package staged keeps copies of packets that wait for a session: a queue for each party, and a pool that knows which of them take
-// most memory.
+// Package staged keeps copies of packets that wait for a session: a queue for each party, and a pool that knows which party's
+// copies take the most memory.
 package staged
 
 import (
@@ -53,15 +53,15 @@ func newPacket(b []byte) (p *packet) {
 	return p
 }
 
-// A Queue is copies of packets, oldest first. The zero value is empty. A Queue may be moved, but not used in two places.
+// A Queue holds copies of packets, oldest first. The zero value is empty. A Queue may be moved, but not used in two places.
 type Queue struct {
 	head, tail *packet
 	N          int32 // how many
-	Bytes      int32 // that they take: Max of 64 KiB at most
+	Bytes      int32 // their memory: at most that of Max packets of 64 KiB
 }
 
 // Push appends a copy of b. To make room, it drops the oldest packets while there are Max, or while the packets would take more
-// than limit bytes; it returns how many.
+// than limit bytes. It returns how many it dropped.
 func (q *Queue) Push(b []byte, limit int64) (dropped int) {
 	p := newPacket(b)
 	for q.N >= Max || q.N > 0 && int64(q.Bytes+p.cost()) > limit {
@@ -112,7 +112,8 @@ type Pool[P any] struct {
 	holders ordered.Heap[holder[P]]
 }
 
-// An Account is what a Pool counts for one party. The zero value is nothing. The lock of the party is held, too, where it changes.
+// An Account is what a Pool counts for one party. The zero value counts nothing. Whoever changes it also holds the lock of the
+// party.
 type Account struct {
 	bytes int32
 	place int32 // in the pool, from 1
@@ -127,7 +128,7 @@ type holder[P any] struct {
 func (h holder[P]) Before(o holder[P]) bool { return h.bytes > o.bytes }
 func (h holder[P]) Place() *int32           { return &h.place }
 
-// Count takes over the number of bytes of a party's queue.
+// Count sets the account of a party to the number of bytes in its queue.
 func (s *Pool[P]) Count(party P, a *Account, bytes int32) {
 	if bytes != a.bytes {
 		s.count(holder[P]{a, party}, bytes)
@@ -148,7 +149,7 @@ func (s *Pool[P]) count(h holder[P], bytes int32) {
 // Bytes returns how many bytes all queues take.
 func (s *Pool[P]) Bytes() int64 { return s.bytes.Load() }
 
-// Largest returns the party that takes most, or false if all together take no more than limit.
+// Largest returns the party that takes the most memory, or false if all parties together take at most limit bytes.
 func (s *Pool[P]) Largest(limit int64) (party P, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -42,7 +42,8 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// The oldest packets make room for the newest: at most Max, and at most limit bytes unless there is only one.
+// The oldest packets make room for the newest. A queue holds at most Max packets, and at most limit bytes unless it has only one
+// packet.
 func TestQueueBounds(t *testing.T) {
 	var q Queue
 	for i := range Max + 3 {

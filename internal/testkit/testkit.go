@@ -85,8 +85,8 @@ func Main(m goleak.TestingM) {
 // rounds play fewer.
 const OneThread = runtime.GOARCH == "wasm"
 
-// ReadsSources skips a test of the module's source text in WebAssembly. The text is the same on every system, and it takes seconds
-// to parse there.
+// ReadsSources skips, in WebAssembly, a test that reads the module's source text. The text is the same on every system, and takes
+// seconds to parse there.
 func ReadsSources(t testing.TB) {
 	t.Helper()
 	if OneThread {

@@ -84,7 +84,7 @@ func TestWgproxy(t *testing.T) {
 	want := strings.Fields(p.sh("sha256sum /tmp/www/file"))[0]
 	for _, a := range kernelAddrs {
 		fetch := exec.Command(curl, "-sS", "--max-time", "60", "-g", "-x", "socks5h://"+at, "http://"+netip.AddrPortFrom(a, 80).String()+"/file")
-		fetch.Env = []string{"PATH=" + os.Getenv("PATH")} // without the proxies of this machine
+		fetch.Env = []string{"PATH=" + os.Getenv("PATH")} // without the host's proxy settings
 		var page, problem bytes.Buffer
 		fetch.Stdout, fetch.Stderr = &page, &problem
 		if err := fetch.Run(); err != nil || fmt.Sprintf("%x", sha256.Sum256(page.Bytes())) != want {

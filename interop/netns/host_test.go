@@ -26,7 +26,7 @@ type host struct {
 	t *testing.T
 }
 
-// newHost makes a host. It skips the test if this machine cannot make one.
+// newHost makes a host. It skips the test if the system cannot make one.
 func newHost(t *testing.T) *host {
 	t.Helper()
 	program(t)

@@ -9,8 +9,8 @@
 // page of another site cannot read it by DNS rebinding.
 //
 // With 1,000 peers, an open page costs the server about 0.3 % of a core, and 0.5 % if all peers have traffic and a gateway
-// (BenchmarkLook): it looks at the peers once per second and writes what changed as JSON. The larger figure includes sending that to one
-// page. The figures leave out events.
+// (BenchmarkLook): it looks at the peers once per second and writes what changed as JSON. The larger figure includes sending that
+// to one page. The figures do not include the cost of events.
 //
 // It works under any path: http.Handle("/status/", http.StripPrefix("/status", status)). Beside the page it serves status.json,
 // which holds what the page shows, and events, a stream of server-sent events.
@@ -35,8 +35,8 @@ type Device struct {
 	Name   string            // as in "wg0"; empty shows the device without a name
 	Device *wireguard.Device // must not be nil
 
-	// Gateway returns the counters of a gateway that serves the peers of the device. It must not block. Nil means that there
-	// is no gateway, and the page shows nothing of it. With package gateway, convert what Stats returns, peer by peer:
+	// Gateway returns the counters of a gateway that serves the peers of the device. It must not block. Nil means that there is
+	// no gateway, and the page shows none. With package gateway, convert what Stats returns, peer by peer:
 	//
 	//	all := make(map[wireguard.PublicKey]page.GatewayPeer)
 	//	for peer, stats := range g.Stats() {
@@ -52,8 +52,8 @@ type GatewayPeer struct {
 	Opened   uint64 `json:"opened"`    // flows that were let through
 	Refused  uint64 `json:"refused"`   // flows and pings that the policy or a limit refused
 	Failed   uint64 `json:"failed"`    // flows whose dial failed
-	Dropped  uint64 `json:"dropped"`   // UDP datagrams
-	Pings    uint64 `json:"pings"`     // that were answered
+	Dropped  uint64 `json:"dropped"`   // UDP datagrams that were dropped
+	Pings    uint64 `json:"pings"`     // pings that were answered
 	FromPeer uint64 `json:"from_peer"` // bytes that left for other hosts
 	ToPeer   uint64 `json:"to_peer"`   // bytes that other hosts sent to the peer
 }

@@ -255,8 +255,8 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// A program with a gateway shows its counters for each peer. A peer is sent again when they change. Without a gateway there is
-// nothing of it.
+// A program with a gateway shows its counters for each peer. A peer is sent again when they change. Without a gateway, the page
+// does not mention one.
 func TestGateway(t *testing.T) {
 	h := newHub(t)
 	if w := get(h.handler(), "GET", "localhost", "/status.json"); strings.Contains(w.Body.String(), "gateway") {
@@ -321,9 +321,9 @@ func TestViewers(t *testing.T) {
 	}
 }
 
-// What an open page costs with 1,000 peers, without events: a look, and the message that all viewers get, which the last case also
-// sends. In "all changed" each peer had traffic since the look before. Divide the time by the interval, 1 s, to get the share of a
-// core.
+// BenchmarkLook measures what an open page costs with 1,000 peers and without events: a look at the peers, and the making of the
+// message for all viewers. The last case also sends that message. In "all changed" each peer had traffic since the previous look.
+// Divide the time by the interval, 1 s, to get the share of a core.
 func BenchmarkLook(b *testing.B) {
 	h := newHub(b)
 	for i := range 1000 {

@@ -33,7 +33,7 @@ type head struct {
 	Up        bool              `json:"up"`
 	Port      uint16            `json:"port,omitempty"`
 	Count     int               `json:"count"`             // of peers
-	Gateway   bool              `json:"gateway,omitempty"` // there is one, so peers without counters have zeros
+	Gateway   bool              `json:"gateway,omitempty"` // there is a gateway, so peers without counters have zeros
 	UnderLoad bool              `json:"under_load,omitempty"`
 	Drops     map[string]uint64 `json:"drops,omitempty"`
 }

@@ -24,13 +24,14 @@ const ackDelay = time.Millisecond
 // acks holds something.
 //
 // The acknowledgement that completes a connection's handshake is held too, because a client's first request usually follows at
-// once. A server that speaks first therefore accepts a connection up to ackDelay later. After a connection has sent its FIN, nothing will replace an acknowledgement. So the next packet of any connection
-// takes it along, in the same batch.
+// once. A server that speaks first therefore accepts a connection up to ackDelay later. After a connection has sent its FIN,
+// nothing will replace an acknowledgement. So the next packet of any connection takes the acknowledgement along, in the same
+// batch.
 //
 // All methods are called with the link's mutex held. The zero value is ready.
 type acks struct {
 	slots  [256]ackSlot // by the low bits of the hash that gVisor gives each connection
-	finals int          // slots with a held acknowledgement of a connection that has sent its FIN
+	finals int          // slots that hold an acknowledgement of a connection that has sent its FIN
 	armed  bool
 	timer  *time.Timer
 }
@@ -90,7 +91,7 @@ func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 	return true
 }
 
-// release empties a slot that holds an acknowledgement, and returns that.
+// release takes the acknowledgement out of a slot that holds one, and returns it.
 func (a *acks) release(s *ackSlot) *stack.PacketBuffer {
 	p := s.held
 	s.held = nil

@@ -128,7 +128,7 @@ func testAck(t *testing.T) {
 		t.Error("a packet of no connection waits")
 	}
 
-	// Of a connection that begins, the first acknowledgement is held, whether or not the other end's SYN arrived first.
+	// The first acknowledgement of a new connection is held, whether or not the other end's SYN arrived first.
 	for _, flags := range []byte{tcpSYN, tcpSYN | tcpACK} {
 		c, l, s = new(collector), newLink(1420, nil), &speaker{hash: 7}
 		l.attach(c)

@@ -7,9 +7,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// gVisor's UDP endpoint bounds the payload of the datagrams that wait in it, and ignores the memory of each. A peer that sends
-// empty datagrams fills any amount of memory. So a UDPConn empties its endpoint as soon as a datagram arrives, on the
-// goroutine that delivers it, and keeps the datagrams in a queue that counts their memory.
+// gVisor's UDP endpoint bounds the payload of the datagrams that wait in it, but not their memory. So a peer could fill any
+// amount of memory with empty datagrams. A UDPConn therefore empties its endpoint as soon as a datagram arrives, on the goroutine
+// that delivers the datagram. It keeps the datagrams in a queue that counts their memory.
 
 const (
 	// datagramCost is the memory of a datagram in the queue besides its bytes.
@@ -42,7 +42,7 @@ type datagram struct {
 
 var datagrams = sync.Pool{New: func() any { return new(datagram) }}
 
-// init prepares in for ep. who fills it.
+// init prepares in for ep. who is the holder of its memory.
 func (in *arrivals) init(n *Net, ep tcpip.Endpoint, who holder) {
 	in.net, in.ep, in.who = n, ep, who
 	in.most = int(ep.SocketOptions().GetReceiveBufferSize()) // the stack's default
@@ -82,7 +82,7 @@ func (in *arrivals) fill() {
 	}
 }
 
-// push appends d, or drops it.
+// push appends d, or drops and counts it.
 func (in *arrivals) push(d *datagram) {
 	if cap(d.data) > 2*len(d.data)+64 { // a large buffer that was used before
 		d.data = append([]byte(nil), d.data...)

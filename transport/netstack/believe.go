@@ -13,24 +13,25 @@ import (
 // and so end a handshake or shrink the segments of a connection. RFC 5927 says what to check. The link drops these errors, and counts
 // them:
 //
-//   - An error from another peer than the one that the quoted packet was sent to. The addresses of an error's sender are in the
-//     AllowedIPs of its peer. So are those of each router between the peer and the destination.
-//   - An error about a connection, whose quoted sequence number is not in flight. RFC 5927, section 4.1: "TCP SHOULD check that the
-//     TCP sequence number contained in the payload of the ICMP error message is within the range SND.UNA =< SEG.SEQ < SND.NXT".
-//   - An error about a handshake, whose quoted sequence number is not that of the SYN or SYN-ACK.
-//   - "Packet too big" about a packet that is not larger than the MTU in it.
+//   - An error that does not come from the peer to which the quoted packet was sent. The addresses of an error's sender are in
+//     the AllowedIPs of its peer. So are those of each router between the peer and the destination.
+//   - An error about a connection, if the quoted sequence number is not in flight. RFC 5927, section 4.1: "TCP SHOULD check that
+//     the TCP sequence number contained in the payload of the ICMP error message is within the range SND.UNA =< SEG.SEQ <
+//     SND.NXT".
+//   - An error about a handshake, if the quoted sequence number is not that of the SYN or SYN-ACK.
+//   - "Packet too big" about a TCP packet that is not larger than the MTU in the error.
 //
-// What is left ends only handshakes: gVisor ends no established connection because of an error. RFC 5927, section 5.2, wants that for
-// "hard" errors, too.
+// The errors that are not dropped can end only handshakes: gVisor never ends an established connection because of an error. RFC
+// 5927, section 5.2, wants that even for "hard" errors.
 
-// believes reports whether p, which the stack would take, is not an ICMP error, or an error that the stack may believe. raiseMTU has
-// found the headers of p whole.
+// believes reports whether the stack may get p: p is not an ICMP error, or it is an error that the stack may believe. raiseMTU
+// has checked that the headers of p are whole.
 func (l *link) believes(p []byte) bool {
 	at, isError := icmpErrorAt(p)
 	if !isError {
 		return true
 	}
-	const quote = header.ICMPv4MinimumSize // offset after the ICMP header of either version
+	const quote = header.ICMPv4MinimumSize // how far the quoted packet is behind the start of the ICMP header, for IPv4 and IPv6
 	if len(p) < at+quote {
 		return true // gVisor drops it
 	}
@@ -65,8 +66,9 @@ func icmpErrorAt(p []byte) (at int, isError bool) {
 	return at, ok && proto == protoICMP6 && len(p) > at && isICMP6Error(p[at])
 }
 
-// quotedHeader returns where the upper layer of the quoted packet q begins, and whether that is TCP. ok is false if q is too short. A
-// connection never sends fragments and extension headers, so l4 is beyond the end of q if q is TCP with these.
+// quotedHeader returns where the upper layer of the quoted packet q begins, and whether that is TCP. ok is false if q is too
+// short. A connection sends neither fragments nor extension headers. If q is TCP with either, l4 is the length of q, so that q
+// seems too short for the ports.
 func quotedHeader(q []byte) (l4 int, tcp, ok bool) {
 	if len(q) < header.IPv4MinimumSize {
 		return 0, false, false
@@ -132,7 +134,7 @@ func (h *heard) isInFlight(seq uint32) bool {
 	return int32(seq-acked) >= 0 && int32(uint32(sent)-seq) > 0
 }
 
-// synOf returns where the number of f's SYN is noted, and the tag of f, which stands above it.
+// synOf returns where the number of f's SYN is noted, and the tag of f, which is in the bits above the number.
 func (c *heardConns) synOf(f *flow) (at *atomic.Uint64, tag uint32) {
 	h := maphash.Bytes(flowSeed, f[:])
 	return &c.syns[h%uint64(len(c.syns))], uint32(h>>32) | 1

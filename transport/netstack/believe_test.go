@@ -90,7 +90,7 @@ func lives(t *testing.T, c *handConn, s *TCPConn, una uint32) (largest int) {
 	return largest
 }
 
-// waitForged waits until n has dropped as many forged errors.
+// waitForged waits until n has dropped want forged errors.
 func waitForged(t *testing.T, n *Net, want uint64) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); n.Stats().Forged != want; time.Sleep(time.Millisecond) {
@@ -100,8 +100,8 @@ func waitForged(t *testing.T, n *Net, want uint64) {
 	}
 }
 
-// TestForgedErrors has a host behind the peer, which does not see the connection, send each error about numbers that are not in flight,
-// and "packet too big" about packets that are not too big. All are dropped and counted, and change nothing.
+// TestForgedErrors: a host behind the peer, which does not see the connection, sends each error about numbers that are not in
+// flight, and "packet too big" about packets that are not too big. The Net drops and counts all of them, and they change nothing.
 func TestForgedErrors(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, c, s, una := talking(t, flow)
@@ -216,7 +216,7 @@ func TestForgedErrorsHalfOpen(t *testing.T) {
 	}
 }
 
-// A routedPeer is a handPeer whose hosts belong to two peers: those with even addresses, and the others.
+// A routedPeer is a handPeer for two peers: one has the hosts with even addresses, the other one the rest.
 type routedPeer struct{ *handPeer }
 
 func (routedPeer) Route(a netip.Addr) (k wireguard.PublicKey, ok bool) {

@@ -9,15 +9,15 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// gVisor counts the memory of a segment twice if a listener passes it to the connection that it makes from a SYN cookie: as the
-// listener's, and as the connection's (accept.go, handleListenSegment; segment.go, setOwner). It subtracts only the second. So the
-// listener's count grows for ever, and from some point on, gVisor drops all segments with payload that reach the listener. With
-// 1,000 bytes of payload, that took six handshakes. A connection whose bare acknowledgement was lost is then never established,
-// because its peer sends only segments with payload.
+// A listener passes the segment with a SYN cookie to the connection that it makes of it. gVisor then counts the memory of that
+// segment twice: as the listener's, and as the connection's (accept.go, handleListenSegment; segment.go, setOwner). Later it
+// subtracts only the connection's. So the listener's count grows for ever, and at some point gVisor begins to drop all segments
+// with payload that reach the listener. With 1,000 bytes of payload, that took six handshakes. A connection whose bare
+// acknowledgement was lost is then never established, because its peer sends only segments with payload.
 //
-// Bare segments always reach the listener. So when a listener has begun to drop segments, the link removes the payload of those that
-// arrive for it. The cookie in them still makes a connection, and the peer sends the payload again. Nothing can correct the count
-// itself, which has no other effect.
+// Bare segments always reach the listener. So when a listener has begun to drop segments, the link removes the payload of further
+// segments that arrive for it. The cookie in them still makes a connection, and the peer sends the payload again. Nothing can
+// correct the count itself, which has no other effect.
 
 // withoutPayload returns the TCP segment p, or its headers if it is for a listener that would drop the payload. The headers of p end
 // at l4.
@@ -29,7 +29,7 @@ func (l *link) withoutPayload(p []byte, l3, l4 int) []byte {
 		return p
 	}
 	p = p[:l4]
-	p[l3+tcpFlags] &^= uint8(header.TCPFlagFin) // which follows the payload
+	p[l3+tcpFlags] &^= uint8(header.TCPFlagFin) // the FIN follows the payload, so it is removed too
 	if p[0]>>4 == 4 {
 		put16(p[ip4Length:], p[ip4Checksum:], uint16(l4))
 	} else {

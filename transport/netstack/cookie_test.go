@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// TestCookiesForEver completes many handshakes that began with a cookie, by segments with data. gVisor counts each of these segments as
-// memory of the listener for ever, so it would refuse further ones, and connections whose bare acknowledgement was lost would
-// never be established.
+// TestCookiesForEver completes many handshakes that began with a cookie, using segments with data. gVisor counts each of these
+// segments as memory of the listener for ever. So it would refuse further segments, and connections whose bare acknowledgement
+// was lost would never be established.
 func TestCookiesForEver(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := smallNet(t, minMemory)

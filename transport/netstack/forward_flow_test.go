@@ -99,7 +99,7 @@ func TestForwardHairpin(t *testing.T) {
 			}
 		}
 		got := g.Stats()
-		got.Memory = 0 // of the packet that waits
+		got.Memory = 0 // the packet that waits takes some
 		if got != want {
 			t.Errorf("Hairpin %t: counted %+v, want %+v", hairpin, got, want)
 		}

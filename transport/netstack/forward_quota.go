@@ -1,7 +1,7 @@
 package netstack
 
-// A quota divides a bounded number of places among holders, such as peers, so that none starves: a holder may take a place if
-// it holds fewer than are free, or fewer than least. A holder alone thus gets half of the places. A second one finds the other
+// A quota divides a bounded number of places among holders, such as peers, so that none starves: a holder may take a place if it
+// holds fewer than are free, or fewer than least. So a single holder gets half of the places. A second holder finds the other
 // half free, and gets half of that. However many places others hold, a holder gets least. A quota has no lock.
 type quota[K comparable] struct {
 	limit, least int
@@ -30,7 +30,7 @@ func (q *quota[K]) force(k K, n int) {
 	q.total += n
 }
 
-// may reports whether k may take a place of limit.
+// may reports whether k may take one of limit places.
 func (q *quota[K]) may(k K, limit int) bool {
 	held := q.held[k]
 	return held < q.least || held < limit-q.total

@@ -122,9 +122,9 @@ func (g *growth) sendNeed() int64 {
 }
 
 // sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which delays
-// everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed.
-// Another sender may have filled the queue, and Write then moves less than before. So the size depends on the most and not on what
-// is moved now: otherwise a connection would yield to others without end.
+// everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed. The
+// size depends on that most, and not on what Write moves now: another sender may have filled the queue, so that Write moves less
+// than before, and the connection would yield to others without end.
 func (g *growth) sendExcess(size int64) (most int64, is bool) {
 	most = 4 * g.most
 	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4

@@ -47,7 +47,7 @@ const (
 	scaleBits    = 4
 )
 
-// send notes that the bytes from the number first to the one before n are sent. The packets of a connection pass one after another.
+// send notes that the bytes from the number first to the one before n are sent. Its calls for one connection do not overlap.
 func (h *heard) send(first, n uint32) {
 	old := h.sent.Load()
 	if old == 0 {
@@ -96,12 +96,13 @@ type heardConns struct {
 	conns map[flow]*heard
 	found [1024]atomic.Pointer[heard] // those that were found last, by their ports
 
-	// scales holds the scales of the SYNs that arrived lately, until a connection is made of them. gVisor does not tell. A SYN takes
-	// the place of another one by a secret hash, so a flood of SYNs may leave a connection without a scale.
+	// scales holds the scales of the SYNs that arrived lately, until a connection is made of them. gVisor does not report them. A
+	// secret hash chooses the place of each scale, and a SYN overwrites what is there. So a flood of SYNs may leave a connection
+	// without a scale.
 	scales [maxScales]atomic.Uint32
 
-	// syns holds the numbers of the SYNs that were sent lately, in the same way. If a flood of SYNs takes the place of one, an ICMP
-	// error does not end its handshake, which then lasts until it times out.
+	// syns holds the numbers of the SYNs that were sent lately, in the same way. If a flood of SYNs overwrites a number, no ICMP
+	// error can end its handshake, which then lasts until it times out.
 	syns [maxScales]atomic.Uint64
 }
 

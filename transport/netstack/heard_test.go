@@ -65,7 +65,7 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	}
 }
 
-// The last segment is lost, and the peer's window has become smaller than it. The Net sends it again.
+// The last segment is lost, and the peer's window has become smaller than that segment. The Net still sends the segment again.
 func TestLostSegmentInSmallWindow(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	_ = s.SetDeadline(time.Now().Add(time.Minute))

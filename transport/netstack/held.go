@@ -9,19 +9,20 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Besides the buffers of TCP connections, other kinds of memory can be filled by peers, and count against Config.Memory:
+// Besides the buffers of TCP connections, peers can fill other kinds of memory, which also count against Config.Memory:
 //
 //   - datagrams that wait in a UDPConn (arrivals.go);
 //   - fragments that wait for the rest of their packet (reassemble.go);
 //   - connections that wait for Accept, and half-open ones (waiting.go);
 //   - packets that wait for a decision of Config.Forward, or in a UDPSource (forward_flow.go).
 //
-// Each kind has a share of the budget, which is divided among its holders. TCP gets what nobody holds. While TCP has all of that, the
-// kinds other than handshakes may still take an eighth of the budget together. Beyond that, each holder has its least.
+// Each kind has a share of the budget, which is divided among its holders. TCP gets what no holder has. While TCP has all of
+// that, the kinds other than handshakes may still take an eighth of the budget together. Beyond that eighth, each holder may
+// still have its least.
 //
-// What is counted is the memory, with the overhead of each object, and not the payload in it.
+// heldMemory counts the memory, with the overhead of each object, and not the payload in it.
 type heldMemory struct {
-	mu    sync.Mutex   // guards total and all kinds; nothing is locked with it held
+	mu    sync.Mutex   // guards total and all kinds; no other lock is taken with it held
 	total int          // bytes
 	given atomic.Int64 // bytes that TCP has: its floors and extras
 
@@ -31,13 +32,14 @@ type heldMemory struct {
 // A kind is one kind of memory. The places of its quota are bytes.
 type kind struct{ quota[holder] }
 
-// A holder is who fills a kind of memory: a party or, for the program's own sockets, a socket.
+// A holder is whoever fills a kind of memory: a party or, for the program's own sockets, a socket.
 type holder struct {
 	party  party
 	socket *arrivals
 }
 
-// A party is whoever sends packets from one peer: the peer's key or, if nobody is attached that knows the peer, an address.
+// A party is whoever sends packets from one peer: the peer's key or, if the Net is not attached to anything that knows the peer,
+// an address.
 type party [32]byte
 
 const (
@@ -47,7 +49,7 @@ const (
 	maxConns      = 16 << 20
 	maxHandshakes = 8 << 20
 
-	// leastDatagrams is what each UDPConn always has, in bytes. Flows that one peer began share it.
+	// leastDatagrams is what each UDPConn always has, in bytes. All flows that one peer began share one such amount.
 	leastDatagrams = 16 << 10
 	// leastFragments is what each peer always has: a packet of the largest size.
 	leastFragments = 64 << 10
@@ -82,7 +84,7 @@ func (b *budget) take(k *kind, who holder, n int) bool {
 	return true
 }
 
-// takeBeyond is take, but who gets the bytes also if k has not more than more bytes beyond its limit.
+// takeBeyond is take, except that who also gets the bytes if k then exceeds its limit by at most more bytes.
 func (b *budget) takeBeyond(k *kind, who holder, n, more int) bool {
 	h := &b.held
 	h.mu.Lock()
@@ -119,7 +121,7 @@ func (b *budget) give(k *kind, who holder, n int) {
 	b.held.total -= n
 }
 
-// others returns how many bytes TCP cannot have.
+// others returns how many bytes TCP cannot have because holders have them.
 func (b *budget) others() int64 {
 	b.held.mu.Lock()
 	defer b.held.mu.Unlock()
@@ -139,8 +141,7 @@ func (l *link) partyOf(a netip.Addr) party {
 
 func partyHolder(peer wireguard.PublicKey) holder { return holder{party: party(peer)} }
 
-// allocated returns roughly how many bytes of memory n bytes take that are allocated as one piece. Go rounds sizes up by an
-// eighth at most.
+// allocated returns roughly how many bytes of memory one allocation of n bytes takes. Go rounds sizes up by an eighth at most.
 func allocated(n int) int {
 	if n == 0 {
 		return 0

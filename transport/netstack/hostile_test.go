@@ -206,7 +206,8 @@ func (h *hostile) repeat() {
 	h.put(p)
 }
 
-// mend keeps the sources of p those that the device lets through, and sets lengths and, if sums is set, checksums right.
+// mend gives p a source that the device lets through, if it has another, and corrects its lengths and the IPv4 checksum. If sums
+// is set, mend also corrects the checksums of TCP.
 func (h *hostile) mend(p []byte, sums bool) {
 	l3, ok := headerEnd(p)
 	if !ok {

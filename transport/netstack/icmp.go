@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// maxErrors is how many ICMP errors may wait for delivery. One counts again for each 2 KiB beyond the first.
+	// maxErrors is how many ICMP errors may wait for delivery. An error counts once for each 2 KiB, rounded up.
 	maxErrors = 1024
-	// maxPeerErrors is how many of one peer may wait. The largest packet counts 32 times.
+	// maxPeerErrors is how many errors of one peer may wait, counted in the same way. The largest packet counts 32 times.
 	maxPeerErrors = 64
 	errorSize     = 2 << 10
 )
 
-// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may hide an
-// ICMP error: packets with extension headers and, if the stack forwards packets, fragments. For an error, gVisor takes the lock of the connection that
-// the error is about. The holder of that lock may be waiting for room in WritePacket, or be in Device.Send. So the
-// receiving goroutine must not deliver errors: it would wait. The zero value is ready.
+// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may hide an ICMP error:
+// packets with extension headers and, if the stack forwards packets, fragments. For an error, gVisor takes the lock of the
+// connection that the error is about. The holder of that lock may be waiting for room in WritePacket, or be in Device.Send. So
+// the receiving goroutine must not deliver errors, because it would wait. The zero value is ready.
 type errorQueue struct {
 	mu      sync.Mutex // guards the fields below
 	packets []waitingError
-	total   int           // of held
-	held    map[party]int // how many of the packets each party sent; only parties with a packet
+	total   int           // the sum of held
+	held    map[party]int // what the packets of each party count; only parties with a packet
 	running bool          // whether a goroutine is delivering
 	closed  bool
 }
@@ -38,11 +38,11 @@ type errorQueue struct {
 type waitingError struct {
 	p     []byte
 	party party
-	size  int // as maxErrors counts
+	size  int // what it counts, as maxErrors says
 }
 
-// mayComplain reports whether this end may send another ICMP error to a. Each party has a limit of its own, in place of gVisor's,
-// which all share.
+// mayComplain reports whether this end may send another ICMP error to a. Each party has a separate limit, in place of gVisor's,
+// which all parties would share.
 func (l *link) mayComplain(a netip.Addr) bool {
 	now := l.owner.stack.Clock().NowMonotonic().Sub(tcpip.MonotonicTime{})
 	to := l.partyOf(a)

@@ -11,22 +11,23 @@ import (
 
 // gVisor's slow start ends in one of two ways, and both are bad on a long path:
 //
-//   - A queue on the path overflows. By then gVisor has sent far more than path and queue hold. It loses hundreds of segments at
-//     once, and some of those that it sends again. It waits for those until a timeout, and then sends everything again.
-//   - HyStart takes a delay for the beginning of a queue. Acknowledgements that arrive late, in a train, or evenly look the same to
-//     it. The congestion window then grows by a few segments a second from wherever it was.
+//   - A queue on the path overflows. By then gVisor has sent far more than the path and the queue hold. It loses hundreds of
+//     segments at once, and some of those that it sends again. It waits until a timeout for the segments that were lost twice,
+//     and then sends everything again.
+//   - HyStart mistakes a delay for the beginning of a queue. Acknowledgements that arrive late, in a train, or evenly look the
+//     same to it. From then on, the congestion window grows by only a few segments a second.
 //
-// So an inFlight finds out what the path holds, and bounds by it what is in flight: 11/8 of the most that the path has delivered
-// within a round trip without queues. It lowers the window of the acknowledgements that gVisor sees, so gVisor sends less; the peer
-// sees nothing of that. In slow start, what the path delivers grows by 11/8 in each round trip, and so does the bound. At the end, a
-// queue holds three eighths of what the path holds. That is less than most queues have room for, and most of the time no segment
-// is lost.
+// So an inFlight measures what the path holds, and bounds what is in flight: to 11/8 of the most that the path has delivered
+// within a round trip without queues. It lowers the window of the acknowledgements that gVisor sees, so gVisor sends less; the
+// peer sees nothing of that. In slow start, what the path delivers grows by 11/8 in each round trip, and so does the bound. At
+// the end, a queue holds three eighths of what the path holds. That is less than most queues have room for, and most of the time
+// no segment is lost.
 //
-// HyStart is then not needed. It compares round trips, so it gets only one per round trip, which is too few for it.
+// HyStart is then not needed. It is given only one measurement per round trip, which is too few for it to compare.
 //
-// After a loss the bound is lower by 3/10, as the window of CUBIC (RFC 9438, section 4.6), and grows again with what is delivered.
-// While a segment is missing, those that arrived after it are not acknowledged. They are not in flight, so the bound counts from
-// the end of the newest of them.
+// After a loss the bound is lower by 3/10, like the window of CUBIC (RFC 9438, section 4.6). It then grows again with what is
+// delivered. While a segment is missing, the segments that arrived after it are not acknowledged, although they are no longer in
+// flight. So the bound counts from the end of the newest of them.
 
 // An inFlight is what is known of a connection's path. The zero value is ready.
 type inFlight struct {
@@ -36,9 +37,9 @@ type inFlight struct {
 	probed time.Time     // when the byte before it was sent; zero if no round trip is measured
 	trip   time.Duration // the latest round trip, at least shortestTrip; 0 before the first one
 
-	rate  float64 // the most bytes per second that were delivered, or nearly
-	path  int64   // how many bytes were in flight then; 0 before that is known
-	bound int64   // of the bytes in flight, when no segment is missing
+	rate  float64 // the most bytes per second that were delivered; rises of less than a sixteenth are ignored
+	path  int64   // how many bytes the path holds at that rate, without a queue; 0 until that is known
+	bound int64   // the most bytes in flight while no segment is missing
 	slow  slowdown
 	marks [inFlightMarks]inFlightMark
 	mark  int       // the newest mark's place in marks
@@ -46,8 +47,8 @@ type inFlight struct {
 
 	lost    bool   // a segment was missing, or sent again
 	missing bool   // a segment is missing
-	repeats int    // acknowledgements since it is missing
-	end     uint32 // the number after the newest byte that arrived beyond it
+	repeats int    // acknowledgements since that segment is missing
+	end     uint32 // the number after the newest byte that arrived beyond that segment
 }
 
 // An inFlightMark says how far was acknowledged at a time.
@@ -58,19 +59,23 @@ type inFlightMark struct {
 
 const (
 	// Marks are at least a twelfth of a round trip apart, so that the oldest is older than a round trip. A mark is the last
-	// acknowledgement of its twelfth: those that gathered somewhere and arrive in a train count before it, where they belong.
+	// acknowledgement of its twelfth. So acknowledgements that were held up and arrive in a train count before the mark, where
+	// they belong.
 	inFlightMarks = 16
 	marksPerTrip  = 12
 
-	// So many bytes may always be in flight. That is too few to overflow the queue of a path on which a bound is of use.
+	// leastBound is how many bytes may always be in flight. That is too few to overflow the queue of a path on which a bound is
+	// of use.
 	leastBound = 256 << 10
 
-	// gVisor counts an acknowledgement as a repeated one only if it has the same window as the one before. Three of them tell it
-	// that a segment is missing; more may be lost.
+	// sameWindows is for how many acknowledgements the bound stays the same after a segment goes missing. gVisor counts an
+	// acknowledgement as a repetition only if it has the same window as the previous one. It learns from three repetitions that a
+	// segment is missing; others may be lost.
 	sameWindows = 8
 )
 
-// send notes that the bytes before the number n are sent, which is later than those before, or that some are sent again.
+// send notes that the bytes before the number n are sent. again says that they were sent before; otherwise n is beyond the
+// numbers of all earlier calls.
 func (f *inFlight) send(n uint32, again bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -80,8 +85,8 @@ func (f *inFlight) send(n uint32, again bool) {
 	}
 }
 
-// hear notes an acknowledgement, whose header is tcp, and hides its timestamp from HyStart. It returns how many bytes after ack may
-// be sent; 0 means any number.
+// hear notes an acknowledgement, whose header is tcp. Until the first loss, it hides all timestamps but one per round trip from
+// HyStart. It returns how many bytes after ack may be sent; 0 means any number.
 func (f *inFlight) hear(ack uint32, tcp []byte) (bytes int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -157,14 +162,15 @@ func (f *inFlight) measure(ack uint32, trip time.Duration, now time.Time) {
 	}
 }
 
-// A slowdown finds out that a path delivers less than before: because it has become longer, or because others use it too.
+// A slowdown detects that a path delivers less than before: because it has become longer, or because others use it too.
 type slowdown struct {
 	begun time.Time
 	ack   uint32
-	rate  float64 // the best one that was known then
+	rate  float64 // the best rate that was known then
 }
 
-// is reports whether the path has delivered less than three quarters of rate for long, and how much it delivers.
+// is reports whether the path has delivered less than three quarters of the best rate for longerAfter or more, and how much it
+// delivers. rate is the best rate now.
 func (s *slowdown) is(ack uint32, now time.Time, rate float64) (present float64, is bool) {
 	passed := now.Sub(s.begun)
 	if passed < longerAfter {
@@ -179,7 +185,7 @@ func (s *slowdown) is(ack uint32, now time.Time, rate float64) (present float64,
 // bareOptions is the length of a header whose only option is the timestamp, with two bytes of padding in front.
 const bareOptions = header.TCPMinimumSize + 12
 
-// hideEcho takes away the timestamp that tcp returns. gVisor then does not measure a round trip.
+// hideEcho clears the timestamp that tcp echoes. gVisor then does not measure a round trip.
 func hideEcho(tcp []byte) {
 	if len(tcp) == bareOptions && tcp[header.TCPMinimumSize+2] == header.TCPOptionTS {
 		clear(tcp[bareOptions-4:])

@@ -20,7 +20,7 @@ type line struct {
 	left      uint32 // bytes that have left the queue
 	leave     []lineMark
 	most      int // the most bytes that were in flight lately
-	mayDouble int // bytes that slow start lets be in flight
+	mayDouble int // bytes that slow start allows in flight
 }
 
 // A lineMark says how many bytes had left the queue at a time.
@@ -105,7 +105,7 @@ func TestInFlightFollowsThePath(t *testing.T) {
 	})
 }
 
-// Round trips on the path vary, so that most are twice as long as the least. The path is used all the same.
+// Round trips on the path vary, so that most are twice as long as the shortest. The sender still uses the path.
 func TestInFlightOnAnUnsteadyPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{f: new(inFlight), trip: 30 * time.Millisecond, rate: 12_500}
@@ -128,8 +128,8 @@ func selective(blocks ...uint32) []byte {
 	return tcp
 }
 
-// While a segment is missing, the bound first stays as it is, because gVisor compares windows. Then it counts from the end of what
-// arrived. Afterwards it is lower by 3/10, and grows again.
+// While a segment is missing, the bound first stays as it is, because gVisor compares windows. Then it counts from the end of
+// what arrived. After the loss, the bound is lower by 3/10, and grows again.
 func TestInFlightAfterALoss(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{f: new(inFlight), trip: 100 * time.Millisecond, rate: 12_500}
@@ -160,7 +160,7 @@ func TestInFlightAfterALoss(t *testing.T) {
 	})
 }
 
-// Before a loss, HyStart gets one timestamp per round trip; afterwards gVisor gets all.
+// Before a loss, HyStart gets one timestamp per round trip; afterwards gVisor gets all of them.
 func TestInFlightHidesEchoes(t *testing.T) {
 	echo := func() []byte {
 		tcp := make([]byte, bareOptions)
@@ -184,7 +184,7 @@ func TestInFlightHidesEchoes(t *testing.T) {
 			}
 			return n
 		}
-		if n := count(); n < 20 || n > 30 { // all of the first round trip
+		if n := count(); n < 20 || n > 30 { // the first round trip shows all of its timestamps
 			t.Errorf("%d of 200 timestamps were shown, want one of each round trip", n)
 		}
 		f.send(1000, true)

@@ -71,8 +71,8 @@ type link struct {
 	signal  chan struct{}         // closed when there may be room for datagrams; nil while none waits
 	acks    acks
 
-	accepting sync.WaitGroup // waitingConns.empty
-	running   sync.WaitGroup // drain, endHold, deliverErrors and expire
+	accepting sync.WaitGroup // calls of waitingConns.empty
+	running   sync.WaitGroup // calls of drain, endHold, deliverErrors and expire
 
 	own     port       // the interface of the Net's own stack
 	forward *forwarder // nil without Config.Forward

@@ -21,8 +21,7 @@ const (
 	// Nets, 8 and 4 KiB cost twice the processor time per byte.
 	floorRecv = 16 << 10
 	floorSend = 8 << 10
-	// waitingRecv is the receive buffer of a connection that waits for Accept, of which the budget counts
-	// waitingCost.
+	// waitingRecv is the receive buffer of a connection that waits for Accept. The budget counts waitingCost for it.
 	waitingRecv = 8 << 10
 	// earlyRecv is added to the receive buffer of each endpoint, because gVisor may take that much of it for good. If the segment that
 	// completes the handshake has data, gVisor adds its size twice to what the buffer holds (accept.go, connect.go), and subtracts it
@@ -68,7 +67,7 @@ type budget struct {
 	before   int64 // connections that were used in the epoch before
 	epochAt  time.Time
 
-	held heldMemory // what all others have
+	held heldMemory // what the other kinds of memory hold
 }
 
 // A portion is what one connection has of the budget. gVisor knows it as the owner of the connection's packets, which leads
@@ -130,12 +129,12 @@ func (b *budget) count(floors, extra int64) {
 	b.held.given.Add(floors + extra)
 }
 
-// free returns how many bytes connections may get beyond their floors. A quarter of the budget is for that, even if the
+// free returns how many bytes connections may get beyond their floors. A quarter of the budget is reserved for that, even if the
 // floors of many connections and all other memory exceed the rest. b.mu is held.
 func (b *budget) free() int64 { return max(b.total-b.floors-b.others(), b.total/4) - b.extra }
 
-// fair returns the extra that each connection may have. A few connections in use may have everything. The more there are,
-// the larger the part that stays free for new ones, since these would otherwise wait until reclaim finds something for them.
+// fair returns how many bytes of extra each connection may have. A few connections in use may have everything. The more there
+// are, the larger the part that stays free for new ones, since these would otherwise wait until reclaim finds something for them.
 // b.mu is held.
 func (b *budget) fair() int64 {
 	const many = 64 // that number of connections may have half of the budget
@@ -458,7 +457,7 @@ func (b *budget) remove(s *portion) {
 	b.count(-(s.recv.floor + s.send.floor + earlyRecv), -s.have())
 }
 
-// used returns how many bytes the connections may fill, and how many all others hold.
+// used returns how many bytes the connections may fill, plus how many all other kinds hold.
 func (b *budget) used() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()

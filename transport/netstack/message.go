@@ -86,7 +86,7 @@ type received struct {
 	tos, ttl uint8
 }
 
-// take fills m from a datagram that the endpoint returned. reportAll made the endpoint report all fields.
+// take fills m from what the endpoint returned with a datagram. The endpoint reports all fields because of reportAll.
 func (m *received) take(res *tcpip.ReadResult) {
 	m.length = res.Total
 	switch cm := &res.ControlMessages; {

@@ -83,17 +83,18 @@ type Config struct {
 	//
 	//   - Buffers of TCP connections. A single busy connection may use all of the budget, and many share it. Idle connections give
 	//     theirs to those that need it. Every connection has at least 29 KiB, even if that exceeds the budget.
-	//   - Datagrams that nobody has read: at most a quarter, and each UDPConn half of what is free of that, or 16 KiB.
+	//   - Datagrams that nobody has read: at most a quarter. A UDPConn gets half of what is free of that, and at least 16 KiB.
 	//   - Connections that wait for Accept: at most a quarter. A peer alone has half of that, and at least four connections.
-	//   - Half-open connections: at most an eighth, which listeners reserve. The first one takes half, the second a quarter, and so
-	//     on; each takes at least 64 KiB.
+	//   - Half-open connections: at most an eighth, which listeners reserve. The first listener takes half, the second a quarter,
+	//     and so on; each takes at least 64 KiB, and at most 16 MiB.
 	//   - Fragments: at most a sixteenth. A peer alone has half of that, and at least 64 KiB.
-	//   - Packets that wait for Forward or in a UDPSource: at most 16 MiB or a quarter. A peer alone has half of that, and at least
-	//     64 KiB.
+	//   - Packets that wait for Forward or in a UDPSource: at most a quarter, and never more than 16 MiB. A peer alone has half
+	//     of that, and at least 64 KiB.
 	//
-	// While TCP has the whole budget, all others together get an eighth beyond it, and the least of each. SetReadBuffer and SetWriteBuffer are
-	// bound by the budget, too. It does not count the endpoints themselves, about 7 KiB for each connection, the goroutines of
-	// flows without a decision, and what a program does with endpoints that it makes on [Net.Stack].
+	// While TCP has the whole budget, all other kinds together get an eighth beyond it, and each holder its least. SetReadBuffer
+	// and SetWriteBuffer are bound by the budget, too. The budget does not count the endpoints themselves, about 7 KiB for each
+	// connection, the goroutines of flows without a decision, and what a program does with endpoints that it makes on
+	// [Net.Stack].
 	Memory int
 
 	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a
@@ -349,13 +350,13 @@ type Stats struct {
 	// errors that were not sent, because their peer had caused more than 100 per second.
 	Errors uint64
 
-	// Forged counts ICMP errors received and dropped because they cannot be true: from another peer than the one that the quoted
-	// packet was sent to, or about a segment of TCP that is not in flight.
+	// Forged counts ICMP errors received and dropped because they cannot be true: they do not come from the peer to which the
+	// quoted packet was sent, they are about a TCP segment that is not in flight, or they call one too big that is not.
 	Forged uint64
 
 	// Memory is how many bytes of Config.Memory are used now: what the buffers of TCP connections may fill, and what half-open
-	// connections, connections that wait for Accept, datagrams that nobody has read and fragments hold. It falls when
-	// connections close, and when idle ones give theirs to others.
+	// connections, connections that wait for Accept, datagrams that nobody has read, fragments and packets that wait for Forward
+	// or in a UDPSource hold. It falls when connections close, and when idle ones give theirs to others.
 	Memory uint64
 
 	// DatagramsDropped counts datagrams received and dropped because the program does not read fast enough, or does not decide
@@ -364,8 +365,8 @@ type Stats struct {
 	// FragmentsDropped counts fragments received, and packets of which fragments had arrived, that were dropped: their peer had
 	// too many others, or the rest did not arrive within 30 seconds.
 	FragmentsDropped uint64
-	// ConnectionsDropped counts beginnings of TCP connections to a listener of the Net that were dropped, and connections that
-	// were reset, because too many of the same peer waited for Accept.
+	// ConnectionsDropped counts SYNs to a listener of the Net that were dropped, and connections that were reset, because too
+	// many connections of the same peer waited for Accept.
 	ConnectionsDropped uint64
 
 	// These are zero without Config.Forward.

@@ -6,9 +6,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// The least path MTU that a Net believes, in bytes. gVisor believes any MTU in an ICMP error. believe.go drops those that were forged
-// by a host that does not see the connection. A host that sees it can still choose the MTU. With 0, it would cut the segments to a few
-// bytes each.
+// The least path MTU that a Net believes, in bytes. gVisor believes any MTU in an ICMP error. believe.go drops errors that were
+// forged by a host that does not see the connection. A host that sees it can still choose the MTU. With an MTU of 0, it would cut
+// the segments to a few bytes each.
 const (
 	leastMTU4 = 552                         // as Linux's net.ipv4.route.min_pmtu
 	leastMTU6 = header.IPv6MinimumMTU       // RFC 8201, section 4: "A node MUST NOT reduce its estimate of the Path MTU below the IPv6 minimum link MTU."

@@ -116,7 +116,8 @@ func unreachable6(code byte) error {
 // pingData is the number of data bytes in an echo request, as in ping(8).
 const pingData = 56
 
-// pingBuffer is how many bytes of messages may wait for a ping. gVisor counts 8 for the shortest, whose memory is 100 times that.
+// pingBuffer is how many bytes of messages may wait for a ping. gVisor counts 8 bytes for the shortest message, which takes 100
+// times that in memory.
 const pingBuffer = 4 << 10
 
 // Ping sends one ICMP echo request of 56 bytes to addr and returns how long the answer took. It fails when ctx ends, or

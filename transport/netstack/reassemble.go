@@ -14,13 +14,14 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// gVisor's reassembly counts no overhead, and when it is full, it drops the oldest packets, whoever sent them. So one peer that sends
-// first fragments keeps all others from sending whole packets. The link reassembles packets itself, before all other checks:
+// gVisor's reassembly counts no overhead, and when it is full, it drops the oldest packets, whoever sent them. So one peer that
+// sends first fragments keeps the fragments of all other peers from becoming whole packets. The link reassembles packets itself,
+// before all other checks:
 //
 //	fragment ▶ reassemble ▶ a piece of a partial ▶ complete ▶ receive, like any other packet
 //
-// The memory of pieces is the fragments of heldMemory. A peer that exceeds its share loses its own oldest partials. A fragment that
-// overlaps another one ends its packet, as RFC 5722 says.
+// The memory of partials and pieces counts as fragments in heldMemory. A peer that exceeds its share loses its own oldest
+// partials. If a fragment overlaps another one, the link drops their packet, as RFC 5722 says.
 
 const (
 	// reassemblyTime is how long a packet may wait for its fragments, as on Linux.
@@ -36,13 +37,14 @@ type reassembler struct {
 
 	mu       sync.Mutex // guards the rest; the budget's locks are taken with it held
 	partials map[fragmentKey]*partial
-	oldest   map[party][]*partial // in order
+	oldest   map[party][]*partial // the partials of each party, oldest first
 	timer    *time.Timer          // runs expire while there are partials
 	armed    bool
 	closed   bool
 }
 
-// A fragmentKey tells which fragments belong together. RFC 8200, section 4.5, does not look at the protocol; for IPv6 it is 0.
+// A fragmentKey tells which fragments belong together. For IPv6, proto is 0, because RFC 8200, section 4.5, does not compare
+// protocols.
 type fragmentKey struct {
 	src, dst netip.Addr
 	id       uint32
@@ -128,7 +130,8 @@ func fragment6(p []byte) (at int, ok bool) {
 	}
 }
 
-// reassemble takes a fragment, and copies what it keeps. It returns the whole packet if f was the last that lacked.
+// reassemble takes the fragment f, and copies what it keeps of it. It returns the whole packet if f was the last missing
+// fragment.
 func (l *link) reassemble(f part) (whole []byte) {
 	if f.at == 0 && !f.more {
 		return f.whole(f.p, f.head, [][]byte{f.data})
@@ -183,7 +186,7 @@ func (l *link) reassemble(f part) (whole []byte) {
 	return whole
 }
 
-// place returns where f belongs in s.pieces, or -1 if it is there already. fits is false if it contradicts another fragment.
+// place returns where f belongs in s.pieces, or -1 if it is there already. fits is false if f contradicts another fragment.
 func (s *partial) place(f *part) (i int, fits bool) {
 	end := f.at + len(f.data)
 	i, same := slices.BinarySearchFunc(s.pieces, f.at, func(p piece, at int) int { return p.at - at })
@@ -198,7 +201,7 @@ func (s *partial) place(f *part) (i int, fits bool) {
 	return i, fits && (f.more || i == len(s.pieces))
 }
 
-// whole makes the packet of data behind the headers of first, which are l3 bytes.
+// whole makes a packet of the headers of first, which are l3 bytes, with data behind them.
 func (f *part) whole(first []byte, l3 int, data [][]byte) []byte {
 	n := l3
 	for _, d := range data {
@@ -225,8 +228,8 @@ func (f *part) whole(first []byte, l3 int, data [][]byte) []byte {
 	return p
 }
 
-// makeRoom takes n bytes for s, and forgets the oldest other packets of the same party if it must. It counts them, and f if it finds
-// no room. r.mu is held.
+// makeRoom takes n bytes for s, and forgets the oldest other packets of the same party if it must. It counts the packets that it
+// forgets, and the new fragment if it finds no room. r.mu is held.
 func (l *link) makeRoom(s *partial, n int) bool {
 	r, b := &l.fragments, l.owner.budget
 	for !b.take(&b.held.fragments, holder{party: s.from}, n) {

@@ -15,8 +15,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// cutUp divides the packet p into fragments with the given number. Each but the last has size bytes of data. extra, which only IPv6
-// has, are extension headers of 8 bytes each before the fragment header.
+// cutUp divides the packet p into fragments with the given number. Each but the last has size bytes of data. extra, only for
+// IPv6, is how many extension headers of 8 bytes precede the fragment header.
 func cutUp(p []byte, id uint32, size, extra int) (fs [][]byte) {
 	if p[0]>>4 == 4 {
 		data := p[20:]
@@ -61,7 +61,7 @@ func cutUp(p []byte, id uint32, size, extra int) (fs [][]byte) {
 	return fs
 }
 
-// fragmentFlows has a sender of fragments and a socket that they are for, by family.
+// fragmentFlows has, by family, a sender of fragments and the socket to which it sends them.
 var fragmentFlows = map[string][2]netip.AddrPort{
 	"IPv4": {netip.AddrPortFrom(b4, 5), netip.AddrPortFrom(a4, 9)}, "IPv6": {netip.AddrPortFrom(b6, 5), netip.AddrPortFrom(a6, 9)},
 }
@@ -116,7 +116,8 @@ func TestReassemble(t *testing.T) {
 	}
 }
 
-// TestReassembleContradiction: fragments that overlap or disagree about the end lose their packet, and later ones do not complete it.
+// TestReassembleContradiction: if fragments overlap or disagree about the end, their packet is lost, and later fragments do not
+// complete it.
 func TestReassembleContradiction(t *testing.T) {
 	for name, f := range fragmentFlows {
 		whole := udpPacket(f[0], f[1], strings.Repeat("x", 100))
@@ -148,7 +149,7 @@ func TestReassembleContradiction(t *testing.T) {
 	}
 }
 
-// TestReassembleMalformed: fragments that cannot be of any packet are dropped and hold nothing.
+// TestReassembleMalformed: fragments that cannot belong to any packet are dropped and hold nothing.
 func TestReassembleMalformed(t *testing.T) {
 	n, h := byHand(t)
 	for _, f := range fragmentFlows {

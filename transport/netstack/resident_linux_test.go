@@ -16,7 +16,7 @@ import (
 
 const residentCase = "NETSTACK_TEST_RESIDENT"
 
-// floods fill a kind of memory of the Net of h, which has the default budget.
+// floods has functions that each fill one kind of memory of the Net of h, which has the default budget.
 var floods = map[string]func(*testing.T, *handPeer){
 	"empty datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, "") },
 	"large datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, strings.Repeat("x", 1300)) },
@@ -103,8 +103,8 @@ func floodSYNs(t *testing.T, h *handPeer) {
 	}
 }
 
-// TestResident runs each flood in a process, which stays within 2 x Config.Memory + 40 MiB of resident memory at all times, and ends
-// with Config.Memory + 30 MiB of heap at most.
+// TestResident runs each flood in a separate process. The process stays within 2 x Config.Memory + 40 MiB of resident memory at
+// all times, and ends with at most Config.Memory + 30 MiB of heap.
 func TestResident(t *testing.T) {
 	if name, child := os.LookupEnv(residentCase); child {
 		resides(t, floods[name])

@@ -41,8 +41,8 @@ type UDPConn struct {
 	to      tcpip.FullAddress
 }
 
-// newUDPConn returns a connection that owns ep. network is as in net.OpError. who fills its arrivals; without one, the connection
-// itself does.
+// newUDPConn returns a connection that owns ep. network is as in net.OpError. who is the holder of the memory of its arrivals;
+// the zero holder means the connection itself.
 func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool, who holder) *UDPConn {
 	c := &UDPConn{is4: proto != ipv6.ProtocolNumber}
 	if who == (holder{}) {
@@ -332,8 +332,8 @@ func (c *UDPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.writes))
 }
 
-// SetReadBuffer sets how many bytes of datagrams may wait to be read, with 128 bytes or more for each. The default is
-// 212 KiB. [Config.Memory] also bounds them. Datagrams beyond that are lost and counted in [Stats].DatagramsDropped.
+// SetReadBuffer sets how many bytes of datagrams may wait to be read. Each counts as 128 bytes or more besides its payload. The
+// default is 212 KiB. [Config.Memory] also bounds them. Datagrams beyond that are lost and counted in [Stats].DatagramsDropped.
 func (c *UDPConn) SetReadBuffer(bytes int) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)

@@ -7,18 +7,18 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// gVisor's queue of connections that wait for Accept counts connections of all peers together, and not their memory. So a listener
-// empties that queue as soon as a handshake is complete, and keeps the connections itself:
+// gVisor's queue of connections that wait for Accept counts the connections of all peers together, and does not count their
+// memory. So a listener empties that queue as soon as a handshake is complete, and keeps the connections itself:
 //
 //	SYN ▶ mayOpen ▶ half-open, in gVisor ▶ complete ▶ arrive ▶ waitingConns ▶ Accept
 //
-// Each waiting connection counts as waitingCost. A peer that has its share of them opens no more: the link drops its SYNs, which
-// their sender repeats. Handshakes that were half-open by then may exceed the share by an eighth of the budget. Beyond that,
-// connections are reset.
+// Each waiting connection counts as waitingCost. A peer that has its share of them cannot open more: the link drops its SYNs,
+// which their sender repeats. Handshakes that were half-open by then may still complete, until the waiting connections of all
+// peers exceed their limit by an eighth of the budget. Beyond that, connections are reset.
 //
-// Half-open connections count from the beginning: a listener reserves the memory of as many as it may have. It takes half of
-// what earlier listeners left. When it has them, gVisor answers SYNs with cookies and keeps nothing, so other peers still connect.
-// A connection that began with a cookie has no window scale and no selective acknowledgements.
+// Half-open connections count before they exist: a listener reserves memory for as many as it may have, which is half of what
+// earlier listeners left. While it has that many, gVisor answers SYNs with cookies and keeps nothing, so other peers still
+// connect. A connection that began with a cookie has no window scale and no selective acknowledgements.
 
 const (
 	// waitingCost is what a connection that waits for Accept may hold, in bytes: 5 KiB, and its receive buffer with the overhead of the
@@ -76,7 +76,7 @@ func (w *waitingConns) listen(ep tcpip.Endpoint, q *waiter.Queue) {
 	w.arrive()
 }
 
-// arrive makes a goroutine empty gVisor's queue. gVisor may hold the listener's lock, so arrive cannot do that.
+// arrive makes a goroutine empty gVisor's queue. gVisor may hold the listener's lock, so arrive cannot empty the queue itself.
 func (w *waitingConns) arrive() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -77,8 +77,8 @@ func TestAcceptQueueBound(t *testing.T) {
 	waitFor(t, func() bool { return n.Stats().Memory == 0 })
 }
 
-// TestAcceptQueueReset: handshakes that were half-open when their party had its share may exceed it. Beyond an eighth of the budget,
-// they are reset.
+// TestAcceptQueueReset: handshakes that were half-open when their party had its share may still complete. Once the waiting
+// connections exceed their limit by an eighth of the budget, further ones are reset.
 func TestAcceptQueueReset(t *testing.T) {
 	const memory = 4 << 20
 	n, h := smallNet(t, memory)
@@ -111,7 +111,7 @@ func TestAcceptQueueReset(t *testing.T) {
 	}
 }
 
-// TestHalfOpenBound: SYNs of one party hold a bounded memory, which is counted, and another party still connects.
+// TestHalfOpenBound: SYNs of one party hold a bounded amount of memory, which is counted, and another party still connects.
 func TestHalfOpenBound(t *testing.T) {
 	const memory, listeners = 16 << 20, 20
 	n, h := smallNet(t, memory)

@@ -54,7 +54,7 @@ type seen struct {
 }
 
 const (
-	maxWays      = 1 << 17 // of each map; if more pairs are used in turn, none is remembered until it is used again
+	maxWays      = 1 << 17 // in each map; if more pairs are used in turn, each is forgotten before it is used again
 	maxQuestions = 250     // about new pairs, per second; each takes about 10 µs
 	maxRepeats   = 1 << 13 // about known pairs, per second: a change of routes asks about each again
 )

@@ -34,7 +34,7 @@ type Side struct {
 	Inside []netip.Prefix                       // addresses that packets from this side may have
 }
 
-// Loopback is where a UDP socket of this machine is reached.
+// Loopback is where a UDP socket of the host is reached.
 func Loopback(port uint16) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port))
 }
