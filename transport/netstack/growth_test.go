@@ -168,7 +168,7 @@ func TestGrowthExcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip, perTrip = 50 * time.Millisecond, 1 << 20
 		var g growth
-		size := int64(16 * perTrip)
+		size := int64(8 * perTrip)
 		send := func(trips int, others int64) {
 			for range trips {
 				now := max(trip*time.Duration(size+others)/perTrip, trip) // what is in flight beyond perTrip queues
@@ -184,11 +184,11 @@ func TestGrowthExcess(t *testing.T) {
 		}
 		g.measure(size, trip) // of the handshake
 		send(100, 0)
-		if size < perTrip*31/8 || size > 5*perTrip {
-			t.Errorf("the buffer is %d, want 4 to 5 times the %d bytes of a round trip", size, perTrip)
+		if size < perTrip*15/8 || size > 3*perTrip {
+			t.Errorf("the buffer is %d, want 2 to 3 times the %d bytes of a round trip", size, perTrip)
 		}
 		alone := size
-		send(1000, 16*perTrip)
+		send(1000, 8*perTrip)
 		if size < alone {
 			t.Errorf("beside another sender the buffer is %d, want %d as before", size, alone)
 		}

@@ -33,8 +33,6 @@ type heard struct {
 	sent  atomic.Uint64 // the number after the last byte that was sent, above it a 1; or 0: nothing was sent
 	first atomic.Uint32 // the number of the first byte that was sent; written before sent
 	last  atomic.Uint64 // the newest acknowledgement, above it its window, above that a 1; or 0: none
-
-	inFlight inFlight
 }
 
 const (
@@ -53,11 +51,9 @@ func (h *heard) send(first, n uint32) {
 	if old == 0 {
 		h.first.Store(first)
 	}
-	again := old != 0 && int32(n-uint32(old)) <= 0
-	if !again {
+	if old == 0 || int32(n-uint32(old)) > 0 {
 		h.sent.Store(1<<32 | uint64(n))
 	}
-	h.inFlight.send(n, again)
 }
 
 // hear takes an acknowledgement, and corrects its window. full is how many bytes a full segment has.
@@ -76,11 +72,6 @@ func (h *heard) hear(tcp []byte, full int) {
 		}
 		if h.last.CompareAndSwap(old, 1<<48|uint64(window)<<32|uint64(ack)) {
 			break
-		}
-	}
-	if h.scale <= maxScale {
-		if most := h.inFlight.hear(ack, tcp); most > 0 {
-			window = min(window, uint16(min(most>>h.scale, 65535)))
 		}
 	}
 	if 0 < window && window < smallWindow && h.scale <= maxScale {
