@@ -64,7 +64,7 @@ func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
 	d.announce(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Peer: p.key, Endpoint: *to, Err: err})
 }
 
-// onceASecond returns true at most once per second. last holds when it last did.
+// onceASecond returns true at most once per second. last holds the time when it last returned true.
 func (d *Device) onceASecond(last *atomic.Int64) bool {
 	now, then := d.now(), last.Load()
 	return (then == 0 || now-then >= second) && last.CompareAndSwap(then, now)

@@ -69,8 +69,8 @@ type Run struct {
 // A slab is the memory of one load.
 type slab [Size]byte
 
-// slabs holds the slabs that no load uses: at most as many as were in use at one time. The garbage collector returns
-// their memory to the system.
+// slabs holds the slabs that no load uses. There are at most as many as were in use at one time. The garbage collector
+// returns their memory to the system.
 var slabs = sync.Pool{New: func() any { return new(slab) }}
 
 // Use gives memory to an empty load. Each message has headroom bytes in front of it.

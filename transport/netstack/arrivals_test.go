@@ -10,19 +10,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// smallNet is byHand with a budget.
-func smallNet(t testing.TB, memory int) (*Net, *handPeer) {
-	t.Helper()
-	n, err := New(Config{Addresses: []netip.Addr{a4, a6}, Memory: memory})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = n.Close() })
-	h := &handPeer{n: n}
-	n.link.attach(h)
-	return n, h
-}
-
 // TestDatagramsBound floods sockets that nobody reads. Empty datagrams count too. Stats say what is held, the heap holds no more, and
 // another socket still gets its datagrams.
 func TestDatagramsBound(t *testing.T) {

@@ -140,7 +140,8 @@ func (c *heardConns) synOf(f *flow) (at *atomic.Uint64, tag uint32) {
 	return &c.syns[h%uint64(len(c.syns))], uint32(h>>32) | 1
 }
 
-// noteSYN notes the number of p, if that is a SYN or a SYN-ACK that gVisor sends.
+// noteSYN notes the number of p, if that is a SYN or a SYN-ACK that gVisor sends. It also notes if a SYN-ACK has no window scale:
+// neither end then scales its windows, whatever the peer's SYN says.
 func (l *link) noteSYN(p *stack.PacketBuffer) {
 	if p.TransportProtocolNumber != header.TCPProtocolNumber {
 		return
@@ -154,4 +155,7 @@ func (l *link) noteSYN(p *stack.PacketBuffer) {
 	f := flowOf(append(append(h, ip...), tcp[:4]...), len(ip), false)
 	at, tag := l.windows.heard.synOf(&f)
 	at.Store(uint64(tag)<<32 | uint64(binary.BigEndian.Uint32(tcp[tcpSeq:])))
+	if tcp[tcpFlags]&tcpACK != 0 && header.ParseSynOptions(tcp[header.TCPMinimumSize:], true).WS < 0 {
+		l.windows.heard.noteScale(&f, 0)
+	}
 }

@@ -24,10 +24,11 @@ func TestCookiesForEver(t *testing.T) {
 		for i := range uint16(20) {
 			h.forget()
 			own := netip.AddrPortFrom(flow[0].Addr(), 5000+i)
-			h.write(t, synFrom(own, flow[1]))
+			syn := segment{from: own, to: flow[1], seq: 7, flags: flagSYN, window: 60000, options: []byte{1, 3, 3, 9}}
+			h.write(t, syn.packet())
 			s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
 			data := segment{from: own, to: flow[1], seq: 8, ack: s.seq + 1, flags: flagACK | flagPSH, window: 60000, payload: make([]byte, 1000)}
-			// The peer sends it again until it is acknowledged, as after a loss.
+			// The peer sends it again until it is acknowledged, as it would after a loss.
 			acked := func(s segment) bool {
 				return s.to == own && s.flags&(flagACK|flagRST) == flagACK && s.ack == data.seq+1000
 			}
@@ -48,6 +49,10 @@ func TestCookiesForEver(t *testing.T) {
 			}
 			if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
 				t.Fatal(err)
+			}
+			// Its SYN had a scale, but a cookie has no room for it.
+			if known := n.link.windows.heard.of(flowBetween(flow[1], own)); known == nil || known.scale != 0 {
+				t.Fatalf("%s: handshake %d: the peer's windows are scaled: %+v", name, i, known)
 			}
 			_ = c.SetLinger(0)
 			_ = c.Close()

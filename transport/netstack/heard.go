@@ -105,8 +105,11 @@ func (c *heardConns) scaleOf(f *flow) (at *atomic.Uint32, tag uint32) {
 
 // syn notes the scale in tcp, the header of a SYN for the connection f. A SYN without one means that windows are not scaled.
 func (c *heardConns) syn(f flow, tcp []byte) {
-	scale := max(header.ParseSynOptions(tcp[header.TCPMinimumSize:], false).WS, 0)
-	at, tag := c.scaleOf(&f)
+	c.noteScale(&f, max(header.ParseSynOptions(tcp[header.TCPMinimumSize:], false).WS, 0))
+}
+
+func (c *heardConns) noteScale(f *flow, scale int) {
+	at, tag := c.scaleOf(f)
 	at.Store(tag<<scaleBits | uint32(min(scale, maxScale)))
 }
 

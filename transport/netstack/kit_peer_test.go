@@ -27,7 +27,13 @@ type handPeer struct {
 // byHand returns a Net with the addresses a4 and a6, and its peer.
 func byHand(t testing.TB) (*Net, *handPeer) {
 	t.Helper()
-	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
+	return smallNet(t, 0)
+}
+
+// smallNet is byHand with a budget.
+func smallNet(t testing.TB, memory int) (*Net, *handPeer) {
+	t.Helper()
+	n, err := New(Config{Addresses: []netip.Addr{a4, a6}, Memory: memory})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 
 // gVisor's reassembly counts no overhead, and when it is full, it drops the oldest packets, whoever sent them. So one peer that
 // sends first fragments keeps the fragments of all other peers from becoming whole packets. The link reassembles packets itself,
-// before all other checks:
+// before it checks what they carry:
 //
 //	fragment ▶ reassemble ▶ a piece of a partial ▶ complete ▶ receive, like any other packet
 //
