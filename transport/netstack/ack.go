@@ -151,11 +151,7 @@ func (l *link) endHold() {
 	l.mu.Lock()
 	l.acks.armed = false
 	l.acks.take(l.push)
-	mine := !l.busy && len(l.queue) > 0
-	if mine {
-		l.busy = true
-		l.running.Add(1)
-	}
+	mine := l.takeTurn()
 	l.mu.Unlock()
 	if mine {
 		l.drain()

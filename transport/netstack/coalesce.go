@@ -29,7 +29,11 @@ func (c *coalescer) segment(p []byte, l3 int) {
 		return
 	}
 	p = l.withoutPayload(p, l3, l4)
-	l.windows.inbound(p, l3, l4)
+	v := l.windows.inbound(p, l3, l4)
+	l.sendAgain(v.again)
+	if v.drop {
+		return
+	}
 	c.Add(c, p, l3, l4, false, true)
 }
 

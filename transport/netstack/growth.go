@@ -103,29 +103,31 @@ func (l *longer) path(now time.Time, bytes int, known, trip time.Duration) bool 
 // fill notes that the send buffer has become n bytes larger.
 func (g *growth) fill(n int64) { g.bytes -= int(n) }
 
-// recvNeed returns the size that the receive buffer should have. A window is half of it. It should be twice what the path
-// carries in a round trip, and much more while the other end of a long path doubles what it sends in each.
+// recvNeed returns the size that the receive buffer should have. A window is half of it. It should be four times what the path
+// carries in a round trip: while a missing segment is asked for and sent again, those after it wait in the buffer. It should be much
+// more while the other end of a long path doubles what it sends in each round trip.
 func (g *growth) recvNeed() int64 {
 	if g.trip == shortestTrip {
 		return 4 * g.steady()
 	}
-	return 4*g.per + 8*g.more
+	return 8*g.per + 8*g.more
 }
 
-// sendNeed returns the size that the send buffer should have: as much again as is in flight.
+// sendNeed returns the size that the send buffer should have: four times what the path carries in a round trip. While a segment is
+// missing, nothing leaves the buffer, and the connection must not run out of bytes to send until the segment has arrived.
 func (g *growth) sendNeed() int64 {
 	if g.trip == shortestTrip || g.queued {
-		return 2 * g.steady()
+		return 4 * g.steady()
 	}
-	return 2*g.per + 4*g.more
+	return 4*g.per + 4*g.more
 }
 
 // sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which delays
-// everything else on that path. most is the size that suffices: twice the most that a round trip carried, since gVisor lets Write
-// continue when half of the buffer is free. Another sender may have filled the queue, and Write then moves less than before. So
-// the size depends on the most and not on what is moved now: otherwise a connection would yield to others without end.
+// everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed. The
+// size depends on that most, and not on what Write moves now: another sender may have filled the queue, so that Write moves less
+// than before, and the connection would yield to others without end.
 func (g *growth) sendExcess(size int64) (most int64, is bool) {
-	most = 2 * g.most
+	most = 4 * g.most
 	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4
 }
 

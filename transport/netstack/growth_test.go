@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestGrowth reads at a steady rate: the window, which is half of the buffer, ends at twice what a round trip carries.
+// TestGrowth reads at a steady rate: the window, which is half of the buffer, ends at four times what a round trip carries.
 func TestGrowth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip = 100 * time.Millisecond
@@ -21,8 +21,8 @@ func TestGrowth(t *testing.T) {
 			}
 		}
 		// A measurement takes up to a piece longer than a round trip. While it is the first, it counts as growth.
-		if size < 4*perTrip || size > 14*perTrip {
-			t.Errorf("the buffer is %d, want 4 to 14 times the %d bytes of a round trip", size, perTrip)
+		if size < 8*perTrip || size > 18*perTrip {
+			t.Errorf("the buffer is %d, want 8 to 18 times the %d bytes of a round trip", size, perTrip)
 		}
 	})
 }
@@ -83,8 +83,8 @@ func TestGrowthQueues(t *testing.T) {
 					size = max(size, g.recvNeed(), g.sendNeed())
 				}
 			}
-			if size > 14*perTrip {
-				t.Errorf("with a round trip of %v: the buffer is %d, want at most 14 times the %d bytes of a round trip", least, size, perTrip)
+			if size > 18*perTrip {
+				t.Errorf("with a round trip of %v: the buffer is %d, want at most 18 times the %d bytes of a round trip", least, size, perTrip)
 			}
 		}
 	})
@@ -168,7 +168,7 @@ func TestGrowthExcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip, perTrip = 50 * time.Millisecond, 1 << 20
 		var g growth
-		size := int64(8 * perTrip)
+		size := int64(16 * perTrip)
 		send := func(trips int, others int64) {
 			for range trips {
 				now := max(trip*time.Duration(size+others)/perTrip, trip) // what is in flight beyond perTrip queues
@@ -184,11 +184,11 @@ func TestGrowthExcess(t *testing.T) {
 		}
 		g.measure(size, trip) // of the handshake
 		send(100, 0)
-		if size < perTrip*15/8 || size > 3*perTrip {
-			t.Errorf("the buffer is %d, want 2 to 3 times the %d bytes of a round trip", size, perTrip)
+		if size < perTrip*31/8 || size > 5*perTrip {
+			t.Errorf("the buffer is %d, want 4 to 5 times the %d bytes of a round trip", size, perTrip)
 		}
 		alone := size
-		send(1000, 8*perTrip)
+		send(1000, 16*perTrip)
 		if size < alone {
 			t.Errorf("beside another sender the buffer is %d, want %d as before", size, alone)
 		}

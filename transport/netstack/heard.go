@@ -6,7 +6,9 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // gVisor takes the window of each acknowledgement for the present one, and counts it from the last byte that was acknowledged
@@ -33,6 +35,9 @@ type heard struct {
 	sent  atomic.Uint64 // the number after the last byte that was sent, above it a 1; or 0: nothing was sent
 	first atomic.Uint32 // the number of the first byte that was sent; written before sent
 	last  atomic.Uint64 // the newest acknowledgement, above it its window, above that a 1; or 0: none
+
+	ep   tcpip.Endpoint           // nil if the peer does not know selective acknowledgements
+	long atomic.Pointer[longPath] // nil before the first byte is sent, and once the path is known to be short
 }
 
 const (
@@ -56,13 +61,25 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// hear takes an acknowledgement, and corrects its window. full is how many bytes a full segment has.
-func (h *heard) hear(tcp []byte, full int) {
+// keep is send, and also keeps the packet p with these bytes if the path is long, or may be. l sends them again.
+func (h *heard) keep(l *link, p *stack.PacketBuffer, first, n uint32) {
+	if h.sent.Load() == 0 && h.ep != nil && h.scale <= maxScale {
+		h.long.Store(&longPath{link: l})
+	}
+	h.send(first, n)
+	if c := h.long.Load(); c != nil && !c.send(p, first, n) {
+		h.endLong()
+	}
+}
+
+// hear takes an acknowledgement, and corrects its window. bare says that the segment carries nothing else, and full how many bytes a
+// full segment has.
+func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
 	ahead := int(int32(uint32(sent) - ack)) // bytes that were sent after those that are acknowledged
 	if sent == 0 || ahead < -1 {            // the end of a connection, FIN, counts as a byte
-		return
+		return v
 	}
 	for {
 		old := h.last.Load()
@@ -74,11 +91,28 @@ func (h *heard) hear(tcp []byte, full int) {
 			break
 		}
 	}
+	if c := h.long.Load(); c != nil && window > 0 {
+		if v = c.hear(tcp, window, h.scale, bare); v.short {
+			h.endLong()
+		}
+		if v.revive {
+			c.link.revive(h.ep)
+		}
+		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
+	}
 	if 0 < window && window < smallWindow && h.scale <= maxScale {
 		units := (min(ahead, full) + 1<<h.scale - 1) >> h.scale
 		window = max(window, uint16(min(max(units, 0), 65535)))
 	}
 	binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
+	return v
+}
+
+// endLong leaves congestion control and loss recovery to gVisor.
+func (h *heard) endLong() {
+	if c := h.long.Swap(nil); c != nil {
+		c.close()
+	}
 }
 
 // heardConns finds the heard of a connection. The zero value is ready.
@@ -130,6 +164,7 @@ func (c *heardConns) add(h *heard, f flow) {
 
 // remove removes h, if it is there.
 func (c *heardConns) remove(h *heard) {
+	h.endLong()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conns[h.flow] == h {

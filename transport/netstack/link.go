@@ -120,7 +120,7 @@ func (l *link) attached() bool {
 // WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
-	noteSegment(p)
+	l.noteSegment(p)
 	l.noteSYN(p)
 	if complains(p) && !l.mayComplain(addr(p.Network().DestinationAddress())) {
 		return nil
@@ -234,6 +234,17 @@ func (l *link) usable() tcpip.Error {
 // segmentation, however short they are. It marks neither SYNs nor resets without a connection.
 func isTCPData(p *stack.PacketBuffer) bool {
 	return p.GSOOptions.Type != stack.GSONone && p.Data().Size() > 0
+}
+
+// takeTurn takes the turn if nobody has it and the queue is not empty. It reports whether the caller has to drain the queue. l.mu is
+// held.
+func (l *link) takeTurn() (mine bool) {
+	if l.busy || len(l.queue) == 0 {
+		return false
+	}
+	l.busy = true
+	l.running.Add(1)
+	return true
 }
 
 // drain holds the turn, sends the queue, and gives the turn back when the queue is empty.

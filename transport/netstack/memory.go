@@ -152,6 +152,11 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 		e.SetOwner(s)
 		s.noSACK = !e.SACKPermitted
 		e.UnlockUser()
+		if !s.noSACK {
+			s.heard.ep = ep
+			reno := renoOption
+			_ = ep.SetSockOpt(&reno)
+		}
 	}
 	s.touched.Store(b.epoch.Load())
 	b.awake.Add(1)
@@ -470,7 +475,7 @@ func (s *portion) KGID() uint32 { return 0 }
 
 // noteSegment notes what p, a segment that a connection sends, tells about it: how far it has sent, and whether it holds
 // out-of-order segments. The connection's lock is held, so its segments pass one after another.
-func noteSegment(p *stack.PacketBuffer) {
+func (l *link) noteSegment(p *stack.PacketBuffer) {
 	s, ok := p.Owner.(*portion)
 	if !ok {
 		return
@@ -482,7 +487,7 @@ func noteSegment(p *stack.PacketBuffer) {
 	}
 	if n := p.Data().Size(); n > 0 {
 		seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
-		s.heard.send(seq, seq+uint32(n))
+		s.heard.keep(l, p, seq, seq+uint32(n))
 	}
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS

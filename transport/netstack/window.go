@@ -35,7 +35,7 @@ import (
 //     RFC 9293, section 3.10.7.4: "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be
 //     made to accept valid ACKs". The receiver checks that the acknowledgement number is valid, as always.
 //
-// windows also corrects the windows that peers announce; see heard. It must not be copied.
+// windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It must not be copied.
 type windows struct {
 	own  closedWindows // windows that this end closed; the value is the number that it acknowledged then, its RCV.NXT
 	peer closedWindows // windows that a peer closed; the value is the number that the peer acknowledged then
@@ -89,25 +89,27 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 // which renews the entry here.
 //
 // The checksum of p, which the caller has checked, is then wrong. Nothing reads it again.
-func (w *windows) inbound(p []byte, l3, l4 int) {
+//
+// The verdict says what longPath makes of p, if it is an acknowledgement.
+func (w *windows) inbound(p []byte, l3, l4 int) (v verdict) {
 	tcp := p[l3:l4]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
 	if !flags.Intersects(header.TCPFlagAck | header.TCPFlagRst | header.TCPFlagSyn) {
-		return
+		return v
 	}
 	f := flowOf(p, l3, true)
 	if flags.Intersects(header.TCPFlagSyn) {
 		w.heard.syn(f, tcp)
 	} else if h := w.heard.of(f); h != nil && flags.Intersects(header.TCPFlagAck) {
-		h.hear(tcp, w.full)
+		v = h.hear(tcp, l4 == len(p) && flags == header.TCPFlagAck, w.full)
 		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
 	}
 	switch {
 	case window > 0 && w.own.none() && w.peer.none():
-		return
+		return v
 	case flags.Intersects(header.TCPFlagRst | header.TCPFlagSyn):
 		w.forget(f)
-		return
+		return v
 	case window == 0:
 		w.peer.close(f, binary.BigEndian.Uint32(tcp[tcpAck:]))
 	default:
@@ -116,6 +118,7 @@ func (w *windows) inbound(p []byte, l3, l4 int) {
 	if l4 == len(p) && !flags.Intersects(header.TCPFlagFin) {
 		w.own.clip(f, tcp[tcpSeq:])
 	}
+	return v
 }
 
 // forget drops what is known of a connection that ends or begins.

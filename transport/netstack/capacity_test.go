@@ -1,0 +1,198 @@
+package netstack
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A line is a path in virtual time with a queue at its entrance, and a sender that always has more to send than the capacity lets it.
+// In its slow start it sends two bytes for each byte that is delivered, and an initial window of 14 KiB.
+type line struct {
+	c         capacity
+	trip      time.Duration
+	rate      int64 // bytes per millisecond
+	queue     int64 // the most bytes in the queue; 0 means any number
+	every     int64 // of so many bytes one is lost at random; 0 means none
+	sent      int64
+	done      int64 // bytes of sent that have been delivered or lost, as far as the sender knows
+	delivered int64
+	left      int64 // bytes of sent that have left the queue, or were lost in it
+	random    int64
+	leave     []lineMark
+	most      int64 // the most bytes that were in flight lately
+	mayDouble int64 // bytes that slow start allows in flight
+	probe     int64
+	probed    time.Time
+	full      bool
+}
+
+// A lineMark says how many bytes left the queue at a time, and how many were lost before.
+type lineMark struct {
+	at        time.Time
+	out, lost int64
+}
+
+// run lets time pass, and returns how many bytes per millisecond were delivered.
+func (l *line) run(during time.Duration) int64 {
+	l.most = 0
+	l.mayDouble = max(l.mayDouble, 14<<10)
+	begin, before := time.Now(), l.delivered
+	overflow := int64(0)
+	for time.Since(begin) < during {
+		time.Sleep(time.Millisecond)
+		out := min(l.rate, l.sent-l.left)
+		lost := overflow
+		if l.random += out; l.every > 0 && l.random > 1000*l.every {
+			l.random, lost, out = 0, lost+min(out, 1000), out-min(out, 1000)
+		}
+		l.left, overflow = l.left+out+lost, 0
+		l.leave = append(l.leave, lineMark{time.Now(), out, lost})
+		for len(l.leave) > 0 && time.Since(l.leave[0].at) >= l.trip {
+			m := l.leave[0]
+			l.leave = l.leave[1:]
+			if m.lost > 0 {
+				l.c.lose(m.lost)
+			}
+			l.done, l.delivered = l.done+m.out+m.lost, l.delivered+m.out
+			l.mayDouble += m.out
+			if !l.probed.IsZero() && l.done > l.probe {
+				l.c.endTrip(time.Since(l.probed), l.delivered, l.full, time.Now())
+				l.probed = time.Time{}
+			}
+			l.c.deliver(l.delivered, time.Now())
+		}
+		may := min(l.mayDouble, 1<<30)
+		if b := l.c.bound; b > 0 {
+			may = min(may, b)
+		}
+		if more := may - (l.sent - l.done); more > 0 {
+			if l.probed.IsZero() {
+				l.probe, l.probed, l.full = l.sent, time.Now(), 4*may >= 3*l.c.bound
+			}
+			l.sent += more
+			if l.queue > 0 {
+				overflow = max(l.sent-l.left-l.queue, 0)
+			}
+		}
+		l.most = max(l.most, l.sent-l.done)
+	}
+	return (l.delivered - before) / during.Milliseconds()
+}
+
+// holds returns how many bytes the path holds without a queue.
+func (l *line) holds() int64 { return l.rate * l.trip.Milliseconds() }
+
+// inFlight fails unless the most that was in flight is between so many per cent of what the path holds.
+func (l *line) inFlight(t *testing.T, when string, from, to int64) {
+	t.Helper()
+	if most := l.most * 100 / l.holds(); most < from || most > to {
+		t.Errorf("%v, %d bytes per ms, %s: %d %% of what the path holds is in flight; want %d to %d", l.trip, l.rate, when, most, from, to)
+	}
+}
+
+// carries fails unless rate is at least so many per cent of what the path carries.
+func (l *line) carries(t *testing.T, when string, rate, least int64) {
+	t.Helper()
+	if got := rate * 100 / l.rate; got < least {
+		t.Errorf("%v, %d bytes per ms, %s: the path carries %d %%, want %d", l.trip, l.rate, when, got, least)
+	}
+}
+
+var lines = []line{
+	{trip: 100 * time.Millisecond, rate: 12_500}, {trip: 150 * time.Millisecond, rate: 6_250},
+	{trip: 30 * time.Millisecond, rate: 62_500}, {trip: 200 * time.Millisecond, rate: 125_000},
+	{trip: 50 * time.Millisecond, rate: 600}, // 30 KB
+}
+
+// What is in flight fills the path, and a queue of less than what the path holds; after the first seconds, of less than a half.
+func TestCapacity(t *testing.T) {
+	for _, l := range lines {
+		synctest.Test(t, func(t *testing.T) {
+			l.run(25 * l.trip)
+			l.inFlight(t, "in slow start", 110, 220)
+			l.carries(t, "later", l.run(60*time.Second), 99)
+			if l.holds() > 200<<10 {
+				l.inFlight(t, "later", 110, 165)
+			}
+		})
+	}
+}
+
+// A path that loses some bytes at random is filled all the same.
+func TestCapacityWithLoss(t *testing.T) {
+	for _, l := range lines {
+		for _, every := range []int64{1000, 100} {
+			l := l
+			l.every = every
+			synctest.Test(t, func(t *testing.T) {
+				l.run(25 * l.trip)
+				l.carries(t, "with losses", l.run(30*time.Second), 90)
+			})
+		}
+	}
+}
+
+// A short queue overflows, and then does not overflow all the time.
+func TestCapacityOfAShortQueue(t *testing.T) {
+	for _, l := range lines {
+		for _, c := range []struct{ part, least int64 }{{2, 95}, {4, 80}, {10, 50}} {
+			l := l
+			l.queue = l.holds() / c.part
+			synctest.Test(t, func(t *testing.T) {
+				l.run(25 * l.trip)
+				sent, delivered := l.sent, l.delivered
+				l.carries(t, "with a short queue", l.run(60*time.Second), c.least)
+				if sent := l.sent - sent; l.delivered-delivered < sent-sent/25 {
+					t.Errorf("%v, %d bytes per ms, a queue of 1/%d: of %d bytes, %d were delivered", l.trip, l.rate, c.part, sent, l.delivered-delivered)
+				}
+			})
+		}
+	}
+}
+
+// The path becomes faster, ten times as long, and slower. Each time, what is in flight follows.
+func TestCapacityFollowsThePath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := line{trip: 50 * time.Millisecond, rate: 12_500}
+		l.run(5 * time.Second)
+		l.rate *= 4
+		l.run(5 * time.Second)
+		l.carries(t, "faster", l.run(5*time.Second), 99)
+		l.trip *= 10
+		l.run(40 * time.Second)
+		l.carries(t, "longer", l.run(5*time.Second), 95)
+		l.rate /= 8
+		l.queue = l.holds()
+		l.run(30 * time.Second)
+		l.carries(t, "slower", l.run(10*time.Second), 90)
+		l.inFlight(t, "slower", 90, 250)
+	})
+}
+
+// Round trips on the path vary, so that most are twice as long as the shortest. The sender still uses the path.
+func TestCapacityOfAnUnsteadyPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := line{trip: 30 * time.Millisecond, rate: 12_500}
+		l.run(60 * time.Millisecond) // the first round trips
+		l.trip = 60 * time.Millisecond
+		l.run(10 * time.Second)
+		l.carries(t, "unsteady", l.run(5*time.Second), 95)
+	})
+}
+
+// A sender that sends little for a while, and then much, neither forgets what the path holds nor takes a pause for it.
+func TestCapacityAfterAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := line{trip: 100 * time.Millisecond, rate: 12_500}
+		l.run(10 * time.Second)
+		l.mayDouble = 20 << 10
+		for range 20 { // it stays at that
+			l.run(time.Second)
+			l.mayDouble = 20 << 10
+		}
+		l.run(10 * time.Second)
+		l.carries(t, "after a pause", l.run(5*time.Second), 99)
+		l.inFlight(t, "after a pause", 110, 165)
+	})
+}

@@ -1,0 +1,345 @@
+package netstack
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
+	"github.com/seed-86b749af/wireguard/transport/pipe"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// selective returns the option of an acknowledgement of these ranges: pairs of numbers.
+func selective(padding int, ranges ...uint32) []byte {
+	o := append(make([]byte, 0, 40), []byte{1, 1}[:padding]...)
+	o = append(o, 5, byte(2+4*len(ranges)))
+	for _, r := range ranges {
+		o = binary.BigEndian.AppendUint32(o, r)
+	}
+	return o
+}
+
+// A peer acknowledges ranges selectively. The Net sends what is missing again, with the same bytes, without gVisor's recovery: once
+// per round trip, not before three segments after it have arrived.
+func TestLostSegmentsOnALongPath(t *testing.T) {
+	for name, f := range handFlows {
+		t.Run(name, func(t *testing.T) {
+			c, s := accepted(t, f[0], f[1])
+			const trip = 50 * time.Millisecond
+			const k = 964 // bytes of a segment, since gVisor leaves room for options
+			data := make([]byte, 30_000)
+			r := rand.NewChaCha8([32]byte{})
+			_, _ = r.Read(data)
+			if _, err := s.Write(data); err != nil {
+				t.Fatal(err)
+			}
+			first := c.ack
+			at := func(n int) uint32 { return first + uint32(n) }
+			// wants is the next segment of the Net, which must begin at the byte n of data and have its bytes.
+			wants := func(what string, n int) {
+				t.Helper()
+				s := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) > 0 })
+				if s.seq != at(n) || !bytes.Equal(s.payload, data[n:n+len(s.payload)]) {
+					t.Fatalf("%s: the Net sent %v from byte %d, want from %d", what, s, s.seq-first, n)
+				}
+			}
+			nothing := func(what string) {
+				t.Helper()
+				again := func(s segment) bool { return c.mine(s) && len(s.payload) > 0 && int32(s.seq-at(10*k)) < 0 }
+				if s, found := c.h.next(again, trip/10); found {
+					t.Fatalf("%s: the Net sent %v", what, s)
+				}
+			}
+			ack := func(n int, ranges ...int) {
+				s := c.segment(flagACK, nil)
+				s.ack = at(n)
+				if len(ranges) > 0 {
+					var is []uint32
+					for _, r := range ranges {
+						is = append(is, at(r))
+					}
+					s.options = selective(2, is...)
+				}
+				c.h.write(t, s.packet())
+			}
+			for n := range 10 {
+				wants("the initial window", n*k)
+			}
+			time.Sleep(trip)
+			ack(k)
+			wants("new data", 10*k)
+			wants("new data", 11*k)
+			ack(k, 2*k, 4*k)
+			nothing("two segments arrived after a missing one")
+			ack(k, 2*k, 5*k)
+			wants("the missing segment", k)
+			ack(k, 2*k, 6*k)
+			ack(k, 7*k, 9*k, 2*k, 6*k)
+			nothing("it was sent again just now")
+			ack(k, 7*k, 10*k, 2*k, 6*k)
+			wants("the second missing segment", 6*k)
+			time.Sleep(trip * 3 / 2)
+			ack(k, 7*k, 10*k, 2*k, 6*k)
+			wants("the first missing segment once more", k)
+			wants("the second missing segment once more", 6*k)
+			tcp := c.h.n.stack.Stats().TCP
+			if n := tcp.SACKRecovery.Value() + tcp.FastRecovery.Value() + tcp.Timeouts.Value(); n > 0 {
+				t.Errorf("gVisor recovered %d times", n)
+			}
+			if n := tcp.Retransmits.Value(); n != 4 {
+				t.Errorf("%d segments were counted as sent again, want 4", n)
+			}
+			ack(12 * k)
+			wants("new data", 12*k)
+		})
+	}
+}
+
+// A longPath in virtual time, whose peer a test plays. Segments have 1,000 bytes.
+type playedPath struct {
+	longPath
+	t *testing.T
+}
+
+const playedTrip = 40 * time.Millisecond
+
+// play calls f with a longPath that has sent n segments, of which the peer has acknowledged the first after playedTrip.
+func play(t *testing.T, n int, f func(c *playedPath)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &playedPath{t: t}
+		for range n {
+			c.sends()
+		}
+		time.Sleep(playedTrip)
+		c.hears(1000, 5000, nil)
+		f(c)
+		c.close()
+	})
+}
+
+// sends sends a segment, as a packet that cannot be sent again.
+func (c *playedPath) sends() {
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+	defer p.DecRef()
+	p.GSOOptions.MSS = 1000
+	if !c.send(p, c.sent, c.sent+1000) {
+		c.t.Fatal("no room")
+	}
+}
+
+// hears is an acknowledgement of the bytes before n with the given window and options.
+func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte, v verdict) {
+	tcp = append(make([]byte, 20), options...)
+	binary.BigEndian.PutUint32(tcp[tcpAck:], n)
+	v = c.hear(tcp, window, 4, true)
+	return tcp, v
+}
+
+// If what is missing can be sent again, gVisor sees neither that nor repeated acknowledgements. Otherwise it sees everything.
+func TestHiddenHoles(t *testing.T) {
+	play(t, 20, func(c *playedPath) {
+		tcp, v := c.hears(1000, 5000, selective(2, 2000, 3000))
+		if bytes.Contains(tcp, []byte{5, 10}) || !v.drop {
+			t.Errorf("gVisor sees the acknowledgement: % x, %+v", tcp, v)
+		}
+		if tcp, v := c.hears(1000, 6000, selective(0, 2000, 3000)); v.drop || bytes.Contains(tcp, []byte{5, 10}) {
+			t.Errorf("with a larger window: % x, %+v", tcp, v)
+		}
+		if _, v := c.hears(500, 6000, nil); !v.drop {
+			t.Error("gVisor sees an old acknowledgement without news")
+		}
+		// The packets cannot be sent again.
+		if tcp, v := c.hears(1000, 6000, selective(2, 2000, 5000)); !bytes.Contains(tcp, []byte{5, 10}) || v.drop {
+			t.Errorf("gVisor does not see what is lost for the link: % x, %+v", tcp, v)
+		}
+		if _, v := c.hears(5000, 6000, nil); v.drop {
+			t.Error("gVisor does not see that everything has arrived")
+		}
+	})
+}
+
+// Acknowledgements of what was never sent, and repetitions while nothing is missing, change nothing.
+func TestImpossibleSelectiveAcknowledgements(t *testing.T) {
+	play(t, 5, func(c *playedPath) {
+		for _, ranges := range [][]uint32{
+			{2000, 6000}, {4000, 3000}, {3000, 3000}, {500, 800}, {0xffff_0000, 900}, {900, 0x9000_0000}, {6000, 7000},
+		} {
+			if _, v := c.hears(1000, 5000, selective(2, ranges...)); c.holes.any() || v.drop {
+				t.Errorf("%d: holes %v, %+v", ranges, c.holes.list, v)
+			}
+		}
+	})
+}
+
+// gVisor has sent something again, so its congestion window is small. Once everything has arrived, it begins anew.
+func TestReviveAfterATimeout(t *testing.T) {
+	play(t, 10, func(c *playedPath) {
+		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+		defer p.DecRef()
+		c.send(p, 1000, 2000)
+		c.sends()
+		if _, v := c.hears(9000, 5000, nil); v.revive {
+			t.Error("not everything has arrived, but the congestion window begins anew")
+		}
+		if _, v := c.hears(10_000, 5000, nil); !v.revive {
+			t.Error("everything has arrived, but the congestion window stays small")
+		}
+		if _, v := c.hears(11_000, 5000, nil); v.revive {
+			t.Error("the congestion window begins anew a second time")
+		}
+	})
+}
+
+// After a timeout, the congestion window of a connection grows as at its beginning.
+func TestRevivedWindow(t *testing.T) {
+	f := handFlows["IPv4"]
+	c, s := accepted(t, f[0], f[1])
+	if _, err := s.Write(make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	first := c.ack
+	size := uint32(len(c.h.want(t, "data", func(s segment) bool { return c.mine(s) && len(s.payload) > 0 }).payload))
+	time.Sleep(20 * time.Millisecond)
+	c.ack = first + size
+	c.h.write(t, c.segment(flagACK, nil).packet())
+	tcp := c.h.n.stack.Stats().TCP
+	testkit.Eventually(t, "a timeout", func() bool { return tcp.Timeouts.Value() > 0 })
+	state := func() (info tcpip.TCPInfoOption) {
+		_ = s.ep.GetSockOpt(&info)
+		return info
+	}
+	if n := state().SndSsthresh; n > 100 {
+		t.Fatalf("after a timeout, slow start ends at %d", n)
+	}
+	c.ack = first + 12*size // what was sent
+	c.h.write(t, c.segment(flagACK, nil).packet())
+	testkit.Eventually(t, "slow start without an end", func() bool { return state().SndSsthresh > 1<<20 })
+}
+
+// On a short path, and beyond maxSegments, everything is gVisor's.
+func TestShortPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &playedPath{t: t}
+		c.sends()
+		time.Sleep(shortestTrip - time.Microsecond)
+		if _, v := c.hears(1000, 5000, nil); !v.short {
+			t.Errorf("a short path: %+v", v)
+		}
+	})
+	f := handFlows["IPv4"]
+	_, s := accepted(t, f[0], f[1])
+	h, w := heard{scale: 4, ep: s.ep}, new(windows)
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+	for i := range uint32(maxSegments) {
+		h.keep(nil, p, 1000*i, 1000*i+1000)
+	}
+	if h.long.Load() == nil {
+		t.Error("no longPath although there was room")
+	}
+	if h.keep(nil, p, h.first.Load()+1000*maxSegments, 1000*maxSegments+1000); h.long.Load() != nil {
+		t.Error("a longPath although there was no room")
+	}
+	p.DecRef()
+	w.heard.add(&h, flowBetween(f[0], f[1]))
+	w.heard.remove(&h)
+}
+
+// FuzzAcknowledgements plays acknowledgements with any options. Nothing panics, no window is raised, and only what was sent and is
+// not acknowledged is ever sent again.
+func FuzzAcknowledgements(f *testing.F) {
+	f.Add(append([]byte{0, 3, 200, 18}, selective(2, 5000, 9000, 12_000, 13_000)...))
+	f.Add([]byte{0, 1, 1, 4, 5, 200, 0, 0, 1, 2, 3, 6, 1, 1, 5, 10, 0, 0})
+	f.Add([]byte{9, 0, 0, 2, 0, 0, 9, 255, 255, 3, 5, 0, 1})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		c := new(longPath)
+		p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: 40, Payload: buffer.MakeWithData(make([]byte, 1000))})
+		defer p.DecRef()
+		copy(p.TransportHeader().Push(20), make([]byte, 20))
+		copy(p.NetworkHeader().Push(20), make([]byte, 20))
+		p.GSOOptions.Type, p.GSOOptions.MSS = stack.GSOTCPv4, 1000
+		const first = uint32(0xffff_f000)
+		for i := range uint32(20) {
+			c.send(p, first+1000*i, first+1000*i+1000)
+		}
+		c.path.trip = shortestTrip
+		for len(script) >= 4 {
+			n := min(int(script[3])%41, len(script)-4)
+			tcp := append(make([]byte, 20), script[4:4+n]...)
+			ack := first + uint32(script[0])<<8 + uint32(script[1])
+			binary.BigEndian.PutUint32(tcp[tcpAck:], ack)
+			window := uint16(script[2]) << 8
+			script = script[4+n:]
+			c.probed = time.Now().Add(-shortestTrip)
+			v := c.hear(tcp, window, 2, true)
+			if got := binary.BigEndian.Uint16(tcp[tcpWindow:]); got > window {
+				t.Errorf("the window %d became %d", window, got)
+			}
+			for _, q := range v.again {
+				seq := binary.BigEndian.Uint32(q.TransportHeader().Slice()[tcpSeq:])
+				if int32(seq-c.acked) < 0 || int32(c.sent-seq) < int32(q.Data().Size()) || q.Data().Size() == 0 {
+					t.Errorf("%d bytes from %d were sent again; sent up to %d, acknowledged up to %d", q.Data().Size(), seq, c.sent, c.acked)
+				}
+				q.DecRef()
+			}
+			missing, last := int64(0), c.acked
+			for _, g := range c.holes.list {
+				if int32(g.from-last) < 0 || int32(g.to-g.from) <= 0 {
+					t.Fatalf("the holes are %v after %d", c.holes.list, c.acked)
+				}
+				missing, last = missing+int64(g.to-g.from), g.to
+			}
+			if missing != c.holes.missing || c.arrived() < 0 {
+				t.Fatalf("%d bytes missing, %d arrived; the holes are %v", c.holes.missing, c.arrived(), c.holes.list)
+			}
+		}
+		c.close()
+	})
+}
+
+// A path loses one segment of a hundred. gVisor's own recovery would fill a fiftieth of it.
+func TestLossyPathIsFilled(t *testing.T) {
+	const mbits, during = 50, 4 * time.Second
+	a, b, _ := piped(t, pipe.Conditions{Rate: mbits * 1e6 / 8, Queue: mbits * 1e6 / 8 / 20, Delay: 25 * time.Millisecond, Loss: 0.01})
+	l, err := b.Listen("tcp", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	sums := make(chan [32]byte, 1)
+	const total = 12 << 20
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		sum := sha256.New()
+		_, _ = io.CopyN(io.MultiWriter(c, sum), rand.NewChaCha8([32]byte{1}), total)
+		sums <- [32]byte(sum.Sum(nil))
+	}()
+	c, err := a.DialContext(t.Context(), "tcp", netip.AddrPortFrom(b4, 7).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	begun, sum := time.Now(), sha256.New()
+	n, err := io.Copy(sum, c)
+	if err != nil || n != total || [32]byte(sum.Sum(nil)) != <-sums {
+		t.Fatalf("%d bytes and %v, want %d bytes as they were sent", n, err, total)
+	}
+	if took := time.Since(begun); took > 4*during {
+		t.Errorf("%d bytes took %v, want about %v", total, took, during)
+	}
+	if stats := b.stack.Stats().TCP; stats.Retransmits.Value() < 20 {
+		t.Errorf("%d segments were sent again, so the path lost none", stats.Retransmits.Value())
+	}
+}
