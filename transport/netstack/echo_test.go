@@ -54,6 +54,8 @@ func piped(t testing.TB, c pipe.Conditions) (a, b *Net, wire *pipe.Network) {
 // TestWindowKeepsItsEdge, TestAckBeyondClosedWindow and TestAckToClosedWindow fail every time without their part.
 func TestEcho(t *testing.T) {
 	lossy := pipe.Conditions{Loss: 0.006, Reorder: 0.01}
+	long := lossy
+	long.Delay = 5 * time.Millisecond // on such a path, a longPath recovers what is lost
 	for _, x := range []struct {
 		name         string
 		conditions   pipe.Conditions
@@ -64,6 +66,8 @@ func TestEcho(t *testing.T) {
 		{"IPv6", pipe.Conditions{}, b6, 4 << 20, 256 << 10},
 		{"IPv4 with loss", lossy, b4, 2 << 20, 16 << 10},
 		{"IPv6 with loss", lossy, b6, 2 << 20, 16 << 10},
+		{"IPv4 on a long path with loss", long, b4, 2 << 20, 0},
+		{"IPv6 on a long path with loss", long, b6, 256 << 10, 16 << 10},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			count, size, buffer := 25, x.size, x.buffer

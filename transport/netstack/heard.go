@@ -91,7 +91,7 @@ func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 			break
 		}
 	}
-	if c := h.long.Load(); c != nil && window > 0 {
+	if c := h.long.Load(); c != nil {
 		if v = c.hear(tcp, window, h.scale, bare); v.short {
 			h.endLong()
 		}

@@ -107,17 +107,21 @@ func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 	h.list = slices.Delete(h.list, first, last)
 }
 
-// lost calls again for each hole that is to be sent now, in order, until that are n bytes or again returns false. A hole is lost when
-// at least reordered bytes after it have arrived, or when it is still there a round trip after the first of them. It is lost again if
-// it was sent again so long ago that it should have arrived.
+// lost reports whether the hole is to be sent now: when enough later bytes have arrived, which passed says, or when it is still there a
+// round trip after the first of them; and once more when what was sent again should have arrived.
+func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
+	if g.again.IsZero() {
+		return passed || now.Sub(g.since) >= trip
+	}
+	return now.Sub(g.again) >= trip*5/4
+}
+
+// lost calls again for each hole that is lost, in order, until that are n bytes or again returns false. It is enough if as many bytes
+// as reordered have arrived after a hole.
 func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, again func(*hole) bool) {
 	for i := 0; i < len(h.list) && n > 0; i++ {
 		g := &h.list[i]
-		is := now.Sub(g.again) >= trip*5/4
-		if g.again.IsZero() {
-			is = int(int32(h.end-g.to)) >= reordered || now.Sub(g.since) >= trip
-		}
-		if !is {
+		if !g.lost(now, trip, int(int32(h.end-g.to)) >= reordered) {
 			continue
 		}
 		if int64(g.to-g.from) > n && len(h.list) < maxHoles {

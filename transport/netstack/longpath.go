@@ -60,6 +60,11 @@ type longPath struct {
 
 	path  capacity
 	holes holes
+
+	// front stands for the first segment that is not acknowledged, if that seems to be missing and there are no holes. Its numbers
+	// are 0, and since is zero if it does not seem so. Then everything before recover was sent.
+	front   hole
+	recover uint32
 }
 
 const (
@@ -139,7 +144,8 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	case !missed:
 		c.still, c.hides = bound, c.path.trip > 0
 	}
-	if c.hides {
+	c.guess(news, bare && window > 0, now)
+	if c.isMissing() {
 		v.again = c.repair(now, max(int64(burstSegments*c.segment), burstTimes*(c.most-before)))
 		c.arm(news)
 	}
@@ -156,7 +162,7 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 		window = min(window, uint16(min(bound>>scale, 65535)))
 	}
 	if c.hides {
-		v.drop = bare && !news && window == c.window
+		v.drop = bare && !news && window == c.window && window > 0 // with a closed window, gVisor awaits answers to its probes
 		for i := range selective {
 			selective[i] = header.TCPOptionNOP
 		}
@@ -193,8 +199,36 @@ func (c *longPath) measure(now time.Time) {
 	c.path.deliver(c.most, now)
 }
 
+// guess learns from acknowledgements that are not selective. gVisor sends these when its end of the connection is closed, and ignores
+// them as a sender. If the first segment in flight is still not acknowledged a round trip after such an acknowledgement came without
+// news, the segment is lost (RFC 6582). bare says that the acknowledgement carries nothing else and leaves the window open.
+func (c *longPath) guess(news, bare bool, now time.Time) {
+	switch active := !c.front.since.IsZero(); {
+	case c.holes.any() || c.acked == c.sent || active && news && int32(c.acked-c.recover) >= 0:
+		c.front = hole{}
+	case active && news: // the next one is lost too
+		c.front = hole{since: now.Add(-c.path.trip)}
+	case !active && !news && bare && c.path.trip > 0:
+		c.front, c.recover = hole{since: now}, c.sent
+	}
+}
+
+// isMissing reports whether something is missing that the link sends again.
+func (c *longPath) isMissing() bool { return c.hides || !c.front.since.IsZero() }
+
 // repair returns packets with what is lost, about n bytes at most. If that is not in held, gVisor sees what is missing from now on.
 func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
+	if g := &c.front; !g.since.IsZero() && g.lost(now, c.path.trip, false) {
+		n := min(uint32(c.segment), c.sent-c.acked)
+		ps, _ = c.held.again(ps, c.acked, c.acked+n)
+		if g.again.IsZero() {
+			c.path.lose(int64(n))
+		}
+		g.again = now
+	}
+	if !c.hides {
+		return ps
+	}
 	reordered := reorderedSegments * c.segment
 	if c.holes.end == c.sent {
 		reordered = 0 // nothing else is on the way
@@ -233,7 +267,7 @@ func (c *longPath) expire() {
 	c.mu.Lock()
 	c.armed = false
 	var again []*stack.PacketBuffer
-	if c.hides && c.holes.any() {
+	if c.isMissing() {
 		again = c.repair(time.Now(), int64(c.segment))
 		c.wait *= 2
 		c.arm(false)
@@ -247,7 +281,7 @@ func (c *longPath) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.held.clear()
-	c.hides = false
+	c.hides, c.front = false, hole{}
 	if c.timer != nil {
 		c.timer.Stop()
 	}

@@ -104,6 +104,43 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 	}
 }
 
+// A peer repeats an acknowledgement that is not selective. The Net sends the first segment in flight again after a round trip, and after
+// each answer the next one at once, without a timeout.
+func TestLostSegmentsWithoutSelection(t *testing.T) {
+	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+	const k = 964
+	if _, err := s.Write(make([]byte, 30*k)); err != nil {
+		t.Fatal(err)
+	}
+	first := c.ack
+	data := func(s segment) bool { return c.mine(s) && len(s.payload) > 0 }
+	ack := func(n uint32) {
+		c.ack = first + n*k
+		c.h.write(t, c.segment(flagACK, nil).packet())
+	}
+	last := func(n uint32) {
+		t.Helper()
+		c.h.want(t, "data", func(s segment) bool { return data(s) && s.seq == first+n*k })
+	}
+	last(9)
+	time.Sleep(50 * time.Millisecond)
+	ack(1)
+	last(11)
+	ack(1)
+	if s, found := c.h.next(data, 10*time.Millisecond); found {
+		t.Fatalf("the Net sent %v at once", s)
+	}
+	last(1)
+	ack(4)
+	last(4)
+	ack(7)
+	last(7)
+	tcp := c.h.n.stack.Stats().TCP
+	if n := tcp.Timeouts.Value() + tcp.SACKRecovery.Value() + tcp.FastRecovery.Value(); n > 0 {
+		t.Errorf("gVisor recovered %d times", n)
+	}
+}
+
 // A longPath in virtual time, whose peer a test plays. Segments have 1,000 bytes.
 type playedPath struct {
 	longPath
