@@ -115,7 +115,7 @@ func (l *link) sendAgain(ps []*stack.PacketBuffer) {
 			l.push(p)
 			l.owner.stack.Stats().TCP.Retransmits.Increment()
 		} else {
-			p.DecRef() // the next acknowledgement asks for it again
+			p.DecRef() // it counts as lost once more
 		}
 	}
 	mine := l.takeTurn()

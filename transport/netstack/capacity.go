@@ -40,6 +40,7 @@ type capacity struct {
 	mark  int       // the newest mark's place in marks
 	begun time.Time // when the newest mark was begun
 
+	fell  bool  // the estimate has fallen before
 	lost  int64 // bytes found missing in the present round trip
 	grace int   // round trips in which the estimate does not fall, because it has fallen
 
@@ -64,7 +65,9 @@ const (
 	deliveryMarks = 16
 	marksPerTrip  = 12
 
-	leastBound  = 4 << 10   // three segments
+	leastBound    = 4 << 10  // three segments
+	initialWindow = 14 << 10 // ten segments (RFC 6928)
+
 	doubleBelow = 256 << 10 // slow start may double what is in flight up to this bound
 	mostHolds   = 1 << 29   // less than half of the numbers
 
@@ -85,7 +88,11 @@ func (c *capacity) setBound(n int64) {
 	if c.holds == 0 {
 		return
 	}
-	bound := max(c.holds*11/8, min(2*c.holds, doubleBelow), leastBound)
+	least := int64(initialWindow) // the program may have sent little so far
+	if c.fell {
+		least = leastBound
+	}
+	bound := max(c.holds*11/8, min(2*c.holds, doubleBelow), least)
 	if c.bound > 0 {
 		bound = min(bound, c.bound+n)
 	}
@@ -142,7 +149,7 @@ func (c *capacity) lose(n int64) {
 
 func (c *capacity) fall() {
 	c.holds = max(c.holds*7/10, 1)
-	c.grace = 2 // what is found missing until then was sent before
+	c.fell, c.grace = true, 2 // what is found missing until then was sent before
 	c.since, c.trial = time.Time{}, 0
 	c.setBound(0)
 }

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"encoding/binary"
+	"math"
 	"sync"
 	"time"
 
@@ -121,46 +122,29 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	if !c.begun {
 		return v
 	}
-	ack, news := c.acknowledge(binary.BigEndian.Uint32(tcp[tcpAck:]), now)
-	missed := c.holes.any()
-	for b := selective; len(b) >= optionHeader+8; b = b[8:] {
-		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])
-		if int32(from-ack) > 0 && int32(to-from) > 0 && int32(c.sent-to) >= 0 {
-			c.holes.arrived(from, to, now, c.path.trip)
-		}
-	}
-	c.path.lose(-c.holes.early)
-	c.holes.early = 0
-	before := c.most
+	news := c.acknowledge(binary.BigEndian.Uint32(tcp[tcpAck:]), now)
+	missed, before := c.holes.any(), c.most
+	c.selected(selective, now)
 	c.measure(now)
 	if c.path.trip > 0 && c.path.trip < shortestTrip {
 		v.short = true
 		return v
 	}
-	bound := c.path.bound
 	switch {
 	case !c.holes.any():
 		c.hides = false
 	case !missed:
-		c.still, c.hides = bound, c.path.trip > 0
+		c.still, c.hides = c.path.bound, c.path.trip > 0
 	}
 	c.guess(news, bare && window > 0, now)
 	if c.isMissing() {
 		v.again = c.repair(now, max(int64(burstSegments*c.segment), burstTimes*(c.most-before)))
 		c.arm(news)
 	}
-	if c.resent && int32(ack-c.upTo) >= 0 {
+	if c.resent && int32(c.acked-c.upTo) >= 0 {
 		c.resent, v.revive = false, true
 	}
-	switch {
-	case c.hides && bound > 0:
-		bound += c.arrived()
-	case c.holes.any():
-		bound = c.still // gVisor counts a repeated acknowledgement only if its window is the same
-	}
-	if bound > 0 {
-		window = min(window, uint16(min(bound>>scale, 65535)))
-	}
+	window = min(window, c.limit(scale))
 	if c.hides {
 		v.drop = bare && !news && window == c.window && window > 0 // with a closed window, gVisor awaits answers to its probes
 		for i := range selective {
@@ -172,12 +156,10 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	return v
 }
 
-// acknowledge notes that all bytes before the number n have arrived. It returns the newest number of all acknowledgements, and whether
-// n is newer than the others.
-func (c *longPath) acknowledge(n uint32, now time.Time) (ack uint32, news bool) {
-	fresh := int32(n - c.acked)
-	if fresh <= 0 {
-		return c.acked, false
+// acknowledge notes that all bytes before the number n have arrived. It reports whether that is news.
+func (c *longPath) acknowledge(n uint32, now time.Time) bool {
+	if int32(n-c.acked) <= 0 {
+		return false
 	}
 	if int32(n-c.sent) > 0 {
 		n = c.sent // the rest is the end of the connection
@@ -186,7 +168,34 @@ func (c *longPath) acknowledge(n uint32, now time.Time) (ack uint32, news bool) 
 	c.acked = n
 	c.held.drop(n)
 	c.holes.acknowledge(n, now, c.path.trip)
-	return n, true
+	return true
+}
+
+// selected notes what has arrived according to the option of a selective acknowledgement.
+func (c *longPath) selected(option []byte, now time.Time) {
+	for b := option; len(b) >= optionHeader+8; b = b[8:] {
+		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])
+		if int32(from-c.acked) > 0 && int32(to-from) > 0 && int32(c.sent-to) >= 0 {
+			c.holes.arrived(from, to, now, c.path.trip)
+		}
+	}
+	c.path.lose(-c.holes.early)
+	c.holes.early = 0
+}
+
+// limit returns the largest window that gVisor may see, in units of 1<<scale bytes.
+func (c *longPath) limit(scale uint8) uint16 {
+	bound := c.path.bound
+	switch {
+	case c.hides && bound > 0:
+		bound += c.arrived()
+	case c.holes.any():
+		bound = c.still // gVisor counts a repeated acknowledgement only if its window is the same
+	}
+	if bound == 0 {
+		return math.MaxUint16
+	}
+	return uint16(min(bound>>scale, math.MaxUint16))
 }
 
 // measure learns from what has arrived.

@@ -35,7 +35,8 @@ import (
 //     RFC 9293, section 3.10.7.4: "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be
 //     made to accept valid ACKs". The receiver checks that the acknowledgement number is valid, as always.
 //
-// windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It must not be copied.
+// windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It must not be
+// copied.
 type windows struct {
 	own  closedWindows // windows that this end closed; the value is the number that it acknowledged then, its RCV.NXT
 	peer closedWindows // windows that a peer closed; the value is the number that the peer acknowledged then
