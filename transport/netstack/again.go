@@ -22,7 +22,7 @@ type sentSegments struct {
 }
 
 // maxSegments bounds list.
-const maxSegments = 1 << 14
+const maxSegments = 1 << 16
 
 // add adds a segment, and reports whether there was room.
 func (s *sentSegments) add(p *stack.PacketBuffer, seq, end uint32) bool {

@@ -47,6 +47,7 @@ type capacity struct {
 	since   time.Time // when the present comparison began; zero if there is none
 	was     int64     // delivered then
 	missing int64     // bytes found missing since then
+	missed  int64     // bytes found missing in the comparison before
 	before  float64   // bytes per second in the comparison before
 	trial   int64     // the estimate without the present trial; 0 if there is none
 	step    float64   // the present trial raised the estimate by this part of it
@@ -142,9 +143,21 @@ func (c *capacity) rise(rate float64) {
 // lose notes that n bytes were found missing. n is negative if some were not missing after all.
 func (c *capacity) lose(n int64) {
 	c.lost, c.missing = c.lost+n, c.missing+n
+	if c.trial > 0 && c.missing > c.missed*3/2+c.holds/(2*muchLoss)+fewBytes {
+		c.takeBack() // the queue has no room for more
+		c.setBound(0)
+	}
 	if c.grace == 0 && c.lost > c.holds/muchLoss+fewBytes {
 		c.fall()
 	}
+}
+
+// takeBack ends the present trial, if there is one, and the comparison.
+func (c *capacity) takeBack() {
+	if c.trial > 0 {
+		c.holds = c.trial
+	}
+	c.since, c.trial = time.Time{}, 0
 }
 
 func (c *capacity) fall() {
@@ -159,12 +172,9 @@ func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now t
 	c.trip, c.lost, c.grace = trip, 0, max(c.grace-1, 0)
 	switch {
 	case !full || c.grace > 0:
-		if c.trial > 0 {
-			c.holds = c.trial
-		}
-		c.since, c.trial = time.Time{}, 0
+		c.takeBack()
 	case c.since.IsZero():
-		c.since, c.was, c.missing, c.before, c.step = now, delivered, 0, 0, leastStep
+		c.since, c.was, c.missing, c.missed, c.before, c.step = now, delivered, 0, 0, 0, leastStep
 	case now.Sub(c.since) >= max(comparedTrips*trip, shortComparison):
 		c.compare(delivered, now)
 	}
@@ -186,5 +196,6 @@ func (c *capacity) compare(delivered int64, now time.Time) {
 		c.trial = c.holds
 		c.holds = min(c.holds+int64(c.step*float64(c.holds)), mostHolds)
 	}
-	c.since, c.was, c.missing, c.before = now, delivered, 0, rate
+	c.since, c.was, c.before = now, delivered, rate
+	c.missing, c.missed = 0, c.missing
 }

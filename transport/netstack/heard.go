@@ -69,6 +69,7 @@ func (h *heard) keep(l *link, p *stack.PacketBuffer, first, n uint32) {
 	h.send(first, n)
 	if c := h.long.Load(); c != nil && !c.send(p, first, n) {
 		h.endLong()
+		l.revive(h.ep)
 	}
 }
 

@@ -76,6 +76,9 @@ const (
 	// So what a path lost during an interruption is not sent again all at once.
 	burstSegments = 10
 	burstTimes    = 2
+
+	// leastBulk is how many bytes must have been acknowledged until gVisor's congestion window counts as large.
+	leastBulk = 64 << 10
 )
 
 // send notes that p is sent, with the bytes from the number seq to the one before end. It reports false if the connection should
@@ -91,11 +94,11 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32) bool {
 		c.resent, c.upTo = true, c.sent
 		return true
 	}
-	c.sent, c.segment = end, int(p.GSOOptions.MSS)
 	if c.probed.IsZero() {
-		c.probe, c.probed = seq, time.Now()
-		c.full = 4*(int64(c.sent-c.acked)-c.arrived()) >= 3*c.path.bound
+		c.probe, c.probed = c.sent, time.Now()
+		c.full = 4*(int64(end-c.acked)-c.arrived()) >= 3*c.path.bound
 	}
+	c.sent, c.segment = end, int(p.GSOOptions.MSS)
 	return c.held.add(p, seq, end)
 }
 
@@ -108,7 +111,8 @@ type verdict struct {
 	drop  bool                  // gVisor must not see the acknowledgement
 	short bool                  // the path is short, so the connection should have no longPath
 
-	// gVisor's congestion window is small since it sent something again. All of that has arrived, so the window should begin anew.
+	// gVisor's congestion window should begin anew. It is small because gVisor sent something again, and all of that has arrived. Or
+	// it has grown without end, and nothing else bounds the connection from now on.
 	revive bool
 }
 
@@ -127,7 +131,7 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	c.selected(selective, now)
 	c.measure(now)
 	if c.path.trip > 0 && c.path.trip < shortestTrip {
-		v.short = true
+		v.short, v.revive = true, c.total > leastBulk
 		return v
 	}
 	switch {
@@ -136,7 +140,7 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	case !missed:
 		c.still, c.hides = c.path.bound, c.path.trip > 0
 	}
-	c.guess(news, bare && window > 0, now)
+	c.guess(news, bare && selective == nil && window > 0, now)
 	if c.isMissing() {
 		v.again = c.repair(now, max(int64(burstSegments*c.segment), burstTimes*(c.most-before)))
 		c.arm(news)
@@ -210,15 +214,22 @@ func (c *longPath) measure(now time.Time) {
 
 // guess learns from acknowledgements that are not selective. gVisor sends these when its end of the connection is closed, and ignores
 // them as a sender. If the first segment in flight is still not acknowledged a round trip after such an acknowledgement came without
-// news, the segment is lost (RFC 6582). bare says that the acknowledgement carries nothing else and leaves the window open.
-func (c *longPath) guess(news, bare bool, now time.Time) {
-	switch active := !c.front.since.IsZero(); {
-	case c.holes.any() || c.acked == c.sent || active && news && int32(c.acked-c.recover) >= 0:
-		c.front = hole{}
-	case active && news: // the next one is lost too
-		c.front = hole{since: now.Add(-c.path.trip)}
-	case !active && !news && bare && c.path.trip > 0:
-		c.front, c.recover = hole{since: now}, c.sent
+// news, the segment is lost. If the answer to what was sent again does not acknowledge everything, the next segment is lost too (RFC
+// 6582). plain says that the acknowledgement is not selective, carries nothing else, and leaves the window open.
+func (c *longPath) guess(news, plain bool, now time.Time) {
+	g := &c.front
+	answer := !g.again.IsZero() && now.Sub(g.again) >= c.path.trip*3/4 // to what was sent again, not to what was sent first
+	switch {
+	case c.holes.any() || c.acked == c.sent:
+		*g = hole{}
+	case g.since.IsZero():
+		if plain && !news && c.path.trip > 0 {
+			*g, c.recover = hole{since: now}, c.sent
+		}
+	case news && answer && int32(c.acked-c.recover) < 0:
+		*g = hole{since: now.Add(-c.path.trip)}
+	case news:
+		*g = hole{}
 	}
 }
 

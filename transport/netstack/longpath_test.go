@@ -131,8 +131,10 @@ func TestLostSegmentsWithoutSelection(t *testing.T) {
 		t.Fatalf("the Net sent %v at once", s)
 	}
 	last(1)
+	time.Sleep(50 * time.Millisecond)
 	ack(4)
 	last(4)
+	time.Sleep(50 * time.Millisecond)
 	ack(7)
 	last(7)
 	tcp := c.h.n.stack.Stats().TCP
@@ -282,7 +284,7 @@ func TestShortPath(t *testing.T) {
 	if h.long.Load() == nil {
 		t.Error("no longPath although there was room")
 	}
-	if h.keep(nil, p, h.first.Load()+1000*maxSegments, 1000*maxSegments+1000); h.long.Load() != nil {
+	if h.keep(s.net.link, p, h.first.Load()+1000*maxSegments, 1000*maxSegments+1000); h.long.Load() != nil {
 		t.Error("a longPath although there was no room")
 	}
 	p.DecRef()
