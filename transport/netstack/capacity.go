@@ -30,6 +30,7 @@ import (
 // The zero value is ready.
 type capacity struct {
 	trip  time.Duration // the latest round trip; 0 before the first one
+	least time.Duration // the shortest one
 	holds int64         // the estimate; 0 before the first one
 	best  float64       // the most bytes per second that were delivered within a round trip
 	bound int64         // how many bytes may be in flight; 0 means that this is not known yet
@@ -143,8 +144,8 @@ func (c *capacity) rise(rate float64) {
 // lose notes that n bytes were found missing. n is negative if some were not missing after all.
 func (c *capacity) lose(n int64) {
 	c.lost, c.missing = c.lost+n, c.missing+n
-	if c.trial > 0 && c.missing > c.missed*3/2+c.holds/(2*muchLoss)+fewBytes {
-		c.takeBack() // the queue has no room for more
+	if c.trial > 0 && c.trip > c.least*5/4 && c.missing > c.missed*3/2+fewBytes {
+		c.takeBack() // a queue is full
 		c.setBound(0)
 	}
 	if c.grace == 0 && c.lost > c.holds/muchLoss+fewBytes {
@@ -169,7 +170,9 @@ func (c *capacity) fall() {
 
 // endTrip notes that a round trip has ended, which took trip. full says that about as many bytes were in flight as may be.
 func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now time.Time) {
-	c.trip, c.lost, c.grace = trip, 0, max(c.grace-1, 0)
+	if c.trip, c.lost, c.grace = trip, 0, max(c.grace-1, 0); c.least == 0 || trip < c.least {
+		c.least = trip
+	}
 	switch {
 	case !full || c.grace > 0:
 		c.takeBack()

@@ -136,7 +136,7 @@ func TestCapacityWithLoss(t *testing.T) {
 // A short queue overflows, and then does not overflow all the time.
 func TestCapacityOfAShortQueue(t *testing.T) {
 	for _, l := range lines {
-		for _, c := range []struct{ part, least int64 }{{2, 95}, {4, 80}, {10, 35}} {
+		for _, c := range []struct{ part, least int64 }{{2, 95}, {4, 80}, {10, 50}} {
 			l := l
 			l.queue = l.holds() / c.part
 			synctest.Test(t, func(t *testing.T) {
