@@ -184,8 +184,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// sendUDP sends a datagram.
-func (h *host) sendUDP(from, to string, datagram []byte) {
+// sendUDP sends datagrams from one socket. A socket per datagram would fail now and then with "address already in use": a process
+// that another test starts in between holds a copy of the closed socket for a moment.
+func (h *host) sendUDP(from, to string, datagrams ...[]byte) {
 	h.t.Helper()
 	err := h.Do(func() error {
 		d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(from))}
@@ -194,8 +195,12 @@ func (h *host) sendUDP(from, to string, datagram []byte) {
 			return err
 		}
 		defer c.Close()
-		_, err = c.Write(datagram)
-		return err
+		for _, d := range datagrams {
+			if _, err := c.Write(d); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		h.t.Fatal(err)

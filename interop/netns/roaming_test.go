@@ -65,14 +65,16 @@ func TestForgeryMovesNothing(t *testing.T) {
 	p.meet(outerB4)
 	p.a.ping(innerB4, 1)
 	p.a.addresses("v0", "192.0.2.11/24")
+	var forged [][]byte
 	for _, size := range []int{initiationSize, responseSize, 64, dataOverhead, 128} {
-		forged := make([]byte, size)
-		forged[0] = map[int]byte{initiationSize: 1, responseSize: 2, 64: 3}[size]
-		if forged[0] == 0 {
-			forged[0] = 4
+		datagram := make([]byte, size)
+		datagram[0] = map[int]byte{initiationSize: 1, responseSize: 2, 64: 3}[size]
+		if datagram[0] == 0 {
+			datagram[0] = 4
 		}
-		p.a.sendUDP("192.0.2.11:7777", netip.AddrPortFrom(outerB4, defaultPort).String(), forged)
+		forged = append(forged, datagram)
 	}
+	p.a.sendUDP("192.0.2.11:7777", netip.AddrPortFrom(outerB4, defaultPort).String(), forged...)
 	p.b.ping(innerA4, 3)
 	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:%d", outerA4, defaultPort), "nothing authentic came from elsewhere")
 }
