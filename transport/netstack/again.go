@@ -3,7 +3,11 @@ package netstack
 import (
 	"encoding/binary"
 	"slices"
+	"sort"
 
+	"github.com/seed-86b749af/wireguard/internal/packet"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
@@ -24,17 +28,16 @@ type sentSegments struct {
 // maxSegments bounds list.
 const maxSegments = 1 << 16
 
-// add adds a segment, and reports whether there was room.
-func (s *sentSegments) add(p *stack.PacketBuffer, seq, end uint32) bool {
+// add adds a segment, if there is room. Otherwise gVisor has to recover its loss.
+func (s *sentSegments) add(p *stack.PacketBuffer, seq, end uint32) {
 	if len(s.list)-s.next >= maxSegments {
-		return false
+		return
 	}
-	if s.next > 0 && len(s.list) == cap(s.list) {
+	if len(s.list) == cap(s.list) && s.next > len(s.list)/2 {
 		s.list = slices.Delete(s.list, 0, s.next)
 		s.next = 0
 	}
 	s.list = append(s.list, sentSegment{seq, end, p.IncRef()})
-	return true
 }
 
 // drop drops the segments that end before or at the number n.
@@ -57,61 +60,66 @@ func (s *sentSegments) clear() {
 	*s = sentSegments{}
 }
 
-// again appends packets with the bytes from the number from to the one before to to ps. It reports false if it does not have all
-// of them.
-func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32) ([]*stack.PacketBuffer, bool) {
+// again appends packets with the bytes from the number from to the one before to to ps. Their headers are h. It reports false if it does
+// not have all of these bytes.
+func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentHeader) ([]*stack.PacketBuffer, bool) {
 	list := s.list[s.next:]
-	i, _ := slices.BinarySearchFunc(list, from, func(g sentSegment, n uint32) int {
-		if int32(g.end-n) > 0 {
-			return 1
-		}
-		return -1
-	})
+	i := sort.Search(len(list), func(i int) bool { return int32(list[i].end-from) > 0 })
 	for int32(to-from) > 0 {
-		if i == len(list) || int32(list[i].seq-from) > 0 {
+		if i == len(list) || int32(list[i].seq-from) > 0 || h.gso.Type == stack.GSONone {
 			return ps, false
 		}
 		g := &list[i]
 		n := min(g.end-from, to-from)
-		p := repack(g.p, list[len(list)-1].p, from, int64(from-g.seq), int64(n))
-		if p == nil {
-			return ps, false
-		}
-		ps, from, i = append(ps, p), from+n, i+1
+		payload := g.p.Data().ToBuffer()
+		payload.TrimFront(int64(from - g.seq))
+		payload.Truncate(int64(n))
+		ps, from, i = append(ps, h.packet(from, payload)), from+n, i+1
 	}
 	return ps, true
 }
 
-// repack makes a packet of n bytes of p's payload, which begin at the byte at of it and have the number seq. Its headers are those of
-// newest, the packet that the connection sent last. Their timestamp is the newest one. With an older one, the peer might drop the
-// packet as a copy from another time (RFC 7323, section 5). repack returns nil if the exit would not cut the packet into segments.
-func repack(p, newest *stack.PacketBuffer, seq uint32, at, n int64) *stack.PacketBuffer {
-	ip, tcp := newest.NetworkHeader().Slice(), newest.TransportHeader().Slice()
-	if newest.GSOOptions.Type == stack.GSONone || len(tcp) < header.TCPMinimumSize {
-		return nil
-	}
-	payload := p.Data().ToBuffer()
-	payload.TrimFront(at)
-	payload.Truncate(n)
-	q := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: len(ip) + len(tcp), Payload: payload})
-	h := q.TransportHeader().Push(len(tcp))
-	copy(h, tcp)
-	binary.BigEndian.PutUint32(h[tcpSeq:], seq)
-	h[tcpFlags] = tcpACK | uint8(header.TCPFlagPsh)
-	copy(q.NetworkHeader().Push(len(ip)), ip)
-	q.NetworkProtocolNumber, q.TransportProtocolNumber = newest.NetworkProtocolNumber, newest.TransportProtocolNumber
-	q.GSOOptions = newest.GSOOptions
-	return q
+// A sentHeader is the headers of the segment that a connection sent last, of whatever kind. What is sent again gets them, so that its
+// acknowledgement, its window and its timestamp are not outdated. With an older timestamp, the peer might drop it as a copy from another
+// time (RFC 7323, section 5).
+type sentHeader struct {
+	b       [packet.MaxHeaders]byte
+	ip, tcp int // bytes of each header in b
+	network tcpip.NetworkProtocolNumber
+	gso     stack.GSO // without segmentation, as at first, nothing can be sent again
 }
 
-// sendAgain queues ps, whose references it takes. It never waits.
-func (l *link) sendAgain(ps []*stack.PacketBuffer) {
-	if len(ps) == 0 {
+// set takes the headers of p.
+func (h *sentHeader) set(p *stack.PacketBuffer) {
+	ip, tcp := p.NetworkHeader().Slice(), p.TransportHeader().Slice()
+	if len(ip)+len(tcp) > len(h.b) {
 		return
 	}
+	h.ip, h.tcp, h.network, h.gso = len(ip), len(tcp), p.NetworkProtocolNumber, p.GSOOptions
+	copy(h.b[copy(h.b[:], ip):], tcp)
+}
+
+// ack is the acknowledgement in h.
+func (h *sentHeader) ack() uint32 { return binary.BigEndian.Uint32(h.b[h.ip+tcpAck:]) }
+
+// packet makes a packet of a payload, whose first byte has the number seq.
+func (h *sentHeader) packet(seq uint32, payload buffer.Buffer) *stack.PacketBuffer {
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: h.ip + h.tcp, Payload: payload})
+	tcp := p.TransportHeader().Push(h.tcp)
+	copy(tcp, h.b[h.ip:])
+	binary.BigEndian.PutUint32(tcp[tcpSeq:], seq)
+	tcp[tcpFlags] = tcpACK | uint8(header.TCPFlagPsh)
+	copy(p.NetworkHeader().Push(h.ip), h.b[:])
+	p.NetworkProtocolNumber, p.TransportProtocolNumber, p.GSOOptions = h.network, header.TCPProtocolNumber, h.gso
+	return p
+}
+
+// sendAgain queues ps, whose references it takes. It never waits. It reports whether the link is open.
+func (l *link) sendAgain(ps []*stack.PacketBuffer) (open bool) {
 	l.mu.Lock()
+	open = l.usable() == nil
 	for _, p := range ps {
-		if l.usable() == nil && l.queued < maxQueuedUrgent {
+		if open && l.queued < maxQueued { // the rest of the queue is for what cannot wait
 			l.push(p)
 			l.owner.stack.Stats().TCP.Retransmits.Increment()
 		} else {
@@ -123,4 +131,5 @@ func (l *link) sendAgain(ps []*stack.PacketBuffer) {
 	if mine {
 		go l.drain()
 	}
+	return open
 }

@@ -5,9 +5,10 @@ import (
 	"time"
 )
 
-// A capacity estimates how many bytes a path holds without a queue, from what it delivers, and derives how many may be in flight:
+// A capacity estimates from what a path delivers how many bytes it holds without a queue. From that it derives a bound of what may be in
+// flight:
 //
-//	in flight          delivered within a round trip
+//	in flight           delivered within a round trip
 //	less than it holds  what is in flight: more in flight means more delivered
 //	what it holds       what it holds
 //	more than it holds  the same; the rest waits in a queue, or is lost when the queue is full
@@ -18,19 +19,23 @@ import (
 //
 // Later, the path may deliver more or become longer. So every few round trips, a trial raises the estimate by a sixteenth. It is taken
 // back unless the path then delivers at least half of that more. After each trial that is not taken back, the next one raises the
-// estimate twice as much.
+// estimate twice as much. Or the path may deliver less, and what is in flight fills a queue. So if round trips are twice as long as the
+// shortest, a trial lowers the estimate by an eighth. It is taken back unless the round trips become shorter by at least half of that.
+// If they do not, the path has become longer, or the queue is another sender's.
 //
 // A loss says little: a radio link loses segments too. But many losses mean that a queue overflows. Then the estimate falls by 3/10 at
-// once, as the window of CUBIC does (RFC 9438, section 4.6).
+// once, as the window of CUBIC does (RFC 9438, section 4.6). It falls by as much after a timeout.
 //
 // The model is that of BBR (draft-ietf-ccwg-bbr), which also bounds what is in flight by what is delivered. It needs the shortest
 // round trip of the path, and empties the queue from time to time to measure it. A capacity does without: the round trips of many
 // radio links are seldom as short as the shortest.
 //
-// The zero value is ready.
+// The zero value with a segment is ready.
 type capacity struct {
+	segment int64 // bytes of a full segment
+
 	trip  time.Duration // the latest round trip; 0 before the first one
-	least time.Duration // the shortest one
+	least time.Duration // the shortest one; longer once the path is known to have become longer
 	holds int64         // the estimate; 0 before the first one
 	best  float64       // the most bytes per second that were delivered within a round trip
 	bound int64         // how many bytes may be in flight; 0 means that this is not known yet
@@ -41,17 +46,22 @@ type capacity struct {
 	mark  int       // the newest mark's place in marks
 	begun time.Time // when the newest mark was begun
 
-	fell  bool  // the estimate has fallen before
+	settled bool // slow start is over: the estimate has fallen, or has not risen during a comparison
+
 	lost  int64 // bytes found missing in the present round trip
 	grace int   // round trips in which the estimate does not fall, because it has fallen
 
-	since   time.Time // when the present comparison began; zero if there is none
-	was     int64     // delivered then
-	missing int64     // bytes found missing since then
-	missed  int64     // bytes found missing in the comparison before
-	before  float64   // bytes per second in the comparison before
-	trial   int64     // the estimate without the present trial; 0 if there is none
-	step    float64   // the present trial raised the estimate by this part of it
+	counted   int64 // delivered when the present count of losses began, which takes many round trips if they deliver little
+	countLost int64 // bytes found missing since then
+
+	since   time.Time     // when the present comparison began; zero if there is none
+	was     int64         // delivered then
+	missing int64         // bytes found missing since then
+	missed  int64         // bytes found missing in the comparison before
+	before  float64       // bytes per second in the comparison before
+	trial   int64         // the estimate without the present trial; 0 if there is none
+	long    time.Duration // a round trip when the present trial began
+	step    float64       // the part of the estimate by which the present trial raised it; negative if it lowered it
 }
 
 // A deliveryMark says how many bytes had been delivered at a time.
@@ -67,21 +77,25 @@ const (
 	deliveryMarks = 16
 	marksPerTrip  = 12
 
-	leastBound    = 4 << 10  // three segments
-	initialWindow = 14 << 10 // ten segments (RFC 6928)
-
 	doubleBelow = 256 << 10 // slow start may double what is in flight up to this bound
 	mostHolds   = 1 << 29   // less than half of the numbers
 
-	// More than one byte lost of so many is much. A few bytes are not, because one segment of few is always much.
-	muchLoss = 32
-	fewBytes = 4 << 10
+	// These are in segments. The bound is never less than three, or gVisor might find no room for a full one. During slow start, it is
+	// not less than an initial window (RFC 6928): the program may have sent little so far.
+	leastBound    = 3
+	initialWindow = 10
+
+	// More than one byte lost of so many is much. A few segments are not, because one of few is always much. A count of losses takes
+	// at least that many segments.
+	muchLoss        = 32
+	fewSegments     = 3
+	countedSegments = 1024
 
 	// A comparison takes that many round trips and that long at least.
 	comparedTrips   = 4
 	shortComparison = 500 * time.Millisecond
 
-	leastStep, mostStep = 1. / 16, 1
+	leastStep, mostStep, downStep = 1. / 16, 1, -1. / 8
 )
 
 // setBound lets the bound follow the estimate, after n bytes have been delivered. It rises by no more than that, so that a larger
@@ -90,11 +104,10 @@ func (c *capacity) setBound(n int64) {
 	if c.holds == 0 {
 		return
 	}
-	least := int64(initialWindow) // the program may have sent little so far
-	if c.fell {
-		least = leastBound
+	bound := max(c.holds*11/8, leastBound*c.segment)
+	if !c.settled {
+		bound = max(bound, min(2*c.holds, doubleBelow), initialWindow*c.segment)
 	}
-	bound := max(c.holds*11/8, min(2*c.holds, doubleBelow), least)
 	if c.bound > 0 {
 		bound = min(bound, c.bound+n)
 	}
@@ -141,14 +154,17 @@ func (c *capacity) rise(rate float64) {
 	c.since, c.trial = time.Time{}, 0 // what was delivered before says nothing about this estimate
 }
 
+// much reports whether lost bytes are much, of so many.
+func (c *capacity) much(lost, of int64) bool { return lost > of/muchLoss+fewSegments*c.segment }
+
 // lose notes that n bytes were found missing. n is negative if some were not missing after all.
 func (c *capacity) lose(n int64) {
-	c.lost, c.missing = c.lost+n, c.missing+n
-	if c.trial > 0 && c.trip > c.least*5/4 && c.missing > c.missed*3/2+fewBytes {
+	c.lost, c.missing, c.countLost = c.lost+n, c.missing+n, c.countLost+n
+	if c.trial > 0 && c.trip > c.least*5/4 && c.missing > c.missed*3/2+fewSegments*c.segment {
 		c.takeBack() // a queue is full
 		c.setBound(0)
 	}
-	if c.grace == 0 && c.lost > c.holds/muchLoss+fewBytes {
+	if c.grace == 0 && (c.much(c.lost, c.holds) || c.much(c.countLost, c.delivered-c.counted+c.holds)) {
 		c.fall()
 	}
 }
@@ -161,15 +177,22 @@ func (c *capacity) takeBack() {
 	c.since, c.trial = time.Time{}, 0
 }
 
+// fall lowers the estimate, if there is one.
 func (c *capacity) fall() {
+	if c.holds == 0 {
+		return
+	}
 	c.holds = max(c.holds*7/10, 1)
-	c.fell, c.grace = true, 2 // what is found missing until then was sent before
+	c.settled, c.grace = true, 2 // what is found missing until then was sent before
 	c.since, c.trial = time.Time{}, 0
 	c.setBound(0)
 }
 
 // endTrip notes that a round trip has ended, which took trip. full says that about as many bytes were in flight as may be.
 func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now time.Time) {
+	if c.grace > 0 || delivered-c.counted >= countedSegments*c.segment {
+		c.counted, c.countLost = delivered, 0
+	}
 	if c.trip, c.lost, c.grace = trip, 0, max(c.grace-1, 0); c.least == 0 || trip < c.least {
 		c.least = trip
 	}
@@ -177,7 +200,7 @@ func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now t
 	case !full || c.grace > 0:
 		c.takeBack()
 	case c.since.IsZero():
-		c.since, c.was, c.missing, c.missed, c.before, c.step = now, delivered, 0, 0, 0, leastStep
+		c.since, c.was, c.missing, c.missed, c.before = now, delivered, 0, 0, 0
 	case now.Sub(c.since) >= max(comparedTrips*trip, shortComparison):
 		c.compare(delivered, now)
 	}
@@ -185,20 +208,37 @@ func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now t
 
 // compare ends a comparison and begins the next one. Each second one has a trial, and also one after a trial that was not taken back.
 func (c *capacity) compare(delivered int64, now time.Time) {
+	c.settled = true
 	rate := float64(delivered-c.was) / now.Sub(c.since).Seconds()
-	if c.missing > (delivered-c.was)/muchLoss+fewBytes {
+	if c.much(c.missing, delivered-c.was) {
 		c.fall()
 		return
 	}
-	if c.trial > 0 && rate < c.before*(1+c.step/2) {
-		c.holds, c.trial, c.step = c.trial, 0, leastStep
-	} else {
-		if c.trial > 0 {
-			c.step = min(2*c.step, mostStep)
-		}
-		c.trial = c.holds
-		c.holds = min(c.holds+int64(c.step*float64(c.holds)), mostHolds)
+	switch {
+	case c.trial == 0:
+		c.try()
+	case c.step > 0 && rate < c.before*(1+c.step/2):
+		c.holds, c.trial = c.trial, 0
+	case c.step < 0 && c.trip.Seconds() > c.long.Seconds()*(1+c.step/2):
+		c.least = c.trip // the path is longer
+		c.holds, c.trial = c.trial, 0
+	default:
+		c.try()
 	}
 	c.since, c.was, c.before = now, delivered, rate
 	c.missing, c.missed = 0, c.missing
+}
+
+// try begins a trial.
+func (c *capacity) try() {
+	switch {
+	case c.trip > 2*c.least:
+		c.step = downStep
+	case c.trial > 0 && c.step > 0: // the previous one was of use
+		c.step = min(2*c.step, mostStep)
+	default:
+		c.step = leastStep
+	}
+	c.trial, c.long = c.holds, c.trip
+	c.holds = min(c.holds+int64(c.step*float64(c.holds)), mostHolds)
 }

@@ -35,7 +35,7 @@ type lineMark struct {
 
 // run lets time pass, and returns how many bytes per millisecond were delivered.
 func (l *line) run(during time.Duration) int64 {
-	l.most = 0
+	l.most, l.c.segment = 0, 1368
 	l.mayDouble = max(l.mayDouble, 14<<10)
 	begin, before := time.Now(), l.delivered
 	overflow := int64(0)
@@ -194,5 +194,31 @@ func TestCapacityAfterAPause(t *testing.T) {
 		l.run(10 * time.Second)
 		l.carries(t, "after a pause", l.run(5*time.Second), 99)
 		l.inFlight(t, "after a pause", 110, 165)
+	})
+}
+
+// The path becomes ten times slower, and its queue has room for everything. The queue does not stay.
+func TestCapacityOfADeepQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := line{trip: 50 * time.Millisecond, rate: 12_500}
+		l.run(5 * time.Second)
+		l.rate /= 10
+		l.run(60 * time.Second)
+		l.carries(t, "slower", l.run(10*time.Second), 95)
+		l.inFlight(t, "slower", 100, 250)
+	})
+}
+
+// A slow path loses every tenth byte for a long time, as when many share a short queue. The sender then sends much less.
+func TestCapacityFallsWithFewSegments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := line{trip: 50 * time.Millisecond, rate: 600, every: 1000}
+		l.run(5 * time.Second)
+		before := l.c.bound
+		l.every = 10
+		l.run(10 * time.Second)
+		if l.c.bound > before/3 {
+			t.Errorf("the bound is %d, and was %d", l.c.bound, before)
+		}
 	})
 }

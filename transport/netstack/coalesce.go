@@ -30,7 +30,9 @@ func (c *coalescer) segment(p []byte, l3 int) {
 	}
 	p = l.withoutPayload(p, l3, l4)
 	v := l.windows.inbound(p, l3, l4)
-	l.sendAgain(v.again)
+	if len(v.again) > 0 {
+		l.sendAgain(v.again)
+	}
 	if v.drop {
 		return
 	}

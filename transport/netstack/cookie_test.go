@@ -28,7 +28,7 @@ func TestCookiesForEver(t *testing.T) {
 			h.write(t, syn.packet())
 			s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
 			data := segment{from: own, to: flow[1], seq: 8, ack: s.seq + 1, flags: flagACK | flagPSH, window: 60000, payload: make([]byte, 1000)}
-			// The peer sends it again until it is acknowledged, as it would after a loss.
+			// Like a peer after a loss, the test sends the segment again until it is acknowledged.
 			acked := func(s segment) bool {
 				return s.to == own && s.flags&(flagACK|flagRST) == flagACK && s.ack == data.seq+1000
 			}

@@ -61,20 +61,8 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// keep is send, and also keeps the packet p with these bytes if the path is long, or may be. l sends them again.
-func (h *heard) keep(l *link, p *stack.PacketBuffer, first, n uint32) {
-	if h.sent.Load() == 0 && h.ep != nil && h.scale <= maxScale {
-		h.long.Store(&longPath{link: l})
-	}
-	h.send(first, n)
-	if c := h.long.Load(); c != nil && !c.send(p, first, n) {
-		h.endLong()
-		l.revive(h.ep)
-	}
-}
-
-// hear takes an acknowledgement, and corrects its window. bare says that the segment carries nothing else, and full how many bytes a
-// full segment has.
+// hear takes an acknowledgement, and corrects its window. bare says that the segment carries nothing else. A full segment has full
+// bytes.
 func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
@@ -93,10 +81,11 @@ func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 		}
 	}
 	if c := h.long.Load(); c != nil {
-		if v = c.hear(tcp, window, h.scale, bare); v.short {
+		v = c.hear(tcp, window, h.scale, bare)
+		switch {
+		case v.short:
 			h.endLong()
-		}
-		if v.revive {
+		case v.revive:
 			c.link.revive(h.ep)
 		}
 		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
@@ -109,11 +98,54 @@ func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 	return v
 }
 
-// endLong leaves congestion control and loss recovery to gVisor.
+// endLong ends the longPath, if there is one. gVisor then controls congestion and recovers losses.
 func (h *heard) endLong() {
 	if c := h.long.Swap(nil); c != nil {
 		c.close()
 	}
+}
+
+// noteSegment notes what p, a segment that a connection sends, tells about it: how far it has sent, and whether it holds
+// out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so its segments pass one after
+// another.
+func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
+	s, ok := p.Owner.(*portion)
+	if !ok {
+		return false
+	}
+	tcp := p.TransportHeader().Slice()
+	if len(tcp) < header.TCPMinimumSize {
+		return false
+	}
+	needless = s.heard.note(l, p, tcp)
+	const timestamps = 12 // bytes of that option, with two bytes of padding in front
+	options := tcp[header.TCPMinimumSize:]
+	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
+	if s.holes.Load() != holes {
+		s.holes.Store(holes)
+	}
+	if s.recv.was.Load() > 0 {
+		if !holes {
+			s.recv.was.Store(0)
+		}
+		s.applyRecv()
+	}
+	return needless
+}
+
+// note notes that the connection sends p, whose header is tcp. l sends the bytes in p again if they are lost on a long path. note
+// reports whether sending p is needless.
+func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte) bool {
+	n := uint32(p.Data().Size())
+	seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
+	if n > 0 {
+		if h.sent.Load() == 0 && h.ep != nil && h.scale <= maxScale {
+			h.long.Store(newLongPath(l, seq))
+		}
+		h.send(seq, seq+n)
+	}
+	c := h.long.Load()
+	return c != nil && tcp[tcpFlags]&uint8(header.TCPFlagRst) == 0 && c.send(p, seq, seq+n)
 }
 
 // heardConns finds the heard of a connection. The zero value is ready.

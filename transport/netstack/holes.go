@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"slices"
+	"sort"
 	"time"
 )
 
@@ -61,12 +62,7 @@ func (h *holes) arrived(from, to uint32, now time.Time, trip time.Duration) {
 
 // fill removes the bytes from the number from to the one before to from all holes.
 func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
-	first, _ := slices.BinarySearchFunc(h.list, from, func(g hole, n uint32) int {
-		if int32(g.to-n) > 0 {
-			return 1
-		}
-		return -1
-	})
+	first := sort.Search(len(h.list), func(i int) bool { return int32(h.list[i].to-from) > 0 })
 	last := first // the holes from first to last-1 are filled whole
 	for last < len(h.list) && int32(h.list[last].from-to) < 0 {
 		g := &h.list[last]
@@ -116,23 +112,30 @@ func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
 	return now.Sub(g.again) >= trip*5/4
 }
 
-// lost calls again for each hole that is lost, in order, until that are n bytes or again returns false. It is enough if as many bytes
-// as reordered have arrived after a hole.
+// lost calls again for the holes that are lost, in order, until that are n bytes or again returns false. What is too large is cut. It is
+// enough if as many bytes as reordered have arrived after a hole.
 func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, again func(*hole) bool) {
 	for i := 0; i < len(h.list) && n > 0; i++ {
 		g := &h.list[i]
 		if !g.lost(now, trip, int(int32(h.end-g.to)) >= reordered) {
 			continue
 		}
-		if int64(g.to-g.from) > n && len(h.list) < maxHoles {
-			rest := *g
-			rest.from = g.from + uint32(n)
-			h.list = slices.Insert(h.list, i+1, rest)
-			g = &h.list[i]
-			g.to = rest.from
+		part := *g
+		if int64(g.to-g.from) > n {
+			part.to = g.from + uint32(n)
 		}
-		n -= int64(g.to - g.from)
-		if !again(g) {
+		n -= int64(part.to - part.from)
+		ok := again(&part)
+		switch {
+		case part.to == g.to:
+			*g = part
+		case len(h.list) < maxHoles:
+			g.from = part.to
+			h.list = slices.Insert(h.list, i, part)
+		default:
+			g.again = part.again // the rest of the hole waits too
+		}
+		if !ok {
 			return
 		}
 	}

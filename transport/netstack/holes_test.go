@@ -75,6 +75,14 @@ func TestHolesBound(t *testing.T) {
 	if len(h.list) != maxHoles || h.end != 10*(maxHoles-1)+6 {
 		t.Errorf("%d holes up to %d, want %d", len(h.list), h.end, maxHoles)
 	}
+	n := 0
+	h.lost(time.Now(), 0, 0, 2, func(g *hole) bool {
+		n += int(g.to - g.from)
+		return true
+	})
+	if n != 2 || len(h.list) != maxHoles {
+		t.Errorf("of a full list of holes, %d bytes are sent, and there are %d holes; want 2 and %d", n, len(h.list), maxHoles)
+	}
 	before := h.missing
 	if h.arrived(2, 3, time.Time{}, 0); len(h.list) != maxHoles || h.missing != before {
 		t.Errorf("a part of a hole arrived: %d holes, and %d bytes missing; want %d and %d", len(h.list), h.missing, maxHoles, before)

@@ -120,7 +120,9 @@ func (l *link) attached() bool {
 // WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
 // keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
-	l.noteSegment(p)
+	if l.noteSegment(p) {
+		return nil
+	}
 	l.noteSYN(p)
 	if complains(p) && !l.mayComplain(addr(p.Network().DestinationAddress())) {
 		return nil

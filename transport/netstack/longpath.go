@@ -31,30 +31,30 @@ import (
 // windows. While something is missing, bytes that have arrived are no longer in flight, although they are not acknowledged; the
 // window rises by them, but never beyond that of the peer.
 //
-// If the last segments are lost, no acknowledgement tells. gVisor then sends the last one again (RFC 8985, section 7), and the peer's
-// answer tells what is missing. Connections without selective acknowledgements have no longPath.
+// If the last segments are lost, no acknowledgement tells. gVisor then sends them again after its timeout. Connections without
+// selective acknowledgements have no longPath.
 type longPath struct {
 	link *link
 
 	mu sync.Mutex // guards all below; taken last
 
-	begun  bool         // something was sent
+	closed bool
 	sent   uint32       // the number after the last byte that was sent
 	acked  uint32       // the number after the last byte that was acknowledged
 	total  int64        // bytes that were acknowledged
-	most   int64        // the most bytes that ever counted as delivered
 	probe  uint32       // a round trip ends when the byte with this number has arrived
 	probed time.Time    // when it was sent; zero if no round trip is measured
+	news   time.Time    // when bytes arrived last
 	full   bool         // about as many bytes were in flight then as may be
 	hides  bool         // gVisor does not see the present holes
 	still  int64        // the bound when the first of the present holes appeared
 	window uint16       // that gVisor saw last
 	held   sentSegments // those that are not acknowledged
+	header sentHeader   // of the newest segment
 
-	segment int           // how many bytes a full segment has
-	timer   *time.Timer   // sends again what is missing; nil until something is
-	armed   bool          // the timer runs
-	wait    time.Duration // until it sends something again
+	timer *time.Timer   // sends again what is missing; nil until something is
+	armed bool          // the timer runs
+	wait  time.Duration // until it sends something again
 
 	resent bool   // gVisor has sent something again
 	upTo   uint32 // the number after the last byte that was sent then
@@ -77,30 +77,58 @@ const (
 	burstSegments = 10
 	burstTimes    = 2
 
-	// leastBulk is how many bytes must have been acknowledged until gVisor's congestion window counts as large.
-	leastBulk = 64 << 10
+	// fewBytes is how many bytes may have been acknowledged when a path turns out to be short. Later, gVisor's congestion window
+	// would be too large to be the bound again.
+	fewBytes = 64 << 10
 )
 
-// send notes that p is sent, with the bytes from the number seq to the one before end. It reports false if the connection should
-// have no longPath from now on. Calls for one connection do not overlap.
-func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32) bool {
+// newLongPath returns the longPath of a connection that is about to send its first byte, with the number seq.
+func newLongPath(l *link, seq uint32) *longPath {
+	return &longPath{link: l, sent: seq, acked: seq, holes: holes{end: seq}}
+}
+
+// send notes that p is sent, with the bytes from the number seq to the one before end, if there are any. It reports whether sending p is
+// needless. Calls for one connection do not overlap.
+func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32) (needless bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.begun {
-		c.begun, c.sent, c.acked, c.holes.end = true, seq, seq, seq
+	if c.closed {
+		return false
 	}
-	if int32(end-c.sent) <= 0 { // gVisor sends it again
-		c.probed = time.Time{}
-		c.resent, c.upTo = true, c.sent
-		return true
+	c.header.set(p)
+	c.path.segment = c.segment()
+	switch {
+	case seq == end || int32(end-c.acked) <= 0: // nothing, or a probe of a closed window
+	case int32(end-c.sent) <= 0:
+		return c.sendAgain(seq)
+	default:
+		if c.probed.IsZero() {
+			c.probe, c.probed = c.sent, time.Now()
+			c.full = 4*(int64(end-c.acked)-c.arrived()) >= 3*c.path.bound
+		}
+		c.sent = end
+		c.held.add(p, seq, end)
 	}
-	if c.probed.IsZero() {
-		c.probe, c.probed = c.sent, time.Now()
-		c.full = 4*(int64(end-c.acked)-c.arrived()) >= 3*c.path.bound
-	}
-	c.sent, c.segment = end, int(p.GSOOptions.MSS)
-	return c.held.add(p, seq, end)
+	return false
 }
+
+// sendAgain notes that gVisor sends the byte seq again: after a timeout, or because it sees what is missing. It reports whether that is
+// needless.
+//
+// If bytes are still arriving, a timeout says only that the first segment was lost more than once. gVisor would send everything after it
+// again. Whatever is lost of that, the link finds out by itself.
+func (c *longPath) sendAgain(seq uint32) (needless bool) {
+	arriving := c.path.trip > 0 && time.Since(c.news) < c.path.trip && (c.hides || !c.holes.any())
+	if !c.resent && seq == c.acked && !arriving {
+		c.path.fall()
+	}
+	c.probed = time.Time{} // an acknowledgement would not tell which of the two it is for
+	c.resent, c.upTo = true, c.sent
+	return seq != c.acked && arriving
+}
+
+// segment returns how many bytes a full segment has.
+func (c *longPath) segment() int64 { return int64(c.header.gso.MSS) }
 
 // arrived returns how many bytes have arrived but are not acknowledged.
 func (c *longPath) arrived() int64 { return int64(int32(c.holes.end-c.acked)) - c.holes.missing }
@@ -111,8 +139,7 @@ type verdict struct {
 	drop  bool                  // gVisor must not see the acknowledgement
 	short bool                  // the path is short, so the connection should have no longPath
 
-	// gVisor's congestion window should begin anew. It is small because gVisor sent something again, and all of that has arrived. Or
-	// it has grown without end, and nothing else bounds the connection from now on.
+	// gVisor's congestion window is small since it sent something again. All of that has arrived, so the window should begin anew.
 	revive bool
 }
 
@@ -123,15 +150,13 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	selective := selectiveOption(tcp)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.begun {
+	if c.closed {
 		return v
 	}
 	news := c.acknowledge(binary.BigEndian.Uint32(tcp[tcpAck:]), now)
-	missed, before := c.holes.any(), c.most
+	missed, before := c.holes.any(), c.path.delivered
 	c.selected(selective, now)
-	c.measure(now)
-	if c.path.trip > 0 && c.path.trip < shortestTrip {
-		v.short, v.revive = true, c.total > leastBulk
+	if v.short = !c.measure(now); v.short {
 		return v
 	}
 	switch {
@@ -142,7 +167,7 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	}
 	c.guess(news, bare && selective == nil && window > 0, now)
 	if c.isMissing() {
-		v.again = c.repair(now, max(int64(burstSegments*c.segment), burstTimes*(c.most-before)))
+		v.again = c.repair(now, max(burstSegments*c.segment(), burstTimes*(c.path.delivered-before)))
 		c.arm(news)
 	}
 	if c.resent && int32(c.acked-c.upTo) >= 0 {
@@ -150,14 +175,20 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	}
 	window = min(window, c.limit(scale))
 	if c.hides {
-		v.drop = bare && !news && window == c.window && window > 0 // with a closed window, gVisor awaits answers to its probes
 		for i := range selective {
 			selective[i] = header.TCPOptionNOP
 		}
+		v.drop = bare && !news && window == c.window && !c.isQuestion(tcp, window)
 	}
 	c.window = window
 	binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
 	return v
+}
+
+// isQuestion reports whether gVisor must see an acknowledgement with that window, although it brings no news: the peer asks with it
+// whether this end is alive or its window is open, or it answers that question of gVisor's.
+func (c *longPath) isQuestion(tcp []byte, window uint16) bool {
+	return window == 0 || int32(binary.BigEndian.Uint32(tcp[tcpSeq:])-c.header.ack()) < 0
 }
 
 // acknowledge notes that all bytes before the number n have arrived. It reports whether that is news.
@@ -179,6 +210,9 @@ func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 func (c *longPath) selected(option []byte, now time.Time) {
 	for b := option; len(b) >= optionHeader+8; b = b[8:] {
 		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])
+		if to == c.sent+1 {
+			to = c.sent // the rest is the end of the connection
+		}
 		if int32(from-c.acked) > 0 && int32(to-from) > 0 && int32(c.sent-to) >= 0 {
 			c.holes.arrived(from, to, now, c.path.trip)
 		}
@@ -187,7 +221,7 @@ func (c *longPath) selected(option []byte, now time.Time) {
 	c.holes.early = 0
 }
 
-// limit returns the largest window that gVisor may see, in units of 1<<scale bytes.
+// limit returns the largest window that gVisor may see, in units of 1<<scale bytes. It is never closed.
 func (c *longPath) limit(scale uint8) uint16 {
 	bound := c.path.bound
 	switch {
@@ -199,17 +233,25 @@ func (c *longPath) limit(scale uint8) uint16 {
 	if bound == 0 {
 		return math.MaxUint16
 	}
-	return uint16(min(bound>>scale, math.MaxUint16))
+	return uint16(min((bound+1<<scale-1)>>scale, math.MaxUint16))
 }
 
-// measure learns from what has arrived.
-func (c *longPath) measure(now time.Time) {
-	c.most = max(c.most, c.total+c.arrived())
+// measure learns from what has arrived. It reports false if the path is short.
+func (c *longPath) measure(now time.Time) bool {
+	delivered := max(c.path.delivered, c.total+c.arrived())
 	if !c.probed.IsZero() && int32(c.holes.end-c.probe) > 0 {
-		c.path.endTrip(now.Sub(c.probed), c.most, c.full, now)
+		trip := now.Sub(c.probed)
+		if trip < shortestTrip && c.total <= fewBytes && !c.isMissing() {
+			return false
+		}
+		c.path.endTrip(max(trip, shortestTrip), delivered, c.full, now)
 		c.probed = time.Time{}
 	}
-	c.path.deliver(c.most, now)
+	if delivered > c.path.delivered {
+		c.news = now
+	}
+	c.path.deliver(delivered, now)
+	return true
 }
 
 // guess learns from acknowledgements that are not selective. gVisor sends these when its end of the connection is closed, and ignores
@@ -236,11 +278,12 @@ func (c *longPath) guess(news, plain bool, now time.Time) {
 // isMissing reports whether something is missing that the link sends again.
 func (c *longPath) isMissing() bool { return c.hides || !c.front.since.IsZero() }
 
-// repair returns packets with what is lost, about n bytes at most. If that is not in held, gVisor sees what is missing from now on.
+// repair returns packets with what is lost, about n bytes at most. If that is not in held, gVisor
+// sees from then on what is missing.
 func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	if g := &c.front; !g.since.IsZero() && g.lost(now, c.path.trip, false) {
-		n := min(uint32(c.segment), c.sent-c.acked)
-		ps, _ = c.held.again(ps, c.acked, c.acked+n)
+		n := min(uint32(c.segment()), c.sent-c.acked)
+		ps, _ = c.held.again(ps, c.acked, c.acked+n, &c.header)
 		if g.again.IsZero() {
 			c.path.lose(int64(n))
 		}
@@ -249,12 +292,12 @@ func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	if !c.hides {
 		return ps
 	}
-	reordered := reorderedSegments * c.segment
+	reordered := reorderedSegments * int(c.segment())
 	if c.holes.end == c.sent {
 		reordered = 0 // nothing else is on the way
 	}
 	c.holes.lost(now, c.path.trip, reordered, n, func(g *hole) bool {
-		if ps, c.hides = c.held.again(ps, g.from, g.to); !c.hides {
+		if ps, c.hides = c.held.again(ps, g.from, g.to, &c.header); !c.hides {
 			return false
 		}
 		if g.again.IsZero() {
@@ -288,20 +331,26 @@ func (c *longPath) expire() {
 	c.armed = false
 	var again []*stack.PacketBuffer
 	if c.isMissing() {
-		again = c.repair(time.Now(), int64(c.segment))
+		again = c.repair(time.Now(), c.segment())
+	}
+	c.mu.Unlock()
+	if !c.link.sendAgain(again) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isMissing() {
 		c.wait *= 2
 		c.arm(false)
 	}
-	c.mu.Unlock()
-	c.link.sendAgain(again)
 }
 
-// close drops all that is held.
+// close drops all that is held. Nothing is sent again from now on.
 func (c *longPath) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.held.clear()
-	c.hides, c.front = false, hole{}
+	c.closed, c.hides, c.front = true, false, hole{}
 	if c.timer != nil {
 		c.timer.Stop()
 	}

@@ -28,8 +28,8 @@ func selective(padding int, ranges ...uint32) []byte {
 	return o
 }
 
-// A peer acknowledges ranges selectively. The Net sends what is missing again, with the same bytes, without gVisor's recovery: once
-// per round trip, not before three segments after it have arrived.
+// A peer acknowledges ranges selectively. The Net sends what is missing again, with the same bytes: once per round trip, and only when
+// three later segments have arrived. gVisor's own recovery never begins.
 func TestLostSegmentsOnALongPath(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -143,45 +143,54 @@ func TestLostSegmentsWithoutSelection(t *testing.T) {
 	}
 }
 
-// A longPath in virtual time, whose peer a test plays. Segments have 1,000 bytes.
+// A playedPath is a longPath in virtual time. The test plays gVisor and the peer.
 type playedPath struct {
-	longPath
-	t *testing.T
+	*longPath
+	segment uint32 // bytes of each segment
+	scale   uint8  // of the peer's windows
 }
 
 const playedTrip = 40 * time.Millisecond
 
-// play calls f with a longPath that has sent n segments, of which the peer has acknowledged the first after playedTrip.
+// play calls f with a longPath that has sent n segments of 1,000 bytes, of which the peer has acknowledged the first after playedTrip.
 func play(t *testing.T, n int, f func(c *playedPath)) {
-	synctest.Test(t, func(t *testing.T) {
-		c := &playedPath{t: t}
+	t.Helper()
+	playWith(t, playedPath{segment: 1000, scale: 4}, n, f)
+}
+
+// playWith is play for other segments and windows.
+func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
+	t.Helper()
+	synctest.Test(t, func(*testing.T) {
+		c.longPath = newLongPath(newLink(1420, nil), 0)
 		for range n {
-			c.sends()
+			c.sends(c.segment)
 		}
 		time.Sleep(playedTrip)
-		c.hears(1000, 5000, nil)
-		f(c)
+		c.hears(c.segment, 5000, nil)
+		f(&c)
 		c.close()
 	})
 }
 
-// sends sends a segment, as a packet that cannot be sent again.
-func (c *playedPath) sends() {
+// sends sends n bytes, as a packet that cannot be sent again.
+func (c *playedPath) sends(n uint32) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
 	defer p.DecRef()
-	p.GSOOptions.MSS = 1000
-	if !c.send(p, c.sent, c.sent+1000) {
-		c.t.Fatal("no room")
-	}
+	p.GSOOptions.MSS = uint16(c.segment)
+	c.send(p, c.sent, c.sent+n)
 }
 
 // hears is an acknowledgement of the bytes before n with the given window and options.
 func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte, v verdict) {
 	tcp = append(make([]byte, 20), options...)
 	binary.BigEndian.PutUint32(tcp[tcpAck:], n)
-	v = c.hear(tcp, window, 4, true)
+	v = c.hear(tcp, window, c.scale, true)
 	return tcp, v
 }
+
+// windowOf returns the window of an acknowledgement.
+func windowOf(tcp []byte) int { return int(binary.BigEndian.Uint16(tcp[tcpWindow:])) }
 
 // If what is missing can be sent again, gVisor sees neither that nor repeated acknowledgements. Otherwise it sees everything.
 func TestHiddenHoles(t *testing.T) {
@@ -225,7 +234,7 @@ func TestReviveAfterATimeout(t *testing.T) {
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
 		defer p.DecRef()
 		c.send(p, 1000, 2000)
-		c.sends()
+		c.sends(1000)
 		if _, v := c.hears(9000, 5000, nil); v.revive {
 			t.Error("not everything has arrived, but the congestion window begins anew")
 		}
@@ -264,32 +273,194 @@ func TestRevivedWindow(t *testing.T) {
 	testkit.Eventually(t, "slow start without an end", func() bool { return state().SndSsthresh > 1<<20 })
 }
 
-// On a short path, and beyond maxSegments, everything is gVisor's.
-func TestShortPath(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := &playedPath{t: t}
-		c.sends()
-		time.Sleep(shortestTrip - time.Microsecond)
-		if _, v := c.hears(1000, 5000, nil); !v.short {
-			t.Errorf("a short path: %+v", v)
+// Small requests make the estimate and the bound small. No window is closed by that, however large its unit is.
+func TestBoundNeverClosesTheWindow(t *testing.T) {
+	for scale := range uint8(maxScale + 1) {
+		playWith(t, playedPath{segment: 1368, scale: scale}, 1, func(c *playedPath) {
+			for i := range 200 {
+				if i == 100 {
+					c.path.fall()
+				}
+				c.sends(200)
+				time.Sleep(playedTrip)
+				if tcp, _ := c.hears(c.sent, 1000, nil); windowOf(tcp)<<scale < min(1000<<scale, leastBound*1368) {
+					t.Fatalf("scale %d: the window became %d bytes", scale, windowOf(tcp)<<scale)
+				}
+			}
+		})
+	}
+}
+
+// With large packets, one lost segment is not much, and after falls a full segment still fits.
+func TestLargeSegments(t *testing.T) {
+	const segment = 8880
+	playWith(t, playedPath{segment: segment, scale: 4}, 1, func(c *playedPath) {
+		for range 10 {
+			c.sends(segment)
+			c.sends(segment)
+			time.Sleep(playedTrip)
+			c.hears(c.sent, 5000, nil)
+		}
+		if c.path.lose(segment); c.path.settled {
+			t.Error("one lost segment made the estimate fall")
+		}
+		for range 50 {
+			c.path.fall()
+		}
+		if tcp, _ := c.hears(c.sent, 5000, nil); windowOf(tcp)<<4 < leastBound*segment {
+			t.Errorf("after falls, the window is %d bytes", windowOf(tcp)<<4)
 		}
 	})
-	f := handFlows["IPv4"]
-	_, s := accepted(t, f[0], f[1])
-	h, w := heard{scale: 4, ep: s.ep}, new(windows)
+}
+
+// A timeout makes the estimate fall once, and a probe of a closed window does not.
+func TestTimeoutLowersTheBound(t *testing.T) {
+	play(t, 10, func(c *playedPath) {
+		for range 10 {
+			c.sends(1000)
+			time.Sleep(playedTrip)
+			c.hears(c.sent, 5000, nil)
+		}
+		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+		defer p.DecRef()
+		c.sends(3000)
+		before := c.path.holds
+		if c.send(p, c.acked-1, c.acked); c.path.holds != before || c.resent {
+			t.Error("a probe counts as a timeout")
+		}
+		time.Sleep(2 * playedTrip)
+		if c.send(p, c.acked, c.acked+1000) || c.send(p, c.acked+1000, c.acked+2000) {
+			t.Error("what gVisor sends after a timeout counts as needless, although nothing arrives")
+		}
+		if c.path.holds != before*7/10 {
+			t.Errorf("after a timeout, the estimate is %d, want 7/10 of %d", c.path.holds, before)
+		}
+	})
+}
+
+// gVisor's timeout comes while bytes still arrive, because the first segment was lost twice. gVisor then sends only that one.
+func TestTimeoutWhileBytesArrive(t *testing.T) {
+	play(t, 40, func(c *playedPath) {
+		for range 10 {
+			c.sends(1000)
+			time.Sleep(playedTrip)
+			c.hears(c.sent-20_000, 5000, nil)
+		}
+		front, before := c.acked, c.path.holds
+		c.hears(front, 5000, selective(2, front+1000, front+2000))
+		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+		defer p.DecRef()
+		if c.send(p, front, front+1000) {
+			t.Error("the first segment counts as needless")
+		}
+		if !c.send(p, front+1000, front+2000) || !c.send(p, front+5000, front+6000) {
+			t.Error("gVisor sends segments again that have arrived or are on the way")
+		}
+		if c.path.holds != before {
+			t.Errorf("the estimate became %d, want %d as before", c.path.holds, before)
+		}
+	})
+}
+
+// While gVisor does not see what is missing, it still sees what the peer asks.
+func TestQuestionsOfThePeer(t *testing.T) {
+	play(t, 20, func(c *playedPath) {
+		question := func(seq uint32, window uint16) bool {
+			tcp := append(make([]byte, 20), selective(2, 2000, 3000)...)
+			binary.BigEndian.PutUint32(tcp[tcpSeq:], seq)
+			binary.BigEndian.PutUint32(tcp[tcpAck:], 1000)
+			return !c.hear(tcp, window, c.scale, true).drop
+		}
+		question(0, 5000)
+		if question(0, 5000) {
+			t.Error("gVisor sees an acknowledgement without news")
+		}
+		if !question(0xffff_ffff, 5000) {
+			t.Error("gVisor does not see a keepalive")
+		}
+		if !question(0, 0) || !question(0, 0) {
+			t.Error("gVisor does not see that the window is closed")
+		}
+		if !question(0, 5000) {
+			t.Error("gVisor does not see that the window is open again")
+		}
+	})
+}
+
+// The peer has the end of the connection, and misses bytes before it.
+func TestSelectiveAcknowledgementOfTheEnd(t *testing.T) {
+	play(t, 5, func(c *playedPath) {
+		if c.hears(1000, 5000, selective(2, 3000, 5001)); len(c.holes.list) != 1 || c.holes.end != 5000 {
+			t.Errorf("the holes are %v up to %d", c.holes.list, c.holes.end)
+		}
+	})
+}
+
+// What is sent again has the acknowledgement, the window and the timestamp of the newest segment, even if that carried nothing.
+func TestSentAgainWithNewHeaders(t *testing.T) {
+	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+	const k = 964
+	if _, err := s.Write(make([]byte, 10*k)); err != nil {
+		t.Fatal(err)
+	}
+	first := c.ack
+	data := func(s segment) bool { return c.mine(s) && len(s.payload) > 0 }
+	c.h.want(t, "data", func(s segment) bool { return data(s) && s.seq == first+9*k })
+	time.Sleep(20 * time.Millisecond)
+	c.ack = first + k
+	c.send(t, 3000)
+	newest := c.h.want(t, "an acknowledgement", func(s segment) bool { return c.mine(s) && s.ack == c.next })
+	a := c.segment(flagACK, nil)
+	a.options = selective(2, first+2*k, first+8*k)
+	c.h.write(t, a.packet())
+	if s := c.h.want(t, "the missing segment", data); s.seq != first+k || s.ack != newest.ack || s.window != newest.window {
+		t.Errorf("the missing segment is %v, and the newest was %v", s, newest)
+	}
+}
+
+// Once it is closed, a longPath neither keeps packets nor sets timers.
+func TestClosedLongPath(t *testing.T) {
+	play(t, 20, func(c *playedPath) {
+		c.close()
+		c.sends(1000)
+		if _, v := c.hears(1000, 5000, nil); len(c.held.list) > 0 || v.drop || c.armed {
+			t.Errorf("it holds %d packets, %+v, armed: %t", len(c.held.list), v, c.armed)
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
+// A short path is gVisor's as long as little was sent. Later, the longPath stays, because gVisor's window is no bound any more.
+func TestShortPath(t *testing.T) {
+	for _, sent := range []uint32{1000, fewBytes + 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &playedPath{longPath: newLongPath(newLink(1420, nil), 0), segment: 1000, scale: 4}
+			c.sends(sent)
+			time.Sleep(shortestTrip - time.Microsecond)
+			if _, v := c.hears(sent, 5000, nil); v.short != (sent == 1000) {
+				t.Errorf("after %d bytes: %+v", sent, v)
+			}
+		})
+	}
+}
+
+// A connection keeps at most maxSegments packets, and lets go of those that are acknowledged.
+func TestSegmentsBound(t *testing.T) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+	defer p.DecRef()
+	var s sentSegments
+	for i := range uint32(maxSegments + 10) {
+		s.add(p, 1000*i, 1000*i+1000)
+	}
+	if n := len(s.list); n != maxSegments {
+		t.Errorf("%d packets are kept, want %d", n, maxSegments)
+	}
 	for i := range uint32(maxSegments) {
-		h.keep(nil, p, 1000*i, 1000*i+1000)
+		s.drop(1000*i + 1000)
 	}
-	if h.long.Load() == nil {
-		t.Error("no longPath although there was room")
+	if len(s.list) != 0 {
+		t.Errorf("%d packets are kept, although all are acknowledged", len(s.list)-s.next)
 	}
-	if h.keep(s.net.link, p, h.first.Load()+1000*maxSegments, 1000*maxSegments+1000); h.long.Load() != nil {
-		t.Error("a longPath although there was no room")
-	}
-	p.DecRef()
-	w.heard.add(&h, flowBetween(f[0], f[1]))
-	w.heard.remove(&h)
 }
 
 // FuzzAcknowledgements plays acknowledgements with any options. Nothing panics, no window is raised, and only what was sent and is
@@ -299,17 +470,18 @@ func FuzzAcknowledgements(f *testing.F) {
 	f.Add([]byte{0, 1, 1, 4, 5, 200, 0, 0, 1, 2, 3, 6, 1, 1, 5, 10, 0, 0})
 	f.Add([]byte{9, 0, 0, 2, 0, 0, 9, 255, 255, 3, 5, 0, 1})
 	f.Fuzz(func(t *testing.T, script []byte) {
-		c := new(longPath)
+		const first = uint32(0xffff_f000)
+		c := newLongPath(newLink(1420, nil), first)
+		defer c.close()
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: 40, Payload: buffer.MakeWithData(make([]byte, 1000))})
 		defer p.DecRef()
 		copy(p.TransportHeader().Push(20), make([]byte, 20))
 		copy(p.NetworkHeader().Push(20), make([]byte, 20))
 		p.GSOOptions.Type, p.GSOOptions.MSS = stack.GSOTCPv4, 1000
-		const first = uint32(0xffff_f000)
 		for i := range uint32(20) {
 			c.send(p, first+1000*i, first+1000*i+1000)
 		}
-		c.path.trip = shortestTrip
+		c.path.trip, c.total = shortestTrip, 1<<20
 		for len(script) >= 4 {
 			n := min(int(script[3])%41, len(script)-4)
 			tcp := append(make([]byte, 20), script[4:4+n]...)
@@ -340,7 +512,6 @@ func FuzzAcknowledgements(f *testing.F) {
 				t.Fatalf("%d bytes missing, %d arrived; the holes are %v", c.holes.missing, c.arrived(), c.holes.list)
 			}
 		}
-		c.close()
 	})
 }
 

@@ -1,14 +1,11 @@
 package netstack
 
 import (
-	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -472,32 +469,3 @@ func (b *budget) used() uint64 {
 // KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would use them.
 func (s *portion) KUID() uint32 { return 0 }
 func (s *portion) KGID() uint32 { return 0 }
-
-// noteSegment notes what p, a segment that a connection sends, tells about it: how far it has sent, and whether it holds
-// out-of-order segments. The connection's lock is held, so its segments pass one after another.
-func (l *link) noteSegment(p *stack.PacketBuffer) {
-	s, ok := p.Owner.(*portion)
-	if !ok {
-		return
-	}
-	const timestamps = 12 // bytes of that option, with two bytes of padding in front
-	tcp := p.TransportHeader().Slice()
-	if len(tcp) < header.TCPMinimumSize {
-		return
-	}
-	if n := p.Data().Size(); n > 0 {
-		seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
-		s.heard.keep(l, p, seq, seq+uint32(n))
-	}
-	options := tcp[header.TCPMinimumSize:]
-	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
-	if s.holes.Load() != holes {
-		s.holes.Store(holes)
-	}
-	if s.recv.was.Load() > 0 {
-		if !holes {
-			s.recv.was.Store(0)
-		}
-		s.applyRecv()
-	}
-}
