@@ -44,11 +44,13 @@ func newWGAt(h *host, port int, addresses string) *wg {
 }
 
 // up runs "ip link set up". Netlink notifies the daemon, so the change takes effect a moment later. With the kernel's own module it
-// takes effect before the command returns.
+// takes effect before the command returns. The daemon opens its port before it takes packets, but a change of its configuration
+// waits until it has done both.
 func (w *wg) up() {
 	w.t.Helper()
 	w.run("ip link set up dev %s", w.name)
 	testkit.Eventually(w.t, w.name+" is up and listens", func() bool { return w.bound(w.port) })
+	w.set("listen-port %d", w.port)
 }
 
 // down runs "ip link set down".

@@ -147,7 +147,8 @@ func (c *TCPConn) Close() error {
 // CloseRead shuts down the reading side: Read then fails with io.EOF.
 func (c *TCPConn) CloseRead() error { return c.shutdown(tcpip.ShutdownRead) }
 
-// CloseWrite shuts down the writing side: the other end reads io.EOF after all data that was written.
+// CloseWrite shuts down the writing side: the other end reads io.EOF after all data that was written. From then on, gVisor sends no
+// selective acknowledgements, so over a path that loses packets, the other end's data arrives more slowly.
 func (c *TCPConn) CloseWrite() error { return c.shutdown(tcpip.ShutdownWrite) }
 
 func (c *TCPConn) shutdown(flags tcpip.ShutdownFlags) error {
