@@ -17,10 +17,10 @@ type speaker struct {
 	seq, ack uint32
 }
 
-// say is the connection's next packet: it acknowledges acked more bytes and carries n.
+// say returns the connection's next packet, which acknowledges acked more bytes and carries n bytes.
 func (s *speaker) say(acked, n int) *stack.PacketBuffer { return s.with(acked, n, tcpACK, 8) }
 
-// with is say with flags and the kind of the one option.
+// with is like say, with other flags and another kind for the only option.
 func (s *speaker) with(acked, n int, flags, option byte) *stack.PacketBuffer {
 	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 3, n)
 	s.ack += uint32(acked)
@@ -34,7 +34,7 @@ func (s *speaker) with(acked, n int, flags, option byte) *stack.PacketBuffer {
 	return pkt
 }
 
-// sent is the acknowledgement numbers of what an outlet got, in order.
+// sent returns the acknowledgement numbers of the packets that c got, in order.
 func (c *collector) sent() (acks []uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,7 @@ func (c *collector) sent() (acks []uint32) {
 	return acks
 }
 
-// A link needs no stack, so time stands still here but for the waits.
+// TestAck runs in virtual time. That is possible because a link needs no stack.
 func TestAck(t *testing.T) { synctest.Test(t, testAck) }
 
 func testAck(t *testing.T) {
@@ -150,7 +150,7 @@ func testAck(t *testing.T) {
 		want("a later one that jumps does not wait", s.ack-1<<30, s.ack)
 	}
 
-	// After a FIN, the next packet of another connection takes an acknowledgement along, before itself.
+	// After a FIN, a held acknowledgement is sent just before the next packet of another connection.
 	begin()
 	l.write(t, s.with(0, 0, tcpACK|tcpFIN, 8))
 	synctest.Wait()
@@ -178,7 +178,7 @@ func testAck(t *testing.T) {
 	l.running.Wait()
 	want("a link that is closed forgets it")
 
-	// While another goroutine has the turn, what was held joins the queue.
+	// If another goroutine has the turn when ackDelay ends, the held acknowledgement joins the queue.
 	g := newGate()
 	l, s = newLink(1420, nil), &speaker{hash: 7}
 	l.attach(g)

@@ -60,8 +60,8 @@ func (s *sentSegments) clear() {
 	*s = sentSegments{}
 }
 
-// again appends packets with the bytes from the number from to the one before to to ps. Their headers are h. It reports false if it does
-// not have all of these bytes.
+// again appends to ps packets that carry the bytes from the number from to the one before to. Their headers are h. It reports false
+// if s does not hold all of these bytes.
 func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentHeader) ([]*stack.PacketBuffer, bool) {
 	list := s.list[s.next:]
 	i := sort.Search(len(list), func(i int) bool { return int32(list[i].end-from) > 0 })
@@ -79,14 +79,14 @@ func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentH
 	return ps, true
 }
 
-// A sentHeader is the headers of the segment that a connection sent last, of whatever kind. What is sent again gets them, so that its
-// acknowledgement, its window and its timestamp are not outdated. With an older timestamp, the peer might drop it as a copy from another
-// time (RFC 7323, section 5).
+// A sentHeader is the headers of the segment that a connection sent last, of whatever kind. A segment that is sent again gets these
+// headers, so that its acknowledgement, its window and its timestamp are not outdated. With an older timestamp, the peer might drop
+// the segment as an old duplicate (RFC 7323, section 5).
 type sentHeader struct {
 	b       [packet.MaxHeaders]byte
 	ip, tcp int // bytes of each header in b
 	network tcpip.NetworkProtocolNumber
-	gso     stack.GSO // without segmentation, as at first, nothing can be sent again
+	gso     stack.GSO // while its Type is GSONone, as at first, nothing can be sent again
 }
 
 // set takes the headers of p.
@@ -99,7 +99,7 @@ func (h *sentHeader) set(p *stack.PacketBuffer) {
 	copy(h.b[copy(h.b[:], ip):], tcp)
 }
 
-// ack is the acknowledgement in h.
+// ack returns the acknowledgement number in h.
 func (h *sentHeader) ack() uint32 { return binary.BigEndian.Uint32(h.b[h.ip+tcpAck:]) }
 
 // packet makes a packet of a payload, whose first byte has the number seq.
@@ -119,11 +119,11 @@ func (l *link) sendAgain(ps []*stack.PacketBuffer) (open bool) {
 	l.mu.Lock()
 	open = l.usable() == nil
 	for _, p := range ps {
-		if open && l.queued < maxQueued { // the rest of the queue is for what cannot wait
+		if open && l.queued < maxQueued { // the rest of the queue is for packets whose sender cannot wait
 			l.push(p)
 			l.owner.stack.Stats().TCP.Retransmits.Increment()
 		} else {
-			p.DecRef() // it counts as lost once more
+			p.DecRef() // the link later finds it lost once more
 		}
 	}
 	mine := l.takeTurn()

@@ -26,14 +26,14 @@ type answer struct {
 	owner  string        // the name at the end of the aliases, in lower case: the records belong to it
 	found  bool          // there are records
 	noName bool          // owner does not exist
-	next   string        // not "": the aliases end at this name, about which the message says nothing
+	next   string        // if not "", the aliases end at this name, about which the message says nothing
 	ttl    time.Duration // how long the answer may be kept; 0 means not at all
 }
 
 // maxAliases bounds the CNAME records between a name and its other records, in one message.
 const maxAliases = 16
 
-// Why an answer is not usable. A server that gives one has failed, and the resolver asks the next one.
+// The reasons why an answer is not usable. A server that gives such an answer has failed, and the resolver asks the next server.
 var (
 	errMalformed = errors.New("malformed answer")
 	errLame      = errors.New("lame answer, which refers to other servers")
@@ -151,8 +151,8 @@ func (a *answer) eachRecord(visit func(h *dnsmessage.ResourceHeader, p *dnsmessa
 	}
 }
 
-// followAliases sets owner to the name at which the CNAME records end that begin at a.name, and returns the least TTL of
-// these records.
+// followAliases follows the CNAME records that begin at a.name. It sets owner to the name at their end, and returns their least
+// TTL.
 func (a *answer) followAliases() (ttl uint32, err error) {
 	type alias struct {
 		to  string
@@ -263,7 +263,7 @@ func records[T any](a *answer, read func(*dnsmessage.Parser) (T, error)) (owner 
 
 type authoritySection struct {
 	soa, ns bool
-	ttl     uint32 // of the fact that there is nothing; 0 means unknown
+	ttl     uint32 // how long the answer that nothing exists may be kept; 0 means unknown
 }
 
 // authority reads what the authority section says of records that do not exist. A section that cannot be read says

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// question4 and server4 are what the messages of these tests answer.
+// question4 and server4 are the question and the server of the answers in these tests.
 var (
 	question4 = question{"four.test.", dnsmessage.TypeA}
 	server4   = netip.AddrPortFrom(b4, 53)
 )
 
-// answerTo is the honest answer to q, changed.
+// answerTo returns the honest answer to q after change has changed it.
 func answerTo(q question, change func(*dnsmessage.Message)) []byte {
 	m := &dnsmessage.Message{
 		Header:    dnsmessage.Header{ID: 1},
@@ -119,7 +119,7 @@ func TestAnswerTTL(t *testing.T) {
 	}
 }
 
-// TestAnswerForeign checks that records of other names and types count for nothing.
+// TestAnswerForeign checks that records of other names and types are ignored.
 func TestAnswerForeign(t *testing.T) {
 	foreign := []dnsmessage.Resource{
 		resource("two.test.", 60, recordA("10.66.66.66")),
@@ -162,7 +162,7 @@ func TestAnswerLoop(t *testing.T) {
 
 func chained(i int) string { return fmt.Sprintf("n%d.test.", i) }
 
-// FuzzAnswer has a server answer with anything.
+// FuzzAnswer has a server answer with any bytes.
 func FuzzAnswer(f *testing.F) {
 	types := []dnsmessage.Type{
 		dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeCNAME, dnsmessage.TypeTXT, dnsmessage.TypeSRV, dnsmessage.TypeMX,

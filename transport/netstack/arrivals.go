@@ -42,7 +42,7 @@ type datagram struct {
 
 var datagrams = sync.Pool{New: func() any { return new(datagram) }}
 
-// init prepares in for ep. who is the holder of its memory.
+// init prepares the queue for ep. who is the holder of its memory.
 func (in *arrivals) init(n *Net, ep tcpip.Endpoint, who holder) {
 	in.net, in.ep, in.who = n, ep, who
 	in.most = int(ep.SocketOptions().GetReceiveBufferSize()) // the stack's default
@@ -164,7 +164,7 @@ func (in *arrivals) arrive() {
 	in.fill()
 }
 
-// close drops all datagrams. The endpoint is closed.
+// close drops all datagrams. The endpoint is closed already.
 func (in *arrivals) close() {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// TestDatagramsBound floods sockets that nobody reads. Empty datagrams count too. Stats say what is held, the heap holds no more, and
-// another socket still gets its datagrams.
+// TestDatagramsBound floods sockets that nobody reads. Empty datagrams count too. Stats say what is held, the heap holds no more,
+// and another socket still gets its datagrams.
 func TestDatagramsBound(t *testing.T) {
 	const memory, sockets, flood = 8 << 20, 40, 50_000
 	for _, size := range []int{0, 1, 1300} {
@@ -65,7 +65,8 @@ func TestDatagramsBound(t *testing.T) {
 	}
 }
 
-// TestReadBufferCountsOverhead: the read buffer bounds the memory of empty datagrams, and what waited can still be read in order.
+// TestReadBufferCountsOverhead checks that the read buffer bounds the memory of empty datagrams, and that the datagrams that fit
+// are read in order.
 func TestReadBufferCountsOverhead(t *testing.T) {
 	n, h := smallNet(t, 0)
 	c, err := n.ListenUDP(netip.AddrPortFrom(a4, 9))

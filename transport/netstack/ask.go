@@ -67,7 +67,7 @@ type try struct {
 // An askError says why a question has no answer.
 type askError struct {
 	tries []namedTry
-	cause error // nil unless the lookup or the Net ended before the servers did
+	cause error // nil unless the lookup or the Net ended before all servers had answered or failed
 }
 
 type namedTry struct {

@@ -136,7 +136,7 @@ func TestJoin(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	const each = 20
 	var kept, cancelled []<-chan lookedUp
-	cancelled = append(cancelled, lookUp(ctx, n)) // which asks, for the others too
+	cancelled = append(cancelled, lookUp(ctx, n)) // this lookup asks the server, and the others join its question
 	testkit.Eventually(t, "a lookup waits", func() bool { return waiting(n, question4) == 1 })
 	for range each {
 		kept, cancelled = append(kept, lookUp(t.Context(), n)), append(cancelled, lookUp(ctx, n))

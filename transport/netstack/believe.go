@@ -10,8 +10,8 @@ import (
 )
 
 // gVisor believes every ICMP error that names the addresses and ports of a TCP connection. Any host behind any peer can forge one,
-// and so end a handshake or shrink the segments of a connection. RFC 5927 says what to check. The link drops these errors, and counts
-// them:
+// and so end a handshake or shrink the segments of a connection. RFC 5927 says what to check. The link drops these errors, and
+// counts them:
 //
 //   - An error that does not come from the peer to which the quoted packet was sent. The addresses of an error's sender are in
 //     the AllowedIPs of its peer. So are those of each router between the peer and the destination.

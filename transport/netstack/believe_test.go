@@ -20,7 +20,7 @@ var icmpKinds = map[bool][][2]byte{
 	false: {{2, 0}, {1, 0}, {1, 1}, {1, 3}, {1, 4}, {1, 5}, {3, 0}, {4, 0}, {4, 1}},
 }
 
-// icmpAbout is the ICMP error of a kind from a host, about s. mtu is in the second word of its header.
+// icmpAbout returns an ICMP error of the given kind from a host, about s. The second word of its header is mtu.
 func icmpAbout(from netip.Addr, kind [2]byte, mtu int, s segment) []byte {
 	about := s.packet()
 	l3, proto := packet.IP4Header, uint8(packet.ICMP)
@@ -40,7 +40,8 @@ func icmpAbout(from netip.Addr, kind [2]byte, mtu int, s segment) []byte {
 	return p
 }
 
-// talking is an accepted connection that has sent 8,000 bytes, which the peer has not acknowledged. una is the number of the first.
+// talking returns an accepted connection that has sent 8,000 bytes, which the peer has not acknowledged. una is the number of the
+// first of these bytes.
 func talking(t *testing.T, flow [2]netip.AddrPort) (n *Net, c *handConn, s *TCPConn, una uint32) {
 	t.Helper()
 	n, h := byHand(t)
@@ -119,7 +120,7 @@ func TestForgedErrors(t *testing.T) {
 		about := segment{from: flow[1], to: flow[0], seq: una, ack: c.next, flags: flagACK, payload: make([]byte, 100)}
 		c.h.write(t, icmpAbout(forger, icmpKinds[is4][0], 1300, about))
 		short := icmpAbout(forger, icmpKinds[is4][1], 0, about)
-		short = short[:len(short)-len(about.payload)-13] // without the whole sequence number
+		short = short[:len(short)-len(about.payload)-13] // without the last byte of the sequence number
 		clear(short[:packet.IP4Header])
 		at := packet.PutIP(short, len(short), forger, flow[1].Addr(), map[bool]uint8{true: packet.ICMP, false: packet.ICMP6}[is4], 0)
 		binary.BigEndian.PutUint16(short[at+2:], 0)

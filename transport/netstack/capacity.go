@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A capacity estimates from what a path delivers how many bytes it holds without a queue. From that it derives a bound of what may be in
-// flight:
+// A capacity estimates from what a path delivers how many bytes it holds without a queue. From that it derives a bound of what may
+// be in flight:
 //
 //	in flight           delivered within a round trip
 //	less than it holds  what is in flight: more in flight means more delivered
@@ -17,25 +17,26 @@ import (
 // path holds, which is less than most queues have room for, and the path never runs dry. In slow start, each round trip delivers
 // 11/8 of what the one before delivered, and so the bound rises by that factor until the path is full.
 //
-// Later, the path may deliver more or become longer. So every few round trips, a trial raises the estimate by a sixteenth. It is taken
-// back unless the path then delivers at least half of that more. After each trial that is not taken back, the next one raises the
-// estimate twice as much. Or the path may deliver less, and what is in flight fills a queue. So if round trips are twice as long as the
-// shortest, a trial lowers the estimate by an eighth. It is taken back unless the round trips become shorter by at least half of that.
-// If they do not, the path has become longer, or the queue is another sender's.
+// Later, the path may deliver more or become longer. So every few round trips, a trial raises the estimate by a sixteenth, and at
+// least by a segment. The trial is taken back unless the path then delivers more, by at least half of that part. After each trial
+// that is not taken back, the next one raises the estimate twice as much. The path may also come to deliver less, so that what is
+// in flight fills a queue. So if round trips are more than twice as long as the shortest, a trial lowers the estimate by an eighth.
+// This trial is taken back unless the round trips become shorter by at least half of an eighth. If they do not, the path has become
+// longer, or another sender fills the queue.
 //
-// A loss says little: a radio link loses segments too. But many losses mean that a queue overflows. Then the estimate falls by 3/10 at
-// once, as the window of CUBIC does (RFC 9438, section 4.6). It falls by as much after a timeout.
+// A loss says little: a radio link loses segments too. But many losses mean that a queue overflows. Then the estimate falls by 3/10
+// at once, as the window of CUBIC does (RFC 9438, section 4.6). It falls by as much after a timeout.
 //
 // The model is that of BBR (draft-ietf-ccwg-bbr), which also bounds what is in flight by what is delivered. It needs the shortest
-// round trip of the path, and empties the queue from time to time to measure it. A capacity does without: the round trips of many
-// radio links are seldom as short as the shortest.
+// round trip of the path, and empties the queue from time to time to measure it. A capacity does not do that, because the round
+// trips of many radio links are seldom as short as the shortest.
 //
 // The zero value with a segment is ready.
 type capacity struct {
 	segment int64 // bytes of a full segment
 
 	trip  time.Duration // the latest round trip; 0 before the first one
-	least time.Duration // the shortest one; longer once the path is known to have become longer
+	least time.Duration // the shortest round trip; raised when the path is found to have become longer
 	holds int64         // the estimate; 0 before the first one
 	best  float64       // the most bytes per second that were delivered within a round trip
 	bound int64         // how many bytes may be in flight; 0 means that this is not known yet
@@ -51,16 +52,16 @@ type capacity struct {
 	lost  int64 // bytes found missing in the present round trip
 	grace int   // round trips in which the estimate does not fall, because it has fallen
 
-	counted   int64 // delivered when the present count of losses began, which takes many round trips if they deliver little
+	counted   int64 // the value of delivered when the present count of losses began; see countedSegments
 	countLost int64 // bytes found missing since then
 
 	since   time.Time     // when the present comparison began; zero if there is none
-	was     int64         // delivered then
+	was     int64         // the value of delivered at that time
 	missing int64         // bytes found missing since then
 	missed  int64         // bytes found missing in the comparison before
 	before  float64       // bytes per second in the comparison before
 	trial   int64         // the estimate without the present trial; 0 if there is none
-	long    time.Duration // a round trip when the present trial began
+	long    time.Duration // the round trip when the present trial began
 	step    float64       // the part of the estimate by which the present trial raised it; negative if it lowered it
 }
 
@@ -78,33 +79,34 @@ const (
 	marksPerTrip  = 12
 
 	doubleBelow = 256 << 10 // slow start may double what is in flight up to this bound
-	mostHolds   = 1 << 29   // less than half of the numbers
+	mostHolds   = 1 << 29   // less than half of TCP's sequence numbers
 
-	// These are in segments. The bound is never less than three, or gVisor might find no room for a full one. During slow start, it is
-	// not less than an initial window (RFC 6928): the program may have sent little so far.
+	// These are in segments. The bound is never less than leastBound, or gVisor might find no room for a full segment. During slow
+	// start, the bound is not less than an initial window (RFC 6928), because the program may have sent little so far.
 	leastBound    = 3
 	initialWindow = 10
 
-	// More than one byte lost of so many is much. A few segments are not, because one of few is always much. A count of losses takes
-	// at least that many segments.
+	// Losses are heavy if they exceed 1/muchLoss of the bytes by more than fewSegments segments. Without that margin, a single loss
+	// among few segments would count as heavy. Outside a grace period, a count of losses begins anew only after countedSegments
+	// segments have been delivered.
 	muchLoss        = 32
 	fewSegments     = 3
 	countedSegments = 1024
 
-	// A comparison takes that many round trips and that long at least.
+	// A comparison takes at least comparedTrips round trips, and at least shortComparison.
 	comparedTrips   = 4
 	shortComparison = 500 * time.Millisecond
 
 	leastStep, mostStep, downStep = 1. / 16, 1, -1. / 8
 )
 
-// setBound lets the bound follow the estimate, after n bytes have been delivered. It rises by no more than that, so that a larger
-// estimate does not let the sender send a burst, which a short queue has no room for.
+// setBound lets the bound follow the estimate, after n bytes have been delivered. The bound rises by at most n, so that a larger
+// estimate does not let the sender send a burst, for which a short queue has no room.
 func (c *capacity) setBound(n int64) {
 	if c.holds == 0 {
 		return
 	}
-	bound := max(c.holds*11/8, leastBound*c.segment)
+	bound := c.holds * 11 / 8
 	if !c.settled {
 		bound = max(bound, min(2*c.holds, doubleBelow), initialWindow*c.segment)
 	}
@@ -147,15 +149,17 @@ func (c *capacity) rise(rate float64) {
 	}
 	holds := rate * c.trip.Seconds()
 	if c.holds > 0 {
-		// The present round trip may be long because of a queue. A path that delivers that much more hardly holds more than that.
+		// The present round trip may be long because of a queue. If a path delivers more by some factor, it hardly holds more by a
+		// larger factor.
 		holds = min(holds, float64(c.holds)*math.Pow(rate/c.best, 1.25))
 	}
-	c.best, c.holds = rate, min(max(c.holds, int64(holds)), mostHolds)
+	c.best = rate
+	c.set(max(c.holds, int64(holds)))
 	c.since, c.trial = time.Time{}, 0 // what was delivered before says nothing about this estimate
 }
 
-// much reports whether lost bytes are much, of so many.
-func (c *capacity) much(lost, of int64) bool { return lost > of/muchLoss+fewSegments*c.segment }
+// much reports whether lost bytes are a heavy loss among total bytes.
+func (c *capacity) much(lost, total int64) bool { return lost > total/muchLoss+fewSegments*c.segment }
 
 // lose notes that n bytes were found missing. n is negative if some were not missing after all.
 func (c *capacity) lose(n int64) {
@@ -182,13 +186,13 @@ func (c *capacity) fall() {
 	if c.holds == 0 {
 		return
 	}
-	c.holds = max(c.holds*7/10, 1)
-	c.settled, c.grace = true, 2 // what is found missing until then was sent before
+	c.set(c.holds * 7 / 10)
+	c.settled, c.grace = true, 2 // what is found missing in these two round trips was sent before
 	c.since, c.trial = time.Time{}, 0
 	c.setBound(0)
 }
 
-// endTrip notes that a round trip has ended, which took trip. full says that about as many bytes were in flight as may be.
+// endTrip notes that a round trip has ended, which took trip. full says that nearly as many bytes as the bound were in flight.
 func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now time.Time) {
 	if c.grace > 0 || delivered-c.counted >= countedSegments*c.segment {
 		c.counted, c.countLost = delivered, 0
@@ -206,7 +210,8 @@ func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now t
 	}
 }
 
-// compare ends a comparison and begins the next one. Each second one has a trial, and also one after a trial that was not taken back.
+// compare ends a comparison and begins the next one. Every second comparison has a trial. So does a comparison that follows a trial
+// that was not taken back.
 func (c *capacity) compare(delivered int64, now time.Time) {
 	c.settled = true
 	rate := float64(delivered-c.was) / now.Sub(c.since).Seconds()
@@ -234,11 +239,22 @@ func (c *capacity) try() {
 	switch {
 	case c.trip > 2*c.least:
 		c.step = downStep
-	case c.trial > 0 && c.step > 0: // the previous one was of use
+	case c.trial > 0 && c.step > 0: // the previous trial was not taken back
 		c.step = min(2*c.step, mostStep)
 	default:
 		c.step = leastStep
 	}
 	c.trial, c.long = c.holds, c.trip
-	c.holds = min(c.holds+int64(c.step*float64(c.holds)), mostHolds)
+	more := int64(c.step * float64(c.holds))
+	if c.step > 0 && more < c.segment { // gVisor sends whole segments
+		more = c.segment
+		c.step = float64(more) / float64(c.holds)
+	}
+	c.set(c.holds + more)
+}
+
+// set sets the estimate to n, or to the least estimate with which the bound is leastBound segments. With a smaller estimate, a
+// trial might not change what gVisor sends, so the estimate would stay that small.
+func (c *capacity) set(n int64) {
+	c.holds = min(max(n, leastBound*c.segment*8/11+1), mostHolds)
 }

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// A line is a path in virtual time with a queue at its entrance, and a sender that always has more to send than the capacity lets it.
-// In its slow start it sends two bytes for each byte that is delivered, and an initial window of 14 KiB.
+// A line is a path in virtual time with a queue at its entrance, and a sender that always has more to send than the capacity lets
+// it. The sender begins with an initial window of 14 KiB. In slow start it sends two bytes for each byte that is delivered.
 type line struct {
 	c         capacity
 	trip      time.Duration
 	rate      int64 // bytes per millisecond
 	queue     int64 // the most bytes in the queue; 0 means any number
-	every     int64 // of so many bytes one is lost at random; 0 means none
+	every     int64 // one in so many bytes is lost on the path, and not by a full queue; 0 means none
 	sent      int64
 	done      int64 // bytes of sent that have been delivered or lost, as far as the sender knows
 	delivered int64
@@ -66,7 +66,7 @@ func (l *line) run(during time.Duration) int64 {
 		if b := l.c.bound; b > 0 {
 			may = min(may, b)
 		}
-		if more := may - (l.sent - l.done); more > 0 {
+		if more := (may - (l.sent - l.done)) / l.c.segment * l.c.segment; more > 0 {
 			if l.probed.IsZero() {
 				l.probe, l.probed, l.full = l.sent, time.Now(), 4*may >= 3*l.c.bound
 			}
@@ -83,7 +83,7 @@ func (l *line) run(during time.Duration) int64 {
 // holds returns how many bytes the path holds without a queue.
 func (l *line) holds() int64 { return l.rate * l.trip.Milliseconds() }
 
-// inFlight fails unless the most that was in flight is between so many per cent of what the path holds.
+// inFlight compares the most that was in flight with what the path holds. It fails unless that is between from and to per cent.
 func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	t.Helper()
 	if most := l.most * 100 / l.holds(); most < from || most > to {
@@ -91,7 +91,7 @@ func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	}
 }
 
-// carries fails unless rate is at least so many per cent of what the path carries.
+// carries fails unless rate is at least the percentage least of what the path can carry.
 func (l *line) carries(t *testing.T, when string, rate, least int64) {
 	t.Helper()
 	if got := rate * 100 / l.rate; got < least {
@@ -105,7 +105,8 @@ var lines = []line{
 	{trip: 50 * time.Millisecond, rate: 600}, // 30 KB
 }
 
-// What is in flight fills the path, and a queue of less than what the path holds; after the first seconds, of less than a half.
+// What is in flight fills the path and a queue. In slow start, the queue is at most 120 % of what the path holds, and later at most
+// 65 %.
 func TestCapacity(t *testing.T) {
 	for _, l := range lines {
 		synctest.Test(t, func(t *testing.T) {
@@ -119,7 +120,7 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
-// A path that loses some bytes at random is filled all the same.
+// A path that loses some bytes, although no queue overflows, is still filled.
 func TestCapacityWithLoss(t *testing.T) {
 	for _, l := range lines {
 		for _, every := range []int64{1000, 100} {
@@ -133,7 +134,7 @@ func TestCapacityWithLoss(t *testing.T) {
 	}
 }
 
-// A short queue overflows, and then does not overflow all the time.
+// A short queue overflows in slow start. Later, it loses at most one in 25 bytes.
 func TestCapacityOfAShortQueue(t *testing.T) {
 	for _, l := range lines {
 		for _, c := range []struct{ part, least int64 }{{2, 95}, {4, 80}, {10, 50}} {
@@ -181,13 +182,13 @@ func TestCapacityOfAnUnsteadyPath(t *testing.T) {
 	})
 }
 
-// A sender that sends little for a while, and then much, neither forgets what the path holds nor takes a pause for it.
+// A sender sends little for a while, and then much again. It then still fills the path, with a queue as long as without the pause.
 func TestCapacityAfterAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 100 * time.Millisecond, rate: 12_500}
 		l.run(10 * time.Second)
 		l.mayDouble = 20 << 10
-		for range 20 { // it stays at that
+		for range 20 { // for a while, the sender may send only that much
 			l.run(time.Second)
 			l.mayDouble = 20 << 10
 		}
@@ -197,7 +198,7 @@ func TestCapacityAfterAPause(t *testing.T) {
 	})
 }
 
-// The path becomes ten times slower, and its queue has room for everything. The queue does not stay.
+// The path becomes ten times slower, and its queue has room for everything. The queue becomes short again.
 func TestCapacityOfADeepQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 50 * time.Millisecond, rate: 12_500}
@@ -221,4 +222,26 @@ func TestCapacityFallsWithFewSegments(t *testing.T) {
 			t.Errorf("the bound is %d, and was %d", l.c.bound, before)
 		}
 	})
+}
+
+// Heavy losses have made the estimate as small as it becomes. The sender still fills the path later.
+func TestCapacityRisesFromItsFloor(t *testing.T) {
+	for _, slow := range []bool{false, true} { // before the falls, the sender has sent much or little
+		synctest.Test(t, func(t *testing.T) {
+			l := line{trip: 50 * time.Millisecond, rate: 12_500}
+			if slow {
+				l.rate = 30
+			}
+			l.run(5 * time.Second)
+			l.rate = 12_500
+			for range 50 {
+				l.c.fall()
+			}
+			if most := int64(leastBound*1368 + 10); l.c.bound > most {
+				t.Errorf("the bound is %d, want %d", l.c.bound, most)
+			}
+			l.run(40 * time.Second)
+			l.carries(t, "after falls", l.run(20*time.Second), 90)
+		})
+	}
 }

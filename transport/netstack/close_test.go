@@ -13,9 +13,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestCloseUnblocks closes a Net, its device, or both at once while each call that can wait does so: Accept, Dial, a
-// Dial that looks up a name, Read and Write of TCP and UDP, Ping. All of them fail soon, with net.ErrClosed. TestMain
-// checks that no goroutine is left.
+// TestCloseUnblocks closes a Net, its device, or both at once while one call of each kind that can wait is waiting:
+// Accept, Dial, a Dial that looks up a name, Read and Write of TCP and UDP, Ping. All of them fail soon, with
+// net.ErrClosed. TestMain checks that no goroutine is left.
 func TestCloseUnblocks(t *testing.T) {
 	for name, shut := range map[string]func(a *Net, da *wireguard.Device) error{
 		"Net":    func(a *Net, _ *wireguard.Device) error { return a.Close() },
@@ -28,7 +28,7 @@ func TestCloseUnblocks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, da, db := twoNets(t)
-			a.resolver.init(a, &Config{DNS: []netip.Addr{b4}}) // which does not answer
+			a.resolver.init(a, &Config{DNS: []netip.Addr{b4}}) // the server does not answer
 			reads, _ := connectedTCP(t, a, b, b4)
 			writes, _ := connectedTCP(t, a, b, b6)
 			l, err := a.Listen("tcp", ":80")

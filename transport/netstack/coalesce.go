@@ -7,7 +7,7 @@ import (
 )
 
 // A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets.
-// It borrows the packets until Flush. It is the sink of its own runs.
+// It borrows the packets until Flush. The runs that it makes are passed to its own methods Single and Merged.
 type coalescer struct {
 	packet.Coalescer
 	link *link

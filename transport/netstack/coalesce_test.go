@@ -17,7 +17,7 @@ import (
 
 // An inbox takes the place of the stack behind a link.
 type inbox struct {
-	stack.NetworkEndpoint // to be one; nothing of it is called but HandlePacket
+	stack.NetworkEndpoint // makes an inbox a NetworkEndpoint, of which only HandlePacket is called
 
 	delivered []delivery
 	discard   bool
@@ -43,7 +43,7 @@ func (in *inbox) take(p *stack.PacketBuffer, checked bool) {
 	v.Release()
 }
 
-// receiver is a Net whose stack does nothing with what arrives but keep it.
+// receiver returns a Net and, in place of its stack, an inbox that keeps what arrives.
 func receiver(t testing.TB) (*Net, *inbox) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -56,7 +56,7 @@ func receiver(t testing.TB) (*Net, *inbox) {
 	return n, in
 }
 
-// A script makes packets of fuzzed bytes: plausible ones, most of them, with something odd here and there.
+// A script makes packets of fuzzed bytes. Most of the packets are plausible, and some have something odd.
 type script struct {
 	b     []byte
 	flows [12]scriptFlow
@@ -77,7 +77,7 @@ func (s *script) byte() byte {
 	return b
 }
 
-// next is another packet, and the flow that it belongs to.
+// next returns another packet, and the number of the flow that it belongs to.
 func (s *script) next() (p []byte, flow int) {
 	flow = int(s.byte()) % len(s.flows)
 	f := &s.flows[flow]
@@ -170,7 +170,7 @@ func (s *script) byteAt(i int) byte {
 	return s.b[i%len(s.b)]
 }
 
-// intact reports whether p is a packet that must be delivered, by a slow look at it, and what kind of one.
+// intact reports whether p is a packet that must be delivered, and whether it is a TCP packet. It checks p in a simple, slow way.
 func intact(p []byte) (whole, tcp bool) {
 	if len(p) < 20 {
 		return false, false
@@ -213,7 +213,7 @@ func mergeable(ps [][]byte) bool {
 		return false
 	}
 	l4 := l3 + int(ps[0][l3+12]>>4)*4
-	blank := func(p []byte) []byte { // of what may differ
+	blank := func(p []byte) []byte { // clears the fields that may differ
 		h := bytes.Clone(p[:l4])
 		if p[0]>>4 == 4 {
 			clear(h[2:6])
@@ -249,7 +249,7 @@ func mergeable(ps [][]byte) bool {
 	return total <= 65535
 }
 
-// merged is ps as one packet, but for the TCP checksum, which is that of the first.
+// merged returns ps as one packet. Its TCP checksum is that of the first of ps.
 func merged(ps [][]byte) []byte {
 	l3 := 20
 	if ps[0][0]>>4 == 6 {
@@ -369,7 +369,7 @@ func stream(v6 bool, flow, n, size int) (ps [][]byte) {
 	return ps
 }
 
-// TestCoalesce checks that what can merge does.
+// TestCoalesce checks that all packets that may be merged are merged.
 func TestCoalesce(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		n, in := receiver(t)

@@ -286,8 +286,8 @@ func (c *TCPConn) MultipathTCP() (bool, error) { return false, nil }
 
 const (
 	copyBuffer  = 128 << 10
-	smallBuffer = 32 << 10 // for connections with no more to read at a time
-	relayBuffer = 32 << 10 // held also while the reader has nothing, as io.Copy does
+	smallBuffer = 32 << 10 // for connections whose receive buffer is no larger
+	relayBuffer = 32 << 10 // kept while the reader has nothing to read, as io.Copy keeps its buffer
 )
 
 var (

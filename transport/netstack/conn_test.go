@@ -31,7 +31,7 @@ func TestConnTCP(t *testing.T) {
 	}
 }
 
-// connectedTCP is a connection from a to the address to of b, both ends of it.
+// connectedTCP returns both ends of a connection from a to the address to of b.
 func connectedTCP(t testing.TB, a, b *Net, to netip.Addr) (c1, c2 *TCPConn) {
 	t.Helper()
 	l, err := b.ListenTCP(netip.AddrPortFrom(to, 0))
@@ -51,7 +51,7 @@ func connectedTCP(t testing.TB, a, b *Net, to netip.Addr) (c1, c2 *TCPConn) {
 }
 
 // No datagram socket passes BasicIO and PingPong: the first ends with io.EOF, the second with a read of a connection that
-// the other end closed. They come first, and are given TCP connections in place.
+// the other end closed. These two subtests run first, and get TCP connections instead.
 func TestConnUDP(t *testing.T) {
 	for name, addrs := range map[string][2]netip.Addr{"IPv4": {a4, b4}, "IPv6": {a6, b6}} {
 		t.Run(name, func(t *testing.T) {
@@ -69,7 +69,7 @@ func TestConnUDP(t *testing.T) {
 	}
 }
 
-// connectedUDP is two datagram connections to each other, with deep buffers.
+// connectedUDP returns two datagram connections to each other, with deep buffers.
 func connectedUDP(t testing.TB, a, b *Net, at, to netip.Addr) (c1, c2 *UDPConn) {
 	t.Helper()
 	open := func(n *Net, local, remote netip.AddrPort) *UDPConn {
@@ -85,8 +85,8 @@ func connectedUDP(t testing.TB, a, b *Net, at, to netip.Addr) (c1, c2 *UDPConn) 
 	return open(a, p, q), open(b, q, p)
 }
 
-// deepBuffers has the datagram endpoints that n makes from now on take whatever a test can send: one that floods an
-// end and then waits for one datagram in particular must not lose that.
+// deepBuffers lets the datagram endpoints that n makes from now on hold all that a test can send. A test that floods an
+// end and then waits for one particular datagram must not lose that datagram.
 func deepBuffers(t testing.TB, n *Net) {
 	t.Helper()
 	const size = 1 << 30
@@ -340,8 +340,7 @@ func write(t testing.TB, w io.Writer, s string) {
 	}
 }
 
-// TestForgotten checks that a connection that was closed does not keep its memory while gVisor lets it wait, for a minute,
-// for packets that come late.
+// TestForgotten checks that a closed connection does not keep its memory while gVisor keeps its endpoint in TIME-WAIT.
 func TestForgotten(t *testing.T) {
 	a, b := pair(t)
 	collected := make(chan struct{})
@@ -448,7 +447,7 @@ func TestUDPReadAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestWaitReadable: it waits for a datagram and leaves it there, and ends with a deadline and with Close.
+// TestWaitReadable checks that WaitReadable waits for a datagram and leaves it there, and that a deadline and Close end it.
 func TestWaitReadable(t *testing.T) {
 	a, b := pair(t)
 	u, err := b.ListenUDP(netip.AddrPortFrom(b4, 9))

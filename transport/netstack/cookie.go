@@ -19,8 +19,8 @@ import (
 // segments that arrive for it. The cookie in them still makes a connection, and the peer sends the payload again. Nothing can
 // correct the count itself, which has no other effect.
 
-// withoutPayload returns the TCP segment p, or its headers if it is for a listener that would drop the payload. The headers of p end
-// at l4.
+// withoutPayload returns the TCP segment p, or its headers if it is for a listener that would drop the payload. The headers of p
+// end at l4.
 func (l *link) withoutPayload(p []byte, l3, l4 int) []byte {
 	if len(p) == l4 || l.cookies.Value() == 0 || !l.isOwn(p) {
 		return p

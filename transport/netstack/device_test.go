@@ -20,7 +20,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// twoNets is two Nets with a device each, which know each other. A full wire makes them wait, and nothing is lost.
+// twoNets returns two Nets, whose devices are each other's peers. A full wire makes them wait, and loses nothing.
 func twoNets(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
 	t.Helper()
 	wire := pipe.NewNetwork(pipe.Config{Lossless: true})
@@ -76,7 +76,7 @@ func TestBulk(t *testing.T) {
 	wg.Wait()
 	for _, n := range []*Net{a, b} {
 		d := n.Stats()
-		if d.Memory = 0; d != (Stats{}) { // a listener and connections have some
+		if d.Memory = 0; d != (Stats{}) { // a listener and connections use some memory
 			t.Errorf("dropped: %+v", d)
 		}
 	}
@@ -160,7 +160,7 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
-// TestDeviceUnreachable reaches for an address that no peer has: the device says so at once.
+// TestDeviceUnreachable dials and pings addresses that no peer has. The device's ICMP error ends each attempt at once.
 func TestDeviceUnreachable(t *testing.T) {
 	a, _, _, _ := twoNets(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -174,8 +174,8 @@ func TestDeviceUnreachable(t *testing.T) {
 	}
 }
 
-// TestCloseUnderLoad closes Nets and devices, in each order, while everything moves. The test's end checks that no
-// goroutine is left.
+// TestCloseUnderLoad closes Nets and devices, in each order, while they carry data. TestMain checks that no goroutine
+// is left.
 func TestCloseUnderLoad(t *testing.T) {
 	for name, shut := range map[string]func(a, b *Net, da, db *wireguard.Device) error{
 		"device":      func(a, b *Net, da, db *wireguard.Device) error { return errors.Join(da.Close(), db.Close()) },

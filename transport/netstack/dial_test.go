@@ -95,7 +95,7 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// TestDialSelf reaches the Net's own listener, by address and as package net does it without one.
+// TestDialSelf dials the Net's own listener, with an address of the Net, and without a host as package net allows.
 func TestDialSelf(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -228,7 +228,7 @@ func TestDialGivesUp(t *testing.T) {
 	})
 }
 
-// TestDialRace has the peer's IPv6 lead nowhere, in each of the ways it can: the name has addresses of both families.
+// TestDialRace dials a name that has addresses of both families, while one or both fail in each possible way.
 func TestDialRace(t *testing.T) {
 	t.Run("silent", func(t *testing.T) {
 		a, b, ab, _ := wired(t, 0)

@@ -98,8 +98,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	return (&attempt{d, network, local}).connect(ctx, remotes, late, usable)
 }
 
-// DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". A local that is not the zero AddrPort is the address to
-// connect from; its port may be 0, and its address may be invalid, for a port alone.
+// DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". Unless local is the zero AddrPort, it is the address to connect
+// from. Its port may be 0. Its address may be invalid, which leaves the choice of the address to the Net.
 func (d *Dialer) DialTCP(ctx context.Context, network string, local, remote netip.AddrPort) (*TCPConn, error) {
 	c, err := dialAddr(ctx, d, "tcp", network, local, remote, (*attempt).tcp)
 	if err != nil {
@@ -150,7 +150,7 @@ func checkNetwork(network string, protocols ...string) error {
 // limit returns ctx with the time limits of d.
 func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc) {
 	end := d.Deadline
-	if d.Timeout != 0 { // a negative one has passed, as in package net
+	if d.Timeout != 0 { // a negative Timeout has passed already, as in package net
 		if t := time.Now().Add(d.Timeout); end.IsZero() || t.Before(end) {
 			end = t
 		}
@@ -185,9 +185,9 @@ func (n *Net) Dial(network, address string) (net.Conn, error) {
 
 // DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
 // and address is "host:port". The tunnel's name servers resolve a name. DialContext tries its addresses as RFC 8305 (Happy
-// Eyeballs) says: the families in turn, the next address once the last one has failed or after 250 ms, and the first
-// connection wins. Once the connection is made, ctx no longer affects it. The connection is a *[TCPConn] or a *[UDPConn].
-// DialContext can be the DialContext of an http.Transport. A [Dialer] has options.
+// Eyeballs) says: the families take turns, the next attempt begins when an earlier one has failed or after 250 ms, and DialContext
+// returns the connection that is made first. From then on, ctx does not affect the connection. The connection is a *[TCPConn] or a
+// *[UDPConn]. DialContext can be the DialContext of an http.Transport. A [Dialer] has options.
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return (&Dialer{Net: n}).DialContext(ctx, network, address)
 }

@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	echoes   = flag.Int("echoes", 0, "how many connections of 16 MiB each way TestEcho opens in each case; 0 means 25 with fewer bytes and small buffers")
+	echoes   = flag.Int("echoes", 0, "how many connections of 16 MiB each way TestEcho opens in each case, with at most 0.1 % lost; 0 means 25 with fewer bytes and small buffers")
 	patience = flag.Duration("patience", time.Minute, "how long a connection of TestEcho may carry nothing")
 )
 
@@ -49,9 +49,9 @@ func piped(t testing.TB, c pipe.Conditions) (a, b *Net, wire *pipe.Network) {
 // TestEcho sends bulk data in both directions of a connection. The server reads only what it has room to write (io.Copy on
 // one goroutine), so each window closes and opens again many times. No connection may stop; see windows.
 //
-// It is a sample. With 0.1 % loss, 1 of these 100 connections stopped without the lowered windows, and 4 without the table of closed
-// windows. With today's loss, every second run stopped without what heard, cutRecv and earlyRecv are for.
-// TestWindowKeepsItsEdge, TestAckBeyondClosedWindow and TestAckToClosedWindow fail every time without their part.
+// The test is a sample. With 0.1 % loss, 1 of 100 connections stopped without the lowered windows, and 4 stopped without the table
+// of closed windows. With the present loss, a connection stopped in every second run without heard, cutRecv and earlyRecv.
+// TestWindowKeepsItsEdge, TestAckBeyondClosedWindow and TestAckToClosedWindow fail every time without the code that they test.
 func TestEcho(t *testing.T) {
 	lossy := pipe.Conditions{Loss: 0.006, Reorder: 0.01}
 	long := lossy
@@ -76,6 +76,7 @@ func TestEcho(t *testing.T) {
 			}
 			if *echoes > 0 {
 				count, size, buffer = *echoes, 16<<20, 0
+				x.conditions.Loss = min(x.conditions.Loss, 0.001)
 			}
 			a, b, _ := piped(t, x.conditions)
 			l, err := b.Listen("tcp", netip.AddrPortFrom(x.addr, 7).String())

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Two programs, here one: a web server on one end of a tunnel, a client on the other. The wire between them would be
-// transport/udp, with the other end's real address.
+// This example stands for two programs: a web server on one end of a tunnel, and a client on the other. Real programs
+// would use transport/udp as the wire between them, with the other end's real address.
 func Example() {
 	wire := pipe.NewNetwork(pipe.Config{})
 	serverEnd, clientEnd := wire.NewEnd(), wire.NewEnd()

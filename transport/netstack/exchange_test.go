@@ -19,7 +19,7 @@ import (
 // evil is the address that only forged answers give.
 var evil = netip.MustParseAddr("10.66.66.66")
 
-// forge turns q into an answer that says evil, with one thing wrong.
+// forge returns an answer to q that gives the address evil. wrong makes one thing in it wrong.
 func forge(q dnsmessage.Message, wrong func(*dnsmessage.Message)) []byte {
 	q.Questions = slices.Clone(q.Questions)
 	q.Response, q.RecursionAvailable, q.Additionals = true, true, nil
@@ -113,7 +113,7 @@ func TestWrongSource(t *testing.T) {
 	}
 }
 
-// reply4 is a UDP packet to the sender of p, an IPv4 packet without options.
+// reply4 returns a UDP packet to the sender of p, which is an IPv4 packet without options.
 func reply4(p []byte, from netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, 28, 28+len(payload))
 	h := header.IPv4(b)

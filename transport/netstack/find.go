@@ -15,8 +15,9 @@ import (
 const resolutionDelay = 50 * time.Millisecond
 
 // addresses looks up host's addresses of the types A and AAAA, and sorts them as Dial tries them. If grace is not 0,
-// addresses waits only for that time for one type when it has the other. late then brings the answers that have
-// addresses, and is closed after the last one. It is nil if none can follow.
+// addresses waits at most that long for the answer of one type once it has addresses of the other. late then delivers
+// the answers that arrive later and have addresses, and is closed after the last one. It is nil if no answer can
+// follow.
 func (r *resolver) addresses(ctx context.Context, host string, grace time.Duration,
 	types ...dnsmessage.Type) (addrs []netip.Addr, late <-chan *answer, err error) {
 	answers, late, err := r.findSoon(ctx, host, grace, types)
@@ -54,15 +55,15 @@ func (r *resolver) findOne(ctx context.Context, name string, t dnsmessage.Type) 
 	return answers[0], nil
 }
 
-// find returns the answers that have records of host, at most one per type and in their order. It takes the first name
-// of the search list that has any. If CNAME is among the types, an alias without records counts too. The error is a
-// *net.DNSError.
+// find returns the answers that have records of host, at most one per type, in the order of types. It takes the first
+// name of the search list that has any. If CNAME is among the types, an alias without records counts too. The error is
+// a *net.DNSError.
 func (r *resolver) find(ctx context.Context, host string, types ...dnsmessage.Type) ([]*answer, error) {
 	answers, _, err := r.findSoon(ctx, host, 0, types)
 	return answers, err
 }
 
-// findSoon is find with grace and late as addresses has them.
+// findSoon is like find. grace and late are as for addresses.
 func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duration,
 	types []dnsmessage.Type) (_ []*answer, late <-chan *answer, err error) {
 	if !validName(host) {
@@ -73,7 +74,7 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 		search = nil
 	}
 	var failure error
-	var server netip.AddrPort // which said that there is nothing
+	var server netip.AddrPort // the last server that answered
 	for _, name := range searchList(host, search, r.ndots) {
 		x := r.askAll(ctx, name, types)
 		answers, err := x.wait(grace)
@@ -90,7 +91,7 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 		if failure == nil {
 			failure = err
 		}
-		// As in the C library, a server that fails does not end the search, but servers that say nothing do.
+		// As in the C library, a server that fails does not end the search. It ends if no server says anything.
 		if e, ok := err.(*askError); !ok || e.cause != nil || e.silent() {
 			break
 		}
@@ -105,7 +106,7 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 type querySet struct {
 	name     string
 	types    []dnsmessage.Type
-	outcomes chan outcome // has room for all, because nobody may wait for the last ones
+	outcomes chan outcome // has room for all, because nobody may be left to receive the last ones
 	left     int          // outcomes that were not received yet
 }
 
@@ -134,7 +135,7 @@ func (x *querySet) useful(a *answer) bool {
 }
 
 // wait returns the answers in the order of the types, and the error of one question that has no answer. If grace is not
-// 0, it returns that time after the first useful answer.
+// 0, it returns at the latest that time after the first useful answer.
 func (x *querySet) wait(grace time.Duration) (answers []*answer, err error) {
 	all := make([]outcome, len(x.types))
 	var enough <-chan time.Time
@@ -160,7 +161,8 @@ func (x *querySet) wait(grace time.Duration) (answers []*answer, err error) {
 	return answers, err
 }
 
-// late brings the useful answers that arrive after wait, and is closed after the last one. It is nil if none can follow.
+// late returns a channel that delivers the useful answers that arrive after wait, and is closed after the last one. The channel is
+// nil if no answer can follow.
 func (x *querySet) late() <-chan *answer {
 	if x.left == 0 {
 		return nil

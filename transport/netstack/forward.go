@@ -21,9 +21,9 @@ import (
 
 // A Forwarding has the bounds and timers of [Config.Forward]. The zero value of each field means its default.
 //
-// Pending and Flows are divided among the peers: a peer may begin a flow while it has fewer than are free. So a peer
-// alone gets half of them, and other peers still find places when it takes all that it can. Beyond that, each peer has
-// 16 pending flows and 64 flows that no other peer can take.
+// Pending and Flows are divided among the peers: a peer may begin a flow while it has fewer flows than places are free.
+// So a single peer gets at most half of the places, and other peers find the other half free. Beyond that, each peer
+// has 16 pending flows and 64 flows that no other peer can take.
 type Forwarding struct {
 	// Pending is how many flows may wait for the program's decision or, after Accept, for the end of TCP's handshake.
 	// Each takes a goroutine. Zero means 4096. A packet that would begin another is dropped and counted in
@@ -54,8 +54,8 @@ const (
 	leastPending = 16
 	leastFlows   = 64
 
-	// maxWaiting is how many bytes of packets may wait for decisions and in all UDPSources. leastWaiting of them are each
-	// peer's.
+	// maxWaiting is how many bytes of packets may wait for decisions and in all UDPSources. Each peer may hold leastWaiting of them
+	// in any case.
 	maxWaiting   = 16 << 20
 	leastWaiting = 64 << 10
 
@@ -66,7 +66,8 @@ const (
 	decideLimit = time.Minute
 	// handshakeLimit is how long Accept waits for the end of TCP's handshake.
 	handshakeLimit = 30 * time.Second
-	// sweepEvery is how often the forwarder looks for flows that are idle, finished, or of another peer than before.
+	// sweepEvery is how often the forwarder looks for flows that are idle, are finished, or have a source that now belongs to
+	// another peer.
 	sweepEvery = time.Second
 )
 
@@ -112,7 +113,7 @@ type forwarder struct {
 	tcp      *tcp.Forwarder
 	fragment atomic.Uint32 // the identification of the last packet
 
-	mu         sync.Mutex // guards the rest; nothing of gVisor that takes a lock is called with it held
+	mu         sync.Mutex // guards the rest; no function of gVisor that takes a lock is called with it held
 	closed     bool
 	flows      map[flowKey]*Flow // until they end
 	sources    map[netip.AddrPort]*UDPSource
@@ -132,7 +133,7 @@ type flowKey struct {
 	src, dst netip.AddrPort
 }
 
-// newForwarder makes the second stack. The error leaves a forwarder that can be closed.
+// newForwarder makes the second stack. Even with an error, it returns a forwarder, which can be closed.
 func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	or := func(v, otherwise int) int {
 		if v == 0 {
@@ -170,8 +171,8 @@ func (fw *forwarder) peerOf(a netip.Addr) (peer wireguard.PublicKey, ok bool) {
 	return peer, false
 }
 
-// open makes the flow that the packet p begins, or returns nil after it has counted p. For TCP, p's flow waits for
-// serveTCP. fw.mu is held.
+// open makes the flow that the packet p begins. It returns nil if the flow may not begin. Unless fw is closed, it has
+// then counted p as dropped. fw.mu is held.
 func (fw *forwarder) open(key flowKey, p *stack.PacketBuffer) *Flow {
 	if fw.closed {
 		return nil
@@ -213,7 +214,8 @@ func (fw *forwarder) serve(f *Flow) {
 	fw.handle(f)
 }
 
-// takeTCP takes a segment that no connection wants, and reports whether it did. gVisor answers the others with a reset.
+// takeTCP gets each segment that no connection wants, and reports whether it takes the segment. If not, gVisor answers with a
+// reset, unless the segment is a reset itself.
 func (fw *forwarder) takeTCP(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 	const relevant = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst | header.TCPFlagFin
 	key := keyOf(protoTCP, id)
@@ -267,7 +269,7 @@ func (fw *forwarder) giveUp(key flowKey) {
 	}
 }
 
-// takeUDP takes a datagram that no connection wants. It takes all, so that gVisor answers none.
+// takeUDP takes a datagram that no connection wants. It takes every one, so that gVisor answers none with an ICMP error.
 func (fw *forwarder) takeUDP(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 	ip := p.Network()
 	whole, right := header.UDPValid(header.UDP(p.TransportHeader().Slice()), func() uint16 { return p.Data().Checksum() },
@@ -386,8 +388,8 @@ func (fw *forwarder) sweep() {
 	}
 }
 
-// close ends all flows, waits for the calls that decide, and closes the second stack. The link no longer lets senders
-// wait.
+// close ends all flows, waits for the calls that decide, and closes the second stack. Net.Close has called
+// link.refuseData before, so no sender waits for room.
 func (fw *forwarder) close() {
 	fw.mu.Lock()
 	fw.closed = true
@@ -411,7 +413,7 @@ func (fw *forwarder) close() {
 // closeStack aborts all endpoints of s and ends its goroutines.
 func closeStack(s *stack.Stack) {
 	s.Close()
-	// A handshake in one of gVisor's processors may have made an endpoint after Close looked.
+	// A handshake in one of gVisor's processors may have made an endpoint after s.Close looked for endpoints.
 	s.TransportProtocolInstance(tcp.ProtocolNumber).Wait()
 	for _, e := range s.RegisteredEndpoints() {
 		e.Abort()

@@ -12,8 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// Accept fails if the peer does not complete TCP's handshake in time: within 30 seconds, outside of this test. Nothing is left of
-// the flow then, and the same SYN begins another flow.
+// Accept fails if the peer does not complete TCP's handshake in time, which is 30 seconds outside of this test. Then nothing is
+// left of the flow, and the same SYN begins another flow.
 func TestForwardHandshakeLimit(t *testing.T) {
 	const patience = 300 * time.Millisecond
 	type end struct {

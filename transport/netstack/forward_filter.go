@@ -8,8 +8,8 @@ import (
 )
 
 // portOf returns the port for the packet p, with an intact IP header: the Net's own stack for the Net's addresses,
-// multicast and broadcast, and otherwise the second stack. It returns nil after it has counted a packet that nobody
-// forwards.
+// multicast and broadcast, and otherwise the second stack. If nobody forwards p, portOf counts it as dropped and
+// returns nil.
 func (fw *forwarder) portOf(p []byte) *port {
 	src, dst := addressesOf(p)
 	if slices.Contains(fw.net.addrs, dst) || dst.IsMulticast() || dst == broadcast {
@@ -54,8 +54,8 @@ func isForwardable(a netip.Addr) bool {
 	return true
 }
 
-// isOtherICMP reports whether p is an ICMP message that is neither an error nor an echo request. Nobody forwards it,
-// and gVisor would answer some of them. A fragment may still hide one; takePing then drops it.
+// isOtherICMP reports whether p is an ICMP message that is neither an error nor an echo request. Nobody forwards such
+// messages, and gVisor would answer some of them. A fragment may still hide one, which takePing then drops.
 func isOtherICMP(p []byte) bool {
 	if p[0]>>4 == 4 {
 		l3 := int(p[0]&15) * 4

@@ -22,11 +22,11 @@ import (
 // each flow has its own goroutine, and nothing else waits for it.
 //
 // A flow belongs to one peer, which its first packet fixes. While the flow exists, the Net checks each second that its
-// source still belongs to that peer, and otherwise resets the flow. Packets that the new peer sends before that reach
+// source still belongs to that peer, and otherwise resets the flow. Until that check, packets from the new peer reach
 // the flow.
 //
 // The Net is the other end of a forwarded flow, and not a router on its path: it ignores the hop limit and reassembles
-// fragments, and an ICMP error about a packet of the flow ends here.
+// fragments, and it does not pass on ICMP errors about packets of the flow.
 //
 // A Flow is safe for concurrent use and must not be copied.
 type Flow struct {
@@ -38,7 +38,7 @@ type Flow struct {
 	cancel  context.CancelCauseFunc
 	request *tcp.ForwarderRequest // of TCP; set before Config.Forward
 
-	state   flowState             // guarded by fw.mu, as the rest
+	state   flowState             // guarded by fw.mu, like the next three fields
 	packets []*stack.PacketBuffer // that wait for the decision; the first began the flow
 	held    int                   // bytes of memory in packets
 	to      forwarded             // what Accept or AcceptSource returned
@@ -60,7 +60,7 @@ const (
 type forwarded interface {
 	finished() bool   // the program has closed it, and it occupies nothing in gVisor
 	activity() uint64 // counts packets of UDP
-	idles() bool      // it ends after Forwarding.UDPIdle
+	idles() bool      // it ends if it carries nothing for Forwarding.UDPIdle
 	reset()           // ends it
 }
 
@@ -92,7 +92,8 @@ func (f *Flow) end(a netip.AddrPort) netip.AddrPort {
 func (f *Flow) Peer() wireguard.PublicKey { return f.peer }
 
 // Context returns a context that ends when Config.Forward returns, when the peer gives the flow up, when the flow is
-// reset, after a minute without a decision, and when the Net is closed. It is made for the dial that decides.
+// reset, after a minute without a decision, and when the Net is closed. Use it for the dial whose result decides about
+// the flow.
 func (f *Flow) Context() context.Context { return f.ctx }
 
 // Data returns a copy of the data of a ping, which its answer repeats. It is nil for other flows.
@@ -151,7 +152,7 @@ func (f *Flow) acceptTCP() (*TCPConn, error) {
 	ep, err := f.request.CreateEndpoint(q)
 	close(begun)
 	if !stop() {
-		<-aborted // it reads the request, which Complete clears
+		<-aborted // abortHandshake reads the request, which Complete clears
 	}
 	f.request.Complete(false)
 	switch {
@@ -217,9 +218,9 @@ func (f *Flow) acceptUDP() (*UDPConn, error) {
 
 // AcceptSource accepts a UDP flow and all datagrams that its source sends from now on, whatever their destination. One
 // object then serves all destinations of one socket behind the peer, which is what a NAT with endpoint-independent
-// mapping needs (RFC 4787, REQ-1). Config.Forward gets no more flows of this source, except for what an earlier Accept
-// took. If flows of one source wait for decisions at the same time, the first AcceptSource makes the object. The others
-// add their datagrams to it and return it with began false.
+// mapping needs (RFC 4787, REQ-1). Config.Forward gets no more flows of this source. A flow that an earlier Accept took
+// keeps its datagrams. If flows of one source wait for decisions at the same time, the first AcceptSource makes the
+// object. The others add their datagrams to it and return it with began false.
 func (f *Flow) AcceptSource() (s *UDPSource, began bool, err error) {
 	if err := f.begin("AcceptSource", "udp"); err != nil {
 		return nil, false, f.wrap("accept", err)
@@ -259,8 +260,8 @@ func (f *Flow) Answer() error {
 }
 
 // Refuse refuses the flow. The packet that says so has the flow's destination as its source, because the peer's
-// AllowedIPs hold that address. The result says whether the packet was sent. It is nil also if the packet is an ICMP error and the
-// peer caused 100 others within the last second: nothing is sent then.
+// AllowedIPs hold that address. The error says why the packet could not be sent. It is nil also if the packet is an ICMP error that
+// the Net leaves out, because the peer caused 100 others within the last second.
 func (f *Flow) Refuse(r Refusal) error {
 	if err := f.begin("Refuse", "tcp", "udp", "ping"); err != nil {
 		return f.wrap("refuse", err)
@@ -291,7 +292,7 @@ func (f *Flow) Discard() {
 	f.settle(nil)
 }
 
-// leave ends f if there was no decision. The program's function has returned.
+// leave ends f if there was no decision. It is called when the program's function has returned, or will not be called.
 func (f *Flow) leave() {
 	f.cancel(context.Canceled)
 	f.fw.mu.Lock()
@@ -309,8 +310,8 @@ func (f *Flow) leave() {
 	f.fw.end(f)
 }
 
-// begin begins the decision that the named method makes about a flow of one of the networks. Its error says why it is
-// impossible.
+// begin begins the decision that the named method makes about a flow of one of the networks. The error says why no
+// decision is possible.
 func (f *Flow) begin(method string, networks ...string) error {
 	ok := false
 	for _, n := range networks {
@@ -384,7 +385,7 @@ func (f *Flow) drop() {
 // isOver reports whether f was accepted and nothing of it is left. fw.mu is held.
 func (f *Flow) isOver() bool { return f.state == flowAccepted && f.to.finished() }
 
-// sweep ends f if it is over, idle, or of another peer than before.
+// sweep ends f if it is over, is idle, or has a source that now belongs to another peer.
 func (f *Flow) sweep(now time.Time) {
 	peer, ok := f.fw.peerOf(f.key.src.Addr())
 	moved := !ok || peer != f.peer

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A flow has one decision, by a method for its network. The data of a ping is for the program to see.
+// A program decides about a flow once, with a method for the flow's network. It can read the data of a ping.
 func TestFlowMisuse(t *testing.T) {
 	done := make(chan struct{}, 3)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -78,8 +78,8 @@ func TestForwardUndecided(t *testing.T) {
 	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
 }
 
-// A packet for the peer that it comes from is dropped, unless Forwarding.Hairpin lets it through. A packet of nobody is
-// dropped in any case.
+// A packet for the peer that it comes from is dropped, unless Forwarding.Hairpin lets it through. A packet whose source
+// belongs to no peer is dropped in any case.
 func TestForwardHairpin(t *testing.T) {
 	for _, hairpin := range []bool{false, true} {
 		flows := make(chan *Flow, 2)
@@ -99,7 +99,7 @@ func TestForwardHairpin(t *testing.T) {
 			}
 		}
 		got := g.Stats()
-		got.Memory = 0 // the packet that waits takes some
+		got.Memory = 0 // the packet that waits takes some memory
 		if got != want {
 			t.Errorf("Hairpin %t: counted %+v, want %+v", hairpin, got, want)
 		}
@@ -114,7 +114,7 @@ func TestForwardHairpin(t *testing.T) {
 	}
 }
 
-// Peers that take all they can share the places; each gets what is its own, and gives all back.
+// Each peer takes all places that it can get, which are half of the free ones, and at least 10. All are given back in the end.
 func TestQuota(t *testing.T) {
 	q := quota[wireguard.PublicKey]{limit: 1000, least: 10}
 	var peers [200]wireguard.PublicKey

@@ -152,7 +152,7 @@ func TestForwardWaitingBound(t *testing.T) {
 	}
 }
 
-// sweep is the Net's look at its flows at the time now.
+// sweep looks at all flows, as the forwarder's sweep does at the time now.
 func (g *gateway) sweep(now time.Time) {
 	fw := g.link.forward
 	fw.mu.Lock()
@@ -177,7 +177,7 @@ func TestForwardIdle(t *testing.T) {
 		}
 	}})
 	g.link.forward.mu.Lock()
-	g.link.forward.armed = true // this test's clock looks instead
+	g.link.forward.armed = true // so that no timer starts; the test calls sweep instead
 	g.link.forward.mu.Unlock()
 	defer func() {
 		g.link.forward.mu.Lock()
@@ -338,7 +338,7 @@ func TestForwardClose(t *testing.T) {
 	g.settles(t, func(n flowCounts) bool { return n.pending == 0 })
 }
 
-// settles waits until the flows are as is wants.
+// settles waits until is accepts the numbers of flows.
 func (g *gateway) settles(t *testing.T, is func(flowCounts) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !is(g.counts()); time.Sleep(time.Millisecond) {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// ipPacket returns a packet with right sums, whose part behind the IP header is transport.
+// ipPacket returns a packet with right checksums. transport is what follows the IP header.
 func ipPacket(src, dst netip.Addr, proto uint8, transport ...byte) []byte {
 	l3 := 20
 	if src.Is6() {
@@ -38,7 +38,8 @@ func udpPacket(src, dst netip.AddrPort, data string) []byte {
 	return ipPacket(src.Addr(), dst.Addr(), protoUDP, append(udpHeader(src, dst, len(data)), data...)...)
 }
 
-// The second stack gets the packets that a router may forward, the Net's own stack those for the Net, and nobody the rest.
+// The second stack gets the packets that a router may forward. The Net's own stack gets the packets for the Net. All others are
+// dropped.
 func TestForwardFilter(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(*Flow) {}})
 	own, second := &g.link.own, &g.link.forward.port
@@ -250,7 +251,7 @@ func TestForwardAllocs(t *testing.T) {
 	t.Logf("allocations: %v to the Net, %v forwarded, %v to a source; sending %v, from a source %v", base, forwarded, sourced, wrote, answered)
 }
 
-// A control message with the source of a forwarded flow is sent from there.
+// If a control message names the destination of a forwarded flow as the source, the datagram is sent from there.
 func TestForwardMessage(t *testing.T) {
 	conns := make(chan *UDPConn, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// The error of a dial tells how to refuse the flow.
+// RefusalOf returns for each error of a dial how to refuse the flow.
 func TestRefusalOf(t *testing.T) {
 	dial := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}

@@ -47,8 +47,8 @@ func (fw *forwarder) datagram(from, to netip.AddrPort, b []byte, mtu int) error 
 	return fw.write(from.Addr(), to.Addr(), protoUDP, h[:], b, mtu)
 }
 
-// refuse sends the ICMP error for r about the packet of key with the given transport header and payload, unless the peer has had
-// its share of errors.
+// refuse sends the ICMP error for r about the packet of key with the given transport header and payload, unless the peer has caused
+// as many errors as it may; see mayComplain.
 func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
 	if !fw.net.link.mayComplain(key.src.Addr()) {
 		return nil
@@ -66,8 +66,9 @@ func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
 	return fw.send(b)
 }
 
-// write sends a packet of the protocol proto, whose header and payload are head, of an even length, and body. It fills
-// in the checksum, and sends fragments if the packet is larger than the link's MTU, or mtu if that is not 0.
+// write sends a packet of the protocol proto. Its transport header is head, which has an even length, and its payload
+// is body. write fills in the checksum. It sends fragments if the packet is larger than the link's MTU, or than mtu if
+// that is not 0.
 func (fw *forwarder) write(src, dst netip.Addr, proto uint8, head, body []byte, mtu int) error {
 	n := len(head) + len(body)
 	var ip [header.IPv6MinimumSize]byte
@@ -93,7 +94,7 @@ func (fw *forwarder) write(src, dst netip.Addr, proto uint8, head, body []byte, 
 	if !dst.Is4() {
 		room -= header.IPv6FragmentHeaderSize
 	}
-	room &^= 7 // offsets count in 8 bytes
+	room &^= 7 // offsets are in units of 8 bytes
 	for at := 0; at < n; at += room {
 		if err := fw.writeFragment(ip[:l3], id, head, body, at, min(room, n-at), true); err != nil {
 			return err
@@ -118,7 +119,7 @@ func putChecksum(proto uint8, head, body, ip []byte) {
 	binary.BigEndian.PutUint16(head[at:], sum)
 }
 
-// writeFragment sends n bytes of head and body together, from the offset at on. ip is the IP header of the whole.
+// writeFragment sends n bytes of head and body together, from the offset at on. ip is the IP header of the whole packet.
 func (fw *forwarder) writeFragment(ip []byte, id uint32, head, body []byte, at, n int, fragmented bool) error {
 	l3, more := len(ip), at+n < len(head)+len(body)
 	if l3 == header.IPv6MinimumSize && fragmented {
@@ -223,7 +224,7 @@ func quoted(p []byte) []byte {
 	return p[l3+quote:]
 }
 
-// datagramOf returns the source and the destination of q, if it is a UDP datagram or its first fragment. quoted has made q.
+// datagramOf returns the source and the destination of q, if it is a UDP datagram or its first fragment. q is a result of quoted.
 func datagramOf(q []byte) (from, to netip.AddrPort, ok bool) {
 	l4, least, proto := header.IPv6MinimumSize, header.IPv6MinimumSize, q[ip6Next]
 	if q[0]>>4 == 4 {

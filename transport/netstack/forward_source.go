@@ -39,7 +39,7 @@ type UDPSource struct {
 	head   int
 	bytes  int // of memory in the queue
 	failed error
-	from   netip.AddrPort // what failed is about
+	from   netip.AddrPort // the sender of the datagram that failed is about
 }
 
 // maxSourceBytes is how many bytes of datagrams may wait in one UDPSource.
@@ -56,9 +56,9 @@ func (s *UDPSource) Source() netip.AddrPort { return s.flow.key.src }
 func (s *UDPSource) Peer() wireguard.PublicKey { return s.flow.peer }
 
 // ReadTo reads one datagram into b, and returns its length and destination. The part that does not fit into b is lost.
-// It fails once with syscall.ECONNREFUSED after an ICMP error has said that the socket no longer exists; the net.OpError
-// has the sender of the datagram that could not be delivered as its Addr. After Close, and after the Net has closed s,
-// it fails with net.ErrClosed.
+// It fails once with syscall.ECONNREFUSED after an ICMP error has said that the socket no longer exists; the Addr of the
+// net.OpError is the sender of the datagram that could not be delivered. After Close, and after the Net has closed s, it fails with
+// net.ErrClosed.
 func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
 	for {
 		if err := s.usable(&s.reads); err != nil {
@@ -80,8 +80,8 @@ func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
 }
 
 // WaitReadable waits until ReadTo has something to return, or until the read deadline, and reads nothing. A program with
-// many idle sources calls it before it takes a buffer. If several goroutines read, the datagram may be gone when it
-// returns.
+// many idle sources calls it before it takes a buffer. If several goroutines read, another one may have read the datagram before
+// WaitReadable returns.
 func (s *UDPSource) WaitReadable() error {
 	for {
 		err := s.usable(&s.reads)
@@ -122,8 +122,8 @@ func (s *UDPSource) copy(b []byte, p *stack.PacketBuffer) (n int, to netip.AddrP
 	})
 }
 
-// WriteFrom sends b to the socket as if it came from from, which must be another host's address of the socket's
-// family. It waits while the device takes no packets. A datagram larger than the tunnel's packets is sent in fragments.
+// WriteFrom sends b to the socket with from as the source, which must be another host's address of the socket's family.
+// It waits while the queue to the device is full. A datagram larger than the tunnel's packets is sent in fragments.
 func (s *UDPSource) WriteFrom(b []byte, from netip.AddrPort) (int, error) {
 	if err := s.write(b, unmap(from)); err != nil {
 		return 0, s.wrap("write", from, err)
@@ -262,8 +262,8 @@ func (s *UDPSource) signal() {
 	}
 }
 
-// fail makes the next ReadTo return err, what an ICMP error says about a datagram that the source sent as from. The
-// forwarder's mu is held.
+// fail makes the next ReadTo return err. An ICMP error has reported err about a datagram that WriteFrom sent from from.
+// The forwarder's mu is held.
 func (s *UDPSource) fail(from netip.AddrPort, err syscall.Errno) {
 	s.failed, s.from = err, from
 	s.signal()

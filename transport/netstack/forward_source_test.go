@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// sourced is a Forward that accepts each UDP source once and hands it out.
+// sourced returns a Forward that accepts each UDP source and sends it to sources once.
 func sourced(t testing.TB, sources chan *UDPSource) func(*Flow) {
 	return func(f *Flow) {
 		s, began, err := f.AcceptSource()
@@ -26,7 +26,8 @@ func sourced(t testing.TB, sources chan *UDPSource) func(*Flow) {
 	}
 }
 
-// relay sends a datagram from c to far, and checks that s reads it and that c reads what s sends as far.
+// relay sends a datagram from c to far and checks that s reads it. Then s answers with far as the source address, and relay checks
+// that c reads the answer.
 func relay(t *testing.T, c net.PacketConn, s *UDPSource, far netip.AddrPort, text []byte) {
 	t.Helper()
 	if _, err := c.WriteTo(text, net.UDPAddrFromAddrPort(far)); err != nil {
@@ -218,7 +219,7 @@ func TestUDPSourceForged(t *testing.T) {
 	}
 }
 
-// A program that does not read loses the newest datagrams of that source, counted, and no others.
+// If a program does not read from a source, the newest datagrams of that source are dropped and counted, and no others.
 func TestUDPSourceBound(t *testing.T) {
 	sources := make(chan *UDPSource, 8)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -256,8 +257,8 @@ func TestUDPSourceBound(t *testing.T) {
 	relay(t, ends[1], far[1], netip.AddrPortFrom(far4, 54), []byte("still here"))
 }
 
-// WaitReadable waits for a datagram or an error, which ReadTo then returns, and keeps no notification from
-// a goroutine in ReadTo. A deadline and Close end it.
+// WaitReadable waits for a datagram or an error, which ReadTo then returns, and takes no notification away from a
+// goroutine in ReadTo. A deadline and Close end WaitReadable.
 func TestUDPSourceWaitReadable(t *testing.T) {
 	sources := make(chan *UDPSource, 1)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -281,7 +282,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 	}
 	send("first")
 	s := <-sources
-	for range 2 { // it reads nothing
+	for range 2 { // WaitReadable reads nothing
 		if err := s.WaitReadable(); err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +319,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 		if err := <-reads; err != nil {
 			t.Fatalf("ReadTo beside WaitReadable: %v", err)
 		}
-		_ = s.SetReadDeadline(time.Now().Add(-time.Second)) // ends WaitReadable if it found the datagram gone
+		_ = s.SetReadDeadline(time.Now().Add(-time.Second)) // ends WaitReadable if ReadTo was faster
 		<-waits
 	}
 

@@ -42,8 +42,7 @@ func newForwardStack(n *Net, l *link, p *port) (*stack.Stack, error) {
 	if err := p.init(s); err != nil {
 		return s, err
 	}
-	// Promiscuous mode lets ICMP in. Spoofing lets ICMP errors about packets with foreign
-	// sources in.
+	// Promiscuous mode lets ICMP in. Spoofing lets in ICMP errors about packets with foreign sources.
 	_ = s.SetPromiscuousMode(NICID, true)
 	_ = s.SetSpoofing(NICID, true)
 	s.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: NICID})
@@ -87,8 +86,8 @@ type forwardNIC struct {
 func (f *forwardNIC) Attach(d stack.NetworkDispatcher) { f.port.attach(d) }
 func (f *forwardNIC) IsAttached() bool                 { return f.port.dispatcher.Load() != nil }
 
-// handTransport delivers a packet, whose sums are right and which is not a fragment, to TCP or UDP of the second stack.
-// It passes by gVisor's IP, which would make a temporary address for each packet.
+// handTransport delivers a packet, whose checksums are right and which is not a fragment, to TCP or UDP of the second
+// stack. It bypasses gVisor's IP, which would make a temporary address for each packet.
 func (p *port) handTransport(proto tcpip.NetworkProtocolNumber, b buffer.Buffer) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 	defer pkt.DecRef()
@@ -127,7 +126,7 @@ type anyProtocol struct {
 func (p *anyProtocol) NewEndpoint(nic stack.NetworkInterface, d stack.TransportDispatcher) stack.NetworkEndpoint {
 	ep := p.NetworkProtocol.NewEndpoint(nic, d)
 	e := &anyEndpoint{NetworkEndpoint: ep, AddressableEndpoint: ep.(stack.AddressableEndpoint)}
-	// The only errors are about addresses that exist.
+	// This fails only for an address that the interface has already.
 	e.every, _ = e.AddAndAcquirePermanentAddress(p.dummy.WithPrefix(), stack.AddressProperties{})
 	return e
 }

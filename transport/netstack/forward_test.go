@@ -23,7 +23,7 @@ var (
 	far6 = netip.MustParseAddr("2001:db8::7")
 )
 
-// answering is a Forward that accepts TCP and UDP, says what was asked for, and echoes.
+// answering returns a Forward that accepts TCP and UDP, says what was asked for, and echoes.
 func answering(t testing.TB) func(*Flow) {
 	return func(f *Flow) {
 		if f.Network() == "ping" {
@@ -174,7 +174,7 @@ func TestForwardRefuse(t *testing.T) {
 				t.Errorf("refusal %d of a ping to %v: %v, want %v", how, far, err, c.ping)
 			}
 			if how != PortUnreachable {
-				continue // gVisor, as the client, tells UDP of unreachable ports alone
+				continue // gVisor, as the client, reports only unreachable ports to UDP
 			}
 			u, err := n.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far, 53))
 			if err != nil {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// reads reports whether a datagram waits for c. Delivery over a test's wire ends before the write does.
+// reads reports whether a datagram waits for c. A test's wire delivers a datagram before the write returns.
 func reads(t *testing.T, c *UDPConn) bool {
 	t.Helper()
 	wait := 10 * time.Second
@@ -65,7 +65,7 @@ func TestGroups(t *testing.T) {
 			if err := second.JoinGroup(group); err != nil {
 				t.Fatal(err)
 			}
-			_ = reads(t, second) // as on Linux, it may have received what the other joined
+			_ = reads(t, second) // as on Linux, it may have received datagrams to a group that only the first had joined
 			send()
 			if x, y := reads(t, first), reads(t, second); !x || !y {
 				t.Errorf("both joined, and read %v, %v", x, y)
@@ -88,7 +88,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestGroupTTL checks the TTL of datagrams to a group, and that they reach the own Net if that is asked for.
+// TestGroupTTL checks the TTL of datagrams to a group, and that they reach the sending Net itself if SetMulticastLoopback asks for
+// it.
 func TestGroupTTL(t *testing.T) {
 	a, _, ab, _ := wired(t, 0)
 	ttls := make(chan byte, 100)

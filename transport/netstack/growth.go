@@ -13,14 +13,15 @@ const shortestTrip = 4 * time.Millisecond
 // longerAfter is how long a growth compares before it believes that the path has become longer.
 const longerAfter = 2 * time.Second
 
-// A growth decides how large a buffer of a connection should be, from how much Read or Write moved within a round trip. It
-// replaces gVisor's own decisions: that about the receive buffer never asks again after the budget has refused, and that about
-// the send buffer grows with the congestion window, which has no bound on a path without loss.
+// A growth decides how large a buffer of a connection should be, from how much Read or Write moved within a round trip. It replaces
+// gVisor's own decisions. gVisor never asks again for a larger receive buffer after the budget has refused one. Its send buffer
+// grows with the congestion window, which has no bound on a path without loss.
 //
 // The round trip is the least that was measured, because a larger buffer makes the queues on the way longer, those inside this
 // process too. The present round trip, which includes the queues, would therefore let a buffer grow because it has grown.
 //
-// A larger send buffer takes what Write has at once, which says nothing about the path. So these bytes do not count; see fill.
+// A send buffer that has become larger takes bytes from Write at once, which says nothing about the path. So these bytes do not
+// count; see fill.
 //
 // The zero value is ready.
 type growth struct {
@@ -28,7 +29,7 @@ type growth struct {
 	look   int           // how many to move before the next look at the clock
 	per    int64         // bytes moved in the last round trip
 	last   int64         // bytes moved in the one before
-	more   int64         // how many more than in the one before
+	more   int64         // how many more bytes the last round trip moved than the one before; at least 0
 	most   int64         // the most that steady returned
 	trip   time.Duration // the least round trip; 0 before the first measurement
 	queued bool          // the present round trip is so long that a queue on the path must be filling
@@ -38,7 +39,8 @@ type growth struct {
 }
 
 // A longer finds out that a path has become longer, after the program has moved to another network for example. Queues alone
-// make a round trip longer too. But a path that has become longer than the buffers suffice for moves fewer bytes than before.
+// make a round trip longer too. But if the buffers do not suffice for the longer path, the connection moves fewer bytes than
+// before.
 type longer struct {
 	begun time.Time     // when this comparison began; zero before the first measurement
 	bytes int64         // moved since begun
@@ -78,8 +80,8 @@ func (g *growth) measure(size int64, trip time.Duration) {
 	g.begun, g.bytes, g.look = now, 0, int(size/16)
 }
 
-// path notes that bytes were moved before now, and that a round trip takes trip. It reports whether the path has become longer
-// than known, which is the least round trip of a connection.
+// path notes that bytes were moved before now, and that a round trip takes trip. known is the least round trip so far. path reports
+// whether the path has become longer than that.
 func (l *longer) path(now time.Time, bytes int, known, trip time.Duration) bool {
 	if l.begun.IsZero() {
 		l.begun, l.least = now, trip
@@ -104,8 +106,8 @@ func (l *longer) path(now time.Time, bytes int, known, trip time.Duration) bool 
 func (g *growth) fill(n int64) { g.bytes -= int(n) }
 
 // recvNeed returns the size that the receive buffer should have. A window is half of it. It should be four times what the path
-// carries in a round trip: while a missing segment is asked for and sent again, those after it wait in the buffer. It should be much
-// more while the other end of a long path doubles what it sends in each round trip.
+// carries in a round trip: while a missing segment is asked for and sent again, those after it wait in the buffer. It should be
+// much more while the other end of a long path doubles what it sends in each round trip.
 func (g *growth) recvNeed() int64 {
 	if g.trip == shortestTrip {
 		return 4 * g.steady()
@@ -124,8 +126,8 @@ func (g *growth) sendNeed() int64 {
 
 // sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which delays
 // everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed. The
-// size depends on that most, and not on what Write moves now: another sender may have filled the queue, so that Write moves less
-// than before, and the connection would yield to others without end.
+// size depends on that most, and not on what Write moves now. If another sender has filled the queue, Write moves less than before,
+// and a size that followed would let the connection yield to others without end.
 func (g *growth) sendExcess(size int64) (most int64, is bool) {
 	most = 4 * g.most
 	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4

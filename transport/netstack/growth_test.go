@@ -20,7 +20,7 @@ func TestGrowth(t *testing.T) {
 				size = max(size, g.recvNeed())
 			}
 		}
-		// A measurement takes up to a piece longer than a round trip. While it is the first, it counts as growth.
+		// A measurement may be a tenth of a round trip too long. What the first one finds counts as growth too.
 		if size < 8*perTrip || size > 18*perTrip {
 			t.Errorf("the buffer is %d, want 8 to 18 times the %d bytes of a round trip", size, perTrip)
 		}

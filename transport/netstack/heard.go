@@ -3,6 +3,7 @@ package netstack
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -14,16 +15,16 @@ import (
 // gVisor takes the window of each acknowledgement for the present one, and counts it from the last byte that was acknowledged
 // (snd.go, handleRcvdSegment). That stops connections for good in two ways:
 //
-//   - An old, reordered acknowledgement announces more than the peer has room for. What gVisor then sends is dropped, and so are its
-//     acknowledgements, which now lie beyond the peer's window.
-//   - The first lost segment does not fit into the window. gVisor sends a segment again only if the whole of it fits, or a full one.
-//     If neither does, it sends nothing and sets no timer (maybeSendSegment): it waits for an acknowledgement, and the peer waits for
-//     the segment. A window becomes smaller than what was sent because the peer rounds it.
+//   - An old, reordered acknowledgement announces more than the peer has room for. What gVisor then sends is dropped, and so are
+//     its acknowledgements, which now lie beyond the peer's window.
+//   - The first lost segment does not fit into the window. gVisor sends a segment again only if all of it fits, or as much of it as
+//     a full segment has. Otherwise gVisor sends nothing and sets no timer (maybeSendSegment): it waits for an acknowledgement, and
+//     the peer waits for the segment. A window becomes smaller than what was sent because the peer rounds it.
 //
 // So an old acknowledgement gets the window of the newest one, and a small window is raised to what was sent, at most to a full
-// segment. This is safe for TCP: by RFC 9293, section 3.10.7.4, only new acknowledgements change the window ("The check here prevents
-// using old segments to update the window"). And by section 3.8.6, a sender may send again what it has sent, even beyond the right
-// edge of a window that shrank. A window of 0 stays as it is, because gVisor probes it.
+// segment. This is safe for TCP: by RFC 9293, section 3.10.7.4, only new acknowledgements change the window ("The check here
+// prevents using old segments to update the window"). And by section 3.8.6, a sender may send again what it has sent, even beyond
+// the right edge of a window that shrank. A window of 0 stays as it is, because gVisor probes it.
 //
 // An acknowledgement of bytes that were never sent changes nothing here. Otherwise anybody behind the same peer could stop a
 // connection with one forged segment, whose window all real acknowledgements would get from then on.
@@ -32,16 +33,18 @@ import (
 type heard struct {
 	flow  flow
 	scale uint8         // of the peer's windows; see heardConns.syn
-	sent  atomic.Uint64 // the number after the last byte that was sent, above it a 1; or 0: nothing was sent
+	sent  atomic.Uint64 // the number after the last byte that was sent, with a 1 in bit 32; 0 if nothing was sent
 	first atomic.Uint32 // the number of the first byte that was sent; written before sent
-	last  atomic.Uint64 // the newest acknowledgement, above it its window, above that a 1; or 0: none
+	acked atomic.Uint32 // what this end acknowledged last; written before sent
+	last  atomic.Uint64 // the newest acknowledgement, its window in bits 32 to 47, a 1 in bit 48; 0 if there is none
 
 	ep   tcpip.Endpoint           // nil if the peer does not know selective acknowledgements
 	long atomic.Pointer[longPath] // nil before the first byte is sent, and once the path is known to be short
 }
 
 const (
-	// smallWindow is as announced, in the peer's units. With each usual unit, it is far more than a full segment.
+	// smallWindow is a window as the peer announces it, in the peer's units. With each usual unit, it is far more than a full
+	// segment.
 	smallWindow = 128
 
 	maxScales    = 1024
@@ -61,14 +64,17 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// hear takes an acknowledgement, and corrects its window. bare says that the segment carries nothing else. A full segment has full
-// bytes.
+// hear takes an acknowledgement, and corrects its window. bare says that the segment carries nothing else. full is how many bytes a
+// full segment has.
 func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
 	ahead := int(int32(uint32(sent) - ack)) // bytes that were sent after those that are acknowledged
 	if sent == 0 || ahead < -1 {            // the end of a connection, FIN, counts as a byte
 		return v
+	}
+	if at := int32(binary.BigEndian.Uint32(tcp[tcpSeq:]) - h.acked.Load()); at < -math.MaxUint16 || at > 2*maxWindow {
+		return v // gVisor does not accept it
 	}
 	for {
 		old := h.last.Load()
@@ -105,9 +111,9 @@ func (h *heard) endLong() {
 	}
 }
 
-// noteSegment notes what p, a segment that a connection sends, tells about it: how far it has sent, and whether it holds
-// out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so its segments pass one after
-// another.
+// noteSegment notes what p, a segment that a connection sends, tells about the connection: how far it has sent, and whether it
+// holds out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so its segments pass one
+// after another.
 func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	s, ok := p.Owner.(*portion)
 	if !ok {
@@ -117,7 +123,7 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	if len(tcp) < header.TCPMinimumSize {
 		return false
 	}
-	needless = s.heard.note(l, p, tcp)
+	needless = s.heard.note(l, p, tcp, s.ep.SocketOptions().GetSendBufferSize())
 	const timestamps = 12 // bytes of that option, with two bytes of padding in front
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
@@ -135,9 +141,13 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 
 // note notes that the connection sends p, whose header is tcp. l sends the bytes in p again if they are lost on a long path. note
 // reports whether sending p is needless.
-func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte) bool {
+func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room int64) (needless bool) {
 	n := uint32(p.Data().Size())
 	seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
+	flags := header.TCPFlags(tcp[tcpFlags])
+	if flags.Intersects(header.TCPFlagAck) {
+		h.acked.Store(binary.BigEndian.Uint32(tcp[tcpAck:]))
+	}
 	if n > 0 {
 		if h.sent.Load() == 0 && h.ep != nil && h.scale <= maxScale {
 			h.long.Store(newLongPath(l, seq))
@@ -145,7 +155,20 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte) bool {
 		h.send(seq, seq+n)
 	}
 	c := h.long.Load()
-	return c != nil && tcp[tcpFlags]&uint8(header.TCPFlagRst) == 0 && c.send(p, seq, seq+n)
+	if c == nil || flags.Intersects(header.TCPFlagRst) {
+		return false
+	}
+	needless, deaf := c.send(p, seq, seq+n, room)
+	if deaf {
+		h.endLong()
+	}
+	return needless
+}
+
+// isDeaf reports whether more is in flight, as far as the link knows, than the send buffer holds. See longPath.send.
+func (h *heard) isDeaf(holds int64) bool {
+	c := h.long.Load()
+	return c != nil && c.isDeaf(holds)
 }
 
 // heardConns finds the heard of a connection. The zero value is ready.
@@ -192,7 +215,11 @@ func (c *heardConns) add(h *heard, f flow) {
 	if c.conns == nil {
 		c.conns = make(map[flow]*heard)
 	}
+	if old := c.conns[f]; old != nil { // its peer has reset it and connects again, but the program has not closed it yet
+		old.endLong()
+	}
 	c.conns[f] = h
+	c.place(&f).Store(h)
 }
 
 // remove removes h, if it is there.
@@ -202,8 +229,8 @@ func (c *heardConns) remove(h *heard) {
 	defer c.mu.Unlock()
 	if c.conns[h.flow] == h {
 		delete(c.conns, h.flow)
-		c.place(&h.flow).CompareAndSwap(h, nil)
 	}
+	c.place(&h.flow).CompareAndSwap(h, nil)
 }
 
 // place returns where f is among found.

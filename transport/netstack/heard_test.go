@@ -97,8 +97,8 @@ func TestSmallerBufferWithGap(t *testing.T) {
 	}
 }
 
-// An old acknowledgement gets the window of the newest one, whether that is larger or smaller. One of bytes that were never sent is
-// not the newest.
+// An old acknowledgement gets the window of the newest one, whether that is larger or smaller. An acknowledgement of bytes that
+// were never sent does not count as the newest.
 func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 	f := handFlows["IPv6"]
 	w := new(windows)
@@ -163,7 +163,7 @@ func TestGapAfterEarlyData(t *testing.T) {
 			c.send(t, size) // beyond three quarters of the buffer, gVisor drops them
 		}
 		b, got, err := make([]byte, size), 0, os.ErrDeadlineExceeded
-		for tries := 0; err != nil && tries < 40; tries++ { // gVisor may drop this one too, while it has not looked at all others
+		for tries := 0; err != nil && tries < 40; tries++ { // gVisor may drop this segment too, as long as it has not handled all others
 			c.h.write(t, first.packet())
 			_ = s.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 			var n int
@@ -172,6 +172,54 @@ func TestGapAfterEarlyData(t *testing.T) {
 		}
 		if err != nil {
 			t.Errorf("of a missing segment of %d bytes, %d got in: %v", size, got, err)
+		}
+	}
+}
+
+// A connection replaces another one with the same addresses and ports, which its program has not closed yet.
+func TestReplacedConnection(t *testing.T) {
+	f := flowBetween(handFlows["IPv4"][0], handFlows["IPv4"][1])
+	var conns heardConns
+	var before, after heard
+	before.long.Store(newLongPath(newLink(1420, nil), 0))
+	conns.add(&before, f)
+	if conns.of(f) != &before {
+		t.Fatal("the connection is not found")
+	}
+	if conns.add(&after, f); conns.of(f) != &after || before.long.Load() != nil {
+		t.Error("the connection before still gets what arrives")
+	}
+	if conns.remove(&before); conns.of(f) != &after {
+		t.Error("when the connection before is closed, the new one is forgotten")
+	}
+	if conns.remove(&after); conns.of(f) != nil {
+		t.Error("a closed connection is found")
+	}
+}
+
+// A segment that gVisor does not accept, because of its sequence number or because it is a reset, changes nothing that the Net
+// knows of the connection.
+func TestForgedAcknowledgement(t *testing.T) {
+	f := handFlows["IPv4"]
+	w := new(windows)
+	w.setMTU(1380)
+	arrive(w, segment{from: f[1], to: f[0], flags: flagSYN, options: []byte{1, 3, 3, 4}})
+	var h heard
+	w.heard.add(&h, flowBetween(f[0], f[1]))
+	h.acked.Store(5000)
+	h.send(1000, 9000)
+	for _, c := range []struct {
+		seq    uint32
+		flags  uint8
+		counts bool
+	}{
+		{5000 + 1<<30, flagACK, false}, {0xffff_0000 - 1<<20, flagACK, false}, {5000, flagACK | flagRST, false},
+		{4999, flagACK, true}, {5000, flagACK, true}, {5000 + 1<<20, flagACK, true},
+	} {
+		h.last.Store(0)
+		arrive(w, segment{from: f[1], to: f[0], seq: c.seq, ack: 4000, flags: c.flags, window: 500})
+		if counts := h.last.Load() != 0; counts != c.counts {
+			t.Errorf("%+v counts: %v", c, counts)
 		}
 	}
 }

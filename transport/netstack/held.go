@@ -20,7 +20,7 @@ import (
 // that, the kinds other than handshakes may still take an eighth of the budget together. Beyond that eighth, each holder may
 // still have its least.
 //
-// heldMemory counts the memory, with the overhead of each object, and not the payload in it.
+// heldMemory counts the memory that each object takes, including its overhead, rather than the payload.
 type heldMemory struct {
 	mu    sync.Mutex   // guards total and all kinds; no other lock is taken with it held
 	total int          // bytes
@@ -53,7 +53,7 @@ const (
 	leastDatagrams = 16 << 10
 	// leastFragments is what each peer always has: a packet of the largest size.
 	leastFragments = 64 << 10
-	// leastConns is what each peer always has: connections that wait for Accept.
+	// leastConns is what each peer always has: the memory of four connections that wait for Accept.
 	leastConns = 4 * waitingCost
 )
 
@@ -84,7 +84,7 @@ func (b *budget) take(k *kind, who holder, n int) bool {
 	return true
 }
 
-// takeBeyond is take, except that who also gets the bytes if k then exceeds its limit by at most more bytes.
+// takeBeyond is like take, but who also gets the bytes if k then exceeds its limit by at most more bytes.
 func (b *budget) takeBeyond(k *kind, who holder, n, more int) bool {
 	h := &b.held
 	h.mu.Lock()

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// holes are the bytes that a peer is missing, although later ones have arrived (RFC 2018). Each acknowledgement reports only the three
-// newest ranges that have arrived, and holes remembers the others.
+// holes are the bytes that a peer is missing, although later ones have arrived (RFC 2018). Each acknowledgement reports only the
+// three newest ranges that have arrived, and holes remembers the others.
 //
 //	acknowledged       a hole        arrived       a hole     arrived         in flight
 //	─────────────────┤             ├──────────────┤          ├───────────────┤───────────▶
@@ -18,7 +18,7 @@ type holes struct {
 	list    []hole // in order
 	end     uint32 // the number after the last byte that has arrived
 	missing int64  // bytes in list
-	early   int64  // bytes that filled a hole before those that were sent again could have arrived; the owner takes them
+	early   int64  // bytes that filled a hole too early to be those that were sent again; the owner of holes sets this to 0
 }
 
 // A hole has the bytes from the number from to the one before to.
@@ -63,7 +63,7 @@ func (h *holes) arrived(from, to uint32, now time.Time, trip time.Duration) {
 // fill removes the bytes from the number from to the one before to from all holes.
 func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 	first := sort.Search(len(h.list), func(i int) bool { return int32(h.list[i].to-from) > 0 })
-	last := first // the holes from first to last-1 are filled whole
+	last := first // the holes from first to last-1 are filled completely
 	for last < len(h.list) && int32(h.list[last].from-to) < 0 {
 		g := &h.list[last]
 		start, end := g.from, g.to // of what is filled
@@ -103,8 +103,9 @@ func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 	h.list = slices.Delete(h.list, first, last)
 }
 
-// lost reports whether the hole is to be sent now: when enough later bytes have arrived, which passed says, or when it is still there a
-// round trip after the first of them; and once more when what was sent again should have arrived.
+// lost reports whether the bytes of the hole are to be sent again now. The first time, they are if enough later bytes have arrived,
+// which passed says, or if a round trip has passed since the first of these arrived. After that, they are whenever the bytes that
+// were sent again last should have arrived.
 func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
 	if g.again.IsZero() {
 		return passed || now.Sub(g.since) >= trip
@@ -112,8 +113,9 @@ func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
 	return now.Sub(g.again) >= trip*5/4
 }
 
-// lost calls again for the holes that are lost, in order, until that are n bytes or again returns false. What is too large is cut. It is
-// enough if as many bytes as reordered have arrived after a hole.
+// lost calls again for the holes that are lost, in order, until they add up to n bytes or again returns false. It cuts a hole that
+// has more bytes than are left of n. A hole is lost if at least as many bytes as reordered says have arrived after it; see
+// hole.lost for the other reasons.
 func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, again func(*hole) bool) {
 	for i := 0; i < len(h.list) && n > 0; i++ {
 		g := &h.list[i]

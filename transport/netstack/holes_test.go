@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// want fails unless h has exactly the bytes that arrived does not, from the number first+acked up to the last one that arrived.
+// want fails unless the holes in h are exactly the bytes that have not arrived, from the number first+acked up to the last byte
+// that has arrived.
 func (h *holes) want(t *testing.T, first uint32, acked int, arrived []bool) {
 	t.Helper()
 	end := acked
@@ -93,8 +94,8 @@ func TestHolesBound(t *testing.T) {
 	}
 }
 
-// A hole is lost when enough arrived after it, or a round trip later. It is lost again after a round trip and a quarter. One that is
-// larger than what may be sent is cut.
+// A hole is lost when enough bytes have arrived after it, or a round trip later. It is lost again after a round trip and a quarter.
+// A hole that is larger than what may be sent is cut.
 func TestLostHoles(t *testing.T) {
 	const trip, reordered = 40 * time.Millisecond, 3000
 	begin := time.Now()

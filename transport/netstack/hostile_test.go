@@ -22,7 +22,7 @@ func (h *hostile) byte() byte     { return h.script.byte() }
 func (h *hostile) uint16() uint16 { return uint16(h.byte())<<8 | uint16(h.byte()) }
 func (h *hostile) uint32() uint32 { return uint32(h.uint16())<<16 | uint32(h.uint16()) }
 
-// near is a difference of sequence numbers: none, some bytes either way, about a window, or any.
+// near returns a difference of sequence numbers: none, some bytes or about a window in either direction, or any.
 func (h *hostile) near() uint32 {
 	switch k := h.byte(); k % 8 {
 	case 0, 1, 2:
@@ -40,7 +40,7 @@ func (h *hostile) near() uint32 {
 	}
 }
 
-// step does the next thing of the script.
+// step does what the next byte of the script says.
 func (h *hostile) step() {
 	switch h.byte() % 12 {
 	case 0:
@@ -70,7 +70,7 @@ func (h *hostile) put(p []byte) {
 	}
 }
 
-// addrs is a source that the hostile peer owns, and a destination that is usually the Net.
+// addrs returns a source that the hostile peer owns, and a destination that is usually the Net.
 func (h *hostile) addrs() (from, to netip.Addr) {
 	k := h.byte()
 	v6 := k&1 != 0
@@ -154,7 +154,7 @@ func (h *hostile) readAck(c *handConn) {
 	}
 }
 
-// options are those of a real stack, or any bytes.
+// options returns TCP options as a real stack sends them, or any bytes.
 func (h *hostile) options() (o []byte) {
 	k := h.byte()
 	switch k % 8 {
@@ -272,7 +272,8 @@ func (h *hostile) split() {
 	}
 }
 
-// complain sends an ICMP error about a connection of its own or of the bystander. It knows all addresses and ports.
+// complain sends an ICMP error about a connection of the hostile peer or of the bystander. The hostile peer knows all addresses and
+// ports.
 func (h *hostile) complain() {
 	k := h.byte()
 	var s segment
@@ -390,8 +391,8 @@ func (h *hostile) flood() {
 	}
 }
 
-// hostileHeap is the most that the heap may grow by, in bytes, whatever the peer does. It has room for half of each kind of memory that
-// Config.Memory bounds besides TCP's buffers, and for a buffer per open connection.
+// hostileHeap is the most that the heap may grow by, in bytes, whatever the peer does. It has room for half of each kind of memory
+// that Config.Memory bounds besides TCP's buffers, and for a buffer per open connection.
 const hostileHeap = 48 << 20
 
 // heap returns how many bytes the heap holds after a collection.

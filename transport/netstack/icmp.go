@@ -68,7 +68,7 @@ func complains(p *stack.PacketBuffer) bool {
 	return len(h) > 0 && isError(h[0])
 }
 
-// icmpError takes the ICMP error p. sum is the sum over p, including the checksum field.
+// icmpError takes the ICMP error p. sum is the checksum's sum over p, including the checksum field.
 func (l *link) icmpError(p []byte, sum uint16) {
 	if sum != 0xffff {
 		l.drops.checksum.Add(1)
@@ -162,9 +162,9 @@ func (l *link) deliverError(p []byte) {
 	l.deliver(ipv6.ProtocolNumber, p, header.IPv6MinimumSize, false)
 }
 
-// deliverUnreachable6 tells the connection that the ICMPv6 error p is about that its peer cannot be reached, and
-// reports whether p was such an error. gVisor itself knows two of the seven codes, and "address unreachable", which a
-// device sends, is not one of them.
+// deliverUnreachable6 reports whether p is an ICMPv6 error "destination unreachable" with a code that gVisor ignores.
+// If so, it tells the connection that p is about that its peer cannot be reached. gVisor knows two of the seven codes,
+// and "address unreachable", which a device sends, is not one of them.
 func (l *link) deliverUnreachable6(p []byte) bool {
 	const icmp, quote = header.IPv6MinimumSize, header.IPv6MinimumSize + header.ICMPv6DstUnreachableMinimumSize
 	if len(p) < quote+header.IPv6MinimumSize || header.ICMPv6Type(p[icmp]) != header.ICMPv6DstUnreachable {

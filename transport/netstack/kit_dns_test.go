@@ -107,7 +107,7 @@ func serveDNS(t testing.TB, n *Net) *dnsServer {
 	return serveDNSAt(t, n, netip.Addr{}, honest)
 }
 
-// namesNet is a Net with one server per behaviour, at 10.8.0.2 and the addresses that follow.
+// namesNet returns a Net with one server per behaviour, at 10.8.0.2 and the addresses that follow.
 func namesNet(t testing.TB, c Config, acts ...behaviour) (*Net, []*dnsServer) {
 	t.Helper()
 	a := b4
@@ -260,7 +260,7 @@ func (z zone) answer(q *dnsmessage.Message) {
 	}
 }
 
-// packed returns m, without its answers if it is too long for a datagram.
+// packed returns m as bytes. If m is too long for a datagram, packed leaves out its answers, unless overTCP is true.
 func packed(m *dnsmessage.Message, overTCP bool) []byte {
 	b, err := m.Pack()
 	if err != nil {
@@ -273,7 +273,7 @@ func packed(m *dnsmessage.Message, overTCP bool) []byte {
 	return b
 }
 
-// answers is the behaviour of a server whose answer is right but for what change does to it.
+// answers returns the behaviour of a server that gives right answers from z, after change has changed them.
 func answers(z zone, change func(*dnsmessage.Message)) behaviour {
 	return func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		z.answer(q)
@@ -312,5 +312,5 @@ func garbage(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 	reply(b)
 }
 
-// quick is short enough for tests of servers that do not answer.
+// quick is a time limit of lookups for tests in which no server answers.
 const quick = 400 * time.Millisecond

@@ -14,11 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The addresses of the peer that behaves.
+// The addresses of the bystander.
 var c4, c6 = netip.MustParseAddr("10.8.0.3"), netip.MustParseAddr("fd08::3")
 
 // A hostile peer is authenticated, so its packets arrive. It has a session like any other peer, and the device lets it use
-// the source addresses that it owns: b4, b6 and the networks of hostilePrefix. It reads a script, and so a fuzzer drives it.
+// the source addresses that it owns: b4, b6 and the networks of hostilePrefix. It does what a script says, so that a fuzzer can
+// drive it.
 //
 //	hostile ──┐
 //	          ├── Net under test, an echo server on port 7
@@ -34,7 +35,7 @@ type hostile struct {
 	witnesses []net.Conn // the bystander's connections
 }
 
-// hostilePrefix begins the other addresses that the hostile peer owns.
+// hostilePrefix holds the networks of the other addresses that the hostile peer owns: for IPv4 (false) and IPv6 (true).
 var hostilePrefix = map[bool]netip.Addr{false: netip.MustParseAddr("10.99.0.0"), true: netip.MustParseAddr("fd99::")}
 
 // A junction hands packets to the bystander or to the hostile peer.
@@ -53,7 +54,7 @@ func (j junction) Send(b *wireguard.Batch) error {
 		}
 		j.mu.Lock()
 		if j.sent = append(j.sent, p); len(j.sent) > 1000 {
-			j.sent = j.sent[500:] // nobody reads that far back
+			j.sent = j.sent[500:] // nobody reads older packets
 		}
 		j.mu.Unlock()
 	}
@@ -62,7 +63,7 @@ func (j junction) Send(b *wireguard.Batch) error {
 	return err
 }
 
-// newHostile sets up the three. The bystander's connections are established.
+// newHostile makes the three ends, and establishes the bystander's connections.
 func newHostile(t testing.TB) *hostile {
 	n, peer := byHand(t)
 	c, err := New(Config{Addresses: []netip.Addr{c4, c6}})

@@ -30,7 +30,7 @@ func byHand(t testing.TB) (*Net, *handPeer) {
 	return smallNet(t, 0)
 }
 
-// smallNet is byHand with a budget.
+// smallNet is like byHand, with a budget of memory bytes.
 func smallNet(t testing.TB, memory int) (*Net, *handPeer) {
 	t.Helper()
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}, Memory: memory})
@@ -80,7 +80,7 @@ func (h *handPeer) want(t testing.TB, what string, ok func(s segment) bool) segm
 	return s
 }
 
-// next is want for a segment that need not be sent.
+// next is like want, but the segment need not be sent.
 func (h *handPeer) next(ok func(s segment) bool, wait time.Duration) (s segment, found bool) {
 	for end := time.Now().Add(wait); ; time.Sleep(time.Millisecond) {
 		h.mu.Lock()
@@ -159,8 +159,8 @@ func (s segment) String() string {
 	return fmt.Sprintf("%v to %v: flags %#x, seq %d, ack %d, window %d, %d bytes", s.from, s.to, s.flags, s.seq, s.ack, s.window, len(s.payload))
 }
 
-// A handConn is one connection of a handPeer with a listener of the Net. The peer sends by next and ack, and announces
-// window, without scaling.
+// A handConn is one connection of a handPeer with a listener of the Net. The peer's next segment has the numbers next
+// and ack, and announces window, which is not scaled.
 type handConn struct {
 	h         *handPeer
 	own, net  netip.AddrPort
@@ -179,7 +179,7 @@ func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 	return c
 }
 
-// tryConnect is connect for a listener that need not answer.
+// tryConnect is like connect, for a listener that need not answer.
 func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Duration) (c *handConn, ok bool) {
 	t.Helper()
 	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}

@@ -26,10 +26,10 @@ import (
 // Net.WritePackets. So WritePacket waits with TCP data, and UDPConn.Write waits before it enters gVisor. A full queue
 // drops everything else.
 //
-// In WebAssembly all goroutines share one thread, and nothing preempts them. One of gVisor's processors looks again and again at a
-// connection whose lock another one of gVisor's goroutines holds, without ever yielding, so that goroutine would never run again if
-// it waited or yielded in WritePacket. So WritePacket always leaves a packet of TCP in the queue there, and never waits. TCP bounds
-// the queue: it keeps in its buffers what it has sent.
+// In WebAssembly all goroutines share one thread, and nothing preempts them. If another goroutine holds the lock of a connection, a
+// gVisor processor looks at the connection again and again and never yields. So the goroutine that holds the lock would never run
+// again if it waited or yielded in WritePacket. So WritePacket always leaves a packet of TCP in the queue there, and never waits.
+// The buffers of TCP bound the queue, because TCP keeps in them what it has sent.
 
 // oneThread reports whether all goroutines share one thread.
 const oneThread = runtime.GOARCH == "wasm"
@@ -110,15 +110,15 @@ func (l *link) attach(o outlet) {
 	}
 }
 
-// attached reports whether there was a device.
+// attached reports whether a device was ever attached.
 func (l *link) attached() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.exit != nil
 }
 
-// WritePacket takes a packet from gVisor. The stack calls it concurrently, instead of a queueing discipline. The caller
-// keeps its reference.
+// WritePacket takes a packet from gVisor. The stack calls it concurrently, because the link is its own queueing
+// discipline. The caller keeps its reference.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	if l.noteSegment(p) {
 		return nil
@@ -162,19 +162,20 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 		l.busy = false
 		l.wake()
 	} else {
-		l.running.Add(1) // with the turn held, which close waits for
+		l.running.Add(1) // before close, which empties the queue, and so before Net.Close waits for running
 		go l.drain()
 	}
 	l.mu.Unlock()
 	if oneThread {
-		runtime.Gosched() // or whoever sends datagrams in a loop would never let another goroutine run
+		runtime.Gosched() // otherwise a goroutine that sends datagrams in a loop would never let another one run
 	}
 	return nil
 }
 
-// enqueue leaves p for the holder of the turn. If p may wait, and the queue is full or others wait, it waits for its place
-// and then reports false, because the turn may be free. Senders get a place in the order in which they came, and each
-// gives the next one its place. placed says that p has its place. l.mu is held, except during the wait.
+// enqueue leaves p for the holder of the turn. If p carries TCP data, and the queue is full or other senders wait, enqueue waits
+// until the sender gets a place. It then reports false, because the turn may be free. Senders get their places in the order in
+// which they came, and each one gives the next sender its place. placed says that the sender of p has its place already. l.mu is
+// held, except during the wait.
 func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcpip.Error) {
 	switch {
 	case !isTCPData(p) || l.refuse:
@@ -201,8 +202,8 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 	return true, nil
 }
 
-// place gives the first sender that waits its place, if there is room or the turn is free. One sender at a time has a place
-// that it has not taken yet. l.mu is held.
+// place gives a place to the sender that waits longest, if there is room or the turn is free. At most one sender has a place that
+// it has not used yet. l.mu is held.
 func (l *link) place() {
 	if l.placing || len(l.waiters) == 0 || l.busy && l.queued >= maxQueued && !l.refuse {
 		return
@@ -238,8 +239,8 @@ func isTCPData(p *stack.PacketBuffer) bool {
 	return p.GSOOptions.Type != stack.GSONone && p.Data().Size() > 0
 }
 
-// takeTurn takes the turn if nobody has it and the queue is not empty. It reports whether the caller has to drain the queue. l.mu is
-// held.
+// takeTurn takes the turn if nobody has it and the queue is not empty. It reports whether the caller has to drain the queue. l.mu
+// is held.
 func (l *link) takeTurn() (mine bool) {
 	if l.busy || len(l.queue) == 0 {
 		return false
@@ -299,7 +300,7 @@ func (l *link) full() <-chan struct{} {
 	return l.signal
 }
 
-// wake wakes the first sender that waits for room, and all datagrams. l.mu is held.
+// wake wakes the sender of TCP data that waits longest, and all senders of datagrams. l.mu is held.
 func (l *link) wake() {
 	l.place()
 	if l.signal != nil {
@@ -332,7 +333,7 @@ func (l *link) close() {
 	l.closeFragments()
 }
 
-// WritePackets is the same for callers that hold the link itself, such as packet sockets.
+// WritePackets calls WritePacket for each packet. It is for callers that hold the link itself, such as packet sockets.
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	for i, p := range pkts.AsSlice() {
 		if err := l.WritePacket(p); err != nil {
@@ -349,7 +350,7 @@ func (l *link) IsAttached() bool { return l.own.dispatcher.Load() != nil }
 
 // Capabilities says that the link checks received checksums; see deliver for the exceptions. gVisor computes the
 // checksums of sent packets. Segments of a connection have only the pseudo-header's sum in any case, because
-// segmentation implies that. The link could not sum a fragmented datagram.
+// segmentation implies that. The link could not compute the checksum of a datagram that gVisor has cut into fragments.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }

@@ -50,7 +50,7 @@ func (g *gate) Send(b *wireguard.Batch) error {
 	return nil
 }
 
-// numbered is a TCP segment with n bytes of payload that begin with a number.
+// numbered returns a TCP segment with n bytes of payload, which begin with number.
 func numbered(number, n int) *stack.PacketBuffer {
 	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 0, n)
 	if n >= 2 {
@@ -64,7 +64,7 @@ func (l *link) write(t testing.TB, p *stack.PacketBuffer) tcpip.Error {
 	return l.WritePacket(p)
 }
 
-// TestTurn has a goroutine in Send: what others bring meanwhile waits, follows in order and in few batches.
+// TestTurn has one goroutine in Send. The packets of other senders wait meanwhile, and follow in order and in one batch.
 func TestTurn(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -96,7 +96,7 @@ func TestTurn(t *testing.T) {
 	}
 }
 
-// TestRoom fills the queue: data waits for room, what cannot wait is dropped beyond a limit of its own.
+// TestRoom fills the queue. Data waits for room. Packets that cannot wait are dropped beyond a higher limit.
 func TestRoom(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -211,14 +211,14 @@ func TestRoomClosed(t *testing.T) {
 	}
 }
 
-// waitForRoom waits as a datagram does that has no deadline.
+// waitForRoom waits as the sender of a datagram without a deadline does.
 func waitForRoom(l *link) {
 	for full := l.full(); full != nil; full = l.full() {
 		<-full
 	}
 }
 
-// TestWriteWaits has datagrams wait for room while Send does not return: their deadline and Close end that.
+// TestWriteWaits has datagrams wait for room while Send does not return. Their deadline and Close end the wait.
 func TestWriteWaits(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
 	if err != nil {
@@ -234,7 +234,7 @@ func TestWriteWaits(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name string
-		end  func(c *UDPConn) // called before Write, acts while it waits
+		end  func(c *UDPConn) // called before Write; has its effect while Write waits
 		want error
 	}{
 		{"deadline", func(c *UDPConn) { _ = c.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)) }, os.ErrDeadlineExceeded},
@@ -267,7 +267,7 @@ func TestWriteWaits(t *testing.T) {
 	}
 }
 
-// TestReceiveDoesNotWait has Send not return, and the queue full. What arrives meanwhile leads to answers, and
+// TestReceiveDoesNotWait delivers packets while Send does not return and the queue is full. They lead to answers, and
 // to errors for a connection whose lock the sender holds.
 func TestReceiveDoesNotWait(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
@@ -322,7 +322,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 	}
 }
 
-// fragments is the IPv4 packet p in two, the first with n bytes behind its header.
+// fragments returns the IPv4 packet p as two fragments, the first with n bytes behind its header.
 func fragments(p []byte, n int) [][]byte {
 	first, second := slices.Clone(p[:20+n]), append(slices.Clone(p[:20]), p[20+n:]...)
 	first[6] |= 0x20 // more follow
@@ -335,7 +335,7 @@ func fragments(p []byte, n int) [][]byte {
 	return [][]byte{first, second}
 }
 
-// TestDetached writes before there is a device.
+// TestDetached writes before a device is attached.
 func TestDetached(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
 	if err != nil {

@@ -116,7 +116,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 	defer n.places.Unlock()
 	return l, n.makeEndpoint(tcp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
-		ep.SocketOptions().SetReuseAddress(true) // beside connections, also those in TIME-WAIT
+		ep.SocketOptions().SetReuseAddress(true) // so that it can listen beside connections on its port, also those in TIME-WAIT
 		if err := ep.Bind(fullAddress(local)); err != nil {
 			return systemError("bind", err)
 		}
@@ -130,7 +130,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 			return err
 		}
 		ep.SocketOptions().SetReceiveBufferSize(waitingRecv, false)
-		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor makes one less
+		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor allows one less to be half-open
 			n.places.free(l.place)
 			l.waiting.close()
 			return systemError("listen", err)

@@ -9,29 +9,30 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // A longPath replaces gVisor's congestion control and loss recovery for a connection whose round trips take shortestTrip at least.
-// There, gVisor's own fill little of the path:
+// On such a connection, gVisor's own congestion control and loss recovery use only a small part of what the path can carry:
 //
-//   - Slow start ends when a queue on the path overflows. By then gVisor has sent far more than the path and the queue hold. It loses
-//     hundreds of segments at once, and some of those that it sends again. It waits until a timeout for the segments that were lost
-//     twice, and then sends everything again. Meanwhile it walks through all that is in flight at each acknowledgement (SetPipe),
-//     which may take seconds of a core.
+//   - Slow start ends when a queue on the path overflows. By then gVisor has sent far more than the path and the queue hold. It
+//     loses hundreds of segments at once, and some of those that it sends again. It waits until a timeout for the segments that
+//     were lost twice, and then sends everything again. Meanwhile it walks through all that is in flight at each acknowledgement
+//     (SetPipe), which may take seconds of a core.
 //   - Each loss takes 3/10 off the congestion window. One loss in a thousand segments leaves a few per cent of a fast path.
 //
 // So the link finds out what is missing (holes.go) and sends it again (again.go). It bounds what is in flight by what the path
 // delivers (capacity.go): it lowers the window of each acknowledgement. It hides from gVisor what would make gVisor send less:
-// selective acknowledgements, and repeated ones. gVisor's congestion window then grows without end, and the lowered window takes its
-// place. gVisor's timeout stays as it is: if the link does not get a segment through, gVisor sends it again. It begins with slow
-// start then, which soon would end; see revive.
+// selective acknowledgements, and repeated ones. gVisor's congestion window then grows without end, and the lowered window takes
+// its place. gVisor's timeout stays as it is: if the link does not get a segment through, gVisor sends it again. It then begins
+// with slow start, which would soon end; see revive.
 //
 // This is safe for TCP. The peer sees a sender that uses selective acknowledgements. The link never changes an acknowledgement
-// number, so nothing counts as acknowledged that did not arrive, and gVisor keeps all bytes until then. The link only lowers
-// windows. While something is missing, bytes that have arrived are no longer in flight, although they are not acknowledged; the
-// window rises by them, but never beyond that of the peer.
+// number, so no byte counts as acknowledged before it has arrived, and gVisor keeps all bytes until then. The link only lowers
+// windows. While something is missing, later bytes that have arrived are no longer in flight, although they are not acknowledged.
+// The lowered window rises by their number, but never beyond the window that the peer announced.
 //
-// If the last segments are lost, no acknowledgement tells. gVisor then sends them again after its timeout. Connections without
+// If the last segments are lost, no acknowledgement reveals it. gVisor then sends them again after its timeout. Connections without
 // selective acknowledgements have no longPath.
 type longPath struct {
 	link *link
@@ -45,25 +46,30 @@ type longPath struct {
 	probe  uint32       // a round trip ends when the byte with this number has arrived
 	probed time.Time    // when it was sent; zero if no round trip is measured
 	news   time.Time    // when bytes arrived last
-	full   bool         // about as many bytes were in flight then as may be
+	full   bool         // when probed was set, at least three quarters of the bound was in flight
 	hides  bool         // gVisor does not see the present holes
 	still  int64        // the bound when the first of the present holes appeared
-	window uint16       // that gVisor saw last
-	held   sentSegments // those that are not acknowledged
+	window uint16       // the window that gVisor saw last
+	held   sentSegments // the segments that are not acknowledged
 	header sentHeader   // of the newest segment
 
 	timer *time.Timer   // sends again what is missing; nil until something is
 	armed bool          // the timer runs
-	wait  time.Duration // until it sends something again
+	wait  time.Duration // how long the timer runs
 
-	resent bool   // gVisor has sent something again
+	resent bool   // gVisor has sent something again, and not all of that has arrived
 	upTo   uint32 // the number after the last byte that was sent then
+	silent bool   // nothing had arrived for a while before that
+	skips  bool   // bytes had arrived shortly before that, so gVisor needs to send only the first segment
+
+	most int64 // the largest size of the send buffer since the buffer last had room for what is in flight
 
 	path  capacity
 	holes holes
 
-	// front stands for the first segment that is not acknowledged, if that seems to be missing and there are no holes. Its numbers
-	// are 0, and since is zero if it does not seem so. Then everything before recover was sent.
+	// front stands for the first segment that is not acknowledged, if that seems to be missing and there are no holes. Its from and
+	// to are not used. Its field since is zero unless that segment seems to be missing. recover is the number after the last byte
+	// that had been sent when it began to seem so.
 	front   hole
 	recover uint32
 }
@@ -72,13 +78,14 @@ const (
 	// reorderedSegments is how many segments may overtake another one (RFC 6675, DupThresh).
 	reorderedSegments = 3
 
-	// An acknowledgement lets this many segments be sent again at least, and this many times as many bytes as it says have arrived.
-	// So what a path lost during an interruption is not sent again all at once.
+	// After an acknowledgement, the link sends again about burstSegments segments at most, or burstTimes times the bytes that the
+	// acknowledgement says have arrived, if those are more. So it does not send again all at once what a path lost during an
+	// interruption.
 	burstSegments = 10
 	burstTimes    = 2
 
-	// fewBytes is how many bytes may have been acknowledged when a path turns out to be short. Later, gVisor's congestion window
-	// would be too large to be the bound again.
+	// fewBytes is how many bytes may have been acknowledged at most when the link finds that a path is short. Later, gVisor's
+	// congestion window would be too large to be the bound again.
 	fewBytes = 64 << 10
 )
 
@@ -87,20 +94,22 @@ func newLongPath(l *link, seq uint32) *longPath {
 	return &longPath{link: l, sent: seq, acked: seq, holes: holes{end: seq}}
 }
 
-// send notes that p is sent, with the bytes from the number seq to the one before end, if there are any. It reports whether sending p is
-// needless. Calls for one connection do not overlap.
-func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32) (needless bool) {
+// send notes that p is sent, with the bytes from the number seq to the one before end, if there are any. room is the size of the
+// connection's send buffer. needless says that p need not be sent. deaf says that more is in flight than the send buffer can hold:
+// gVisor got acknowledgements that the link did not see, in fragments or behind extension headers. The connection must then have no
+// longPath, because the longPath would hold the packets without end. Calls for one connection do not overlap.
+func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (needless, deaf bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return false
+		return false, false
 	}
 	c.header.set(p)
 	c.path.segment = c.segment()
 	switch {
 	case seq == end || int32(end-c.acked) <= 0: // nothing, or a probe of a closed window
 	case int32(end-c.sent) <= 0:
-		return c.sendAgain(seq)
+		return c.sendAgain(seq, end), false
 	default:
 		if c.probed.IsZero() {
 			c.probe, c.probed = c.sent, time.Now()
@@ -108,23 +117,45 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32) (needless bool) 
 		}
 		c.sent = end
 		c.held.add(p, seq, end)
+		if c.inFlight() <= room {
+			c.most = 0
+		}
+		c.most = max(c.most, room)
+		deaf = c.inFlight() > c.most
 	}
-	return false
+	return false, deaf
 }
 
-// sendAgain notes that gVisor sends the byte seq again: after a timeout, or because it sees what is missing. It reports whether that is
-// needless.
+// inFlight returns how many bytes were sent and are not acknowledged.
+func (c *longPath) inFlight() int64 { return int64(c.sent - c.acked) }
+
+// isDeaf reports whether more than holds bytes are in flight, which is what gVisor's send buffer holds; see send.
+func (c *longPath) isDeaf(holds int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inFlight() > holds
+}
+
+// sendAgain notes that gVisor sends the bytes from seq to the one before end again: after a timeout, or because gVisor sees what is
+// missing. It reports whether sending them again is needless.
 //
-// If bytes are still arriving, a timeout says only that the first segment was lost more than once. gVisor would send everything after it
-// again. Whatever is lost of that, the link finds out by itself.
-func (c *longPath) sendAgain(seq uint32) (needless bool) {
-	arriving := c.path.trip > 0 && time.Since(c.news) < c.path.trip && (c.hides || !c.holes.any())
-	if !c.resent && seq == c.acked && !arriving {
+// After a timeout, gVisor begins with the first segment in flight, and would send everything after it again. If bytes were still
+// arriving before the timeout, only the first segment was lost, more than once. The link finds out by itself what else is missing.
+// If no bytes were arriving, everything in flight may be lost. The peer may even have dropped bytes that it acknowledged
+// selectively, so these count as missing from then on (RFC 2018, section 8).
+func (c *longPath) sendAgain(seq, end uint32) (needless bool) {
+	front := seq == c.acked
+	switch silent := c.path.trip == 0 || time.Since(c.news) >= min(c.path.trip, tcp.MinRTO); {
+	case front && silent && !c.silent:
+		c.silent, c.skips = true, false
+		c.holes, c.hides, c.front = holes{end: c.acked}, false, hole{}
 		c.path.fall()
+	case front && !silent && !c.resent:
+		c.skips = c.hides
 	}
-	c.probed = time.Time{} // an acknowledgement would not tell which of the two it is for
+	c.probed = time.Time{} // an acknowledgement would not tell which of the two copies it is for
 	c.resent, c.upTo = true, c.sent
-	return seq != c.acked && arriving
+	return !front && (c.skips || c.hides && int32(end-c.holes.end) <= 0)
 }
 
 // segment returns how many bytes a full segment has.
@@ -139,7 +170,8 @@ type verdict struct {
 	drop  bool                  // gVisor must not see the acknowledgement
 	short bool                  // the path is short, so the connection should have no longPath
 
-	// gVisor's congestion window is small since it sent something again. All of that has arrived, so the window should begin anew.
+	// gVisor's congestion window is small because gVisor has sent something again. Everything that was sent until then has arrived,
+	// so the window should begin anew.
 	revive bool
 }
 
@@ -171,7 +203,7 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 		c.arm(news)
 	}
 	if c.resent && int32(c.acked-c.upTo) >= 0 {
-		c.resent, v.revive = false, true
+		c.resent, c.silent, c.skips, v.revive = false, false, false, true
 	}
 	window = min(window, c.limit(scale))
 	if c.hides {
@@ -185,8 +217,8 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	return v
 }
 
-// isQuestion reports whether gVisor must see an acknowledgement with that window, although it brings no news: the peer asks with it
-// whether this end is alive or its window is open, or it answers that question of gVisor's.
+// isQuestion reports whether gVisor must see an acknowledgement with that window, although it brings no news. With such an
+// acknowledgement, the peer asks whether this end is alive or whether its window is open, or answers such a question of gVisor's.
 func (c *longPath) isQuestion(tcp []byte, window uint16) bool {
 	return window == 0 || int32(binary.BigEndian.Uint32(tcp[tcpSeq:])-c.header.ack()) < 0
 }
@@ -197,7 +229,7 @@ func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 		return false
 	}
 	if int32(n-c.sent) > 0 {
-		n = c.sent // the rest is the end of the connection
+		n = c.sent // the number beyond it is that of the FIN
 	}
 	c.total += int64(n - c.acked)
 	c.acked = n
@@ -211,7 +243,7 @@ func (c *longPath) selected(option []byte, now time.Time) {
 	for b := option; len(b) >= optionHeader+8; b = b[8:] {
 		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])
 		if to == c.sent+1 {
-			to = c.sent // the rest is the end of the connection
+			to = c.sent // the number beyond it is that of the FIN
 		}
 		if int32(from-c.acked) > 0 && int32(to-from) > 0 && int32(c.sent-to) >= 0 {
 			c.holes.arrived(from, to, now, c.path.trip)
@@ -221,7 +253,7 @@ func (c *longPath) selected(option []byte, now time.Time) {
 	c.holes.early = 0
 }
 
-// limit returns the largest window that gVisor may see, in units of 1<<scale bytes. It is never closed.
+// limit returns the largest window that gVisor may see, in units of 1<<scale bytes. That window is never 0.
 func (c *longPath) limit(scale uint8) uint16 {
 	bound := c.path.bound
 	switch {
@@ -254,10 +286,11 @@ func (c *longPath) measure(now time.Time) bool {
 	return true
 }
 
-// guess learns from acknowledgements that are not selective. gVisor sends these when its end of the connection is closed, and ignores
-// them as a sender. If the first segment in flight is still not acknowledged a round trip after such an acknowledgement came without
-// news, the segment is lost. If the answer to what was sent again does not acknowledge everything, the next segment is lost too (RFC
-// 6582). plain says that the acknowledgement is not selective, carries nothing else, and leaves the window open.
+// guess learns from acknowledgements that are not selective. A peer that uses gVisor sends these once its end of the connection is
+// closed. As a sender, gVisor ignores them. An acknowledgement of this kind without news makes the first segment in flight seem to
+// be missing. If the segment is still not acknowledged a round trip later, it is lost. If the answer to what was sent again does
+// not acknowledge everything, the next segment is lost too (RFC 6582). plain says that the acknowledgement is not selective,
+// carries nothing else, and leaves the window open.
 func (c *longPath) guess(news, plain bool, now time.Time) {
 	g := &c.front
 	answer := !g.again.IsZero() && now.Sub(g.again) >= c.path.trip*3/4 // to what was sent again, not to what was sent first
@@ -278,7 +311,7 @@ func (c *longPath) guess(news, plain bool, now time.Time) {
 // isMissing reports whether something is missing that the link sends again.
 func (c *longPath) isMissing() bool { return c.hides || !c.front.since.IsZero() }
 
-// repair returns packets with what is lost, about n bytes at most. If that is not in held, gVisor
+// repair returns packets with what is lost, about n bytes at most. If held lacks some of the bytes of a hole, gVisor
 // sees from then on what is missing.
 func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	if g := &c.front; !g.since.IsZero() && g.lost(now, c.path.trip, false) {
@@ -309,8 +342,9 @@ func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	return ps
 }
 
-// arm starts the timer. It sends again what was sent again and lost, if no acknowledgement comes that would make hear do so. news
-// says that an acknowledgement has come; without one, the timer waits twice as long each time.
+// arm starts the timer, unless it runs. When the timer ends, expire sends again what is lost, in case no acknowledgement arrives
+// that would make hear do so. news says that an acknowledgement of new bytes has arrived. As long as none arrives, the timer runs
+// twice as long each time.
 func (c *longPath) arm(news bool) {
 	if news || c.wait == 0 {
 		c.wait = c.path.trip * 3 / 2
@@ -376,8 +410,9 @@ func selectiveOption(tcp []byte) []byte {
 	return nil
 }
 
-// renoOption names gVisor's congestion control of connections with selective acknowledgements. Its alternative, CUBIC, ends slow start
-// when acknowledgements arrive late (HyStart), although the window of a longPath bounds slow start already.
+// renoOption names gVisor's congestion control for connections with selective acknowledgements, which may have a longPath. The
+// alternative, CUBIC, ends slow start when acknowledgements arrive late (HyStart), although the window of a longPath bounds slow
+// start already.
 var renoOption = tcpip.CongestionControlOption("reno")
 
 // revive lets a connection's congestion window begin anew with slow start.

@@ -18,7 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// selective returns the option of an acknowledgement of these ranges: pairs of numbers.
+// selective returns the option that acknowledges ranges selectively, behind as many bytes of padding as padding says. ranges has
+// two numbers per range.
 func selective(padding int, ranges ...uint32) []byte {
 	o := append(make([]byte, 0, 40), []byte{1, 1}[:padding]...)
 	o = append(o, 5, byte(2+4*len(ranges)))
@@ -28,8 +29,8 @@ func selective(padding int, ranges ...uint32) []byte {
 	return o
 }
 
-// A peer acknowledges ranges selectively. The Net sends what is missing again, with the same bytes: once per round trip, and only when
-// three later segments have arrived. gVisor's own recovery never begins.
+// A peer acknowledges ranges selectively. The Net sends the missing segments again, with the same bytes: once per round trip, and
+// only when three later segments have arrived. gVisor's own recovery never begins.
 func TestLostSegmentsOnALongPath(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -44,7 +45,7 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 			}
 			first := c.ack
 			at := func(n int) uint32 { return first + uint32(n) }
-			// wants is the next segment of the Net, which must begin at the byte n of data and have its bytes.
+			// wants fails unless the next segment of the Net begins at the byte n of data and has the same bytes.
 			wants := func(what string, n int) {
 				t.Helper()
 				s := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) > 0 })
@@ -104,8 +105,8 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 	}
 }
 
-// A peer repeats an acknowledgement that is not selective. The Net sends the first segment in flight again after a round trip, and after
-// each answer the next one at once, without a timeout.
+// A peer repeats an acknowledgement that is not selective. After a round trip, the Net sends the first segment in flight again.
+// After each answer, it sends the next one again at once, without a timeout.
 func TestLostSegmentsWithoutSelection(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	const k = 964
@@ -152,13 +153,14 @@ type playedPath struct {
 
 const playedTrip = 40 * time.Millisecond
 
-// play calls f with a longPath that has sent n segments of 1,000 bytes, of which the peer has acknowledged the first after playedTrip.
+// play calls f with a longPath that has sent n segments of 1,000 bytes, of which the peer has acknowledged the first after
+// playedTrip.
 func play(t *testing.T, n int, f func(c *playedPath)) {
 	t.Helper()
 	playWith(t, playedPath{segment: 1000, scale: 4}, n, f)
 }
 
-// playWith is play for other segments and windows.
+// playWith is like play, for other segments and windows.
 func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
 	t.Helper()
 	synctest.Test(t, func(*testing.T) {
@@ -175,13 +177,19 @@ func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
 
 // sends sends n bytes, as a packet that cannot be sent again.
 func (c *playedPath) sends(n uint32) {
+	c.sendsFrom(c.sent, n)
+}
+
+// sendsFrom sends n bytes from the number seq on, as such a packet. It reports whether that is needless.
+func (c *playedPath) sendsFrom(seq, n uint32) (needless bool) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
 	defer p.DecRef()
 	p.GSOOptions.MSS = uint16(c.segment)
-	c.send(p, c.sent, c.sent+n)
+	needless, _ = c.send(p, seq, seq+n, 1<<30)
+	return needless
 }
 
-// hears is an acknowledgement of the bytes before n with the given window and options.
+// hears gives c an acknowledgement of the bytes before n, with the given window and options.
 func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte, v verdict) {
 	tcp = append(make([]byte, 20), options...)
 	binary.BigEndian.PutUint32(tcp[tcpAck:], n)
@@ -192,7 +200,8 @@ func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte,
 // windowOf returns the window of an acknowledgement.
 func windowOf(tcp []byte) int { return int(binary.BigEndian.Uint16(tcp[tcpWindow:])) }
 
-// If what is missing can be sent again, gVisor sees neither that nor repeated acknowledgements. Otherwise it sees everything.
+// While the link can send again what is missing, gVisor sees neither the holes nor repeated acknowledgements. Otherwise it sees
+// everything.
 func TestHiddenHoles(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		tcp, v := c.hears(1000, 5000, selective(2, 2000, 3000))
@@ -205,7 +214,8 @@ func TestHiddenHoles(t *testing.T) {
 		if _, v := c.hears(500, 6000, nil); !v.drop {
 			t.Error("gVisor sees an old acknowledgement without news")
 		}
-		// The packets cannot be sent again.
+		// Now bytes 1000 to 1999 count as lost. The link cannot send them again (see playedPath.sends), so gVisor must see the
+		// selective acknowledgement.
 		if tcp, v := c.hears(1000, 6000, selective(2, 2000, 5000)); !bytes.Contains(tcp, []byte{5, 10}) || v.drop {
 			t.Errorf("gVisor does not see what is lost for the link: % x, %+v", tcp, v)
 		}
@@ -228,12 +238,10 @@ func TestImpossibleSelectiveAcknowledgements(t *testing.T) {
 	})
 }
 
-// gVisor has sent something again, so its congestion window is small. Once everything has arrived, it begins anew.
+// gVisor has sent something again, so its congestion window is small. Once everything has arrived, that window begins anew.
 func TestReviveAfterATimeout(t *testing.T) {
 	play(t, 10, func(c *playedPath) {
-		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
-		defer p.DecRef()
-		c.send(p, 1000, 2000)
+		c.sendsFrom(1000, 1000)
 		c.sends(1000)
 		if _, v := c.hears(9000, 5000, nil); v.revive {
 			t.Error("not everything has arrived, but the congestion window begins anew")
@@ -273,7 +281,7 @@ func TestRevivedWindow(t *testing.T) {
 	testkit.Eventually(t, "slow start without an end", func() bool { return state().SndSsthresh > 1<<20 })
 }
 
-// Small requests make the estimate and the bound small. No window is closed by that, however large its unit is.
+// Small requests make the estimate and the bound small. That closes no window, however large the window's unit is.
 func TestBoundNeverClosesTheWindow(t *testing.T) {
 	for scale := range uint8(maxScale + 1) {
 		playWith(t, playedPath{segment: 1368, scale: scale}, 1, func(c *playedPath) {
@@ -291,7 +299,8 @@ func TestBoundNeverClosesTheWindow(t *testing.T) {
 	}
 }
 
-// With large packets, one lost segment is not much, and after falls a full segment still fits.
+// With large packets, one lost segment is not a heavy loss, and however often the estimate falls, a full segment still fits into
+// the bound.
 func TestLargeSegments(t *testing.T) {
 	const segment = 8880
 	playWith(t, playedPath{segment: segment, scale: 4}, 1, func(c *playedPath) {
@@ -321,15 +330,13 @@ func TestTimeoutLowersTheBound(t *testing.T) {
 			time.Sleep(playedTrip)
 			c.hears(c.sent, 5000, nil)
 		}
-		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
-		defer p.DecRef()
 		c.sends(3000)
 		before := c.path.holds
-		if c.send(p, c.acked-1, c.acked); c.path.holds != before || c.resent {
+		if c.sendsFrom(c.acked-1, 1); c.path.holds != before || c.resent {
 			t.Error("a probe counts as a timeout")
 		}
 		time.Sleep(2 * playedTrip)
-		if c.send(p, c.acked, c.acked+1000) || c.send(p, c.acked+1000, c.acked+2000) {
+		if c.sendsFrom(c.acked, 1000) || c.sendsFrom(c.acked+1000, 1000) {
 			t.Error("what gVisor sends after a timeout counts as needless, although nothing arrives")
 		}
 		if c.path.holds != before*7/10 {
@@ -348,12 +355,10 @@ func TestTimeoutWhileBytesArrive(t *testing.T) {
 		}
 		front, before := c.acked, c.path.holds
 		c.hears(front, 5000, selective(2, front+1000, front+2000))
-		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
-		defer p.DecRef()
-		if c.send(p, front, front+1000) {
+		if c.sendsFrom(front, 1000) {
 			t.Error("the first segment counts as needless")
 		}
-		if !c.send(p, front+1000, front+2000) || !c.send(p, front+5000, front+6000) {
+		if !c.sendsFrom(front+1000, 1000) || !c.sendsFrom(front+5000, 1000) {
 			t.Error("gVisor sends segments again that have arrived or are on the way")
 		}
 		if c.path.holds != before {
@@ -361,6 +366,166 @@ func TestTimeoutWhileBytesArrive(t *testing.T) {
 		}
 	})
 }
+
+// Everything in flight is lost, or the peer drops what it has acknowledged selectively. After the timeout, gVisor sends all of it
+// again, also while the answers arrive. It leaves out only what the link sends again itself.
+func TestTimeoutAfterSilence(t *testing.T) {
+	play(t, 100, func(c *playedPath) {
+		c.hears(1000, 5000, selective(2, 90_000, 95_000))
+		time.Sleep(time.Second)
+		if c.sendsFrom(1000, 1000) {
+			t.Fatal("the first segment counts as needless")
+		}
+		if c.hides || c.holes.end != 1000 {
+			t.Errorf("after the timeout, what was acknowledged selectively counts still: holes up to %d", c.holes.end)
+		}
+		time.Sleep(playedTrip)
+		c.hears(2000, 5000, nil)
+		for seq := uint32(2000); seq < 10_000; seq += 1000 {
+			if c.sendsFrom(seq, 1000) {
+				t.Errorf("the segment from %d counts as needless", seq)
+			}
+		}
+		c.hears(2000, 5000, selective(2, 20_000, 21_000))
+		if !c.sendsFrom(10_000, 1000) || c.sendsFrom(21_000, 1000) {
+			t.Error("of what is missing, gVisor should send again only what lies beyond the holes")
+		}
+	})
+}
+
+// gVisor makes its segments smaller and sends them again, because a packet was too big. None of them is needless.
+func TestSmallerSegmentsSentAgain(t *testing.T) {
+	play(t, 20, func(c *playedPath) {
+		c.sends(1000)
+		time.Sleep(playedTrip)
+		c.hears(5000, 5000, nil)
+		for seq := uint32(5000); seq < 20_000; seq += 500 {
+			if c.sendsFrom(seq, 500) {
+				t.Fatalf("the segment from %d counts as needless", seq)
+			}
+		}
+	})
+}
+
+// A path blocks everything for a second. Then the connection soon has its whole rate again.
+func TestInterruptedPath(t *testing.T) {
+	conditions := pipe.Conditions{Rate: 12_500_000, Queue: 625_000, Delay: 25 * time.Millisecond}
+	a, b, wire := piped(t, conditions)
+	l, err := b.Listen("tcp", netip.AddrPortFrom(b4, 7).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, _ = io.Copy(c, zeros{})
+		}
+	}()
+	c, err := a.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	read := func(n int64) (took time.Duration) {
+		t.Helper()
+		begun := time.Now()
+		_ = c.SetDeadline(begun.Add(time.Minute))
+		if _, err := io.CopyN(io.Discard, c, n); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(begun)
+	}
+	read(15 << 20)
+	blocked := conditions
+	blocked.Loss = 1
+	wire.SetConditions(blocked)
+	time.Sleep(time.Second)
+	wire.SetConditions(conditions)
+	if took := read(10 << 20); took > 6*time.Second {
+		t.Errorf("after the interruption, 10 MiB took %v", took)
+	}
+}
+
+// A connection whose acknowledgements do not pass the link has no longPath, which would hold its packets without an end.
+func TestDeafPath(t *testing.T) {
+	play(t, 1, func(c *playedPath) {
+		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
+		defer p.DecRef()
+		send := func(room int64) bool {
+			_, deaf := c.send(p, c.sent, c.sent+1000, room)
+			return deaf
+		}
+		for range 10 {
+			if send(10_000) {
+				t.Fatalf("deaf with %d bytes in flight", c.inFlight())
+			}
+		}
+		if !send(10_000) {
+			t.Error("more is in flight than the send buffer holds")
+		}
+		c.hears(c.sent-9000, 5000, nil)
+		if send(10_000) || send(15_000) || send(5000) || send(5000) || send(5000) || send(5000) {
+			t.Error("what the send buffer held when it was larger makes the path deaf")
+		}
+		if !c.isDeaf(14_000) || c.isDeaf(15_000) {
+			t.Error("15,000 bytes are in flight")
+		}
+		c.hears(c.sent-3000, 5000, nil)
+		if send(5000) || send(5000) || !send(5000) {
+			t.Error("once the smaller send buffer holds what is in flight, no more may be in flight")
+		}
+	})
+}
+
+// A peer acknowledges only behind an extension header, which the link does not read. The connection works, and the link does not
+// hold the packets that the Net sends.
+func TestAcknowledgementsPastTheLink(t *testing.T) {
+	c, s := accepted(t, handFlows["IPv6"][0], handFlows["IPv6"][1])
+	const total = 8 << 20
+	written := make(chan error, 1)
+	go func() {
+		_, err := s.Write(make([]byte, total))
+		written <- err
+	}()
+	long := func() *longPath { return s.memory.heard.long.Load() }
+	held := int64(0)
+	for first := c.ack; c.ack != first+total; {
+		data := c.h.want(t, "data", func(s segment) bool {
+			return c.mine(s) && s.seq+uint32(len(s.payload))-c.ack < 1<<31 && len(s.payload) > 0
+		})
+		if l := long(); l != nil {
+			l.mu.Lock()
+			held = max(held, l.inFlight())
+			l.mu.Unlock()
+		}
+		if data.seq != c.ack {
+			continue
+		}
+		c.ack += uint32(len(data.payload))
+		c.h.write(t, behindOptions(c.segment(flagACK, nil).packet()))
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if long() != nil || held > total/2 {
+		t.Errorf("the link held %d of %d bytes, and the connection still has a longPath: %v", held, total, long() != nil)
+	}
+}
+
+// behindOptions puts an empty destination options header in front of the payload of p, an IPv6 packet.
+func behindOptions(p []byte) []byte {
+	out := append([]byte(nil), p[:40]...)
+	out = append(out, p[6], 0, 1, 4, 0, 0, 0, 0)
+	out[6] = 60
+	binary.BigEndian.PutUint16(out[4:], uint16(len(p)-40+8))
+	return append(out, p[40:]...)
+}
+
+// Zeros is a reader of zeros without an end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 // While gVisor does not see what is missing, it still sees what the peer asks.
 func TestQuestionsOfThePeer(t *testing.T) {
@@ -389,7 +554,7 @@ func TestQuestionsOfThePeer(t *testing.T) {
 	})
 }
 
-// The peer has the end of the connection, and misses bytes before it.
+// The peer has received the FIN, and misses bytes before it.
 func TestSelectiveAcknowledgementOfTheEnd(t *testing.T) {
 	play(t, 5, func(c *playedPath) {
 		if c.hears(1000, 5000, selective(2, 3000, 5001)); len(c.holes.list) != 1 || c.holes.end != 5000 {
@@ -398,7 +563,7 @@ func TestSelectiveAcknowledgementOfTheEnd(t *testing.T) {
 	})
 }
 
-// What is sent again has the acknowledgement, the window and the timestamp of the newest segment, even if that carried nothing.
+// A segment that is sent again has the acknowledgement and the window of the newest segment, even if that carried nothing.
 func TestSentAgainWithNewHeaders(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	const k = 964
@@ -432,7 +597,8 @@ func TestClosedLongPath(t *testing.T) {
 	})
 }
 
-// A short path is gVisor's as long as little was sent. Later, the longPath stays, because gVisor's window is no bound any more.
+// If a path is found to be short while little has been sent, gVisor takes over. Later, the longPath stays, because gVisor's
+// congestion window no longer bounds what is in flight.
 func TestShortPath(t *testing.T) {
 	for _, sent := range []uint32{1000, fewBytes + 1000} {
 		synctest.Test(t, func(t *testing.T) {
@@ -481,7 +647,7 @@ func FuzzAcknowledgements(f *testing.F) {
 		copy(p.NetworkHeader().Push(20), make([]byte, 20))
 		p.GSOOptions.Type, p.GSOOptions.MSS = stack.GSOTCPv4, 1000
 		for i := range uint32(20) {
-			c.send(p, first+1000*i, first+1000*i+1000)
+			c.send(p, first+1000*i, first+1000*i+1000, 1<<30)
 		}
 		c.path.trip, c.total = shortestTrip, 1<<20
 		for len(script) >= 4 {
@@ -517,7 +683,7 @@ func FuzzAcknowledgements(f *testing.F) {
 	})
 }
 
-// A path loses one segment of a hundred. gVisor's own recovery would fill a fiftieth of it.
+// A path loses one segment of a hundred. gVisor's own recovery would fill a fiftieth of the path.
 func TestLossyPathIsFilled(t *testing.T) {
 	const mbits, during = 50, 4 * time.Second
 	a, b, _ := piped(t, pipe.Conditions{Rate: mbits * 1e6 / 8, Queue: mbits * 1e6 / 8 / 20, Delay: 25 * time.Millisecond, Loss: 0.01})

@@ -87,7 +87,7 @@ func (n *Net) LookupCNAME(ctx context.Context, host string) (string, error) {
 		return "", err
 	}
 	name := ""
-	for _, a := range answers { // the addresses' owners first
+	for _, a := range answers { // the answers with addresses come first
 		switch {
 		case name != "":
 		case a.t != dnsmessage.TypeCNAME:

@@ -134,7 +134,7 @@ func showSRV(cname string, srvs []*net.SRV, err error) string {
 	return cname + showAll(srvs, nil) + fmt.Sprint(err)
 }
 
-// TestAliases checks what package net does otherwise: the canonical name is at the end of all aliases.
+// TestAliases checks a difference from package net: the canonical name is that at the end of all aliases.
 func TestAliases(t *testing.T) {
 	n, _ := namesNet(t, Config{}, honest)
 	if name, err := n.LookupCNAME(t.Context(), "alias2.test"); name != "four.test." || err != nil {

@@ -36,7 +36,7 @@ func (w *wire) Send(b *wireguard.Batch) error {
 		}
 	}
 	_, err := w.to.WritePackets(pkts)
-	for _, p := range pkts { // borrowed until the return: from now on it is somebody else's
+	for _, p := range pkts { // they are borrowed until Send returns; then others may write to them
 		for i := range p {
 			p[i] = 0xdb
 		}
@@ -49,14 +49,14 @@ var (
 	a6, b6 = netip.MustParseAddr("fd08::1"), netip.MustParseAddr("fd08::2")
 )
 
-// pair is two Nets on one wire: b is the name server of a.
+// pair returns two Nets on one wire. b is the name server of a.
 func pair(t testing.TB) (a, b *Net) {
 	t.Helper()
 	a, b, _, _ = wired(t, 0)
 	return a, b
 }
 
-// deepPair is pair with a budget that no test of datagrams uses up.
+// deepPair is like pair, with a budget that no test of datagrams uses up.
 func deepPair(t testing.TB) (a, b *Net) {
 	t.Helper()
 	a, b, _, _ = wiredWith(t, Config{Memory: 1 << 30})

@@ -60,7 +60,7 @@ type budget struct {
 	extra    int64 // bytes that all connections have beyond their floors
 	hand     int   // where reclaim continues in portions
 	skip     int   // refusals to ignore before the next reclaim
-	wait     int   // how many to ignore after the next reclaim in vain
+	wait     int   // how many refusals to ignore after a reclaim that found nothing; 0 after one that found something
 	before   int64 // connections that were used in the epoch before
 	epochAt  time.Time
 
@@ -134,7 +134,7 @@ func (b *budget) free() int64 { return max(b.total-b.floors-b.others(), b.total/
 // are, the larger the part that stays free for new ones, since these would otherwise wait until reclaim finds something for them.
 // b.mu is held.
 func (b *budget) fair() int64 {
-	const many = 64 // that number of connections may have half of the budget
+	const many = 64 // so many connections together may have half of the budget
 	n := max(b.awake.Load(), b.before, 1)
 	return b.total / n * many / (n + many)
 }
@@ -173,7 +173,7 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 	send := b.grant(s, &s.send, max(min(part/2, firstSend), s.send.floor))
 	b.mu.Unlock()
 
-	// The notifications make gVisor leave the sizes alone from now on.
+	// The argument true makes gVisor leave the sizes alone from now on.
 	s.recv.size.Store(recv)
 	s.send.size.Store(send)
 	ep.SocketOptions().SetReceiveBufferSize(recv+earlyRecv, true)
@@ -195,7 +195,7 @@ func (b *budget) grant(s *portion, f *buf, want int64) int64 {
 	return min(want, f.reserved)
 }
 
-// grow returns how many bytes f may have, at most want. It takes memory back from other connections if that is less.
+// grow returns how many bytes f may have, at most want. If f may not have want, grow takes memory back from other connections.
 func (b *budget) grow(s *portion, f *buf, want int64) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -261,8 +261,8 @@ func (b *budget) look(s *portion) {
 	b.count(0, s.have()-have)
 }
 
-// shrinkRecv leaves the receive buffer the extra given. The budget counts what the buffer holds until it is read. What the
-// window lets the other end send beyond the new size may be lost, and is sent again.
+// shrinkRecv leaves the receive buffer the extra given. The budget counts the old size until the buffer is empty. Bytes that the
+// old window lets the other end send beyond the new size may be lost, and are then sent again.
 func (s *portion) shrinkRecv(extra int64) {
 	f := &s.recv
 	size := f.floor + extra
@@ -278,9 +278,9 @@ func (s *portion) shrinkRecv(extra int64) {
 	}
 }
 
-// cutRecv makes the receive buffer smaller. While the endpoint holds out-of-order segments, it keeps its old size. Otherwise it might
-// hold more than its size. gVisor would then refuse all data, even the missing segment (segment_queue.go, enqueue), and the
-// connection would stop for good.
+// cutRecv makes the receive buffer smaller. While the endpoint holds out-of-order segments, it keeps its old size. Otherwise the
+// endpoint might hold more than its size. gVisor would then refuse all data, even the missing segment (segment_queue.go, enqueue),
+// and the connection would stop for good.
 func (s *portion) cutRecv(n int64) {
 	f := &s.recv
 	old := f.size.Swap(n)
@@ -288,8 +288,8 @@ func (s *portion) cutRecv(n int64) {
 	s.applyRecv()
 }
 
-// applyRecv gives the endpoint the size of its receive buffer. It takes no lock. Another goroutine may change the size meanwhile, so
-// applyRecv repeats until nothing has changed.
+// applyRecv gives the endpoint the size of its receive buffer. It takes no lock. Another goroutine may change the size meanwhile,
+// so applyRecv repeats until nothing has changed.
 func (s *portion) applyRecv() {
 	due := func() int64 {
 		n := s.recv.size.Load()
@@ -313,10 +313,13 @@ func (s *portion) shrinkSend(extra int64) {
 	f.size.Store(min(size, f.size.Load()))
 	if s.fits(f.size.Load()) {
 		f.reserved = size
+		if s.heard.isDeaf(f.size.Load()) {
+			s.heard.endLong()
+		}
 	}
 }
 
-// fits reports whether the send buffer holds at most size bytes. Then its size is size.
+// fits sets the size of the send buffer to size bytes, and reports whether the buffer holds no more than that.
 func (s *portion) fits(size int64) bool {
 	o := s.ep.SocketOptions()
 	o.SetSendBufferSize(size+1, false)
@@ -372,7 +375,7 @@ func (s *portion) fixSend(n int64) {
 }
 
 // setRecv gives the receive buffer up to n bytes. gVisor announces the larger window if the other end waits for it, and
-// takes the connection's lock for that, so the budget's lock cannot be held.
+// takes the connection's lock for that, so the caller must not hold the budget's lock.
 func (s *portion) setRecv(n int64) {
 	f := &s.recv
 	n = s.budget.grow(s, f, n)
@@ -406,8 +409,8 @@ func (s *portion) setSend(n int64) {
 	}
 }
 
-// leave gives the memory of a closed connection back. If its endpoint still has bytes to send, it keeps the part for them
-// until they are acknowledged or given up. empty says that it had none before it was closed.
+// leave gives the memory of a closed connection back. If its endpoint still has bytes to send, the portion keeps the memory of the
+// send buffer until they are acknowledged or given up. empty says that the endpoint had none before it was closed.
 func (s *portion) leave(empty bool) {
 	b := s.budget
 	if !empty {

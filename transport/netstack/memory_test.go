@@ -104,8 +104,8 @@ func waitFor(t testing.TB, ok func() bool) {
 	}
 }
 
-// TestShortSegments has a peer send single bytes behind a hole: they are held out of order, with much more memory than
-// payload, and counted as that.
+// TestShortSegments has a peer send single bytes behind a hole. They are held as out-of-order segments, which take much
+// more memory than their payload. That memory stays bounded.
 func TestShortSegments(t *testing.T) {
 	const conns, each = 50, 500
 	a, b, ab, _ := wired(t, 0)
@@ -130,7 +130,7 @@ func TestShortSegments(t *testing.T) {
 	}
 	held := heapInUse() - before
 	t.Logf("%d bytes per connection are held at both ends", held/conns)
-	// The sender holds each byte in its own segment; the receiver at most its buffer.
+	// The sender holds each byte in its own segment. The receiver holds at most its buffer.
 	if max := int64(conns * (4*floorRecv + each*1024)); held > max && !testkit.Race {
 		t.Errorf("%d bytes are held, want at most %d", held, max)
 	}
@@ -151,7 +151,7 @@ func TestShortSegments(t *testing.T) {
 	}
 }
 
-// TestWholeBudget lets one connection have the whole budget. When it is idle, another one gets it.
+// TestWholeBudget lets one connection have the whole budget. When that connection is idle, another one can take the budget.
 func TestWholeBudget(t *testing.T) {
 	const memory, most = 8 << 20, 7 << 20
 	n, err := New(Config{Addresses: []netip.Addr{b4}, Memory: memory})
@@ -197,8 +197,8 @@ func exchangeBytes(t *testing.T, c, s *TCPConn) {
 	}
 }
 
-// TestStalledKeepsItsMemory has a connection that holds what nobody reads. It is idle, but the budget still counts what it
-// holds, so that another one cannot get it.
+// TestStalledKeepsItsMemory has a connection that holds data that nobody reads. The connection is idle, but the budget still counts
+// its memory, so that another connection cannot get it.
 func TestStalledKeepsItsMemory(t *testing.T) {
 	const memory = 2 << 20
 	n, err := New(Config{Addresses: []netip.Addr{b4}, Memory: memory})

@@ -161,7 +161,7 @@ type outbound struct {
 	params   stack.NetworkHeaderParams
 }
 
-// outbound finds the route of m to to. The caller releases it.
+// outbound finds the route of m to the address to. The caller releases the route.
 func (c *UDPConn) outbound(m *message, to netip.AddrPort) (o outbound, err error) {
 	n := c.net
 	if err := c.reaches("sendmsg", to.Addr()); err != nil {

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// controlMessage is one control message, made as the packages of golang.org/x make theirs.
+// controlMessage returns one control message, made as the packages of golang.org/x make theirs.
 func controlMessage(level, kind int, data ...byte) []byte {
 	w := controlWriter{free: make([]byte, unix.CmsgSpace(len(data)))}
 	b := slices.Clip(w.free)
@@ -29,7 +29,7 @@ func controlMessage(level, kind int, data ...byte) []byte {
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// sourceMessage asks for the source a.
+// sourceMessage returns a control message that asks for the source a.
 func sourceMessage(a netip.Addr) []byte {
 	if a.Is4() {
 		return (&ipv4.ControlMessage{Src: a.AsSlice()}).Marshal()
@@ -37,7 +37,7 @@ func sourceMessage(a netip.Addr) []byte {
 	return (&ipv6.ControlMessage{Src: a.AsSlice()}).Marshal()
 }
 
-// tosMessage asks for a type of service for a datagram to a.
+// tosMessage returns a control message that asks for a type of service for a datagram to a.
 func tosMessage(a netip.Addr, tos uint8) []byte {
 	if a.Is4() {
 		return controlMessage(unix.IPPROTO_IP, unix.IP_TOS, tos)

@@ -46,8 +46,8 @@ func lower(s string) string {
 }
 
 // searchList returns the names to ask for when a program looks up host, in lower case and with a final dot. A host that
-// ends in a dot is complete. Another host with at least ndots dots is tried as it is before the domains of search are
-// appended, and otherwise after that.
+// ends in a dot is complete. Another host with at least ndots dots is tried first as it is, and then with the domains
+// of search appended. A host with fewer dots is tried with these domains first.
 func searchList(host string, search []string, ndots int) []string {
 	host = lower(host)
 	if strings.HasSuffix(host, ".") {

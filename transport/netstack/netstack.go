@@ -15,14 +15,14 @@
 //   - It has no loopback interface. Its own addresses reach the Net itself.
 //   - It has one interface. Addresses need no zone, and ListenMulticastUDP takes no interface.
 //   - It never shows an IPv4 address mapped into IPv6, as connections of package net do if they have both families.
-//   - Its errors say more about what it refuses, and a dial that takes too long is os.ErrDeadlineExceeded too.
+//   - Its errors say more about what it refuses. The error of a dial that takes too long is also os.ErrDeadlineExceeded.
 //
 // An outbound packet passes conn.go, udp.go or message.go, gVisor, link.go (decides which goroutine sends) and split.go (fills the
 // device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The
-// files dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does, and so do those that resolve.go lists,
-// for names. group.go joins multicast groups. place.go and refuse.go hold what the Net refuses before it sends a packet.
-// memory.go and growth.go decide how large the buffers of TCP are. held.go counts all other memory that peers can fill: arrivals.go,
-// reassemble.go and waiting.go.
+// files dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does. resolve.go lists the files that look up
+// names. group.go joins multicast groups. place.go and refuse.go hold what the Net refuses before it sends a packet. memory.go and
+// growth.go decide how large the buffers of TCP are. held.go counts all other memory that peers can fill. arrivals.go,
+// reassemble.go and waiting.go hold most of it.
 package netstack
 
 import (
@@ -82,8 +82,9 @@ type Config struct {
 	// with the overhead of each object:
 	//
 	//   - Buffers of TCP connections. A single busy connection may use all of the budget, and many share it. Idle connections give
-	//     theirs to those that need it. Every connection has at least 29 KiB, even if that exceeds the budget.
-	//   - Datagrams that nobody has read: at most a quarter. A UDPConn gets half of what is free of that, and at least 16 KiB.
+	//     up their buffers to connections that need them. Every connection has at least 29 KiB, even if that exceeds the budget.
+	//   - Datagrams that nobody has read: at most a quarter. A UDPConn gets at most half of what others leave of that quarter, and
+	//     at least 16 KiB.
 	//   - Connections that wait for Accept: at most a quarter. A peer alone has half of that, and at least four connections.
 	//   - Half-open connections: at most an eighth, which listeners reserve. The first listener takes half, the second a quarter,
 	//     and so on; each takes at least 64 KiB, and at most 16 MiB.
@@ -91,18 +92,18 @@ type Config struct {
 	//   - Packets that wait for Forward or in a UDPSource: at most a quarter, and never more than 16 MiB. A peer alone has half
 	//     of that, and at least 64 KiB.
 	//
-	// While TCP has the whole budget, all other kinds together get an eighth beyond it, and each holder its least. SetReadBuffer
-	// and SetWriteBuffer are bound by the budget, too. The budget does not count the endpoints themselves, about 7 KiB for each
-	// connection, the goroutines of flows without a decision, and what a program does with endpoints that it makes on
-	// [Net.Stack].
+	// While TCP connections have the whole budget, all other kinds together may take an eighth more, and each holder still gets the
+	// least that this list gives it. SetReadBuffer and SetWriteBuffer are bound by the budget, too. The budget does not count the
+	// endpoints themselves (about 7 KiB for each connection), the goroutines of flows without a decision, or the memory of
+	// endpoints that a program makes on [Net.Stack].
 	Memory int
 
 	// Forward makes the Net take packets for addresses that are not its own, as a gateway does. The Net calls it, on a
-	// new goroutine, for each TCP connection, UDP flow and ping that a peer begins to such an address. It decides by a
-	// method of the [Flow], and may go on to serve the connection. A flow that it has not decided about is discarded
-	// when it returns. Nil means that such packets are dropped. Packets that no router may forward are dropped in any
-	// case: with a loopback, link-local, reserved or unspecified address, from one of the Net's addresses, or to their
-	// own source. With Forward, New starts GOMAXPROCS goroutines more.
+	// new goroutine, for each TCP connection, UDP flow and ping that a peer begins to such an address. The function
+	// decides by calling a method of the [Flow], and may go on to serve the connection. If it returns without a
+	// decision, the Net discards the flow. Nil means that such packets are dropped. Packets that no router may forward
+	// are dropped in any case: with a loopback, link-local, reserved or unspecified address, from one of the Net's
+	// addresses, or to their own source. With Forward, New starts GOMAXPROCS more goroutines.
 	Forward func(*Flow)
 
 	// Forwarding has the bounds and timers of Forward.
@@ -187,8 +188,8 @@ func (c *Config) check() error {
 // makes it. It is safe for concurrent use and must not be copied.
 //
 // A Net is a [wireguard.Attacher]: the device does not read it. It calls Device.Send from the goroutine that writes to
-// a connection, or from a goroutine of gVisor. It drops packets while no device is attached, and while its device is
-// down.
+// a connection, from a goroutine of gVisor, or from one that the Net starts. It drops packets while no device is
+// attached, and while its device is down.
 type Net struct {
 	stack    *stack.Stack
 	link     *link
@@ -277,8 +278,9 @@ func (n *Net) setUp(c *Config) error {
 
 // minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in units of
 // at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN. So would a
-// buffer that out-of-order segments fill, because the missing segment then finds no room. gVisor lets them take three quarters of
-// the buffer, and the last of them may exceed that by its overhead. The quarter that is left also has to hold what earlyRecv is for.
+// buffer that out-of-order segments fill, because the missing segment then finds no room. gVisor lets out-of-order segments take
+// three quarters of the buffer, and the last of them may exceed that by its overhead. The quarter that is left also has to hold
+// what earlyRecv is for.
 const minReadBuffer = floorRecv
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between
@@ -329,11 +331,11 @@ func (n *Net) MTU() int { return n.mtu }
 // interface is NICID. Close closes the endpoints that were made on it. gVisor promises no compatibility between its
 // versions, so this module promises none for Stack and NICID.
 //
-// Code that handles packets in gVisor, such as a transport handler, must not take a packet for one piece of memory. The
-// headers of a packet that arrived lie in one view and the payload in others, so header.UDP(p.Network().Payload()) panics
-// on a datagram. Read the transport header with p.TransportHeader().Slice() and the payload with p.Data(). Copy what
-// must outlive the call. Several segments of a TCP connection may arrive as one packet, larger than the MTU, whose TCP
-// checksum is that of its first segment: the Net has checked the checksum of each segment.
+// Code that handles packets in gVisor, such as a transport handler, must not assume that a packet is one piece of memory. The
+// headers of a packet that arrived lie in one view and the payload in others, so header.UDP(p.Network().Payload()) panics on a
+// datagram. Read the transport header with p.TransportHeader().Slice() and the payload with p.Data(). Copy what must outlive the
+// call. Several segments of a TCP connection may arrive as one packet, larger than the MTU, whose TCP checksum is that of its first
+// segment: the Net has checked the checksum of each segment.
 //
 // Do not remove or disable the interface, because the Net has no other. gVisor's log lines about packets of a Net are not
 // written to standard error. A program that calls SetTarget of gVisor's package log gets all lines.
@@ -346,17 +348,18 @@ type Stats struct {
 	Full      uint64 // packets to send, dropped because the queue was full and their sender cannot wait
 	Malformed uint64 // packets received and dropped: not a whole IP, TCP or UDP packet, or with an IPv4 loopback address
 	Checksum  uint64 // packets received and dropped because of the checksum of IPv4, TCP or UDP
-	// Errors counts ICMP errors, and packets that may hide one, received and dropped because too many others waited; and ICMP
-	// errors that were not sent, because their peer had caused more than 100 per second.
+	// Errors counts received ICMP errors, and packets that may hide one, that were dropped because too many others waited. It also
+	// counts ICMP errors that were not sent because their peer had caused more than 100 per second.
 	Errors uint64
 
 	// Forged counts ICMP errors received and dropped because they cannot be true: they do not come from the peer to which the
-	// quoted packet was sent, they are about a TCP segment that is not in flight, or they call one too big that is not.
+	// quoted packet was sent, they are about a TCP segment that is not in flight, or they say that a packet was too big, and it was
+	// not.
 	Forged uint64
 
 	// Memory is how many bytes of Config.Memory are used now: what the buffers of TCP connections may fill, and what half-open
 	// connections, connections that wait for Accept, datagrams that nobody has read, fragments and packets that wait for Forward
-	// or in a UDPSource hold. It falls when connections close, and when idle ones give theirs to others.
+	// or in a UDPSource hold. It falls when connections close, and when idle connections give up their buffers.
 	Memory uint64
 
 	// DatagramsDropped counts datagrams received and dropped because the program does not read fast enough, or does not decide
@@ -387,7 +390,7 @@ func (n *Net) Stats() Stats {
 	}
 }
 
-// Close resets all connections and ends all goroutines. Whatever waits then fails with an error that wraps net.ErrClosed.
+// Close resets all connections and ends all goroutines. All calls that wait then fail with an error that wraps net.ErrClosed.
 // Closing again does nothing. Device.Close calls it.
 func (n *Net) Close() error {
 	n.once.Do(func() {
@@ -395,7 +398,7 @@ func (n *Net) Close() error {
 		close(n.done)
 		n.life.Unlock()
 
-		n.link.refuseData() // senders that wait for room hold locks that aborting takes
+		n.link.refuseData() // senders that wait for room hold locks that closeStack needs to abort endpoints
 		if n.link.forward != nil {
 			n.link.forward.close()
 		}

@@ -27,7 +27,7 @@ func addrs(s ...string) (as []netip.Addr) {
 func TestConfig(t *testing.T) {
 	for _, x := range []struct {
 		c    Config
-		want []string // in the error, all at once; none: it is right
+		want []string // texts that the one error contains; nil if the Config is right
 	}{
 		{Config{Addresses: addrs("10.0.0.1")}, nil},
 		{Config{Addresses: addrs("10.0.0.1", "fd00::1"), DNS: addrs("1.1.1.1", "2606:4700::1111"), MTU: 1280}, nil},
@@ -95,7 +95,7 @@ func TestClose(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The peer hears of it.
+	// The peer learns that the Net was closed.
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("read from a Net that is closed")
 	}
@@ -108,7 +108,8 @@ func TestClose(t *testing.T) {
 	_, _ = s.Close(), l.Close()
 }
 
-// TestMalformed delivers what no sane sender sends. Everything must be counted, nothing answered, and nothing panic.
+// TestMalformed delivers packets that no sane sender sends. Every packet must be counted, none may be answered, and none may cause
+// a panic.
 func TestMalformed(t *testing.T) {
 	n, in := receiver(t)
 	var want Stats
@@ -193,7 +194,7 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
-// TestSilent checks that a stack says nothing of its own accord: an idle tunnel stays idle.
+// TestSilent checks that a stack sends nothing unasked, so that an idle tunnel stays idle.
 func TestSilent(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -209,7 +210,7 @@ func TestSilent(t *testing.T) {
 	}
 }
 
-// TestIdleMemory bounds what a Net costs that has nothing to do.
+// TestIdleMemory bounds the memory of an idle Net.
 func TestIdleMemory(t *testing.T) {
 	const nets, limit = 20, 96 << 10
 	heap := func() int64 {

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// icmpSumOf is the sum over the ICMP message at the end of p, 0xffff if its checksum is right.
+// icmpSumOf returns the sum over the ICMP message at the end of p. It is 0xffff if the checksum is right.
 func icmpSumOf(p []byte, at int) uint16 {
 	if p[0]>>4 == 4 {
 		return packet.Sum(p[at:], 0)

@@ -99,7 +99,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// hostUnreachable is the ICMP error about the packet p, portUnreachable likewise.
+// hostUnreachable and portUnreachable return ICMP errors about the packet p.
 func hostUnreachable(p []byte) []byte {
 	return unreachable(p, byte(header.ICMPv4HostUnreachable), byte(header.ICMPv6AddressUnreachable))
 }
@@ -135,7 +135,7 @@ func unreachable(p []byte, code4, code6 byte) []byte {
 }
 
 func TestQuotedEcho(t *testing.T) {
-	// Every prefix of an error must be safe to look at, and tell of the echo only when all of it is there.
+	// Every prefix of an error must be safe to parse, and must reveal the echo request only if it quotes all of it.
 	echo := make([]byte, 28+4)
 	h := header.IPv4(echo)
 	h.Encode(&header.IPv4Fields{TotalLength: uint16(len(echo)), TTL: 64, Protocol: protoICMP4, SrcAddr: header.IPv4Loopback, DstAddr: header.IPv4Broadcast})

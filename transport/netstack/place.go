@@ -10,7 +10,7 @@ import (
 // still use. With SO_REUSEADDR, gVisor permits one listener on a single address and another one on all addresses. Linux
 // refuses the second one, and so does places. The zero value is ready.
 type places struct {
-	sync.Mutex                    // taken while a listener is made, before the Net's life
+	sync.Mutex                    // held while a listener is made; taken before Net.life
 	taken      map[uint16][]place // by port
 }
 

@@ -21,11 +21,11 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// quietChild names what TestQuiet's child process does: "quiet" as programs find the package, "loud" with gVisor's log as
-// gVisor sets it up.
+// quietChild is the environment variable that tells TestQuiet's child process which log to use: "quiet" means the log as the
+// package leaves it, "loud" the log as gVisor sets it up.
 const quietChild = "WIREGUARD_TEST_QUIET"
 
-// TestQuiet runs a Net in a process of its own while a peer does its worst, and reads what the process writes. The
+// TestQuiet runs a Net in a separate process while a peer does its worst, and reads what the process writes. The
 // loggers of packages log and log/slog write to standard error too, since the process leaves them as they are.
 func TestQuiet(t *testing.T) {
 	if how := os.Getenv(quietChild); how != "" {
@@ -113,7 +113,7 @@ func worst(t *testing.T, how string) {
 	}
 }
 
-// mangled changes some bytes of an IP packet, and mends its sums half of the time.
+// mangled changes some bytes of an IP packet, and corrects its checksums half of the time.
 func mangled(r *rand.Rand, p []byte) []byte {
 	for range 1 + r.IntN(4) {
 		p[r.IntN(len(p))] = uint8(r.Uint32())

@@ -16,7 +16,7 @@ import (
 //	10.8.0.3                     ── connected, which ends the others
 //	          delay        delay
 //
-// An attempt begins when the one before it has failed, or has taken longer than the delay.
+// An attempt begins when an earlier one fails, or when the delay has passed since the last one began.
 
 const (
 	// fallbackDelay is the "Connection Attempt Delay", 250 ms as RFC 8305 recommends in section 8.
@@ -119,8 +119,8 @@ func (r *race) lost(x result) {
 	}
 }
 
-// interleave returns remotes with the families in turn, as long as both last, beginning with IPv4 if first4 is true. It
-// keeps the order within a family.
+// interleave returns remotes with the families in turn, and the rest of the longer family at the end. It begins with
+// IPv4 if first4 is true. It keeps the order within a family.
 func interleave(remotes []netip.AddrPort, first4 bool) []netip.AddrPort {
 	var families [2][]netip.AddrPort
 	for _, a := range remotes {

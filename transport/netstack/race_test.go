@@ -67,7 +67,8 @@ func (s *syns) String() string {
 	return strings.Trim(fmt.Sprint(to), "[]")
 }
 
-// raceNets is a Net that dials, behind a name server that knows z, and a Net that listens at b4 and b6 if listens is true.
+// raceNets returns a Net that dials, and the record of its SYNs. The other Net is a name server that knows z, and listens at b4 and
+// b6 if listens is true.
 func raceNets(t *testing.T, z zone, listens bool, silent func(netip.Addr) bool) (*Net, *syns) {
 	a, b, ab, _ := wired(t, 0)
 	s := &syns{silent: silent}
@@ -79,7 +80,7 @@ func raceNets(t *testing.T, z zone, listens bool, silent func(netip.Addr) bool) 
 	return a, s
 }
 
-// elsewhere are the addresses that no Net has.
+// elsewhere reports whether no Net has the address a.
 func elsewhere(a netip.Addr) bool { return a != b4 && a != b6 }
 
 // TestRaceStaggers dials a name whose first addresses do not answer.

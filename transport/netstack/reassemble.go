@@ -57,7 +57,7 @@ type partial struct {
 	from   party
 	born   time.Time
 	first  []byte  // the first fragment, with its headers; nil until it has arrived
-	l3     int     // its headers, in bytes
+	l3     int     // the length of these headers, in bytes
 	pieces []piece // in order, without overlaps
 	got    int     // bytes in pieces
 	end    int     // bytes in the whole packet, without headers; 0 until the last fragment has arrived
@@ -104,7 +104,7 @@ func part6(p []byte, l4 int) (f part, ok bool) {
 	return f, f.ok(65535 - (l4 - header.IPv6MinimumSize))
 }
 
-// ok reports whether f is as the standards want it. most is how many bytes the data of a packet may have.
+// ok reports whether f is as the standards require. most is how many bytes the data of a packet may have.
 func (f *part) ok(most int) bool {
 	return len(f.data) > 0 && f.at+len(f.data) <= most && (!f.more || len(f.data)%8 == 0)
 }

@@ -179,8 +179,8 @@ func TestReassembleMalformed(t *testing.T) {
 	}
 }
 
-// TestFragmentsBound: one party floods first fragments, of any size. What they hold is bounded and counted, and fragments of another
-// party still make whole packets.
+// TestFragmentsBound: one party floods first fragments, of any size. What they hold is bounded and counted, and fragments of
+// another party still make whole packets.
 func TestFragmentsBound(t *testing.T) {
 	const memory = 16 << 20
 	for _, size := range []int{8, 1280} {
@@ -218,8 +218,8 @@ func TestFragmentsBound(t *testing.T) {
 	}
 }
 
-// TestReassemblyTimeout: a packet is given up after some time, 30 seconds outside of this test. Its sender gets an ICMP error if the
-// first fragment has arrived.
+// TestReassemblyTimeout: a packet is given up after some time, which is 30 seconds outside of this test. Its sender gets an ICMP
+// error if the first fragment has arrived.
 func TestReassemblyTimeout(t *testing.T) {
 	const patience = 200 * time.Millisecond
 	for name, f := range fragmentFlows {

@@ -166,7 +166,7 @@ func isFragment4(p []byte) bool {
 	return binary.BigEndian.Uint16(p[ip4Fragment:])&^(uint16(header.IPv4FlagDontFragment)<<13) != 0
 }
 
-// datagram checks the sum of a UDP packet and delivers it.
+// datagram checks the checksum of a UDP packet and delivers the packet.
 func (l *link) datagram(p []byte, l3 int) {
 	udp := p[l3:]
 	if len(udp) < header.UDPMinimumSize {
@@ -198,8 +198,8 @@ func networkOf(p []byte) tcpip.NetworkProtocolNumber {
 }
 
 // deliver hands a copy of the packet p to the stack. headers is the offset of its payload, as far as known. checked
-// says that all its sums are right. gVisor assumes that of packets from the interface. deliver passes the other packets
-// to gVisor in another way, which checks them.
+// says that all its checksums are right. gVisor assumes that of packets from the interface. If checked is false,
+// deliver calls gVisor's network endpoint instead, which checks the packet.
 func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int, checked bool) {
 	to := l.portOf(p)
 	if to == nil {
@@ -211,8 +211,8 @@ func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int,
 	l.hand(to, proto, b, checked)
 }
 
-// portOf returns the port that the packet p, with an intact IP header, is for. It returns nil after it has counted a
-// packet that must be dropped.
+// portOf returns the port that the packet p, with an intact IP header, is for. If p must be dropped, portOf counts it
+// and returns nil.
 func (l *link) portOf(p []byte) *port {
 	if l.forward == nil {
 		return &l.own

@@ -36,7 +36,8 @@ func (n *Net) unreachable(call string, to netip.Addr) error {
 	return nil
 }
 
-// detached returns why the Net cannot connect to an address while no device uses it, or nil. The Net reaches itself without one.
+// detached returns why the Net cannot connect to an address while no device uses it, or nil. The Net reaches its own addresses
+// without a device.
 func (n *Net) detached(to netip.Addr) error {
 	if slices.Contains(n.addrs, to) || n.link.attached() {
 		return nil
@@ -56,11 +57,11 @@ func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) e
 		" address to Config.Addresses")
 }
 
-// several returns an error if a is an address of several hosts, or nil. call is the system call that the error names, and
-// does says what needs one host.
-func several(call string, a netip.Addr, does string) error {
+// several returns an error if the address a stands for several hosts (multicast or broadcast), or nil. call is the system call that
+// the error names. why ends the message: it says what needs a single host.
+func several(call string, a netip.Addr, why string) error {
 	if a.IsMulticast() || a == broadcast {
-		return refused(call, syscall.ENETUNREACH, a.String()+" stands for several hosts, and "+does)
+		return refused(call, syscall.ENETUNREACH, a.String()+" stands for several hosts, and "+why)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ import (
 //	cache.go     answers that are kept
 //	exchange.go  one question to one server
 //	answer.go    what a message says
-//	stub.go      the *net.Resolver for those who need one
+//	stub.go      the *net.Resolver for code that needs one
 type resolver struct {
 	net     *Net
 	servers []nameServer
@@ -36,7 +36,7 @@ type resolver struct {
 
 	mu      sync.Mutex // guards the fields below, and what is known of servers; held briefly
 	cache   answerCache
-	flights map[question]*flight // has as many elements as there are lookups that wait, at most
+	flights map[question]*flight // at most as many as there are lookups that wait
 }
 
 const (

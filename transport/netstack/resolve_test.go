@@ -29,8 +29,8 @@ func TestDialName(t *testing.T) {
 	if !errors.As(err, &dns) || !dns.IsNotFound || dns.Server != "10.8.0.2:53" {
 		t.Errorf("dial of a name that does not exist: %v", err)
 	}
-	// The search list of this system must not be tried. Whichever family is asked first, its answer is for both only if
-	// the other question has not left yet.
+	// The search list of this system must not be tried. The first answer says that the name does not exist, which holds
+	// for both families. But the other question may have been sent before that answer arrived.
 	if asked := s.questions(); len(asked) > 2 {
 		t.Errorf("it took the questions %v, want at most one per family", asked)
 	}
@@ -72,7 +72,8 @@ func TestDialFamilies(t *testing.T) {
 	}
 }
 
-// TestUnreachableServer asks the second name server when ICMP says that the first is not there, and from then on at once.
+// TestUnreachableServer has an ICMP error say that the first name server cannot be reached. The Net then asks the second server,
+// and from then on asks it first.
 func TestUnreachableServer(t *testing.T) {
 	_, b := pair(t)
 	s := serveDNS(t, b)
@@ -88,7 +89,7 @@ func TestUnreachableServer(t *testing.T) {
 			return false
 		}
 		lost.Add(1)
-		// What a device says of an address that nobody has.
+		// A device answers in this way if no peer has the address.
 		e := portUnreachable(p)
 		go func() { _, _ = n.WritePackets([][]byte{e}) }()
 		return true

@@ -81,7 +81,7 @@ func TestShape(t *testing.T) {
 	}
 }
 
-// lacks compares whether our type has a member of package net's with what the list says.
+// lacks reports whether our type lacks a member of package net's type, as found or the list says. It fails if the two disagree.
 func lacks(t *testing.T, name string, found bool, used map[string]bool) bool {
 	_, listed := leftOut[name]
 	used[name] = true
@@ -93,7 +93,7 @@ func lacks(t *testing.T, name string, found bool, used map[string]bool) bool {
 	return !found || listed
 }
 
-// signature is the type of a method without its receiver, with our types in the place of package net's.
+// signature returns the type of a method without its receiver, with our types in the place of package net's.
 func signature(f reflect.Type) string {
 	var in, out []string
 	for i := 1; i < f.NumIn(); i++ {

@@ -127,8 +127,8 @@ func (s *socket) close() (first bool) {
 	return first
 }
 
-// makeEndpoint makes an endpoint and calls use with it. Close looks for endpoints to abort only before or after that.
-// If use fails, makeEndpoint closes the endpoint.
+// makeEndpoint makes an endpoint and calls use with it. Net.Close waits for a running makeEndpoint before it looks for
+// endpoints to abort. If use fails, makeEndpoint closes the endpoint.
 func (n *Net) makeEndpoint(transport tcpip.TransportProtocolNumber, network tcpip.NetworkProtocolNumber, use func(tcpip.Endpoint, *waiter.Queue) error) error {
 	n.life.RLock()
 	defer n.life.RUnlock()

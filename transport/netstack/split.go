@@ -32,8 +32,8 @@ const (
 )
 
 // An exit carries packets from gVisor's memory to a device. Only the goroutine with the link's turn uses it. It copies
-// each byte once, to the memory where the device seals it and sends it from. It computes the byte's checksum while the
-// byte is in the first-level cache.
+// each byte once, to the memory in which the device seals it and from which the device sends it. It computes the byte's
+// checksum while the byte is in the first-level cache.
 type exit struct {
 	to      outlet
 	batch   *wireguard.Batch

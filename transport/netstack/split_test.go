@@ -33,10 +33,10 @@ func (c *collector) Send(b *wireguard.Batch) error {
 	return nil
 }
 
-// checksum is that of the pieces of bs together: 0 if they hold the right one.
+// checksum returns the checksum of the pieces bs together. It is 0 if they include their right checksum.
 func checksum(bs ...[]byte) uint16 { return ^packet.Sum(bytes.Join(bs, nil), 0) }
 
-// slowPseudo is the pseudo-header of p's transport, whose header begins at l3.
+// slowPseudo returns the pseudo-header of p's transport, whose header begins at l3.
 func slowPseudo(p []byte, l3 int, proto byte) []byte {
 	addresses := p[8:40]
 	if p[0]>>4 == 4 {
@@ -57,7 +57,7 @@ func mendSums(p []byte, l3 int) {
 	binary.BigEndian.PutUint16(tcp[16:], checksum(slowPseudo(p, l3, 6), tcp))
 }
 
-// slowSplit is what a network card makes of the TCP packet p.
+// slowSplit returns the segments that a network card makes of the TCP packet p.
 func slowSplit(p []byte, l3, l4, mss int) (out [][]byte) {
 	payload := p[l4:]
 	for i := 0; i == 0 || len(payload) > 0; i++ {
@@ -83,7 +83,7 @@ func slowSplit(p []byte, l3, l4, mss int) (out [][]byte) {
 	return out
 }
 
-// gsoPacket is the TCP packet p as gVisor hands it to a link that segments: headers in one view and payload in
+// gsoPacket returns the TCP packet p as gVisor hands it to a link that segments: headers in one view and payload in
 // others, of viewSizes bytes each.
 func gsoPacket(p []byte, l3, l4, mss, viewSizes int) *stack.PacketBuffer {
 	var b buffer.Buffer
@@ -106,7 +106,7 @@ func gsoPacket(p []byte, l3, l4, mss, viewSizes int) *stack.PacketBuffer {
 	return pkt
 }
 
-// tcpPacket is a TCP packet with fields from rnd, options of optionWords words, and n bytes of payload.
+// tcpPacket returns a TCP packet with fields from rnd, options of optionWords words, and n bytes of payload.
 func tcpPacket(rnd *rand.Rand, v6 bool, optionWords, n int) (p []byte, l3, l4 int) {
 	l3 = 20
 	if v6 {
@@ -142,7 +142,7 @@ func FuzzSplit(f *testing.F) {
 		p, l3, l4 := tcpPacket(rnd, v6, int(optionWords%11), int(n)%(65535-120))
 		size := max(1, int(mss))
 		if (len(p)-l4)/size > 500 {
-			size = (len(p) - l4) / 500 // enough is enough
+			size = (len(p) - l4) / 500 // at most about 500 segments
 		}
 		announced := bytes.Clone(p)
 		if w := binary.BigEndian.Uint16(p[l3+14:]); w > 0 {
@@ -200,7 +200,7 @@ func TestPutWhole(t *testing.T) {
 	}
 }
 
-// TestTrainFits checks that the segments of the largest packet that gVisor makes fit one run of UDP segmentation
+// TestTrainFits checks that the segments of the largest packet that gVisor makes fit into one run of UDP segmentation
 // offload, and that there is room for many.
 func TestTrainFits(t *testing.T) {
 	for mtu := minMTU; mtu <= maxMTU; mtu++ {

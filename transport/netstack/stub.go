@@ -17,7 +17,7 @@ import (
 //   - A name that does not end in a dot is completed with the search list of the host's resolv.conf, and Config.Search
 //     does not apply.
 //   - The timeout and the attempts in resolv.conf, multiplied by the number of its servers, apply to each question.
-//   - An error names a server of the host, although that server was not asked, and not what the tunnel's servers said.
+//   - An error names a server of the host, although that server was not asked. It does not contain what the tunnel's servers said.
 //   - LookupPort reads the host's list of services.
 func (n *Net) Resolver() *net.Resolver { return &n.resolver.stub }
 

@@ -20,9 +20,8 @@ import (
 //
 // It has no File and no SyscallConn, because it has no file descriptor. SetTOS, SetTTL, SetDontFragment, JoinGroup and the
 // like take the place of socket options, and Endpoint has the rest. quic-go asks for a SyscallConn before it uses ECN and
-// UDP_SEGMENT; interop/apps/quicconn_test.go shows the wrapper that it needs. Packages ipv4 and ipv6 of
-// golang.org/x/net need a descriptor for their PacketConn, and its methods fail; their ControlMessage works with ReadMsgUDP
-// and WriteMsgUDP.
+// UDP_SEGMENT; interop/apps/quicconn_test.go shows the wrapper that it needs. Packages ipv4 and ipv6 of golang.org/x/net need a
+// descriptor for their PacketConn, so its methods fail. Their ControlMessage works with ReadMsgUDP and WriteMsgUDP.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
@@ -72,7 +71,7 @@ func (c *UDPConn) Read(b []byte) (int, error) {
 	return n, c.wrap("read", nil, err)
 }
 
-// ReadFrom reads one datagram and returns its source as a *net.UDPAddr. The part that does not fit into b is lost.
+// ReadFrom reads one datagram and returns its source, which is a *net.UDPAddr. The part that does not fit into b is lost.
 func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	n, from, err := c.ReadFromUDP(b)
 	if err != nil {
@@ -81,7 +80,7 @@ func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, from, nil
 }
 
-// ReadFromUDP is like ReadFrom, with the type of its address.
+// ReadFromUDP is like ReadFrom, but returns the source as a *net.UDPAddr.
 func (c *UDPConn) ReadFromUDP(b []byte) (int, *net.UDPAddr, error) {
 	n, from, err := c.read(b, nil)
 	if err != nil {
@@ -127,7 +126,8 @@ func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 }
 
 // WaitReadable waits until a datagram can be read, or until the read deadline, and reads nothing. A program with many idle
-// sockets calls it before it takes a buffer. If several goroutines read, the datagram may be gone when it returns.
+// sockets calls it before it takes a buffer. If several goroutines read, another one may have read the datagram before WaitReadable
+// returns.
 func (c *UDPConn) WaitReadable() error { return c.wrap("read", nil, c.waitReadable()) }
 
 func (c *UDPConn) waitReadable() error {
@@ -165,7 +165,7 @@ func (c *UDPConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	return c.WriteToUDP(b, to)
 }
 
-// WriteToUDP is like WriteTo, with the type of its address.
+// WriteToUDP is like WriteTo, but takes a *net.UDPAddr.
 func (c *UDPConn) WriteToUDP(b []byte, addr *net.UDPAddr) (int, error) {
 	if addr == nil {
 		return 0, c.wrap("write", nil, errMissingRemote)
@@ -194,7 +194,7 @@ func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	return n, nil
 }
 
-// write sends b to to, or to the dialed address if to is the zero AddrPort.
+// write sends b to the address to, or to the dialed address if that is the zero AddrPort.
 func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
@@ -242,7 +242,7 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	}
 }
 
-// reaches returns why c cannot send to an address that is not mapped, or nil.
+// reaches returns why c cannot send to the address to, or nil. The address must not be mapped into IPv6.
 func (c *UDPConn) reaches(call string, to netip.Addr) error {
 	if err := c.net.unreachable(call, to); err != nil {
 		return err
@@ -256,7 +256,8 @@ func (c *UDPConn) reaches(call string, to netip.Addr) error {
 	return nil
 }
 
-// call returns the name of the system call that package net would have made: the first for a dialed connection.
+// call returns the name of the system call that package net would have made: that in dialed if the connection was dialed, and
+// otherwise that in other.
 func (c *UDPConn) call(dialed, other string) string {
 	if c.remote != nil {
 		return dialed
@@ -264,7 +265,7 @@ func (c *UDPConn) call(dialed, other string) string {
 	return other
 }
 
-// sends4 reports whether a datagram to to, which is zero for the dialed address, is IPv4.
+// sends4 reports whether a datagram to the address to is IPv4. The zero AddrPort means the dialed address.
 func (c *UDPConn) sends4(to netip.AddrPort) bool {
 	if to.IsValid() {
 		return to.Addr().Is4()
@@ -285,7 +286,7 @@ func (c *UDPConn) waitForRoom() error {
 	return nil
 }
 
-// fullAddress returns to, which is not mapped, in the form that the endpoint needs.
+// fullAddress returns the address to, which is not mapped, in the form that the endpoint needs.
 func (c *UDPConn) fullAddress(to netip.AddrPort) tcpip.FullAddress {
 	a := to.Addr()
 	if c.mapped && a.Is4() {
@@ -363,8 +364,9 @@ func (c *UDPConn) SetTTL(ttl int) error {
 	return c.setNumber(ttl, 1, 255, tcpip.IPv4TTLOption, tcpip.IPv6HopLimitOption)
 }
 
-// SetDontFragment says whether a datagram that is larger than the Net's MTU fails with syscall.EMSGSIZE, and whether
-// routers must not fragment datagrams either. The default is false: the Net fragments them.
+// SetDontFragment says whether datagrams must not be fragmented. If on is true, a datagram that is larger than the
+// Net's MTU fails with syscall.EMSGSIZE, and routers must not fragment datagrams either. The default is false: the Net
+// fragments larger datagrams.
 func (c *UDPConn) SetDontFragment(on bool) error {
 	strategy := tcpip.PMTUDiscoveryDont
 	if on {

@@ -16,13 +16,13 @@ import (
 // which their sender repeats. Handshakes that were half-open by then may still complete, until the waiting connections of all
 // peers exceed their limit by an eighth of the budget. Beyond that, connections are reset.
 //
-// Half-open connections count before they exist: a listener reserves memory for as many as it may have, which is half of what
-// earlier listeners left. While it has that many, gVisor answers SYNs with cookies and keeps nothing, so other peers still
-// connect. A connection that began with a cookie has no window scale and no selective acknowledgements.
+// Half-open connections count before they exist: a listener reserves memory for all that it may have, which is half of what earlier
+// listeners left. While it has that many half-open connections, gVisor answers SYNs with cookies and keeps nothing, so other peers
+// still connect. A connection that began with a cookie has no window scale and no selective acknowledgements.
 
 const (
-	// waitingCost is what a connection that waits for Accept may hold, in bytes: 5 KiB, and its receive buffer with the overhead of the
-	// segments in it. 17,772 bytes were measured with segments of one byte.
+	// waitingCost is what a connection that waits for Accept may hold, in bytes: 5 KiB, and its receive buffer with the overhead of
+	// the segments in it. 17,772 bytes were measured with segments of one byte.
 	waitingCost = 20 << 10
 	// halfOpenCost is the memory of a half-open connection, in bytes; 3,268 were measured.
 	halfOpenCost = 4 << 10
@@ -43,7 +43,7 @@ type waitingConns struct {
 	mu      sync.Mutex // guards the rest
 	conns   []waitingConn
 	running bool // a goroutine empties gVisor's queue
-	again   bool // it must look again
+	again   bool // that goroutine must look again
 	closed  bool
 }
 
@@ -86,7 +86,7 @@ func (w *waitingConns) arrive() {
 		w.again = true
 	default:
 		w.running = true
-		w.net.link.accepting.Add(1) // with mu held and before close, and so before Close waits
+		w.net.link.accepting.Add(1) // with mu held and not closed, and so before Net.Close waits for accepting
 		go w.empty()
 	}
 }
@@ -157,7 +157,7 @@ func (w *waitingConns) pop() (c waitingConn, ok bool) {
 	return c, true
 }
 
-// close resets all connections. The endpoint is closed.
+// close resets all connections. The listener's endpoint no longer listens.
 func (w *waitingConns) close() {
 	w.mu.Lock()
 	w.closed = true

@@ -8,13 +8,13 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// synFrom is a SYN of a connection that handConn can continue.
+// synFrom returns a SYN of a connection that a handConn can continue.
 func synFrom(own, to netip.AddrPort) []byte {
 	return segment{from: own, to: to, seq: 7, flags: flagSYN, window: 60000, options: []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0, 1, 1, 4, 2}}.packet()
 }
 
-// TestAcceptQueueBound: one party opens connections that nobody accepts and fills their buffers with single bytes. What they hold is
-// bounded and counted, and another party still connects. After the program accepts, the first party connects again.
+// TestAcceptQueueBound: one party opens connections that nobody accepts and fills their buffers with single bytes. What they hold
+// is bounded and counted, and another party still connects. After the program accepts, the first party connects again.
 func TestAcceptQueueBound(t *testing.T) {
 	const memory = 16 << 20
 	n, h := smallNet(t, memory)

@@ -21,8 +21,8 @@ import (
 //   - gVisor announces its window in units of 1<<scale bytes, rounded down, from whatever byte it acknowledges. So the
 //     announced right edge sometimes moves back by less than a unit. gVisor accepts segments up to the latest edge (rcv.go,
 //     acceptable), although the peer may have filled up to an earlier one.
-//   - Its own stack takes the window of an old, reordered acknowledgement for the present one, as gVisor does without heard. It
-//     then sends more than the window allows. Some other stacks probe a closed window with a byte of new data.
+//   - The peer's own stack takes the window of an old, reordered acknowledgement for the present one, as gVisor does without heard.
+//     The peer then sends more than the window allows. Some other stacks probe a closed window with a byte of new data.
 //
 // Package netstack handles the first reason in outbound and lowerSYN, and the second one with a table of closed windows in
 // each direction. This is safe for TCP:
@@ -91,7 +91,7 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 //
 // The checksum of p, which the caller has checked, is then wrong. Nothing reads it again.
 //
-// The verdict says what longPath makes of p, if it is an acknowledgement.
+// If p is an acknowledgement, the verdict is that of its connection's longPath.
 func (w *windows) inbound(p []byte, l3, l4 int) (v verdict) {
 	tcp := p[l3:l4]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
@@ -101,7 +101,7 @@ func (w *windows) inbound(p []byte, l3, l4 int) (v verdict) {
 	f := flowOf(p, l3, true)
 	if flags.Intersects(header.TCPFlagSyn) {
 		w.heard.syn(f, tcp)
-	} else if h := w.heard.of(f); h != nil && flags.Intersects(header.TCPFlagAck) {
+	} else if h := w.heard.of(f); h != nil && flags&(header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagAck {
 		v = h.hear(tcp, l4 == len(p) && flags == header.TCPFlagAck, w.full)
 		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
 	}
@@ -199,9 +199,10 @@ const (
 // which it allocates when the first window closes. The hash of a connection is secret, so a peer cannot aim at the entry
 // of another one.
 //
-// If a set is full, a new connection replaces another one. The other one is then served as gVisor serves it, until its
-// next segment is sent, which renews the entry. The acknowledgement that needs the entry answers such a segment. So a
-// connection gets through if its entry outlives one round trip, although a peer keeps any number of windows closed.
+// If a set is full, a new connection replaces another one. Nothing then corrects the acknowledgements of the other one
+// until its next segment is sent, which renews the entry. The acknowledgement that needs the entry answers such a
+// segment. So a connection gets through if its entry outlives one round trip, even if a peer keeps any number of
+// windows closed.
 //
 // It takes no lock: an entry is one word. The zero value is ready.
 type closedWindows struct {

@@ -18,13 +18,13 @@ var handFlows = map[string][2]netip.AddrPort{
 	"IPv6": {netip.AddrPortFrom(b6, 4000), netip.AddrPortFrom(a6, 7)},
 }
 
-// accepted is a connection that the peer made by hand, and the Net's end of it.
+// accepted returns a connection that the peer made by hand, and the Net's end of it.
 func accepted(t *testing.T, own, to netip.AddrPort) (*handConn, *TCPConn) {
 	t.Helper()
 	return acceptedWith(t, own, to, nil)
 }
 
-// acceptedWith is accepted for a handshake that early data completes.
+// acceptedWith is like accepted, for a handshake that early data completes.
 func acceptedWith(t *testing.T, own, to netip.AddrPort, early []byte) (*handConn, *TCPConn) {
 	t.Helper()
 	n, h := byHand(t)
@@ -43,9 +43,9 @@ func acceptedWith(t *testing.T, own, to netip.AddrPort, early []byte) (*handConn
 	return c, s.(*TCPConn)
 }
 
-// TestAckBeyondClosedWindow has a server that reads nothing until its write is through. The peer fills the window and
-// sends more, which the Net drops. Then the peer acknowledges what the server wrote. The number of that acknowledgement lies
-// beyond the closed window, and it must count nevertheless.
+// TestAckBeyondClosedWindow has a server that reads nothing until its write has returned. The peer fills the window and sends more,
+// which the Net drops. Then the peer acknowledges what the server wrote. The number of that acknowledgement lies beyond the closed
+// window, and it must count nevertheless.
 func TestAckBeyondClosedWindow(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -68,7 +68,8 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 				a = c.h.want(t, "an acknowledgement of all", func(s segment) bool { return c.mine(s) && s.ack == c.next })
 			}
 			c.send(t, 3000) // dropped
-			// More that got lost. The buffer was larger once, and gVisor accepts up to the edge that it had then.
+			// The peer has sent more, which was lost. The buffer was larger once, and gVisor accepts numbers up to the edge that it
+			// had then.
 			c.next += 16 << 20
 			got := first.seq
 			for end := first.seq + total; got != end; {
@@ -221,13 +222,13 @@ func fragment(p []byte) []byte {
 	return p
 }
 
-// numberedFlow is the i-th connection of many.
+// numberedFlow returns the i-th connection of many.
 func numberedFlow(i int) (f flow) {
 	binary.BigEndian.PutUint64(f[16:], uint64(i))
 	return f
 }
 
-// clipped is the sequence number that clip makes of n.
+// clipped returns the sequence number that clip makes of n.
 func (c *closedWindows) clipped(f flow, n uint32) uint32 {
 	b := binary.BigEndian.AppendUint32(nil, n)
 	c.clip(f, b)
