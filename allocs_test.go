@@ -12,11 +12,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// Whole devices, each on its own goroutines, in lockstep: of all goroutines one runs, and the next when it is done.
+// These tests run whole devices, each on its own goroutines, in lockstep: only one goroutine runs at a time, and the next one
+// runs when it has finished.
 //
 //	test ─ go ─▶ stepper (source) ─▶ Device.Send ─▶ station ─ mailbox ─▶ station ─▶ Device.receive ─▶ stepper (sink) ─ done ─▶ test
 //
-// The memory of all ends is allocated before, so that what is allocated between go and done is the library's.
+// All Tunnels and Binds have allocated their memory before go. So the library makes every allocation between go and done.
 
 // A stepper is a Tunnel that sends its packets once for each go.
 type stepper struct {
@@ -51,8 +52,8 @@ func (s *stepper) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// A station is a Bind and its only Socket. What is sent to another station of its post is one mail, in memory that is
-// used again.
+// A station is a Bind and its only Socket. A train that it sends to another station of its post is one mail. The memory of a
+// mail is used again.
 type station struct {
 	addr   netip.AddrPort
 	post   map[netip.AddrPort]*station
@@ -80,7 +81,7 @@ func (s *station) Port() uint16                  { return s.addr.Port() }
 func (s *station) Receivers() []Receiver         { return []Receiver{s} }
 func (s *station) Close() error                  { s.once.Do(func() { close(s.closed) }); return nil }
 
-// Send copies each train to where it goes.
+// Send copies each train into a mail for the station at the train's endpoint.
 func (s *station) Send(ts []Train) {
 	for i := range ts {
 		to := s.post[ts[i].Endpoint.Addr]
@@ -105,7 +106,7 @@ func (s *station) Receive() ([]Train, error) {
 	}
 }
 
-// A framer is a station that puts a header in front of each datagram: its length, after zeros.
+// A framer is a station that puts a header in front of each datagram. The header is zeros and then the datagram's length.
 type framer struct {
 	*station
 	t    *testing.T
@@ -139,7 +140,7 @@ func (f framer) Receive() ([]Train, error) {
 	return ts, err
 }
 
-// A star is a hub and devices round it.
+// A star is a hub and the devices around it.
 type star struct {
 	hub   *stepper
 	ends  []*stepper
@@ -147,7 +148,8 @@ type star struct {
 	count int
 }
 
-// newStar makes a star of n devices, whose Binds want so many bytes of headroom.
+// newStar makes a hub and n devices around it. All their Binds want headroom bytes in front of each datagram; if headroom is 0,
+// the Binds are not Framers.
 func newStar(t *testing.T, n, headroom int) *star {
 	post := map[netip.AddrPort]*station{}
 	bind := func(s *station) Bind {
@@ -183,7 +185,7 @@ func newStar(t *testing.T, n, headroom int) *star {
 	return s
 }
 
-// newStill is a device that is up, and whose clock stands still: no timer fires.
+// newStill returns a device that is up. Its clock stands still, so that no timer fires.
 func newStill(t *testing.T, c Config) *Device {
 	c.Clock = new(handClock)
 	d, err := New(c)
@@ -199,7 +201,7 @@ func newStill(t *testing.T, c Config) *Device {
 
 func starAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
 
-// round lets from send what it has, and waits until it has arrived.
+// round makes from send its packets, and waits until they have arrived.
 func (s *star) round(from *stepper) {
 	from.due <- struct{}{}
 	for n := 0; n < len(from.packets); {
@@ -209,14 +211,14 @@ func (s *star) round(from *stepper) {
 }
 
 // TestNoAllocationsThroughDevices checks that a packet costs no allocation from the source of one device to the sink
-// of another, in both directions. It sends single packets, trains, sizes that make no train, and batches to many
+// of another, in both directions. It sends single packets, trains, packets whose sizes make no train, and batches to many
 // peers.
 func TestNoAllocationsThroughDevices(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		ends  int
 		sizes []int // of the packets of a batch, in turn
-		n     int   // packets a batch
+		n     int   // packets per batch
 		head  int   // bytes of headroom
 	}{
 		{"one packet", 1, []int{1420}, 1, 0},
@@ -249,15 +251,15 @@ func TestNoAllocationsThroughDevices(t *testing.T) {
 	}
 }
 
-// TestNoAllocationsReceivingTrains: nothing is allocated for what a socket with receive offload brings: many trains at
-// once, of several sessions, with sessions and sizes mixed within a train, ECN marks, keepalives, and forgeries among them.
+// TestNoAllocationsReceivingTrains: a device allocates nothing for what a socket with receive offload returns. Each call returns
+// many trains of several sessions. A train may mix sessions and sizes, and may contain ECN marks, keepalives and forgeries.
 func TestNoAllocationsReceivingTrains(t *testing.T) {
 	const remotes = 4
 	var rs []*remote
 	var peers []PeerConfig
 	for i := range remotes {
 		rs = append(rs, newRemote(i+1, testKey(1).Public()))
-		rs[i].from = rs[0].from // a train has one source: a relay, say
+		rs[i].from = rs[0].from // a train has one source, for example a relay
 		peers = append(peers, rs[i].config())
 	}
 	e := up(t, testKey(1), peers...)
@@ -268,8 +270,8 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 		e.connect(t, r)
 		inner[i] = packet4(208, r.addr, here)
 	}
-	// One train a remote, of 16 messages; one of messages of all remotes in turn; one of a message, and another after a
-	// forgery. The last message of each is a keepalive.
+	// Each remote has a train of 16 messages. One more train has messages of all remotes in turn. The last train has a forgery
+	// and then a valid message. The last message of each train is a keepalive.
 	const size = messageOverhead + 208
 	trains := make([]Train, 0, remotes+2)
 	memory := make([][]byte, cap(trains))
@@ -310,8 +312,8 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 	}
 }
 
-// TestNoAllocationsBehindTheTurn: a batch that finds its peer's turn taken is copied and sent by who has the turn, and that
-// allocates nothing either.
+// TestNoAllocationsBehindTheTurn: if another goroutine has a peer's turn, a batch to that peer is copied, and the other goroutine
+// sends the copy. That allocates nothing either.
 func TestNoAllocationsBehindTheTurn(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := newEnd(t, testKey(1), r.config())
@@ -334,7 +336,7 @@ func TestNoAllocationsBehindTheTurn(t *testing.T) {
 	count, nested := e.line.send, false
 	e.line.send = func(ts []Train) {
 		count(ts)
-		if nested = !nested; !nested { // the second one is of what was staged
+		if nested = !nested; !nested { // this call sends what the call before it queued
 			return
 		}
 		for range 20 {

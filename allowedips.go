@@ -74,7 +74,7 @@ func (e *routesEdit[P]) inPlace() bool {
 	return e.copied
 }
 
-// insert gives prefix to p, and takes it from the peer that has it.
+// insert gives prefix to p, and takes it from another peer that has it.
 func (e *routesEdit[P]) insert(prefix netip.Prefix, p P) {
 	prefix = prefix.Masked()
 	if owner, ok := e.t.Get(prefix); ok {
@@ -97,7 +97,7 @@ func (e *routesEdit[P]) disown(prefix netip.Prefix, p P) {
 	p.addPrefixes(-1)
 }
 
-// remove takes prefix from p, if it is p's.
+// remove takes prefix from p, if p has it.
 func (e *routesEdit[P]) remove(prefix netip.Prefix, p P) {
 	prefix = prefix.Masked()
 	if owner, ok := e.t.Get(prefix); !ok || owner != p {
@@ -111,10 +111,10 @@ func (e *routesEdit[P]) remove(prefix netip.Prefix, p P) {
 	}
 }
 
-// removeAll takes all its prefixes from p.
+// removeAll takes all prefixes from p.
 func (e *routesEdit[P]) removeAll(p P) { e.removeOthers(nil, p) }
 
-// removeOthers takes from p all prefixes except for these.
+// removeOthers takes all prefixes from p, except for those in prefixes.
 func (e *routesEdit[P]) removeOthers(prefixes []netip.Prefix, p P) {
 	for _, prefix := range e.listed.Others(p.serialNumber(), prefixes) {
 		e.remove(prefix, p)

@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A routesModel is cryptokey routing by going through a list.
+// A routesModel is a model of cryptokey routing that searches all prefixes.
 type routesModel map[netip.Prefix]*peer
 
 func (m routesModel) peer(a netip.Addr) (p *peer) {
@@ -44,10 +44,10 @@ func drawAddr(t *rapid.T, name string) netip.Addr {
 
 func drawPrefix(t *rapid.T) netip.Prefix {
 	a := drawAddr(t, "prefix")
-	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")) // with bits beyond its length
+	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")) // the address may have bits beyond the length
 }
 
-// threePeers returns peers with numbers that differ.
+// threePeers returns three peers with different numbers.
 func threePeers() (ps []*peer) {
 	for i := range 3 {
 		p := newPeer(PublicKey{byte(i + 1)})
@@ -57,8 +57,8 @@ func threePeers() (ps []*peer) {
 	return ps
 }
 
-// TestAllowedIPsModel carries out changes of all kinds, each by one of the two ways that a change can take, and
-// compares every lookup, every peer's own list, and a state that a reader still holds.
+// TestAllowedIPsModel makes changes of all kinds, each in one of the two ways in which the table can be changed. After each
+// change it compares every lookup, every peer's own list, and the older state that a reader still holds with the model.
 func TestAllowedIPsModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var a allowedIPs[*peer]
@@ -71,7 +71,7 @@ func TestAllowedIPsModel(t *testing.T) {
 			for range rapid.IntRange(1, 8).Draw(t, "steps") {
 				p := rapid.SampledFrom(peers).Draw(t, "peer")
 				switch rapid.IntRange(0, 6).Draw(t, "step") {
-				case 6: // replace
+				case 6: // replace all prefixes of p
 					for prefix, owner := range model {
 						if owner == p {
 							delete(model, prefix)
@@ -104,7 +104,7 @@ func TestAllowedIPsModel(t *testing.T) {
 						delete(model, prefix.Masked())
 					}
 				case 2:
-					if len(model) > 0 { // steal, or give again
+					if len(model) > 0 { // take a prefix from another peer, or give p a prefix that it has
 						prefix := drawKnown(t, model)
 						edit.insert(prefix, p)
 						model[prefix] = p
@@ -149,7 +149,7 @@ func checkRoutes(t *rapid.T, r routes[*peer], model routesModel) {
 	}
 }
 
-// checkOwned compares the prefixes of each peer, from a prefix on, and how many it has.
+// checkOwned compares the prefixes of each peer, those after a drawn prefix, and how many prefixes the peer has, with the model.
 func checkOwned(t *rapid.T, a *allowedIPs[*peer], peers []*peer, model routesModel) {
 	owned := make(map[*peer][]netip.Prefix)
 	for prefix, p := range model {
@@ -175,7 +175,8 @@ func name(p *peer) string {
 	return fmt.Sprint("peer ", p.key[0])
 }
 
-// TestAllowedIPsTable has the cases that programs got wrong: nested prefixes of two peers, and the last writer.
+// TestAllowedIPsTable has the cases that other programs got wrong: nested prefixes of different peers, and a prefix that is given
+// to a second peer, which then has it alone.
 func TestAllowedIPsTable(t *testing.T) {
 	prefix := netip.MustParsePrefix
 	for _, paths := range []int{-1 << 20, 1 << 20} {
@@ -193,7 +194,7 @@ func TestAllowedIPsTable(t *testing.T) {
 		edit := begin()
 		edit.insert(prefix("0.0.0.0/0"), a)
 		edit.insert(prefix("10.0.0.0/8"), b)
-		edit.insert(prefix("10.1.2.3/16"), c) // is 10.1.0.0/16
+		edit.insert(prefix("10.1.2.3/16"), c) // the same as 10.1.0.0/16
 		edit.insert(prefix("10.1.2.3/32"), a)
 		edit.insert(prefix("::/0"), b)
 		edit.publish()
@@ -230,8 +231,8 @@ func TestAllowedIPsTable(t *testing.T) {
 	}
 }
 
-// TestAllowedIPsReaders looks up while prefixes move between two peers: a reader finds one or the other, never none,
-// and within one state of the table the same owner for all that moves together.
+// TestAllowedIPsReaders looks up addresses while 100 prefixes move together between two peers. A reader always finds one of the
+// peers. Within one state of the table, it finds the same peer for all the prefixes.
 func TestAllowedIPsReaders(t *testing.T) {
 	ps := threePeers()
 	a, b := ps[0], ps[1]

@@ -17,7 +17,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Findings of audits of other implementations that no other test covers. ARCHITECTURE.md lists them all.
+// The tests of this file cover findings of audits of other implementations that no other test covers. ARCHITECTURE.md lists all
+// findings.
 
 // tableRows returns the cells of the table of ARCHITECTURE.md whose header begins with head.
 func tableRows(t *testing.T, head string) (rows [][]string) {
@@ -70,9 +71,9 @@ func TestAuditsAreAnswered(t *testing.T) {
 	}
 }
 
-// Finding 15: handshakes that fail above a certain round trip. A session is made in one round trip, up to the 5 s after which
-// a new initiation replaces the one under way. Above that no session is made, as the protocol has it, and the first shorter
-// round trip heals the tunnel.
+// Finding 15: handshakes failed if the round trip was longer than some limit. Here a handshake takes one round trip, if that is
+// less than the 5 s after which a new initiation replaces the one under way. With longer round trips no session is made, as the
+// protocol says. Once the round trip is shorter again, the next handshake succeeds.
 func TestHandshakeAtEveryRoundTrip(t *testing.T) {
 	for _, trip := range []time.Duration{
 		0, 2, 50, 124, 126, 250, 334, 500, 1000, 2000, 3000, 4000, 4998, 6000, 8000, 10000,
@@ -99,9 +100,9 @@ func TestHandshakeAtEveryRoundTrip(t *testing.T) {
 	}
 }
 
-// Finding 17: keepalive ping-pong, persistent keepalives beside traffic, and needless rekeys. a sends one packet per second
-// for an hour and b sends none. The rekeys are one per 120 s. b sends one passive keepalive per 10 s of traffic, less the one
-// that each of its responses makes needless. a sends only what confirms a session.
+// Finding 17: keepalives that answer keepalives, persistent keepalives during traffic, and needless rekeys. a sends one packet
+// per 800 ms for an hour, and b sends none. There is one rekey per 120 s. b sends one passive keepalive about every 10 s, except
+// that each of its responses makes one needless. The only keepalives of a are those that confirm a session.
 func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 	for _, persistent := range []time.Duration{0, 25 * time.Second} {
 		t.Run(fmt.Sprint("persistent ", persistent), func(t *testing.T) {
@@ -139,11 +140,12 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 	}
 }
 
-// Each session of 120 s brings 11: the first after 10 s, and the others 10.4 s apart, because the next packet starts the timer again.
+// b sends 11 keepalives in each session of 120 s: the first after 10 s, and then one each 10.4 s, because the timer starts again
+// only at the next packet.
 const wantOneWayKeepalives = 11 * 30
 
-// Finding 22: events that unauthenticated packets fire. A stranger who knows both public keys and sees all traffic sends
-// forgeries of each type, and replays each message, from its own address. No event of any kind is fired.
+// Finding 22: unauthenticated packets caused events. A stranger who knows both public keys and sees all traffic sends forgeries
+// of each type, and replays each message, from its own address. They cause no event of any kind.
 func TestEventsNeedAuthenticPackets(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -190,8 +192,8 @@ func TestEventsNeedAuthenticPackets(t *testing.T) {
 	})
 }
 
-// Finding 28: packets that are larger than the receiver's MTU. Each end has an MTU of 65,535, the other one of 1,280, in turn.
-// What fits into a datagram arrives whole in both directions; the rest is dropped and counted.
+// Finding 28: packets that are larger than the receiver's MTU. One end has an MTU of 65,535 and the other one of 1,280; then they
+// swap. In both directions, a packet that fits into a datagram arrives whole. Larger packets are dropped and counted.
 func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 	for _, large := range []int{0, 1} {
 		inWorld(t, func(w *world) {
@@ -238,8 +240,8 @@ func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 	}
 }
 
-// Finding 32: a table that keeps an entry for each key that ever asked. Strangers with thousands of keys ask one after the
-// other. What they leave behind is less than a key each.
+// Finding 32: a table kept an entry for each key that ever sent an initiation. Here strangers with 2,000 keys send one initiation
+// each. Afterwards the heap has grown by less than the size of a key per stranger.
 func TestDistinctLookupKeysLeaveNothing(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		const keys = 2000

@@ -15,12 +15,12 @@ const maxPacket = 65535 // bytes of the largest IP packet
 
 // A Batch is memory for IP packets that will be sealed where they stand: each packet has 16 bytes of room in front of
 // it, for the header of its message, and room for padding and the tag behind it. The messages lie back to back, each
-// behind the Bind's headroom, so that those to one endpoint are a Train. A Batch holds at most 128 packets and about
-// 128 KiB.
+// behind the Bind's headroom, so that neighbours to one endpoint form a Train. A Batch holds at most 128 packets and
+// about 128 KiB.
 //
 // A Batch is made by Device.NewBatch and filled with Next and Commit, which copy nothing, or with Append. It belongs to
-// one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an
-// empty batch whose padding knows no MTU, as tests of a PacketSource use it.
+// one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an empty
+// batch that pads without regard to an MTU; use it in tests of a PacketSource.
 type Batch struct {
 	load     *load // nil means that the batch is empty
 	room     int   // the length, in bytes, of what Next last returned
@@ -34,13 +34,13 @@ type load struct {
 	layout.Load
 	runs []run
 
-	r    *running // of the device, when the load was routed
+	r    *running // the running device when the load was routed
 	now  int64
 	feed *feed        // the source that it was read from; nil for the load of a sender
 	full bool         // a peer's queue had no room for a run
-	refs atomic.Int32 // the goroutine that has the load, and each of its runs that waits in a queue
+	refs atomic.Int32 // one reference of the goroutine that has the load, and one of each run that waits in a queue
 
-	fork idle.Fork // of seal
+	fork idle.Fork // used by seal
 
 	// Scratch of lead.
 	lot, more []*run // runs to be sent now, and after those
@@ -74,8 +74,9 @@ func (b *Batch) Next(n int) []byte {
 	return b.load.Room(n)
 }
 
-// extend makes s longer by one element, which the caller fills in place. An append would build it elsewhere, and read it
-// back at another width than it was written. What lies behind the end of s must be zero.
+// extend makes s longer by one element, which the caller fills in place. An append would build the element elsewhere and
+// copy it, and would read it at another width than it was written, which stalls the processor. The memory behind the end
+// of s must be zero.
 func extend[T any](s *[]T) *T {
 	n := len(*s)
 	if n == cap(*s) {
@@ -86,7 +87,7 @@ func extend[T any](s *[]T) *T {
 }
 
 // Commit makes a packet of the first n bytes of the room that Next returned last. It panics if n is larger than that room.
-// If n is 0, it returns the room.
+// If n is 0, Commit only gives the room back.
 func (b *Batch) Commit(n int) {
 	if n < 0 || n > b.room {
 		panic("wireguard: Batch.Commit of more than Next handed out")
@@ -100,7 +101,8 @@ func (b *Batch) Commit(n int) {
 // layFor prepares an empty batch for the device's tunnel and Bind.
 func (b *Batch) layFor(d *Device) { b.mtu, b.headroom = d.tunnel.MTU(), d.headroom }
 
-// sendForeign sends copies of the packets of b, whose layout is another device's, and makes b one of this device.
+// sendForeign sends copies of the packets of b, which was laid out for another device, and then lays out b for this
+// device.
 func (d *Device) sendForeign(b *Batch) (err error) {
 	own := d.NewBatch()
 	for i := range b.Len() {
@@ -167,7 +169,7 @@ func (l *load) release() {
 	loads.Put(l)
 }
 
-// A run is all packets of one load to one peer.
+// A run holds the packets of one load that go to one peer.
 type run struct {
 	layout.Run
 	p       *peer
@@ -176,16 +178,16 @@ type run struct {
 	k        *keypair // nil means that the run has no counters and is not sent here
 	counter  uint64   // of the first message
 	endpoint Endpoint
-	heard    uint32 // the peer's, when the run was numbered
+	heard    uint32 // the peer's count of that name, when the run was numbered
 	trains   int    // the number that pack made
 	leads    bool   // whether the goroutine that numbered the run also sends it; such a run is in no queue
 
-	// A run that waits for others of its peer. The peer's mutex guards these fields.
+	// These fields are for a run that waits behind others of its peer. The peer's mutex guards them.
 	load     *load
 	next     *run // behind it in the peer's queue
 	queued   bool
 	sealed   bool // ready to be sent
-	collects bool // others append small runs; the goroutine that leads seals it
+	collects bool // others append small runs to this one, and the leading goroutine seals it
 
 	// The result of sending.
 	packets, bytes uint64 // packets without keepalives
@@ -211,8 +213,8 @@ func (l *load) newRun(p *peer) *run {
 	return r
 }
 
-// layOut gives the numbered messages of the runs that stand apart their places in the second slab. The messages of other
-// runs are sealed where they stand.
+// layOut places the messages of those numbered runs that stand apart in the second slab. The messages of other runs are
+// sealed in place.
 func (l *load) layOut() {
 	end := 0
 	for i := range l.runs {
@@ -222,7 +224,7 @@ func (l *load) layOut() {
 	}
 }
 
-// isMuch reports whether what is to be sealed is worth an idle core's help.
+// isMuch reports whether there is so much to seal that an idle core's help is worth asking for.
 func (l *load) isMuch() bool {
 	n, bytes := 0, 0
 	for i := range l.runs {
@@ -233,8 +235,8 @@ func (l *load) isMuch() bool {
 	return idle.IsMuch(n, bytes)
 }
 
-// seal makes messages of the numbered packets. Idle cores help to seal many packets of a sender; they help a source
-// with its next batch instead. helpers is Config.Helpers.
+// seal makes messages of the numbered packets. If a sender has many packets, idle cores help to seal them. For a
+// source, they read and seal the next batch instead. helpers is Config.Helpers.
 func (l *load) seal(helpers int) {
 	if l.feed != nil {
 		l.sealSome(0, len(l.Messages))
@@ -244,7 +246,7 @@ func (l *load) seal(helpers int) {
 	l.fork.Run(len(l.Messages), l.Bytes())
 }
 
-// sealSome seals the messages from to end-1.
+// sealSome seals the messages l.Messages[from:end].
 func (l *load) sealSome(from, end int) {
 	for i := from; i < end; i++ {
 		m := &l.Messages[i]
@@ -269,7 +271,7 @@ func (r *run) pack(trains []Train) []Train {
 	return trains
 }
 
-// tally adds what became of one of the run's trains.
+// tally adds to the run what became of one of its trains.
 func (run *run) tally(t *Train) {
 	n := t.Len()
 	if t.Err != nil {
@@ -288,9 +290,9 @@ func (run *run) tally(t *Train) {
 	}
 }
 
-// passes clamps the padding of message i to the MTU of p, to which it goes, and reports whether its packet may be sent. A
-// packet that is too big and must not be fragmented is dropped, and its sender told. One that may be fragmented is sent
-// whole: the outer packets will be its fragments. IPv6 has no MTU below 1280.
+// passes clamps the padding of message i to mtu, the MTU of its peer p, and reports whether its packet may be sent. A
+// packet that is too big and must not be fragmented is dropped, and its sender is told. A packet that may be fragmented
+// is sent whole: the outer packet is fragmented instead. IPv6 has no MTU below 1280.
 func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
 	pkt, limit := l.Packet(i), mtu
 	if pkt[0]>>4 == 6 {

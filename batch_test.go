@@ -12,7 +12,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/layout"
 )
 
-// checkLayout fails unless the messages of b lie back to back, with room round each packet, and hold packets.
+// checkLayout fails unless the messages of b hold packets and lie back to back, with room for the header, the padding and the tag
+// around each packet.
 func checkLayout(t failer, b *Batch, packets [][]byte) {
 	t.Helper()
 	if b.Len() != len(packets) {
@@ -41,7 +42,7 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 	}
 }
 
-// used is where the next message begins.
+// used returns the offset in b at which the next message begins.
 func used(b *Batch) int {
 	if b.load == nil {
 		return 0
@@ -63,7 +64,7 @@ func TestBatchModel(t *testing.T) {
 			packet := bytes.Repeat([]byte{byte(i)}, n)
 			fits := len(packets) < 128 && used(&b)+b.headroom+32+n+15 <= layout.Size
 			switch rapid.IntRange(0, 9).Draw(t, "step") {
-			case 0: // take room, and give it back
+			case 0: // take room, and return it unused
 				room := b.Next(n)
 				if (room != nil) != fits {
 					t.Fatalf("Next(%d) with %d packets, %d bytes used: %v", n, len(packets), used(&b), room != nil)
@@ -80,7 +81,7 @@ func TestBatchModel(t *testing.T) {
 					b.Commit(part)
 					packets = append(packets, packet[:part])
 				}
-			case 2: // ask twice
+			case 2: // call Next twice before Commit
 				if b.Next(1) != nil && fits {
 					copy(b.Next(n), packet)
 					b.Commit(n)
@@ -173,7 +174,7 @@ func TestBatchMisuse(t *testing.T) {
 	}
 }
 
-// TestSendEmptiesBatch: "empties b, whatever happens", also of what was not committed.
+// TestSendEmptiesBatch: Send "empties b, whatever happens". It also drops the room that Next returned and that was not committed.
 func TestSendEmptiesBatch(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	send := func(why string, want error) {

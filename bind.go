@@ -4,81 +4,86 @@ import (
 	"iter"
 )
 
-// A Bind makes the sockets that a device sends and receives its datagrams with. It may also be a [Framer].
+// A Bind makes the sockets through which a device sends and receives datagrams. It may also be a [Framer].
 type Bind interface {
-	// Listen opens a socket on port, or on a port that it chooses if port is 0. The device closes the socket. While a
-	// device changes its port, two sockets of one Bind are open at the same time. Listen must not wait: a Bind that
-	// connects to a relay returns at once, connects in the background, and drops datagrams until then.
+	// Listen opens a socket on port, or on a port that the Bind chooses if port is 0. The device closes the socket.
+	// While a device changes its port, two sockets of one Bind are open at the same time. Listen must not wait: a Bind
+	// that connects to a relay returns at once, connects in the background, and drops datagrams until then.
 	Listen(port uint16) (Socket, error)
 }
 
 // A Framer is a Bind that puts its own header in front of each datagram, such as the header of a relay or of a WebSocket
-// message. The device leaves room for it in every Train that it sends, so that the Bind need not copy.
+// message. The device leaves room for this header in every Train that it sends, so that the Bind need not copy the
+// datagrams.
 type Framer interface {
 	// Headroom is the number of bytes in front of each datagram, from 0 to 64. New asks for it once.
 	Headroom() int
 }
 
-// A Socket is an open Bind. It may also be a [Marker] and a [Renewer].
+// A Socket sends and receives datagrams on one port. It may also be a [Marker] and a [Renewer].
 type Socket interface {
-	// Port returns the local port, which never changes. The device does not call it after Close.
+	// Port returns the local port, which never changes. The device does not call Port after Close.
 	Port() uint16
 
-	// Receivers returns the receivers of the socket. The device calls it once, and reads each on one goroutine.
+	// Receivers returns the receivers of the socket. The device calls Receivers once, and reads each receiver on a
+	// goroutine of its own.
 	Receivers() []Receiver
 
-	// Send sends the trains. If one was not sent, Send sets its Err, which is nil before. The device calls Send
-	// concurrently. Send may use the trains and their data until it returns. It may write to the headroom of each
-	// datagram, and must not change the datagrams.
+	// Send sends the trains. If a train was not sent, Send sets its Err, which is nil when Send is called. The device
+	// calls Send concurrently. Send may use the trains and their data until it returns. It may write to the headroom of
+	// each datagram, and must not change the datagrams.
 	//
-	// Send tries every train, even if the one before failed, and never waits for a single endpoint. If this host no
-	// longer has a train's Source, Send tries again without it and clears Endpoint.Source, whether or not the second
-	// attempt succeeds.
+	// Send tries every train, even if an earlier one failed, and never waits for a single endpoint. If this host no
+	// longer has the address in a train's Endpoint.Source, Send tries again without that address and clears
+	// Endpoint.Source, whether or not the second attempt succeeds.
 	Send(ts []Train)
 
-	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. Trains that a receiver
-	// returned before stay valid until its next call. Closing again does nothing.
+	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. Trains that a receiver has
+	// returned stay valid until Receive is called again. Closing again does nothing.
 	//
-	// Close must not wait for a receiver to be called again, nor for a goroutine that calls Send: that goroutine may be
-	// in the device and wait for a lock that is held during Close.
+	// Close must not wait for a receiver to be called again, nor for a goroutine that calls Send: such a goroutine may
+	// be in the device, and may wait for a lock that the device holds during Close.
 	Close() error
 }
 
-// A Marker is a Socket that can mark what it sends, for the host's firewall and its policy routing. A Socket that is not
-// a Marker makes the device refuse a mark other than 0.
+// A Marker is a Socket that can mark what it sends, for the host's firewall and its policy routing. If a Socket is not a
+// Marker, the device refuses every mark other than 0.
 type Marker interface {
-	// SetMark marks all datagrams from now on; 0 means no mark. The device calls it with Config.FirewallMark after
-	// Listen, unless that is 0, and with each later change.
+	// SetMark marks all datagrams that are sent from now on; 0 means no mark. The device calls SetMark with the
+	// configured mark after Listen and Renew, unless the mark is 0, and when the mark changes.
 	SetMark(mark uint32) error
 }
 
-// A Renewer is a Socket that another socket can take the place of without a loss. [Device.Wake] then opens the new socket
-// before it closes the old one. If Renew fails, Wake closes the old socket, and calls Bind.Listen for its port.
+// A Renewer is a Socket that can be replaced without losing datagrams. For a Renewer, [Device.Wake] opens the new socket
+// before it closes the old one. If Renew fails, Wake closes the old socket, and then calls Bind.Listen for the same port.
 type Renewer interface {
-	// Renew opens another socket of the same Bind on the port of this one, which stays open. All datagrams that arrive
-	// from then on are for the new socket. Like Listen, Renew must not wait.
+	// Renew opens another socket of the same Bind on the port of this one, which stays open. From then on, all
+	// datagrams that arrive go to the new socket. Like Listen, Renew must not wait.
 	Renew() (Socket, error)
 
-	// Retire says that this socket has been replaced. Its receivers return the datagrams that arrived before, and then
-	// fail with an error that wraps net.ErrClosed. They must do that soon, even if datagrams still arrive, since Wake and
-	// Configure wait for them. Send works until Close. The device calls Retire once, and not after Close.
+	// Retire says that this socket has been replaced. Its receivers return the datagrams that have already arrived, and
+	// then fail with an error that wraps net.ErrClosed. They must fail soon, even if datagrams still arrive, since Wake
+	// and Configure wait until they have failed. Send works until Close. The device calls Retire once, and not after
+	// Close.
 	Retire()
 }
 
 // A Receiver reads datagrams from a Socket. A Socket may have several, such as one per address family.
 type Receiver interface {
-	// Receive waits for datagrams and returns at least one train. The device opens messages in place: it may overwrite
-	// the memory until its next call of Receive.
+	// Receive waits for datagrams and returns at least one train. The device decrypts messages in place: it may
+	// overwrite the memory of the trains until it calls Receive again.
 	//
-	// An error that wraps net.ErrClosed ends the receiver. The device reports it to subscribers, unless it closed the
-	// socket itself. After any other error the device reports it, waits a little, and calls again.
+	// An error that wraps net.ErrClosed ends the receiver. The device reports the error to subscribers, unless the
+	// device closed the socket itself. After any other error, the device waits a little and calls Receive again. It
+	// reports such errors at most once per second.
 	Receive() ([]Train, error)
 }
 
-// A Train is datagrams to or from one endpoint, back to back in memory. Each is Size bytes long, except for the last one,
-// which may be shorter. One system call with segmentation offload carries one train.
+// A Train holds datagrams to or from one endpoint, back to back in memory. Each is Size bytes long, except for the last
+// one, which may be shorter. One system call with segmentation offload carries one train.
 //
-// With Headroom, frames lie back to back instead. Each frame is Headroom bytes for the Bind's header, and a datagram:
+// If Headroom is not 0, frames lie back to back instead. A frame is Headroom bytes for the Bind's header, followed by a
+// datagram:
 //
 //	|◀────── Size ───────▶|◀────── Size ───────▶|
 //	| Headroom | datagram | Headroom | datagram | Headroom | last one |
@@ -87,7 +92,7 @@ type Receiver interface {
 // skips it.
 type Train struct {
 	Data     []byte   // the datagrams, without headers of UDP and IP
-	Size     int      // of each datagram but the last, with its headroom, in bytes; at least 1
+	Size     int      // bytes of each datagram but the last, including its headroom; at least 1
 	Headroom int      // bytes in front of each datagram that belong to the Bind
 	Endpoint Endpoint // the place that the train is sent to, or was received from
 	TOS      uint8    // IPv4 type of service or IPv6 traffic class of the outer packet: DSCP and ECN
@@ -102,13 +107,13 @@ func (t *Train) Len() int {
 	return (len(t.Data) + t.Size - 1) / t.Size
 }
 
-// Datagrams returns the datagrams of the train, in place and without their headroom: as many as Len says.
+// Datagrams returns the datagrams of the train, in place and without their headroom. There are Len of them.
 func (t *Train) Datagrams() iter.Seq[[]byte] { return t.parts(t.Headroom) }
 
 // Frames returns the datagrams of the train, in place and each with its headroom in front.
 func (t *Train) Frames() iter.Seq[[]byte] { return t.parts(0) }
 
-// parts returns the frames of the train without their first bytes.
+// parts returns the frames of the train, each without its first skip bytes.
 func (t *Train) parts(skip int) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		rest := t.Data

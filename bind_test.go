@@ -22,8 +22,8 @@ func TestTrainLen(t *testing.T) {
 	}
 }
 
-// TestTrainDatagrams: joined again they are the train, there are as many as Len says, and none can be appended to over the
-// next one.
+// TestTrainDatagrams: the datagrams joined again are the train, and there are as many as Len says. Appending to one of them does
+// not overwrite the next one.
 func TestTrainDatagrams(t *testing.T) {
 	data := []byte("abcdefgh")
 	for _, size := range []int{-1, 0, 1, 3, 4, 8, 9} {
@@ -42,13 +42,13 @@ func TestTrainDatagrams(t *testing.T) {
 				t.Errorf("size %d of %d: %d datagrams, %q; want %d", size, n, count, all, train.Len())
 			}
 			for range train.Datagrams() {
-				break // is no panic
+				break // does not panic
 			}
 		}
 	}
 }
 
-// TestTrainHeadroom: the frames joined are the train, and a datagram is its frame without the headroom.
+// TestTrainHeadroom: the frames joined again are the train, and each datagram is a frame without the headroom.
 func TestTrainHeadroom(t *testing.T) {
 	for _, c := range []struct {
 		data             string

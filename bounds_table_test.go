@@ -16,8 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// constantsOf returns the integer constants of the package in dir that depend on no other package. The files of all systems
-// count, and of several declarations of a name the first.
+// constantsOf returns the integer constants of the package in dir that depend on no other package. It reads the files of all
+// systems. If a name is declared several times, the first declaration counts.
 func constantsOf(t *testing.T, dir string) map[string]int64 {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -37,7 +37,7 @@ func constantsOf(t *testing.T, dir string) map[string]int64 {
 		files = append(files, f)
 	}
 	config := types.Config{Importer: noImporter{}, Error: func(error) {}, IgnoreFuncBodies: true}
-	pkg, _ := config.Check(dir, fset, files, nil) // fails: it has no imports
+	pkg, _ := config.Check(dir, fset, files, nil) // the error is expected: config has no importer
 	all := make(map[string]int64)
 	for _, name := range pkg.Scope().Names() {
 		if c, ok := pkg.Scope().Lookup(name).(*types.Const); ok && c.Val().Kind() == constant.Int {

@@ -21,12 +21,12 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// Close from every state, over sockets of the system and over a pipe, in real time. It returns soon, everything that
-// waits fails with net.ErrClosed, and no goroutine and no socket is left.
+// These tests call Close in every state, over sockets of the system and over a pipe, in real time. Close returns soon, every call
+// that waits fails with net.ErrClosed, and no goroutine and no socket is left.
 
-const closeWait = 5 * time.Second // for what takes milliseconds
+const closeWait = 5 * time.Second // the time limit of calls that take milliseconds
 
-// A ground is where the devices of these tests are: each bind is a machine of its own.
+// A ground makes the Binds of the devices in these tests. Each Bind is like a separate machine.
 type ground struct {
 	name string
 	bind func() (b wireguard.Bind, at func(port uint16) wireguard.Endpoint)
@@ -53,7 +53,7 @@ func grounds() []ground {
 	}
 }
 
-// A closing is a device that is about to be closed, the other end, and what goes on between them.
+// A closing is a device that is about to be closed, the other end, and the goroutines that use them.
 type closing struct {
 	*testing.T
 	*wireguard.Device
@@ -64,7 +64,7 @@ type closing struct {
 	other   *wireguard.Device
 	otherAt wireguard.Endpoint
 	busy    sync.WaitGroup
-	ended   atomic.Bool // set before Close: from then on calls may fail
+	ended   atomic.Bool // set before Close; calls may fail once it is set
 	cleanup []func()
 }
 
@@ -114,8 +114,8 @@ func (c *closing) connect() {
 	}
 }
 
-// repeats calls f on a goroutine of its own until it fails, which it may once the device is being closed, and with
-// net.ErrClosed alone.
+// repeats calls f on a new goroutine until it fails. f may fail only once the device is being closed, and only with
+// net.ErrClosed.
 func (c *closing) repeats(what string, f func() error) {
 	c.busy.Go(func() {
 		for {
@@ -130,7 +130,7 @@ func (c *closing) repeats(what string, f func() error) {
 	})
 }
 
-// untilDone calls f, which never fails, until the device has ended, and then once more.
+// untilDone calls f on a new goroutine until the device has ended, and then once more.
 func (c *closing) untilDone(f func()) {
 	c.busy.Go(func() {
 		for more := true; more; {
@@ -144,7 +144,7 @@ func (c *closing) untilDone(f func()) {
 	})
 }
 
-// silent makes a socket of the ground that hears, and answers nobody.
+// silent opens a socket of the ground that answers nobody, and returns it and its endpoint.
 func (c *closing) silent() (wireguard.Socket, wireguard.Endpoint) {
 	bind, at := c.ground.bind()
 	s, err := bind.Listen(0)
@@ -155,7 +155,7 @@ func (c *closing) silent() (wireguard.Socket, wireguard.Endpoint) {
 	return s, at(s.Port())
 }
 
-// redirect lets the peer's endpoint be a socket that answers nothing.
+// redirect sets the peer's endpoint to a socket that answers nobody.
 func (c *closing) redirect() wireguard.Socket {
 	c.Helper()
 	s, at := c.silent()
@@ -173,7 +173,7 @@ func packetTo(dst netip.Addr, size int) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(src, 1), netip.AddrPortFrom(dst, 2), make([]byte, size))
 }
 
-// sends sends batches on a device until it is closed.
+// sends keeps sending batches on a device until the device is closed.
 func (c *closing) sends(d *wireguard.Device, dst netip.Addr) {
 	b, p := d.NewBatch(), packetTo(dst, 1000)
 	c.repeats("Send", func() error {
@@ -183,7 +183,7 @@ func (c *closing) sends(d *wireguard.Device, dst netip.Addr) {
 	})
 }
 
-// moving calls all of the device that changes its state.
+// moving keeps calling the methods that change the device's state: Down, Up, Wake and Configure.
 func (c *closing) moving() {
 	c.untilDone(func() { c.Down() })
 	c.repeats("Up", c.Up)
@@ -196,13 +196,13 @@ func (c *closing) moving() {
 		}
 		err := c.Configure(wireguard.Change{ListenPort: &p})
 		if err != nil && !errors.Is(err, net.ErrClosed) {
-			return nil // another socket of this process has got the port
+			return nil // another socket of this process has the port
 		}
 		return err
 	})
 }
 
-// closingStates are the states to close from. What they start ends with the device.
+// closingStates are the states in which the tests call Close. The goroutines that they start end with the device.
 var closingStates = []struct {
 	name   string
 	lookup bool
@@ -258,7 +258,7 @@ var closingStates = []struct {
 	{"amid Configure, Down, Up and Wake", false, func(c *closing) {
 		c.connect()
 		c.moving()
-		time.Sleep(5 * time.Millisecond) // whatever they are at then
+		time.Sleep(5 * time.Millisecond) // Close then meets each of the calls at any point
 	}},
 	{"all of that and bulk", false, func(c *closing) {
 		c.connect()
@@ -278,7 +278,7 @@ var closingStates = []struct {
 
 var lookups atomic.Int64
 
-// otherInitiates lets the other end make a handshake with the device.
+// otherInitiates makes the other end begin a handshake with the device.
 func (c *closing) otherInitiates() {
 	c.Helper()
 	at := c.at(c.Status().ListenPort)
@@ -293,7 +293,8 @@ func (c *closing) otherInitiates() {
 	}
 }
 
-// recorded is an initiation of the other end's that the device has answered: its macs are good, and it is old.
+// recorded returns an initiation of the other end's that the device has already answered. Its macs are valid, and its timestamp
+// is old.
 func (c *closing) recorded() []byte {
 	c.Helper()
 	s, at := c.silent()
@@ -322,7 +323,7 @@ func (c *closing) recorded() []byte {
 	}
 }
 
-// wantClosed fails unless the device says of itself that it is closed.
+// wantClosed fails unless each method of the device behaves as after Close.
 func (c *closing) wantClosed() {
 	c.Helper()
 	b := c.NewBatch()
@@ -355,7 +356,7 @@ func (c *closing) wantClosed() {
 	}
 }
 
-// descriptors is the number of this process's open files, or 0 where it is not known.
+// descriptors returns the number of this process's open files, or 0 if the system does not tell it.
 func descriptors() int {
 	all, _ := os.ReadDir("/proc/self/fd")
 	return len(all)

@@ -30,7 +30,7 @@ func errEndpointText(s string) error {
 	return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
 }
 
-// LogValue returns what String returns. Otherwise log/slog would call MarshalText, which fails with a Link.
+// LogValue returns what String returns. Otherwise log/slog would call MarshalText, which fails if e has a Link.
 func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 // MarshalText returns all of e in the form that UnmarshalText parses. It fails if e has a Link, or an Addr without a
@@ -117,11 +117,11 @@ func (k *PresharedKey) UnmarshalBinary(b []byte) error {
 	return forms.Key((*[32]byte)(k), b, "preshared key")
 }
 
-// taiEpoch is the label of 1970-01-01 00:00:00 UTC, in seconds. WireGuard adds no leap seconds since.
+// taiEpoch is the label of 1970-01-01 00:00:00 UTC, in seconds. WireGuard does not count the leap seconds since then.
 const taiEpoch = 1<<62 + 10
 
-// TimestampOf returns the label of a wall time, rounded down to 2^24 ns (17 ms), as initiations carry it. A finer label
-// would tell more of the sender's clock than 50 initiations a second need.
+// TimestampOf returns the label of a wall time, rounded down to a multiple of 2^24 ns (17 ms), as initiations carry it.
+// A finer label would reveal more of the sender's clock than 50 initiations per second need.
 func TimestampOf(wall time.Time) (t Timestamp) {
 	binary.BigEndian.PutUint64(t[:], taiEpoch+uint64(wall.Unix()))
 	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
@@ -169,7 +169,7 @@ func (r *DropReason) UnmarshalText(text []byte) error {
 	return forms.ParseName("drop reason", dropNames[:], r, text)
 }
 
-// MarshalJSON returns an object of the counts other than 0, by the name of their reason.
+// MarshalJSON returns an object with the counts other than 0. Each count has the name of its reason.
 func (d Drops) MarshalJSON() ([]byte, error) {
 	counts := maps.Collect(d.All())
 	maps.DeleteFunc(counts, func(_ DropReason, n uint64) bool { return n == 0 })
@@ -189,8 +189,8 @@ func (d *Drops) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// GobEncode encodes c as JSON: encoding/gob by itself would encode a pointer to a zero value, which sets a field to
-// zero, as nil, which keeps it.
+// GobEncode encodes c as JSON. By itself, encoding/gob would turn a pointer to a zero value into nil, but the pointer
+// sets a field to zero, while nil keeps the field.
 func (c Change) GobEncode() ([]byte, error) { return json.Marshal(c) }
 
 // GobDecode decodes what GobEncode returns.
@@ -202,7 +202,7 @@ func (c PeerChange) GobEncode() ([]byte, error) { return json.Marshal(c) }
 // GobDecode decodes what GobEncode returns.
 func (c *PeerChange) GobDecode(b []byte) error { return json.Unmarshal(b, c) }
 
-// MarshalJSON returns an object of the fields of e. It keeps the text of Err alone.
+// MarshalJSON returns an object of the fields of e. Of Err, it keeps only the text.
 func (e Event) MarshalJSON() ([]byte, error) {
 	type fields Event
 	var text *string

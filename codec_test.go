@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// A codec encodes a value and decodes what it encoded into the value that into points to.
+// A codec encodes a value, and decodes the encoded form into the value that into points to.
 type codec struct {
 	encode func(v any) ([]byte, error)
 	decode func(b []byte, into any) error
@@ -24,7 +24,7 @@ type codec struct {
 
 var errNoForm = errors.New("the type has no such form")
 
-// codecs are the forms that programs give to values. codec_jsonv2_test.go adds encoding/json/v2 where it is built.
+// codecs are the forms in which programs store values. codec_jsonv2_test.go adds encoding/json/v2 if that package is enabled.
 var codecs = map[string]codec{
 	"text": {
 		func(v any) ([]byte, error) {
@@ -55,7 +55,7 @@ var codecs = map[string]codec{
 	},
 }
 
-// kept are the forms that must keep a value; any other form may fail instead.
+// These lists name the forms that must keep a value. Any other form may return an error instead.
 const (
 	kText  = "text json gob jsonv2"
 	kPlain = "json gob jsonv2"
@@ -72,7 +72,8 @@ var (
 	}
 )
 
-// filled returns a T with a value in each exported field, except errors and secrets. A new field does not escape the codecs.
+// filled returns a T with a value in each exported field, except errors and secrets. So the codecs are also tested with fields that
+// are added later.
 func filled[T any]() (t T) {
 	fill(reflect.ValueOf(&t).Elem())
 	return t
@@ -167,10 +168,10 @@ var codecValues = map[string]struct {
 	"Config zero":                 {Config{}, kNone},
 }
 
-// notValues are the exported types that stand for something that runs. Nobody stores one: they have no exported fields.
+// notValues are the exported types that stand for something that runs. Programs cannot store them: they have no exported fields.
 var notValues = []string{"Device", "Batch", "Subscription"}
 
-// TestCodecs: each form of each value keeps the value, or fails. None leaves out or redacts anything.
+// TestCodecs: each form of each value keeps the value, or returns an error. No form leaves out or redacts anything.
 func TestCodecs(t *testing.T) {
 	for name, c := range codecValues {
 		for form, codec := range codecs {
@@ -193,7 +194,7 @@ func TestCodecs(t *testing.T) {
 	}
 }
 
-// same compares errors by their text and all else deeply; an empty list is as good as none.
+// same reports whether a and b are equal. It compares errors by their text, and everything else deeply. An empty list equals nil.
 func same(a, b any) bool {
 	if x, ok := a.(Event); ok && x.Err != nil {
 		y := b.(Event)
@@ -210,7 +211,7 @@ func same(a, b any) bool {
 	return len(x) > 0 && bytes.Equal(null(x), null(y))
 }
 
-// TestCodecsKnowEveryType: a new exported type does not escape the table.
+// TestCodecsKnowEveryType: each exported type is in codecValues or in notValues.
 func TestCodecsKnowEveryType(t *testing.T) {
 	known := make(map[string]bool)
 	for name, c := range codecValues {
@@ -246,7 +247,8 @@ func TestCodecsKnowEveryType(t *testing.T) {
 	}
 }
 
-// TestSecretsAreNotEncoded: the error says what to store instead, also where the key is deep inside something else.
+// TestSecretsAreNotEncoded: encoding a secret key fails, also if the key is inside another value. The error says what to store
+// instead.
 func TestSecretsAreNotEncoded(t *testing.T) {
 	private, preshared := PrivateKey(testSecretKey), PresharedKey(testSecretPSK)
 	for name, v := range map[string]any{
@@ -273,7 +275,7 @@ func TestSecretsAreNotEncoded(t *testing.T) {
 	}
 }
 
-// TestEndpointLog: a log shows the place of every endpoint, also of one without a text form.
+// TestEndpointLog: a log shows the address or the link of every endpoint, also of one without a text form.
 func TestEndpointLog(t *testing.T) {
 	for _, e := range []Endpoint{{}, testSticky, {Link: testLink{"relay 7", 7}}} {
 		var text, js bytes.Buffer
@@ -350,7 +352,7 @@ func TestTimestampText(t *testing.T) {
 	}
 }
 
-// TestPublicKeyFormat: %x prints the key's bytes, and not those of its text.
+// TestPublicKeyFormat: %x prints the bytes of the key, and not the bytes of its text.
 func TestPublicKeyFormat(t *testing.T) {
 	k := PublicKey{1, 0xab}
 	zeros := strings.Repeat("00", 30)

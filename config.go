@@ -12,142 +12,154 @@ import (
 	"time"
 )
 
-// A Config says what a new device is. Tunnel and Bind must be set; the zero value of every other field means its
-// default. The device copies what it needs: the Config and its slices stay the caller's.
+// A Config describes a new device. Tunnel and Bind must be set. The zero value of every other field means the default
+// that its comment names. The device copies what it needs: the Config and its slices stay the caller's.
 type Config struct {
-	// PrivateKey is the device's identity. Zero: none yet; the device makes and answers no handshake until
-	// Configure sets one.
+	// PrivateKey is the device's identity. Zero means that there is no key yet: until Configure sets one, the device
+	// neither starts nor answers a handshake.
 	PrivateKey PrivateKey
 
-	// ListenPort is the UDP port. Zero: the Bind chooses one each time the device goes up.
+	// ListenPort is the UDP port. Zero means that the Bind chooses one each time the device goes up.
 	ListenPort uint16
 
-	// FirewallMark marks what the sockets send, where the Bind can. Zero: no mark.
+	// FirewallMark is the mark of the datagrams that are sent. If it is set and the Bind's sockets cannot mark, Up
+	// fails. Zero means no mark.
 	FirewallMark uint32
 
-	// Peers are those from the start. None: Configure and Lookup add some.
+	// Peers are the peers that the device has from the start. Configure and Lookup can add more.
 	Peers []PeerConfig
 
-	// Tunnel is where packets come from and go to. It must implement PacketSource, Queues or Attacher as well. The
-	// device closes it in Close.
+	// Tunnel is the source and the destination of IP packets. It must implement PacketSource, Queues or Attacher as
+	// well. The device closes it in Close.
 	Tunnel Tunnel
 
-	// Bind is where datagrams come from and go to. The device closes the sockets that it makes.
+	// Bind makes the sockets for the datagrams. The device closes those sockets.
 	Bind Bind
 
-	// Lookup supplies a peer that is not configured when its first, authentic initiation arrives. It is called
-	// on a goroutine of its own, at most MaxLookups at a time and once at a time for each key; its context ends when the
-	// device goes down, and Close waits for it. Returning an error, or a PeerConfig for another key, leaves the initiation unanswered.
-	// A peer that came this way is forgotten when it has no session left: 540 s after the last one, or 180 s after
-	// it was added when none was confirmed. An EventPeerForgotten then carries the Timestamp to return from
-	// Lookup the next time, so that a recorded initiation cannot bring the peer back; a subscriber that missed
-	// events has missed some of those. A looked-up peer that Configure names is an ordinary peer from then on.
-	// Nil: strangers are dropped.
+	// Lookup supplies a peer that is not configured, when the peer's first authentic initiation arrives. Each call has its own
+	// goroutine. At most MaxLookups calls run at a time, and at most one for each key. The context of a call ends when the
+	// device goes down, and Close waits for the call. If Lookup returns an error, or a PeerConfig for another key, the
+	// initiation is not answered. A peer that Lookup supplied is forgotten when it has no session left: 540 s after the last
+	// session was made, or 180 s after the peer was added if no session was confirmed. An EventPeerForgotten then has the
+	// Timestamp that Lookup should return the next time, so that a recorded initiation cannot bring the peer back. If
+	// Event.Missed counts lost events of this kind, their timestamps are lost, too. If Configure names a peer that Lookup
+	// supplied, other than with UpdateOnly, the peer is an ordinary one from then on. Nil means that initiations of unknown
+	// peers are dropped.
 	Lookup func(ctx context.Context, key PublicKey) (PeerConfig, error)
 
-	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero: 65536.
+	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero means 65536.
 	MaxLookedUp int
 
-	// MaxLookups limits the calls of Lookup at one time: if each takes 20 ms, 256 let in 12,800 strangers a second. At the
-	// limit, initiations of other strangers are dropped. With an eighth of it under way, the device is under load: it then
-	// takes only initiations whose sender shows, with a cookie, that it receives at its address, and 20 a second from each
-	// address. So a flood of made-up keys from forged addresses does not take the places. Zero: 256.
+	// MaxLookups limits the calls of Lookup that run at one time. If each call takes 20 ms, 256 calls at a time let in
+	// 12,800 strangers per second. At the limit, initiations of other strangers are dropped. From an eighth of the limit
+	// on, the device is under load: it then takes only initiations whose sender shows, with a cookie, that it receives at
+	// its address, and at most 20 per second from each address. So a flood of made-up keys from forged addresses cannot
+	// fill the limit. Zero means 256.
 	MaxLookups int
 
-	// StagedBytes limits the memory of packets that wait for a handshake, over all peers, in bytes. When it is used up, the
-	// peer whose packets take most loses its oldest one. So if n peers have packets waiting, each can have an n-th of it.
-	// Besides, at most 128 packets per peer wait. Zero: 16 MiB.
+	// StagedBytes limits the memory of packets that wait for a handshake, over all peers, in bytes. When that memory is
+	// used up, the peer whose packets take the most loses its oldest packet. So if n peers have packets waiting, each can
+	// have an n-th of the memory. In addition, at most 128 packets per peer wait. Zero means 16 MiB.
 	StagedBytes int
 
 	// StagedPerPeer limits the part of StagedBytes that one peer's packets may take, in bytes. The peer's oldest packets
-	// are dropped to make room. Zero: 512 KiB. Negative: no limit besides StagedBytes.
+	// are dropped to make room. Zero means 512 KiB. A negative value means no limit besides StagedBytes.
 	StagedPerPeer int
 
-	// Helpers limits the goroutines that help one batch on idle cores to encrypt or decrypt. Zero: one for each core but
-	// the batch's own. Negative: none, so that each batch stays with one goroutine.
+	// Helpers limits the goroutines on idle cores that help to encrypt or decrypt one batch. Zero means one for each
+	// core but the batch's own. A negative value means none, so that each batch stays with one goroutine.
 	Helpers int
 
-	// IndexPrefix is how every session index of the device begins, so that a program can tell apart devices that share
-	// one socket. The zero value is no prefix. With 16 bits, 49,152 sessions and handshakes can be under way.
+	// IndexPrefix is the beginning of every session index of the device. It lets a program tell apart devices that
+	// share one socket. The zero value means no prefix. With a prefix of 16 bits, 49,152 sessions and handshakes can
+	// exist at a time.
 	IndexPrefix IndexPrefix
 
-	// SentTimestamp is less than every timestamp that the device sends in its initiations, to any peer. A device that
-	// takes the place of another one with the same private key sets it to a time that the predecessor has not reached.
-	// Zero: the wall clock alone counts.
+	// SentTimestamp is less than every timestamp that the device sends in its initiations, to any peer. Set it for a
+	// device that takes the place of another one with the same private key, to a time that the predecessor has not
+	// reached. Zero means that there is no such bound.
 	SentTimestamp Timestamp
 
-	// Logger is told of handshakes (Debug), of the device's life (Info) and of trouble with sockets (Warn). What
-	// a packet or a stranger does is never above Debug. Nil: silent.
+	// Logger gets messages about handshakes (Debug), about the device going up and down (Info), and about trouble with
+	// sockets, the tunnel or the key log (Warn). Nothing that a packet or a stranger does is logged above Debug. Nil
+	// means that nothing is logged.
 	Logger *slog.Logger
 
-	// KeyLog is told the secrets of each handshake, so that Wireshark can open what was captured: its preference
-	// wg.keylog_file names a file of these lines. Whoever has them can read all traffic, so it is for debugging only.
-	// Each handshake is one Write of four lines, before its message is sent; Writes do not overlap, and the handshake
-	// waits for them. After an error nothing more is written, and Logger is warned. Nil: no secret leaves the device.
+	// KeyLog gets the secrets of each handshake, so that Wireshark can decrypt captured traffic: Wireshark's preference
+	// wg.keylog_file names a file with these lines. Whoever has the lines can read all traffic, so KeyLog is for
+	// debugging only. The device makes one Write of four lines before it sends an initiation or a response, and waits
+	// for it. Writes do not overlap. After an error, nothing more is written, and Logger gets a warning. Nil means that
+	// no secret is written.
 	KeyLog io.Writer
-	// Clock tells the time. Nil: the system's.
+	// Clock tells the time. Nil means the system's clock.
 	Clock Clock
 }
 
-// A PeerConfig says who a peer is and what it may send. Zero fields mean none.
+// A PeerConfig says who a peer is and which addresses it may use. A zero field means none, unless its comment says
+// otherwise.
 type PeerConfig struct {
-	// PublicKey is whose configuration it is. Zero is refused.
+	// PublicKey is the key of the peer. Zero is refused.
 	PublicKey PublicKey
 
-	// PresharedKey is mixed into each handshake with the peer, which must have the same. Zero: none.
+	// PresharedKey is mixed into each handshake with the peer, which must have the same key. Zero means that there is
+	// none.
 	PresharedKey PresharedKey
 
-	// Endpoint is where the peer is at first; it moves with the peer's authentic packets. Zero: known once the
-	// peer sends something.
+	// Endpoint is where the peer is at first. Later, packets are sent to where the peer's last authentic packet came
+	// from. Zero means that the place is not known until the peer sends something.
 	Endpoint Endpoint
 
 	// AllowedIPs are the addresses that the peer may send from and that are routed to it. The longest prefix
-	// wins. A prefix belongs to one peer: the last one it is given to. Bits beyond the prefix length are cleared.
+	// wins. A prefix belongs to one peer: the last one to which it was given. Bits beyond the prefix length are
+	// cleared.
 	AllowedIPs []netip.Prefix
 
-	// PersistentKeepalive is the interval, in whole seconds up to 65535, at which an empty packet is sent if
-	// nothing else was, so that a NAT on the way keeps its mapping. Zero: off.
+	// PersistentKeepalive is the time, in whole seconds up to 65535, after which an empty packet is sent if nothing
+	// authentic was sent or received, so that a NAT on the path keeps its mapping. Zero means that no such packets are
+	// sent.
 	PersistentKeepalive time.Duration
 
-	// MTU is the largest packet, in bytes, that is sent to the peer, from 576 to 65535, where the path to the peer takes
-	// less than the Tunnel brings. A larger packet is dropped and its sender told by ICMP, with two exceptions. An
-	// IPv4 packet that may be fragmented is sent whole, in an outer packet that may be fragmented too. And IPv6
-	// packets of up to 1280 bytes are always sent, since IPv6 has no smaller MTU. Zero: the MTU of the Tunnel.
+	// MTU is the largest packet, in bytes, that is sent to the peer, from 576 to 65535. Set it if the path to the peer
+	// takes only packets that are smaller than the MTU of the Tunnel. A larger packet is dropped and its sender is told
+	// by ICMP, with two exceptions. An IPv4 packet that may be fragmented is sent whole, in an outer packet that may be
+	// fragmented too. IPv6 packets of up to 1280 bytes are always sent, since IPv6 has no smaller MTU. Zero means the
+	// MTU of the Tunnel.
 	MTU int
 
-	// Timestamp is the newest initiation already seen from this peer: older and equal ones are replays. Zero: none.
+	// Timestamp is that of the newest initiation already seen from this peer. Initiations with an older or an equal
+	// timestamp are refused as replays. Zero means none.
 	Timestamp Timestamp
 
 	// SentTimestamp is the newest initiation timestamp that this device, or a predecessor with its private key, sent to
-	// the peer. Those sent from now on are greater. Zero: none.
+	// the peer. Timestamps that are sent from now on are greater. Zero means none.
 	SentTimestamp Timestamp
 }
 
-// A Change is a difference to a running device's configuration: what it does not name stays as it is, sessions
-// included. All of it is checked first; if anything is wrong, nothing is changed.
+// A Change changes the configuration of a device. Everything that it does not name stays as it is, including sessions.
+// The whole Change is checked first; if anything is wrong, nothing is changed.
 type Change struct {
-	PrivateKey   *PrivateKey // nil: unchanged; zero key: none any more
+	PrivateKey   *PrivateKey // nil: unchanged; zero key: removed
 	ListenPort   *uint16     // nil: unchanged
-	FirewallMark *uint32     // nil: unchanged; 0: none any more
+	FirewallMark *uint32     // nil: unchanged; 0: no mark
 
-	// ReplacePeers removes every peer that Peers does not name. A peer that it names keeps its session.
+	// ReplacePeers removes every peer that Peers does not name. A peer that Peers names keeps its session.
 	ReplacePeers bool
 
-	// Peers are carried out in order; one peer may be named several times.
+	// Peers are changes to peers, which are carried out in order. One peer may be named several times.
 	Peers []PeerChange
 }
 
-// A PeerChange is a difference to one peer, or a new peer: a peer that does not exist is added.
+// A PeerChange changes the configuration of one peer. A peer that does not exist is added.
 type PeerChange struct {
-	PublicKey PublicKey // whose configuration is changed; zero is refused
+	PublicKey PublicKey // the key of the peer; zero is refused
 
-	// Remove removes the peer with its session; other fields are ignored. Removing a peer that does not exist is
-	// no error.
+	// Remove removes the peer with its session; other fields are ignored. Removing a peer that does not exist is not an
+	// error.
 	Remove bool
-	// UpdateOnly leaves out the whole change where the peer does not exist.
+	// UpdateOnly means that this change is ignored if the peer does not exist.
 	UpdateOnly bool
 
-	PresharedKey        *PresharedKey  // nil: unchanged; zero key: none any more. Used from the next handshake on.
+	PresharedKey        *PresharedKey  // nil: unchanged; zero key: removed. The next handshake uses the new key.
 	Endpoint            *Endpoint      // nil: unchanged; zero: forgotten
 	PersistentKeepalive *time.Duration // nil: unchanged; 0: off
 	MTU                 *int           // nil: unchanged; 0: that of the Tunnel
@@ -156,12 +168,12 @@ type PeerChange struct {
 
 	// ReplaceAllowedIPs takes all prefixes from the peer before AllowedIPs are added.
 	ReplaceAllowedIPs bool
-	AllowedIPs        []netip.Prefix // added, and taken from whoever has them
-	RemoveAllowedIPs  []netip.Prefix // taken from this peer, if they are its; after AllowedIPs were added
+	AllowedIPs        []netip.Prefix // added to this peer, and taken from the peers that have them
+	RemoveAllowedIPs  []netip.Prefix // taken from this peer, if it has them, after AllowedIPs were added
 }
 
-// Change returns the difference that adds the peer c, or gives an existing peer with the same key the configuration c. A
-// zero Endpoint leaves the one that the peer was heard from. The result shares AllowedIPs with c.
+// Change returns the change that adds the peer c, or gives an existing peer with the same key the configuration c. If
+// c.Endpoint is zero, an existing peer keeps its endpoint. The result shares AllowedIPs with c.
 func (c PeerConfig) Change() PeerChange {
 	change := PeerChange{
 		PublicKey:           c.PublicKey,
@@ -199,7 +211,7 @@ func (d *Device) setLimits(c *Config) {
 }
 
 const (
-	minMTU  = 576  // "every internet destination must be able to receive" it (RFC 791, section 3.2)
+	minMTU  = 576  // "every internet destination must be able to receive" as much (RFC 791, section 3.2)
 	minMTU6 = 1280 // (RFC 8200, section 5)
 
 	maxHeadroom  = 64
@@ -214,7 +226,8 @@ func headroomOf(b Bind) int {
 	return 0
 }
 
-// check returns everything that is wrong with c, whose Bind wants headroom and whose peers are changes, or nil.
+// check returns an error that names everything that is wrong with c, or nil. headroom is what c.Bind wants, and changes
+// are what c.Peers change.
 func (c *Config) check(headroom int, changes []PeerChange) error {
 	var errs []error
 	if c.Tunnel == nil {
@@ -250,7 +263,8 @@ func (c *Config) check(headroom int, changes []PeerChange) error {
 	return errors.Join(append(errs, checkPeers(changes, c.PrivateKey.Public()))...)
 }
 
-// checkPeers returns everything that is wrong with changes to the peers of a device whose own key is self.
+// checkPeers returns an error that names everything that is wrong with changes, or nil. self is the device's own public
+// key.
 func checkPeers(changes []PeerChange, self PublicKey) error {
 	var errs []error
 	for i := range changes {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// wantErrors fails unless err is of just these lines, each given by strings that it must hold.
+// wantErrors fails unless err has as many lines as want, and each line contains the strings of its element of want.
 func wantErrors(t *testing.T, err error, want ...[]string) {
 	t.Helper()
 	var lines []string
@@ -29,7 +29,8 @@ func wantErrors(t *testing.T, err error, want ...[]string) {
 	}
 }
 
-// TestConfigAllErrorsAtOnce: "validated as a whole with all errors joined", each saying which peer and what to do.
+// TestConfigAllErrorsAtOnce: a configuration is "validated as a whole with all errors joined". Each error says which peer it is
+// about and what to do.
 func TestConfigAllErrorsAtOnce(t *testing.T) {
 	self := testKey(1)
 	k := func(n int) PublicKey { return testKey(n).Public() }
@@ -92,7 +93,7 @@ func TestConfigureRefusesAsAWhole(t *testing.T) {
 			{PublicKey: b.id.public, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}},
 			{PublicKey: a.id.public, PersistentKeepalive: &bad, RemoveAllowedIPs: []netip.Prefix{{}}},
 			{PublicKey: testKey(1).Public()},
-			{PublicKey: testKey(1).Public(), Remove: true}, // no error: it is not there
+			{PublicKey: testKey(1).Public(), Remove: true}, // no error, although the device has no such peer
 		},
 	})
 	wantErrors(t, err,
@@ -115,7 +116,7 @@ func peers(d *Device) (all []PeerStatus) {
 	return all
 }
 
-// TestConfigureNewKeyIsChecked: a peer is compared with the key that the same change brings.
+// TestConfigureNewKeyIsChecked: if a change sets the private key, its peers are compared with the new key.
 func TestConfigureNewKeyIsChecked(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	key := testKey(2)
@@ -141,7 +142,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
-// TestNewCopiesConfig scribbles over the caller's slices after New.
+// TestNewCopiesConfig: the device does not change if the caller overwrites the slices of its Config after New.
 func TestNewCopiesConfig(t *testing.T) {
 	a := newRemote(1, PublicKey{})
 	config := a.config()
@@ -156,7 +157,7 @@ func TestNewCopiesConfig(t *testing.T) {
 	}
 }
 
-// TestPeerChangeOfConfig: a PeerConfig says everything of a peer.
+// TestPeerChangeOfConfig: SetPeer also resets what the PeerConfig leaves zero, except the endpoint and the timestamp.
 func TestPeerChangeOfConfig(t *testing.T) {
 	a := newRemote(1, PublicKey{})
 	full := PeerConfig{

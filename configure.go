@@ -10,12 +10,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Configure carries out a change as a whole: if anything in it is wrong, the error tells all of that, and nothing is
-// changed. A new port is opened before the old one is closed. Packets flow on meanwhile.
+// Configure carries out a whole change or nothing: if anything in the change is wrong, the error names everything that
+// is wrong, and nothing is changed. A new port is opened before the old one is closed. Packets keep flowing meanwhile.
 func (d *Device) Configure(c Change) error {
 	var id *identity
 	if c.PrivateKey != nil {
-		id = newIdentity(*c.PrivateKey) // an X25519: nobody is to wait for it
+		id = newIdentity(*c.PrivateKey) // this takes an X25519, so it is done without the lock
 	}
 	d.mu.Lock()
 	r := d.running.Load()
@@ -28,8 +28,9 @@ func (d *Device) Configure(c Change) error {
 	return err
 }
 
-// configure is Configure but for what is due after it. id is that of the change's private key, if it has one. It returns
-// the socket that was replaced, for finishSocket. mu is held.
+// configure does the part of Configure that needs mu, which is held. id is the identity of the change's private key, if
+// the change has one. configure returns the socket that was replaced, for finishSocket, and the peers to which something
+// is to be sent.
 func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, nil, errClosed
@@ -49,7 +50,7 @@ func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueF
 	return old, d.changePeers(c.Peers, c.ReplacePeers), nil
 }
 
-// changeSocket sets port and mark. This is the part that can fail.
+// changeSocket sets the port and the mark. After the check, no other part of a change can fail.
 func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	port, mark := uint16(d.port.Load()), d.mark.Load()
 	if c.ListenPort != nil {
@@ -85,7 +86,8 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	return old, nil
 }
 
-// isOtherPort reports whether port needs another socket than s. It does if Wake could not open s again.
+// isOtherPort reports whether port needs another socket than s. It also does if s is closed because Wake could not open
+// another socket.
 func (d *Device) isOtherPort(port uint16, s *openSocket) bool {
 	return s.isClosed() || port == 0 && d.port.Load() != 0 || port != 0 && port != s.port
 }
@@ -120,8 +122,8 @@ type edit struct {
 	routes routesEdit[*peer]
 }
 
-// changePeers carries out changes to peers that were checked. Peers and prefixes appear and disappear at one moment. mu is
-// held.
+// changePeers carries out changes to peers that were checked. Readers see the peers of all changes appear and disappear at
+// one moment, and then their prefixes at one moment. mu is held.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
 	e := &edit{d.peers.published.Load().Edit(), d.allowed.edit()}
 	if replace {
@@ -145,7 +147,7 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 	return due
 }
 
-// changePeer carries out one change. It returns the peer if something is to be sent to it.
+// changePeer carries out one change. It returns the peer if something is to be sent to the peer.
 func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) {
 	named, _ := e.peers.Get(keyedPeer{key: c.PublicKey})
 	p := named.p
@@ -201,7 +203,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 	return nil, false
 }
 
-// addPeer makes a peer of which nothing is known but its key.
+// addPeer makes a peer of which only the key is known.
 func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	var seed [4]byte
 	d.random(seed[:])
@@ -213,7 +215,7 @@ func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	return p
 }
 
-// removePeer ends a peer. A goroutine that has a pointer to the peer finds it removed.
+// removePeer ends a peer. A goroutine that still has a pointer to the peer sees that removed is set.
 func (d *Device) removePeer(p *peer, e *edit) {
 	e.routes.removeAll(p)
 	e.peers.Delete(keyedPeer{key: p.key})
@@ -242,8 +244,9 @@ func (d *Device) RemovePeer(key PublicKey) error {
 	return d.Configure(Change{Peers: []PeerChange{{PublicKey: key, Remove: true}}})
 }
 
-// PeerOf returns the peer that a, the RemoteAddr of a connection through the tunnel, belongs to: Route of its IP address.
-// A connection may outlive a change of the peer's AllowedIPs, so call PeerOf when the connection begins.
+// PeerOf returns the peer at the other end of a connection through the tunnel. a is the RemoteAddr of the connection. The
+// result is that of Route for the IP address of a. A connection may outlive a change of the peer's AllowedIPs, so call
+// PeerOf when the connection begins.
 func (d *Device) PeerOf(a net.Addr) (key PublicKey, ok bool) {
 	var at netip.AddrPort
 	if has, ok := a.(interface{ AddrPort() netip.AddrPort }); ok { // *net.TCPAddr, *net.UDPAddr
@@ -257,7 +260,8 @@ func (d *Device) PeerOf(a net.Addr) (key PublicKey, ok bool) {
 	return d.Route(at.Addr())
 }
 
-// Route is the peer that packets to an address inside the tunnel go to, and may come from.
+// Route returns the peer that has the address a inside the tunnel: packets to a are sent to this peer, and only this
+// peer may send packets from a.
 func (d *Device) Route(a netip.Addr) (key PublicKey, ok bool) {
 	if p := d.allowed.routes().peer(a.Unmap().WithZone("")); p != nil {
 		return p.key, true
@@ -265,8 +269,8 @@ func (d *Device) Route(a netip.Addr) (key PublicKey, ok bool) {
 	return PublicKey{}, false
 }
 
-// PrivateKey returns the device's private key, clamped as the curve uses it, or the zero key if it has none. Status does not
-// hold it.
+// PrivateKey returns the device's private key, clamped as the curve uses it, or the zero key if the device has none. Status
+// does not contain the private key.
 func (d *Device) PrivateKey() PrivateKey {
 	if id := d.identity.Load(); id != nil {
 		return id.private
@@ -274,8 +278,8 @@ func (d *Device) PrivateKey() PrivateKey {
 	return PrivateKey{}
 }
 
-// PresharedKey returns the preshared key of a peer, zero meaning none, and whether the peer exists. PeerStatus does not
-// hold it.
+// PresharedKey returns the preshared key of a peer, which is zero if there is none, and whether the peer exists.
+// PeerStatus does not contain this key.
 func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 	p := d.peers.find(peer)
 	if p == nil {
@@ -286,8 +290,8 @@ func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 	return p.psk, !p.removed
 }
 
-// Status returns what the device is at this moment. It waits for nothing. While Configure runs, it shows the device as
-// before or as after the change.
+// Status describes the device at this moment. It never waits for Configure. While Configure runs, each field shows the
+// device either before or after the change.
 func (d *Device) Status() Status {
 	s := Status{
 		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.published.Load().Len(),
@@ -303,14 +307,14 @@ func (d *Device) Status() Status {
 	return s
 }
 
-// Peers returns the peers in the order of their public keys: those that exist when the loop begins and still exist when
-// the loop reaches them. The device may be changed meanwhile, also inside the loop. Each step costs the same, however many
+// Peers returns the peers that exist when the loop begins and still exist when the loop reaches them, in the order of
+// their public keys. The device may be changed meanwhile, also inside the loop. Each step costs the same, however many
 // peers there are.
 func (d *Device) Peers() iter.Seq[PeerStatus] { return d.PeersAfter(PublicKey{}) }
 
 // PeersAfter returns the peers whose public keys are greater than key, as Peers does. A program that shows one page of
-// peers at a time passes the last key of the page before. A peer that stays is then on one page, whatever peers come and
-// go. Peers go by the bytes of their keys, as bytes.Compare compares them.
+// peers at a time passes the last key of the page before. A peer that stays is then on exactly one page, even if other
+// peers are added or removed. The order of the keys is that of bytes.Compare.
 func (d *Device) PeersAfter(key PublicKey) iter.Seq[PeerStatus] {
 	return func(yield func(PeerStatus) bool) {
 		for p := range d.peers.after(key) {
@@ -321,7 +325,7 @@ func (d *Device) PeersAfter(key PublicKey) iter.Seq[PeerStatus] {
 	}
 }
 
-// Peer returns what a peer is at this moment, and whether it exists.
+// Peer describes a peer at this moment, and reports whether the peer exists.
 func (d *Device) Peer(key PublicKey) (s PeerStatus, ok bool) {
 	if p := d.peers.find(key); p != nil {
 		return d.peerStatus(p)

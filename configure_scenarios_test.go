@@ -14,16 +14,16 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Configure on devices that run, with sessions that stand and packets that flow.
+// These tests call Configure on devices that are up, have sessions and send packets.
 
-// A change is carried out as a whole or not at all: with one mistake anywhere in it, or a socket that cannot be had,
-// nothing is changed, and the error tells all the mistakes.
+// A change is made as a whole or not at all. If it has a mistake, or a socket cannot be opened, nothing is changed, and the error
+// lists all mistakes.
 func TestConfigureAllOrNothing(t *testing.T) {
 	inWorld(t, func(w *world) {
 		mood := &moodyBind{}
 		h, b, c, d := hub(w, func(c *wireguard.Config) { mood.Bind, c.Bind = c.Bind, mood })
 		newcomer := wireguard.NewPrivateKey().Public()
-		good := func() wireguard.Change { // changes everything there is
+		good := func() wireguard.Change { // changes everything that a Change can change
 			return wireguard.Change{
 				PrivateKey: ptr(wireguard.NewPrivateKey()), ListenPort: ptr(uint16(4000)), FirewallMark: ptr(uint32(9)), ReplacePeers: true,
 				Peers: []wireguard.PeerChange{
@@ -52,7 +52,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 			for _, n := range []*node{b, c, d} {
 				wantWorks(w, h, n, name)
 			}
-			before = snapshot(h) // its counters moved
+			before = snapshot(h) // the counters of h have grown
 		}
 		change := good()
 		change.Peers = append(change.Peers,
@@ -89,7 +89,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 	})
 }
 
-// snapshot returns all that can be read of a device and its peers, except events.
+// snapshot returns everything that a program can read of a device and its peers, except events.
 func snapshot(n *node) string {
 	s := fmt.Sprintf("%+v", n.Status())
 	for p := range n.Peers() {
@@ -100,8 +100,8 @@ func snapshot(n *node) string {
 	return s
 }
 
-// The typed difference to row 27: a peer that ReplacePeers names keeps its session, and all of its state that the change
-// does not name; the others go.
+// Row 27, by the API and not by the control protocol: a peer that a change with ReplacePeers names keeps its session and all state
+// that the change does not set. The other peers are removed.
 func TestReplacePeersKeepsSessions(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, d := hub(w)
@@ -128,8 +128,8 @@ func TestReplacePeersKeepsSessions(t *testing.T) {
 	})
 }
 
-// A peer that one change removes and adds is a new one: no session, no counters, no 5 s to wait; what was in flight is for
-// nobody.
+// If one change removes a peer and adds it again, the peer is a new one: it has no session and no counters, and an initiation to
+// it need not wait 5 s. Messages of the old session that are still in flight are dropped.
 func TestRemoveAndAddInOneChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -170,7 +170,7 @@ func TestUpdateOneField(t *testing.T) {
 				before, allowed := a.status(b), a.allowed(b)
 				a.update(b, change)
 				after := a.status(b)
-				w.script() // the keepalive of a changed interval
+				w.script() // a change of the interval sends a keepalive
 				want, wantPSK := before, wireguard.PresharedKey{}
 				switch {
 				case change.PresharedKey != nil:
@@ -211,8 +211,8 @@ func TestUpdateOneField(t *testing.T) {
 	})
 }
 
-// A prefix moves to another peer while packets flow. From then on only the new owner may send from it, and neither
-// peer needs a new handshake.
+// A prefix moves to another peer while packets flow. From then on only the new owner may send from addresses of this prefix.
+// Neither peer needs a new handshake.
 func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, _ := hub(w)
@@ -242,8 +242,8 @@ func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 	})
 }
 
-// A prefix moves between peers while others send. Each packet reaches one of the two peers, and none is lost or sent
-// twice.
+// A prefix moves between two peers while goroutines send to it. Each packet reaches one of the two peers, and none is lost or
+// sent twice.
 func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, _ := hub(w)
@@ -338,7 +338,7 @@ func TestListenPortChange(t *testing.T) {
 	})
 }
 
-// The mark goes to the socket at once, and to each later one.
+// The device sets the firewall mark on its socket at once, and on each socket that it opens later.
 func TestFirewallMarkChange(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)
@@ -367,8 +367,9 @@ func TestFirewallMarkChange(t *testing.T) {
 	})
 }
 
-// Rows 13 and 15 under traffic: the private key changes while packets go both ways; what was sealed before arrives, and
-// what comes after waits for the new identity's session.
+// Rows 13 and 15 under traffic: a's private key changes while a sends to b. Packets that a sends after the change wait for a
+// session of the new key, and arrive. Of the packets that a sealed before, b refuses those that are still under way, because the
+// prefixes have moved to the new key.
 func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -388,7 +389,7 @@ func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 		}
 		w.advance(time.Second)
 		got := b.arrived()
-		// b's prefixes for a moved to the new key: what the old one sealed and is still under way is refused by its source.
+		// At b, a's prefixes have moved to the new key. So b refuses the source of packets that arrive now under the old key.
 		refused := int(b.Status().Drops[wireguard.DropSourceNotAllowed])
 		if refused == 0 || refused > 15 {
 			w.Fatalf("%d were refused, want the ten that were under way, about", refused)

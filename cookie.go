@@ -33,7 +33,7 @@ func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cooki
 // handshake, because a cookie reply to a response arrives after the handshake. The zero value has no cookie.
 type cookieJar struct {
 	mac1     [macSize]byte // of the last message sent
-	sent     bool          // whether mac1 waits for a cookie reply
+	sent     bool          // whether a cookie reply to that message is still accepted
 	cookie   [macSize]byte
 	received int64 // when cookie arrived; 0 means that there is no cookie
 }
@@ -69,10 +69,10 @@ func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	return true
 }
 
-// A cookieSecret is what a device makes its cookies with. The zero value is ready, and has no secret yet.
+// A cookieSecret is the secret with which a device makes its cookies. The zero value is ready, and has no secret yet.
 type cookieSecret struct {
 	key  [32]byte
-	made int64 // 0: not yet
+	made int64 // when it was made; 0 means that there is no secret yet
 }
 
 // expired reports whether there is no secret, or it has lived for 120 s.

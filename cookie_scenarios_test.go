@@ -45,7 +45,7 @@ func TestCookieUnderLoad(t *testing.T) {
 	})
 }
 
-// "if the device is not under load" it does not look at mac2, and asks for none.
+// "if the device is not under load", it does not check mac2, and sends no cookie replies.
 func TestNoCookieWithoutLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -69,7 +69,7 @@ func TestCookieUsedFor115s(t *testing.T) {
 			wireguard.ForceLoad(b.Device, true)
 			a.send(b, "x")
 			w.want("a initiation, b cookie reply", "the cookie comes")
-			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) // a pause
+			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) // no retries until the key is set again
 			w.advance(test.age)
 			w.script()
 			a.configure(wireguard.Change{PrivateKey: &a.key})
@@ -78,7 +78,7 @@ func TestCookieUsedFor115s(t *testing.T) {
 	}
 }
 
-// "the secret … changes every two minutes" (5.4.7): then the responder asks again.
+// "the secret … changes every two minutes" (5.4.7). After a change, the responder sends a cookie reply again.
 func TestCookieSecretLives120s(t *testing.T) {
 	for _, test := range []struct {
 		age    time.Duration
@@ -88,7 +88,7 @@ func TestCookieSecretLives120s(t *testing.T) {
 			wireguard.ForceLoad(b.Device, true)
 			a.send(b, "x")
 			w.want("a initiation, b cookie reply", "the secret is made")
-			// The next initiation has a mac2, and is kept back until the secret is old.
+			// The next initiation has a mac2. It is dropped here, and replayed when the secret is old.
 			w.judge(func(m *message) pipe.Verdict {
 				if m.kind == pipe.TypeInitiation {
 					return pipe.Drop
@@ -129,7 +129,7 @@ func TestMAC2BoundToAddressAndPort(t *testing.T) {
 	})
 }
 
-// A message without mac1 gets nothing at all, under load or not: "silence" (5.1).
+// A device does not answer a message without a valid mac1, under load or not: "silence" (5.1).
 func TestNoAnswerWithoutMAC1(t *testing.T) {
 	for _, load := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
@@ -151,8 +151,8 @@ func TestNoAnswerWithoutMAC1(t *testing.T) {
 	}
 }
 
-// "Last mac1, cookie and its birthday belong to the peer and outlive the handshake state": an initiator under load asks
-// the responder for a cookie, whose handshake is over by then.
+// "Last mac1, cookie and its birthday belong to the peer and outlive the handshake state": an initiator under load answers the
+// response with a cookie reply. The responder uses it, although it has ended its part of the handshake by then.
 func TestCookieReplyToResponse(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(a.Device, true)
@@ -177,7 +177,7 @@ func TestCookieReplyWithWrongMAC1Ignored(t *testing.T) {
 		fresh := w.last("b cookie reply")
 		w.replay(old)
 		a.wantDrops(wireguard.DropUnknownIndex, 1, "to an initiation that is superseded")
-		copy(old.data[4:8], fresh.data[4:8]) // an attacker can mend the index, but not the mac1 inside
+		copy(old.data[4:8], fresh.data[4:8]) // an attacker can set the right index, but the reply is sealed for another mac1
 		w.replay(old)
 		a.wantDrops(wireguard.DropBadCookie, 1, "to another mac1")
 		bad := fresh
@@ -195,8 +195,8 @@ func TestCookieReplyWithWrongMAC1Ignored(t *testing.T) {
 	})
 }
 
-// "20 packets a second, burst 5, a source" after a valid mac2 (Linux, ratelimiter.c: PACKETS_PER_SECOND,
-// PACKETS_BURSTABLE).
+// "20 packets a second, burst 5, a source": this limit holds for messages with a valid mac2 (Linux, ratelimiter.c:
+// PACKETS_PER_SECOND, PACKETS_BURSTABLE).
 func TestRateLimitUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -209,7 +209,7 @@ func TestRateLimitUnderLoad(t *testing.T) {
 		})
 		w.advance(6 * time.Second)
 		w.script()
-		good := w.last("a initiation") // with mac2: what comes after it is a replay, but costs an X25519 each
+		good := w.last("a initiation") // with mac2; its replays cost an X25519 each
 		a.Down()
 		for range 12 {
 			w.replay(good)
@@ -232,7 +232,7 @@ func TestRateLimitUnderLoad(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: the limiter keyed by /128. A source is an IPv4 /32 or an IPv6 /64.
+// Fault of a peer project: its limiter counted each IPv6 address as a source. Here a source is an IPv4 /32 or an IPv6 /64.
 func TestRateLimitIsPer64(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -289,7 +289,7 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 		w.connect(a, b)
 		old := w.last("a initiation")
 
-		<-gate // the worker stops amid its answer to c
+		<-gate // from here on, the worker waits for the gate while it answers c
 		c.send(b, "from c")
 		flood := func(n int) {
 			for range n {

@@ -9,7 +9,7 @@ import (
 
 const cookieT0 = 5000 * second
 
-// fixedRandom fills with a byte that goes up by one each call.
+// fixedRandom returns a function that fills a slice with one byte value, which grows by one with each call.
 func fixedRandom() func([]byte) {
 	n := byte(0)
 	return func(b []byte) {
@@ -25,7 +25,7 @@ func sourceBytes(s string) []byte {
 	return e.appendSource(nil)
 }
 
-// TestCookieTranscript holds a cookie reply and the mac2 that answers it fixed, byte by byte.
+// TestCookieTranscript compares a cookie reply and the mac2 that answers it with fixed bytes.
 func TestCookieTranscript(t *testing.T) {
 	const from = "192.0.2.1:1000"
 	c := newChallenge(t)
@@ -42,7 +42,7 @@ func TestCookieTranscript(t *testing.T) {
 	}
 }
 
-// A challenge is a message to a device under load, and what is known of it.
+// A challenge is an initiation to a device under load, together with the state of both ends.
 type challenge struct {
 	*exchange
 	jar     cookieJar
@@ -149,7 +149,7 @@ func TestCookieConsume(t *testing.T) {
 	}
 }
 
-// TestCookieUse: "used for 115 s" by the initiator, whichever way time stands at the responder.
+// TestCookieUse: a cookie is "used for 115 s" by the initiator, from when the initiator received it.
 func TestCookieUse(t *testing.T) {
 	for _, use := range []struct {
 		age  int64
@@ -164,7 +164,7 @@ func TestCookieUse(t *testing.T) {
 	}
 }
 
-// TestCookieSecret: "cookie secret 120 s", and a new one at the first use after that.
+// TestCookieSecret: "cookie secret 120 s". The first use after that makes a new secret, so that older cookies are not valid.
 func TestCookieSecret(t *testing.T) {
 	for _, c := range []struct {
 		age  int64
@@ -189,8 +189,8 @@ func TestCookieIdentities(t *testing.T) {
 	}
 }
 
-// TestCookieKeepsMAC1OfLastMessage: "last mac1, cookie and its birthday belong to the peer": a reply to a response comes
-// when the handshake is over.
+// TestCookieKeepsMAC1OfLastMessage: "last mac1, cookie and its birthday belong to the peer", because a cookie reply to a response
+// arrives when the responder's handshake is over.
 func TestCookieKeepsMAC1OfLastMessage(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	_, m1 := x.initiate(t)
@@ -220,7 +220,7 @@ func TestSources(t *testing.T) {
 		{at("[2001:db8::1]:1"), at("[2001:db8::ffff:1]:1"), true, false},
 		{at("[2001:db8::1]:1"), at("[2001:db8:0:0:ffff::1]:1"), true, false},
 		{at("[2001:db8::1]:1"), at("[2001:db8:0:1::1]:1"), false, false},
-		{at("192.0.2.1:1"), at("[c000:201::]:1"), false, false}, // the same bytes in front
+		{at("192.0.2.1:1"), at("[c000:201::]:1"), false, false}, // the IPv6 address begins with the bytes of the IPv4 address
 		{link("a", 1), link("b", 1), true, true},
 		{link("a", 1), link("a", 2), false, false},
 		{link("a", 0), at("[::]:1"), false, false},

@@ -16,8 +16,8 @@ import (
 )
 
 // The core decides and does nothing else: its files "never lock, sleep, read a clock, start a goroutine, log or do I/O".
-// Three guards hold that line. The files build without the rest of the package, so they can name nothing of it. They
-// import only what coreImports allows. And they contain none of the statements that impure refuses.
+// Three tests check that. The core's files build without the rest of the package, so they can use nothing of it. They
+// import only what coreImports allows. And they contain none of the statements that impure finds.
 
 // coreImports lists all packages that a core file may import, this module's own included. None of them locks, waits,
 // reads a clock or does I/O; of a package that can do more, only the names given here may be used.
@@ -41,7 +41,7 @@ var coreImports = map[string][]string{
 	"golang.org/x/crypto/chacha20poly1305":               nil,
 }
 
-// coreFiles are the core's files. The seven that give the package its shape keep their names.
+// coreFiles returns the core's files. It fails if one of seven main files is not among them.
 func coreFiles(t *testing.T) []string {
 	t.Helper()
 	list, err := os.ReadFile(".ci/core")
@@ -127,7 +127,8 @@ func TestCoreIsPure(t *testing.T) {
 	}
 }
 
-// coreMutant is put into expire. Each line calls a function of this package: a clock read, a lock, a socket option.
+// coreMutant is inserted at the beginning of the function expire. It reads a clock, takes a lock and sets a socket option, with
+// functions of this package.
 const coreMutant = `
 	d := new(Device)
 	for until := d.now() + 1000; d.now() < until; {
@@ -136,8 +137,8 @@ const coreMutant = `
 	_ = setMark(nil, 1)
 `
 
-// TestCoreBuildsAlone builds a copy of the core's files and nothing else, and then a copy that does what the core must not
-// do. The compiler refuses that one, although it accepts the same lines in the package as a whole.
+// TestCoreBuildsAlone builds a copy of the core's files alone, and then a copy with coreMutant, which does what the core must not
+// do. The compiler must refuse the second copy, although it accepts the same lines in the whole package.
 func TestCoreBuildsAlone(t *testing.T) {
 	files := coreFiles(t)
 	if out, err := buildCopy(t, files, files, ""); err != nil {
@@ -157,7 +158,7 @@ func TestCoreBuildsAlone(t *testing.T) {
 	}
 }
 
-// buildCopy builds what, with a copy of files in their place in which expire begins with the given lines.
+// buildCopy builds what. It replaces files by copies in which the function expire begins with the given lines.
 func buildCopy(t *testing.T, what, files []string, expire string) (out string, err error) {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil {
@@ -201,7 +202,7 @@ func buildCopy(t *testing.T, what, files []string, expire string) (out string, e
 	return string(b), err
 }
 
-// TestCoreIsPureSees checks that the test above sees what it forbids.
+// TestCoreIsPureSees checks that impure finds each statement that the core must not contain.
 func TestCoreIsPureSees(t *testing.T) {
 	for _, c := range []struct{ imports, body, want string }{
 		{"os", "os.Exit(1)", `imports "os"`},

@@ -20,7 +20,7 @@ const (
 	keepaliveBytes  = 32
 )
 
-// A tally is what a device must have counted of its peer.
+// A tally is the traffic with a peer that a device must have counted.
 type tally struct{ sent, received wireguard.Traffic }
 
 func (n *node) wantTally(o *node, want tally, why string) {
@@ -75,7 +75,7 @@ func TestExactCounters(t *testing.T) {
 		want("what the source check refuses was sent, and not received")
 
 		malformed := a.packet(b, "malformed")
-		malformed[3] = 200 // longer than it is
+		malformed[3] = 200 // the length in the header is larger than the packet
 		a.inject(malformed)
 		b.wantDrops(wireguard.DropInnerMalformed, 1, "longer than it is")
 		atA.sent.Packets++
@@ -109,7 +109,8 @@ func TestExactCounters(t *testing.T) {
 	})
 }
 
-// Handshake messages count when they leave and when they are accepted; cookie replies count nowhere, at neither end.
+// A handshake message is counted as sent when the socket has sent it, and as received when it is accepted. Cookie replies are
+// counted at neither end.
 func TestExactCountersOfHandshakes(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		var atA, atB tally
@@ -155,7 +156,7 @@ func TestExactCountersOfHandshakes(t *testing.T) {
 	})
 }
 
-// Counters outlive sessions, Down and roaming; they end with the peer.
+// A peer's counters keep their values when sessions end, after Down and when the peer roams. They end when the peer is removed.
 func TestCountersOutliveSessions(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -15,11 +15,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// Where to find the test of what. The scenarios are those that a WireGuard implementation has to get right; the decisions
-// are where the whitepaper leaves room, or where the kernel and other implementations differ. A name without a package is
-// a test of this one. TestCoverageNames keeps the lists from rotting.
+// These lists say which tests cover a behavior. The scenarios are those that a WireGuard implementation has to get right. The
+// decisions are about points that the whitepaper leaves open, or on which the kernel and other implementations differ; comments
+// of tests call decision 1 "row 1". A test's name without a package is a test of this package. TestCoverageNames checks the names.
 
-// A covered is something that is to be tested, and the tests that do.
+// A covered is a behavior that has to be tested, and the tests that cover it.
 type covered struct {
 	what  string
 	tests string // names, separated by spaces
@@ -114,7 +114,7 @@ var decisions = []covered{
 	{"33 successor: sent timestamps above the predecessor's", "TestSentTimestampFloor"},
 }
 
-// testNames is the tests of all packages of the module, as they are named above.
+// testNames returns the tests of all packages of the module, named as in the lists above.
 func testNames(t *testing.T) map[string]bool {
 	names, fset := map[string]bool{}, token.NewFileSet()
 	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
@@ -142,7 +142,7 @@ func testNames(t *testing.T) map[string]bool {
 	return names
 }
 
-// TestCoverageNames: each thing that is to be tested names its tests, and those exist.
+// TestCoverageNames: each behavior in the lists names at least one test, and all these tests exist.
 func TestCoverageNames(t *testing.T) {
 	testkit.ReadsSources(t)
 	names := testNames(t)
@@ -166,7 +166,7 @@ func TestCoverageNames(t *testing.T) {
 	}
 }
 
-// TestScenariosAreListed: the tests of whole devices in virtual time are all to be found by what they are about.
+// TestScenariosAreListed: each test of whole devices in virtual time that is about the protocol is in one of the lists.
 func TestScenariosAreListed(t *testing.T) {
 	testkit.ReadsSources(t)
 	listed := map[string]bool{}
@@ -184,7 +184,7 @@ func TestScenariosAreListed(t *testing.T) {
 	function := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 	for _, file := range files {
 		if subject, _, _ := strings.Cut(file, "_"); slices.Contains([]string{"events", "framing", "life", "lookup", "mtu", "stats", "waiters"}, subject) {
-			continue // of the API, not of the protocol
+			continue // these tests are about the API, not about the protocol
 		}
 		text, err := os.ReadFile(file)
 		if err != nil {

@@ -9,7 +9,7 @@ import (
 // If the deadline of a peer moves later, the queue keeps the earlier time. When that time comes, the peer checks its deadlines
 // again. The nil peer stands for the sweep of the rate limits.
 
-// schedule makes keepTime look at p when its next deadline comes. p.mu is held.
+// schedule makes keepTime look at p when p's next deadline comes. p.mu is held.
 func (d *Device) schedule(p *peer) {
 	_, at := p.timers.next()
 	if at == 0 || p.queued != 0 && p.queued <= at {
@@ -35,13 +35,13 @@ func (d *Device) keepTime(a boottime.Alarm) {
 	}
 }
 
-// expireSome carries out what is due, and sends the keepalives among it together. It stops when a batch is full, and
-// reports whether more may be due.
+// expireSome handles deadlines that are due, and sends all keepalives of these together. It stops when a batch of
+// keepalives is full, and reports whether more may be due.
 func (d *Device) expireSome() (more bool) {
 	var lot [layout.MaxPackets]dueFlush
 	keepalives := lot[:0]
 	for more = true; more && len(keepalives) < layout.MaxPackets; {
-		now := d.now() // each time: to expire may take a while
+		now := d.now() // read each time, since expire may take a while
 		p, due := d.deadlines.Due(now)
 		switch {
 		case !due:

@@ -32,7 +32,7 @@ func (s countingSocket) Send(ts []wireguard.Train) {
 	s.Socket.Send(ts)
 }
 
-// A choir is a hub with many peers, each of which has a session, and what the wire saw of the hub's keepalives.
+// A choir is a hub that has a session with each of many peers. It records when the hub's keepalives were put on the wire.
 type choir struct {
 	*world
 	hub    *node
@@ -68,7 +68,7 @@ func inChoir(t *testing.T, n int, play func(c *choir)) {
 	})
 }
 
-// calls returns how often the hub called Send since calls was last called.
+// calls returns how often the hub called its socket's Send since the last call of calls.
 func (c *choir) calls() int64 {
 	c.settle()
 	before := c.before
@@ -87,7 +87,8 @@ func (c *choir) keepAlive(every time.Duration) {
 	c.settle()
 }
 
-// wantHeard fails unless each peer's last keepalive was sent some time after since, or up to late later.
+// wantHeard fails unless the last keepalive to each peer was sent when after had passed since its time in since, or up to late
+// later.
 func (c *choir) wantHeard(since []time.Duration, after, late time.Duration, why string) {
 	c.Helper()
 	for i, at := range c.since() {
@@ -104,8 +105,8 @@ func (c *choir) since() []time.Duration {
 	return slices.Clone(c.heard)
 }
 
-// TestKeepalivesTogether: keepalives that are due one millisecond after another leave in a few calls. None is early, and none
-// is more than 10 ms late. The interval of each goes on from there, so that they stay together.
+// TestKeepalivesTogether: keepalives that are due one millisecond after another are sent in a few calls. None is early, and none
+// is more than 10 ms late. The next interval of each begins when it was sent, so that they stay together.
 func TestKeepalivesTogether(t *testing.T) {
 	const n, slack = 40, 10 * time.Millisecond
 	inChoir(t, n, func(c *choir) {
@@ -127,8 +128,8 @@ func TestKeepalivesTogether(t *testing.T) {
 	})
 }
 
-// TestKeepalivesBeginTogether: keepalives of many peers that are turned on at one moment leave in batches, and are exact: the
-// alarm waits for none. So does a Wake.
+// TestKeepalivesBeginTogether: if the persistent keepalives of many peers are turned on at one moment, they are sent in batches at
+// exactly the right time. The same holds after a Wake.
 func TestKeepalivesBeginTogether(t *testing.T) {
 	const n, batches = 130, 2 // of 128 packets
 	inChoir(t, n, func(c *choir) {
@@ -162,7 +163,8 @@ func TestKeepalivesBeginTogether(t *testing.T) {
 	})
 }
 
-// TestLoneDeadlineIsExact: a deadline that comes within 10 ms of another one waits, and the next one, alone, does not.
+// TestLoneDeadlineIsExact: a deadline that is due less than 10 ms after the alarm rang waits until 10 ms after that. A deadline
+// with no other one shortly before it is exact.
 func TestLoneDeadlineIsExact(t *testing.T) {
 	inChoir(t, 2, func(c *choir) {
 		on := func(i int, every time.Duration) {

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
-// A setAlarm notes what it is set to.
+// A setAlarm records the time that it is set to.
 type setAlarm struct {
 	d  *Device
 	at int64 // when it rings; 0: not set
@@ -19,8 +19,8 @@ func (a *setAlarm) Set(in time.Duration) { a.at = a.d.now() + int64(in) }
 func (a *setAlarm) Wait() bool           { return false }
 func (a *setAlarm) Close()               {}
 
-// TestDeadlinesModel moves the deadlines of some peers as their cores do, lets time pass, and checks that each is looked
-// at when its time has come, none before, and that the alarm never rings too late.
+// TestDeadlinesModel moves the deadlines of some peers as their cores do, and lets time pass. It checks that each peer is handled
+// when its deadline is due and not earlier, and that the alarm never rings too late.
 func TestDeadlinesModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		clock := new(handClock)
@@ -103,7 +103,8 @@ func TestDeadlinesModel(t *testing.T) {
 	})
 }
 
-// TestDeadlineMovesLater: the heap is touched only when a deadline moves earlier.
+// TestDeadlineMovesLater: a deadline that moves later changes neither the alarm nor the peer's place in the heap. One that moves
+// earlier changes both.
 func TestDeadlineMovesLater(t *testing.T) {
 	d := &Device{clock: new(handClock)}
 	a := &setAlarm{d: d}
@@ -170,7 +171,7 @@ func TestDeadlinesSweep(t *testing.T) {
 	}
 }
 
-// A tickingClock goes on by a second each time that it is read.
+// A tickingClock advances by a second each time that it is read.
 type tickingClock struct{ handClock }
 
 func (c *tickingClock) Now() time.Duration { return time.Duration(c.at.Add(int64(time.Second))) }
@@ -182,8 +183,8 @@ func (a *ringing) Set(time.Duration) {}
 func (a *ringing) Close()            {}
 func (a *ringing) Wait() bool        { a.rang = !a.rang; return a.rang }
 
-// TestDeadlinesGoByTheTimeOfEach: what comes due with others is carried out by the time that it is then, and not by when the
-// alarm rang: those before may have taken a while.
+// TestDeadlinesGoByTheTimeOfEach: if several deadlines are due together, the device reads the clock again for each of them. It does
+// not use the time at which the alarm rang, because the work for the earlier ones may have taken a while.
 func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 	d, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(tickingClock), Peers: []PeerConfig{
 		{PublicKey: PublicKey{1}}, {PublicKey: PublicKey{2}}, {PublicKey: PublicKey{3}},
@@ -200,7 +201,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		p.mu.Unlock()
 	}
 	d.keepTime(new(ringing))
-	wipes := make(map[int64]bool) // 540 s after each was given up
+	wipes := make(map[int64]bool) // when each peer is wiped: 540 s after its series was given up
 	for p := range d.peers.all() {
 		wipes[p.timers.at[timerWipe]] = true
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// undocumented is what a file exports without a word: types, functions, methods of exported types, methods of exported
-// interfaces, constants and variables. A group of constants may have one comment, or one a line; the comment of an
-// interface of one method is that method's.
+// undocumented returns what a file exports without a comment: types, functions, methods of exported types, methods of exported
+// interfaces, constants and variables. A group of constants may have one comment, or one per line. If an interface has one method,
+// its comment is also that of the method.
 func undocumented(f *ast.File) (names []string) {
 	for _, d := range f.Decls {
 		switch d := d.(type) {
@@ -65,8 +65,9 @@ func undocumentedSpec(d *ast.GenDecl, s ast.Spec) (names []string) {
 	return names
 }
 
-// undocumentedFields are the exported fields of the exported structs of f without a word. A comment above, one behind, and one
-// above a field before, with no blank line between, that names the field: each is a word.
+// undocumentedFields returns the exported fields of f's exported structs that have no comment. A field has one if a comment stands
+// directly above it or behind it. A comment above an earlier field also counts, if it names the field and no blank line lies
+// between.
 func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
 	ast.Inspect(f, func(n ast.Node) bool {
 		spec, ok := n.(*ast.TypeSpec)
@@ -74,7 +75,7 @@ func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
 			return true
 		}
 		if s, ok := spec.Type.(*ast.StructType); ok && spec.Name.IsExported() {
-			group, end := "", 0 // the last comment above a field, and the line where that group ends so far
+			group, end := "", 0 // the last comment above a field, and the last line of the fields that follow it so far
 			for _, field := range s.Fields.List {
 				if field.Doc != nil {
 					group = field.Doc.Text()
@@ -95,7 +96,7 @@ func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
 	return names
 }
 
-// fieldNames are the names of a field; the one of an embedded field is its type's.
+// fieldNames returns the names of a field. The name of an embedded field is that of its type.
 func fieldNames(field *ast.Field) (names []string) {
 	for _, n := range field.Names {
 		names = append(names, n.Name)
@@ -106,12 +107,12 @@ func fieldNames(field *ast.Field) (names []string) {
 	return names
 }
 
-// ofExported reports whether a method's receiver is of an exported type, or there is none.
+// ofExported reports whether recv is nil, as for a function, or a receiver of an exported type.
 func ofExported(recv *ast.FieldList) bool {
 	return recv == nil || ast.IsExported(typeName(recv.List[0].Type))
 }
 
-// typeName is the name of a type, without its package, its star and its parameters, or empty.
+// typeName returns the name of a type without package, star and type parameters, or an empty string if the type has no name.
 func typeName(t ast.Expr) string {
 	for {
 		switch x := t.(type) {
@@ -177,7 +178,7 @@ func TestExportedNamesAreDocumented(t *testing.T) {
 	}
 }
 
-// TestUndocumentedSees: the test above sees what it forbids.
+// TestUndocumentedSees: undocumented finds what has no comment, and nothing else.
 func TestUndocumentedSees(t *testing.T) {
 	for _, c := range []struct{ src, want string }{
 		{"type T int", "T"},
@@ -206,7 +207,7 @@ func TestUndocumentedSees(t *testing.T) {
 	}
 }
 
-// TestUndocumentedFieldsSees: so does that for fields.
+// TestUndocumentedFieldsSees: undocumentedFields finds the fields that have no comment, and no others.
 func TestUndocumentedFieldsSees(t *testing.T) {
 	for _, c := range []struct{ fields, want string }{
 		{"A int", "T.A"},
@@ -236,7 +237,7 @@ func TestUndocumentedFieldsSees(t *testing.T) {
 	}
 }
 
-// TestReadmeUsage: the first Go code of README.md is the marked part of Example, but for indentation.
+// TestReadmeUsage: the first Go code in README.md is the marked part of Example, except for the indentation.
 func TestReadmeUsage(t *testing.T) {
 	_, usage, _ := strings.Cut(fileText(t, "README.md"), "```go\n")
 	usage, _, _ = strings.Cut(usage, "```\n")

@@ -8,9 +8,9 @@ const (
 	DropDown             DropReason = iota // packet: the device is not up
 	DropMalformed                          // packet to send: neither IPv4 nor IPv6, or shorter than its header
 	DropNoRoute                            // packet: no peer is allowed its destination
-	DropNoEndpoint                         // packet: its peer has not been heard of and has no endpoint
-	DropStagedOverflow                     // packet: newer ones of its peer wait for a session, 128 or Config.StagedPerPeer bytes
-	DropStagedBytes                        // packet: the device's memory for waiting packets was used up, and its peer had most of it
+	DropNoEndpoint                         // packet: its peer has no endpoint
+	DropStagedOverflow                     // packet: 128 newer ones, or Config.StagedPerPeer bytes, wait for its peer's session
+	DropStagedBytes                        // packet: Config.StagedBytes was used up, and its peer had the most of it
 	DropSendQueueFull                      // packet: too many packets to its peer wait for the socket
 	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone
 	DropSendFailed                         // packet: the bind could not send it
@@ -55,8 +55,8 @@ func (r DropReason) String() string {
 	return "unknown"
 }
 
-// Drops holds the number of packets and messages that were dropped for each reason: d[DropReplayed]. Its length grows with
-// the reasons.
+// Drops holds the number of packets and messages that were dropped for each reason, as in d[DropReplayed]. New versions
+// may add reasons, which makes the array longer.
 type Drops [dropReasons]uint64
 
 // Total returns the sum of all counts.

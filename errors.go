@@ -13,12 +13,12 @@ var (
 	ErrDown = errors.New("wireguard: the device is down; call Up first")
 	// ErrNoPeer means that the device has no peer with the key, or that the peer was removed meanwhile.
 	ErrNoPeer = errors.New("wireguard: no such peer; add it first")
-	// ErrNoEndpoint means that it is not known where the peer is.
+	// ErrNoEndpoint means that the device does not know where the peer is.
 	ErrNoEndpoint = errors.New("wireguard: the peer has no endpoint; set one, or wait until the peer is heard")
 	// ErrNoPrivateKey means that the device has no private key, or that its key was taken away meanwhile.
 	ErrNoPrivateKey = errors.New("wireguard: the device has no private key; set one first")
-	// ErrNoAnswer means that no session was made, after 20 initiations in Handshake and Renew and after one in an event. An
-	// event whose Err is another one says more: the initiation could not be sent, or answers arrived that did not open.
+	// ErrNoAnswer means that no session was made: after one initiation in an EventAttemptFailed, and otherwise after 20. If
+	// an event has another Err, the initiation could not be sent, or answers arrived that did not open.
 	ErrNoAnswer = errors.New("wireguard: no answer from the peer; check its endpoint, the keys of both ends and what is between them")
 )
 
@@ -27,8 +27,8 @@ var (
 	errUnopened = errors.New("wireguard: answers arrived that did not open; check the public keys and the preshared key")
 )
 
-// errorf is fmt.Errorf with the prefix "wireguard: ". It takes this prefix from the errors that it wraps, and joins their
-// lines into one.
+// errorf is fmt.Errorf with the prefix "wireguard: ". It removes this prefix from the texts of the errors that it wraps,
+// and joins the lines into one.
 func errorf(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	return &prefixed{"wireguard: " + oneLine.Replace(err.Error()), err}
@@ -44,7 +44,8 @@ type prefixed struct {
 func (e *prefixed) Error() string { return e.text }
 func (e *prefixed) Unwrap() error { return e.err }
 
-// A sendError is why a message was not sent. Its text calls the program, by Link.String, and so is made without locks.
+// A sendError says why a message was not sent. Making its text calls the program's Link.String, so no lock may be held
+// then.
 type sendError struct {
 	to  Endpoint
 	err error

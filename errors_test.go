@@ -21,10 +21,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// errForeign is an error of a Tunnel or a Bind that has the prefix already.
+// errForeign is an error of a Tunnel or a Bind. It already has the prefix "wireguard: ".
 var errForeign = errors.New("wireguard: foreign: broken")
 
-// A broken is a Tunnel and a Bind whose calls fail, from the call named on.
+// A broken is a Tunnel and a Bind. The method that call names fails.
 type broken struct {
 	*drain
 	*line
@@ -61,7 +61,7 @@ func (s brokenSocket) Send(ts []Train) {
 	}
 }
 
-// newBroken makes a device whose ends fail in one call, with one peer.
+// newBroken makes a device with one peer, whose Tunnel and Bind fail in the method that call names.
 func newBroken(t *testing.T, call string) *Device {
 	b := &broken{newDrain(), newLine(), call}
 	d, err := New(Config{PrivateKey: testKey(1), Tunnel: b, Bind: b, Peers: []PeerConfig{newRemote(2, PublicKey{}).config()}, FirewallMark: 1})
@@ -80,7 +80,7 @@ func (mute) Close() error                  { return nil }
 func (mute) Headroom() int                 { return -1 }
 func (mute) Listen(uint16) (Socket, error) { return nil, nil }
 
-// returned are errors of each text that the package makes, as its callers get them, with the sentinels that they wrap.
+// returned returns an error of each text that the package makes, as a caller gets it, with the sentinels that it wraps.
 func returned(t *testing.T) (all []returnedError) {
 	add := func(err error, is ...error) { all = append(all, returnedError{err, is}) }
 	second := func(_ any, err error) error { return err }
@@ -128,7 +128,7 @@ func returned(t *testing.T) (all []returnedError) {
 	<-d.Done()
 	add(d.Err(), errForeign)
 
-	// Waits for a session; all endings are in TestHandshakeEndings.
+	// Handshake and Renew; TestHandshakeEndings has all ways in which they end.
 	for _, wait := range []func(*Device, context.Context, PublicKey) error{(*Device).Handshake, (*Device).Renew} {
 		d := newBroken(t, "Send")
 		add(wait(d, t.Context(), key), ErrDown)
@@ -157,7 +157,7 @@ func returned(t *testing.T) (all []returnedError) {
 		p.waits = append(p.waits, waits)
 		d.publish(p, []outEvent{{kind: EventHandshakeFailed}})
 		add(p.attemptError(), want)        // in an event
-		p.unopened, p.sendErr = false, nil // the next attempt was quicker than the call that waits
+		p.unopened, p.sendErr = false, nil // as if the next attempt began before the waiting call read the error
 		add(errorf("renew the session with %v: %w", key, <-waits), ErrNoAnswer, want)
 	}
 	return all
@@ -174,8 +174,8 @@ type returnedError struct {
 	is []error
 }
 
-// TestErrorTexts: each error that this package returns begins with "wireguard: ", once in a line, and wraps what a program
-// branches on. No text in the source is left out.
+// TestErrorTexts: each line of an error that this package returns has the prefix "wireguard: " once. The error wraps the sentinels
+// that a program may test for. The test covers every error text in the source.
 func TestErrorTexts(t *testing.T) {
 	testkit.ReadsSources(t)
 	sentinels := []error{ErrDown, ErrNoPeer, ErrNoEndpoint, ErrNoPrivateKey, ErrNoAnswer, net.ErrClosed, errors.ErrUnsupported,
@@ -217,7 +217,7 @@ type sourceText struct {
 	literals int // characters besides the verbs
 }
 
-// find returns the text that s was made of. If several match, find returns the one with the most literal characters.
+// find returns the text from which s was made. If several texts match, it returns the one with the most literal characters.
 func (texts errorTexts) find(s string) (found string) {
 	for text, x := range texts {
 		if x.pattern.MatchString(s) && (found == "" || x.literals > texts[found].literals) {
@@ -229,7 +229,7 @@ func (texts errorTexts) find(s string) (found string) {
 
 var verb = regexp.MustCompile(`%#?[a-zA-Z]`)
 
-// add takes a literal of the source. open says that something is appended to it.
+// add adds a string literal of the source. open says that the source appends something to it.
 func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
 	text, err := strconv.Unquote(lit.Value)
 	s := strings.TrimPrefix(text, "wireguard: ")
@@ -251,8 +251,8 @@ func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
 	texts[text] = sourceText{at, regexp.MustCompile(pattern), len(verb.ReplaceAllString(s, ""))}
 }
 
-// sourceTexts are the texts of errors in the source: the first argument of what makes an error, whatever begins with the
-// prefix, except in a panic, and what a method Error holds.
+// sourceTexts returns the texts of errors in the source: the first argument of each function that makes an error, each string that
+// begins with the prefix, except in a panic, and each string in a method Error.
 func sourceTexts(t *testing.T) errorTexts {
 	fset, files := rootFiles(t)
 	const forms = "internal/forms/forms.go" // whose errors the root returns as they are
@@ -295,14 +295,14 @@ func sourceTexts(t *testing.T) errorTexts {
 	return texts
 }
 
-// TestErrorsKeepTheirChain: no package loses what errors.Is looks for. An error that goes into another one is wrapped, or a
-// comment in that line says why not; and a type of errors that holds an error unwraps to it.
+// TestErrorsKeepTheirChain: no package hides an error from errors.Is. An error in the text of another one is wrapped, or a comment
+// on that line says why it is not. An error type that holds an error has a method Unwrap or Is.
 func TestErrorsKeepTheirChain(t *testing.T) {
 	testkit.ReadsSources(t)
 	seen := 0
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
 		if d != nil && d.IsDir() && (name == "internal" || name == "bench") {
-			return fs.SkipDir // what they return ends in a test or on the terminal
+			return fs.SkipDir // only tests and terminals show the errors of these folders
 		}
 		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
 			return err
@@ -352,7 +352,7 @@ func TestErrorsKeepTheirChain(t *testing.T) {
 	}
 }
 
-// unwrapped reports whether call formats an error, which is told by its name, with another verb than %w.
+// unwrapped reports whether call formats an error with a verb other than %w. It recognizes an error by its variable's name.
 func unwrapped(call *ast.CallExpr) bool {
 	for i, arg := range call.Args {
 		lit, ok := arg.(*ast.BasicLit)

@@ -1,6 +1,6 @@
 package wireguard
 
-// An EventKind says what an Event tells of.
+// An EventKind says what kind of thing happened in an Event.
 type EventKind uint8
 
 // The events of a device. Each comment names the fields that are set besides Kind and Time.
@@ -9,10 +9,10 @@ const (
 	EventSessionExpired                       // the session got too old and no new one replaced it; Peer
 	EventEndpointMoved                        // the peer was heard from another place, or for the first time; Peer, Endpoint (the new one)
 	EventAttemptFailed                        // an initiation made no session in 5 s; Peer, Endpoint, Attempt, Err (see ErrNoAnswer)
-	EventHandshakeFailed                      // 20 initiations made no session; Peer, Endpoint, Err (of the last). While packets arrive, attempts go on
-	EventBindTrouble                          // a socket failed to receive, or to open after Wake; Err. Or to send; Err, Peer, Endpoint
+	EventHandshakeFailed                      // 20 initiations made no session; more follow if packets are sent; Peer, Endpoint, Err
+	EventBindTrouble                          // a socket failed to receive, or to open in Wake; Err. Or to send; Err, Peer, Endpoint
 	EventPeerForgotten                        // a peer that Lookup supplied was removed; Peer, Timestamp, SentTimestamp
-	EventUnanswered                           // data has been unanswered for 11 s, although a peer that gets it answers in 10; Peer, Endpoint
+	EventUnanswered                           // data is unanswered for 11 s; a peer that gets it answers in 10 s; Peer, Endpoint
 	eventKinds
 )
 

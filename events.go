@@ -19,21 +19,21 @@ type Event struct {
 	// Zero means none.
 	Timestamp, SentTimestamp Timestamp
 
-	Attempt int   // number of the initiation, counted from 1 since the last handshake; those that Renew replaced count
+	Attempt int   // number of the initiation, counted from 1 since the last handshake, including those that Renew replaced
 	Err     error // what failed, and why
 
 	Merged int // how many older events of this kind and peer this one replaced, because nobody had read them
 	Missed int // how many events of this kind were lost before this one; see Subscription
 }
 
-// publish tells subscribers, and the calls that wait for p, what happened to p. p.mu is held: the events of a peer are
-// published in the order in which they happened, or a merged event would not be the newest.
+// publish tells subscribers, and the calls that wait for p, what happened to p. p.mu is held, so that the events of a
+// peer are published in the order in which they happened. Otherwise a merged event might not be the newest.
 func (d *Device) publish(p *peer, events []outEvent) {
 	for i := range events {
 		e := Event{Kind: events[i].kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: events[i].endpoint}
 		switch e.Kind {
 		case EventHandshake:
-			p.handshakeWall = e.Time.UnixNano() // computed later, it would shift with the clock
+			p.handshakeWall = e.Time.UnixNano() // if it were computed later, it would shift with the clock
 			e.Timestamp, e.SentTimestamp = p.lastTimestamp, p.ownTimestamp
 			p.endWaits(nil)
 		case EventAttemptFailed:
@@ -52,9 +52,9 @@ func (d *Device) trouble(err error) {
 	d.announce(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
 }
 
-// sendTrouble reports a socket that failed to send to p, where err says so, at most once per second and peer. A closed
-// socket is not trouble: the device goes down, changes its port, or reported already that Wake could not open it. The log
-// has it at Debug, since an unreachable peer is normal for a machine that moves.
+// sendTrouble reports err, if a socket failed to send to p, at most once per second and peer. It does not report a closed
+// socket: then the device is going down, is changing its port, or has already reported that Wake could not open a socket.
+// It logs the error at Debug, since an unreachable peer is normal for a machine that moves.
 func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
 	if err == nil || errors.Is(err, net.ErrClosed) || !d.onceASecond(&p.troubled) {
 		return

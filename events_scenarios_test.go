@@ -12,8 +12,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// wantAttempts asserts which attempts to reach o failed since it was last asked, each once its 5 s were over. The first one
-// was sent at first.
+// wantAttempts asserts which attempts to reach o failed since its last call, and that each failed 5 s after it was sent, or up to
+// the jitter later. The first of them was sent at the time first.
 func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.Duration, numbers ...int) {
 	n.w.Helper()
 	n.w.settle()
@@ -27,14 +27,14 @@ func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.D
 		if e.Attempt != number || e.Peer != o.pub() || e.Endpoint != o.at() || after < 5*time.Second || after > 5*time.Second+jitter {
 			n.w.Fatalf("%v after the initiation: event %+v, want attempt %d", after, e, number)
 		}
-		sent = e.Time // of the next one
+		sent = e.Time // the next attempt is sent when this one fails
 	}
 	if len(failed) != 0 {
 		n.w.Fatalf("at %v: event %+v, want no more", n.w.now(), <-failed)
 	}
 }
 
-// counting are the numbers from one to another.
+// counting returns the numbers between its arguments, which are included.
 func counting(from, to int) (numbers []int) {
 	for i := from; i <= to; i++ {
 		numbers = append(numbers, i)
@@ -42,8 +42,8 @@ func counting(from, to int) (numbers []int) {
 	return numbers
 }
 
-// Each initiation that goes unanswered is an event, from the first one on, which comes after 5 s and not after 104. Its
-// number begins anew with each session.
+// Each initiation that goes unanswered causes an event. So a program hears of the first one after 5 s, and need not wait for the
+// end of the series, about 104 s. After a session, the numbers of the attempts begin with 1 again.
 func TestEachAttemptIsAnEvent(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -84,7 +84,8 @@ func TestEachAttemptIsAnEvent(t *testing.T) {
 	})
 }
 
-// An attempt that fails says why: nothing came, the initiation was not sent, or what came did not open.
+// The event of a failed attempt says why it failed: no response arrived, the initiation was not sent, or the response did not
+// open.
 func TestAttemptReasons(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -104,22 +105,22 @@ func TestAttemptReasons(t *testing.T) {
 		want("silence", wireguard.ErrNoAnswer, "no answer")
 		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
 		w.advance(5*time.Second + jitter)
-		<-failed // the one before was sent
+		<-failed // the attempt that failed now was sent
 		want("not sent", syscall.EMSGSIZE, "send to "+b.at().String())
 		w.net.SetConditions(pipe.Conditions{})
 		w.net.Mend(nil, nil)
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.NewPresharedKey())})
 		w.advance(5*time.Second + jitter)
-		<-failed // that one was not sent either
+		<-failed // the attempt that failed now was not sent
 		want("an answer that does not open", nil, "preshared key")
 		w.judge(func(m *message) pipe.Verdict { return pipe.Drop })
 		w.advance(5*time.Second + jitter)
-		<-failed // that one was answered
+		<-failed // the attempt that failed now was answered
 		want("the answer to an earlier initiation does not count", wireguard.ErrNoAnswer, "no answer")
 	})
 }
 
-// Under traffic each packet begins the series anew. The attempts are counted all the same.
+// Under traffic each packet begins the series of initiations anew, but the attempts are still numbered without a gap.
 func TestAttemptsUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -129,13 +130,13 @@ func TestAttemptsUnderTraffic(t *testing.T) {
 			w.advance(time.Second)
 		}
 		n := a.end.Sent().Initiations
-		w.advance(5*time.Second + jitter) // the last of them
+		w.advance(5*time.Second + jitter) // until the last attempt fails
 		a.wantAttempts(failed, b, 0, counting(1, int(n))...)
 		a.wantEvents("each 20", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
 	})
 }
 
-// An initiation that Renew replaces within its 5 s is not told of, but its number is used.
+// If Renew replaces an initiation within its 5 s, no event tells of that initiation, but its number is not used again.
 func TestAttemptsReplaced(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -153,8 +154,8 @@ func TestAttemptsReplaced(t *testing.T) {
 	})
 }
 
-// An attempt fails once, and only if it was made: not one that was answered, nor one that is put off because a response was
-// just sent. Where initiations cross, the one fails whose end has to try again.
+// An attempt fails at most once. No event tells of an attempt that was answered, or of one that was put off because a response had
+// just been sent. If initiations cross, only the attempt of the end that tries again first fails.
 func TestWhichAttemptsFail(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failedA, failedB := a.watch(wireguard.EventAttemptFailed), b.watch(wireguard.EventAttemptFailed)
@@ -172,7 +173,7 @@ func TestWhichAttemptsFail(t *testing.T) {
 			<-failedB
 		}
 		w.net.Mend(nil, nil)
-		w.hold("a data", 1) // which would confirm the session
+		w.hold("a data", 1) // this message would confirm the session
 		w.script()
 		a.send(b, "x")
 		w.want("a initiation, b response, a data", "b answers")
@@ -202,8 +203,8 @@ func TestWhichAttemptsFail(t *testing.T) {
 	})
 }
 
-// A subscription that nobody reads delays nothing, and keeps the newest event of each kind until it is closed; what is
-// unread when the device is closed can still be read.
+// A subscription that nobody reads delays nothing. It keeps the newest event of each kind until the subscription is closed. After
+// the device is closed, unread events can still be read.
 func TestSlowSubscriber(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		slow, closed := a.Subscribe(wireguard.EventHandshake, wireguard.EventEndpointMoved), a.Subscribe()
@@ -241,7 +242,7 @@ func TestSlowSubscriber(t *testing.T) {
 	})
 }
 
-// The trouble with sending to one peer does not hide that with another, nor that with the device's socket.
+// An event about trouble with sending to one peer does not suppress an event about another peer, or one about the device's socket.
 func TestTroublePerPeer(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		c := w.node("c")
@@ -264,7 +265,7 @@ func TestTroublePerPeer(t *testing.T) {
 		}
 		odd, busy := errors.New("recvmsg: network is down"), errors.New("no network")
 		mood.set(func() { mood.moods = []error{odd} })
-		b.send(a, "x") // the Receive under way still brings it
+		b.send(a, "x") // the Receive under way returns this packet, and the next one fails
 		if e := a.wantEvents("the socket's", wireguard.EventBindTrouble)[0]; e.Peer != (wireguard.PublicKey{}) || !errors.Is(e.Err, odd) {
 			w.Fatalf("event %+v, want the device's trouble with receiving", e)
 		}

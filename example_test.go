@@ -56,7 +56,7 @@ func Example() {
 	// Output: hello, handshake: true, received: true
 }
 
-// exampleServer serves HTTP at 10.0.0.1, behind a device, until stop.
+// exampleServer serves HTTP at 10.0.0.1, behind a device, until stop is called.
 func exampleServer(key wireguard.PrivateKey, client wireguard.PublicKey) (endpoint netip.AddrPort, stop func()) {
 	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
 	check(err)
@@ -80,7 +80,8 @@ func check(err error) {
 	}
 }
 
-// A chanTunnel is a Tunnel in some thirty lines: what is sent to out goes through the device, and what arrives comes from in.
+// A chanTunnel is a Tunnel in some thirty lines. The device sends the packets that the program puts into out, and it puts the
+// packets that it delivers into in.
 type chanTunnel struct {
 	out, in chan []byte
 	once    sync.Once
@@ -113,7 +114,7 @@ func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
 		select {
 		case t.in <- append([]byte(nil), p...): // p is borrowed
 			n++
-		default: // a sink does not wait; the device counts
+		default: // a sink does not wait; the device counts the packets that it does not take
 		}
 	}
 	return n, nil
@@ -122,11 +123,11 @@ func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
 // A chanBind is a Bind in some forty lines: a wire between two devices, made of channels.
 type chanBind struct {
 	in, peer chan []byte
-	from     wireguard.Endpoint // whom all comes from
+	from     wireguard.Endpoint // the source of every datagram
 }
 
 func (b *chanBind) Listen(uint16) (wireguard.Socket, error) {
-	return &chanSocket{bind: b, closed: make(chan struct{})}, nil // a new one each time: Wake and Up come again
+	return &chanSocket{bind: b, closed: make(chan struct{})}, nil // a new socket for each call: Wake and Up call Listen again
 }
 
 type chanSocket struct {
@@ -148,7 +149,7 @@ func (s *chanSocket) Send(trains []wireguard.Train) {
 		for m := range trains[i].Datagrams() {
 			select {
 			case s.bind.peer <- append([]byte(nil), m...): // m is borrowed
-			default: // a full wire drops
+			default: // a full wire drops the datagram
 			}
 		}
 	}
@@ -163,7 +164,7 @@ func (s *chanSocket) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// A packet side and a datagram side of the program's own.
+// A program connects two devices with a Tunnel and a Bind of its own.
 func ExampleTunnel() {
 	here, there := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	wire := [2]chan []byte{make(chan []byte, 16), make(chan []byte, 16)}
@@ -189,7 +190,7 @@ func ExampleTunnel() {
 	b.Down()
 	check(b.Up()) // the second socket of one Bind
 	check(a.Handshake(context.Background(), there.Public()))
-	check(a.Wake()) // and after a resume, with the session kept
+	check(a.Wake()) // as after a resume; Wake keeps the session
 	check(b.Wake())
 	out.out <- append([]byte{0x45, 0, 0, 25, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, "hello"...)
 	fmt.Printf("%s\n", (<-in.in)[20:])

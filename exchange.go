@@ -14,7 +14,8 @@ func (d *Device) sendInitiation(p *peer) {
 	var out outbox
 
 	p.mu.Lock()
-	// Read under the mutex: the first key, and going up, ask again for what is staged, unless initiating is still set.
+	// id and r are read under the mutex: setting the first key, or going up, asks again for an initiation where packets
+	// are staged, but not while initiating is set.
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	if id == nil || r == nil {
 		p.initiating = false
@@ -50,7 +51,7 @@ func (d *Device) sendInitiation(p *peer) {
 	p.making = false
 	if p.removed || d.identity.Load() != id || d.running.Load() != r || !p.endpoint.IsValid() {
 		out.free(local)
-		p.initiate(now, true, &out) // the peer decides again, in its present state
+		p.initiate(now, true, &out) // the core decides anew, as the peer is now
 		d.release(p, &out)
 		return
 	}
@@ -72,9 +73,9 @@ func (d *Device) sendInitiation(p *peer) {
 	d.sendHandshake(r, p, m[:], to)
 }
 
-// staticSecret returns the secret of the two static keys. It does not depend on any message, so it is kept even if the
-// message that needed it turns out to be forged. Otherwise each initiation that is forged in a peer's name would cost two
-// X25519 instead of one.
+// staticSecret returns the shared secret of the two static keys. The secret does not depend on any message, so it is kept
+// even if the message that needed it turns out to be forged. Otherwise each initiation that is forged in a peer's name
+// would cost two X25519 instead of one.
 func (d *Device) staticSecret(p *peer, id *identity) (s secret, err error) {
 	p.mu.Lock()
 	s, of := p.static, p.staticOf
@@ -108,7 +109,7 @@ func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	}
 }
 
-// transmitAlone sends a message that is not a data message, and returns its train, whose Err says whether it was sent.
+// transmitAlone sends one handshake message, and returns its train, whose Err says whether it was sent.
 func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 	b := make([]byte, d.headroom+len(m))
 	copy(b[d.headroom:], m)
@@ -183,7 +184,7 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 }
 
 // cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each reply would cost more than
-// all other work for it. They belong to one goroutine. The zero value is empty.
+// all other work for that reply. A cookieReplies belongs to one goroutine. The zero value is empty.
 type cookieReplies struct {
 	r      *running // the replies are sent on its socket
 	trains []Train
@@ -205,7 +206,8 @@ func (d *Device) addReply(c *cookieReplies, r *running, reply *[cookieSize]byte,
 	c.trains = append(c.trains, Train{Data: b, Size: size, Headroom: d.headroom, Endpoint: to, TOS: handshakeTOS})
 }
 
-// sendReplies sends what c holds. A reply that cannot be sent is lost, as on the network: its receiver tries again.
+// sendReplies sends what c holds. A reply that cannot be sent is lost, as it could be on the network: its receiver
+// tries again.
 func (d *Device) sendReplies(c *cookieReplies) {
 	if len(c.trains) == 0 {
 		return
@@ -215,7 +217,7 @@ func (d *Device) sendReplies(c *cookieReplies) {
 	c.trains = c.trains[:0]
 }
 
-// secretAt returns the secret of this device's cookies. It takes no lock unless there is to be a new one.
+// secretAt returns the secret of this device's cookies. It takes no lock unless a new secret is needed.
 func (d *Device) secretAt(now int64) cookieSecret {
 	if s := d.cookieSecret.Load(); s != nil && !s.expired(now) {
 		return *s
@@ -253,17 +255,18 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	}
 }
 
-// An initiation is a message that proved authentic: its sender has the private key to key.
+// An initiation is a received initiation message that proved authentic: its sender has the private key of the public
+// key in key.
 type initiation struct {
 	*handshake // nil once the peer has it
 	key        PublicKey
-	static     secret // of the two static keys
+	static     secret // the shared secret of the two static keys
 	timestamp  Timestamp
 	from       Endpoint
-	r          *running // in which it arrived
+	r          *running // the running device at which it arrived
 }
 
-// wipe clears the secrets of in.
+// wipe clears the secrets of the initiation.
 func (in *initiation) wipe() {
 	in.handshake.wipe()
 	clear(in.static[:])
@@ -306,7 +309,8 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 	return in, p, err
 }
 
-// acceptInitiation makes the initiation of p the exchange under way, and answers it. in is not used afterwards.
+// acceptInitiation makes the initiation of p the exchange under way, and answers it. The caller does not use the
+// initiation afterwards.
 func (d *Device) acceptInitiation(p *peer, in *initiation) {
 	h, r, id := in.handshake, in.r, in.id
 	var psk PresharedKey
@@ -402,7 +406,7 @@ func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) 
 	var out outbox
 	now := d.now()
 	p.mu.Lock()
-	// "Re-checked before commit to answer this very initiation."
+	// The state is checked again: the response must still answer the exchange under way.
 	if p.removed || p.handshake != h || p.psk != psk || d.identity.Load() != id || d.running.Load() != r {
 		err = refusal(DropSuperseded)
 	}

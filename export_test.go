@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// What tests of this package from outside need to reach.
+// These functions give the package wireguard_test access to what its tests need.
 
 const (
 	RejectAfterMessages = uint64(rejectAfterMessages)
@@ -13,16 +13,16 @@ const (
 	WindowSize          = windowSize
 )
 
-// SetRandom replaces the system's randomness. It is called before Up.
+// SetRandom replaces the system's randomness. Call it before Up.
 func SetRandom(d *Device, random func([]byte)) { d.random = random }
 
-// ForceLoad puts d under load, or ends that.
+// ForceLoad puts d under load, or ends the load.
 func ForceLoad(d *Device, on bool) {
 	now := d.now()
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
 	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
-		q.UnderLoad(false, now+48*3600*second) // long after any load, which ends it
+		q.UnderLoad(false, now+48*3600*second) // so late that any load has ended
 		if on {
 			q.UnderLoad(true, now+24*3600*second)
 		}
@@ -37,20 +37,20 @@ func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
 	p.current.counter = counter
 }
 
-// SessionIndices is the number of session indices in use, those of handshakes under way among them.
+// SessionIndices returns the number of session indices in use, including those of handshakes under way.
 func SessionIndices(d *Device) int { return d.sessions.m.Len() }
 
-// StagedBytes is the memory of the packets that wait for a session.
+// StagedBytes returns how many bytes of memory the staged packets take.
 func StagedBytes(d *Device) int64 { return d.pool.Bytes() }
 
-// LimitedSources is the number of sources that the rate limiter remembers.
+// LimitedSources returns the number of sources that the rate limiter remembers.
 func LimitedSources(d *Device) int {
 	d.cookieMu.Lock()
 	defer d.cookieMu.Unlock()
 	return d.sourceLimit.Len()
 }
 
-// Waiters is the number of calls of Handshake and Renew that wait.
+// Waiters returns the number of calls of Handshake and Renew that wait.
 func Waiters(d *Device) (n int) {
 	for p := range d.peers.all() {
 		p.mu.Lock()
@@ -60,13 +60,13 @@ func Waiters(d *Device) (n int) {
 	return n
 }
 
-// InitiationFrom is an initiation to a device from the holder of a public key that nobody can have the private key of: one
-// of low order, with which the static secret is all zero.
+// InitiationFrom returns an initiation from the holder of the public key static to the device with the public key to. static
+// is a key of low order: nobody can have its private key, and the static secret is all zero.
 func InitiationFrom(static, to PublicKey, now time.Time) []byte {
 	return signedInitiation(&identity{public: static}, to, &secret{}, now)
 }
 
-// StrangersInitiation is an authentic initiation to a device from the holder of a new key.
+// StrangersInitiation returns an authentic initiation to a device from the holder of a new key.
 func StrangersInitiation(to PublicKey, now time.Time) []byte {
 	id := newIdentity(NewPrivateKey())
 	static, err := id.private.shared(&to)
@@ -85,7 +85,8 @@ func signedInitiation(id *identity, to PublicKey, static *secret, now time.Time)
 	return m[:]
 }
 
-// Ciphers are the ciphers of the session with a local index, as d sends and as it receives; nil: there is none.
+// Ciphers returns the ciphers with which d sends and receives on the session with a local index, or nil if d has no such
+// session.
 func Ciphers(d *Device, index uint32) (send, receive cipher.AEAD) {
 	if k := d.sessions.find(index).k; k != nil {
 		return k.sender, k.receiver

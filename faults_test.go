@@ -15,8 +15,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Faults that other implementations shipped, and the tests that would have found them. Those of the control protocol have
-// their other half in uapi; here is what a Change does.
+// These are faults that other implementations shipped, and the tests that would have found them. For faults of the control
+// protocol, the tests here cover what a Change does, and those of package uapi the protocol.
 var faults = []covered{
 	{"32-bit nonce counter", "TestCounterPasses32Bits"},
 	{"no limit on messages a key", "TestRejectAfterMessages TestRekeyAfterMessages"},
@@ -50,8 +50,8 @@ var faults = []covered{
 	{"a failed send that nobody hears of", "TestSendTrouble"},
 }
 
-// The keepalive is timed from the first data packet received: not from a later one, a keepalive, a handshake, or the last
-// send.
+// The passive keepalive is sent 10 s after the first data packet received. A later packet, a keepalive, a handshake or an earlier
+// send does not change that.
 func TestFaultKeepaliveTimedFromTheWrongEvent(t *testing.T) {
 	for name, before := range map[string]func(w *world, a, b *node){
 		"the handshake":   func(w *world, a, b *node) {},
@@ -77,7 +77,8 @@ func TestFaultKeepaliveTimedFromTheWrongEvent(t *testing.T) {
 	}
 }
 
-// Peers of both families on one device: each is answered where it is, whichever came last.
+// A device has one peer with an IPv4 endpoint and one with an IPv6 endpoint. It sends to each peer's own address, whichever peer it
+// heard last.
 func TestFaultPeersOfBothFamilies(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, four, six := w.node("hub"), w.node("four"), w.node("six")
@@ -100,14 +101,15 @@ func TestFaultPeersOfBothFamilies(t *testing.T) {
 				n.wantArrived("to that address", "down")
 			}
 			if i%2 == 1 {
-				w.advance(121 * time.Second) // handshakes come and go the same ways
+				w.advance(121 * time.Second) // then the next handshakes use the same addresses
 			}
 		}
 		h.wantDrops(wireguard.DropSendFailed, 0, "no address of one family on a socket of the other")
 	})
 }
 
-// Each of several changes is carried out, in order, also of one peer in one Change, and from several goroutines at once.
+// Several changes are all made, in order, even if they are about one peer in one Change. Changes of several goroutines at once are
+// all made too.
 func TestFaultChangesInARow(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -142,7 +144,7 @@ func TestFaultChangesInARow(t *testing.T) {
 	})
 }
 
-// All peers' sources are forgotten by a change of mark, whatever families they are of and in whatever order.
+// A change of the firewall mark makes the device forget the source address for every peer, whatever its family.
 func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, d := hub(w)
@@ -164,8 +166,8 @@ func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
 	})
 }
 
-// A life with everything that is logged, without a logger; and with one, which is told no secret, and nothing above Debug
-// of what a peer or a stranger does.
+// A device does everything that it logs, first without a logger and then with one. The log contains no secret. What peers and
+// strangers do is logged at level Debug and not above.
 func TestFaultNilLogger(t *testing.T) {
 	var log bytes.Buffer
 	var mu sync.Mutex
@@ -188,7 +190,7 @@ func TestFaultNilLogger(t *testing.T) {
 			if got := read(); logger != nil && !strings.Contains(got, "level=INFO msg=\"wireguard: up\"") {
 				w.Fatalf("log %q", got)
 			}
-			// What peers and strangers do.
+			// These are acts of peers and strangers.
 			a.move(elsewhere)
 			a.send(b, "x")
 			b.move(elsewhere2)
@@ -220,7 +222,7 @@ func TestFaultNilLogger(t *testing.T) {
 			if strings.Contains(got, "level=INFO") || strings.Contains(got, "level=WARN") || strings.Contains(got, "level=ERROR") {
 				w.Fatalf("log %q: nothing of this is more than Debug", got)
 			}
-			// What the machine does.
+			// These are troubles of the system, and calls of the program.
 			mood.set(func() { mood.moods = []error{errors.New("odd")} })
 			w.net.Mend(nil, nil)
 			b.move(netip.MustParseAddr("198.18.0.2"))

@@ -15,10 +15,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// Sources that bring much, and the goroutines that share the work.
+// These tests are about sources that return many packets, and about the goroutines that share the work.
 
-// A well is a source of what its test gives it. It sees to it that no two read it at once, none after its end, and with
-// which batches.
+// A well is a source that returns what its test gives it. It checks that no two goroutines read it at once, that nobody reads it
+// after it ended, and that the batches it is given are empty.
 type well struct {
 	t     *testing.T
 	fill  func(b *Batch) error
@@ -42,7 +42,8 @@ func (w *well) ReadPackets(b *Batch) error {
 	return err
 }
 
-// A tape is what a device sent to r, opened: for each sender, whose number packets have at 20, the next packet's number, at 24.
+// A tape opens what a device sends to r, and checks the order. A packet has the number of its sender at offset 20, and its own
+// number at offset 24. next holds the number of each sender's next packet.
 type tape struct {
 	t    *testing.T
 	r    *remote
@@ -80,7 +81,7 @@ func (tp *tape) of(sender uint32) uint32 {
 	return tp.next[sender]
 }
 
-// packetOf is the n-th packet of a sender.
+// packetOf returns the n-th packet of a sender.
 func packetOf(sender, n uint32, size int, to *remote) []byte {
 	p := packet4(size, here, to.addr)
 	binary.BigEndian.PutUint32(p[20:], sender)
@@ -88,7 +89,7 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 	return p
 }
 
-// feeding is an end with a session, so many cores to run on, and a tape of what it sends.
+// feeding returns an end with a session with a remote, and a tape of what the end sends to it. The test runs on cores cores.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	if cores > 1 {
 		testkit.NeedsThreads(t, "goroutines share the work of one sender")
@@ -112,7 +113,7 @@ func (e *end) feed(t *testing.T, fill func(f *feed, b *Batch) error) (*feed, *we
 	return f, w
 }
 
-// comes is eventually for goroutines of the device, which must not end by Fatal.
+// comes is like eventually, but for goroutines of the device, which must not call Fatal.
 func comes(t *testing.T, why string, ok func() bool) bool {
 	for start := time.Now(); !ok(); time.Sleep(50 * time.Microsecond) {
 		if time.Since(start) > patience {
@@ -123,8 +124,8 @@ func comes(t *testing.T, why string, ok func() bool) bool {
 	return true
 }
 
-// TestFeedSharesInOrder: while one goroutine is still to send its batch, another one reads and seals the next, which waits for
-// its turn and is in order. What was read is sent before the end is told of.
+// TestFeedSharesInOrder: while one goroutine still has to send its batch, another one reads and seals the next batch. That batch
+// waits for its turn, so that the packets are sent in order. If the source fails, its packets are sent before the device ends.
 func TestFeedSharesInOrder(t *testing.T) {
 	for name, end := range map[string]error{"the source ends": io.EOF, "the source fails": errors.New("failed")} {
 		for batches, last := range map[int]string{1: "an error alone", 8: "an error with packets"} {
@@ -178,8 +179,8 @@ func TestFeedSharesInOrder(t *testing.T) {
 	}
 }
 
-// TestFeedEndsAfterItsPackets: packets that came with an error, and are behind another sender's, are sent before the
-// device ends.
+// TestFeedEndsAfterItsPackets: if a source returns packets together with an error, these packets are sent before the device ends,
+// even if they are queued behind another sender's.
 func TestFeedEndsAfterItsPackets(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	leave := e.occupy(t, r, tp.take, tp.take)
@@ -200,8 +201,9 @@ func TestFeedEndsAfterItsPackets(t *testing.T) {
 	}
 }
 
-// TestFeedsAndSenders: sources and senders to one peer keep each their order, and lose nothing, however the scheduler has it.
-// What comes in bursts is always read, also by the last of those that shared the burst before; and they end.
+// TestFeedsAndSenders: the packets of each source and of each sender to one peer keep their order, and none is lost, however the
+// goroutines are scheduled. Each burst is read, even if of the goroutines that shared the previous burst only the last is left. The
+// additional goroutines end.
 func TestFeedsAndSenders(t *testing.T) {
 	const cores, bursts, feeds, senders = 4, 300, 2, 2
 	e, r, tp := feeding(t, cores)
@@ -209,7 +211,7 @@ func TestFeedsAndSenders(t *testing.T) {
 	var all []*feed
 	sent := make([]uint32, feeds+senders)
 	for i := range feeds {
-		var burst, n uint32 // packets that are to come, and that came
+		var burst, n uint32 // packets left of the burst, and packets read so far
 		more := make(chan uint32)
 		f, _ := e.feed(t, func(f *feed, b *Batch) error {
 			if out := f.Out(); out >= cores {
@@ -274,8 +276,8 @@ func TestFeedsAndSenders(t *testing.T) {
 	}
 }
 
-// TestFeedAlone: one goroutine carries all where there is one core, where there is little to do, and where what there is
-// has to wait.
+// TestFeedAlone: one goroutine does all the work if there is only one core, if the batches are small, or if the packets have to
+// wait for a session.
 func TestFeedAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		cores, packets int
@@ -313,8 +315,8 @@ func TestFeedAlone(t *testing.T) {
 	}
 }
 
-// TestFeedIsHeldBack: a source whose packets are behind another sender's is read on for a few batches, and then not until
-// they are sent, however much else came with them. Nothing is dropped.
+// TestFeedIsHeldBack: if a source's packets are queued behind another sender's, only a few more batches are read until they are
+// sent, even if most packets in the batches go to another peer. Nothing is dropped.
 func TestFeedIsHeldBack(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	busy := newRemote(2, testKey(1).Public())
@@ -355,15 +357,16 @@ func TestFeedIsHeldBack(t *testing.T) {
 	e.wantDrops(t, before, 0, 0, "a source is held back instead")
 }
 
-// TestFeedAsksInVain: a source that pauses after each batch, however large, soon asks nobody any more but once in a while.
+// TestFeedAsksInVain: if a source pauses after each batch, helpers find nothing to do. Soon the feed asks for helpers only
+// once in a while, even if the batches are large.
 func TestFeedAsksInVain(t *testing.T) {
 	e, r, _ := feeding(t, 2)
 	e.line.send = func([]Train) {}
-	const batches = 4*32 + 16 // it looks again whether cores are idle at every 32nd
+	const batches = 4*32 + 16 // the feed looks for idle cores again at every 32nd batch
 	n := 0
 	f, w := e.feed(t, func(f *feed, b *Batch) error {
 		for deadline := time.Now().Add(patience); f.UnderWay() != 0 && time.Now().Before(deadline); {
-			runtime.Gosched() // it brings the next only once the last one is sent
+			runtime.Gosched() // the source returns the next batch only when the last one is sent
 		}
 		if n++; n > batches {
 			return io.EOF
@@ -378,7 +381,7 @@ func TestFeedAsksInVain(t *testing.T) {
 	}
 }
 
-// TestFeedAllocatesNothing: neither does sharing, but for a goroutine and a batch now and then.
+// TestFeedAllocatesNothing: a feed that shares its work allocates nothing except a goroutine and a batch now and then.
 func TestFeedAllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A framingBind is a relay's: a header stands in front of each datagram on its wire. It copies neither what it sends nor
+// A framingBind is a Bind for a relay: on its wire, each datagram has a header in front. The Bind copies neither what it sends nor
 // what it receives.
 //
 //	| zeros | length of the datagram (2 bytes) | datagram |
@@ -42,7 +42,7 @@ type framingSocket struct {
 	bind *framingBind
 }
 
-// Send writes each header into the headroom. In the trains of the wire, a frame is a datagram.
+// Send writes each header into the headroom. For the Bind below, a frame is a datagram.
 func (s *framingSocket) Send(ts []wireguard.Train) {
 	b := s.bind
 	b.mu.Lock()
@@ -181,7 +181,7 @@ func TestHeadroomOfForeignBatch(t *testing.T) {
 		a.send(b, "first")
 		b.wantArrived("a session", "first")
 		for i, batch := range []*wireguard.Batch{new(wireguard.Batch), b.NewBatch()} {
-			for range 2 { // the second time it has the layout of a's
+			for range 2 { // the second time the batch already has the layout of a's batches
 				var want []string
 				long := strings.Repeat("x", 1000)
 				for batch.Append(a.packet(b, long)) {

@@ -10,19 +10,20 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// Fuzz targets of what comes from a socket: a live device in the state that takes a message of a type, a valid message of
-// that type, and what the fuzzer makes of it. They hold of each:
+// These fuzz targets are about what a socket receives. Each has a live device in a state in which it takes a message of one type, a
+// valid message of that type, and a forgery that the fuzzer makes of it. They check:
 //
-//   - each datagram is accepted, or dropped and counted, and that once;
-//   - for one datagram in at most one goes out, and for a dropped one no longer one: nobody is flooded through a device;
-//   - what was dropped moved nothing: the valid message is accepted after it;
-//   - nothing is kept of it.
+//   - each datagram is accepted, or dropped and counted once;
+//   - the device sends at most one datagram for each one, and for a dropped one no longer one, so that nobody can flood others
+//     through a device;
+//   - a dropped datagram changes nothing: the valid message is accepted after it;
+//   - the device keeps nothing of a dropped datagram.
 
 // A forgery is what the fuzzer does to a valid message.
 type forgery struct {
 	at    uint16
-	patch []byte // changes the bytes from at on
-	grow  int16  // bytes at the end: fewer or more
+	patch []byte // XORed to the bytes from at on
+	grow  int16  // how many bytes are added at the end; negative: cut off
 }
 
 func (f *forgery) of(valid []byte) []byte {
@@ -36,8 +37,8 @@ func (f *forgery) of(valid []byte) []byte {
 	return m
 }
 
-// resign gives a message that is long enough good macs: one of whoever knows the device's public key, and with the cookie
-// of its source.
+// resign gives a message valid macs, if it is long enough: a mac1, for which one needs only the device's public key, and if mac2 is
+// set also a mac2, for which one needs the cookie of its source.
 func (e *end) resign(m []byte, from Endpoint, device PublicKey, mac2 bool) {
 	if len(m) < 2*macSize {
 		return
@@ -50,7 +51,7 @@ func (e *end) resign(m []byte, from Endpoint, device PublicKey, mac2 bool) {
 	jar.sign(m, device, 2)
 }
 
-// hostile gives the device a train, and returns how many of its datagrams were dropped and what was sent.
+// hostile gives the device a train, and returns how many of its datagrams were dropped and what the device sent.
 func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) {
 	t.Helper()
 	before := e.drops.load()
@@ -75,7 +76,7 @@ func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) 
 	return dropped, sent
 }
 
-// wantNothingKept fails if the device has more than one peer's sessions need.
+// wantNothingKept fails if the device holds more than the sessions of one peer need.
 func (e *end) wantNothingKept(t *testing.T) {
 	t.Helper()
 	if n := SessionIndices(e.Device); n > 4 { // three keypairs and a handshake
@@ -88,8 +89,8 @@ func (e *end) wantNothingKept(t *testing.T) {
 	}
 }
 
-// wantRefusal fails unless the one datagram was dropped, and answered by a cookie reply at most, where the device is under
-// load.
+// wantRefusal fails unless the one datagram was dropped. It accepts a cookie reply as an answer if the device is under load, and
+// no other answer.
 func wantRefusal(t *testing.T, dropped int, sent []datagram, loaded bool) {
 	t.Helper()
 	if dropped != 1 {
@@ -102,7 +103,7 @@ func wantRefusal(t *testing.T, dropped int, sent []datagram, loaded bool) {
 	}
 }
 
-// addHandshakeSeeds are forgeries at the fields of a message of a size.
+// addHandshakeSeeds adds forgeries of the fields of a message of a size to the seeds.
 func addHandshakeSeeds(f *testing.F, size int, fields ...int) {
 	for _, resign := range []bool{false, true} {
 		for _, at := range append(fields, 0, 1, 4, size-32, size-16) {
@@ -124,7 +125,7 @@ func FuzzInitiation(f *testing.F) {
 	r := newRemote(1, public)
 	e := up(f, testKey(1), r.config())
 	f.Fuzz(func(t *testing.T, at uint16, patch []byte, grow int16, resign, loaded, mac2 bool) {
-		e.clock.at.Add(second / 20) // 20 a second is what a source may send
+		e.clock.at.Add(second / 20) // a source may send 20 per second
 		valid := r.initiation()
 		m := (&forgery{at, patch, grow}).of(valid)
 		if resign {
@@ -137,7 +138,7 @@ func FuzzInitiation(f *testing.F) {
 		dropped, sent := e.hostile(t, r.train(bytes.Clone(m)))
 		ForceLoad(e.Device, false)
 		if dropped == 0 {
-			// The sender's index is all that no key vouches for but mac1's.
+			// Except for the sender's index, which mac1 alone protects, the message must be the valid one.
 			if !authentic || len(sent) != 1 || sent[0].b[0] != typeResponse {
 				t.Fatalf("%x was accepted, and %d messages answer it", m, len(sent))
 			}
@@ -154,7 +155,7 @@ func FuzzInitiation(f *testing.F) {
 	})
 }
 
-// resigned is valid with the index of the sender that m has, and with mac1 to it.
+// resigned returns the message valid with the sender's index of m, and with a mac1 for it.
 func resigned(valid, m []byte, device PublicKey) []byte {
 	w := bytes.Clone(valid)
 	copy(w[4:8], m[4:8])
@@ -162,7 +163,7 @@ func resigned(valid, m []byte, device PublicKey) []byte {
 	return w
 }
 
-// FuzzResponse forges responses to a device that waits for one, with a packet that waits for the session.
+// FuzzResponse forges responses to a device that waits for one. A packet is staged.
 func FuzzResponse(f *testing.F) {
 	addHandshakeSeeds(f, responseSize, responseReceiver, responseEphemeral, responseEphemeral+31, responseEmpty)
 	public := testKey(1).Public()
@@ -260,7 +261,7 @@ func FuzzCookieReply(f *testing.F) {
 	})
 }
 
-// FuzzData forges data messages, and puts what it likes into authentic ones.
+// FuzzData forges data messages, and puts arbitrary packets into authentic ones.
 func FuzzData(f *testing.F) {
 	r := newRemote(1, testKey(1).Public())
 	inner := packet4(40, r.addr, here)
@@ -322,7 +323,7 @@ func FuzzData(f *testing.F) {
 	})
 }
 
-// FuzzDevice gives a live device whatever a socket may give it, many datagrams at a time: each is dropped and counted.
+// FuzzDevice gives a live device arbitrary trains. The device drops and counts each datagram.
 func FuzzDevice(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0}, 148, uint8(0))
 	f.Add([]byte{}, 148, uint8(0))
@@ -351,7 +352,7 @@ func FuzzDevice(f *testing.F) {
 	})
 }
 
-// FuzzMACs signs any bytes: the macs are good for these bytes, this device, this source and this secret alone.
+// FuzzMACs signs arbitrary bytes. The macs are valid only for these bytes, this device, this source and this cookie secret.
 func FuzzMACs(f *testing.F) {
 	f.Add(make([]byte, initiationSize-32), uint16(0), uint8(1), uint16(1), false)
 	f.Add(make([]byte, responseSize-32), uint16(responseSize-32), uint8(1), uint16(2), false)
@@ -410,8 +411,8 @@ func FuzzMACs(f *testing.F) {
 	})
 }
 
-// FuzzReplay compares the window with a set of all counters seen. A step is a byte that says how to move, and two that
-// say how far.
+// FuzzReplay compares the window with a set of all counters seen. A step is three bytes: one says how the next counter follows from
+// the greatest one, and two give a distance.
 func FuzzReplay(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 0, 0, 1, 0, 1, 2, 31, 192, 2, 31, 193})
 	f.Add([]byte{3, 255, 255, 4, 0, 1, 0, 0, 1, 4, 0, 0, 1, 0, 5})
@@ -427,7 +428,7 @@ func FuzzReplay(f *testing.F) {
 			case 0:
 				counter += by
 			case 1, 2:
-				counter -= by // and below zero: past the limit
+				counter -= by // below zero, it wraps to a counter past the limit
 			case 3:
 				counter += by << 44
 			case 4:

@@ -41,7 +41,7 @@ func TestIdleDevice(t *testing.T) {
 	eventually(t, "Close leaves no goroutine", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
-// crowdSize is n, or less where a handshake takes ten times as long.
+// crowdSize returns n, or a tenth of it if the test runs in an environment where a handshake takes about ten times as long.
 func crowdSize(n int) int {
 	if testkit.Race || strconv.IntSize == 32 || testkit.OneThread {
 		return n / 10
@@ -49,8 +49,8 @@ func crowdSize(n int) int {
 	return n
 }
 
-// crowd is a device with n peers, newRemote(i) from 1 on, and what it weighed without them. Its keepalives are counted
-// and go nowhere.
+// crowd returns a device with n peers, newRemote(1) to newRemote(n), and how many goroutines and bytes of heap were in use before
+// they were added. The device's keepalives are counted, and reach nobody.
 func crowd(t *testing.T, n int) (e *end, keepalives *atomic.Int64, goroutines int, heap int64) {
 	e, keepalives = newEnd(t, testKey(1)), new(atomic.Int64)
 	e.line.send = func(ts []Train) {
@@ -77,8 +77,8 @@ func crowd(t *testing.T, n int) (e *end, keepalives *atomic.Int64, goroutines in
 	return e, keepalives, goroutines, heap
 }
 
-// wantLight fails if the n peers of e take more than 1 KiB each, their prefixes and their places in the tables included,
-// or any goroutine.
+// wantLight fails if the n peers of e take more than 1 KiB each, including their prefixes and their places in the tables, or if
+// they have goroutines.
 func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
 	t.Helper()
 	got := (heapAndStack() - heap) / int64(n)
@@ -100,7 +100,8 @@ func TestIdlePeers(t *testing.T) {
 	e.wantLight(t, n, goroutines, heap)
 }
 
-// TestIdlePeersAfterUse: and so does one that had a session, sent, received and dropped on it, and was wiped 540 s later.
+// TestIdlePeersAfterUse: a peer takes no more than that after it had a session, sent, received and dropped packets on it, and was
+// wiped 540 s later.
 func TestIdlePeersAfterUse(t *testing.T) {
 	n := crowdSize(10_000)
 	e, keepalives, goroutines, heap := crowd(t, n)
@@ -132,7 +133,8 @@ func TestPeerFitsItsClass(t *testing.T) {
 	}
 }
 
-// FuzzText parses keys and endpoints: what is accepted has one text form.
+// FuzzText parses keys and endpoints. A key that is accepted has only one text form. An endpoint's text form is parsed as the same
+// endpoint.
 func FuzzText(f *testing.F) {
 	f.Add("192.0.2.1:51820")
 	f.Add("[fe80::1%eth0]:1")
@@ -152,8 +154,8 @@ func FuzzText(f *testing.F) {
 	})
 }
 
-// The library copies no packet: what a source wrote is sealed and sent from where it stands, and what a socket received
-// is opened and delivered where it landed.
+// The library copies no packet. It seals and sends a packet in the memory to which the source wrote it, and opens and delivers a
+// packet in the memory to which the socket received it.
 func TestPacketsStayWhereTheyAre(t *testing.T) {
 	key := testKey(1)
 	r := newRemote(1, key.Public())

@@ -17,7 +17,7 @@ import (
 // nothing changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of x/crypto make of their keys.
 // The garbage collector frees those. Package internal/noise applies the tokens to the transcript.
 
-// The initiation, type 1, and where its fields begin (section 5.4.2).
+// An initiation has type 1 (section 5.4.2). The constants say how long it is, and where its fields begin.
 //
 //	 0      4        8                40               88                   116    132    148
 //	| type | sender | ephemeral (32) | static (32+16) | timestamp (12+16) | mac1 | mac2 |
@@ -29,7 +29,7 @@ const (
 	initiationTimestamp = 88
 )
 
-// The response, type 2 (section 5.4.3).
+// A response has type 2 (section 5.4.3).
 //
 //	 0      4        8          12               44            60     76     92
 //	| type | sender | receiver | ephemeral (32) | empty (16) | mac1 | mac2 |
@@ -44,7 +44,7 @@ const (
 // A handshake is the state of an exchange that is under way, after the initiation was sent or received.
 type handshake struct {
 	initiator       bool
-	id              *identity // the device's during this exchange, which ends when the device gets another
+	id              *identity // the device's identity; the exchange ends when the device gets another one
 	transcript      noise.Transcript
 	ephemeral       PrivateKey // of this device, as initiator
 	remoteEphemeral PublicKey  // of the peer, as responder
@@ -61,8 +61,8 @@ func (h *handshake) wipe() {
 // sessionKeys are the result of an exchange.
 type sessionKeys struct{ send, receive [32]byte }
 
-// createInitiation makes an initiation to the peer remote. static is the secret of the two static keys. The MACs stay
-// zero.
+// createInitiation makes an initiation to the peer remote. static is the shared secret of the two static keys. The MACs
+// stay zero.
 func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral PrivateKey, ts Timestamp, local uint32) (h *handshake, m [initiationSize]byte, err error) {
 	defer clear(ephemeral[:])
 	h = &handshake{initiator: true, id: id, ephemeral: ephemeral, local: local}
@@ -121,7 +121,7 @@ func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, 
 }
 
 // openTimestamp reads the rest of the initiation, which proves that the initiator has the static key. static is the
-// secret of the two static keys.
+// shared secret of the two static keys.
 func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err error) {
 	/* ss */
 	key := h.transcript.MixKey(static[:])
@@ -205,7 +205,7 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 }
 
 // A Timestamp is a TAI64N label as initiations carry it: big-endian seconds and nanoseconds. Each initiation of a peer has a
-// greater one than the last. The zero value is older than all others.
+// greater timestamp than the one before. The zero value is older than all others.
 type Timestamp [12]byte
 
 // After reports whether t is later than u.

@@ -13,14 +13,14 @@ import (
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 )
 
-// handshakeRemotes is how many peers take turns to initiate: wireguard-go refuses what comes within 20 ms (real ones) of
-// a peer's last, which 512 of its handshakes take longer than.
+// handshakeRemotes is how many peers take turns to initiate. wireguard-go refuses an initiation that it receives less than 20 ms
+// of real time after the peer's last one. Its 512 handshakes take longer than that.
 const handshakeRemotes = 512
 
-// BenchmarkHandshakeResponder is a responder's work for one handshake: consume an initiation, create the response, derive
-// the session's keys. Both have seen the peer before, so that the secret of the two static keys stands: what is left is
-// four X25519. Ours is the whole step of a worker, with the index, the commits, the macs of the response and its way to
-// the socket; wireguard-go's are its exported steps, which have neither macs nor a socket.
+// BenchmarkHandshakeResponder measures a responder's work for one handshake: it consumes an initiation, creates the response and
+// derives the session's keys. Both implementations have seen the peer before and know the secret of the two static keys, so that
+// four X25519 are left. For this package, the benchmark runs the whole step of a worker, including the index, the commits, the
+// macs of the response and the call of the socket. For wireguard-go it calls the exported steps, which have no macs and no socket.
 func BenchmarkHandshakeResponder(b *testing.B) {
 	b.Run("ours", func(b *testing.B) {
 		e, rs := handshakeEnd(b)
@@ -78,7 +78,7 @@ func BenchmarkHandshakeResponder(b *testing.B) {
 	})
 }
 
-// handshakeEnd is a device with many remotes, whose responses go nowhere.
+// handshakeEnd returns a device with many remotes. The device's responses reach nobody.
 func handshakeEnd(b *testing.B) (*end, []*remote) {
 	rs, configs := make([]*remote, handshakeRemotes), make([]PeerConfig, handshakeRemotes)
 	for i := range rs {
@@ -93,10 +93,10 @@ func handshakeEnd(b *testing.B) (*end, []*remote) {
 	return e, rs
 }
 
-// benchmarkInitiations lets rs initiate in turn. put takes the i-th message of a round, run takes up to a round of them.
+// benchmarkInitiations makes rs initiate in turn. put stores the i-th message of a round. run handles the first n of them.
 func benchmarkInitiations(b *testing.B, rs []*remote, clock *handClock, put func(i int, m []byte), run func(n int)) {
 	round := func(n int) {
-		clock.at.Add(second) // no two initiations of a peer come within 20 ms
+		clock.at.Add(second) // so that no two initiations of a peer arrive within 20 ms
 		for i := range n {
 			put(i, rs[i].initiation())
 		}
@@ -115,8 +115,8 @@ func benchmarkInitiations(b *testing.B, rs []*remote, clock *handClock, put func
 	}
 }
 
-// BenchmarkCookieReplies is a device under load that answers forged initiations from many addresses with cookie replies:
-// -cpu 1,2 shows that goroutines do not wait for each other.
+// BenchmarkCookieReplies measures a device under load that answers forged initiations from many addresses with cookie replies. Run
+// with -cpu 1,2, it shows that the goroutines do not wait for each other.
 func BenchmarkCookieReplies(b *testing.B) {
 	d, err := New(Config{PrivateKey: testKey(1), Tunnel: newDrain(), Bind: muted{}})
 	if err != nil {

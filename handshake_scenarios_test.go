@@ -19,7 +19,7 @@ func TestInitiationRetransmitted(t *testing.T) {
 		w.want("a initiation", "the first one goes out at once")
 		for i := range 5 {
 			before := w.last("a initiation")
-			// Each round runs from the one before, so that the jitter of one does not blur the next.
+			// Each wait begins at the previous initiation, so that the jitters do not add up.
 			w.wantIdle(5*time.Second-1-(w.now()-before.at), "REKEY_TIMEOUT is not over")
 			w.advance(jitter + 1)
 			w.want("a initiation", fmt.Sprintf("retry %d comes after REKEY_TIMEOUT and the jitter", i+1))
@@ -35,7 +35,7 @@ func TestInitiationRetransmitted(t *testing.T) {
 	})
 }
 
-// The moments of retries are not the same for two peers, and not the same each time: that is what jitter is for.
+// The gaps between retries differ between two peers, and from one retry to the next, because of the jitter.
 func TestJitterDiffers(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(nil, nil)
@@ -54,9 +54,9 @@ func TestJitterDiffers(t *testing.T) {
 	})
 }
 
-// Linux: MAX_TIMER_HANDSHAKES is 90 / 5 = 18, and "timer_handshake_attempts > MAX_TIMER_HANDSHAKES" gives up, which
-// lets 20 initiations out. "We drop all packets without a keypair and don't try again, if we try unsuccessfully for too
-// long to make a handshake" (timers.c).
+// In Linux, MAX_TIMER_HANDSHAKES is 90 / 5 = 18, and a peer gives up when "timer_handshake_attempts > MAX_TIMER_HANDSHAKES", that
+// is, after 20 initiations. "We drop all packets without a keypair and don't try again, if we try unsuccessfully for too long to
+// make a handshake" (timers.c).
 func TestGiveUpAfterTwentyInitiations(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -81,7 +81,8 @@ func TestGiveUpAfterTwentyInitiations(t *testing.T) {
 	})
 }
 
-// Linux resets the count for every packet that finds no key (wg_packet_send_queued_handshake_initiation, !is_retry).
+// As in Linux, the count of attempts begins anew with every packet for which there is no session
+// (wg_packet_send_queued_handshake_initiation, !is_retry).
 func TestNoGiveUpWhilePacketsCome(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -96,7 +97,7 @@ func TestNoGiveUpWhilePacketsCome(t *testing.T) {
 	})
 }
 
-// PROTOCOL.md: with persistent keepalive a new series starts one interval after the last try.
+// With a persistent keepalive, a new series of initiations starts one interval after the last try of the previous series.
 func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -130,7 +131,7 @@ func TestInitiatorConfirmsAtOnce(t *testing.T) {
 		w.wantIdle(9*time.Second, "nothing else is due")
 	})
 	scenario(t, func(w *world, a, b *node) {
-		w.connect(b, a) // which asserts that a keepalive confirms where nothing is staged
+		w.connect(b, a) // connect asserts that a keepalive confirms the session if nothing is staged
 	})
 }
 
@@ -179,8 +180,8 @@ func TestCrossingInitiationsHeal(t *testing.T) {
 	})
 }
 
-// Traffic both ways does not keep crossing initiations going: were the first packet after 5 s to make the next try at
-// once, both ends would try at the same moment again, and for ever.
+// Traffic in both directions does not make initiations cross again and again. If the first packet after 5 s caused the next try at
+// once, without jitter, both ends would always try at the same moment.
 func TestCrossingInitiationsHealUnderTraffic(t *testing.T) {
 	for _, gap := range []time.Duration{time.Second, 10 * time.Millisecond} {
 		scenario(t, func(w *world, a, b *node) {
@@ -199,7 +200,7 @@ func TestCrossingInitiationsHealUnderTraffic(t *testing.T) {
 	}
 }
 
-// Crossing initiations of which one is lost need no healing.
+// If one of two crossing initiations is lost, the other one makes a session at once.
 func TestCrossingInitiationsOneLost(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
@@ -256,14 +257,15 @@ func TestReplayedInitiationRefused(t *testing.T) {
 		w.want("", "nor is an older one")
 		b.wantDrops(wireguard.DropOldTimestamp, 2, "less")
 
-		// The session that stands is not harmed, whatever is replayed.
+		// The replays do not harm the established session.
 		a.send(b, "still here")
 		w.want("a data", "no new handshake")
 		b.wantArrived("the session stands", "still here")
 	})
 }
 
-// Greatest timestamps outlive the sessions: "even if the responder restarts" is the only case where they are lost.
+// A device keeps a peer's greatest timestamp after the sessions are wiped and after Down. It is lost only "if the responder
+// restarts".
 func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -281,7 +283,7 @@ func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
 	})
 }
 
-// A replayed response finds an index that is the session's, and no handshake.
+// The index in a replayed response now belongs to the session, and no handshake waits for a response.
 func TestReplayedResponseRefused(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -296,8 +298,8 @@ func TestReplayedResponseRefused(t *testing.T) {
 	})
 }
 
-// Linux: "INITIATIONS_PER_SECOND = 50": a peer's initiations are accepted one each 20 ms, and the initiation that comes
-// too soon changes nothing.
+// Linux: "INITIATIONS_PER_SECOND = 50". The device accepts one initiation of a peer per 20 ms. An initiation that arrives too soon
+// changes nothing.
 func TestInitiationTooSoon(t *testing.T) {
 	for _, gap := range []time.Duration{20*time.Millisecond - 1, 20 * time.Millisecond} {
 		scenario(t, func(w *world, a, b *node) {
@@ -323,7 +325,7 @@ func TestInitiationTooSoon(t *testing.T) {
 	}
 }
 
-// Losing any one message of a handshake costs a retry, and nothing that was to be delivered.
+// If any one message of a handshake is lost, a retry makes the session. A packet is lost only if it was sealed in the lost message.
 func TestLossOfEachHandshakeMessage(t *testing.T) {
 	for _, test := range []struct {
 		lost         string
@@ -332,7 +334,7 @@ func TestLossOfEachHandshakeMessage(t *testing.T) {
 	}{
 		{"a initiation", "a initiation", "a initiation, b response, a data", 5 * time.Second},
 		{"b response", "a initiation, b response", "a initiation, b response, a data", 5 * time.Second},
-		// The confirmation is lost with its packet. a hears nothing for 15 s after it.
+		// The confirmation is lost together with its packet. a hears nothing for 15 s after it.
 		{"a data", "a initiation, b response, a data", "a initiation, b response, a keepalive", 15 * time.Second},
 	} {
 		t.Run(test.lost, func(t *testing.T) {
@@ -366,8 +368,8 @@ func TestLostConfirmationAndDataAtResponder(t *testing.T) {
 	})
 }
 
-// "psk … is mixed into the handshake" (5.2): ends that disagree on it make no session, in either direction, and the
-// one that notices is the initiator, by the response's tag.
+// "psk … is mixed into the handshake" (5.2). Two ends with different preshared keys make no session. The initiator notices it,
+// because the response's tag is wrong.
 func TestPresharedKeyMismatch(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
@@ -399,8 +401,7 @@ func TestPresharedKeySession(t *testing.T) {
 	})
 }
 
-// Whitepaper 5.4.2: "e" is fresh each time, the sender index is random, the static key and timestamp are encrypted. A
-// handshake message says in its TOS that it is one: "HANDSHAKE_DSCP = 0x88" (Linux, messages.h).
+// Handshake messages are sent with TOS 0x88, and data with DSCP 0: "HANDSHAKE_DSCP = 0x88" (Linux, messages.h).
 func TestHandshakeTOS(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "x")

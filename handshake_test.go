@@ -11,8 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
-// TestHandshakeTranscript holds both messages and the keys fixed, byte by byte. The same functions are checked against
-// another implementation in TestWireGuardGo.
+// TestHandshakeTranscript compares both messages and the keys with fixed bytes. TestWireGuardGo checks the same functions against
+// another implementation.
 func TestHandshakeTranscript(t *testing.T) {
 	for _, c := range []struct {
 		name                                   string
@@ -74,8 +74,8 @@ func TestHandshakePresharedKeyMismatch(t *testing.T) {
 	}
 }
 
-// TestHandshakeForgeries flips each bit of both messages that they authenticate by themselves: all but type and
-// sender's index, which mac1 covers, and the receiver's index, which the session table checks.
+// TestHandshakeForgeries changes each byte of both messages that the handshake itself authenticates. The handshake does not
+// authenticate the type and the sender's index, which mac1 covers, and the receiver's index, which the session table checks.
 func TestHandshakeForgeries(t *testing.T) {
 	x := newExchange(t, PresharedKey{7})
 	hi, m1 := x.initiate(t)
@@ -126,8 +126,8 @@ var lowOrder = []string{
 	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p+1
 }
 
-// TestHandshakeLowOrder puts each point wherever a message or the configuration can bring one: "an all-zero X25519 result
-// ends the handshake silently, at each of its places".
+// TestHandshakeLowOrder puts each point of low order into each place where a message or the configuration can have one: "an
+// all-zero X25519 result ends the handshake silently, at each of its places".
 func TestHandshakeLowOrder(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	hi, m1 := x.initiate(t)
@@ -255,8 +255,8 @@ func TestTimestampNext(t *testing.T) {
 	}
 }
 
-// TestForgedInitiationsShareTheStaticSecret: whoever knows the public key of a peer can begin an initiation in its name. That
-// costs the X25519 of the two static keys once, not once for each forgery.
+// TestForgedInitiationsShareTheStaticSecret: anyone who knows a peer's public key can forge an initiation in its name. The device
+// then computes the X25519 of the two static keys, but only once and not for each forgery.
 func TestForgedInitiationsShareTheStaticSecret(t *testing.T) {
 	key := testKey(1)
 	r := newRemote(1, key.Public())

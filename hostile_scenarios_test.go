@@ -19,7 +19,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Hostile messages and unlucky moments only raise a counter of the device.
+// These tests send hostile messages, and call Close at bad moments. The device must count what it drops, and do no more.
 
 // lowOrderPoints are public keys with which every Diffie-Hellman result is zero (RFC 7748, section 6.1).
 var lowOrderPoints = func() (ks []wireguard.PublicKey) {
@@ -36,7 +36,7 @@ var lowOrderPoints = func() (ks []wireguard.PublicKey) {
 	return ks
 }()
 
-// signed returns a handshake message with the mac1 that anyone can make who knows the receiver's public key.
+// signed returns a handshake message with a valid mac1. Anyone who knows the receiver's public key can make it.
 func signed(m []byte, to wireguard.PublicKey) []byte {
 	m = bytes.Clone(m)
 	key := blake2s.Sum256(append([]byte("mac1----"), to[:]...))
@@ -47,7 +47,7 @@ func signed(m []byte, to wireguard.PublicKey) []byte {
 }
 
 // If an X25519 result is all zero, the device ends the handshake silently. This test covers the results that a
-// message from outside can cause. Another test calls createResponse and checks that it refuses too.
+// message from outside can cause. TestHandshakeLowOrder checks that createResponse fails too.
 func TestLowOrderMessages(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a initiation", 1)
@@ -84,8 +84,7 @@ func TestLowOrderMessages(t *testing.T) {
 	})
 }
 
-// The device drops an initiation from a static key of low order, which anyone can make, even if that key is
-// configured.
+// Anyone can make an initiation whose static key is of low order. The device drops it, even if a peer with that key is configured.
 func TestLowOrderInitiator(t *testing.T) {
 	for _, configured := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
@@ -182,8 +181,8 @@ func TestReservedBytes(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: a crash on an oversized datagram. Datagrams of each type, of all lengths about those that mean
-// something and of the largest there is, alone and behind good ones.
+// Fault of a peer project: an oversized datagram crashed it. Here the device gets datagrams of each type with many lengths: those
+// next to the lengths that have a meaning, and up to the largest possible one.
 func TestDatagramsOfAnySize(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -197,7 +196,7 @@ func TestDatagramsOfAnySize(t *testing.T) {
 				m := make([]byte, size)
 				m[0] = kind
 				if size >= 8 {
-					copy(m[4:8], good.data[4:8]) // a session that stands
+					copy(m[4:8], good.data[4:8]) // the index of an established session
 				}
 				n++
 				if err := w.net.Inject(stranger, home, m); err != nil {
@@ -210,7 +209,7 @@ func TestDatagramsOfAnySize(t *testing.T) {
 			}
 		}
 		w.want("", "none is answered")
-		// What does not fit a datagram once it is sealed is refused by the socket, and the next packet is not.
+		// A packet that does not fit into a datagram once it is sealed is refused by the socket. The next packets are sent.
 		a.inject(pipe.UDPPacket(netip.AddrPortFrom(a.addr, 7), netip.AddrPortFrom(b.addr, 7), make([]byte, 65507)))
 		a.wantDrops(wireguard.DropSendFailed, 1, "65,535 bytes and 32 more")
 		large := string(make([]byte, 65507-32-15-28))
@@ -222,7 +221,8 @@ func TestDatagramsOfAnySize(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: use after close of the limiter. Messages under load before, amid and after Down, Up and Close.
+// Fault of a peer project: it used its rate limiter after closing it. Here messages arrive under load before, during and after
+// Down, Up and Close.
 func TestLimiterOutlivesClose(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -230,7 +230,7 @@ func TestLimiterOutlivesClose(t *testing.T) {
 		w.want("a initiation, b cookie reply", "under load")
 		w.lose("a initiation", 1)
 		w.advance(6 * time.Second)
-		good := w.last("a initiation") // with mac2: it gets to the limiter
+		good := w.last("a initiation") // it has a mac2, so that it reaches the limiter
 		w.script()
 		flood := func() {
 			for range 20 {
@@ -263,12 +263,12 @@ func TestLimiterOutlivesClose(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: Close racing a handshake, and leaking the device. Here it comes while each message is on its
-// way and while each key is being made, at either end. What was left behind would fail the test by itself.
+// Fault of a peer project: a Close during a handshake leaked the device. Here Close is called at either end while each message is
+// under way, and while each key is being made. A goroutine that is left behind fails the test.
 func TestCloseAmidHandshake(t *testing.T) {
 	for _, who := range []string{"a", "b"} {
 		for _, moment := range []string{"a initiation", "b response", "a data", "random"} {
-			// The device's randomness is asked for twice a handshake at each end: an ephemeral key, an index.
+			// In a handshake, each end reads its randomness twice: for an ephemeral key and for an index.
 			for n := 1; n <= 2; n++ {
 				t.Run(fmt.Sprint(who, " closes at ", moment, n), func(t *testing.T) {
 					inWorld(t, func(w *world) { playCloseAmidHandshake(w, who, moment, n) })
@@ -296,7 +296,7 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 			mu.Unlock()
 			if now {
 				begin()
-				time.Sleep(time.Second) // Close is as far as it gets, and waits for this
+				time.Sleep(time.Second) // Close gets as far as it can, and waits until this returns
 			}
 		})
 	} else {
@@ -307,7 +307,7 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 					begin()
 				}
 				if n == 2 {
-					return pipe.Hold // and arrives when all is over
+					return pipe.Hold // the message arrives when all is over
 				}
 			}
 			return pipe.Pass

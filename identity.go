@@ -14,7 +14,7 @@ import (
 // struct, and encoding/binary writes those of any array.
 type PrivateKey [32]byte
 
-// A PublicKey is a Curve25519 public key: the name of a device or a peer. It prints as base64, and %x prints its bytes in
+// A PublicKey is a Curve25519 public key, which names a device or a peer. It prints as base64, and %x prints its bytes in
 // hexadecimal. It can be the key of a map. The zero value means that there is no key.
 type PublicKey [32]byte
 
@@ -49,7 +49,7 @@ func (k PrivateKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make
 // IsZero reports whether k is the zero key.
 func (k PublicKey) IsZero() bool { return k == PublicKey{} }
 
-// after orders public keys. It decides which of two ends gives way.
+// after reports whether k is greater than l. It decides which end waits when two initiations cross.
 func (k PublicKey) after(l PublicKey) bool { return bytes.Compare(k[:], l[:]) > 0 }
 
 // IsZero reports whether k is the zero key, in constant time.

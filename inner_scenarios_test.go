@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Devices handle the IP packets inside the tunnel: ECN, lengths, sources, and answers to packets that nobody can
-// take.
+// These tests are about the IP packets inside the tunnel: their ECN bits, lengths and sources, and the ICMP errors that answer
+// packets without a destination.
 
 // sumOK reports whether the Internet checksum over all of bs together is right.
 func sumOK(bs ...[]byte) bool { return packet.Sum(bytes.Join(bs, nil), 0) == 0xffff }
@@ -36,7 +36,7 @@ func (n *node) packet6(o *node, payload string) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(n.addr6, 7), netip.AddrPortFrom(o.addr6, 7), []byte(payload))
 }
 
-// The device carries ECN in both directions (RFC 6040 as Linux does it), for each pair of an inner and an outer
+// The device copies ECN bits to the outer header and back (RFC 6040, as Linux does it), for each pair of an inner and an outer
 // codepoint.
 func TestECNBothWays(t *testing.T) {
 	const notECT, ect1, ect0, ce = 0, 1, 2, 3
@@ -80,13 +80,14 @@ func TestECNBothWays(t *testing.T) {
 	})
 }
 
-// DSCP inside stays inside, both ways; handshakes and keepalives have their own: 0x88 and 0.
+// The DSCP of an inner packet is not copied to the outer header, and stays as it is. Handshake messages have the TOS 0x88, and
+// keepalives 0.
 func TestDSCPStaysInside(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		p := withECN(a.packet(b, "expedited"), 1)
 		p[1] |= 46 << 2
 		binary.BigEndian.PutUint16(p[10:], 0)
-		binary.BigEndian.PutUint16(p[10:], ^uint16(46<<2)) // what the checksum is does not matter: nobody mends it
+		binary.BigEndian.PutUint16(p[10:], ^uint16(46<<2)) // a wrong checksum, which nobody may correct
 		a.inject(p)
 		for kind, tos := range map[string]uint8{"a initiation": 0x88, "b response": 0x88, "a data": 1} {
 			if m := w.last(kind); m.tos != tos {
@@ -141,7 +142,7 @@ func (n *node) wantUnreachable(p []byte, why string) {
 	}
 }
 
-// The device answers and counts a packet that no peer can take, and makes no handshake for it.
+// If no peer can take a packet, the device answers it with an ICMP error, counts it, and begins no handshake.
 func TestUnreachableEndToEnd(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.nodeDown("b")
@@ -170,7 +171,7 @@ func TestUnreachableEndToEnd(t *testing.T) {
 		}
 		w.wantIdle(10*time.Minute, "nothing of it is on the wire")
 
-		// Packets of one burst have senders of their own.
+		// The packets of one burst have different senders.
 		one := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.1:1"), netip.AddrPortFrom(b.addr, 7), nil)
 		two := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.2:1"), netip.AddrPortFrom(b.addr, 7), nil)
 		a.inject(one, two)
@@ -264,7 +265,7 @@ func TestUnreachableIsRateLimited(t *testing.T) {
 }
 
 // A sender that floods a destination without a peer, and packets larger than a peer's MTU, uses up its own limit of ICMP errors.
-// Another sender still learns both, and so does one with IPv6.
+// Another sender still gets both kinds of errors, and so does an IPv6 sender.
 func TestUnreachableIsFair(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.node("b")
@@ -407,8 +408,8 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 		to(wide, "[fd50:1::1]:1")
 		to(narrow, "[fd50:7::1]:1")
 
-		// "removing a peer restores nothing" of what it took, but what is wider comes to light.
-		hub.knows(narrow, prefix("10.50.0.0/16")) // takes it from wide, and gives its own up
+		// "removing a peer restores nothing": wide does not get back the prefix that narrow took from it.
+		hub.knows(narrow, prefix("10.50.0.0/16")) // takes the prefix from wide, and gives up narrow's other ones
 		from(narrow, "10.50.1.1:1", "10.0.0.1:1", true, "the last writer wins")
 		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "it was taken away")
 		hub.RemovePeer(narrow.pub())
@@ -416,7 +417,7 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 	})
 }
 
-// A full sink costs what does not fit, and is counted: no receiver waits for it (row 1).
+// If the sink is full, the packets that do not fit are dropped and counted. No receiver waits for the sink (row 1).
 func TestFullSinkDrops(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -23,15 +23,15 @@ import (
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 )
 
-// Interoperability with wireguard-go over UDP sockets on loopback. All goes through a relay, which counts what passes
-// and can move, so that each end sees the other roam:
+// These tests check interoperability with wireguard-go over UDP sockets on loopback. Except in TestInteropRoaming, all datagrams
+// pass through a relay, which counts the messages of each type:
 //
 //	our Device ─ udp ─▶ relay ─ udp ─▶ wireguard-go's Device
 //	10.0.0.1, fd00::1                  10.0.0.2, fd00::2
 
-const interopWait = 20 * time.Second // for what takes milliseconds
+const interopWait = 20 * time.Second // the time limit of what takes milliseconds
 
-// A shiftedClock is the system's, set forward by a test.
+// A shiftedClock is the system's clock plus a shift that the test sets.
 type shiftedClock struct {
 	start time.Time
 	shift atomic.Int64
@@ -44,7 +44,7 @@ func (c *shiftedClock) Now() time.Duration {
 }
 func (c *shiftedClock) Wall() time.Time { return time.Now().Add(time.Duration(c.shift.Load())) }
 
-// A relay passes datagrams between two places. Each side sees the relay's socket as the other end.
+// A relay passes datagrams between two devices. Each of them sees one of the relay's sockets as the other end.
 type relay struct {
 	t      *testing.T
 	toOurs [2]*net.UDPConn // sockets: [0] faces ours, [1] faces theirs
@@ -76,7 +76,7 @@ func newRelay(t *testing.T, loopback netip.Addr) *relay {
 	return r
 }
 
-// pass carries what comes from side to the other.
+// pass sends what arrives from side to the other side.
 func (r *relay) pass(side int) {
 	defer r.wg.Done()
 	b := make([]byte, 65535)
@@ -98,7 +98,7 @@ func (r *relay) pass(side int) {
 
 const ours, theirs = 0, 1
 
-// sent is how many messages of a type side sent.
+// sent returns how many messages of a type side sent.
 func (r *relay) sent(side int, m pipe.MessageType) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -154,7 +154,8 @@ func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *inte
 	if err := x.theirs.Up(); err != nil {
 		t.Fatal(err)
 	}
-	// The relay learns where each end is from what it sends; the end that never sent is told here.
+	// The relay learns an end's address from what the end sends. It is told both addresses here, so that it also reaches an end
+	// that has sent nothing.
 	for _, line := range strings.Split(x.get(), "\n") {
 		fmt.Sscanf(line, "listen_port=%d", &x.theirPort)
 	}
@@ -193,7 +194,8 @@ func (x *interop) get() string {
 	return s
 }
 
-// send sends one packet each way, of the family and size, and waits until both arrive unchanged. first says who begins.
+// send sends one packet in each direction and waits until both have arrived unchanged. first says which side begins. v6 is 1 for
+// IPv6 packets and 0 for IPv4.
 func (x *interop) send(first int, v6, size int) {
 	x.t.Helper()
 	out := pipe.UDPPacket(netip.AddrPortFrom(ourAddrs[v6], 1000), netip.AddrPortFrom(theirAddrs[v6], 2000), make([]byte, size))
@@ -288,21 +290,21 @@ func TestInterop(t *testing.T) {
 	}
 }
 
-// TestInteropRekey: "the initiator makes a new session after 120 s or 2^60 messages"; the old one serves until the new one
-// stands. No packet is lost over it.
+// TestInteropRekey: "the initiator makes a new session after 120 s or 2^60 messages". The old session is used until the new one is
+// established, and no packet is lost.
 func TestInteropRekey(t *testing.T) {
 	for _, by := range []string{"clock", "counter"} {
 		t.Run(by, func(t *testing.T) {
 			x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
 			x.send(ours, 0, 100)
-			time.Sleep(50 * time.Millisecond) // wireguard-go takes one initiation each 20 ms
+			time.Sleep(50 * time.Millisecond) // wireguard-go accepts one initiation per 20 ms
 			if by == "clock" {
 				x.clock.shift.Add(int64(121 * time.Second))
 			} else {
 				wireguard.SetSendCounter(x.dev, x.theirKey.Public(), wireguard.RekeyAfterMessages)
-				x.clock.shift.Add(int64(6 * time.Second)) // an initiation was sent less than 5 s ago
+				x.clock.shift.Add(int64(6 * time.Second)) // so that the last initiation is more than 5 s old
 			}
-			x.send(ours, 0, 100) // on the old session, and asks for the new one
+			x.send(ours, 0, 100) // sent on the old session; asks for the new one
 			x.want("second handshake", func() bool { return x.relay.sent(theirs, pipe.TypeResponse) == 2 })
 			x.want("young session", func() bool { s := x.status(); return s.Session && s.SessionAge < 60*time.Second })
 			for range 10 {
@@ -315,7 +317,7 @@ func TestInteropRekey(t *testing.T) {
 	}
 }
 
-// TestInteropCookieOurs: we are under load, so that wireguard-go is asked for a cookie and comes back with it.
+// TestInteropCookieOurs: our device is under load and sends a cookie reply. wireguard-go retries with the cookie.
 func TestInteropCookieOurs(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
 	wireguard.ForceLoad(x.dev, true)
@@ -328,7 +330,7 @@ func TestInteropCookieOurs(t *testing.T) {
 	}
 }
 
-// initiationLike is a message that costs its receiver an X25519: mac1 is right and the rest is not.
+// initiationLike returns a message that costs its receiver an X25519. It looks like an initiation, but only its mac1 is valid.
 func initiationLike(receiver wireguard.PublicKey) []byte {
 	m := make([]byte, 148)
 	m[0], m[20] = 1, 9
@@ -339,8 +341,8 @@ func initiationLike(receiver wireguard.PublicKey) []byte {
 	return m
 }
 
-// TestInteropCookieTheirs: wireguard-go is under load, by bursts of what looks like initiations, and asks us for a
-// cookie.
+// TestInteropCookieTheirs: bursts of messages that look like initiations put wireguard-go under load, so that it sends us a cookie
+// reply.
 func TestInteropCookieTheirs(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
 	flood, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.theirPort)))
@@ -387,7 +389,7 @@ func TestInteropCookieTheirs(t *testing.T) {
 // TestInteropRoaming: each end changes its port, and the other follows it with the first authentic packet.
 func TestInteropRoaming(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
-	// Without the relay: the ends see each other's real ports.
+	// This test does without the relay, so that the ends see each other's real ports.
 	e := wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.theirPort))
 	change := wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: x.theirKey.Public(), Endpoint: &e}}}
 	if err := x.dev.Configure(change); err != nil {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// A court is a judge that has seen a session of a and b begin, a second ago on both clocks, and packets 1 to 4 handed to a.
+// A court is a judge that has seen a session of a and b begin at the time 0 of both clocks, and packets 1 to 4 handed to a.
 type court struct {
 	*judge
 	a, b    *life
@@ -44,7 +44,7 @@ func newCourt(t *testing.T) *court {
 	return c
 }
 
-// message is a data message from a to b with packet i in it.
+// message returns a data message from a to b that contains c.packets[i].
 func (c *court) message(i int, counter uint64) []byte {
 	m := []byte{4, 0, 0, 0, courtOfB, 0, 0, 0}
 	m = binary.LittleEndian.AppendUint64(m, counter)
@@ -53,13 +53,13 @@ func (c *court) message(i int, counter uint64) []byte {
 	return c.sessions[courtOfB][0].forResp.Seal(m, nonce[:], append(bytes.Clone(c.packets[i]), 0, 0, 0, 0), nil)
 }
 
-// carry lets packet i go from a to b.
+// carry tells the judge that a sent c.packets[i] and that b delivered it.
 func (c *court) carry(i int, at time.Duration) {
 	c.data(c.a, c.message(i, uint64(i)), at)
 	c.delivered(c.b, c.packets[i], at)
 }
 
-// The judge objects to each thing that must not happen, and to nothing else.
+// The judge reports each thing that must not happen, and nothing else.
 func TestJudge(t *testing.T) {
 	const now = time.Second
 	for _, test := range []struct {

@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestKeyVectors is Bob's key pair of RFC 7748, section 6.1, and the first vector of section 5.2.
+// TestKeyVectors checks Bob's key pair of RFC 7748, section 6.1, and the first vector of section 5.2.
 func TestKeyVectors(t *testing.T) {
 	bob := PrivateKey(key32(t, "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
 	public := bob.Public()
@@ -57,7 +57,7 @@ func TestZeroKeys(t *testing.T) {
 	}
 }
 
-// A textKey is what the three kinds of keys have in common.
+// A textKey has the methods that the three types of keys have in common.
 type textKey interface {
 	UnmarshalText([]byte) error
 	bytes() []byte
@@ -102,7 +102,7 @@ func TestKeyText(t *testing.T) {
 	})
 }
 
-// TestKeyTextRefused: one key has one text, and an error never repeats it.
+// TestKeyTextRefused: a key has only one valid text, and the error about another text does not repeat that text.
 func TestKeyTextRefused(t *testing.T) {
 	good := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0xfb}, 32))
 	for name, text := range map[string]string{
@@ -138,7 +138,8 @@ func TestKeyTextRefused(t *testing.T) {
 	}
 }
 
-// leaks is what of the two secrets below is in out, in any form that a verb of fmt gives them; empty: nothing.
+// leaks returns the part of one of the two secrets below that out contains, in any form that a verb of fmt gives it. It returns an
+// empty string if out contains no part.
 func leaks(out string) string {
 	for _, k := range [][32]byte{testSecretKey, testSecretPSK} {
 		for _, form := range []string{
@@ -190,7 +191,7 @@ func TestKeyRedaction(t *testing.T) {
 		"error": fmt.Errorf("with %v and %w", private, errors.New(preshared.String())),
 	}
 	for name, v := range values {
-		// Not %p and not %T: fmt asks no method of a value for those.
+		// %p and %T are not tested, because fmt calls no method of a value for them.
 		for _, verb := range "vsqxXdboOcUteEfFgGz" {
 			for _, flags := range []string{"", "#", "+", " ", "-", "0", "40", ".4", "+#"} {
 				format := "%" + flags + string(verb)

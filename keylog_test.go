@@ -19,8 +19,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// keyLogPair brings up two devices with a preshared key, of which a logs its keys, and has each begin one handshake with
-// the other and send a packet on the new session. It returns the capture of all that crossed the wire.
+// keyLogPair brings up two devices with a preshared key. The device with configuration a logs its keys. Each device begins one
+// handshake and sends a packet on the new session. keyLogPair returns a capture of everything on the wire, and the keys.
 func keyLogPair(t *testing.T, a wireguard.Config) (capture []byte, static wireguard.PrivateKey, peer wireguard.PublicKey, psk wireguard.PresharedKey) {
 	var file bytes.Buffer
 	insideA, insideB := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
@@ -120,7 +120,7 @@ func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	}
 	read := func(options ...string) string {
 		c := exec.Command(tshark, append([]string{"-n", "-r", pcap, "-Y", "wg", "-T", "fields", "-e", "ip.src", "-e", "data.text", "-e", "data.data"}, options...)...)
-		c.Env = append(os.Environ(), "HOME="+dir) // nobody's preferences
+		c.Env = append(os.Environ(), "HOME="+dir) // so that tshark reads no user's preferences
 		out, err := c.Output()
 		if err != nil {
 			t.Fatalf("tshark: %v", err)
@@ -136,7 +136,7 @@ func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	}
 }
 
-// A device works on when its log takes no more, asks it no more, and says so once.
+// If a write to the key log fails, the device works on, never writes to the log again, and logs one warning.
 func TestKeyLogThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -151,14 +151,14 @@ func TestKeyLogThatFails(t *testing.T) {
 	})
 }
 
-// writes are the writes to a log. A device's log needs no lock, since its writes do not overlap.
+// writes records the writes to a key log. It needs no lock, because the device's writes do not overlap.
 type writes []string
 
 func (w *writes) Write(b []byte) (int, error) { *w = append(*w, string(b)); return len(b), nil }
 
 func (w *writes) text() string { return strings.Join(*w, "") }
 
-// failing counts writes and takes none.
+// failing is a Writer whose writes all fail. It counts them.
 type failing int
 
 func (f *failing) Write([]byte) (int, error) { *f++; return 0, io.ErrShortWrite }

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
-// A data message has type 4 (whitepaper, section 5.4.6). A keepalive is a data message whose packet is empty. In memory, a
-// packet has the same room around it:
+// A data message has type 4 (whitepaper, section 5.4.6). A keepalive is a data message whose packet is empty. In a batch,
+// a packet has room for the rest of its message around it:
 //
 //	 0          4              8         16                  16+padded   32+padded
 //	| type (4) | receiver (4) | counter | packet and padding | tag       |
@@ -39,7 +39,7 @@ type keypair struct {
 	created          int64
 	initiator        bool // whether this device sent the initiation
 
-	id      *identity // the device's when the session was made; nil once it is retired, so that the private key is not kept
+	id      *identity // the device's when the session was made; nil once retired, so that the private key is not kept
 	retired bool      // nothing more is sent on it, because the device has another identity
 	moved   bool      // the configuration changed the endpoint since anything was received on it
 	asked   int64     // when the first data was sent on it since anything was received on it; 0 means that all is answered
@@ -67,10 +67,11 @@ func (k *keypair) number(n int) uint64 {
 	return first
 }
 
-// seal makes m a data message with a padded packet. The packet is in its place in m, or in memory that does not overlap m.
+// seal makes m a data message. The argument padded is the padded packet, which is in its place in m, or in memory that
+// does not overlap m.
 //
-// The nonce is 32 zero bits and the counter. The message's header holds just that from byte 4 on, as long as the receiver's
-// index is zero, so the nonce needs no other memory.
+// The nonce is 32 zero bits and the counter. While the receiver's index is zero, bytes 4 to 15 of the header hold exactly
+// that, so the nonce needs no other memory.
 func (k *keypair) seal(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m, typeData)
 	clear(m[4:8])
@@ -105,7 +106,8 @@ type keypairs struct {
 func (ks *keypairs) addInitiated(k *keypair) (dropped [2]*keypair) {
 	dropped[0] = ks.previous
 	if ks.next != nil {
-		// The peer initiated too, and its session is not confirmed. The peer may send on it nevertheless.
+		// The peer initiated too, and that session is not confirmed yet. The peer may still send on it, so it becomes
+		// previous.
 		dropped[1] = ks.current
 		ks.previous, ks.next = ks.next, nil
 	} else {
@@ -115,7 +117,8 @@ func (ks *keypairs) addInitiated(k *keypair) (dropped [2]*keypair) {
 	return dropped
 }
 
-// addResponded makes k next. It may not be used before the initiator has confirmed it.
+// addResponded makes k next. Nothing may be sent on k before the initiator has confirmed it. It returns the keypairs
+// that lost their place. Entries may be nil.
 func (ks *keypairs) addResponded(k *keypair) (dropped [2]*keypair) {
 	dropped = [2]*keypair{ks.previous, ks.next}
 	ks.previous, ks.next = nil, k

@@ -10,15 +10,15 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// TestKeypairRotation is the whole table of the three places. A state is what is in previous, current and next: p, c
-// and n are the keypairs that were there, x is the new one, a dash is none.
+// TestKeypairRotation has every change of the three places previous, current and next. A state is written as three characters, one
+// for each place: p, c and n are the keypairs that were in them before, x is the new keypair, and a dash is an empty place.
 func TestKeypairRotation(t *testing.T) {
 	for _, c := range []struct{ op, before, after, dropped string }{
 		{"addInitiated", "---", "-x-", ""},
 		{"addInitiated", "p--", "-x-", "p"},
 		{"addInitiated", "-c-", "cx-", ""},
 		{"addInitiated", "pc-", "cx-", "p"},
-		{"addInitiated", "--n", "nx-", ""}, // crossing initiations: the peer may send on next all the same
+		{"addInitiated", "--n", "nx-", ""}, // initiations crossed: the peer may still send on next
 		{"addInitiated", "p-n", "nx-", "p"},
 		{"addInitiated", "-cn", "nx-", "c"},
 		{"addInitiated", "pcn", "nx-", "cp"},
@@ -131,8 +131,8 @@ func TestKeypairNumber(t *testing.T) {
 	}
 }
 
-// TestKeypairSeal checks the whole message against ChaCha20-Poly1305 with its nonce written out, among them counters of
-// more than 32 bits.
+// TestKeypairSeal compares whole messages with what ChaCha20-Poly1305 makes with the nonce written out. Some counters have more
+// than 32 bits.
 func TestKeypairSeal(t *testing.T) {
 	send, receive := [32]byte{1}, [32]byte{2}
 	k := newKeypair(&send, &receive, 0x11223344, 0x55667788, true, 0)
@@ -144,7 +144,7 @@ func TestKeypairSeal(t *testing.T) {
 	for _, counter := range []uint64{0, 1, 1<<32 - 1, 1 << 32, 0x0102030405060708, rejectAfterMessages - 1} {
 		for _, size := range []int{0, 16, 64, 1424, 65536} {
 			packet := bytes.Repeat([]byte{byte(size), byte(counter)}, size/2)
-			m := bytes.Repeat([]byte{0xee}, messageOverhead+size) // what was there does not matter
+			m := bytes.Repeat([]byte{0xee}, messageOverhead+size) // the old contents do not matter
 			copy(m[messageHeader:], packet)
 			sealInPlace(k, m, counter)
 
@@ -169,7 +169,7 @@ func TestKeypairOpenForgeries(t *testing.T) {
 	k := newKeypair(&key, &key, 1, 2, true, 0)
 	m := make([]byte, messageOverhead+32)
 	sealInPlace(k, m, 0xffffffffff)
-	for at := 8; at < len(m); at++ { // type and index are what found the key
+	for at := 8; at < len(m); at++ { // type and index served to find the key, which does not authenticate them
 		for bit := range 8 {
 			forged := bytes.Clone(m)
 			forged[at] ^= 1 << bit

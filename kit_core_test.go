@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A core is a peer without a device, the time, and the outbox of the last step.
+// A core is a peer without a device, together with the time and the outbox of the last step.
 type core struct {
 	*peerState
 	t   *testing.T
@@ -30,7 +30,7 @@ func newCore(t *testing.T) *core {
 // at moves the time to d after the start.
 func (c *core) at(d time.Duration) *core { c.now = coreT0 + int64(d); return c }
 
-// after moves the time on.
+// after moves the time forward by d.
 func (c *core) after(d int64) *core { c.now += d; return c }
 
 // step begins a new outbox.
@@ -45,7 +45,7 @@ func (c *core) initiator() *keypair {
 	return k
 }
 
-// responded makes a session as the responder, now, which is not confirmed.
+// responded makes a session as the responder, now. The session is not confirmed.
 func (c *core) responded() *keypair {
 	c.index++
 	c.handshake = &handshake{}
@@ -75,7 +75,7 @@ func (c *core) sends(data bool) {
 	c.sentOn(data, c.heard, c.now, &c.out)
 }
 
-// initiates is what a worker does about an outbox that asks for an initiation.
+// initiates makes an initiation, as a worker does when the outbox asks for one.
 func (c *core) initiates() Timestamp {
 	c.t.Helper()
 	if !c.out.initiate {
@@ -90,7 +90,7 @@ func (c *core) initiates() Timestamp {
 	return ts
 }
 
-// accepts is an initiation of the peer's.
+// accepts makes the core handle an initiation of the peer's with timestamp n.
 func (c *core) accepts(n byte) (DropReason, bool) {
 	return c.acceptInitiation(&handshake{}, Timestamp{n}, coreEndpoint, c.now, c.step())
 }
@@ -131,7 +131,7 @@ func (c *core) wantNone(i timer, why string) {
 	}
 }
 
-// wantIn fails unless timer i fires in d from now, give or take the jitter that may come on top.
+// wantIn fails unless timer i fires between d and d+jitter from now.
 func (c *core) wantIn(i timer, d, jitter int64, why string) {
 	c.t.Helper()
 	if in := c.timers.at[i] - c.now; !c.timers.pending(i) || in < d || in > d+jitter {

@@ -14,15 +14,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The ends of a device in these tests are in the test's hands:
+// In these tests the test controls both ends of a device:
 //
 //	drain (Tunnel) ◀─▶ Device ◀─▶ line (Bind) ◀─▶ the test, with a remote (the other end, without timers)
 //	                     ▲
 //	                 handClock
 //
-// Nothing here waits for a fixed time: the line hands trains over and returns when the device asked for the next.
+// Nothing here waits for a fixed time: line.receive hands trains over and returns when the device asks for the next ones.
 
-// What many tests of this package use.
+// These names are for many tests of this package.
 const (
 	patience    = testkit.Patience
 	raceEnabled = testkit.Race
@@ -41,7 +41,7 @@ func (c *handClock) Wall() time.Time    { return epoch.Add(c.Now()) }
 // A line is a Bind whose other side is the test.
 type line struct {
 	sent   chan datagram    // copies of what the device sent, if send is nil
-	send   func(ts []Train) // else: called with it, on the device's goroutine
+	send   func(ts []Train) // if set, called with what the device sends, on the device's goroutine
 	mu     sync.Mutex
 	socket *lineSocket // the last one opened
 }
@@ -65,7 +65,8 @@ func (l *line) Listen(port uint16) (Socket, error) {
 	return s, nil
 }
 
-// receive hands trains to the device and waits until it is done with them, handshakes apart: those go to a worker.
+// receive hands trains to the device and waits until the device has handled them. It does not wait for handshake messages:
+// a worker handles those.
 func (l *line) receive(ts ...Train) {
 	l.mu.Lock()
 	s := l.socket
@@ -87,7 +88,7 @@ func (l *line) next(t testing.TB, why string) datagram {
 	return testkit.Next(t, l.sent, "a datagram is sent: "+why)
 }
 
-// nothing fails if the device sent something. Workers make handshakes, so call settle first.
+// nothing fails if the device sent something. Workers send handshake messages, so call settle first.
 func (l *line) nothing(t testing.TB, why string) {
 	t.Helper()
 	select {
@@ -103,7 +104,7 @@ type lineSocket struct {
 	port   uint16
 	in     chan []Train
 	taken  chan struct{}
-	busy   bool // with what Receive returned last
+	busy   bool // the device still handles what Receive returned last
 	closed chan struct{}
 	once   sync.Once
 }
@@ -111,7 +112,7 @@ type lineSocket struct {
 func (s *lineSocket) Receivers() []Receiver { return []Receiver{s} }
 func (s *lineSocket) Close() error          { s.once.Do(func() { close(s.closed) }); return nil }
 
-// Port is 0, as those of many a Bind, once the socket is closed.
+// Port returns 0 once the socket is closed, as the sockets of many Binds do.
 func (s *lineSocket) Port() uint16 {
 	select {
 	case <-s.closed:
@@ -149,8 +150,8 @@ func (s *lineSocket) Send(ts []Train) {
 	}
 }
 
-// A drain is a Tunnel that has nothing to send, copies what arrives to got or gives it to write, and then scribbles over
-// it: it was borrowed.
+// A drain is a Tunnel that has nothing to send. It copies the packets that arrive to got, or gives them to write if that is
+// set. Then it overwrites them, as a sink may.
 type drain struct {
 	mtu    atomic.Int64
 	write  func(pkts [][]byte) int
@@ -238,7 +239,7 @@ func (e *end) advance(t testing.TB, by time.Duration) {
 	e.settle(t)
 }
 
-// settle waits until no handshake message and no peer waits for a worker, and no worker works.
+// settle waits until the workers have ended, which they do when no handshake message and no peer waits for one.
 func (e *end) settle(t testing.TB) {
 	t.Helper()
 	eventually(t, "the workers do not end", func() bool {
@@ -265,14 +266,14 @@ func (e *end) send(t testing.TB, packets ...[]byte) {
 	}
 }
 
-// A remote is the other end of a tunnel, by the functions of handshake.go and keypair.go alone.
+// A remote is the other end of a tunnel. It is made of the functions of handshake.go and keypair.go, without a device.
 type remote struct {
 	id     *identity
 	addr   netip.Addr // inside the tunnel
 	from   Endpoint
 	device PublicKey
 	psk    PresharedKey
-	static secret // with the device
+	static secret // of the static keys of the remote and the device
 	jar    cookieJar
 	ts     Timestamp
 	local  uint32
@@ -297,7 +298,7 @@ func newRemote(n int, device PublicKey) *remote {
 	return r
 }
 
-// testKey returns the n-th of some private keys.
+// testKey returns a private key that follows from n.
 func testKey(n int) (k PrivateKey) {
 	h := noise.NewMAC([]byte("keys of tests")).Of(binary.BigEndian.AppendUint64(nil, uint64(n)))
 	copy(k[:], h[:])
@@ -316,7 +317,7 @@ func (r *remote) config() PeerConfig {
 // train returns a train of one message from r.
 func (r *remote) train(m []byte) Train { return Train{Data: m, Size: len(m), Endpoint: r.from} }
 
-// initiation makes a new initiation.
+// initiation returns a new initiation from r to the device.
 func (r *remote) initiation() []byte {
 	if r.ts = r.ts.next(); r.ts.After(TimestampOf(epoch.Add(1e6 * time.Hour))) {
 		panic("too many initiations")
@@ -344,7 +345,7 @@ func (r *remote) takeResponse(t testing.TB, m []byte) {
 	r.k = newKeypair(&keys.send, &keys.receive, r.local, index, true, 0)
 }
 
-// response answers an initiation of the device's.
+// response returns the response to m, an initiation of the device's.
 func (r *remote) response(t testing.TB, m []byte) []byte {
 	t.Helper()
 	if len(m) != initiationSize || m[0] != typeInitiation {
@@ -367,7 +368,7 @@ func (r *remote) response(t testing.TB, m []byte) []byte {
 	return a[:]
 }
 
-// data seals a packet as it is, without padding, under the next counter.
+// data seals a packet without padding, under the next counter.
 func (r *remote) data(packet []byte) []byte { return r.dataAt(r.k.number(1), packet) }
 
 func (r *remote) dataAt(counter uint64, packet []byte) []byte {
@@ -377,7 +378,7 @@ func (r *remote) dataAt(counter uint64, packet []byte) []byte {
 	return m
 }
 
-// open opens a data message of the device's.
+// open returns the packet in m, a data message of the device's.
 func (r *remote) open(t testing.TB, m []byte) []byte {
 	t.Helper()
 	if len(m) < messageOverhead || m[0] != typeData || binary.LittleEndian.Uint32(m[4:]) != r.k.local {
@@ -390,7 +391,7 @@ func (r *remote) open(t testing.TB, m []byte) []byte {
 	return p
 }
 
-// connect makes a session with r as its initiator, and confirms it.
+// connect makes a session whose initiator is r, and confirms it.
 func (e *end) connect(t testing.TB, r *remote) {
 	t.Helper()
 	e.line.receive(r.train(r.initiation()))
@@ -398,7 +399,7 @@ func (e *end) connect(t testing.TB, r *remote) {
 	e.line.receive(r.train(r.data(nil)))
 }
 
-// packet4 returns an IPv4 packet of n bytes from src to dst, and packet6 an IPv6 packet.
+// packet4 returns a packet of n bytes from src to dst. packet6 does the same for IPv6 addresses.
 func packet4(n int, src, dst netip.Addr) []byte {
 	p := make([]byte, n)
 	for i := packet.PutIP(p, n, src, dst, packet.UDP, 0); i < n; i++ {
@@ -410,13 +411,13 @@ func packet4(n int, src, dst netip.Addr) []byte {
 func packet6(n int, src, dst netip.Addr) []byte { return packet4(n, src, dst) }
 
 var (
-	here  = netip.MustParseAddr("10.255.0.1") // an address inside the tunnel that the device's side has
+	here  = netip.MustParseAddr("10.255.0.1") // an address on the device's side of the tunnel
 	here6 = netip.MustParseAddr("fd00::1")
 
-	nowhere = netip.MustParseAddr("203.0.113.9") // no peer has it
+	nowhere = netip.MustParseAddr("203.0.113.9") // no peer has this address
 )
 
-// wantDrops fails unless exactly one counter moved since before, by n.
+// wantDrops fails unless the counter of reason grew by n since before, and no other counter grew.
 func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64, why string) {
 	t.Helper()
 	now := e.drops.load()
@@ -431,13 +432,13 @@ func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64,
 	}
 }
 
-// A failer is a test or a rapid test.
+// A failer is a test of package testing or of package rapid.
 type failer interface {
 	Helper()
 	Fatalf(format string, args ...any)
 }
 
-// A testLink is a Link of a Bind of its own.
+// A testLink is a Link, as a program's own Bind may use one.
 type testLink struct {
 	name string
 	key  byte
@@ -447,7 +448,7 @@ func (l testLink) Key() [16]byte { return [16]byte{15: l.key} }
 
 func (l testLink) String() string { return l.name }
 
-// sealInPlace makes m, the whole message with the padded packet in its place, a data message.
+// sealInPlace makes a data message of m, which already holds the padded packet behind the room for the header.
 func sealInPlace(k *keypair, m []byte, counter uint64) {
 	k.seal(m, m[messageHeader:len(m)-messageTag], counter)
 }

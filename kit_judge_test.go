@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// The simulation's judge. It is told of all that is handed to devices, put on the wire and delivered, opens every data
-// message with the keys that the responder of its session has, and so knows of each delivered packet which message,
-// session and device it came from:
+// A judge checks what the devices of a simulation do. The simulation tells it everything that is handed to devices, put on
+// the wire and delivered. The judge opens every data message with the keys that the responder of its session has. So it knows
+// from which message, session and device each delivered packet came:
 //
 //	handed ─▶ parcel ─▶ data, on the wire ─▶ exchange: its ends, keys and birth on each end's clock ─▶ delivered
 type judge struct {
@@ -26,14 +26,14 @@ type judge struct {
 	calls    map[uint32]*life       // who sent the initiation with a sender index
 	sessions map[uint32][]*exchange // by the index of either end
 	counters map[counterOf]uint64   // hash of the message
-	sealed   map[lane]uint64        // the newest parcel on the wire
-	arrived  map[lane]uint64        // and delivered
+	sealed   map[lane]uint64        // the newest parcel that was put on the wire
+	arrived  map[lane]uint64        // the newest parcel that was delivered
 	tables   []sources              // the sources of each node
-	fresh    map[[2]int]bool        // from and to, since mark
+	fresh    map[[2]int]bool        // whether a parcel from mark on was delivered, by sender and receiver
 	mark     uint64
 }
 
-// A life is one Device: a node that restarts begins another.
+// A life is one Device. A node that restarts begins another life.
 type life struct {
 	node   int
 	name   string
@@ -50,14 +50,14 @@ func (l *life) String() string {
 // A parcel is a packet that was handed to a device.
 type parcel struct {
 	from      *life
-	to        int // the node that has its destination's address by right
-	stream    int // those of one stream were handed over one after the other
+	to        int // the node to which the destination's address belongs
+	stream    int // the parcels of one stream were handed over one after the other
 	packet    []byte
-	message   *exchange // that it went out in; nil: it was not on the wire
+	message   *exchange // the session in which it was sent; nil: it was not on the wire
 	delivered bool
 }
 
-// An exchange is a session, seen from outside.
+// An exchange is a session, as the judge sees it.
 type exchange struct {
 	initiator, responder   *life
 	toInitiator            uint32 // index
@@ -74,14 +74,14 @@ type counterOf struct {
 	counter uint64
 }
 
-// A lane is where order is kept.
+// A lane is a sequence of parcels that must keep their order.
 type lane struct {
 	from   *life
 	to     int
 	stream int
 }
 
-// sources is a node's allowed IPs, as the last change left them and, while one is going on, as it found them.
+// sources holds a node's allowed IPs after the last change (now) and, while that change is being made, before it (before).
 type sources struct{ now, before map[netip.Prefix]int }
 
 // keyLife is REJECT_AFTER_TIME.
@@ -99,7 +99,7 @@ func newJudge(nodes int, orderly bool) *judge {
 
 func (j *judge) lock() func() { j.mu.Lock(); return j.mu.Unlock }
 
-// say notes what is wrong. mu is held.
+// say records a fault. mu is held.
 func (j *judge) say(format string, args ...any) {
 	if len(j.wrong) < 10 {
 		j.wrong = append(j.wrong, fmt.Sprintf(format, args...))
@@ -111,11 +111,11 @@ func (j *judge) verdict() []string { defer j.lock()(); return j.wrong }
 // handed records that a packet is about to be given to a device.
 func (j *judge) handed(id uint64, p *parcel) { defer j.lock()(); j.parcels[id] = p }
 
-// initiation records that from put an initiation on the wire.
+// initiation records that the device from put an initiation on the wire.
 func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.calls[sender] = from }
 
-// response records that from put a response on the wire, at now by its clock. send and receive are the ciphers with
-// which from sends and receives on the new session.
+// response records that the device from put a response on the wire, at the time now of its clock. send and receive are the
+// ciphers with which it sends and receives on the new session.
 func (j *judge) response(from *life, sender, receiver uint32, now time.Duration, send, receive cipher.AEAD) {
 	defer j.lock()()
 	if send == nil {
@@ -130,8 +130,8 @@ func (j *judge) response(from *life, sender, receiver uint32, now time.Duration,
 	j.sessions[receiver] = append(j.sessions[receiver], e)
 }
 
-// answered records that a response for an index arrived at to, at now by its clock. If several copies arrive before
-// the session is used, to may have accepted any of them.
+// answered records that a response for an index arrived at the device to, at the time now of its clock. If several copies
+// arrive before the session is used, the device may have accepted any of them.
 func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	defer j.lock()()
 	for _, e := range j.sessions[receiver] {
@@ -141,7 +141,7 @@ func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	}
 }
 
-// data records that from put a data message on the wire, at now by its clock.
+// data records that the device from put a data message on the wire, at the time now of its clock.
 func (j *judge) data(from *life, m []byte, now time.Duration) {
 	defer j.lock()()
 	index, counter := binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:])
@@ -171,7 +171,7 @@ func (j *judge) data(from *life, m []byte, now time.Duration) {
 	}
 }
 
-// open finds the session that a message is of, and opens it.
+// open finds the session of a message, and opens the message.
 func (j *judge) open(from *life, index uint32, m []byte) (*exchange, []byte) {
 	var nonce [12]byte
 	copy(nonce[4:], m[8:16])
@@ -189,7 +189,7 @@ func (j *judge) open(from *life, index uint32, m []byte) (*exchange, []byte) {
 	return nil, nil
 }
 
-// seal notes that a parcel, with padding, is on the wire.
+// seal records that the device from put a parcel on the wire, in session e and with padding.
 func (j *judge) seal(from *life, e *exchange, packet []byte) {
 	id, p := j.find(packet)
 	switch {
@@ -216,7 +216,7 @@ func (e *exchange) other(l *life) *life {
 	return e.initiator
 }
 
-// delivered records that a packet comes out of to, at now by its clock.
+// delivered records that the device to delivered a packet, at the time now of its clock.
 func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	defer j.lock()()
 	id, p := j.find(packet)
@@ -260,7 +260,7 @@ func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	}
 }
 
-// find returns the parcel that a packet looks like.
+// find returns the parcel whose number the packet carries.
 func (j *judge) find(packet []byte) (id uint64, p *parcel) {
 	at := payloadAt(packet)
 	if at < 0 || len(packet) < at+8 {
@@ -288,7 +288,7 @@ func source(packet []byte) netip.Addr {
 	return netip.AddrFrom16([16]byte(packet[8:]))
 }
 
-// unreachable reports whether packet is an ICMP error about a packet that to was given itself.
+// unreachable reports whether packet is an ICMP error about a packet that was handed to the same device.
 func (j *judge) unreachable(to *life, packet []byte) bool {
 	quote := 28
 	if packet[0]>>4 == 6 {
@@ -301,7 +301,7 @@ func (j *judge) unreachable(to *life, packet []byte) bool {
 	return p != nil && p.from == to && bytes.HasPrefix(p.packet, packet[quote:])
 }
 
-// allow reports whether a longest prefix gives an address to a node.
+// allow reports whether the longest prefix that contains an address belongs to a node, before or after the change.
 func (s *sources) allow(a netip.Addr, node int) bool {
 	return longest(s.now, a) == node || s.before != nil && longest(s.before, a) == node
 }
@@ -316,7 +316,8 @@ func longest(t map[netip.Prefix]int, a netip.Addr) int {
 	return node
 }
 
-// changing lets do change the allowed IPs of a node to what change makes of them. Until it is done, either holds.
+// changing calls do, which changes a node's allowed IPs in the same way as change does in the judge's table. Until do returns,
+// the judge accepts the old and the new ones.
 func (j *judge) changing(node int, change func(t map[netip.Prefix]int), do func()) {
 	unlock := j.lock()
 	s := &j.tables[node]
@@ -331,7 +332,7 @@ func (j *judge) changing(node int, change func(t map[netip.Prefix]int), do func(
 	s.before = nil
 }
 
-// await begins to look for packets from id on.
+// await makes the judge look for the delivery of packets from id on.
 func (j *judge) await(id uint64) {
 	defer j.lock()()
 	j.mark = id
@@ -340,7 +341,7 @@ func (j *judge) await(id uint64) {
 
 func (j *judge) hasFresh(from, to int) bool { defer j.lock()(); return j.fresh[[2]int{from, to}] }
 
-// lost counts the packets from id on that were not delivered, and tells of the first.
+// lost counts the packets from id on that were not delivered, and describes the first one.
 func (j *judge) lost(id uint64) (n uint64, what string) {
 	defer j.lock()()
 	first := uint64(0)

@@ -11,7 +11,7 @@ import (
 type loop struct {
 	addr    netip.AddrPort
 	peer    *loop
-	deliver func([]Train) // set: data goes here
+	deliver func([]Train) // if set, it gets the data messages
 	in      chan []byte   // handshake messages go here
 	closed  chan struct{}
 	once    sync.Once

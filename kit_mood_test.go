@@ -7,7 +7,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A moodyBind fails as it is told to, and notes what it was asked for.
+// A moodyBind is a Bind that fails when the test tells it to. It records the ports and marks that the device asked for.
 type moodyBind struct {
 	wireguard.Bind
 

@@ -14,7 +14,7 @@ import (
 
 // This file is a second implementation of the handshake, written from the Noise specification (revision 34) and from
 // sections 5.4.2 to 5.4.5 of the whitepaper. It shares no code with this package: its X25519 is crypto/ecdh and its HMAC
-// is crypto/hmac. It favours likeness to the text over speed. The quoted sentences are those of the specification.
+// is crypto/hmac. It follows the specification's text closely and is not fast. The quoted sentences are from the specification.
 
 // The message patterns of IKpsk2 (Noise, sections 7.5 and 9.4).
 var noiseIKpsk2 = [2][]string{
@@ -143,8 +143,8 @@ func (n *noiseHandshake) decryptAndHash(ciphertext []byte) ([]byte, error) {
 	return p, err
 }
 
-// mix is the tokens that both ends process alike. "For "es": Calls MixKey(DH(e, rs)) if initiator, MixKey(DH(s, re)) if
-// responder", and se the other way round.
+// mix handles the tokens that both ends process alike. "For "es": Calls MixKey(DH(e, rs)) if initiator, MixKey(DH(s, re)) if
+// responder"; for se it is the other way round.
 func (n *noiseHandshake) mix(token string) error {
 	if token == "psk" {
 		n.mixKeyAndHash(n.psk)
@@ -217,7 +217,7 @@ func (n *noiseHandshake) readMessage(pattern []string, fields [][]byte) (payload
 	return n.decryptAndHash(fields[0])
 }
 
-// split returns the key from the initiator and the key to it.
+// split returns the key for messages from the initiator and the key for messages to it.
 func (n *noiseHandshake) split() (fromInitiator, toInitiator []byte) {
 	one, two, _ := noiseHKDF(n.ck, nil)
 	return one, two

@@ -20,8 +20,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Several goroutines send through one device to several peers at once. The tests know the device by its API alone, and see what it
-// does on the wire and behind it:
+// A rush has several goroutines send through one device to several peers at once. The tests use only the device's API, and see
+// what it puts on the wire and what the peers deliver:
 //
 //	sources 0 to 3: Device.Send ──┐         ┌─ spoke 0 ─┐
 //	source 4: the device's tunnel ┴▶ hub ─▶ ┼─ spoke 1 ─┼▶ order of each source, counts
@@ -38,7 +38,7 @@ type rush struct {
 	pause   time.Duration // the hub's socket waits up to this long before each send
 	sockets atomic.Int32  // how many the hub opened
 	handed  atomic.Uint64 // packets, by all sources
-	seen    atomic.Uint64 // drops, by pace
+	seen    atomic.Uint64 // the drops that pace has seen
 
 	mu       sync.Mutex             // guards sessions
 	sessions map[uint32]rushSession // by index at the spoke
@@ -46,8 +46,8 @@ type rush struct {
 
 // A rushSession is what the hub sent in a session.
 type rushSession struct {
-	socket  int32  // the hub's, that it uses
-	counter uint64 // due next
+	socket  int32  // the number of the hub's socket that the session uses
+	counter uint64 // the counter of the next message
 }
 
 // Sources 0 to 3 call Device.Send, and the last one is the hub's tunnel.
@@ -71,7 +71,7 @@ type spoke struct {
 	delivered atomic.Uint64
 }
 
-// newRush makes a hub and its spokes, and takes them up. No session exists yet.
+// newRush makes a hub and its spokes, and brings them up. No session exists yet.
 func newRush(t *testing.T, spokes int) *rush {
 	t.Helper()
 	testkit.NeedsThreads(t, "its senders loop")
@@ -130,7 +130,7 @@ func (b rushBind) Listen(port uint16) (wireguard.Socket, error) {
 	return rushSocket{s, b.r, b.r.sockets.Add(1)}, err
 }
 
-// Send objects to a session that used another socket, and to a counter that is not the next one of its session.
+// Send reports an error if a session used another socket before, or if a counter is not the next one of its session.
 func (s rushSocket) Send(ts []wireguard.Train) {
 	if s.r.pause > 0 && rand.IntN(4) == 0 {
 		time.Sleep(rand.N(s.r.pause))
@@ -147,7 +147,7 @@ func (s rushSocket) Send(ts []wireguard.Train) {
 	s.Socket.Send(ts)
 }
 
-// saw notes a message. mu is held.
+// saw checks and records the session, socket and counter of a message. mu is held.
 func (r *rush) saw(socket int32, index uint32, counter uint64) {
 	was, known := r.sessions[index]
 	if known && was.socket != socket {
@@ -159,7 +159,7 @@ func (r *rush) saw(socket int32, index uint32, counter uint64) {
 	r.sessions[index] = rushSession{socket, counter + 1}
 }
 
-// take receives what is delivered to s, and objects to a packet that is not newer than the last one of its source.
+// take receives the packets that s delivers, and reports an error if a packet is not newer than the last one of its source.
 func (r *rush) take(s *spoke) {
 	for {
 		p, err := s.tun.Receive(context.Background())
@@ -175,7 +175,7 @@ func (r *rush) take(s *spoke) {
 	}
 }
 
-// burst is n packets of a source: to one spoke after the other, or to any, or all to one.
+// burst returns n packets of a source. They go to the spokes in turn, to spokes drawn at random, or all to one spoke.
 func (r *rush) burst(source, n int) (ps [][]byte) {
 	pattern, first := rand.IntN(3), rand.IntN(len(r.spokes))
 	size := rand.IntN(1300)
@@ -227,7 +227,7 @@ func (r *rush) send(b *wireguard.Batch) error {
 	return err
 }
 
-// run has do go on for each of some sources until stop is called, which waits for their end.
+// run starts a goroutine for each of some sources, which calls do until stop is called. stop waits until they have ended.
 func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop func()) {
 	var wg sync.WaitGroup
 	ended := make(chan struct{})
@@ -251,7 +251,7 @@ func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop fu
 	}
 }
 
-// delivered and dropped are what became of packets.
+// delivered returns how many packets all spokes delivered. dropped returns how many packets the wire and all devices dropped.
 func (r *rush) delivered() (n uint64) {
 	for _, s := range r.spokes {
 		n += s.delivered.Load()
@@ -276,8 +276,8 @@ func (r *rush) peers() (ds []*wireguard.Device) {
 	return ds
 }
 
-// pace waits until at most 500 packets are under way, or 20 ms have passed, and a moment where packets were dropped since the last
-// call. Without it most packets, and handshakes, would meet a full queue.
+// pace waits until at most 500 packets are under way, or 20 ms have passed. If packets were dropped since the last call, it first
+// waits another 2 ms. Without pace, most packets and handshake messages would be dropped at a full queue.
 func (r *rush) pace() {
 	if n := r.dropped(); r.seen.Swap(n) < n {
 		time.Sleep(2 * time.Millisecond)
@@ -296,7 +296,7 @@ func (r *rush) eventually(why string, ok func() bool) {
 	}
 }
 
-// fail tells the state of all devices.
+// fail ends the test and shows the state of all devices.
 func (r *rush) fail(why string) {
 	r.Helper()
 	var b strings.Builder
@@ -317,8 +317,8 @@ func (r *rush) fail(why string) {
 	r.Fatal(b.String())
 }
 
-// wantCounted waits until each packet to some spokes has arrived or was counted: by the hub, by the wire or by the spoke. The sources
-// have ended.
+// wantCounted waits until each packet to some spokes has arrived or was counted as dropped by the hub, by the wire or by the
+// spoke. It is called after the sources have ended.
 func (r *rush) wantCounted(some ...*spoke) {
 	r.Helper()
 	for _, s := range some {
@@ -347,7 +347,7 @@ func (r *rush) wantNothingQueued(why string) {
 	})
 }
 
-// wantSession waits until a packet arrives at each spoke.
+// wantFlow waits until a packet arrives at each spoke.
 func (r *rush) wantFlow(why string) {
 	r.Helper()
 	for _, s := range r.spokes {

@@ -10,9 +10,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A scribblingBind lends memory just as long as the contract says: at the next Receive of a Receiver, what the last one
-// returned is overwritten, and what a device keeps of it is garbage; when Send returns, so is what the Bind below keeps of the
-// trains.
+// A scribblingBind lends memory only as long as the contract says. When Receive is called, it overwrites what that Receiver
+// returned before, so that a device that kept it has garbage. When Send returns, it overwrites the trains that the Bind below was
+// given.
 type scribblingBind struct{ wireguard.Bind }
 
 func (b scribblingBind) Listen(port uint16) (wireguard.Socket, error) {
@@ -35,7 +35,7 @@ func (s scribblingSocket) Receivers() (rs []wireguard.Receiver) {
 	return rs
 }
 
-// Send sends a copy, and panics where the data comes back changed.
+// Send sends a copy, and panics if the Bind below changed the data.
 func (s scribblingSocket) Send(ts []wireguard.Train) {
 	lent := slices.Clone(ts)
 	for i := range lent {
@@ -67,7 +67,7 @@ func (r *scribblingReceiver) Receive() ([]wireguard.Train, error) {
 	return r.lent, err
 }
 
-// A scribblingTunnel overwrites the packets that it was given, as a sink may.
+// A scribblingTunnel overwrites the packets that it is given, as a sink may.
 type scribblingTunnel struct{ *pipe.Tunnel }
 
 func (t scribblingTunnel) WritePackets(pkts [][]byte) (int, error) {
@@ -96,8 +96,8 @@ func (s *keepingSocket) Send(ts []wireguard.Train) {
 	ts[0].Err, ts[0].Endpoint.Interface = syscall.EPERM, 7
 }
 
-// TestScribblingSend checks that a Socket that keeps what it was sent is left with garbage, and that the device keeps
-// its own data and gets the outcome.
+// TestScribblingSend checks that a Socket that keeps the data it was given is left with garbage, and that the device keeps its own
+// data and sees what the Socket wrote to each train.
 func TestScribblingSend(t *testing.T) {
 	var keeping keepingSocket
 	ts := []wireguard.Train{{Data: []byte("data"), Size: 4}}

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A message is a datagram that a device put on the wire, whatever became of it.
+// A message is a datagram that a device put on the wire, whether or not it arrived.
 type message struct {
 	at       time.Duration // since the start of the world
 	from     *node
@@ -22,7 +22,7 @@ type message struct {
 
 func (m *message) String() string { return m.from.name + " " + m.kind.String() }
 
-// record is the filter that sees all that devices send.
+// record is the filter that sees every datagram that devices send.
 func (w *world) record(p *pipe.Packet) pipe.Verdict {
 	m := message{
 		at: w.now(), src: p.From, dst: p.To, kind: p.Type, tos: p.TOS, data: append([]byte(nil), p.Data...),
@@ -41,7 +41,7 @@ func (w *world) record(p *pipe.Packet) pipe.Verdict {
 	return pipe.Pass
 }
 
-// script takes what devices put on the wire since it was last called, in order: "a initiation, b response, a data x3".
+// script returns what devices put on the wire since its last call, in order: "a initiation, b response, a data x3".
 func (w *world) script() string {
 	w.settle()
 	w.mu.Lock()
@@ -68,7 +68,7 @@ func (w *world) script() string {
 	return strings.Join(parts, ", ")
 }
 
-// want asserts all that was put on the wire since the last want.
+// want asserts that script is what was put on the wire since the last want.
 func (w *world) want(script, why string) {
 	w.Helper()
 	if got := w.script(); got != script {
@@ -83,7 +83,7 @@ func (w *world) wantIdle(d time.Duration, why string) {
 	w.want("", why)
 }
 
-// wantAt asserts that nothing is put on the wire until d has passed, and script right then.
+// wantAt asserts that nothing is put on the wire until d has passed, and that script is put on it at that moment.
 func (w *world) wantAt(d time.Duration, script, why string) {
 	w.Helper()
 	w.wantIdle(d-1, "before: "+why)
@@ -94,7 +94,7 @@ func (w *world) wantAt(d time.Duration, script, why string) {
 // jitter is the most that is added to REKEY_TIMEOUT.
 const jitter = time.Second / 3
 
-// wantJittered is wantAt with jitter: nothing before d, and script not later than d and the jitter.
+// wantJittered is like wantAt, but script may be put on the wire up to jitter later.
 func (w *world) wantJittered(d time.Duration, script, why string) {
 	w.Helper()
 	w.wantIdle(d-1, "before: "+why)
@@ -131,7 +131,7 @@ func (w *world) replay(m message, from ...netip.AddrPort) {
 	w.settle()
 }
 
-// judge lets rule decide on each message, until the next call; nil lets all pass.
+// judge lets rule decide on each message until the next call of judge. If rule is nil, every message passes.
 func (w *world) judge(rule func(m *message) pipe.Verdict) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -154,7 +154,7 @@ func (w *world) meet(v pipe.Verdict, kind string, n int) {
 	})
 }
 
-// release lets go what was held.
+// release lets the messages go on that were held, and ends the rule.
 func (w *world) release() {
 	w.judge(nil)
 	w.net.Release()
@@ -172,7 +172,7 @@ func numbered(from, to int) (s []string) {
 	return s
 }
 
-// traffic sends a packet each way every gap, and returns what arrived at b and at a.
+// traffic sends n packets in each direction, one per gap, and returns the payloads that arrived at b and at a.
 func traffic(w *world, a, b *node, n int, gap time.Duration) (atB, atA []string) {
 	for i := range n {
 		a.send(b, strconv.Itoa(i))
@@ -184,7 +184,7 @@ func traffic(w *world, a, b *node, n int, gap time.Duration) (atB, atA []string)
 	return append(atB, b.arrived()...), append(atA, a.arrived()...)
 }
 
-// wantOnceInOrder asserts that no payload arrived twice, and each in its turn, and that at least some did.
+// wantOnceInOrder asserts that the payloads arrived in order, none of them twice, and that at least atLeast arrived.
 func wantOnceInOrder(w *world, got []string, atLeast int) {
 	w.Helper()
 	last := -1

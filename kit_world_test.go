@@ -16,15 +16,15 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Scenarios: whole devices on a wire in memory, in the virtual time of a synctest bubble, where nothing takes time but
-// sleeping. What they did is asserted by what is seen on the wire:
+// Scenarios run whole devices on a wire in memory, in the virtual time of a synctest bubble, where only sleeping takes time.
+// They assert what the devices put on the wire:
 //
 //	10.0.0.1, fd00::1  a ── 198.18.0.1:1001 ─┐
 //	10.0.0.2, fd00::2  b ── 198.18.0.2:1002 ─┼─ pipe.Network ─▶ world.log ─▶ w.want("a initiation, b response, a data", "why")
 //	10.0.0.3, fd00::3  c ── 198.18.0.3:1003 ─┘
 //
-// Every device in a scenario has a Bind and a Tunnel that scribble over what they lend it as soon as they may; see
-// kit_scribble_test.go.
+// Every device in a scenario has a Bind and a Tunnel that overwrite the memory that they lend to the device as soon as they
+// may; see kit_scribble_test.go.
 
 // A world is a wire and the devices on it.
 type world struct {
@@ -35,7 +35,7 @@ type world struct {
 
 	mu   sync.Mutex
 	log  []message // put on the wire since the last want
-	past []message // put on the wire before that
+	past []message // put on the wire before the last want
 	rule func(m *message) pipe.Verdict
 }
 
@@ -53,15 +53,16 @@ type node struct {
 	events      <-chan wireguard.Event // all kinds except EventAttemptFailed, each as it happened
 }
 
-// A clock is virtual time. It stands still, and so does who asks for the time, while its machine is suspended.
+// A clock is a machine's virtual time. While the machine is suspended, the clock stands still, and goroutines that ask for the
+// time wait.
 type clock struct {
 	start time.Time
 
 	mu     sync.Mutex // guards all below
 	resume sync.Cond
 	asleep bool
-	leapt  time.Duration // slept through by leap
-	step   time.Duration // of the calendar
+	leapt  time.Duration // by which leap moved the clock
+	step   time.Duration // by which stepWall moved the calendar
 }
 
 func newClock() *clock {
@@ -92,21 +93,21 @@ func (c *clock) suspend(asleep bool) {
 	c.resume.Broadcast()
 }
 
-// leap lets the machine have slept for d. Timers of the runtime know nothing of it.
+// leap moves the clock forward by d, as if the machine had slept that long. It does not move the timers of the runtime.
 func (c *clock) leap(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.leapt += d
 }
 
-// stepWall sets the calendar, forward or back.
+// stepWall sets the calendar forward by d, or back if d is negative.
 func (c *clock) stepWall(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.step += d
 }
 
-// scenario plays with two devices that are up and know each other.
+// scenario calls play with two devices that are up and know each other.
 func scenario(t *testing.T, play func(w *world, a, b *node)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
@@ -117,7 +118,7 @@ func scenario(t *testing.T, play func(w *world, a, b *node)) {
 	})
 }
 
-// inWorld plays in an empty world. Whatever is left running when the play is over fails the test.
+// inWorld calls play with an empty world. A goroutine that is still running when play has returned fails the test.
 func inWorld(t *testing.T, play func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -127,7 +128,7 @@ func inWorld(t *testing.T, play func(w *world)) {
 	})
 }
 
-// node adds a device, and takes it up. Each alter changes its configuration.
+// node adds a device, and brings it up. Each alter changes its configuration.
 func (w *world) node(name string, alter ...func(c *wireguard.Config)) *node {
 	w.Helper()
 	n := w.nodeDown(name, alter...)
@@ -194,7 +195,7 @@ func (n *node) watch(kinds ...wireguard.EventKind) <-chan wireguard.Event {
 
 func (n *node) pub() wireguard.PublicKey { return n.key.Public() }
 
-// at returns where the node is reached.
+// at returns the endpoint of the node.
 func (n *node) at() wireguard.Endpoint { return n.end.Endpoint(n.port) }
 
 // peer returns the configuration of o as a peer.
@@ -263,7 +264,7 @@ func (n *node) packet(o *node, payload string) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(n.addr, 7), netip.AddrPortFrom(o.addr, 7), []byte(payload))
 }
 
-// send puts packets into n's tunnel, in one burst, and lets all happen that takes no time.
+// send puts packets to o into n's tunnel, in one burst, and then calls settle.
 func (n *node) send(o *node, payloads ...string) {
 	n.w.Helper()
 	var ps [][]byte
@@ -281,7 +282,7 @@ func (n *node) inject(packets ...[]byte) {
 	n.w.settle()
 }
 
-// arrived takes what came out of n's tunnel.
+// arrived takes the packets that n delivered to its tunnel, and returns their payloads.
 func (n *node) arrived() (payloads []string) {
 	n.w.settle()
 	for p := n.tun.TryReceive(); p != nil; p = n.tun.TryReceive() {
@@ -294,7 +295,7 @@ func (n *node) arrived() (payloads []string) {
 	return payloads
 }
 
-// wantArrived asserts what came out of n's tunnel since it was last asked.
+// wantArrived asserts which payloads n delivered to its tunnel since the last call of arrived or wantArrived.
 func (n *node) wantArrived(why string, payloads ...string) {
 	n.w.Helper()
 	if got := n.arrived(); fmt.Sprint(got) != fmt.Sprint(payloads) {
@@ -311,7 +312,7 @@ func (n *node) wantDrops(r wireguard.DropReason, count uint64, why string) {
 	}
 }
 
-// wantEvents asserts the kinds of the events since it was last asked.
+// wantEvents asserts the kinds of the events since its last call, and returns the events.
 func (n *node) wantEvents(why string, kinds ...wireguard.EventKind) (es []wireguard.Event) {
 	n.w.Helper()
 	n.w.settle()
@@ -334,20 +335,20 @@ func (n *node) wantSession(o *node, stands bool, why string) {
 	}
 }
 
-// settle lets all happen that takes no time.
+// settle waits until every goroutine waits for something (synctest.Wait). No time passes.
 func (w *world) settle() { synctest.Wait() }
 
 // now returns the time since the start of the world.
 func (w *world) now() time.Duration { return time.Since(w.start) }
 
-// advance lets time pass, and all happen that is due at its end.
+// advance lets time pass, and then calls settle.
 func (w *world) advance(d time.Duration) {
 	time.Sleep(d)
 	w.settle()
 }
 
-// suspend puts machines to sleep for d. Nothing reaches them; their timers ring when they wake up, as those do that count
-// suspend.
+// suspend puts machines to sleep for d. No message reaches them meanwhile. Timers that come due meanwhile ring when the machines
+// wake up, like those of a system whose timers count the time asleep.
 func (w *world) suspend(d time.Duration, nodes ...*node) {
 	w.settle()
 	for _, n := range nodes {
@@ -362,7 +363,7 @@ func (w *world) suspend(d time.Duration, nodes ...*node) {
 	w.settle()
 }
 
-// connect makes a session, with n as its initiator, and takes the handshake off the log.
+// connect makes a session with n as its initiator, asserts the messages of the handshake, and takes them off the log.
 func (w *world) connect(n, o *node) {
 	w.Helper()
 	if err := n.Handshake(context.Background(), o.pub()); err != nil {
@@ -375,14 +376,14 @@ func (w *world) connect(n, o *node) {
 
 func ptr[T any](v T) *T { return &v }
 
-// connectAgain is connect where a session stands: what n keeps of it is thrown away first.
+// connectAgain is like connect, but first restarts n, so that n has no session with o.
 func (w *world) connectAgain(n, o *node) {
 	w.Helper()
 	n.restart()
 	w.connect(n, o)
 }
 
-// restart takes n down and up: it has no sessions then, and no 5 s to wait.
+// restart takes n down and up. After that n has no sessions, and it need not wait 5 s before it sends an initiation.
 func (n *node) restart() {
 	n.w.Helper()
 	n.Down()
@@ -405,7 +406,7 @@ func ipPacket(src, dst netip.AddrPort, payload string) []byte {
 	return pipe.UDPPacket(src, dst, []byte(payload))
 }
 
-// wantWorks asserts that a packet each way gets through, on the sessions that stand.
+// wantWorks asserts that one packet in each direction arrives, without a handshake.
 func wantWorks(w *world, a, b *node, why string) {
 	w.Helper()
 	w.script()
@@ -427,7 +428,7 @@ func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
 	return h, b, c, d
 }
 
-// meanwhile lets happen something amid the first handshake message that n makes from now on. n is not up yet.
+// meanwhile has something called while n makes its first handshake message. It is called before n is up.
 func (n *node) meanwhile(something func()) {
 	var mu sync.Mutex
 	random, calls := rand.NewChaCha8([32]byte{5}), 0
@@ -449,7 +450,7 @@ var (
 	stranger   = netip.MustParseAddrPort("203.0.113.66:666")
 )
 
-// move gives n another address on the wire. The old one reaches nobody any more.
+// move gives n another address on the wire. Messages to the old address reach nobody.
 func (n *node) move(to netip.Addr) {
 	n.w.Helper()
 	if err := n.end.SetAddrs(to); err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Every call in every state of a device's life: it does what it says, or fails with an error that says why. What it
-// leaves behind would fail the test by itself.
+// Each method is called in each state of a device's life. It does what its comment says, or returns an error that says why not. A
+// goroutine that it leaves behind fails the test.
 func TestEveryCallInEveryState(t *testing.T) {
 	states := []struct {
 		name  string
@@ -102,7 +102,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 	}
 }
 
-// Down keeps configuration and counters, and drops sessions and what is staged; row 26.
+// Down keeps the configuration and the counters, and drops the sessions and the staged packets (row 26).
 func TestDownAndUpAgain(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one")
@@ -134,7 +134,8 @@ func TestDownAndUpAgain(t *testing.T) {
 	})
 }
 
-// A tunnel that fails ends the device, which says why; one that ends just ends.
+// If a Tunnel's ReadPackets fails, the device ends, and Err says why. If ReadPackets returns io.EOF, the device stops reading from
+// the Tunnel and works on.
 func TestTunnelFails(t *testing.T) {
 	gone := errors.New("the interface is gone")
 	for _, failure := range []error{gone, io.EOF} {
@@ -168,7 +169,7 @@ func TestTunnelFails(t *testing.T) {
 	}
 }
 
-// A failingTunnel has nothing to send, and fails when told to.
+// A failingTunnel has nothing to send. Its ReadPackets returns the error that the test sends to fail.
 type failingTunnel struct {
 	*pipe.Tunnel
 	fail chan error
@@ -188,7 +189,7 @@ func (t *failingTunnel) Close() error {
 	return t.Tunnel.Close()
 }
 
-// Close in full swing, from several goroutines at once.
+// Several goroutines call Close at once, while others send and wait for handshakes.
 func TestCloseUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		var wg sync.WaitGroup
@@ -244,7 +245,7 @@ func TestCloseUnderLoad(t *testing.T) {
 	})
 }
 
-// Events say what they say they do, and nothing else.
+// An event has a value in each field that its kind names, and in no other field.
 func TestEventFields(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.clock.stepWall(time.Hour)
@@ -261,7 +262,7 @@ func TestEventFields(t *testing.T) {
 			{Kind: wireguard.EventHandshakeFailed, Time: es[2].Time, Endpoint: b.at(), Err: wireguard.ErrNoAnswer},
 		} {
 			got := es[i]
-			got.Endpoint.Source = want.Endpoint.Source // where it was reached is not what this is about
+			got.Endpoint.Source = want.Endpoint.Source // this test is not about the address at which a was reached
 			want.Peer = b.pub()
 			if got != want {
 				w.Errorf("event %+v\nwant  %+v", got, want)
@@ -270,7 +271,7 @@ func TestEventFields(t *testing.T) {
 	})
 }
 
-// Up fails as a whole, and can be tried again.
+// If Up fails, the device stays down, and Up can be called again.
 func TestUpFails(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		a.Down()
@@ -287,8 +288,8 @@ func TestUpFails(t *testing.T) {
 	})
 }
 
-// Wake opens the socket anew on the same port. Where that fails the device stays up without one, says so, and the next
-// Wake mends it.
+// Wake opens the socket anew on the same port. If that fails, Wake returns an error, and the device stays up without a socket until
+// the next Wake.
 func TestWake(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)

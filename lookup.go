@@ -2,11 +2,11 @@ package wireguard
 
 import "github.com/seed-86b749af/wireguard/internal/admission"
 
-// lookUp asks the program for the peer that sent in. A worker calls it.
+// lookUp asks the program for the peer that sent the initiation. A worker calls lookUp.
 func (d *Device) lookUp(in *initiation) {
-	key, r := in.key, in.r // once Put has it, other goroutines may change in
+	key, r := in.key, in.r // once Put has the initiation, other goroutines may change it
 	outcome := d.lookups.Put(key, in, func(waiting *initiation) bool {
-		newer := in.timestamp.After(waiting.timestamp) // otherwise in is a replay
+		newer := in.timestamp.After(waiting.timestamp) // otherwise the new one is a replay
 		if newer {
 			waiting.wipe()
 		}
@@ -48,8 +48,8 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	d.lookups.End(key).wipe()
 }
 
-// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile. A worker answers its initiation, which
-// takes a place among the lookups until then.
+// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile. A worker answers the peer's
+// initiation, which keeps its place among the lookups until then.
 func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -84,7 +84,7 @@ func (d *Device) forget(p *peer) {
 	var out outbox
 	p.mu.Lock()
 	gone := p.removed || !p.lookedUp
-	stays := p.current != nil || p.next != nil || p.handshake != nil // a new exchange came meanwhile
+	stays := p.current != nil || p.next != nil || p.handshake != nil // a new exchange began meanwhile
 	if !gone && stays && !p.timers.pending(timerWipe) {
 		p.timers.set(timerWipe, d.now()+rejectAfterTime)
 	}
@@ -96,5 +96,5 @@ func (d *Device) forget(p *peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d.announce(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key,
-		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp}) // the last ones: the peer is removed
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp}) // no newer ones follow, since the peer is removed
 }

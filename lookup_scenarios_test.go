@@ -13,13 +13,13 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A register is what a program's Config.Lookup looks into.
+// A register holds the peers that a program's Config.Lookup knows.
 type register struct {
 	mu    sync.Mutex // guards all below
 	peers map[wireguard.PublicKey]wireguard.PeerConfig
 	calls int
-	gate  chan struct{} // nil: answers at once
-	ended int           // by their context
+	gate  chan struct{} // lookups wait until it is closed; nil: they do not wait
+	ended int           // the lookups that their context ended
 }
 
 func (r *register) lookup(ctx context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
@@ -50,7 +50,7 @@ func (r *register) count() int {
 	return r.calls
 }
 
-// knows makes o somebody that the register knows. It is not asked for an endpoint: that comes with the initiation.
+// knows adds o to the register. The configuration has no endpoint, because the device learns it from the initiation.
 func (r *register) knows(o *node, ts ...wireguard.Timestamp) {
 	c := wireguard.PeerConfig{PublicKey: o.pub(), AllowedIPs: o.prefixes()}
 	for _, ts := range ts {
@@ -59,7 +59,7 @@ func (r *register) knows(o *node, ts ...wireguard.Timestamp) {
 	r.answers(o, c)
 }
 
-// answers makes c the answer to who asks for o.
+// answers makes lookups of o return c.
 func (r *register) answers(o *node, c wireguard.PeerConfig) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -69,7 +69,7 @@ func (r *register) answers(o *node, c wireguard.PeerConfig) {
 	r.peers[o.pub()] = c
 }
 
-// hold makes who asks wait until the gate that it returns is closed; let makes them wait no longer.
+// hold makes lookups wait until the gate that it returns is closed. After let, further lookups do not wait.
 func (r *register) hold() chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,7 +83,7 @@ func (r *register) let() {
 	r.gate = nil
 }
 
-// withRegister plays with a server that looks its peers up, and a client that knows the server.
+// withRegister calls play with a server that looks up its peers in a register, and a client that knows the server.
 func withRegister(t *testing.T, play func(w *world, server, client *node, r *register), alter ...func(c *wireguard.Config)) {
 	inWorld(t, func(w *world) {
 		r := &register{}
@@ -95,7 +95,7 @@ func withRegister(t *testing.T, play func(w *world, server, client *node, r *reg
 	})
 }
 
-// A stranger's initiation is answered as soon as the program supplied the peer.
+// A stranger's initiation is answered as soon as Lookup has returned the peer.
 func TestLookup(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		client.send(server, "hello")
@@ -155,8 +155,8 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 	})
 }
 
-// "Pending lookups bounded": 256 at a time, or as many as the program says. From an eighth on, a stranger must show that it
-// receives at its address.
+// "Pending lookups bounded": there are at most 256 at a time, or Config.MaxLookups. Once an eighth of that are pending, a stranger
+// must answer a cookie reply, to show that it receives at its address.
 func TestLookupBound(t *testing.T) {
 	for _, most := range []int{0, 2, 24} {
 		testLookupBound(t, most, cmp.Or(most, 256))
@@ -182,7 +182,7 @@ func testLookupBound(t *testing.T, config, most int) {
 		if !server.Status().UnderLoad {
 			w.Fatal("the load ends although the lookups do not")
 		}
-		base := r.count() // the last stranger has come again, with the cookie
+		base := r.count() // the last stranger has retried, with the cookie
 		strangers(most - base)
 		server.wantDrops(wireguard.DropLookupFull, 0, "so many may wait")
 		strangers(3)
@@ -200,8 +200,8 @@ func testLookupBound(t *testing.T, config, most int) {
 	}, func(c *wireguard.Config) { c.MaxLookups = config })
 }
 
-// TestStrangersDoNotStarveKnownKeys: 5,000 strangers a second, each with a key and an address made up on the spot, and a
-// Lookup of 200 ms. Beside them 40 clients that the register knows all have a session by their second attempt.
+// TestStrangersDoNotStarveKnownKeys: strangers with 1,000 keys send 5,000 initiations per second from many addresses, and Lookup
+// takes 200 ms. Meanwhile each of 40 clients that the register knows has a session by its second attempt.
 func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
 	withRegister(t, func(w *world, server, _ *node, r *register) {
 		var clients []*node
@@ -247,7 +247,7 @@ func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
 	}, func(c *wireguard.Config) {
 		lookup := c.Lookup
 		c.Lookup = func(ctx context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
-			time.Sleep(200 * time.Millisecond) // a database
+			time.Sleep(200 * time.Millisecond) // as a database may take
 			return lookup(ctx, key)
 		}
 	})
@@ -292,7 +292,7 @@ func TestLookedUpPeerForgotten(t *testing.T) {
 		w.advance(at + 540*time.Second - w.now())
 		newest := server.status(client).Timestamp
 		w.advance(100*time.Second - 1)
-		server.status(client) // which fails if it is gone
+		server.status(client) // fails if the peer is gone
 		server.wantEvents("before", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventHandshake,
 			wireguard.EventSessionExpired)
 		w.advance(1)
@@ -330,11 +330,11 @@ func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
 		if _, ok := server.Peer(client.pub()); ok {
 			w.Fatal("a recording brought the peer back")
 		}
-		w.connectAgain(client, server) // who has the key comes back
+		w.connectAgain(client, server) // the holder of the key can come back
 	})
 }
 
-// Without that timestamp a recording gets a response, which is all that it gets: nobody confirms, and the peer is
+// If Lookup does not return that timestamp, the device answers a recorded initiation. Nobody confirms the session, and the peer is
 // forgotten "180 s after it was added when none was confirmed".
 func TestUnconfirmedLookedUpPeerForgottenAfter180s(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
@@ -412,7 +412,7 @@ func TestLookedUpPeerConfigured(t *testing.T) {
 	})
 }
 
-// What Lookup returns is checked like any configuration, and what it returns for another key is nothing.
+// The device checks what Lookup returns like any configuration. It ignores a peer with a key that it did not ask for.
 func TestLookupReturnsNonsense(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.answers(client, wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public()})
@@ -428,7 +428,7 @@ func TestLookupReturnsNonsense(t *testing.T) {
 	})
 }
 
-// Only an authentic initiation costs a lookup: who does not have the private key to the public one is not looked up.
+// Only an authentic initiation causes a lookup. The device does not look up a sender that does not have the private key.
 func TestForgedInitiationIsNotLookedUp(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -447,13 +447,13 @@ func TestForgedInitiationIsNotLookedUp(t *testing.T) {
 	})
 }
 
-// A peer that is configured while it is being looked up is a configured one.
+// If Configure adds a peer while it is being looked up, it is a configured peer, and not a looked-up one.
 func TestLookupWhileConfigured(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		gate := r.hold()
 		r.knows(client)
 		client.send(server, "hello")
-		server.knows(client) // meanwhile
+		server.knows(client) // while the lookup waits
 		close(gate)
 		w.settle()
 		server.wantArrived("the initiation that waited is taken up", "hello")

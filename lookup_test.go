@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestReplacedInitiationIsWiped: of the initiations that wait for one lookup, the newest stays. The secrets of the others are
-// cleared.
+// TestReplacedInitiationIsWiped: of the initiations that wait for one lookup, only the newest is kept. The secrets of the others
+// are cleared.
 func TestReplacedInitiationIsWiped(t *testing.T) {
 	e := newEndOf(t, Config{PrivateKey: testKey(1), Lookup: func(ctx context.Context, _ PublicKey) (PeerConfig, error) {
 		<-ctx.Done()

@@ -15,17 +15,16 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Loss costs the packets that are lost, and nothing else: sessions are renewed on time, in spite of it. Each message carries
-// its own counter, so that none depends on the one before (section 5.4.6), and a lost handshake message is sent again after
-// REKEY_TIMEOUT (section 6.4).
+// On a wire that loses messages, no other packets are lost, and sessions are renewed on time. Each message carries its own counter,
+// so that none depends on the one before (section 5.4.6). A lost handshake message is replaced after REKEY_TIMEOUT (section 6.4).
 func TestLoss(t *testing.T) {
 	for _, loss := range []float64{0.01, 0.1, 0.5} {
 		t.Run(fmt.Sprint(loss), func(t *testing.T) {
 			scenario(t, func(w *world, a, b *node) {
 				w.net.SetConditions(pipe.Conditions{Loss: loss, Delay: 20 * time.Millisecond})
-				const n = 1500 // for ten minutes: some five sessions
+				const n = 1500 // ten minutes of packets, in about five sessions
 				atB, atA := traffic(w, a, b, n, 400*time.Millisecond)
-				// Handshakes that are lost delay packets, and a rekey begins 60 s before it is needed.
+				// Few packets wait for lost handshake messages, because a rekey begins 60 s before the session expires.
 				least := int(n * (1 - loss) * 0.9)
 				wantOnceInOrder(w, atB, least)
 				wantOnceInOrder(w, atA, least)
@@ -83,8 +82,9 @@ func TestDuplication(t *testing.T) {
 	})
 }
 
-// A path whose MTU shrinks loses what is too big, as IP does without DF; what still fits goes on, and a Bind that says so
-// has it counted. The outer packet may be fragmented, as Linux has it (socket.c and udp_tunnel: no DF).
+// If the MTU of a path shrinks, the packets that are too large are lost, and the others still arrive. If the Bind reports that
+// it could not send a train, the device counts that. The outer packet may be fragmented, as in Linux (socket.c and udp_tunnel: no
+// DF).
 func TestPathMTUShrinks(t *testing.T) {
 	for _, refuse := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
@@ -96,7 +96,7 @@ func TestPathMTUShrinks(t *testing.T) {
 			b.wantArrived("what fits goes on", small, small, small)
 			failed := uint64(0)
 			if refuse {
-				failed = 2 // the big one, and the small one behind it in its train: Err is of a train
+				failed = 2 // the large packet, and the small one behind it in the same train, because Err is about a whole train
 			}
 			a.wantDrops(wireguard.DropSendFailed, failed, "what the bind reports is counted")
 			a.tun.SetMTU(1200)
@@ -126,7 +126,7 @@ func TestFailedSendIsNotUnanswered(t *testing.T) {
 	})
 }
 
-// Several peers in one batch, on the way out and on the way in.
+// One batch has packets to several peers, and one receive has packets from several peers.
 func TestSeveralPeersInOneBatch(t *testing.T) {
 	inWorld(t, func(w *world) {
 		hub, b, c, d := w.node("hub"), w.node("b"), w.node("c"), w.node("d")
@@ -155,7 +155,7 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 			s.wantArrived("its own, in order", want...)
 		}
 
-		// In: the hub's receiver finds messages of all of them in one call, mixed.
+		// The hub's receiver gets messages of all spokes, mixed, in one call.
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
 		for i := range 40 {
 			for _, s := range spokes {
@@ -184,8 +184,7 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 	})
 }
 
-// Two senders to one peer: DESIGN.md's turn. Each one's packets keep their order, whatever is between them, also while
-// sessions change.
+// Several goroutines send to one peer. The packets of each of them keep their order, also while sessions change.
 func TestTwoSendersKeepOrder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		const senders, batches, each = 4, 40, 5
@@ -200,7 +199,7 @@ func TestTwoSendersKeepOrder(t *testing.T) {
 					if err := a.Send(batch); err != nil {
 						w.Error(err)
 					}
-					time.Sleep(time.Second) // all of them wake up in the same instants
+					time.Sleep(time.Second) // all senders wake up at the same moments
 				}
 			})
 		}
@@ -270,7 +269,7 @@ func (h *hop) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// deliver is the sink of the device below: what arrives there is for the hop.
+// deliver is the sink of the device below. Packets that it delivers are datagrams for the hop.
 func (h *hop) deliver(pkts [][]byte) {
 	for _, p := range pkts {
 		select {
@@ -280,7 +279,7 @@ func (h *hop) deliver(pkts [][]byte) {
 	}
 }
 
-// A hopTunnel is a device's tunnel that is nothing but a way for a hop.
+// A hopTunnel is the Tunnel of a device that only carries the datagrams of a hop.
 type hopTunnel struct {
 	*pipe.Tunnel
 	hop *hop
@@ -291,7 +290,7 @@ func (t hopTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// Tunnel in tunnel: a device whose Bind is another device.
+// One tunnel runs inside another one: the Bind of a device sends through another device.
 func TestTunnelInTunnel(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var lower, upper [2]*node
@@ -321,7 +320,7 @@ func TestTunnelInTunnel(t *testing.T) {
 		}
 		all := numbered(0, 2000)
 		var got []string
-		for i := 0; i < len(all); i += 50 { // 400 s: sessions of both change
+		for i := 0; i < len(all); i += 50 { // for 400 s, in which the sessions of both tunnels change
 			upper[0].send(upper[1], all[i:i+50]...)
 			w.advance(10 * time.Second)
 			got = append(got, upper[1].arrived()...)
@@ -361,8 +360,8 @@ func TestEndpointInsideOwnTunnel(t *testing.T) {
 	})
 }
 
-// A peer's endpoint moves inside the tunnel while a session is established. A message comes back as a packet of the
-// same tunnel, once.
+// A peer's endpoint moves inside the tunnel while a session is established. A message that the device sends comes back as a
+// packet of the same tunnel. The device drops this packet, so that the loop ends.
 func TestEndpointMovesInsideOwnTunnel(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h := &hop{gone: make(chan struct{})}

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// packetOf returns an IPv4 or IPv6 packet of n bytes from n to o; whole says that no router may fragment it.
+// packetOf returns a packet of size bytes from n to o, an IPv6 packet if six is set. If whole is set, no router may fragment it.
 func (n *node) packetOf(o *node, size int, six, whole bool) []byte {
 	src, dst, headers := n.addr, o.addr, 28
 	if six {
@@ -24,7 +24,7 @@ func (n *node) packetOf(o *node, size int, six, whole bool) []byte {
 	return p
 }
 
-// wantTooBig asserts that n's tunnel was given an ICMP error about p and nothing else, which tells that MTU.
+// wantTooBig asserts that n's tunnel got an ICMP error about p with that MTU, and nothing else.
 func (n *node) wantTooBig(p []byte, mtu int, why string) {
 	n.w.Helper()
 	n.w.settle()
@@ -43,7 +43,7 @@ func (n *node) wantTooBig(p []byte, mtu int, why string) {
 	}
 }
 
-// A packet that is larger than its peer's MTU is dropped and its sender told, unless it may be fragmented.
+// A packet that is larger than its peer's MTU is dropped, and its sender gets an ICMP error, unless the packet may be fragmented.
 func TestMTUOfPeer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b, c := w.node("a"), w.node("b"), w.node("c")
@@ -81,7 +81,7 @@ func TestMTUOfPeer(t *testing.T) {
 			wantSize(b, 200, "behind it")
 			wantSize(c, 1420, "of another peer in the same batch")
 			a.wantTooBig(a.packetOf(b, 1420, six, true), 1300, "in the middle of a batch")
-			w.advance(time.Second) // for ICMP errors
+			w.advance(time.Second) // so that the rate limit allows more ICMP errors
 		}
 		wantDropped(4, "two of each family")
 		a.inject(a.packetOf(b, 1400, false, false))
@@ -107,8 +107,8 @@ func TestMTUOfPeer(t *testing.T) {
 	})
 }
 
-// Padding makes no message larger than one with a packet as large as the peer's MTU, nor than the tunnel's: whether the
-// packets waited for a handshake, stand next to each other in a batch or are mixed with those of others.
+// Padding makes no packet larger than the peer's MTU or the tunnel's MTU. That holds for packets that waited for a handshake, for
+// packets that lie next to each other in a batch, and for packets that are mixed with those of other peers.
 func TestMTUClampsPadding(t *testing.T) {
 	for _, test := range []struct{ mtu, size, want int }{
 		{1301, 1300, 1301 + 32}, {1301, 1297, 1301 + 32}, {1301, 1296, 1296 + 32}, {1301, 100, 112 + 32}, {0, 1300, 1312 + 32}, {9000, 1419, 1420 + 32},

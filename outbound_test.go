@@ -14,12 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Four senders, a source and what was staged before a session exists, to several peers at once: the packets of each of them to each
-// peer keep their order, on the wire and behind it, and each packet arrives or is counted.
+// Four senders and a source send to several peers at once, at first without sessions, so that packets are staged. The packets of
+// each of them to each peer keep their order, on the wire and when they are delivered. Each packet arrives or is counted.
 func TestOutboundOrder(t *testing.T) {
 	for name, pause := range map[string]time.Duration{"fast socket": 0, "slow socket": 300 * time.Microsecond} {
 		t.Run(name, func(t *testing.T) {
-			const staged, total = 20, 10_000 // packets of each source to each spoke before the sessions; of all
+			const staged, total = 20, 10_000 // packets of each source to each spoke before the sessions; packets of all sources
 			r := newRush(t, 3)
 			r.pause = pause
 			first := make(chan struct{})
@@ -74,8 +74,8 @@ func TestOutboundOrder(t *testing.T) {
 	}
 }
 
-// Down, Up and Close while all sources go on: each returns, nothing of a session before Down is sent through the next socket, and
-// neither Down nor Close leaves packets, sessions or goroutines.
+// Down, Up and Close are called while all sources send. Each call returns, no message of a session before Down is sent through the
+// next socket, and Down and Close leave no packets, sessions or goroutines behind.
 func TestOutboundDuringDownAndClose(t *testing.T) {
 	testkit.NoLeaks(t)
 	r := newRush(t, 3)
@@ -94,7 +94,7 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 		r.wantFlow("the device is up")
 		time.Sleep(25 * time.Millisecond) // the spokes refuse initiations that follow each other within 20 ms
 		testkit.Returns(r, testkit.Patience, "Down", func() { r.hub.Down() })
-		if i%3 == 0 { // no sender finds it up in between
+		if i%3 == 0 { // stay down for a while: nothing may be sent
 			r.wantNothingQueued("the device is down")
 			if n := wireguard.SessionIndices(r.hub); n != 0 {
 				t.Errorf("%d sessions survived Down", n)
@@ -132,8 +132,8 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 	}
 }
 
-// Senders that never pause leave the others their share: a packet to the same peer, packets to another one, a handshake with a third
-// and its keepalive.
+// Senders that never pause do not keep others from sending: another sender's packets to the same peer and to another one, packets
+// of the tunnel, and a handshake with a third peer and its keepalives.
 func TestOutboundStarvesNobody(t *testing.T) {
 	r := newRush(t, 3)
 	busy, other, third := r.spokes[0], r.spokes[1], r.spokes[2]
@@ -173,8 +173,8 @@ func TestOutboundStarvesNobody(t *testing.T) {
 	r.wantNothingQueued("the senders have ended")
 }
 
-// A peer is removed and added again while all sources send to it and to others: nothing of it stays behind, the other peers lose
-// nothing, and each packet that the removed peer lost is counted.
+// A peer is removed and added again while all sources send to it and to others. The device keeps nothing of the removed peer, each
+// packet to the other peers arrives or is counted, and each packet that the removed peer lost is counted too.
 func TestOutboundDuringRemoval(t *testing.T) {
 	r := newRush(t, 3)
 	r.pause = 200 * time.Microsecond

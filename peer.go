@@ -2,10 +2,10 @@ package wireguard
 
 import "github.com/seed-86b749af/wireguard/internal/staged"
 
-// A peerState is what the protocol keeps with one other end. While idle it is small; the rest hangs on pointers that are
-// nil while unused and are dropped when the session is wiped.
+// A peerState is what the protocol keeps about one peer. It is small while the peer is idle: the larger parts are behind
+// pointers, which are nil while unused and are dropped when the session is wiped.
 //
-// The methods of this file and of timers.go are the protocol's decisions. They take no lock, read no clock and send
+// The methods of this file and of timers.go make the protocol's decisions. They take no lock, read no clock and send
 // nothing: the caller holds the peer's mutex, passes the time, and carries out what they leave in the outbox.
 type peerState struct {
 	key PublicKey // never changes
@@ -13,9 +13,9 @@ type peerState struct {
 	psk        PresharedKey
 	persistent uint16 // seconds between persistent keepalives; 0 means off
 	lookedUp   bool   // came from Config.Lookup
-	removed    bool   // no longer in the device: a goroutine that still has the pointer drops what it has
+	removed    bool   // no longer in the device: a goroutine that still has the pointer drops the peer's packets
 	initiating bool   // an initiation was asked for and is not made yet
-	renewing   bool   // renew asked for it
+	renewing   bool   // renew asked for that initiation
 	making     bool   // an initiation is being made: between beginInitiation and commitInitiation, or an error
 	unopened   bool   // the last initiation got an answer that was not authentic
 
@@ -26,8 +26,8 @@ type peerState struct {
 	keypairs
 	handshake *handshake // the exchange under way; nil if there is none
 
-	static         secret    // of the two static keys, once computed for staticOf
-	staticOf       *identity // the identity whose static key it was
+	static         secret    // the shared secret of the two static keys, once it was computed for staticOf
+	staticOf       *identity // the identity for which static was computed
 	cookie         cookieJar
 	lastTimestamp  Timestamp        // newest initiation accepted
 	ownTimestamp   Timestamp        // newest initiation sent
@@ -35,9 +35,9 @@ type peerState struct {
 	lastSent       int64            // when an initiation or a response was sent
 	lastHandshake  int64            // when a session was confirmed
 	lastReceived   int64            // when an authentic message was received
-	recent         []sentInitiation // of the last 5 s, oldest first; older ones may still be in it
-	sessions       uint32           // sessions confirmed; it wraps
-	heard          uint32           // authentic packets received; it wraps
+	recent         []sentInitiation // sent in the last 5 s, oldest first; it may still hold older ones
+	sessions       uint32           // how many sessions were confirmed; wraps
+	heard          uint32           // how many authentic packets were received; wraps
 
 	drops *Drops // nil until something is dropped
 }
@@ -87,11 +87,11 @@ func (p *peerState) drop(r DropReason, n int) {
 }
 
 // initiate asks for an initiation unless one is being made. It is called if a packet has no usable key, the key is
-// old, data went unanswered, or an attempt is repeated. retry says that the initiation is one of a series. Any other
-// initiation restarts the count of attempts, even during a series.
+// old, data went unanswered, or an attempt is repeated. retry says that the initiation continues a series of attempts.
+// Otherwise the count of attempts begins anew, even during a series.
 //
-// No initiation is sent "within 5 s of the last one", nor of a response. It is put off until then, because something waits
-// for it.
+// No initiation is sent "within 5 s of the last one", or within 5 s of a response that was sent. Such an initiation is
+// only put off, because something waits for it.
 func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0
@@ -104,12 +104,12 @@ func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 		return
 	}
 	if !retry && p.lastSent != 0 && p.timers.at[timerRetransmit] > now {
-		return // in a moment: were it now, two ends with packets for each other would cross again and again
+		return // the timer asks again; if sent now, the initiations of two ends that both have packets would keep crossing
 	}
 	p.initiating, out.initiate = true, true
 }
 
-// putOff schedules an initiation for 5 s after the last message.
+// putOff schedules an initiation for 5 s after the last initiation or response that was sent.
 func (p *peerState) putOff(now int64) {
 	if !p.timers.pending(timerRetransmit) {
 		p.timers.set(timerRetransmit, p.lastSent+rekeyTimeout+p.timers.jitter(now))
@@ -128,7 +128,7 @@ func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok
 	if p.removed || !p.endpoint.IsValid() {
 		return ts, false
 	}
-	if p.sentLately(now) && !renewing { // a response, since it was asked for
+	if p.sentLately(now) && !renewing { // a response was sent after the initiation was asked for
 		p.putOff(now)
 		return ts, false
 	}
@@ -147,14 +147,15 @@ func (p *peerState) commitInitiation(h *handshake, m []byte, now int64, out *out
 	p.handshake = h
 	p.unopened, p.making = false, false
 	if n := len(p.recent); n > 0 {
-		p.recent[n-1].to = p.endpoint // which may have changed since it was begun
+		p.recent[n-1].to = p.endpoint // which may have changed since beginInitiation
 	}
 	p.cookie.sign(m, p.key, now)
 	p.authenticSent(now)
 	p.initiated(now)
 }
 
-// acceptInitiation makes h, an authentic initiation with timestamp ts, the exchange under way, or says why not.
+// acceptInitiation makes h, the state after an authentic initiation with timestamp ts, the exchange under way. If it
+// refuses, it returns the reason.
 func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now int64, out *outbox) (r DropReason, ok bool) {
 	if !ts.After(p.lastTimestamp) {
 		return DropOldTimestamp, false
@@ -165,8 +166,8 @@ func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, 
 	p.lastTimestamp, p.lastInitiation = ts, now
 	tries := p.timers.pending(timerRetransmit) || p.initiating
 	if own := p.handshake; tries && own != nil && own.initiator && own.id.publicKey().after(p.key) {
-		// The two initiations cross, and neither will be answered. One end lets the other retry first. An initiation
-		// that was given up does not count.
+		// The two initiations cross. Each end drops its own exchange, so neither response will be accepted. The end
+		// with the greater key lets the other one retry first. An initiation that was given up does not count.
 		p.timers.set(timerRetransmit, now+rekeyTimeout+maxJitter+p.timers.jitter(now))
 	}
 	p.endHandshake(out)
@@ -176,7 +177,7 @@ func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, 
 	return 0, true
 }
 
-// commitResponse ends the exchange h, as responder, and signs its message m.
+// commitResponse ends the exchange under way, as responder, and signs the response m.
 func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil
@@ -190,7 +191,7 @@ func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox)
 }
 
 // commitSession ends the exchange under way, as initiator, when its response arrives. The staged packets are sent on the
-// new session at once or, "if it has none, an empty packet". Either confirms the session to the responder.
+// new session at once, or an empty packet if there are none. Either confirms the session to the responder.
 func (p *peerState) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil // its index becomes the keypair's
@@ -223,8 +224,8 @@ func (p *peerState) moveTo(from Endpoint, out *outbox) {
 	p.endpoint = from
 }
 
-// receive is called when packets were authenticated with k, and before they are delivered. A packet whose counter is
-// a replay is not authentic: the caller leaves it out. data says that at least one is more than a keepalive.
+// receive is called when packets were authenticated with k, and before they are delivered. The caller leaves out
+// replays, which are not authentic. data says that at least one packet is more than a keepalive.
 func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, out *outbox) {
 	if p.endpoint != *from {
 		p.moveTo(*from, out)
@@ -282,8 +283,9 @@ func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	}
 }
 
-// wake is called when the machine slept or its network changed. A session that is still young shows the peer where this
-// device is now, and is renewed if it is due. A dead session is renewed where something waits or is to be kept alive.
+// wake is called when the machine slept or its network changed. If a session can still be used, a packet on it shows
+// the peer where this device is now, and the session is renewed if that is due. If there is no such session, a new one
+// is made if packets wait or a persistent keepalive is set.
 func (p *peerState) wake(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	switch c := p.current; {
@@ -307,7 +309,8 @@ func (p *peerState) wipe(out *outbox) {
 	p.timers.cancel(timerExpiry)
 }
 
-// stop is called when the device goes down and when the peer is removed. It drops everything that waits, and the sessions.
+// stop is called when the device goes down and when the peer is removed. It drops the staged packets, the sessions and the
+// timers.
 func (p *peerState) stop(out *outbox) {
 	p.dropStaged(out) // first, since wipe drops the peer's counts; the caller counts out.dropped for the device
 	p.wipe(out)
@@ -323,9 +326,10 @@ func (p *peerState) forgetSecrets() {
 	p.cookie = cookieJar{}
 }
 
-// retire is called when the device gets another identity, or loses it. Sessions receive to the end of their lives and no
-// longer send, and a handshake is immediate. The device has its new identity before it tells all peers, so a session or
-// exchange may already be made with it. That one stays, and then the 5 s limit stays too.
+// retire is called when the device gets another identity, or loses it. Sessions of the old identity still receive until
+// they expire, but no longer send, and the next handshake need not wait. The device has its new identity before all
+// peers are told, so a session or an exchange may already belong to the new identity. These stay, and then the limit of
+// one initiation in 5 s stays too.
 func (p *peerState) retire(id *identity, out *outbox) {
 	isNew := func(of *identity) bool { return of == id && id != nil }
 	made := false

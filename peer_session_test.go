@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// What a peer does with its sessions: rekey, wake, retire, stop, and what moves its endpoint.
+// These tests are about what a peer does with its sessions (rekey, wake, retire, stop), and about what moves its endpoint.
 
 // TestRekeyOnSend: "initiator only after 120 s; either role after 2^60 messages; checked after every data send,
 // keepalives included".
@@ -37,7 +37,7 @@ func TestRekeyOnSend(t *testing.T) {
 				p.responder()
 			}
 			p.after(c.age)
-			p.lastSent = 0 // the response was sent long ago, or not
+			p.lastSent = 0 // so that the 5 s limit after the last handshake message does not apply
 			p.current.counter, p.current.retired = c.counter, c.retired
 			p.sentOn(data, p.heard, p.now, p.step())
 			p.wantInitiation(c.want, c.name)
@@ -134,7 +134,7 @@ func TestReceiveOnPreviousAndNext(t *testing.T) {
 	c.wantIn(timerExpiry, rejectAfterTime, 0, "of the new session")
 }
 
-// TestConfirmLater: the life of a session counts from its making, not from its confirmation.
+// TestConfirmLater: the age of a session counts from when it was made, not from when it was confirmed.
 func TestConfirmLater(t *testing.T) {
 	c := newCore(t)
 	k := c.responded()
@@ -200,12 +200,12 @@ func TestWakePeer(t *testing.T) {
 	}
 }
 
-// TestRetire: a new private key: "stop sending on current and next, clear handshakes, reset the 5 s limit so that a
+// TestRetire is about a new private key: "stop sending on current and next, clear handshakes, reset the 5 s limit so that a
 // handshake is immediate; receiving goes on until 180 s; precomputed secrets redone".
 func TestRetire(t *testing.T) {
 	c := newCore(t)
 	current := c.initiator()
-	next := c.responded() // which takes previous away
+	next := c.responded() // this removes the previous keypair
 	c.after(second)
 	c.handshake = &handshake{initiator: true, local: 55}
 	c.static, c.staticOf = secret{1}, new(identity)
@@ -224,7 +224,7 @@ func TestRetire(t *testing.T) {
 		t.Fatal("receiving ends with the old identity")
 	}
 	before := c.lastHandshake
-	c.receives(next, true) // confirms it
+	c.receives(next, true) // confirms next
 	c.wantEvents("a session of the old identity is none to tell of")
 	if c.out.flush || c.lastHandshake != before || !c.timers.pending(timerRetransmit) {
 		t.Error("a session of the old identity counts as the handshake that is under way")
@@ -238,8 +238,8 @@ func TestRetire(t *testing.T) {
 	}
 }
 
-// TestRetireSparesTheNew: an identity is the device's before each peer is told, and workers go on meanwhile. What they made
-// with the new one is not thrown away.
+// TestRetireSparesTheNew: the device has its new identity before it has told each peer, and workers go on meanwhile. What they made
+// with the new identity is kept.
 func TestRetireSparesTheNew(t *testing.T) {
 	was, is := new(identity), &identity{public: PublicKey{2}}
 	c := newCore(t)
@@ -271,8 +271,8 @@ func TestRetireSparesTheNew(t *testing.T) {
 	}
 }
 
-// TestSessionMadeAmidKeyChange is that of whole devices, in both roles: a session that was made when the new identity was
-// the device's, and the peer had not been told, stands.
+// TestSessionMadeAmidKeyChange tests the same with whole devices, in both roles: a session is kept if it was made when the device
+// had the new identity but had not told the peer.
 func TestSessionMadeAmidKeyChange(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		id := newIdentity(testKey(2))
@@ -360,7 +360,8 @@ func TestOutboxFreesWhatIsThere(t *testing.T) {
 }
 
 func TestRetransmissionAfterSessionByPeer(t *testing.T) {
-	// An initiation of ours is out; the peer's own session comes first and is confirmed: the series is over.
+	// An initiation was sent. Before it is answered, the peer makes a session by its own initiation, and confirms it. That ends the
+	// series of initiations.
 	c := newCore(t)
 	c.initiate(c.now, false, c.step())
 	c.initiates()

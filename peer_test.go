@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Initiations: when they are asked for, made, and given up.
+// The next tests are about initiations: when they are asked for, made, and given up.
 
 func TestInitiateConditions(t *testing.T) {
 	c := newCore(t)
@@ -58,7 +58,7 @@ func TestInitiationSeries(t *testing.T) {
 	c.initiate(c.now, false, c.step())
 	start, tries := c.now, 0
 	for {
-		c.timers.set(timerKeepalive, c.now+1000*second) // as data received meanwhile would
+		c.timers.set(timerKeepalive, c.now+1000*second) // as if data had been received meanwhile
 		c.initiates()
 		tries++
 		if h := c.handshake; !h.initiator || h.local != c.index {
@@ -128,7 +128,7 @@ func TestPacketsKeepSeriesGoing(t *testing.T) {
 			if c.expires() != timerRetransmit {
 				t.Fatal("another timer fired first")
 			}
-			c.out.events = nil // every 20 tries, whoever watches is told
+			c.out.events = nil // every 20 tries cause an event
 		}
 	}
 }
@@ -232,7 +232,7 @@ func TestCommitSignsMessages(t *testing.T) {
 	}
 }
 
-// Initiations of the peer.
+// The next tests are about initiations from the peer.
 
 func TestAcceptInitiation(t *testing.T) {
 	from := EndpointOf(netip.MustParseAddrPort("198.51.100.7:7"))
@@ -241,7 +241,7 @@ func TestAcceptInitiation(t *testing.T) {
 		name   string
 		last   Timestamp
 		ts     Timestamp
-		before int64 // how long ago the last one was
+		before int64 // how long ago the last initiation was
 		reason DropReason
 		ok     bool
 	}{
@@ -344,7 +344,7 @@ func TestCrossingInitiations(t *testing.T) {
 		c.initiate(c.now, false, c.step())
 		c.initiates()
 	}
-	for _, c := range []*core{a, b} { // each gets the other's initiation before a response
+	for _, c := range []*core{a, b} { // each end gets the other's initiation before it gets a response
 		c.after(second / 20)
 		if r, ok := c.accepts(1); !ok {
 			t.Fatal(r)
@@ -384,14 +384,14 @@ func TestCrossingInitiations(t *testing.T) {
 	second.wantNone(timerRetransmit, "its own series is over")
 }
 
-// TestGivenUpInitiationCrossesNothing: the end that lets the other try first in a crossing does so amid its own series
-// alone. After it, the peer's initiation brings no series of its own.
+// TestGivenUpInitiationCrossesNothing: if initiations cross, one end lets the other try first. It does so only while its own series
+// goes on. After it has given up, an initiation of the peer's does not begin a new series.
 func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c := newCore(t)
 	c.initiate(c.now, false, c.step())
 	for c.timers.attempts < maxAttempts {
 		c.initiates()
-		c.handshake.id = &identity{public: PublicKey{9}} // which lets c.key try first
+		c.handshake.id = &identity{public: PublicKey{9}} // with this key, c lets the peer try first
 		c.expires()
 	}
 	if c.handshake == nil || c.timers.pending(timerRetransmit) {
@@ -404,7 +404,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c.responded()
 	c.wantNone(timerRetransmit, "nothing waits for a session, and the peer makes one")
 
-	for asked := range 2 { // amid the series, and while its next initiation is about to be made
+	for asked := range 2 { // 0: during the series; 1: also when its next initiation has been asked for and is not made yet
 		c = newCore(t)
 		c.initiate(c.now, false, c.step())
 		c.initiates()
@@ -417,7 +417,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	}
 }
 
-// TestRemovedPeerKeepsNoSecrets: who still has a pointer to a peer that was removed holds no key with it.
+// TestRemovedPeerKeepsNoSecrets: a peer that was removed holds no keys, even if a goroutine still has a pointer to it.
 func TestRemovedPeerKeepsNoSecrets(t *testing.T) {
 	peerKey := testKey(2).Public()
 	e := newEnd(t, testKey(1), PeerConfig{PublicKey: peerKey, PresharedKey: PresharedKey{7}})

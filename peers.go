@@ -14,8 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// A peer is one other end: what the protocol keeps with it, and what the device needs to call the protocol from many
-// goroutines. Its 632 bytes and the allocator's header fill a size class of 640 bytes; TestPeerFitsItsClass guards that.
+// A peer is what the protocol keeps about one peer, and what the device needs to call the protocol from many goroutines.
+// Its 632 bytes and the allocator's header fill a size class of 640 bytes; TestPeerFitsItsClass guards that.
 type peer struct {
 	mtu      atomic.Int32 // PeerConfig.MTU; the outbound path reads it without mu
 	prefixes atomic.Int32 // the number of allowed IPs; written with the configuration lock held
@@ -26,19 +26,19 @@ type peer struct {
 	peerState
 	received, sent Traffic
 	handshakeWall  int64 // wall time of lastHandshake, in ns since 1970
-	sendErr        error // why the last message to the peer was not sent; nil: it was
+	sendErr        error // why the last message to the peer was not sent; nil if it was sent
 
 	queued int64 // the time for which the device's deadlines know this peer; 0 means that they do not
 
 	queue   sendQueue // numbered runs that are not sent yet
 	handed  bool      // the slow path is to send from the head of queue
 	inSlow  bool      // in the slow path's queue of peers, or about to be
-	found   bool      // Lookup supplied it, and its initiation waits among the lookups
+	found   bool      // Lookup supplied the peer, whose initiation waits among the lookups
 	answers uint8     // responses and cookie replies to the peer's messages that wait in the slow path
 
-	waits []chan error // of calls that wait for a session; each takes one value before it waits again
+	waits []chan error // of the calls that wait for a session; each call takes one value before it waits again
 
-	troubled atomic.Int64 // when the bind last failed to send to it and the device reported that
+	troubled atomic.Int64 // when the device last reported that the bind failed to send to the peer
 
 	account staged.Account // what the device's pool counts for staged; guarded by the pool's lock, too
 
@@ -47,14 +47,15 @@ type peer struct {
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }
 
-// noteSend keeps why a message to p was not sent. A closed socket is not the network's fault. p.mu is held.
+// noteSend keeps err, which says why a message to p was not sent, or is nil. It ignores a closed socket, which says
+// nothing about the network. p.mu is held.
 func (p *peer) noteSend(err error) {
 	if !errors.Is(err, net.ErrClosed) {
 		p.sendErr = err
 	}
 }
 
-// attemptError says why an attempt at a session failed, or fails. p.mu is held.
+// attemptError returns why the last attempt to make a session failed, or has not succeeded yet. p.mu is held.
 func (p *peer) attemptError() error {
 	switch {
 	case p.sendErr != nil:
@@ -65,8 +66,9 @@ func (p *peer) attemptError() error {
 	return ErrNoAnswer
 }
 
-// because adds to err what is known of the attempt that it ends. The next attempt forgets that, so because is called at the
-// moment when the attempt ends. It makes no text: that calls the program, and p.mu is held.
+// because adds to err, with which an attempt ends, what is known about that attempt. The next attempt forgets it, so this
+// method is called when the attempt ends. It does not make the error's text, since that would call the program while p.mu
+// is held.
 func (p *peer) because(err error) error {
 	if cause := p.attemptError(); cause != ErrNoAnswer {
 		return errors.Join(err, cause)
@@ -103,7 +105,7 @@ func (t *peerTable) find(key PublicKey) *peer {
 	return found.p
 }
 
-// after returns the peers of the moment when the loop begins whose keys are greater than key, in order.
+// after returns, in order, the peers that exist when the loop begins and whose keys are greater than key.
 func (t *peerTable) after(key PublicKey) iter.Seq[*peer] {
 	return func(yield func(*peer) bool) {
 		for k := range t.published.Load().From(keyedPeer{key: key}) {
@@ -114,5 +116,5 @@ func (t *peerTable) after(key PublicKey) iter.Seq[*peer] {
 	}
 }
 
-// all returns the peers of the moment when the loop begins, in order. The zero key is nobody's.
+// all returns, in order, the peers that exist when the loop begins. No peer has the zero key.
 func (t *peerTable) all() iter.Seq[*peer] { return t.after(PublicKey{}) }

@@ -18,7 +18,7 @@ type crowded struct {
 	*end
 	active []*remote
 	idle   int            // peers without a session, each with a prefix
-	sent   []atomic.Int64 // packets of the device per active peer
+	sent   []atomic.Int64 // packets that the device sent to each active peer
 	got    atomic.Int64   // packets that the device delivered
 
 	stop atomic.Bool
@@ -57,7 +57,7 @@ func newCrowded(t *testing.T, n int) *crowded {
 	return c
 }
 
-// replace replaces all peers: by the active ones, and by idle ones from number `from` on.
+// replace replaces all peers by the active ones and by idle ones whose numbers begin at from.
 func (c *crowded) replace(t *testing.T, from int) {
 	t.Helper()
 	change := Change{ReplacePeers: true, Peers: make([]PeerChange, 0, len(c.active)+c.idle)}
@@ -71,8 +71,8 @@ func (c *crowded) replace(t *testing.T, from int) {
 	c.mustConfigure(t, change)
 }
 
-// loop calls f, with the active peers in turn, until stop is set. It returns where the number of calls is. It leaves the
-// processor to others in between.
+// loop calls f with the active peers in turn, on a new goroutine, until stop is set. After every 16 calls it pauses for others. It
+// returns the counter of the calls.
 func (c *crowded) loop(f func(i int, r *remote)) *atomic.Int64 {
 	var n atomic.Int64
 	c.wg.Go(func() {
@@ -88,8 +88,8 @@ func (c *crowded) loop(f func(i int, r *remote)) *atomic.Int64 {
 }
 
 // TestReplacePeersUnderTraffic replaces a tenth of the idle peers three times, while packets to and from the active peers flow
-// and a program looks at their status. No packet is lost, no session is renewed, and the memory of the peers that are removed at
-// the end is returned.
+// and a program reads their status. No packet is lost, and no session is renewed. The memory of the peers that are removed at the
+// end is freed.
 func TestReplacePeersUnderTraffic(t *testing.T) {
 	n := *loadPeers
 	if n == 0 {
@@ -158,7 +158,7 @@ func TestReplacePeersUnderTraffic(t *testing.T) {
 	} else {
 		t.Logf("%d KiB of heap are in use after the removal", left>>10)
 	}
-	for _, r := range c.active { // which are alive until here, like the device
+	for _, r := range c.active { // this also keeps the peers and the device alive until here
 		if s, ok := c.Peer(r.id.public); !ok || !s.Session {
 			t.Fatal("an active peer lost its session")
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// crowdKey returns a key whose place in the order does not follow from i.
+// crowdKey returns a key that follows from i. The order of the keys is not that of the numbers.
 func crowdKey(i int) (k PublicKey) {
 	binary.BigEndian.PutUint64(k[:], uint64(i+1)*0x9e3779b97f4a7c15)
 	binary.BigEndian.PutUint64(k[8:], uint64(i+1))
@@ -27,7 +27,7 @@ func hostPrefixes(n int) (ps []netip.Prefix) {
 	return ps
 }
 
-// strangers is a change that adds n peers without prefixes, from number `from` on, or removes them.
+// strangers returns a change that adds n peers without prefixes, or removes them. Their numbers begin at from.
 func strangers(from, n int, remove bool) (c Change) {
 	for i := range n {
 		c.Peers = append(c.Peers, PeerChange{PublicKey: crowdKey(from + i), Remove: remove})
@@ -42,8 +42,8 @@ func (e *end) mustConfigure(t testing.TB, c Change) {
 	}
 }
 
-// TestPagesOfPeers reads pages while peers come and go between them, and within a page: each peer that stays is read
-// once, in the order of keys.
+// TestPagesOfPeers reads pages of peers, while peers are added and removed within and between the pages. Each peer that stays is
+// read once, in the order of the keys.
 func TestPagesOfPeers(t *testing.T) {
 	const stay, page = 500, 7
 	e := newEnd(t, testKey(1))
@@ -85,7 +85,7 @@ func TestPagesOfPeers(t *testing.T) {
 	}
 }
 
-// TestPagesOfAllowedIPs is the same with the prefixes of one peer.
+// TestPagesOfAllowedIPs reads pages of one peer's prefixes, while prefixes are added and removed between the pages.
 func TestPagesOfAllowedIPs(t *testing.T) {
 	prefixes := hostPrefixes(600)
 	stay, goes := prefixes[:300], prefixes[300:]
@@ -129,7 +129,7 @@ func (b hookedBind) Listen(port uint16) (Socket, error) {
 	return b.Bind.Listen(port)
 }
 
-// TestStatusWaitsForNothing reads everything while the lock of the configuration is held.
+// TestStatusWaitsForNothing: reading the status does not wait for the lock of the configuration.
 func TestStatusWaitsForNothing(t *testing.T) {
 	var d *Device
 	read := false
@@ -161,7 +161,7 @@ func TestStatusWaitsForNothing(t *testing.T) {
 	d.Close()
 }
 
-// TestStatusSeesAllOrNothing counts peers while Configure adds many: they appear at one moment.
+// TestStatusSeesAllOrNothing counts peers while Configure adds many. They all appear at one moment.
 func TestStatusSeesAllOrNothing(t *testing.T) {
 	testkit.NeedsThreads(t, "it looks at the device amid a change")
 	n := crowdSize(20_000)
@@ -190,7 +190,7 @@ func TestStatusSeesAllOrNothing(t *testing.T) {
 	}
 }
 
-// A cost is what a change or a look allocates on average.
+// A cost is what a change or a read allocates on average.
 type cost struct{ bytes, allocs uint64 }
 
 func costOf(f func(try int)) cost {
@@ -204,8 +204,8 @@ func costOf(f func(try int)) cost {
 	return cost{(after.TotalAlloc - before.TotalAlloc) / tries, (after.Mallocs - before.Mallocs) / tries}
 }
 
-// TestCostOfOne: a change or a look at one of many prefixes or peers copies about the same among 1,000 as among 64 times as
-// many. It counts, since a time depends on the machine. Comparisons are counted by TestSteps of internal/ordered.
+// TestCostOfOne: changing or reading one prefix or peer allocates about as much among 64,000 as among 1,000. The test compares
+// allocations, because a time would depend on the machine. TestSteps of internal/ordered counts comparisons.
 func TestCostOfOne(t *testing.T) {
 	costs := func(n int) map[string]cost {
 		prefixes, key, other := hostPrefixes(n), crowdKey(1), crowdKey(n+1)
@@ -248,7 +248,8 @@ func TestCostOfOne(t *testing.T) {
 	}
 }
 
-// TestSetPeerOfTheSame: a peer that is set to what it is changes no table, and one whose prefixes differ by one copies none.
+// TestSetPeerOfTheSame: if SetPeer sets a peer to what it already is, no table changes. If one of many prefixes is another one, no
+// table is copied.
 func TestSetPeerOfTheSame(t *testing.T) {
 	prefixes := hostPrefixes(10_000)
 	c := PeerConfig{PublicKey: crowdKey(1), AllowedIPs: slices.Clone(prefixes)}

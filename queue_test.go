@@ -13,9 +13,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The queue of runs per peer: what several goroutines that send to one peer do.
+// These tests are about the queue of runs that each peer has for the case that several goroutines send to it at once.
 
-// waiting is the number of runs in p's queue.
+// waiting returns the number of runs in p's queue.
 func waiting(p *peer) (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -25,8 +25,8 @@ func waiting(p *peer) (n int) {
 	return n
 }
 
-// occupy has a goroutine send a packet to r. It leads r, and is held at the socket until leave is called. Its packet
-// goes to own, and what it and others send after that to take.
+// occupy starts a goroutine that sends a packet to r. The goroutine leads r, and waits at the socket until leave is called. own
+// gets its packet. take gets what this goroutine and others send later.
 func (e *end) occupy(t *testing.T, r *remote, own, take func(ts []Train)) (leave func()) {
 	t.Helper()
 	there, left := make(chan struct{}), make(chan struct{})
@@ -64,7 +64,7 @@ func collect(sent chan datagram) func(ts []Train) {
 	}
 }
 
-// wantSent fails unless just these numbered packets to r were sent next, in this order.
+// wantSent fails unless the next packets sent to r are those with these numbers, in this order.
 func (e *end) wantSent(t *testing.T, r *remote, why string, numbers ...int) {
 	t.Helper()
 	for _, n := range numbers {
@@ -74,8 +74,8 @@ func (e *end) wantSent(t *testing.T, r *remote, why string, numbers ...int) {
 	}
 }
 
-// TestQueue: packets that are sent while another goroutine is at the socket are left to it. It sends them in order, in one
-// call, before it leaves.
+// TestQueue: if another goroutine is at the socket, Send leaves its packets to that goroutine. That one sends them in order, in one
+// call, before it leaves the socket.
 func TestQueue(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -105,17 +105,17 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// TestQueueSealedOutOfOrder: a run that is sealed late holds back those behind it, and nobody has to wait for it: the
-// goroutine that seals it sends them.
+// TestQueueSealedOutOfOrder: a run that is sealed late holds back the runs behind it, but no goroutine waits for that. The
+// goroutine that seals the late run also sends the runs behind it.
 func TestQueueSealedOutOfOrder(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
 	e.connect(t, r)
-	batchFull := 0 // packets of a batch beside the first
+	batchFull := 0 // how many packets a batch has besides the first one
 	claim := func(n int) *load {
 		b := e.NewBatch()
 		b.Append(r.numbered(n))
-		for b.Append(packetOf(99, 0, 1400, r)) { // more than is collected
+		for b.Append(packetOf(99, 0, 1400, r)) { // the run becomes larger than maxCollected
 		}
 		batchFull = b.Len() - 1
 		l := b.takeLoad()
@@ -147,8 +147,8 @@ func TestQueueSealedOutOfOrder(t *testing.T) {
 	e.wantSent(t, r, "the queue is empty", 3)
 }
 
-// TestQueueBound: senders that loop while nothing is sent lose packets, which is counted, and small packets share memory.
-// Another peer still gets through, and what was taken is sent in order.
+// TestQueueBound: if senders go on while nothing is sent, the queue fills up. Further packets are dropped and counted. Small
+// packets share memory. Packets to another peer are still sent, and the queued packets are sent in order.
 func TestQueueBound(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -184,7 +184,8 @@ func TestQueueBound(t *testing.T) {
 	leave()
 }
 
-// TestQueueHandsOver: a goroutine that came to send is not kept by others that go on sending: the slow path takes over.
+// TestQueueHandsOver: a goroutine that leads a peer does not send the packets of others for ever. After some rounds the slow path
+// takes over.
 func TestQueueHandsOver(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -217,8 +218,8 @@ func TestQueueHandsOver(t *testing.T) {
 	})
 }
 
-// TestQueueEnds: what waits when the device goes down or the peer is removed is dropped and counted, sealed or not. It
-// never leaves on a later socket, and the peer is led again afterwards.
+// TestQueueEnds: if the device goes down or the peer is removed, the packets in the queue are dropped and counted, sealed or not.
+// They are never sent on a later socket. Afterwards packets can be sent to the peer again.
 func TestQueueEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		end    func(e *end, r *remote)
@@ -282,8 +283,8 @@ func TestQueueEnds(t *testing.T) {
 	}
 }
 
-// TestQueueOldGeneration: a goroutine that is at a closed socket while the device went down and up again sends nothing
-// of before on the new socket, and goes on with what was queued since.
+// TestQueueOldGeneration: a goroutine is at the socket while the device goes down and up again. It does not send the packets from
+// before Down on the new socket, but it sends those that were queued since.
 func TestQueueOldGeneration(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())

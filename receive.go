@@ -11,21 +11,21 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The inbound path of what one Receive call returns, on the goroutine of its receiver:
+// This is the inbound path of the trains that one call of Receive returns, on the goroutine of the receiver:
 //
 //	Receive ─▶ datagrams, by type ─▶ runs, by session ─▶ open, in place ─▶ inspect: length, source
 //	                │                                                          │
 //	                ▼                                                          ▼
 //	       handshake messages: the slow path       sink ◀─ deliver ◀─ accept: replay, confirm, roam, timers
 //
-// A peer's mutex is held in accept alone, once per run.
+// For data messages, only accept takes a peer's mutex, once per run.
 
 // An inbound is the scratch memory of one receiver.
 type inbound struct {
 	table   routes[*peer]
 	now     int64
 	opened  []opened // data messages, in the order of arrival
-	bytes   int      // of them
+	bytes   int      // of these messages
 	runs    []inboundRun
 	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
 	packets [][]byte // accepted, and not yet delivered
@@ -38,9 +38,9 @@ func (d *Device) newInbound() *inbound {
 	return in
 }
 
-// An inboundRun is the data messages of one session among those that one call of Receive returned, in their order.
+// An inboundRun holds the data messages of one session that are collected until acceptAll, in their order.
 type inboundRun struct {
-	session     // without a keypair if there is no such session, or if it has expired: its messages are dropped for reason
+	session     // k is nil if there is no such session or it has expired; then its messages are dropped for reason
 	index       uint32
 	place       int16 // in places
 	first, last int16 // messages, linked by opened.next
@@ -50,11 +50,11 @@ type inboundRun struct {
 // An opened is a data message, before and after it proved authentic. There may be 1,024 of them, so it is kept to half a
 // cache line.
 type opened struct {
-	train         *Train     // that it arrived in; its memory is the socket's
+	train         *Train     // in which the message arrived; its memory is the socket's
 	at, size      int32      // of the message in the train's data
 	n             int32      // bytes of the packet, without padding; 0 for a keepalive
 	run           int16      // index of its run
-	next          int16      // the run's next message; none: it is the last
+	next          int16      // index of the run's next message; none in the last one
 	reason        DropReason // why the packet is not to be delivered, if ok is false
 	authentic, ok bool
 }
@@ -62,22 +62,23 @@ type opened struct {
 // message returns the whole message, in place.
 func (o *opened) message() []byte { return o.train.Data[o.at:][:o.size:o.size] }
 
-// counter returns the message's counter, whose place opening leaves as it was.
+// counter returns the message's counter, which open does not overwrite.
 func (o *opened) counter() uint64 { return binary.LittleEndian.Uint64(o.train.Data[o.at+8:]) }
 
 // packet returns the packet inside an authentic message, in place.
 func (o *opened) packet() []byte { return o.train.Data[o.at+messageHeader:][:o.n:o.n] }
 
 const (
-	// A receiver opens at most this many messages and about this many bytes before it delivers them. That is enough to
-	// find several messages from each of a hundred peers, and fits into a core's second-level cache.
+	// A receiver collects at most inboundMessages messages and about inboundBytes bytes before it opens and delivers
+	// them. That is enough to find several messages from each of a hundred peers, and fits into a core's second-level
+	// cache.
 	inboundMessages = 1024
 	inboundBytes    = 128 << 10
 	inboundPlaces   = 2 * inboundMessages
 	none            = -1 // the index of no message
 
-	// Once it has this many messages, and this many of each run, it collects no more. More would only leave the
-	// first-level cache before they are opened.
+	// It stops collecting at enoughMessages messages if these are at least enoughOfEach per run on average. Further
+	// ones would only push earlier ones out of the first-level cache before they are opened.
 	enoughMessages = 128
 	enoughOfEach   = 16
 
@@ -85,8 +86,8 @@ const (
 	receiveErrorMax = time.Second
 )
 
-// startReceivers starts to read s, a socket of r's. The goroutine that closes s waits for the receivers of s. Down waits
-// for those of r, and Close for all that the device ever had. Each may be called while another still waits. d.mu is held.
+// startReceivers starts to read s, a socket of r. finishSocket waits for the receivers of s, Down for those of r, and
+// Close for all that the device ever had. Each of them may begin to wait while another one still waits. d.mu is held.
 func (d *Device) startReceivers(r *running, s *openSocket) {
 	for _, receiver := range s.Receivers() {
 		s.receivers.Add(1)
@@ -112,7 +113,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 				}
 				return
 			}
-			// No other error is final: a network that is down returns.
+			// No other error is final: a network that is down may come back.
 			if d.onceASecond(&d.troubled) {
 				d.trouble(err)
 			}
@@ -134,7 +135,8 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 	}
 }
 
-// receiveTrain sorts the datagrams of t: data messages into runs, handshake messages onto the slow path.
+// receiveTrain sorts the datagrams of t. It collects data messages in runs, and queues handshake messages on the slow
+// path.
 func (d *Device) receiveTrain(in *inbound, t *Train) {
 	at := t.Headroom - t.Size
 	for m := range t.Datagrams() {
@@ -232,7 +234,7 @@ func (d *Device) acceptAll(in *inbound) {
 	in.runs, in.opened, in.bytes = in.runs[:0], in.opened[:0], 0
 }
 
-// openSome opens the messages from to end-1 in place.
+// openSome opens the messages in.opened[from:end] in place.
 func (in *inbound) openSome(from, end int) {
 	for i := from; i < end; i++ {
 		o := &in.opened[i]
@@ -262,11 +264,11 @@ func (in *inbound) inspect(run *inboundRun) {
 	}
 }
 
-// accept gives the messages of a run to their peer, and keeps the packets that are to be delivered. The peer moves to
-// where the last authentic one came from.
+// accept gives the messages of a run to their peer, and keeps the packets that are to be delivered. The peer's endpoint
+// becomes that of the last authentic message.
 func (d *Device) accept(in *inbound, run *inboundRun) {
 	p, k := run.p, run.k
-	var from *Endpoint // of the last authentic message; nil: there is none
+	var from *Endpoint // of the last authentic message; nil if there is none
 	bytes, data, before := uint64(0), false, len(in.packets)
 	var out outbox
 	p.mu.Lock()
@@ -298,7 +300,7 @@ func (d *Device) accept(in *inbound, run *inboundRun) {
 	d.release(p, &out)
 }
 
-// keep keeps a packet for delivery, with the congestion that its outer packet met.
+// keep keeps a packet for delivery, and marks in it the congestion that its outer packet met.
 func (d *Device) keep(in *inbound, o *opened) {
 	in.packets = append(in.packets, o.packet())
 	if tos := o.train.TOS; tos&packet.ECNMask != 0 && packet.DecapsulateECN(tos, o.packet()) {

@@ -15,7 +15,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// atSink is an end with a receiver that is in the sink, on its first socket, and a Configure that waits for it.
+// atSink returns an end. A receiver of its first socket is in the sink until leave is closed, and a Configure, which has opened
+// another socket, waits for this receiver.
 func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 	r := newRemote(1, testKey(1).Public())
 	e = up(t, testKey(1), r.config())
@@ -38,8 +39,8 @@ func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 	return e, leave, configured
 }
 
-// TestReceiversOfReplacedSocket: Down and Close wait for the receivers of the sockets before, too, which Configure waits
-// for at the time; and Close for those that a Down of the same moment waits for.
+// TestReceiversOfReplacedSocket: Down and Close also wait for the receivers of a replaced socket, for which a Configure waits at
+// the same time. Close waits for the receivers for which a concurrent Down waits, too.
 func TestReceiversOfReplacedSocket(t *testing.T) {
 	for name, ending := range map[string]func(e *end){
 		"Down":            func(e *end) { e.Down() },
@@ -56,7 +57,7 @@ func TestReceiversOfReplacedSocket(t *testing.T) {
 				t.Error("it returned while a receiver is in the sink")
 			case <-configured:
 				t.Error("Configure returned while a receiver is in the sink")
-			case <-time.After(20 * time.Millisecond): // it would have returned by now
+			case <-time.After(20 * time.Millisecond): // if they did not wait, they would have returned by now
 			}
 			close(leave)
 			<-ended
@@ -111,7 +112,8 @@ func TestWakeKeepsPort(t *testing.T) {
 	}
 }
 
-// TestSinkReturnsAnyNumber: what a sink did not take is counted, and nothing else, whatever it returns.
+// TestSinkReturnsAnyNumber: the device counts the packets that a sink did not take, even if the sink returns a number that makes no
+// sense.
 func TestSinkReturnsAnyNumber(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -128,7 +130,8 @@ func TestSinkReturnsAnyNumber(t *testing.T) {
 	}
 }
 
-// TestIdleDeviceKeepsNoOldTable: neither a receiver that waits nor a batch that is used again keeps what is gone alive.
+// TestIdleDeviceKeepsNoOldTable: a receiver that waits does not keep an old routing table in memory, and a batch that is used again
+// does not keep a removed peer.
 func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -152,13 +155,13 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	if err := e.RemovePeer(r.id.public); err != nil {
 		t.Fatal(err)
 	}
-	b.Append(packet4(100, here, here)) // to nobody
+	b.Append(packet4(100, here, here)) // no peer has this address
 	e.Device.Send(b)
 	eventually(t, "the batch keeps a peer that was removed", func() bool { runtime.GC(); return gone.Value() == nil })
 	runtime.KeepAlive(b)
 }
 
-// TestStatusFromInsideSink: what a sink may ask, it may ask also while the device ends.
+// TestStatusFromInsideSink: a sink may read the status also while the device is being closed.
 func TestStatusFromInsideSink(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -179,9 +182,9 @@ func TestStatusFromInsideSink(t *testing.T) {
 	}
 }
 
-// TestReceiveAlternatingPeers: messages of two peers that alternate, within a train and across the trains of one call,
-// reach the sink in one call, in order per peer, and each peer is visited once: it counts, and moves to the place that
-// its last authentic message came from.
+// TestReceiveAlternatingPeers: messages of two peers alternate within a train and across the trains of one call. They reach the
+// sink in one call and in order per peer. Each peer's state is updated once. A peer's endpoint becomes the source of its last
+// authentic message.
 func TestReceiveAlternatingPeers(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -235,7 +238,7 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 	}
 }
 
-// TestReceiveManySessions: more sessions and messages in one call than are opened at a time.
+// TestReceiveManySessions: one call of Receive returns more sessions and messages than the device opens at a time.
 func TestReceiveManySessions(t *testing.T) {
 	a := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), a.config())
@@ -247,7 +250,7 @@ func TestReceiveManySessions(t *testing.T) {
 	for i := range 3 * inboundMessages {
 		m := a.data(packet4(100, a.addr, here))
 		if i%3 != 0 {
-			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // all in one place of the hash table
+			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // so that all indices have the same place in the hash table
 			unknown++
 		}
 		ts = append(ts, a.train(m))

@@ -9,11 +9,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// Handshake messages are computed with nothing locked. What changes meanwhile counts: a message is committed and sent only
-// if all that it was computed on still holds. The device's randomness, which is asked for amid the computation, is where
-// the tests come in.
+// A device computes handshake messages without holding a lock. It commits and sends a message only if the values from which it was
+// computed have not changed meanwhile. The tests change them when the device reads its randomness, which it does during the
+// computation.
 
-// playMeanwhile plays with devices a, the initiator, and b. who says amid whose message something happens.
+// playMeanwhile calls play with the devices a, which initiates, and b. something is called while the device who computes its first
+// handshake message.
 func playMeanwhile(t *testing.T, who string, something func(w *world, a, b *node), play func(w *world, a, b *node)) {
 	inWorld(t, func(w *world) {
 		a, b := w.nodeDown("a"), w.nodeDown("b")
@@ -31,7 +32,7 @@ func playMeanwhile(t *testing.T, who string, something func(w *world, a, b *node
 	})
 }
 
-// change is Configure amid a computation, where no time may be waited for.
+// change calls Configure during a computation. Unlike configure, it does not call settle, in which the test waits already.
 func change(w *world, n *node, c wireguard.Change) {
 	if err := n.Configure(c); err != nil {
 		w.Error(err)
@@ -62,7 +63,7 @@ func TestChangesAmidInitiation(t *testing.T) {
 		"another key": {func(w *world, a, b *node) {
 			a.key = next
 			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{a.peer().Change()}})
-			change(w, a, wireguard.Change{PrivateKey: &next}) // from here on another worker makes the next one
+			change(w, a, wireguard.Change{PrivateKey: &next}) // from here on another worker may make the next initiation
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
 			b.wantSession(a, true, "under the new key")
 			b.wantArrived("under the new key", "hello")
@@ -137,10 +138,10 @@ func TestChangesAmidResponse(t *testing.T) {
 	}
 }
 
-// A newer initiation of the same peer, amid the response to the older one: the newer one alone is answered.
+// A newer initiation of the same peer arrives while the response to the older one is computed. Only the newer one is answered.
 func TestNewerInitiationAmidResponse(t *testing.T) {
 	testkit.NeedsThreads(t, "two workers answer at once")
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // a worker for each
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one worker for each initiation
 	playMeanwhile(t, "b", func(w *world, a, b *node) { time.Sleep(50 * time.Millisecond) }, func(w *world, a, b *node) {
 		w.advance(30 * time.Millisecond)
 		a.restart()
@@ -154,8 +155,8 @@ func TestNewerInitiationAmidResponse(t *testing.T) {
 	})
 }
 
-// A preshared key that changes between the initiation and its response is the one that counts: at the end that changed
-// it the response is refused, and the retry is answered under the new one.
+// If the initiator's preshared key changes after its initiation, it refuses the response, which was made with the old key. Once
+// both ends have the new key, the retry makes a session.
 func TestPresharedKeyChangeAmidHandshake(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("b response", 1)

@@ -2,8 +2,8 @@ package wireguard
 
 import "slices"
 
-// A session whose keys are good may be dead all the same: the peer restarted, or the configuration sends its packets
-// elsewhere. The functions of this file tell such a session from a live one, and replace it.
+// A session whose keys are still valid may be dead: the peer may have restarted, or the configuration may have changed
+// the peer's endpoint. The functions of this file tell such a session from a live one, and replace it.
 
 // maxRecent bounds the initiations sent to a peer within 5 s.
 const maxRecent = 4
@@ -26,13 +26,13 @@ func (p *peerState) heardOn(k *keypair, now int64, out *outbox) {
 	k.asked, k.moved = 0, false
 }
 
-// renew asks for an initiation whatever the session. An endpoint that got no initiation in the last 5 s is sent one now;
-// otherwise the next one is put off.
+// renew asks for an initiation even if there is a session. If the endpoint got no initiation in the last 5 s, and the
+// peer fewer than 4, one is sent now. Otherwise the next one is put off.
 func (p *peerState) renew(now int64, out *outbox) {
 	p.timers.attempts = 0
 	switch {
 	case !p.endpoint.IsValid():
-	case p.making: // it will be sent to the present endpoint; the peer would refuse a second one within 20 ms
+	case p.making: // this one will be sent to the present endpoint; the peer would refuse a second one within 20 ms
 	case !p.mayRenew(now):
 		p.putOff(now)
 	default:

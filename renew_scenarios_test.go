@@ -10,21 +10,21 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// within calls Handshake or Renew, which must return by itself.
+// within calls wait, which is Handshake or Renew, with a context that ends after d, and returns its error.
 func (n *node) within(d time.Duration, wait func(context.Context, wireguard.PublicKey) error, o *node) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	return wait(ctx, o.pub())
 }
 
-// moves gives o another port, of which nobody is told.
+// moves gives o another port. Nobody tells its peers.
 func (o *node) moves() {
 	o.port += 100
 	o.configure(wireguard.Change{ListenPort: &o.port})
 }
 
-// A session that stands is no proof after a change of the endpoint. The new place is asked at once, although the old one
-// was sent an initiation less than 5 s ago.
+// After a change of the endpoint, Handshake does not rely on the established session. It sends an initiation to the new endpoint at
+// once, although the old endpoint was sent one less than 5 s ago.
 func TestHandshakeAfterEndpointChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -51,7 +51,7 @@ func TestHandshakeAfterEndpointChange(t *testing.T) {
 	})
 }
 
-// An endpoint that is set to what it is does not make a session doubtful.
+// If a change sets the endpoint to the one that the peer already has, Handshake relies on the session as before.
 func TestHandshakeSameEndpoint(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -64,7 +64,7 @@ func TestHandshakeSameEndpoint(t *testing.T) {
 	})
 }
 
-// A session on which data went unanswered for 10 s is replaced; one that is younger is not.
+// Handshake makes a new session if data on the present one went unanswered for 10 s, and not earlier.
 func TestHandshakeUnansweredData(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -86,7 +86,7 @@ func TestHandshakeUnansweredData(t *testing.T) {
 	})
 }
 
-// A session that seemed dead and is heard on is what Handshake waits for, and not what Renew does.
+// If a message arrives on a session that seemed dead, Handshake returns. Renew still waits for a new session.
 func TestHandshakeRevived(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -42,12 +42,12 @@ func TestRenewLimits(t *testing.T) {
 	renew(true, "the second is past its 5 s")
 }
 
-// What is put off is made later, although a session stands.
+// An initiation of Renew that is put off is made later, although there is a session.
 func TestRenewPutOff(t *testing.T) {
 	c := newCore(t)
 	c.renew(c.now, c.step())
 	c.initiates()
-	c.initiator() // the answer came
+	c.initiator() // the response arrived
 	c.after(second).renew(c.now, c.step())
 	c.wantInitiation(false, "the endpoint got one a second ago")
 	c.wantIn(timerRetransmit, 4*second, maxJitter, "the renewal is put off")
@@ -55,7 +55,7 @@ func TestRenewPutOff(t *testing.T) {
 	c.wantInitiation(true, "the renewal")
 }
 
-// A renewal that is asked for is judged again when it is about to be made.
+// The 5 s rule is checked again when an initiation that Renew asked for is about to be made.
 func TestRenewJudgedAgain(t *testing.T) {
 	c := newCore(t)
 	c.renew(c.now, c.step())
@@ -79,7 +79,7 @@ func TestRenewJudgedAgain(t *testing.T) {
 	c.wantInitiation(false, "one is being made")
 }
 
-// A response counts for the ordinary rule alone.
+// The 5 s after a response count for ordinary initiations, and not for Renew.
 func TestRenewAfterResponse(t *testing.T) {
 	c := newCore(t)
 	c.responder()
@@ -90,7 +90,7 @@ func TestRenewAfterResponse(t *testing.T) {
 	c.initiates()
 }
 
-// The memory of where initiations went is given back with the session.
+// When a peer is wiped, stopped or retired, it forgets to which endpoints it sent initiations, which frees their memory.
 func TestRenewMemory(t *testing.T) {
 	for name, end := range map[string]func(c *core){
 		"wiped":   func(c *core) { c.wipe(c.step()) },
@@ -154,7 +154,7 @@ func TestLiveSession(t *testing.T) {
 	}
 }
 
-// A session that seemed dead and is heard on ends the wait for one.
+// A message on a session that seemed dead revives the session, which ends the calls that wait for one.
 func TestRevivedSession(t *testing.T) {
 	c := newCore(t)
 	k := c.initiator()
@@ -170,8 +170,8 @@ func TestRevivedSession(t *testing.T) {
 	}
 }
 
-// TestRenewWhileMade asks for no second initiation while one is being made: both would be sent to the present endpoint at
-// once, the peer would refuse the second one, and its answer to the first one would be superseded.
+// TestRenewWhileMade: Renew asks for no second initiation while one is being made. Otherwise both would be sent to the present
+// endpoint at the same moment. The peer would refuse the second one, and its response to the first one would be superseded.
 func TestRenewWhileMade(t *testing.T) {
 	c := newCore(t)
 	if _, ok := c.beginInitiation(c.now, Timestamp{1}); !ok {

@@ -1,7 +1,7 @@
 package wireguard
 
 const (
-	windowBits = 8192 // of memory
+	windowBits = 8192 // bits of memory
 	windowSize = windowBits - wordBits
 	wordBits   = 64
 )
@@ -10,12 +10,12 @@ const (
 // (whitepaper, section 5.4.6; RFC 6479 is the algorithm). The zero value has received nothing. Only counters of
 // authentic messages may be given to it.
 type window struct {
-	top  uint64 // one more than the greatest counter accepted; 0: none yet
+	top  uint64 // one more than the greatest counter accepted; 0 means none yet
 	seen [windowBits / wordBits]uint64
 }
 
-// accept reports whether counter is new, and remembers it. A counter is refused that was accepted before, that is
-// more than 8128 behind the greatest one, or that is past the limit of messages of a key.
+// accept reports whether counter is new, and remembers it. It refuses a counter that was accepted before, that is more
+// than 8128 behind the greatest one, or that is beyond the limit of messages of a key.
 func (w *window) accept(counter uint64) bool {
 	if counter >= rejectAfterMessages {
 		return false
@@ -26,7 +26,7 @@ func (w *window) accept(counter uint64) bool {
 	}
 	word := place / wordBits
 	if place > w.top {
-		// Blocks are freed a word at a time: that is why one word of the memory is not usable.
+		// The window moves by whole words, so one word of the memory cannot be used.
 		from := w.top / wordBits
 		for i := range min(word-from, uint64(len(w.seen))) {
 			w.seen[(from+1+i)%uint64(len(w.seen))] = 0

@@ -6,13 +6,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A replayStep gives a counter to a window.
+// A replayStep is a counter that is given to a window, and whether the window must accept it.
 type replayStep struct {
 	counter uint64
 	fresh   bool
 }
 
-// The limit of the table is 8128: how far behind the greatest counter one may be.
+// replayTable is made for a window of 8128, which is how far a counter may be behind the greatest one.
 var replayTable = []struct {
 	name  string
 	steps []replayStep
@@ -45,8 +45,8 @@ func TestReplayTable(t *testing.T) {
 	}
 }
 
-// TestReplayJumps tries every distance of a jump up to more than the ring: all that is behind the new counter, within
-// the window, is fresh once, and what was seen before stays seen.
+// TestReplayJumps tries jumps of many distances, up to more than the ring. Each counter behind the new one and within the window is
+// accepted once, except the one that was seen before the jump.
 func TestReplayJumps(t *testing.T) {
 	for jump := uint64(1); jump <= windowBits+2*wordBits; jump += 1 + jump%7 {
 		for _, start := range []uint64{0, 1, 62, 63, 64, 8191, 8192, 1<<32 - 1} {
@@ -84,7 +84,7 @@ func TestReplayWholeWindowBackwards(t *testing.T) {
 	}
 }
 
-// A replayModel is what a window should be: a set, and its greatest.
+// A replayModel is a model of a window: the set of all counters seen, and the greatest of them.
 type replayModel struct {
 	seen map[uint64]bool
 	top  uint64

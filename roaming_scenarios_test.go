@@ -10,7 +10,7 @@ import (
 )
 
 // "the peer's endpoint is … the outer source IP address of the most recent correctly-authenticated packet received"
-// (2.1): the one that moves sends, and is followed.
+// (2.1). One end moves and sends a packet, and the other end follows.
 func TestRoaming(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run(role, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestRoaming(t *testing.T) {
 	}
 }
 
-// A keepalive is enough to be followed by, and so is a handshake message.
+// A keepalive moves the endpoint too, and so does a handshake message.
 func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -74,8 +74,8 @@ func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 	})
 }
 
-// Both move at once, and neither knows where the other is: whoever is told, or tries the place that stays, heals it. Here
-// b comes back to its old address.
+// Both ends move at once, and neither knows the other's new address. The tunnel works again once one end can reach the other. Here
+// b comes back to its old address, at which a still looks for it.
 func TestBothRoamAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -97,7 +97,8 @@ func TestBothRoamAtOnce(t *testing.T) {
 	})
 }
 
-// Both move at once, with something under way: each one's packets tell the other.
+// Both ends move at once, while a packet from a's old address is under way. It tells b only the old address. The tunnel works again
+// when b is told the new one.
 func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -110,7 +111,7 @@ func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 		b.send(a, "into the void")
 		a.send(b, "into the void")
 		w.want("a data, b data, a data", "both miss")
-		// b is given a's new place, as a program does that has a rendezvous.
+		// b is told a's new address, as by a program that has a rendezvous server.
 		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
 		b.send(a, "here I am")
 		a.wantArrived("on the session that stands", "here I am")
@@ -155,8 +156,8 @@ func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 	})
 }
 
-// A packet that fails the check of its inner source is authentic all the same: Linux moves the endpoint before it looks
-// inside (wg_packet_consume_data_done).
+// A packet whose inner source is refused is still authentic, so it moves the endpoint. Linux moves the endpoint before it checks
+// the inner source (wg_packet_consume_data_done).
 func TestRefusedSourceIsAuthentic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -186,8 +187,8 @@ func TestCookieReplyMovesNothing(t *testing.T) {
 	})
 }
 
-// A NAT that forgets its mapping gives the peer behind it another port: the other end follows the first packet out, since the
-// endpoint is that of the last authentic packet (section 2.1), and persistent keepalives keep the mapping (wg(8)).
+// If a NAT forgets its mapping, the peer behind it gets another port. The other end learns the port from the next packet, since the
+// endpoint is the source of the last authentic packet (section 2.1). Persistent keepalives keep the mapping (wg(8)).
 func TestNATExpiry(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}, Idle: 30 * time.Second})
@@ -224,7 +225,7 @@ func TestNATExpiry(t *testing.T) {
 	})
 }
 
-// A NAT that restarts in the middle of a transfer costs what comes back until something goes out (section 2.1, likewise).
+// If a NAT restarts during a transfer, packets to the peer behind it are lost until that peer sends one (section 2.1 as well).
 func TestNATRebind(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}})
@@ -276,8 +277,8 @@ func TestStickySource(t *testing.T) {
 	})
 }
 
-// The sticky source is forgotten where the path behind it may be the trouble: on the 15 s timer, on a retry, and on a
-// change of port or mark (Linux, wg_socket_clear_peer_endpoint_src).
+// The device forgets the sticky source when the path from it may not work: on the 15 s timer, on a retry, on a change of port or
+// mark, and on Wake (Linux, wg_socket_clear_peer_endpoint_src).
 func TestStickySourceForgotten(t *testing.T) {
 	for name, cause := range map[string]func(w *world, a, b *node){
 		"unanswered data": func(w *world, a, b *node) {
@@ -314,7 +315,7 @@ func TestStickySourceForgotten(t *testing.T) {
 	}
 }
 
-// Both families, and a peer that moves from one to the other.
+// The endpoints change from IPv4 to IPv6 during a session.
 func TestRoamingBetweenFamilies(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -330,7 +331,7 @@ func TestRoamingBetweenFamilies(t *testing.T) {
 	})
 }
 
-// behindNAT plays with b behind a NAT, a outside, and a session that b began.
+// behindNAT calls play with b behind a NAT, a outside of it, and a session that b began.
 func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
@@ -346,7 +347,8 @@ func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
 	})
 }
 
-// lostUntilTold asserts that packets each way are lost for half a minute, and that they arrive after b is told where a is.
+// lostUntilTold asserts that packets in both directions are lost for half a minute, and that they arrive after b is told a's
+// endpoint.
 func lostUntilTold(w *world, a, b *node) {
 	w.Helper()
 	for range 30 {
@@ -366,9 +368,9 @@ func lostUntilTold(w *world, a, b *node) {
 	b.wantArrived("b's packet told the NAT", "back")
 }
 
-// b, behind a NAT, is told where a moved to, and then a packet arrives that a sent before it moved. The packet is authentic and
-// not a replay, so b goes back to a's old place, as Linux does (wg_packet_consume_data_done). Neither reaches the other until
-// somebody tells b again.
+// b is behind a NAT. It is told a's new endpoint, and then a packet arrives that a sent before it moved. The packet is authentic
+// and not a replay, so b goes back to a's old endpoint, as Linux does (wg_packet_consume_data_done). Neither end reaches the other
+// until b is told again.
 func TestLateDataMovesEndpointBack(t *testing.T) {
 	behindNAT(t, func(w *world, a, b *node) {
 		old := a.at().Addr
@@ -384,7 +386,8 @@ func TestLateDataMovesEndpointBack(t *testing.T) {
 	})
 }
 
-// A late response to b's newest initiation does the same; no counter tells that it is old (Linux: wg_receive_handshake_packet).
+// A late response to b's newest initiation does the same. It has no counter that shows that it is old (Linux:
+// wg_receive_handshake_packet).
 func TestLateResponseMovesEndpointBack(t *testing.T) {
 	behindNAT(t, func(w *world, a, b *node) {
 		old := a.at().Addr

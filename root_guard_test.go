@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// rootFiles are the files of this package, for all systems and without tests.
+// rootFiles returns the files of this package, for all systems and without tests.
 func rootFiles(t *testing.T) (fset *token.FileSet, files map[string]*ast.File) {
 	t.Helper()
 	names, err := filepath.Glob("*.go")
@@ -31,7 +31,7 @@ func rootFiles(t *testing.T) (fset *token.FileSet, files map[string]*ast.File) {
 	return fset, files
 }
 
-// TestRootDependsOnLittle: no dependency of the root package on gVisor, on wireguard-go, or on the public packages beside it.
+// TestRootDependsOnLittle: the root package does not import gVisor, wireguard-go or the module's other public packages.
 func TestRootDependsOnLittle(t *testing.T) {
 	allowed := []string{"github.com/cloudflare/circl/dh/x25519", "github.com/gaissmai/bart", "golang.org/x/crypto/", "golang.org/x/sys/",
 		"github.com/seed-86b749af/wireguard/internal/"}
@@ -49,7 +49,8 @@ func TestRootDependsOnLittle(t *testing.T) {
 	}
 }
 
-// TestRootIsSmall: files of at most 500 lines, at most ten places where goroutines start, no finalizer and no linkname.
+// TestRootIsSmall: the root package has files of at most 500 lines, starts goroutines in at most ten places, and uses no finalizer
+// and no linkname.
 func TestRootIsSmall(t *testing.T) {
 	_, files := rootFiles(t)
 	goroutines := 0

@@ -16,29 +16,29 @@ import (
 //	                                     ▼                                     │
 //	                                   stage ─▶ flush, once there is a session ╯
 //
-// A run gets its counters and its place in its peer's order under the peer's mutex, in claim. Nothing else fixes the
-// order. Sealing needs no lock: several goroutines that send to one peer seal at the same time. One goroutine at a time
-// leads a peer: it sends its own run, and then those that were sealed meanwhile, from the head of the peer's queue on. A
-// goroutine that sealed a run behind others leaves it to the leader. If the head is sealed and nobody leads, the
-// goroutine that sealed it does.
+// A run gets its counters and its place in its peer's order under the peer's mutex, in claim. The order depends on
+// nothing else. Sealing needs no lock: several goroutines that send to one peer seal at the same time. One goroutine at
+// a time leads a peer: it sends its own run, and then the runs at the head of the peer's queue that were sealed
+// meanwhile. A goroutine that seals a run behind others leaves that run to the leader. If no goroutine leads when the
+// head of the queue is sealed, the goroutine that sealed it leads.
 
-// A sendQueue is the runs of one peer that have their counters and are behind others. The peer's mutex guards it.
+// A sendQueue holds the runs of one peer that have their counters and wait behind others. The peer's mutex guards it.
 type sendQueue struct {
 	head, tail *run
-	n          int32 // runs of senders among them
-	led        bool  // a goroutine, or the slow path, sends from the head on
+	n          int32 // how many of the runs come from senders, not from a source
+	led        bool  // a goroutine or the slow path leads: it sends the runs, from the head on
 }
 
 const (
-	// maxQueued is how many runs of senders may wait in one peer's queue. Each keeps a slab of 129 KiB at most, with up to
-	// 128 packets. A source is held back instead; see feed.
+	// maxQueued is how many runs of senders may wait in one peer's queue. Each keeps a slab of at most 129 KiB, with up to
+	// 128 packets. The runs of a source do not count: the source is held back instead; see feed.
 	maxQueued    = 32
-	maxCollected = 8 << 10 // bytes of a sender's run that is copied to others if it has to wait behind others
+	maxCollected = 8 << 10 // a sender's run of up to this many bytes is copied to the end of the queue if it has to wait
 	maxRounds    = 16      // rounds of sending by one leading goroutine before the slow path takes over
 )
 
-// number takes counters for a run of l from the peer's current session, and gives the run its place in the order. If
-// nothing is ahead, the caller's goroutine leads the peer from here on. p.mu is held.
+// number takes counters for a run of l from the peer's current session, and gives the run its place in the order. If no
+// run is ahead of it, the caller's goroutine leads the peer from here on. p.mu is held.
 func (p *peer) number(l *load, run *run) {
 	q := &p.queue
 	behind := q.led || q.head != nil
@@ -56,8 +56,8 @@ func (p *peer) number(l *load, run *run) {
 	}
 }
 
-// collect copies a small run that is behind others to the end of the queue. The goroutine that leads seals it with others
-// of its kind, and sends them as a train: that costs less than a slab and a datagram for each. p.mu is held.
+// collect copies a small run that is behind others to the end of the queue. The leading goroutine seals it together with
+// other small runs, and sends them as a train. That costs less than a slab and a train for each run. p.mu is held.
 func (p *peer) collect(l *load, small *run) {
 	r := p.queue.tail
 	if p.queue.head == nil || !r.collects || r.k != p.current || r.endpoint != p.endpoint ||
@@ -75,7 +75,7 @@ func (p *peer) collect(l *load, small *run) {
 	}
 }
 
-// isFull reports whether a sender's run may not wait.
+// isFull reports whether the queue has no room for a sender's run.
 func (q *sendQueue) isFull(r *run) bool {
 	return q.n >= maxQueued && !(q.tail.collects && r.Size <= maxCollected && q.tail.load.Takes(&r.Run))
 }
@@ -92,7 +92,7 @@ func (q *sendQueue) push(r *run) {
 	}
 }
 
-// pop takes the head out of the queue. The caller owns its reference to its load.
+// pop takes the head out of the queue. The caller gets the run's reference to its load.
 func (q *sendQueue) pop() *run {
 	r := q.head
 	if q.head, r.next, r.queued = r.next, nil, false; r.load.feed == nil {
@@ -101,7 +101,7 @@ func (q *sendQueue) pop() *run {
 	return r
 }
 
-// popSealed appends to lot what can be sent: the runs from the head on that are sealed.
+// popSealed takes the sealed runs at the head of the queue, which can be sent, and appends them to lot.
 func (q *sendQueue) popSealed(lot []*run) []*run {
 	for q.head != nil && q.head.sealed {
 		lot = append(lot, q.pop())
@@ -126,10 +126,10 @@ func (d *Device) NewBatch() *Batch {
 	return b
 }
 
-// Send routes the packets of b, seals and sends them, and always empties b. A packet without a session waits for one. A
-// packet that cannot be sent is dropped and counted, and its inner sender is told with ICMP where that helps. Send never
-// waits for a handshake or for another sender, and keeps the order of the packets to each peer. If another goroutine is
-// sending to the same peer, that goroutine may send the packets after Send has returned.
+// Send routes the packets of b, seals and sends them, and always empties b. A packet to a peer without a session waits
+// for one. A packet that cannot be sent is dropped and counted, and its sender inside the tunnel is told with ICMP where
+// that helps. Send never waits for a handshake or for another sender, and keeps the order of the packets to each peer.
+// If another goroutine is sending to the same peer, that goroutine may send the packets after Send has returned.
 //
 // Any number of goroutines may send, each with its own batch. The only errors are ErrDown, and one that wraps
 // net.ErrClosed once the device is closed.
@@ -154,7 +154,7 @@ func (d *Device) Send(b *Batch) error {
 	return nil
 }
 
-// carry sends what f reads until f fails, or other goroutines carry it all.
+// carry reads packets from f and sends them. It ends when f fails, or when other goroutines carry all that f reads.
 func (d *Device) carry(f *feed) {
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
@@ -181,7 +181,7 @@ func (d *Device) carry(f *feed) {
 		switch {
 		case shared:
 			held = f.Take()
-		case err != nil: // and f stays taken
+		case err != nil: // f stays taken, so that nobody reads it again
 			f.Await(0)
 			d.sourceEnded(err)
 			return
@@ -189,7 +189,7 @@ func (d *Device) carry(f *feed) {
 	}
 }
 
-// batches are those of sources. They hold no packets.
+// batches holds empty batches for sources.
 var batches = sync.Pool{New: func() any { return new(Batch) }}
 
 // claimAll routes the packets of l and numbers them. If the device is not up, it drops them.
@@ -213,12 +213,12 @@ func (d *Device) claimAll(l *load) error {
 	return nil
 }
 
-// route makes one run of the packets of l per peer. A packet without a peer is dropped.
+// route groups the packets of l into one run per peer. A packet without a peer is dropped.
 func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
-	var p *peer // whom last is routed to
-	var to *run // of the packet before
+	var p *peer // the peer that last is routed to
+	var to *run // the run of the previous packet
 	for i := range l.Messages {
 		pkt := l.Packet(i)
 		dst, ecn, ok := packet.Destination(pkt)
@@ -248,9 +248,9 @@ func (d *Device) route(l *load) {
 	}
 }
 
-// dropLoops drops the packets of a run that carry a message of a session with its peer: the path to the peer leads
-// through the peer. Sealed again, such a packet would return larger, and as two once it needs fragments. The lock of the
-// run's peer is held.
+// dropLoops drops the packets of a run that carry a message of a session with the peer of the run. Such a packet shows
+// that the path to the peer leads through the tunnel to the peer. If it were sealed again, it would return larger, and
+// as two packets once it needs fragments. The lock of the run's peer is held.
 func (d *Device) dropLoops(l *load, run *run) {
 	l.Remove(&run.Run, func(pkt []byte) bool {
 		index, ok := packet.CarriedSession(pkt)
@@ -295,7 +295,7 @@ func (d *Device) claim(l *load, run *run) {
 	d.release(p, &out)
 }
 
-// finish hands in the sealed runs of l, and sends what this goroutine leads.
+// finish hands in the sealed runs of l, and sends the runs of the peers that this goroutine leads.
 func (d *Device) finish(l *load) {
 	for i := range l.runs {
 		run := &l.runs[i]
@@ -310,8 +310,8 @@ func (d *Device) finish(l *load) {
 	d.lead(l)
 }
 
-// handIn marks a run in a queue as sealed. If the run is the head and no goroutine leads the peer, the caller leads it from
-// here on: handIn appends to lot the runs that the caller sends.
+// handIn marks a run in a queue as sealed. If the run is the head and no goroutine leads the peer, the caller leads the
+// peer from here on: handIn appends to lot the runs that the caller is to send.
 func (run *run) handIn(lot []*run) []*run {
 	p := run.p
 	p.mu.Lock()
@@ -324,7 +324,8 @@ func (run *run) handIn(lot []*run) []*run {
 	return lot
 }
 
-// lead sends the runs of l.lot, whose peers this goroutine leads, and then what was sealed behind them meanwhile.
+// lead sends the runs of l.lot, whose peers this goroutine leads, and then the runs that were sealed behind them
+// meanwhile.
 func (d *Device) lead(l *load) {
 	for round := 1; len(l.lot) > 0; round++ {
 		for _, run := range l.lot {
@@ -347,8 +348,8 @@ func (d *Device) lead(l *load) {
 	}
 }
 
-// sendLot sends the trains of l.lot in one call. A run leaves on the socket of the time when it was routed: after Down and
-// Up, the old runs go to the closed socket, which refuses them.
+// sendLot sends the trains of l.lot in one call. A run is sent on a socket of the running device for which it was routed:
+// after Down and Up, old runs are given to the closed socket, which refuses them.
 func (d *Device) sendLot(l *load) {
 	for lot := l.lot; len(lot) > 0; {
 		r, n := lot[0].load.r, 0
@@ -368,8 +369,8 @@ func (d *Device) sendLot(l *load) {
 	}
 }
 
-// transmit sends trains. If the socket was closed meanwhile because another one takes its place, that one sends what the
-// old one did not.
+// transmit sends trains. If the socket is closed meanwhile because another one has replaced it, the new socket sends the
+// trains that the old one refused.
 func (d *Device) transmit(r *running, trains []Train) {
 	if len(trains) == 0 {
 		return
@@ -383,8 +384,8 @@ func (d *Device) transmit(r *running, trains []Train) {
 	}
 }
 
-// account tells a peer what was sent of its runs, and appends to l.more those that were sealed behind them meanwhile. If
-// enough is set, the slow path goes on with those: a goroutine that came to send should not be kept by others.
+// account tells a peer what was sent of its runs, and appends to l.more the runs that were sealed behind them meanwhile.
+// If enough is set, the slow path sends these instead, so that runs of others do not keep this goroutine any longer.
 func (d *Device) account(l *load, runs []*run, enough bool) {
 	p, last := runs[0].p, runs[len(runs)-1]
 	var out outbox

@@ -15,8 +15,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// If other packets lie between the packets of a run, seal still puts the run's messages back to back. It does not
-// touch runs without counters.
+// If packets of other runs lie between the packets of a run, seal still puts the run's messages back to back. It does not
+// touch runs that have no keypair, since their packets wait for a session.
 func TestSealedBackToBack(t *testing.T) {
 	b, a, waits, c := &Batch{headroom: 8}, new(peer), new(peer), new(peer)
 	for i, to := range []*peer{a, waits, c, a, c, a} {
@@ -69,7 +69,7 @@ func TestTally(t *testing.T) {
 	got := run{endpoint: sticky, load: &load{Load: layout.Load{Headroom: 10}}}
 	for _, train := range []Train{
 		{Data: make([]byte, 3*106), Size: 106, Headroom: 10, Endpoint: sticky},
-		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed}, // and the source was gone
+		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed}, // the Bind dropped Source
 		{Data: make([]byte, 42), Size: 42, Endpoint: sticky},                                                // a keepalive; the Bind may change Headroom
 	} {
 		got.tally(&train)
@@ -79,14 +79,14 @@ func TestTally(t *testing.T) {
 	}
 }
 
-// numbered is a packet to r that carries a number.
+// numbered returns a packet to r that carries the number n.
 func (r *remote) numbered(n int) []byte {
 	p := packet4(100, here, r.addr)
 	binary.BigEndian.PutUint32(p[packet.IP4Header:], uint32(n))
 	return p
 }
 
-// TestStageBounds: "128 a peer, the oldest dropped; and a bound in bytes a device".
+// TestStageBounds: a device stages "128 a peer, the oldest dropped; and a bound in bytes a device".
 func TestStageBounds(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -133,8 +133,8 @@ func TestStagedBytesBound(t *testing.T) {
 	}
 }
 
-// TestStagedPerPeer: a peer whose share of the memory is used up loses its own oldest packets; a packet that is larger
-// than the share waits alone.
+// TestStagedPerPeer: a peer that has used up its share of the memory loses its own oldest packets. A packet that is larger than the
+// share is staged alone.
 func TestStagedPerPeer(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(staged.Small+staged.Overhead) + 50})
@@ -164,7 +164,7 @@ func TestStagedPerPeer(t *testing.T) {
 	}
 }
 
-// initiationTo is the next initiation to r.
+// initiationTo returns the next initiation to r.
 func (e *end) initiationTo(t *testing.T, r *remote) []byte {
 	t.Helper()
 	for {
@@ -174,7 +174,7 @@ func (e *end) initiationTo(t *testing.T, r *remote) []byte {
 	}
 }
 
-// TestSendReasons: what has no way is a counted drop, each with its reason.
+// TestSendReasons: a packet that cannot be sent is dropped and counted, with the right reason.
 func TestSendReasons(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	config := r.config()
@@ -205,7 +205,7 @@ func TestSendReasons(t *testing.T) {
 	e.line.nothing(t, "no handshake work for a peer without endpoint")
 }
 
-// TestSendTwoPeersInTurn: packets of one batch to two peers that alternate leave as one train per peer, in order.
+// TestSendTwoPeersInTurn: if the packets of a batch go to two peers in turn, they are sent as one train per peer, in order.
 func TestSendTwoPeersInTurn(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -241,7 +241,7 @@ func TestSendTwoPeersInTurn(t *testing.T) {
 	}
 }
 
-// TestSendFailures: a train that failed is counted, and does not count as sent, nor arm a timer.
+// TestSendFailures: a train that the socket could not send is counted as failed. It does not count as sent, and arms no timer.
 func TestSendFailures(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -304,7 +304,7 @@ func TestSendECN(t *testing.T) {
 	}
 }
 
-// TestStagedKeepsECN: packets that waited have the ECN of their own too, and a keepalive none.
+// TestStagedKeepsECN: a packet that was staged also has its own ECN bits in the outer header. A keepalive has none.
 func TestStagedKeepsECN(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -332,7 +332,7 @@ func TestSealClearsPadding(t *testing.T) {
 		b := e.NewBatch()
 		room := b.Next(maxPacket)
 		for i := range room {
-			room[i] = 0xee // what the memory was used for before
+			room[i] = 0xee // as if the memory had been used before
 		}
 		b.Commit(copy(room, packet4(n, here, r.addr)))
 		e.Send(b)
@@ -353,7 +353,7 @@ func TestTransmitAfterPortChange(t *testing.T) {
 	now := r.socket.Swap(old)
 	calls := 0
 	e.line.send = func(ts []Train) {
-		if calls++; calls == 1 { // the port changes while the first one sends
+		if calls++; calls == 1 { // the port changes during the first call
 			r.socket.Store(now)
 			for i := range ts {
 				ts[i].Err = fmt.Errorf("closed: %w", net.ErrClosed)
@@ -370,7 +370,7 @@ func TestTransmitAfterPortChange(t *testing.T) {
 		t.Error("nothing is sent to the socket")
 	}
 
-	// A socket for each family: they are closed one after the other.
+	// A Bind may have a socket for each family, and close them one after the other. So some trains may be sent, and others not.
 	tooBig := errors.New("message too long")
 	fails := []error{nil, net.ErrClosed, net.ErrClosed, nil, tooBig, net.ErrClosed}
 	var again []byte

@@ -14,7 +14,7 @@ import (
 )
 
 // "a peer … keeps the previous session … to receive … until a packet … under the new" (6.1, "the last two sessions and
-// the unconfirmed next one"). The old one still decrypts while it is previous, in each role.
+// the unconfirmed next one"). In each role, the old session still decrypts while it is the previous one.
 func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 	for _, late := range []string{"a", "b"} {
 		t.Run("late from "+late, func(t *testing.T) {
@@ -39,7 +39,7 @@ func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 				w.release()
 				to.wantArrived("previous still receives", "under the old key")
 
-				// The next rotation drops it.
+				// The next rotation drops the old session.
 				w.advance(120 * time.Second)
 				w.script()
 				a.send(b, "x")
@@ -53,7 +53,7 @@ func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 	}
 }
 
-// The responder goes on with the session that is current until the next one is confirmed.
+// The responder sends on its current session until the next one is confirmed.
 func TestResponderSendsOnCurrentUntilConfirmed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -74,7 +74,8 @@ func TestResponderSendsOnCurrentUntilConfirmed(t *testing.T) {
 	})
 }
 
-// offerCounters has a send messages with the given counters and offers them to b in that order.
+// offerCounters makes the device a send messages with the given counters, and gives them to b in that order. It returns which of
+// them b accepted.
 func offerCounters(w *world, a, b *node, counters []uint64) (accepted []bool) {
 	made := map[uint64]message{}
 	w.judge(func(m *message) pipe.Verdict { return pipe.Drop })
@@ -93,7 +94,7 @@ func offerCounters(w *world, a, b *node, counters []uint64) (accepted []bool) {
 	return accepted
 }
 
-// "the receiver keeps a sliding window" (5.4.6). The rows are those of Linux's selftest/counter.c, through whole devices.
+// "the receiver keeps a sliding window" (5.4.6). The rows are those of Linux's selftest/counter.c, run with whole devices.
 func TestReplayWindow(t *testing.T) {
 	const limit = wireguard.WindowSize + 1
 	type row struct {
@@ -116,7 +117,7 @@ func TestReplayWindow(t *testing.T) {
 				wireguard.SetSendCounter(a.Device, b.pub(), 1)
 				var counters []uint64
 				for _, r := range rows {
-					// The handshake's keepalive took counter 0: all are one more here.
+					// The handshake's keepalive used counter 0, so that all counters are greater by one here.
 					counters = append(counters, r.counter+1)
 				}
 				for i, fresh := range offerCounters(w, a, b, counters) {
@@ -139,7 +140,7 @@ func TestRekeyAfterMessages(t *testing.T) {
 				} else {
 					w.connect(b, a)
 				}
-				w.advance(6 * time.Second) // past the 5 s after a handshake message
+				w.advance(6 * time.Second) // the 5 s after the last handshake message are over
 				wireguard.SetSendCounter(a.Device, b.pub(), wireguard.RekeyAfterMessages-2)
 				a.send(b, "last but one")
 				w.want("a data", "2^60 - 1 messages")
@@ -177,7 +178,7 @@ func TestRejectAfterMessages(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: a 32-bit nonce counter.
+// Fault of a peer project: its nonce counter had 32 bits.
 func TestCounterPasses32Bits(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -223,7 +224,7 @@ func TestPrivateKeyChange(t *testing.T) {
 	})
 }
 
-// Receiving on the old identity's session ends with that session.
+// After a change of the private key, the device receives on the old key's session until that session expires.
 func TestPrivateKeyChangeReceivesUntil180s(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(b, a)
@@ -310,7 +311,7 @@ func TestPresharedKeyChange(t *testing.T) {
 	})
 }
 
-// A peer that is removed takes its session with it: what is in flight finds nobody, what is staged is dropped.
+// When a peer is removed, its session is removed too. Its messages in flight find no session, and its staged packets are dropped.
 func TestPeerRemovedWithPacketsInFlight(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -353,7 +354,7 @@ func TestStagedInOrder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: 10 * time.Millisecond})
 		var want []string
-		for i := range 60 { // sent each ms, before, amid and after the handshake
+		for i := range 60 { // one per millisecond: before, during and after the handshake
 			s := fmt.Sprint(i)
 			want = append(want, s)
 			a.send(b, s)
@@ -365,7 +366,7 @@ func TestStagedInOrder(t *testing.T) {
 	})
 }
 
-// "MAX_STAGED_PACKETS = 128": the oldest make room (Linux, wg_xmit).
+// "MAX_STAGED_PACKETS = 128": if more packets are staged, the oldest are dropped (Linux, wg_xmit).
 func TestStagingOverflow(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a initiation", 1)
@@ -388,8 +389,8 @@ func TestStagingOverflow(t *testing.T) {
 	})
 }
 
-// While another party holds all of StagedBytes, with 128 packets to each of 64 absent peers, a peer whose session is over loses
-// none of its packets, and neither does one that has a session.
+// 128 packets to each of 64 absent peers use up StagedBytes. Meanwhile a peer that has no session loses none of its few staged
+// packets, and packets to a peer that has a session are sent.
 func TestStagedBytesShared(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		c := w.node("c")
@@ -437,7 +438,7 @@ func TestStagedBytesBound(t *testing.T) {
 		a.knows(b)
 		a.knows(c)
 		w.net.Cut(nil, nil)
-		payload := string(make([]byte, 100)) // waits in 256 bytes, and 32 for its place
+		payload := string(make([]byte, 100)) // takes 256 bytes while it is staged, and 32 for its place
 		for range 7 {
 			a.send(b, payload)
 			a.send(c, payload)

@@ -6,7 +6,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/numbered"
 )
 
-// A session is what a 32-bit index in a message names. The zero value is nothing.
+// A session is what a 32-bit index in a message names. The zero value means that the index names nothing.
 type session struct {
 	p *peer
 	k *keypair // nil while the handshake is under way
@@ -28,7 +28,7 @@ type IndexPrefix struct {
 	Bits  int    // from 0 to 16
 }
 
-// number returns the index with this prefix that ends as n begins.
+// number returns the index that begins with the prefix and continues with the first bits of n.
 func (x IndexPrefix) number(n uint32) uint32 { return uint32(x.Value)<<(32-x.Bits) | n>>x.Bits }
 
 func (t *sessionTable) find(index uint32) session {
@@ -38,8 +38,8 @@ func (t *sessionTable) find(index uint32) session {
 	return session{}
 }
 
-// reserve takes a free index, at random, for a handshake with p. After an error the index is nobody's, and freeing it does
-// nothing.
+// reserve takes a free index, at random, for a handshake with p. After an error, the index belongs to no session, and
+// freeing it does nothing.
 func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err error) {
 	var b [4]byte
 	for all := uint64(1) << (32 - t.prefix.Bits); ; {
@@ -54,8 +54,8 @@ func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err 
 	}
 }
 
-// set makes a reserved index that of k.
+// set makes k the session of a reserved index.
 func (t *sessionTable) set(index uint32, p *peer, k *keypair) { t.m.Put(index, &session{p, k}) }
 
-// free gives indices up, and their memory.
+// free frees indices and their memory.
 func (t *sessionTable) free(indices ...uint32) { t.m.Delete(indices...) }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestIndexPrefix: whatever is drawn, an index begins with the prefix. A table that is three quarters full refuses, and
-// what it returns frees nothing.
+// TestIndexPrefix: each index that is drawn begins with the prefix. A table that is three quarters full returns an error. If the
+// index that it returns with the error is freed, no index in use is freed.
 func TestIndexPrefix(t *testing.T) {
 	seed := rand.NewChaCha8([32]byte{1})
 	random := func(b []byte) { seed.Read(b) }
@@ -48,7 +48,7 @@ func TestIndexPrefix(t *testing.T) {
 	}
 }
 
-// TestIndexPrefixOnWire: initiations, responses and what peers answer to them name indices with the prefix.
+// TestIndexPrefixOnWire: the device's indices in its initiations and responses, and in what peers answer, begin with the prefix.
 func TestIndexPrefixOnWire(t *testing.T) {
 	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{r.config(), other.config()}, IndexPrefix: IndexPrefix{0xabcd, 16}})
@@ -72,7 +72,7 @@ func TestIndexPrefixOnWire(t *testing.T) {
 	e.line.receive(r.train(r.initiation()))
 	want(e.line.next(t, "a response").b, 4)
 
-	// Nearly all indices are taken: what needs one is dropped, and nobody waits.
+	// When the table is full, a message that needs an index is dropped, and nobody waits.
 	random := rand.NewChaCha8([32]byte{1})
 	for err := error(nil); err == nil; {
 		_, err = e.sessions.reserve(new(peer), func(b []byte) { random.Read(b) })
@@ -96,8 +96,8 @@ func TestIndexPrefixBounds(t *testing.T) {
 	}
 }
 
-// TestIndicesAreUnpredictable: another implementation counted its indices up. Here each bit of 1,000 indices of a new device is
-// set about as often as not, and no two neighbours have the distance of two others.
+// TestIndicesAreUnpredictable: another implementation used consecutive indices. Here, in 1,000 indices of a new device, each bit is
+// set about half of the time, and nearly all differences between one index and the next are different.
 func TestIndicesAreUnpredictable(t *testing.T) {
 	d, err := New(Config{Tunnel: newDrain(), Bind: newLine()})
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// heal undoes the harm, and asserts that within 30 s a fresh packet arrives each way between any two nodes.
+// heal undoes the harm of the steps, and asserts that within 30 s a new packet arrives in each direction between any two nodes.
 func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.net.Mend(nil, nil)
 	s.calmWire()
@@ -51,9 +51,8 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.calm(r)
 }
 
-// drain waits until nothing is under way, for at most 40 s, and returns what still is. A late packet from where its sender was
-// before is authentic: it would move an endpoint back after introduce has set it, as it does with Linux, and it would pass
-// for an answer.
+// drain waits for at most 40 s until no packet is under way, and returns how many still are. A late packet from its sender's old
+// address is authentic. It would move an endpoint back after introduce has set it, as in Linux, and would count as an answer.
 func (s *sim) drain() (left int) {
 	for i := 0; i < 40 && s.net.Stats().UnderWay > 0; i++ {
 		s.advance(time.Second)
@@ -61,7 +60,7 @@ func (s *sim) drain() (left int) {
 	return s.net.Stats().UnderWay
 }
 
-// reconcile makes right what n knows of o, its endpoint apart.
+// reconcile corrects what n knows of o, except o's endpoint.
 func (s *sim) reconcile(n, o *simNode) {
 	v := &n.views[o.i]
 	if v.present && v.gen != o.gen {
@@ -71,7 +70,8 @@ func (s *sim) reconcile(n, o *simNode) {
 	s.learn(n, o, wireguard.Endpoint{})
 }
 
-// introduce tells one of two nodes where the other is, if neither knows. Nobody outside can know of who is behind a NAT.
+// introduce tells one of two nodes the endpoint of the other, if neither knows the other's. Nobody outside can know the endpoint of
+// a node behind a NAT.
 func (s *sim) introduce(n, o *simNode, r *rand.Rand) {
 	knows := func(n, o *simNode) bool {
 		st, ok := n.Peer(s.key(o.i, o.gen).Public())
@@ -86,7 +86,7 @@ func (s *sim) introduce(n, o *simNode, r *rand.Rand) {
 	s.tellOf(n, o, wireguard.PeerChange{Endpoint: ptr(o.at())})
 }
 
-// broken names the pairs of nodes that nothing fresh went between.
+// broken names the pairs of nodes between which no new packet has arrived since heal called await.
 func (s *sim) broken() (pairs []string) {
 	for _, n := range s.all {
 		for _, o := range s.others(n) {
@@ -98,7 +98,7 @@ func (s *sim) broken() (pairs []string) {
 	return pairs
 }
 
-// greet sends a packet each way between any two nodes, among strangers' forgeries if these have come.
+// greet sends a packet in each direction between any two nodes. If strangers have come, they send forgeries meanwhile.
 func (s *sim) greet(r *rand.Rand) {
 	for _, n := range s.all {
 		if s.besieged {
@@ -111,9 +111,9 @@ func (s *sim) greet(r *rand.Rand) {
 	}
 }
 
-// calm lets tunnels that are whole be used for a while. Where all clocks agree, and nothing old is under way that could move
-// an endpoint back, nothing may be lost but what was under way in a session that rotation gave up: where initiations
-// crossed, Linux and this library free the current keypair for the sake of the next one.
+// calm sends packets for a while through tunnels that work. It then checks for loss, if no machine sleeps and the wire keeps order.
+// Only packets of a session that the receiver has already given up may be lost. That happens when initiations cross: Linux and this
+// library then free the current keypair, because a responder's `next` keypair takes the place of `previous`.
 func (s *sim) calm(r *rand.Rand) {
 	s.pass(2 * time.Second)
 	first, before := s.id+1, s.unknown()
@@ -128,7 +128,7 @@ func (s *sim) calm(r *rand.Rand) {
 	}
 }
 
-// unknown is how many messages came for sessions that their receivers had given up.
+// unknown returns how many messages of sessions that their receivers had given up arrived.
 func (s *sim) unknown() (n uint64) {
 	for _, o := range s.all {
 		d := o.Status().Drops
@@ -137,7 +137,7 @@ func (s *sim) unknown() (n uint64) {
 	return n
 }
 
-// late puts a packet from n to o on the wire that takes d to arrive.
+// late puts a packet from n to o on the wire. The packet arrives after d.
 func (s *sim) late(n, o *simNode, d time.Duration, r *rand.Rand) {
 	s.net.SetPath(n.end, o.end, pipe.Conditions{Delay: d})
 	s.say(n, tunnel, s.parcel(n, o, tunnel, 10, r))
@@ -145,8 +145,8 @@ func (s *sim) late(n, o *simNode, d time.Duration, r *rand.Rand) {
 	s.calmWire()
 }
 
-// A packet that was under way before heal does not undo what heal told a node of another node's place, whether one of them is
-// behind a NAT or both moved.
+// heal tells a node another node's endpoint. A packet that was under way before heal does not undo that, whether one of the nodes
+// is behind a NAT or both moved.
 func TestHealOutlastsLatePackets(t *testing.T) {
 	for name, harm := range map[string]func(s *sim, a, b *simNode, r *rand.Rand){
 		"NAT": func(s *sim, a, b *simNode, r *rand.Rand) {
@@ -179,7 +179,7 @@ func TestHealOutlastsLatePackets(t *testing.T) {
 	}
 }
 
-// drain tells of packets that take longer than it waits.
+// drain returns the number of packets that take longer than it waits.
 func TestDrainGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, &schedule{seed: 1, nodes: 2, delay: time.Millisecond})

@@ -11,10 +11,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The simulation's hostile parties: strangers who know the public keys and see the wire, a greedy peer that may send, and a peer
-// that flaps. They break no invariant of the simulation, and tunnels heal while the strangers keep sending.
+// The simulation has three hostile parties: strangers who know the public keys and see the wire, a greedy peer, and a peer that
+// goes down and up again and again. They break no invariant of the simulation, and tunnels heal while the strangers keep sending.
 
-// strangersCome sends forgeries to n. From then on strangers send some to every node beside each greeting, while tunnels heal
+// strangersCome sends forgeries to n. From then on strangers send some to every node whenever greet is called, while tunnels heal
 // and afterwards.
 func (s *sim) strangersCome(n, o *simNode, r *rand.Rand) {
 	s.besieged = true
@@ -50,7 +50,8 @@ func (s *sim) forge(n *simNode, count int, r *rand.Rand) {
 	}
 }
 
-// greed lets n take of o what it can get: bulk with its own sources and those of others, and new sessions.
+// greed makes n use as much of o as it can: n sends many packets, with its own sources and those of others, and asks for new
+// sessions.
 func (s *sim) greed(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(6) {
 		var ps [][]byte
@@ -63,7 +64,7 @@ func (s *sim) greed(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// flap takes n down and up several times, each time a little later.
+// flap takes n down and up several times, with short waits in between.
 func (s *sim) flap(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(12) {
 		n.Down()
@@ -74,8 +75,8 @@ func (s *sim) flap(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// TestHostileParties plays all three at once around two honest nodes: within 30 s a packet arrives each way between any two, and
-// the strangers' messages were dropped for what they are.
+// TestHostileParties has two honest nodes and all three hostile parties at once. Within 30 s a packet arrives in each direction
+// between any two nodes, and the strangers' messages were dropped with the right reasons.
 func TestHostileParties(t *testing.T) {
 	seeds := uint64(6)
 	if testkit.Race || testkit.OneThread {

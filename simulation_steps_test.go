@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A kind is what a step does, to a node n and another one o.
+// A kind says what a step does to a node n and another node o, and in which schedules it is used.
 type kind struct {
 	name     string
 	weight   int
@@ -66,7 +66,7 @@ var kinds = []*kind{
 	{name: "flap", weight: 1, do: (*sim).flap},
 }
 
-// burst sends packets of all sizes from n to o, and some back.
+// burst sends packets of all sizes from n to o, and sometimes some from o to n.
 func (s *sim) burst(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(3) {
 		stream := r.IntN(3)
@@ -79,7 +79,7 @@ func (s *sim) burst(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// crowd sends from several goroutines at once, to whom they like.
+// crowd sends packets from n on several goroutines at once, to nodes drawn at random.
 func (s *sim) crowd(n, o *simNode, r *rand.Rand) {
 	var wg sync.WaitGroup
 	for stream := push; stream < push+4; stream++ {
@@ -101,14 +101,15 @@ func (s *sim) crowd(n, o *simNode, r *rand.Rand) {
 	wg.Wait()
 }
 
-// spoof sends what o must not deliver, unless it was told that the source is n's: from an address of o's or a third's.
+// spoof sends packets from n to o with the address of another node as the source. o must not deliver them, unless its allowed IPs
+// give that address to n.
 func (s *sim) spoof(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(4) {
 		s.say(n, tunnel, s.parcelFrom(n, pick(r, s.others(n)...), o, tunnel, 20, r), s.parcel(n, o, tunnel, 20, r))
 	}
 }
 
-// calmWire ends all conditions but the delay.
+// calmWire ends all conditions of the wire except the delay.
 func (s *sim) calmWire() {
 	s.net.SetConditions(pipe.Conditions{Delay: s.delay})
 	for _, n := range s.all {
@@ -118,7 +119,7 @@ func (s *sim) calmWire() {
 	}
 }
 
-// loss changes no order.
+// loss sets conditions under which the wire loses packets but keeps their order.
 func (s *sim) loss(n, o *simNode, r *rand.Rand) {
 	s.net.SetConditions(pipe.Conditions{
 		Delay: s.delay, Loss: pick(r, 0, 0.01, 0.1, 0.3, 0.6), MTU: pick(r, 0, 0, 1400, 600),
@@ -143,7 +144,7 @@ func (s *sim) weather(n, o *simNode, r *rand.Rand) { s.net.SetConditions(s.weath
 
 func (s *sim) path(n, o *simNode, r *rand.Rand) { s.net.SetPath(n.end, o.end, s.weatherOf(r)) }
 
-// replayOld sends once more what was on the wire some time, from where it came from or from elsewhere.
+// replayOld sends old messages again, from their own source or from a stranger's address.
 func (s *sim) replayOld(n, o *simNode, r *rand.Rand) {
 	s.mu.Lock()
 	samples := slices.Clone(s.samples)
@@ -167,7 +168,7 @@ func (s *sim) cut(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// roam moves n to another address, and o at the same time, or not.
+// roam moves n to another address, and sometimes o at the same time.
 func (s *sim) roam(n, o *simNode, r *rand.Rand) {
 	for _, m := range []*simNode{n, o}[:1+r.IntN(2)] {
 		if m == s.natted {
@@ -177,7 +178,7 @@ func (s *sim) roam(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// goBehind moves n behind the NAT, of which there is one for one node.
+// goBehind moves n behind the NAT, if no other node is behind it.
 func (s *sim) goBehind(n, o *simNode, r *rand.Rand) {
 	if s.natted == nil {
 		s.natted = n
@@ -191,8 +192,8 @@ func (s *sim) changePort(n, o *simNode, r *rand.Rand) {
 	n.port = port
 }
 
-// reboot replaces n's device by another one with the same configuration, as far as that is written down: it may have
-// forgotten where the others are.
+// reboot replaces n's device by another one with the same configuration, except that the new device may not know the endpoints of
+// the others.
 func (s *sim) reboot(n, o *simNode, r *rand.Rand) {
 	s.end(n)
 	s.settle()
@@ -215,7 +216,8 @@ func (s *sim) reboot(n, o *simNode, r *rand.Rand) {
 	s.must(n.Up())
 }
 
-// sleep lets n's machine have slept. Mostly the device is told at once; if not, its timers are late until it is.
+// sleep moves n's clock forward as if its machine had slept. Mostly it calls Wake at once. If it does not, the device's timers are
+// late until heal calls Wake.
 func (s *sim) sleep(n, o *simNode, r *rand.Rand) {
 	most := pick(r, time.Minute, 4*time.Minute, time.Hour)
 	n.clock.leap(time.Second + time.Duration(r.Int64N(int64(most))))
@@ -224,12 +226,12 @@ func (s *sim) sleep(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// key is the private key of a node in its generation.
+// key returns the private key of a node in generation gen of that key.
 func (s *sim) key(node, gen int) (k wireguard.PrivateKey) {
 	return sha256.Sum256(fmt.Append(nil, s.seed, node, gen))
 }
 
-// psk is the preshared key of two nodes in its generation. The first one is none.
+// psk returns the preshared key of two nodes in generation gen of that key. Generation 0 is no preshared key.
 func (s *sim) psk(n, o *simNode, gen int) (k wireguard.PresharedKey) {
 	if gen > 0 {
 		k = sha256.Sum256(fmt.Append(nil, s.seed, n.i*o.i, n.i+o.i, "psk", gen))
@@ -237,7 +239,7 @@ func (s *sim) psk(n, o *simNode, gen int) (k wireguard.PresharedKey) {
 	return k
 }
 
-// rekey gives n another private key. The others are told before, after, or when it heals.
+// rekey gives n another private key. The others learn it before, after, or from heal.
 func (s *sim) rekey(n, o *simNode, r *rand.Rand) {
 	change := func() {
 		n.gen++
@@ -285,13 +287,13 @@ func (s *sim) setPSK(n, o *simNode, gen int) {
 	s.tellOf(n, o, wireguard.PeerChange{PresharedKey: &key})
 }
 
-// tellOf changes what n knows of o, if it knows it.
+// tellOf changes n's peer o, if n has that peer.
 func (s *sim) tellOf(n, o *simNode, c wireguard.PeerChange) {
 	c.PublicKey, c.UpdateOnly = s.key(o.i, n.views[o.i].gen).Public(), true
 	s.must(n.Configure(wireguard.Change{Peers: []wireguard.PeerChange{c}}))
 }
 
-// learn makes o a peer of n, or what n knows of it right.
+// learn makes o a peer of n, or sets the configuration of that peer.
 func (s *sim) learn(n, o *simNode, at wireguard.Endpoint) {
 	v := &n.views[o.i]
 	v.present = true
@@ -322,7 +324,8 @@ func (s *sim) readd(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// moveAllowed gives what is o's at n to a third node, takes a part of it away, or puts it right again.
+// moveAllowed changes n's allowed IPs. It gives o's prefixes, or a part of them, to one of n's peers, which may be o itself, or
+// takes them from that peer.
 func (s *sim) moveAllowed(n, o *simNode, r *rand.Rand) {
 	ps := pick(r, o.networks(), o.subnets(), o.subnets())
 	to := pick(r, s.others(n)...)

@@ -22,19 +22,20 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The simulation: whole devices in virtual time, and a schedule of what happens to them and to the wire between them, made
-// of one seed:
+// The simulation runs whole devices in virtual time. A schedule says what happens to them and to the wire between them. It is made
+// from a seed:
 //
 //	seed ─▶ schedule ─▶ steps (simulation_steps_test.go) ─▶ devices on a pipe.Network ─▶ judge (kit_judge_test.go)
 //
-// Schedules are of episodes. In each, steps do harm, and the last one undoes it all and asserts that every tunnel heals.
+// A schedule consists of episodes. In each episode, steps do harm. The last step undoes the harm, and asserts that every tunnel
+// heals.
 var (
 	simSchedules = flag.Int("schedules", 0, "how many schedules TestSimulation plays; 0: 200, or 40 with -short")
 	simSeed      = flag.Uint64("seed", 0, "the seed of the first schedule of TestSimulation, and of its only one unless -schedules is given; 0: begin with 1")
 )
 
-// healTime is how long after the wire a tunnel is whole again: at worst data goes unanswered for 15 s, then the
-// handshake has to wait out the 5 s of another, and crosses one of the other end's.
+// healTime is the longest time from when the wire works again until a tunnel does. At worst, data goes unanswered for 15 s; then
+// the initiation must wait until 5 s after an earlier one; and then it crosses an initiation of the other end.
 const healTime = 30 * time.Second
 
 // A schedule is what happens in one run. All of it follows from the seed.
@@ -42,14 +43,14 @@ type schedule struct {
 	seed    uint64
 	nodes   int
 	orderly bool          // the wire keeps order
-	crowded bool          // things happen at one moment, on several processors
+	crowded bool          // things happen at the same moment, on several processors
 	awake   bool          // no machine sleeps, so that all clocks agree
-	delay   time.Duration // of the wire, always
-	chatter time.Duration // about how long from one packet of the background to the next; 0: there is none
+	delay   time.Duration // the usual delay of the wire
+	chatter time.Duration // about how long from one packet of the background traffic to the next; 0: no background traffic
 	steps   []step
 }
 
-// A step is one thing that happens, a while after the last one. What i, j and x mean is up to its kind.
+// A step is one thing that happens, when gap has passed since the last step. Its kind says what it does with i, j and x.
 type step struct {
 	gap  time.Duration
 	kind *kind
@@ -74,7 +75,7 @@ func newSchedule(seed uint64) *schedule {
 		delay:   pick(r, 0, time.Millisecond, 20*time.Millisecond, 150*time.Millisecond),
 		chatter: pick(r, 0, 300*time.Millisecond, 2*time.Second, 2*time.Second, 10*time.Second),
 	}
-	// Each schedule has its own choice of kinds, so that a few of them also meet without the others.
+	// Each schedule uses some of the kinds, so that a few kinds are also combined without the others.
 	var some []*kind
 	for _, k := range kinds {
 		usable := !(k.reorders && s.orderly) && !(k.sleeps && s.awake) && !(k.crowds && !s.crowded)
@@ -111,22 +112,22 @@ type sim struct {
 	judge    *judge
 	random   *rand.Rand
 	nat      *pipe.NAT
-	natted   *simNode // who is behind it
+	natted   *simNode // the node behind the NAT
 	played   int      // steps
 	id       uint64   // of the last packet
 	did      map[string]bool
-	besieged bool      // strangers have come, and stay
+	besieged bool      // strangers send forgeries
 	seen     int       // messages on the wire
 	samples  []message // some of them, to be replayed
 	digest   hash.Hash
 }
 
-// A simNode is a node and what it is configured to know.
+// A simNode is a node and what it knows of the others.
 type simNode struct {
 	*node
 	i      int
 	gen    int  // of its private key
-	slept  bool // and was not told
+	slept  bool // its machine slept, and Wake was not called
 	life   *life
 	random *rand.ChaCha8
 	views  []view // of each node
@@ -135,10 +136,10 @@ type simNode struct {
 // A view is what a node knows of another one.
 type view struct {
 	present  bool
-	gen, psk int // of its private key and of their preshared key
+	gen, psk int // the generations of the other's private key and of their preshared key
 }
 
-// newSim makes the devices of a schedule, and lets them know each other.
+// newSim makes the devices of a schedule, and makes each of them a peer of the others.
 func newSim(t *testing.T, sc *schedule) *sim {
 	w := &world{TB: t, net: pipe.NewNetwork(pipe.Config{Seed: sc.seed}), start: time.Now()}
 	s := &sim{
@@ -168,7 +169,7 @@ func newSim(t *testing.T, sc *schedule) *sim {
 	return s
 }
 
-// attach gives a node's configuration a tunnel that the judge sees.
+// attach returns a function that gives a node's configuration a Tunnel whose packets the judge sees.
 func (s *sim) attach(n *simNode) func(c *wireguard.Config) {
 	return func(c *wireguard.Config) {
 		l := n.life
@@ -176,7 +177,7 @@ func (s *sim) attach(n *simNode) func(c *wireguard.Config) {
 	}
 }
 
-// A judgedTunnel shows what is delivered, and keeps none of it.
+// A judgedTunnel gives the delivered packets to see, and keeps none of them.
 type judgedTunnel struct {
 	scribblingTunnel
 	see func(packet []byte)
@@ -214,7 +215,7 @@ func (s *sim) of(e *pipe.End) *simNode {
 	return s.all[i]
 }
 
-// sent is the wire's filter: what a device put there.
+// sent is the wire's filter. It tells the judge what a device put on the wire.
 func (s *sim) sent(p *pipe.Packet) pipe.Verdict {
 	n := s.of(p.Sender)
 	le := binary.LittleEndian
@@ -237,7 +238,7 @@ func (s *sim) sent(p *pipe.Packet) pipe.Verdict {
 	return pipe.Pass
 }
 
-// met is the wire's tap: what became of it.
+// met is the wire's tap. It tells the judge which responses were delivered.
 func (s *sim) met(p pipe.Packet) {
 	if p.Fate == pipe.FateDelivered && p.Type == pipe.TypeResponse {
 		n, le := s.of(p.Receiver), binary.LittleEndian
@@ -245,12 +246,12 @@ func (s *sim) met(p pipe.Packet) {
 	}
 }
 
-// parcel is a new packet from n to o. Each has a payload of its own, and one of the sources that n has by right.
+// parcel returns a new packet from n to o. Each packet has a different payload. Its source is one of n's own addresses.
 func (s *sim) parcel(n, o *simNode, stream, size int, r *rand.Rand) []byte {
 	return s.parcelFrom(n, n, o, stream, size, r)
 }
 
-// parcelFrom is parcel with a source of another node's.
+// parcelFrom is like parcel, but the source is an address of the node src.
 func (s *sim) parcelFrom(n, src, o *simNode, stream, size int, r *rand.Rand) []byte {
 	s.id++
 	payload := make([]byte, 8+size)
@@ -282,13 +283,13 @@ func (n *simNode) subnets() []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(inner4(n.i, 1), 24).Masked(), netip.PrefixFrom(inner6(n.i, 1), 48).Masked()}
 }
 
-// The streams: tunnel is what the device reads itself, push what Device.Send is given.
+// These are the streams. The device reads the packets of stream tunnel from its Tunnel. Those of the others go to Device.Send.
 const (
 	tunnel = 0
-	push   = 1 // and above: a goroutine each
+	push   = 1 // each stream from push on has its own goroutine
 )
 
-// say hands packets to n, as a stream does that cannot be refused.
+// say hands packets of a stream to n. It ignores errors.
 func (s *sim) say(n *simNode, stream int, packets ...[]byte) {
 	s.tick()
 	if stream == tunnel {
@@ -302,18 +303,18 @@ func (s *sim) say(n *simNode, stream int, packets ...[]byte) {
 			b.Append(p)
 		}
 	}
-	n.Send(b) // a device that is down says so
+	n.Send(b) // the error of a device that is down does not matter
 }
 
-// tick is called between what different devices do. Only in a crowded schedule is that at one moment: then the order in
-// which they get to the wire is not the seed's to say.
+// tick lets a little time pass between the acts of different devices, unless the schedule is crowded. In a crowded schedule they
+// act at the same moment, and the seed does not determine in which order their messages are put on the wire.
 func (s *sim) tick() {
 	if !s.crowded {
 		s.advance(time.Duration(1 + s.random.IntN(1000)))
 	}
 }
 
-// pass lets time pass, with the background's packets in it.
+// pass lets time pass, and sends the packets of the background traffic meanwhile.
 func (s *sim) pass(d time.Duration) {
 	if s.chatter > 0 {
 		every := max(s.chatter, d/50)
@@ -342,7 +343,7 @@ func (s *sim) play() {
 		s.verify()
 	}
 	for _, n := range s.all {
-		s.say(n, tunnel, s.parcel(n, s.others(n)[0], tunnel, 1000, s.random)) // in a crowd, it is under way at the end
+		s.say(n, tunnel, s.parcel(n, s.others(n)[0], tunnel, 1000, s.random)) // if crowded, still under way at the end
 	}
 	s.tick()
 	for _, n := range s.all {
@@ -351,7 +352,8 @@ func (s *sim) play() {
 	s.verify()
 }
 
-// end closes a node's device. It leaves nothing, and its counters tell of no fault.
+// end closes a node's device. It checks that the device leaves nothing behind. If the device counted drops with a reason in
+// dropCauses, it checks that a step of the schedule may have caused them.
 func (s *sim) end(n *simNode) {
 	s.must(n.Close())
 	if b, i, c := wireguard.StagedBytes(n.Device), wireguard.SessionIndices(n.Device), wireguard.Waiters(n.Device); b != 0 || i != 0 || c != 0 {
@@ -364,8 +366,8 @@ func (s *sim) end(n *simNode) {
 	}
 }
 
-// dropCauses says which steps may cause a drop. What has none is a fault of the library. Reasons that are not here may
-// always happen.
+// dropCauses says which steps may cause drops with a reason. A drop without such a step is a fault of the library. Drops with
+// reasons that are not in the map may happen in any schedule.
 var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropMalformed:        nil,
 	wireguard.DropStagedBytes:      nil,
@@ -389,7 +391,7 @@ var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropSourceNotAllowed: {"spoof", "allowed", "remove", "rekey", "greedy"},
 }
 
-// verify asks the judge.
+// verify fails if the judge has seen a fault.
 func (s *sim) verify() {
 	s.Helper()
 	if wrong := s.judge.verdict(); len(wrong) > 0 {
@@ -397,7 +399,7 @@ func (s *sim) verify() {
 	}
 }
 
-// fail tells what is wrong, how to see it again, and how it came to that.
+// fail ends the test. It shows what is wrong, the command that reproduces it, and the steps that led to it.
 func (s *sim) fail(why string) {
 	s.Helper()
 	var b strings.Builder
@@ -417,10 +419,10 @@ func (s *sim) fail(why string) {
 	s.Fatalf("at %v: %s\n\ngo test -run '^TestSimulation$' -seed %d .\n\n%s", s.now(), why, s.seed, b.String())
 }
 
-// simulate plays the schedule of a seed, and returns a digest of all that was put on the wire.
+// simulate plays the schedule of a seed, and returns a digest of everything that was put on the wire.
 func simulate(t *testing.T, seed uint64) (digest string) {
 	if !newSchedule(seed).crowded {
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that it goes the same way each time
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that each run of the seed is the same
 	}
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, newSchedule(seed))
@@ -430,9 +432,9 @@ func simulate(t *testing.T, seed uint64) (digest string) {
 	return digest
 }
 
-// Whatever happens to a wire and to the devices on it: no packet is delivered twice, altered, from a source that its sender
-// may not use, or under a key past its life; no counter is used twice; order is kept; tunnels heal within 30 s; and closed
-// devices leave nothing.
+// Whatever happens to a wire and to the devices on it, no packet is delivered twice, altered, from a source that its sender
+// may not use, or under a key that is too old. No counter is used twice. Packets keep their order if the wire does. Tunnels heal
+// within 30 s, and closed devices leave nothing behind.
 func TestSimulation(t *testing.T) {
 	n := *simSchedules
 	switch {
@@ -454,7 +456,7 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-// ask calls Handshake on a goroutine of its own, with a deadline.
+// ask calls Handshake on a new goroutine, with a deadline.
 func (s *sim) ask(n, o *simNode, within time.Duration) {
 	d, key := n.Device, s.key(o.i, n.views[o.i].gen).Public()
 	ctx, cancel := context.WithTimeout(context.Background(), within)
@@ -464,9 +466,9 @@ func (s *sim) ask(n, o *simNode, within time.Duration) {
 	}()
 }
 
-// A seed says what happens: schedules that are not crowded go the same way each time, to the byte. That is so as long as
-// the goroutines of one device that are ready at one moment run in the same order, which a busy machine may upset: so each
-// seed has a few tries to do the same twice.
+// Two runs of one seed put the same bytes on the wire, if the schedule is not crowded. That holds as long as the goroutines of a
+// device that become ready at the same moment run in the same order. On a busy machine they may not, so each seed runs up to six
+// times until two runs are the same.
 func TestSimulationIsReplayed(t *testing.T) {
 	last := uint64(12)
 	if testkit.OneThread {

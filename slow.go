@@ -20,7 +20,7 @@ const (
 	maxInitiations        = 1 << 16
 	maxInitiationsPerCore = 5000 * int(rekeyTimeout/second)
 
-	maxAnswers      = 8 // responses and cookie replies that wait, for each peer
+	maxAnswers      = 8 // responses and cookie replies that may wait, for each peer
 	maxUnreachables = 256
 
 	takeAtOnce = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
@@ -32,9 +32,9 @@ type slowPath struct {
 	mu           sync.Mutex           // guards all below; taken after a peer's
 	initiations  messages             // at most maxInitiations, or maxInitiationsPerCore for each core if that is more
 	answers      messages             // responses and cookie replies: at most maxAnswers of each peer
-	peers        backlog.Queue[*peer] // that want a handshake, are handed over, or were looked up
+	peers        backlog.Queue[*peer] // peers that want an initiation, were handed over by a sender, or were supplied by Lookup
 	unreachables backlog.Queue[[]byte]
-	spare        []*handshakeMessage // not in use, so that a flood makes no garbage; at most spareMax, none without workers
+	spare        []*handshakeMessage // kept for reuse, so that a flood makes no garbage; see spareMax
 	rotation     int
 	workers      int
 	closed       bool
@@ -48,7 +48,7 @@ type messages = backlog.Watched[*handshakeMessage]
 // A handshakeMessage is a copy of a message as it arrived.
 type handshakeMessage struct {
 	from Endpoint
-	to   *peer // for a response or a cookie reply, whose receiver index it has
+	to   *peer // the peer that the receiver index of a response or a cookie reply belongs to; nil for an initiation
 	at   int64 // when it arrived
 	size uint8
 	b    [initiationSize]byte // initiations are the longest messages
@@ -56,8 +56,8 @@ type handshakeMessage struct {
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
 
-// message queues a copy of the handshake message b. A response or a cookie reply waits with those to the same peer, so that
-// neither initiations nor messages to another peer take its place.
+// message queues a copy of the handshake message b. Responses and cookie replies have a queue apart from initiations, and a
+// limit for each peer, so that neither initiations nor the messages for another peer take their places.
 func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
 	var to *peer
 	if b[0] != typeInitiation {
@@ -97,7 +97,7 @@ func (s *slowPath) newMessage() *handshakeMessage {
 	return m
 }
 
-// expectAnswer reports whether another response or cookie reply to p's messages may wait.
+// expectAnswer reports whether one more response or cookie reply for p may wait, and counts it if so.
 func (p *peer) expectAnswer() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,7 +108,8 @@ func (p *peer) expectAnswer() bool {
 	return ok
 }
 
-// enterSlow reports whether the caller is to queue p, which is to be visited: p is not in the queue yet. p.mu is held.
+// enterSlow notes that p is in the slow path's queue of peers, and reports whether the caller is to put p there: false
+// means that p is there already. p.mu is held.
 func (p *peer) enterSlow() bool {
 	queued := p.inSlow
 	p.inSlow = true
@@ -128,8 +129,8 @@ func (s *slowPath) peer(d *Device, p *peer) {
 // unreachable queues an ICMP error for the sender of a packet that has no destination.
 func (s *slowPath) unreachable(d *Device, p []byte, now int64) { s.answer(d, p, 0, now) }
 
-// answer queues an ICMP error for the sender of p: p is larger than mtu or, if mtu is 0, has no destination. Each sender has a
-// limit of its own.
+// answer queues an ICMP error for the sender of the packet p, which is larger than mtu or, if mtu is 0, has no destination.
+// The errors to each sender are limited.
 func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	reply := s.errors.Answer(p, mtu, now)
 	if reply == nil {
@@ -151,7 +152,7 @@ func (s *slowPath) start(d *Device) {
 	}
 }
 
-// A slowJob is one of the four kinds of work, in the hands of a worker.
+// A slowJob is a piece of work that a worker has taken, of one of the four kinds.
 type slowJob struct {
 	message *handshakeMessage
 	loaded  bool // whether messages of its kind put the device under load
@@ -169,7 +170,7 @@ func (j *slowJob) next() bool {
 	return j.message != nil
 }
 
-// discard puts the message aside.
+// discard puts the message aside for reuse.
 func (j *slowJob) discard() {
 	if j.message != nil {
 		*j.message = handshakeMessage{}
@@ -178,8 +179,9 @@ func (j *slowJob) discard() {
 	}
 }
 
-// take never waits. If there is no work, it returns false and the worker ends. The kinds of work take turns, so that a
-// flood of initiations delays no other kind by more than one of them per worker that costs an X25519.
+// take takes the next piece of work. It never waits: if there is no work, it returns false and the worker ends. The
+// kinds of work take turns, so that a flood of initiations delays other work by at most one initiation per worker that
+// costs an X25519.
 func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	j.discard()
 	j.loaded, j.peer, j.icmp = false, nil, nil
@@ -232,7 +234,7 @@ func (s *slowPath) loaded(d *Device, now int64) bool {
 	return initiations || answers
 }
 
-// close forgets the queued work and takes no more.
+// close drops the queued work, and no more is queued afterwards.
 func (s *slowPath) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,13 +242,13 @@ func (s *slowPath) close() {
 	s.initiations, s.answers, s.peers, s.unreachables = messages{}, messages{}, nil, nil
 }
 
-// A worker is what a goroutine of the slow path keeps from one message to the next. The zero value is ready.
+// A worker is the memory that a goroutine of the slow path keeps from one message to the next. The zero value is ready.
 type worker struct {
 	checker cookieChecker
 	replies cookieReplies
 }
 
-// work is the body of a worker.
+// work is the body of a worker's goroutine.
 func (d *Device) work() {
 	var j slowJob
 	var w worker
@@ -261,7 +263,7 @@ func (d *Device) work() {
 		case j.icmp != nil:
 			d.tunnel.WritePackets([][]byte{j.icmp})
 		}
-		runtime.Gosched() // to a receiver that woke meanwhile: packets do not wait for the whole queue
+		runtime.Gosched() // to a receiver that woke meanwhile, so that packets do not wait for the whole queue
 	}
 }
 

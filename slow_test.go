@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/backlog"
 )
 
-// newSlowDevice is a device whose slow path has no workers: what is queued stays until it is taken.
+// newSlowDevice returns a device whose slow path starts no workers. Work that is queued stays there until the test takes it.
 func newSlowDevice() *Device {
 	d := &Device{clock: new(handClock)}
 	d.slow.workers = runtime.GOMAXPROCS(0)
@@ -27,7 +27,8 @@ func (d *Device) queue(n int) {
 	}
 }
 
-// TestInitiationQueue: the queue takes what the workers can answer in 5 s, and 65,536 initiations at least, in their order.
+// TestInitiationQueue: the queue has room for as many initiations as the workers can answer in 5 s, and for at least 65,536. It
+// keeps their order.
 func TestInitiationQueue(t *testing.T) {
 	d := newSlowDevice()
 	room := max(65536, 25000*runtime.GOMAXPROCS(0))
@@ -61,8 +62,8 @@ func TestInitiationQueue(t *testing.T) {
 	}
 }
 
-// TestAnswersHaveTheirOwnQueue: neither a queue full of initiations nor many responses to one peer's initiation keep a
-// response to another peer's from its turn.
+// TestAnswersHaveTheirOwnQueue: a response from one peer is handled soon, even if the queue of initiations is full and another
+// peer has sent many responses.
 func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	d := newSlowDevice()
 	d.queue(max(65536, 25000*runtime.GOMAXPROCS(0)) + 1)
@@ -103,7 +104,7 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	}
 }
 
-// TestStaleInitiation: an initiation that waited for 5 s costs nothing, since its sender has sent another one.
+// TestStaleInitiation: an initiation that waited for 5 s is dropped without any work, since its sender has sent another one.
 func TestStaleInitiation(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	if err := e.Up(); err != nil {
@@ -123,7 +124,7 @@ func TestStaleInitiation(t *testing.T) {
 	}
 }
 
-// TestUnderLoad: "under load from 512, held for 1 s".
+// TestUnderLoad: the device is "under load from 512" queued initiations on, and the load is "held for 1 s".
 func TestUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s, now := &d.slow, 100*second
@@ -151,8 +152,8 @@ func TestUnderLoad(t *testing.T) {
 	}
 }
 
-// TestTakeUnderLoad: under load a worker takes 16 initiations at once, and works them off in order. One of them that costs an
-// X25519 makes way for another kind of work. What was used is used again, and is forgotten with the last worker.
+// TestTakeUnderLoad: under load a worker takes 16 initiations at once, and handles them in order. After one that costs an X25519,
+// other kinds of work have their turn. The memory of handled messages is used again, and freed when the last worker ends.
 func TestTakeUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s := &d.slow
@@ -182,7 +183,7 @@ func TestTakeUnderLoad(t *testing.T) {
 	}
 	s.take(d, &j, d.now())
 	want(takeAtOnce)
-	s.peer(d, p) // after this one, which cost an X25519
+	s.peer(d, p) // as if the last initiation had cost an X25519: the worker does not call next
 	if s.take(d, &j, d.now()); j.peer != p {
 		t.Fatal("the peer waits for all that were taken")
 	}
@@ -213,7 +214,7 @@ func TestTakeUnderLoad(t *testing.T) {
 	}
 }
 
-// TestSlowPathTakesTurns: a flood of messages does not keep this device from making handshakes of its own.
+// TestSlowPathTakesTurns: a flood of messages does not keep the device from making its own initiations and ICMP errors.
 func TestSlowPathTakesTurns(t *testing.T) {
 	d := newSlowDevice()
 	d.queue(100)
@@ -249,7 +250,8 @@ func TestSlowPathTakesTurns(t *testing.T) {
 	}
 }
 
-// TestUnreachableRate: a hundred errors a second, twenty at once, and what is not answered costs nothing.
+// TestUnreachableRate: at most a hundred ICMP errors per second are queued, and twenty at once. Packets that get no error do not
+// count.
 func TestUnreachableRate(t *testing.T) {
 	d := newSlowDevice()
 	now := d.now()
@@ -279,7 +281,8 @@ func TestUnreachableRate(t *testing.T) {
 	}
 }
 
-// TestHandOverAmidVisit: a peer that is handed over while a worker has just come to make its initiation is visited again. Forgotten then, it would count as queued for ever, and never initiate again either.
+// TestHandOverAmidVisit: if a peer is handed over to the slow path while a worker is making its initiation, the peer is visited
+// again. Otherwise the peer would count as queued for ever, and would never initiate again.
 func TestHandOverAmidVisit(t *testing.T) {
 	d := newSlowDevice()
 	p := &peer{peerState: peerState{endpoint: coreEndpoint}}
@@ -298,7 +301,7 @@ func TestHandOverAmidVisit(t *testing.T) {
 	}
 	amid := &amidClock{Clock: d.clock, call: handOver}
 	d.clock = amid
-	d.visit(p) // without an identity: no initiation is made
+	d.visit(p) // no initiation is made, because the device has no identity
 	if amid.call != nil {
 		t.Fatal("the visit did not come to making an initiation")
 	}
@@ -318,8 +321,7 @@ func TestHandOverAmidVisit(t *testing.T) {
 	}
 }
 
-// An amidClock calls call the first time that it is asked for the calendar's time, which is what the making of an
-// initiation begins with.
+// An amidClock calls call when Wall is called for the first time. The device calls Wall when it begins to make an initiation.
 type amidClock struct {
 	Clock
 	call func()
@@ -356,7 +358,7 @@ func TestSessionTable(t *testing.T) {
 	if s.find(7) != (session{}) {
 		t.Error("the zero value finds something")
 	}
-	// A source of randomness that repeats itself: an index that is taken is drawn again.
+	// The source of randomness repeats itself. If an index is taken, another one is drawn.
 	draws := []uint32{7, 7, 7, 0, 0, 7, 1 << 31}
 	random := func(b []byte) {
 		binary.LittleEndian.PutUint32(b, draws[0])
@@ -397,7 +399,7 @@ func TestSessionTable(t *testing.T) {
 // call. Each reply goes to its own source and opens there. Replies of another run of the device are sent in a separate call.
 func TestCookieRepliesLeaveTogether(t *testing.T) {
 	e := newEnd(t, testKey(1))
-	e.headroom = 8 // as if the Bind wanted that much
+	e.headroom = 8 // as if the Bind wanted so much headroom
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}

@@ -8,18 +8,19 @@ import (
 	"sync"
 )
 
-// How a running device changes from one socket to another, because of Wake or because of another port:
+// This is how a running device changes from one socket to another, in Wake or because of another port:
 //
 //	the new socket is open ─▶ replace: senders use it, its receivers begin ─▶ retire: the old receivers return what arrived
 //	                       ─▶ finishSocket: they ended, close
 //
-// A sender that found the old socket sends there, or on the new one if the old one refuses; see transmit. Down closes all
-// of them. A socket that is not a Renewer is closed in place of retire, and in Wake before the new one is opened.
+// A sender that has loaded the old socket sends on it, or on the new one if the old one refuses; see transmit. Down
+// closes all these sockets. A socket that is not a Renewer is closed instead of retired; Wake closes it before it opens
+// the new one.
 
 // An openSocket is a socket and the goroutines that read it.
 type openSocket struct {
 	Socket
-	port      uint16 // asked for once: it outlives the socket
+	port      uint16 // what Port returned; it outlives the socket
 	receivers sync.WaitGroup
 	ctx       context.Context // ends when the device has no more use for what the socket receives
 	end       context.CancelFunc
@@ -49,7 +50,7 @@ func setMark(s Socket, mark uint32) error {
 	return nil
 }
 
-// renewSocket replaces the socket of r by another one on its port. It returns the old one. mu is held.
+// renewSocket replaces the socket of r by another one on the same port. It returns the old socket. mu is held.
 func (d *Device) renewSocket(r *running) (old *openSocket, err error) {
 	old = r.socket.Load()
 	s := d.renewed(old)
@@ -118,7 +119,7 @@ func (d *Device) finishSocket(r *running, old *openSocket) {
 	d.mu.Unlock()
 }
 
-// sendRefused sends those of trains that a closed socket refused, and reports whether there were any.
+// sendRefused sends on s those trains that a closed socket refused, and reports whether there were any.
 func (s *openSocket) sendRefused(trains []Train) (some bool) {
 	for from, to := 0, 0; from < len(trains); from++ {
 		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
@@ -126,7 +127,7 @@ func (s *openSocket) sendRefused(trains []Train) (some bool) {
 		}
 		if to > from {
 			s.Send(trains[from:to])
-			from, some = to, true // the error of the train at to is another one, or nil
+			from, some = to, true // the train at index to was not refused
 		}
 	}
 	return some

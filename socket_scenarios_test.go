@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A slowBind takes a while to return from Send: what is sent arrives meanwhile.
+// A slowBind takes a while to return from Send. The messages arrive before it returns.
 type slowBind struct {
 	wireguard.Bind
 	takes time.Duration
@@ -34,7 +34,7 @@ func (s slowSocket) Send(ts []wireguard.Train) {
 	time.Sleep(s.b.takes)
 }
 
-// withSlowSocket plays with a device a whose socket sends slowly, and its peer b.
+// withSlowSocket calls play with a device a whose socket's Send takes a while, and its peer b.
 func withSlowSocket(t *testing.T, takes time.Duration, play func(w *world, a, b *node)) {
 	inWorld(t, func(w *world) {
 		slow := &slowBind{}
@@ -48,7 +48,7 @@ func withSlowSocket(t *testing.T, takes time.Duration, play func(w *world, a, b 
 	})
 }
 
-// An answer that is quicker than the system call that sent the question is an answer: no handshake 15 s later.
+// If an answer arrives before the Send that it answers has returned, it counts as an answer. So there is no handshake 15 s later.
 func TestAnswerBeforeSendReturns(t *testing.T) {
 	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
 		a.send(b, "ping")
@@ -69,10 +69,10 @@ func TestAnswerBeforeSendReturns(t *testing.T) {
 	})
 }
 
-// A peer that is removed while its packets are with the socket: they leave, and nothing of it comes back to life.
+// If a peer is removed while the socket is sending its packets, these are sent. Nothing of the peer is used after that.
 func TestPeerRemovedAmidSend(t *testing.T) {
 	withSlowSocket(t, time.Second, func(w *world, a, b *node) {
-		w.advance(125 * time.Second) // so that the send is one that would renew the session
+		w.advance(125 * time.Second) // so that the next send would renew the session
 		a.send(b, "with the socket")
 		behind := a.NewBatch() // the batch of another sender
 		behind.Append(a.packet(b, "behind it"))
@@ -94,8 +94,8 @@ func TestPeerRemovedAmidSend(t *testing.T) {
 	})
 }
 
-// A socket that cannot send is trouble to tell of, to whom and why, once a second at most; one that was closed on purpose
-// is none.
+// If the socket cannot send, an event says so, at most once per second, with the peer and the error. There is no event if the
+// device closed the socket itself.
 func TestSendTrouble(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -131,12 +131,12 @@ func TestSendTrouble(t *testing.T) {
 	})
 }
 
-// Two senders to one peer keep their order also where each finds the other at the socket: what one leaves behind, the
-// other sends, and a rekey in between changes nothing.
+// Several senders to one peer keep their order also if each finds another one at the socket, and leaves its packets to that one. A
+// rekey meanwhile does not change this.
 func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
 		const senders, batches, each = 3, 100, 3
-		w.advance(120*time.Second - 30*time.Millisecond) // the session is renewed amid it all
+		w.advance(120*time.Second - 30*time.Millisecond) // so that the session is renewed while they send
 		var wg sync.WaitGroup
 		for s := range senders {
 			wg.Go(func() {
@@ -168,7 +168,7 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 		}
 		counter, index := uint64(0), uint32(0)
 		sessions := 0
-		for _, m := range append(w.past, w.log...) { // on the wire too: counters of a session go up one by one
+		for _, m := range append(w.past, w.log...) { // on the wire, too, the counters of a session grow by one with each message
 			if m.from != a || m.kind != pipe.TypeData && m.kind != pipe.TypeKeepalive {
 				continue
 			}
@@ -188,8 +188,8 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: a receiver that stops for ever after one odd socket error. It goes on, tells of it, and does
-// not spin.
+// Fault of a peer project: its receiver stopped for ever after one unusual socket error. Here the receiver goes on, and an event
+// tells of the error. If errors repeat, the receiver waits between its attempts.
 func TestReceiverSurvivesErrors(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)
@@ -200,7 +200,7 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 				mood.moods = append(mood.moods, odd)
 			}
 		})
-		b.send(a, "one") // the Receive under way still brings it
+		b.send(a, "one") // the Receive under way returns this packet, and the next one fails
 		a.wantArrived("before the trouble", "one")
 		w.advance(10 * time.Second)
 		es := a.wantEvents("told once a second at most", wireguard.EventBindTrouble, wireguard.EventBindTrouble, wireguard.EventBindTrouble)
@@ -211,6 +211,6 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 		a.wantArrived("it goes on", "two")
 		mood.set(func() { mood.moods = []error{odd, odd, odd} })
 		b.send(a, "three")
-		a.Close() // amid the wait
+		a.Close() // while the receiver waits after an error
 	})
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// A renewingBind makes sockets that can be renewed, and writes down what the device does with them.
+// A renewingBind makes sockets that are Renewers, and records what the device does with them.
 type renewingBind struct {
 	mu     sync.Mutex
 	did    []string
@@ -95,7 +95,7 @@ func (s *renewingSocket) Receive() ([]Train, error) {
 	return nil, net.ErrClosed
 }
 
-// TestRenewSocket: what the device does with the sockets of a Renewer, in order.
+// TestRenewSocket checks what the device does with sockets that are Renewers, and in which order.
 func TestRenewSocket(t *testing.T) {
 	port := func(n uint16) Change { return Change{ListenPort: &n} }
 	for _, c := range []struct {
@@ -184,7 +184,7 @@ func TestRenewSocket(t *testing.T) {
 	}
 }
 
-// TestTransmitAmidWakes: each socket is closed while it sends, and the next one takes over.
+// TestTransmitAmidWakes: if sockets are closed while they send, the next socket sends the trains.
 func TestTransmitAmidWakes(t *testing.T) {
 	e := up(t, testKey(1))
 	r := e.running.Load()

@@ -9,8 +9,8 @@ import (
 
 // Packets that wait for a session are copied and staged with their peer; see internal/staged.
 
-// relieve drops the oldest packets of the peers that take most, until the pool has no more than Config.StagedBytes. The caller
-// holds no peer's mutex.
+// relieve drops the oldest packets of the peers that take the most memory, until the pool has no more than Config.StagedBytes.
+// The caller holds no peer's mutex.
 func (d *Device) relieve() {
 	for p, ok := d.pool.Largest(d.maxStagedBytes); ok; p, ok = d.pool.Largest(d.maxStagedBytes) {
 		p.mu.Lock()
@@ -23,7 +23,7 @@ func (d *Device) relieve() {
 	}
 }
 
-// stageRun leaves copies of the run's packets with the peer.
+// stageRun stages copies of the run's packets with the peer.
 func (d *Device) stageRun(l *load, run *run) {
 	for i := run.First; i != layout.None; i = l.Messages[i].Next {
 		d.stage(run.p, l.Packet(int(i)))
@@ -35,15 +35,15 @@ func (d *Device) stage(p *peer, packet []byte) {
 	d.drop(p, DropStagedOverflow, p.staged.Push(packet, d.maxStagedPerPeer))
 }
 
-// A dueFlush is a peer that something is to be sent to.
+// A dueFlush is a peer to which something is to be sent.
 type dueFlush struct {
 	p         *peer
 	keepalive bool // send an empty packet if none is staged
 }
 
-// flushAll sends the packets that are staged with each peer, and keepalives. Those to many peers leave in one call to the
-// socket. Where a peer has no session, flushAll asks for one. A goroutine that stages behind staged packets flushes too, so
-// none is kept here by others.
+// flushAll sends the packets that are staged with each peer, and keepalives. Packets to many peers are sent in one call to
+// the socket. If a peer has no session, flushAll asks for one. A goroutine that stages a packet behind others also flushes,
+// so nobody is kept here by the packets of others.
 func (d *Device) flushAll(due []dueFlush) {
 	for len(due) > 0 {
 		l := newLoad(d.headroom)

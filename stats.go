@@ -17,7 +17,7 @@ func (d Drops) All() iter.Seq2[DropReason, uint64] {
 	}
 }
 
-// dropCounters is Drops while it counts.
+// dropCounters are the counters behind Drops.
 type dropCounters [dropReasons]atomic.Uint64
 
 func (c *dropCounters) add(r DropReason, n int) { c[r].Add(uint64(n)) }
@@ -31,7 +31,7 @@ func (c *dropCounters) load() (d Drops) {
 
 // Traffic counts what a device exchanged with a peer in one direction.
 type Traffic struct {
-	// Bytes is the size of data and handshake messages, without UDP and IP headers, as wg(8) shows it. Keepalives count,
+	// Bytes is the size of data and handshake messages, without UDP and IP headers, as wg(8) shows it. Keepalives count;
 	// messages that were refused do not.
 	Bytes uint64
 

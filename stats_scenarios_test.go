@@ -42,8 +42,8 @@ func TestStatusOfDeadlines(t *testing.T) {
 	})
 }
 
-// The time of the last handshake is that of the wall clock at that moment, whatever the clock does
-// later: programs compare it to see whether there was a new handshake.
+// The time of the last handshake is what the wall clock showed at that moment, even if the clock is set later. So programs can
+// compare it to see whether there was a new handshake.
 func TestLastHandshakeIsFixed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.advance(1500 * time.Millisecond)

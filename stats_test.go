@@ -48,8 +48,7 @@ func TestEventNames(t *testing.T) {
 	}
 }
 
-// TestStatusIsPlain: a status is a value. Nothing in it leads back into the device, except what is copied, and it holds no
-// secrets.
+// TestStatusIsPlain: a status is a value. It has no pointers into the device, and holds no secrets.
 func TestStatusIsPlain(t *testing.T) {
 	for _, v := range []any{Status{}, PeerStatus{}, Event{}} {
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {

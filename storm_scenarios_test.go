@@ -63,9 +63,9 @@ func playStorm(w *world, seed uint64) {
 		}
 		return nil
 	}
-	// Senders, at both ends.
+	// These goroutines send, at both ends.
 	each(2, func(r *rand.Rand) error { return send(h, any(r)) }, func(r *rand.Rand) error { return send(any(r), h) })
-	// Who changes the configuration.
+	// These goroutines change the configuration.
 	keep := func(n *node) wireguard.PeerChange { return n.peer().Change() }
 	each(2,
 		func(r *rand.Rand) error {
@@ -89,7 +89,7 @@ func playStorm(w *world, seed uint64) {
 		func(r *rand.Rand) error { return h.Configure(wireguard.Change{PrivateKey: &h.key}) },
 		func(r *rand.Rand) error { return h.Configure(wireguard.Change{PrivateKey: &h.key}) },
 	)
-	// Who asks, and who waits.
+	// This goroutine calls Up, Down and Wake, reads the status, and waits for handshakes.
 	each(1,
 		func(r *rand.Rand) error { return h.Up() },
 		func(r *rand.Rand) error { return h.Up() },
@@ -125,12 +125,12 @@ func playStorm(w *world, seed uint64) {
 		h.knows(n)
 		n.update(h, wireguard.PeerChange{Endpoint: ptr(h.at())})
 	}
-	w.advance(20 * time.Second) // what is under way ends, and the 5 s after any handshake
+	w.advance(20 * time.Second) // until nothing is under way, and the 5 s after any handshake are over
 	arrived := 0
 	for _, n := range append(spokes, h) {
 		for _, p := range n.arrived() {
 			if p[0] == 'E' {
-				continue // an ICMP error, and the packet in it: its peer was removed
+				continue // an ICMP error about a packet whose peer was removed
 			}
 			if arrived++; !sent[p] {
 				w.Fatalf("%q arrived, and was not sent or arrived before", p)

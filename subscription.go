@@ -42,7 +42,8 @@ func (s *Subscription) Next(ctx context.Context) (Event, error) {
 	return e, err
 }
 
-// Events iterates over the events that Next returns, until it fails. The loop may end early, and another may follow it.
+// Events iterates over the events that Next returns, until Next fails. The loop may end early, and another loop may
+// follow it.
 func (s *Subscription) Events(ctx context.Context) iter.Seq[Event] {
 	return func(yield func(Event) bool) {
 		for e, err := s.Next(ctx); err == nil && yield(e); e, err = s.Next(ctx) {
@@ -54,11 +55,12 @@ func (s *Subscription) Events(ctx context.Context) iter.Seq[Event] {
 // the unread events to be read.)
 func (s *Subscription) Close() { s.inbox.Close(errUnsubscribed) }
 
-// announce tells the subscribers of an event. To announce the events of one peer in order, the caller holds the peer's mutex.
+// announce publishes an event to the subscribers. To announce the events of one peer in order, the caller holds the peer's
+// mutex.
 func (d *Device) announce(e Event) { d.subscriptions.Publish(e.Kind, e.Peer, e, mergeEvents) }
 
-// mergeEvents returns what takes the place of an unread event. Timestamps protect against replays, so the greatest must not get
-// lost even if the peer was forgotten meanwhile.
+// mergeEvents returns the event that takes the place of old, which is unread, when e is published. Timestamps protect against
+// replays, so the greatest must not get lost even if the peer was forgotten meanwhile.
 func mergeEvents(e, old Event) Event {
 	e.Merged = old.Merged + 1
 	e.Timestamp, e.SentTimestamp = e.Timestamp.latest(old.Timestamp), e.SentTimestamp.latest(old.SentTimestamp)

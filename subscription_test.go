@@ -18,14 +18,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/inbox"
 )
 
-// take takes the next unread event, and never waits. If none is left, e is zero.
+// take takes the next unread event without waiting. If no event is left, it returns the zero value.
 func (s *Subscription) take() (Event, error) {
 	e, missed, _, err := s.inbox.Take()
 	e.Missed = missed
 	return e, err
 }
 
-// unreadEvents reads what is unread now.
+// unreadEvents reads the events that are unread now.
 func unreadEvents(t testing.TB, s *Subscription) (all []Event) {
 	t.Helper()
 	for {
@@ -40,7 +40,7 @@ func unreadEvents(t testing.TB, s *Subscription) (all []Event) {
 	}
 }
 
-// eventTexts are events as "kind peer attempt".
+// eventTexts returns events as texts of the form "kind peer attempt".
 func eventTexts(events []Event) (all []string) {
 	for _, e := range events {
 		all = append(all, fmt.Sprintf("%v %d %d", e.Kind, e.Peer[0], e.Attempt))
@@ -48,8 +48,8 @@ func eventTexts(events []Event) (all []string) {
 	return all
 }
 
-// TestMergedEvents: of each kind the newest event is kept, with the greatest timestamps and the number of those that it
-// replaced.
+// TestMergedEvents: a subscription keeps the newest event of each kind, with the greatest timestamps and the number of the events
+// that it replaced.
 func TestMergedEvents(t *testing.T) {
 	place := func(port uint16) Endpoint {
 		return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), port))
@@ -135,8 +135,8 @@ func TestEventOrder(t *testing.T) {
 	}
 }
 
-// TestNoPeerIsStarved: a reader that reads one event whenever each of three peers had two more still sees each kind of each
-// peer again and again.
+// TestNoPeerIsStarved: a slow reader reads one event whenever each of three peers has had two more. It still reads events of each
+// kind and each peer, all about equally often.
 func TestNoPeerIsStarved(t *testing.T) {
 	var d Device
 	s := d.Subscribe()
@@ -164,8 +164,8 @@ func peerNumber(i int) (k PublicKey) {
 	return k
 }
 
-// TestFullKind: when events of one kind are unread for as many peers as there is room for, those of further peers are lost
-// and counted; other kinds, other subscriptions and the peers that have a place lose nothing.
+// TestFullKind: if events of one kind are unread for as many peers as there is room for, events of this kind for further peers are
+// lost and counted. No events of other kinds, of other subscriptions or of the peers that have a place are lost.
 func TestFullKind(t *testing.T) {
 	var d Device
 	s, other := d.Subscribe(EventEndpointMoved, EventPeerForgotten), d.Subscribe(EventPeerForgotten)
@@ -204,7 +204,7 @@ func TestFullKind(t *testing.T) {
 	}
 }
 
-// TestUnreadMemory: unread events take about 400 bytes each, and nothing once they are read or dropped.
+// TestUnreadMemory: unread events take about 400 bytes each. The memory is freed once they are read or dropped.
 func TestUnreadMemory(t *testing.T) {
 	for _, end := range []string{"read", "closed"} {
 		var d Device
@@ -231,7 +231,7 @@ func TestUnreadMemory(t *testing.T) {
 	}
 }
 
-// TestPublishAllocatesNothing where nobody asked for the event, and where it replaces one.
+// TestPublishAllocatesNothing: publishing an event allocates nothing if no subscription wants it, or if it replaces an unread one.
 func TestPublishAllocatesNothing(t *testing.T) {
 	var d Device
 	e := Event{Kind: EventEndpointMoved, Peer: PublicKey{1}}
@@ -289,7 +289,7 @@ func TestNextEnds(t *testing.T) {
 	}
 }
 
-// TestSubscriptionClose: Close drops what is unread; Device.Close leaves it to be read.
+// TestSubscriptionClose: Subscription.Close drops the unread events. After Device.Close, they can still be read.
 func TestSubscriptionClose(t *testing.T) {
 	var d Device
 	event := Event{Kind: EventHandshake, Peer: PublicKey{1}}
@@ -333,9 +333,9 @@ func TestSubscriptionClose(t *testing.T) {
 	}
 }
 
-// TestSubscriptionsConcurrently: publishers, readers that share a subscription, some of which give up at times, and readers
-// that close theirs. Each event is delivered, merged or counted as missed, in order per peer for a reader that is alone; no
-// reader waits while something is unread, and Close ends all.
+// TestSubscriptionsConcurrently runs publishers together with readers that share a subscription and sometimes give up, and readers
+// that close their own subscription. Each event is delivered, merged or counted as missed. The only reader of a subscription gets
+// a peer's events in order. No reader waits while an event is unread, and closing the device ends all readers.
 func TestSubscriptionsConcurrently(t *testing.T) {
 	const publishers, perPublisher = 4, 5000
 	var d Device
@@ -407,12 +407,12 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 	owners.Wait()
 }
 
-// A yieldingClock lets other goroutines run whenever somebody asks for the wall time, as for that of an event.
+// A yieldingClock lets other goroutines run whenever it is asked for the wall time, which the device does for each event.
 type yieldingClock struct{ handClock }
 
 func (c *yieldingClock) Wall() time.Time { runtime.Gosched(); return c.handClock.Wall() }
 
-// TestNewestEventWins: whatever order several receivers hear a peer in, the newest event says where the peer is.
+// TestNewestEventWins: if several receivers move a peer's endpoint at once, the newest event still has the peer's present endpoint.
 func TestNewestEventWins(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(yieldingClock), Peers: []PeerConfig{r.config()}})
@@ -441,8 +441,8 @@ func TestNewestEventWins(t *testing.T) {
 	}
 }
 
-// TestFlappingPeer: an authenticated peer sends each of 100,000 keepalives from another port, and nobody reads. The events
-// of another peer, and the one with the timestamp that protects a forgotten peer from a recording, are all there.
+// TestFlappingPeer: an authenticated peer sends 100,000 keepalives, each from another port than the last, and nobody reads the
+// events. No event of another peer is lost, nor the event of a forgotten peer, whose timestamp protects against a recording.
 func TestFlappingPeer(t *testing.T) {
 	flaps := 100_000
 	if raceEnabled || testing.Short() {

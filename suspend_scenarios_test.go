@@ -17,8 +17,8 @@ import (
 
 var naps = []time.Duration{time.Second, 100 * time.Second, 130 * time.Second, 200 * time.Second, time.Hour}
 
-// wantYoungKeys asserts, from now on, that no data is put on the wire under a session of 180 s or more. Sessions are told
-// apart by the indices that the responses carry.
+// wantYoungKeys asserts, from now on, that no data is put on the wire under a session that is 180 s old or older. It recognizes a
+// session by the indices in its response.
 func (w *world) wantYoungKeys() {
 	made := map[uint32]time.Duration{}
 	w.net.Tap(func(p pipe.Packet) {
@@ -33,7 +33,7 @@ func (w *world) wantYoungKeys() {
 	})
 }
 
-// Both ends sleep and wake up together. Whoever sends first goes by what is left of the session.
+// Both ends sleep and wake up together. Whether the end that sends first makes a new session depends on the session's age.
 func TestSuspendBoth(t *testing.T) {
 	for _, asleep := range naps {
 		for _, first := range []string{"initiator", "responder"} {
@@ -80,7 +80,8 @@ func TestSuspendBoth(t *testing.T) {
 	}
 }
 
-// The initiator sleeps while the response to it is under way. Young as it is it counts; after a retry it is late.
+// The initiator sleeps while the response is under way. If it wakes within 5 s, it accepts the response. Later, its retry has
+// superseded the first initiation, and the response comes too late.
 func TestSuspendAmidHandshakeInitiator(t *testing.T) {
 	for _, asleep := range naps {
 		t.Run(fmt.Sprint(asleep), func(t *testing.T) {
@@ -106,7 +107,7 @@ func TestSuspendAmidHandshakeInitiator(t *testing.T) {
 	}
 }
 
-// The responder sleeps: the initiator tries on, and gives up after 20 tries, as with anyone who is not there.
+// The responder sleeps. The initiator sends retries, and gives up after 20 tries, as for any peer that does not answer.
 func TestSuspendAmidHandshakeResponder(t *testing.T) {
 	for _, asleep := range naps {
 		t.Run(fmt.Sprint(asleep), func(t *testing.T) {
@@ -138,7 +139,7 @@ func TestSuspendAmidHandshakeResponder(t *testing.T) {
 	}
 }
 
-// A tunnel that is to be kept alive is so right after the sleep.
+// With a persistent keepalive, a machine that slept is reachable right after it wakes.
 func TestSuspendKeptAlive(t *testing.T) {
 	for _, asleep := range naps {
 		for _, role := range []string{"initiator", "responder"} {
@@ -172,8 +173,8 @@ func TestSuspendKeptAlive(t *testing.T) {
 	}
 }
 
-// A clock set back while the program is not running: greatest timestamps are kept by the peer and not by the device, so
-// its initiations look like replays until the calendar catches up (whitepaper, section 5.1). The peer can still initiate.
+// The clock is set back while the program is not running. The peer has kept the greatest timestamp, and the device has not. So the
+// device's initiations look like replays until its calendar catches up (whitepaper, section 5.1). The peer can still initiate.
 func TestRestartWithClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -226,7 +227,7 @@ func TestSuspend(t *testing.T) {
 }
 
 func playSuspend(w *world, a, b *node, asleep time.Duration, role string, wake bool) {
-	// a is who sleeps.
+	// The machine of a sleeps.
 	if role == "initiator" {
 		w.connect(a, b)
 	} else {

@@ -1,7 +1,7 @@
 package wireguard
 
-// Time in the core is an int64 of nanoseconds from an arbitrary start, and counts time asleep. 0 means "never" or "none".
-// Limits are inclusive: a key is too old when its age equals the limit.
+// Time in the core is an int64 of nanoseconds from an arbitrary start. It includes the time that the machine sleeps. 0
+// means "never" or "none". Limits are inclusive: a key is too old when its age equals the limit.
 const second int64 = 1e9
 
 // Constants of the protocol (whitepaper, section 6.1; Linux, messages.h).
@@ -17,7 +17,7 @@ const (
 	unansweredTimeout   = keepaliveTimeout + rekeyTimeout
 	silenceTimeout      = keepaliveTimeout + second // a peer answers data with a keepalive after 10 s, which needs time to arrive
 	wipeAfterTime       = 3 * rejectAfterTime
-	maxAttempts         = 20 // initiations of one series: 90 s of REKEY_ATTEMPT_TIME in Linux's counting
+	maxAttempts         = 20 // initiations of one series: as many as Linux sends for its REKEY_ATTEMPT_TIME of 90 s
 	initiationInterval  = second / 50
 	cookieSecretLife    = 120 * second
 )
@@ -45,14 +45,14 @@ var timerNames = [timerCount + 1]string{
 type timers struct {
 	at          [timerCount]int64
 	seed        uint32 // of the jitter
-	attempts    uint8  // initiations sent in this series; more packets begin a new one
-	unanswered  uint8  // initiations sent since anything was heard of the peer
+	attempts    uint8  // initiations sent in this series; a new packet begins a new series
+	unanswered  uint8  // initiations sent since anything was heard from the peer
 	tell        bool   // publish that data went unanswered before timerUnanswered fires
 	tries       uint32 // initiations sent since a session was last confirmed
-	awaiting    bool   // the last of them may still be answered
+	awaiting    bool   // the last initiation may still be answered
 	needAnother bool   // data was received while timerKeepalive was pending: one more keepalive follows
-	again       bool   // that keepalive is being sent: set timerKeepalive once it is sent
-	lastMinute  bool   // a received packet asked for a successor of this session
+	again       bool   // needAnother was set when timerKeepalive fired: set the timer again when that keepalive is sent
+	lastMinute  bool   // a received packet has already asked for a successor of this session
 }
 
 func (t *timers) pending(i timer) bool      { return t.at[i] != 0 }
@@ -73,8 +73,8 @@ func (t *timers) next() (which timer, at int64) {
 	return which, at
 }
 
-// silence returns when to tell subscribers that data went unanswered, or 0 if there is nothing to tell. The time is derived
-// from timerUnanswered, whose jitter it has.
+// silence returns when to tell subscribers that data went unanswered, or 0 if there is nothing to tell. The time is
+// computed from timerUnanswered, and has the same jitter.
 func (t *timers) silence() int64 {
 	if at := t.at[timerUnanswered]; at != 0 && t.tell {
 		return at - (unansweredTimeout - silenceTimeout)
@@ -82,8 +82,8 @@ func (t *timers) silence() int64 {
 	return 0
 }
 
-// jitter returns up to a third of a second, computed from the seed and the time: the core has no source of randomness. The
-// two ends of a tunnel have different seeds.
+// jitter returns up to a third of a second, computed from the seed and the time, because the core has no source of
+// randomness. The two ends of a tunnel have different seeds.
 func (t *timers) jitter(now int64) int64 {
 	x := uint64(now) ^ uint64(t.seed)<<32 ^ uint64(t.seed)
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -91,9 +91,10 @@ func (t *timers) jitter(now int64) int64 {
 	return int64((x ^ x>>31) % uint64(maxJitter+1))
 }
 
-// These are the hooks. The comment of each says when to call it.
+// The methods from here to sessionConfirmed are hooks. The comment of each says when it is called.
 
-// dataSent: after a data packet, not a keepalive, was sent, unless something authentic arrived since the send began.
+// dataSent is called after a data packet, not a keepalive, was sent, unless something authentic has arrived since the
+// send began.
 func (p *peerState) dataSent(now int64) {
 	if !p.timers.pending(timerUnanswered) {
 		p.timers.set(timerUnanswered, now+unansweredTimeout+p.timers.jitter(now))
@@ -101,7 +102,7 @@ func (p *peerState) dataSent(now int64) {
 	}
 }
 
-// dataReceived: after an authentic data packet, not a keepalive, was received.
+// dataReceived is called after an authentic data packet, not a keepalive, was received.
 func (p *peerState) dataReceived(now int64) {
 	if !p.timers.pending(timerKeepalive) {
 		p.timers.set(timerKeepalive, now+keepaliveTimeout)
@@ -110,7 +111,7 @@ func (p *peerState) dataReceived(now int64) {
 	}
 }
 
-// authenticSent: before any packet that authenticates this device is sent: data, keepalive or handshake.
+// authenticSent is called before any packet that authenticates this device is sent: data, keepalive or handshake.
 func (p *peerState) authenticSent(now int64) {
 	p.timers.cancel(timerKeepalive)
 	if p.timers.again {
@@ -120,7 +121,7 @@ func (p *peerState) authenticSent(now int64) {
 	p.traversed(now)
 }
 
-// authenticReceived: after any authentic packet was received: data, keepalive or handshake.
+// authenticReceived is called after any authentic packet was received: data, keepalive or handshake.
 func (p *peerState) authenticReceived(now int64) {
 	p.heard++
 	p.lastReceived = now
@@ -129,14 +130,14 @@ func (p *peerState) authenticReceived(now int64) {
 	p.traversed(now)
 }
 
-// traversed: when any authentic packet goes either way.
+// traversed is called when any authentic packet is sent or received.
 func (p *peerState) traversed(now int64) {
 	if p.persistent != 0 {
 		p.timers.set(timerPersistent, now+int64(p.persistent)*second)
 	}
 }
 
-// initiated: before an initiation is sent.
+// initiated is called before an initiation is sent.
 func (p *peerState) initiated(now int64) {
 	p.lastSent = now
 	p.timers.attempts++
@@ -146,17 +147,18 @@ func (p *peerState) initiated(now int64) {
 	p.timers.set(timerRetransmit, now+rekeyTimeout+p.timers.jitter(now))
 }
 
-// sessionDerived: when a new keypair is made, in either role.
+// sessionDerived is called when a new keypair is made, in either role.
 func (p *peerState) sessionDerived(now int64) {
 	p.unopened = false
 	p.timers.set(timerWipe, now+wipeAfterTime)
 	if p.lookedUp && p.current == nil {
-		// A replayed initiation gets this far, too. Only an initiator that has the key can confirm the session.
+		// A replayed initiation makes a keypair, too. Only an initiator that has the private key can confirm the
+		// session.
 		p.timers.set(timerWipe, now+rejectAfterTime)
 	}
 }
 
-// sessionConfirmed: when a new keypair becomes the current one.
+// sessionConfirmed is called when a new keypair becomes the current one.
 func (p *peerState) sessionConfirmed(now int64, out *outbox) {
 	p.timers.cancel(timerRetransmit)
 	p.timers.attempts, p.timers.tries, p.timers.awaiting = 0, 0, false
@@ -205,7 +207,8 @@ func (p *peerState) expire(now int64, out *outbox) {
 	}
 }
 
-// retransmit is timerRetransmit: "the initiation is retried after Rekey-Timeout plus jitter" until 20 were sent.
+// retransmit is called when timerRetransmit fires: "the initiation is retried after Rekey-Timeout plus jitter" until 20
+// were sent.
 func (p *peerState) retransmit(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	if p.timers.awaiting { // otherwise the initiation was put off
@@ -213,7 +216,7 @@ func (p *peerState) retransmit(now int64, out *outbox) {
 		out.event(EventAttemptFailed, p.endpoint)
 	}
 	if p.timers.unanswered >= maxAttempts || p.timers.attempts >= maxAttempts {
-		// Under traffic the attempts continue, because packets restart the series. Subscribers are told even so.
+		// Under traffic the attempts continue, because packets restart the series. Subscribers are told nevertheless.
 		p.timers.unanswered = 0
 		out.event(EventHandshakeFailed, p.endpoint)
 	}

@@ -29,7 +29,7 @@ func TestRekeyOnSend(t *testing.T) {
 	})
 }
 
-// Linux: keep_key_fresh is called after keepalives too (wg_packet_create_data_done).
+// A keepalive can start a rekey too. Linux calls keep_key_fresh after keepalives as well (wg_packet_create_data_done).
 func TestRekeyOnKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -73,7 +73,7 @@ func TestRekeyOnReceive(t *testing.T) {
 	})
 }
 
-// The responder never renews because of what it receives.
+// The responder never renews a session because of a message that it receives.
 func TestNoRekeyOnReceiveByResponder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -108,7 +108,7 @@ func TestPassiveKeepalive(t *testing.T) {
 	})
 }
 
-// "if … it has packets to send back, the keepalive is cancelled": any authenticated packet sent does (Linux,
+// "if … it has packets to send back, the keepalive is cancelled": any authenticated packet that is sent cancels it (Linux,
 // wg_timers_any_authenticated_packet_sent).
 func TestPassiveKeepaliveCancelled(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
@@ -122,7 +122,8 @@ func TestPassiveKeepaliveCancelled(t *testing.T) {
 	})
 }
 
-// Linux: "peer->timer_need_another_keepalive": data while the keepalive is armed means one more period after it.
+// As in Linux (peer->timer_need_another_keepalive): if more data is received while the keepalive timer runs, the timer runs for one
+// more period after the keepalive is sent.
 func TestNeedAnotherKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -138,7 +139,8 @@ func TestNeedAnotherKeepalive(t *testing.T) {
 	})
 }
 
-// A keepalive arms nothing at either end (row 10; Linux calls wg_timers_data_sent only for packets that are not empty).
+// A keepalive starts no timer that waits for an answer, at either end (row 10; Linux calls wg_timers_data_sent only for packets
+// that are not empty).
 func TestKeepaliveAnsweredByNothing(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -150,7 +152,7 @@ func TestKeepaliveAnsweredByNothing(t *testing.T) {
 }
 
 // "if a packet has been sent … and no packet has been received for Keepalive-Timeout + Rekey-Timeout seconds, initiate a
-// new handshake" (6.5), counted from the first one that went unanswered.
+// new handshake" (6.5). The time counts from the first packet that went unanswered.
 func TestUnansweredData(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -204,14 +206,14 @@ func TestSessionSilentAt180s(t *testing.T) {
 		a.send(b, "x")
 		b.send(a, "x")
 		w.want("b initiation", "no data; a waits for its 5 s, b initiates at once")
-		late.data[8]++ // whatever it is, it is not looked at
+		late.data[8]++ // another counter; the message is not even opened
 		w.replay(late)
 		a.wantDrops(wireguard.DropExpiredKey, 1, "nor does it receive")
 		a.wantEvents("it expired", wireguard.EventHandshake, wireguard.EventSessionExpired)
 	})
 }
 
-// A message that was sent in time and comes too late is refused.
+// A message that is sent in time but arrives when the session is 180 s old is refused.
 func TestReceiveAt180s(t *testing.T) {
 	for _, late := range []time.Duration{-1, 0} {
 		scenario(t, func(w *world, a, b *node) {
@@ -254,7 +256,7 @@ func TestWipe(t *testing.T) {
 	})
 }
 
-// The clock of the wipe starts anew with each session, in either role.
+// The 540 s until the wipe start anew with each session, in either role.
 func TestWipeAfterLastSession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -271,8 +273,8 @@ func TestWipeAfterLastSession(t *testing.T) {
 	})
 }
 
-// Linux: "We set a timer for destroying any residue that might be left of a partial exchange", if none is pending
-// (wg_expired_retransmit_handshake).
+// When a series of initiations is given up, the device sets the timer of the wipe, if it is not set. Linux: "We set a timer for
+// destroying any residue that might be left of a partial exchange" (wg_expired_retransmit_handshake).
 func TestWipeAfterGiveUp(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(nil, nil)
@@ -314,7 +316,7 @@ func TestPersistentKeepaliveIdle(t *testing.T) {
 	})
 }
 
-// A tunnel that is in use, in either direction, needs none.
+// A tunnel that is in use, in either direction, needs no persistent keepalive.
 func TestPersistentKeepaliveActive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -335,7 +337,8 @@ func TestPersistentKeepaliveActive(t *testing.T) {
 	})
 }
 
-// Turned on without a session, it makes one; and a device that goes up with it configured does so too.
+// If a persistent keepalive is turned on and there is no session, the device makes one. So does a device that goes up with a
+// persistent keepalive configured.
 func TestPersistentKeepaliveMakesSession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
@@ -350,7 +353,7 @@ func TestPersistentKeepaliveMakesSession(t *testing.T) {
 	})
 }
 
-// The endpoint may come after the interval.
+// The endpoint may be configured after the persistent keepalive.
 func TestPersistentKeepaliveThenEndpoint(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.node("b")

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// TestConstants holds each constant to its definition in the whitepaper or in Linux.
+// TestConstants compares each constant with its definition in the whitepaper or in Linux.
 func TestConstants(t *testing.T) {
 	pow := func(e uint) *big.Int { return new(big.Int).Lsh(big.NewInt(1), e) }
 	reject := new(big.Int).Sub(pow(64), pow(13))
@@ -58,7 +58,7 @@ func TestConstants(t *testing.T) {
 		name      string
 		got, want int
 	}{
-		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux sends the first, and gives up when more than 18 retries were sent.
+		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux gives up when it has sent more than 18 retries after the first one.
 		{"initiations of a series", maxAttempts, 20},
 		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", backlog.Long, 4096 / 8},
 		{"MAX_STAGED_PACKETS", staged.Max, 128},
@@ -109,7 +109,7 @@ func TestTimersNext(t *testing.T) {
 	}
 }
 
-// TestJitter: "0 to 333 ms", and two ends that do the same at the same instant wait for different times.
+// TestJitter: the jitter is "0 to 333 ms", and two ends that do the same at the same moment wait for different times.
 func TestJitter(t *testing.T) {
 	least, most := int64(math.MaxInt64), int64(0)
 	same := 0
@@ -131,7 +131,7 @@ func TestJitter(t *testing.T) {
 	if least > maxJitter/100 || most < maxJitter*99/100 {
 		t.Errorf("jitter is from %d to %d: it does not fill its range", least, most)
 	}
-	if same > 200 { // of 10,000, 60 are expected
+	if same > 200 { // 60 of 10,000 are expected
 		t.Errorf("%d of 10000 pairs of ends are within 1 ms of each other", same)
 	}
 }
@@ -154,7 +154,8 @@ func TestUnansweredCountsFromFirstDataPacket(t *testing.T) {
 	c.wantNone(timerUnanswered, "it fired")
 }
 
-// Subscribers are told once, after 11 s and the jitter, and no later than the new session is asked for.
+// An event says once that data went unanswered, 11 s and the jitter after the data was sent. That is before the device asks for a
+// new session.
 func TestUnansweredIsPublished(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -208,11 +209,11 @@ func TestUnansweredOnlyWhenSent(t *testing.T) {
 	if !c.sending(1, c.now, c.step()) {
 		t.Fatal("there is no session")
 	}
-	c.sentOn(false, c.heard, c.now, c.step()) // the socket failed: no data left
+	c.sentOn(false, c.heard, c.now, c.step()) // the socket failed, and no data was sent
 	c.wantNone(timerUnanswered, "only when the send succeeded")
 }
 
-// An answer may come before the sender's goroutine gets to report that the question left.
+// An answer may arrive before the goroutine that sent the data calls sentOn. Then sentOn does not start the timer.
 func TestUnansweredNotArmedOnceAnswered(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -326,8 +327,8 @@ func TestPersistentKeepalive(t *testing.T) {
 	c.wantNone(timerPersistent, "it was turned off meanwhile")
 }
 
-// TestPersistentKeepaliveOffAmidSleep: a persistent keepalive that was turned off and comes due together with a passive one,
-// as after a sleep, does not take that with it.
+// TestPersistentKeepaliveOffAmidSleep: after a sleep, the timer of a persistent keepalive that was turned off may be due together
+// with a passive keepalive. The passive keepalive is still sent.
 func TestPersistentKeepaliveOffAmidSleep(t *testing.T) {
 	c := newCore(t)
 	c.persistent = 25

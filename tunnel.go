@@ -1,13 +1,14 @@
 package wireguard
 
-// A PacketSource yields IP packets to be tunnelled. The device reads each source for itself: one call at a time, which
-// sees what the one before wrote, though while much comes not always from the same goroutine.
+// A PacketSource yields IP packets to be tunnelled. The device reads each source separately, one call at a time. The
+// calls may come from different goroutines, but each call sees what the previous one wrote to memory.
 type PacketSource interface {
 	// ReadPackets waits until packets are ready, puts as many as are ready and fit into b, and returns.
-	// It never waits once b holds a packet. b arrives empty and belongs to the source until the return.
+	// It never waits once b holds a packet. b is empty at first, and belongs to the source until ReadPackets returns.
 	//
-	// Packets put into b before an error are still sent. io.EOF says that there will be no more, and ends the
-	// reading. Any other error means that the tunnel is gone: it ends the device, which reports it from Device.Err.
+	// Packets put into b before an error are still sent. io.EOF means that no more packets will follow: the device
+	// stops reading this source. Any other error means that the tunnel is gone: the device ends, and Device.Err returns
+	// an error that wraps it.
 	ReadPackets(b *Batch) error
 }
 
@@ -19,29 +20,29 @@ type PacketSink interface {
 	// The sink may use and overwrite the packets, within their length, until it returns. It must not wait: it drops
 	// what it cannot take at once.
 	//
-	// The device calls it concurrently, from one goroutine per Receiver, and from others with its own ICMP errors. A
-	// peer's packets that arrive through one Receiver are in order. When they begin to arrive through another Receiver,
-	// the first of them may overtake the last from the Receiver before. That happens when the peer changes to an address
-	// or a family that has another Receiver, and when this device changes its port or wakes up, which replaces all
-	// Receivers.
+	// The device calls WritePackets concurrently: from one goroutine per Receiver, and from other goroutines with ICMP
+	// errors that the device makes. A peer's packets that arrive through one Receiver are delivered in order. When they
+	// begin to arrive through another Receiver, the first ones from the new Receiver may overtake the last ones from the
+	// old Receiver. That happens when the peer changes to an address or an address family that another Receiver reads.
+	// It also happens when this device changes its port or wakes up, which replaces all Receivers.
 	WritePackets(pkts [][]byte) (n int, err error)
 }
 
 // A Tunnel is the plaintext side of a device, in both directions. Packets that arrived through the device go to its
-// WritePackets. Packets to be sent come from one of three interfaces, which a Tunnel implements as well:
+// WritePackets. For the packets to be sent, a Tunnel also implements one of three interfaces:
 //
 //   - [PacketSource]: the device reads it.
-//   - [Queues]: the device reads several sources, each on its own.
-//   - [Attacher]: it is not read; it calls Device.Send.
+//   - [Queues]: the device reads several sources separately.
+//   - [Attacher]: the device does not read the Tunnel; the Tunnel calls Device.Send.
 //
-// New refuses a Tunnel that implements none of them. The device uses Attach alone if a Tunnel is an Attacher, and Queues
-// alone if it has both Queues and ReadPackets. A type that wraps a Tunnel has to implement the interface again: embedding a
-// Tunnel does not pass it on.
+// New refuses a Tunnel that implements none of them. If a Tunnel is an Attacher, the device uses Attach alone. If a Tunnel
+// has both Queues and ReadPackets, the device uses Queues alone. A type that wraps a Tunnel has to implement the interface
+// itself: embedding a Tunnel passes on only the methods of Tunnel.
 type Tunnel interface {
 	PacketSink
 
 	// MTU is the largest packet, in bytes, that the tunnel carries. It may change while the device runs. The device
-	// calls it from several goroutines, about once per batch.
+	// calls MTU from several goroutines, about once per batch.
 	MTU() int
 
 	// Close unblocks every ReadPackets, which then fails with an error that wraps net.ErrClosed or os.ErrClosed.
@@ -50,14 +51,14 @@ type Tunnel interface {
 
 // Queues is implemented by a Tunnel that has several sources of packets, such as the queues of a network interface.
 type Queues interface {
-	// Queues returns the sources. The device calls it once, in the first Up, and reads each source on its own.
+	// Queues returns the sources. The device calls Queues once, in the first Up, and reads the sources separately.
 	Queues() []PacketSource
 }
 
-// An Attacher is a Tunnel that pushes its packets. No goroutine of the device reads it.
+// An Attacher is a Tunnel that pushes its packets into the device. No goroutine of the device reads it.
 type Attacher interface {
-	// Attach hands over the device. New calls it once. From then on the Tunnel calls Device.Send, from any goroutine.
-	// Send drops and counts packets before Device.Up and after Device.Down.
+	// Attach gives the device to the Tunnel. New calls Attach once. From then on the Tunnel calls Device.Send, from any
+	// goroutine. Send drops and counts packets before Device.Up and after Device.Down.
 	Attach(d *Device)
 }
 
@@ -70,7 +71,7 @@ func hasPackets(t Tunnel) bool {
 	return false
 }
 
-// sources returns what the device reads of t.
+// sources returns the sources of t that the device reads; an Attacher has none.
 func sources(t Tunnel) []PacketSource {
 	switch t := t.(type) {
 	case Attacher:

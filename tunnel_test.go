@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// A calls notes which of a Tunnel's methods were called, in order.
+// A calls records which of a Tunnel's methods were called, in order.
 type calls struct {
 	mu    sync.Mutex
 	names []string
-	read  chan struct{} // holds a token once a source was read
+	read  chan struct{} // gets a value when a source is read
 }
 
 func (c *calls) note(name string) {
@@ -41,8 +41,8 @@ type attachCalls struct{ *calls }
 
 func (a attachCalls) Attach(*Device) { a.note("Attach") }
 
-// TestTunnelInterfaces: a device takes packets from one interface of its Tunnel, an Attacher's before Queues before a
-// PacketSource, and refuses a Tunnel that has none of them.
+// TestTunnelInterfaces: a device takes packets from only one interface of its Tunnel. It prefers Attacher to Queues, and Queues to
+// PacketSource. It refuses a Tunnel that has none of them.
 func TestTunnelInterfaces(t *testing.T) {
 	c := &calls{read: make(chan struct{}, 1)}
 	source, queues, attacher := sourceCalls{c, "ReadPackets"}, queuesCalls{c}, attachCalls{c}
@@ -93,7 +93,7 @@ func TestTunnelInterfaces(t *testing.T) {
 				<-c.read
 			}
 			d.Down()
-			if err := d.Up(); err != nil { // asks for nothing again
+			if err := d.Up(); err != nil { // must not call the Tunnel's methods again
 				t.Fatal(err)
 			}
 			if err := d.Close(); err != nil {

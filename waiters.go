@@ -6,13 +6,13 @@ import (
 )
 
 // Handshake waits for a session with a peer on which packets can be expected to arrive: something was received on it since
-// the configuration last changed the peer's endpoint, and no data has been unanswered for 10 s. If there is none, it
-// makes one, as Renew does.
+// the configuration last changed the peer's endpoint, and no data has been unanswered for 10 s. If there is no such
+// session, Handshake makes one, as Renew does.
 //
 // Handshake fails when ctx ends. It fails with ErrNoAnswer once 20 initiations went unanswered, which takes about 100 s;
-// those from before the call count, unless the peer was heard since. It fails with ErrNoPeer, ErrNoEndpoint, ErrNoPrivateKey
-// or ErrDown, also if that happens while it waits. After Close the error wraps net.ErrClosed. When ctx ends, and with
-// ErrNoAnswer, the error also wraps the Bind's error if the last message to the peer was not sent.
+// initiations from before the call count, unless the peer was heard since then. It fails with ErrNoPeer, ErrNoEndpoint,
+// ErrNoPrivateKey or ErrDown, also if the reason arises while it waits. After Close the error wraps net.ErrClosed. When ctx
+// ends, and with ErrNoAnswer, the error also wraps the Bind's error if the last message to the peer was not sent.
 func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 	if err := d.await(ctx, key, false); err != nil {
 		return errorf("handshake with %v: %w", key, err)
@@ -20,9 +20,10 @@ func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 	return nil
 }
 
-// Renew makes a new session with a peer now, whatever the present one, and waits for it. An endpoint that got an
-// initiation in the last 5 s gets the next one after that time, and a peer gets at most 4 in 5 s, wherever it moves. Renew
-// fails as Handshake does. If ctx has ended already, Renew begins to make the session and does not wait for it.
+// Renew makes a new session with a peer now, even if there is one, and waits for the new one. An endpoint that got an
+// initiation in the last 5 s gets the next one when the 5 s are over. A peer gets at most 4 initiations in 5 s, however
+// often its endpoint changes. Renew fails as Handshake does. If ctx has ended already, Renew begins to make the session
+// and does not wait for it.
 func (d *Device) Renew(ctx context.Context, key PublicKey) error {
 	if err := d.await(ctx, key, true); err != nil {
 		return errorf("renew the session with %v: %w", key, err)
@@ -33,8 +34,8 @@ func (d *Device) Renew(ctx context.Context, key PublicKey) error {
 // A wish is a call of Handshake or Renew.
 type wish struct {
 	renew    bool
-	asked    bool       // for an initiation
-	sessions uint32     // the peer's, at that moment
+	asked    bool       // whether it has asked for an initiation
+	sessions uint32     // the peer's count of sessions when it asked
 	news     chan error // nil says that the session may be there, an error that there will be none
 }
 
@@ -46,7 +47,7 @@ func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err erro
 	w := wish{renew: renew, news: make(chan error, 1)}
 	for waits := true; waits && err == nil; {
 		if waits, err = d.look(p, &w); waits {
-			if ctx.Err() == nil { // a select would take either, if both are ready
+			if ctx.Err() == nil { // if both are ready, a select might take the news
 				select {
 				case err = <-w.news:
 					continue
@@ -85,7 +86,7 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 			w.asked, w.sessions = true, p.sessions
 			p.renew(now, &out)
 		} else if !p.initiating && !p.timers.pending(timerRetransmit) {
-			p.renew(now, &out) // the session that was made is not the one, and no other is under way
+			p.renew(now, &out) // the session that was made is not the wanted one, and no initiation is under way
 		}
 		waits = true
 		p.waits = append(p.waits, w.news)
@@ -94,7 +95,7 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 	return waits, err
 }
 
-// endWaits tells the calls that wait for p. p.mu is held.
+// endWaits tells err to the calls that wait for p. p.mu is held.
 func (p *peer) endWaits(err error) {
 	for _, c := range p.waits {
 		c <- err

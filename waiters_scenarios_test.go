@@ -13,13 +13,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// All endings of Handshake and of Renew. None leaves a waiter behind.
+// Handshake and Renew are made to end in each possible way. In no case a waiter is left behind.
 func TestHandshakeEndings(t *testing.T) {
 	sentinels := []error{wireguard.ErrDown, wireguard.ErrNoPeer, wireguard.ErrNoEndpoint, wireguard.ErrNoPrivateKey,
 		wireguard.ErrNoAnswer, net.ErrClosed, context.DeadlineExceeded}
 	for _, test := range []struct {
 		name string
-		// during happens while Handshake waits.
+		// during is called while Handshake or Renew waits.
 		before, during func(w *world, a, b *node)
 		ctx            func() (context.Context, context.CancelFunc)
 		want           error // nil: success
@@ -33,7 +33,7 @@ func TestHandshakeEndings(t *testing.T) {
 		{name: "stands already", before: func(w *world, a, b *node) {
 			w.net.Mend(nil, nil)
 			w.connect(a, b)
-			w.advance(5 * time.Second) // after which Renew may go ahead
+			w.advance(5 * time.Second) // so that Renew need not wait
 		}},
 		{name: "no such peer", before: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, want: wireguard.ErrNoPeer},
 		{name: "no endpoint", before: func(w *world, a, b *node) {
@@ -148,7 +148,7 @@ func TestHandshakeSaysWhySendingFails(t *testing.T) {
 	})
 }
 
-// Answers that do not open are told from silence.
+// The error of Handshake distinguishes a response that does not open from no response.
 func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		psk := wireguard.NewPresharedKey()
@@ -166,7 +166,8 @@ func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
 	})
 }
 
-// LastReceived is the wall time of the last authentic message, keepalives among them.
+// LastReceived is the time of the last authentic message, keepalives included. It is computed from the present wall clock, so that
+// it moves if the clock is set.
 func TestLastReceived(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		if got := a.status(b).LastReceived; !got.IsZero() {

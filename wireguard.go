@@ -2,8 +2,8 @@
 // a datagram side that the program chooses.
 //
 // The packet side is a [Tunnel]: a kernel TUN (transport/tun), a gVisor stack (transport/netstack), an adapter for a
-// wireguard-go device (transport/wgo), or the program's own few lines. The datagram side is a [Bind]: UDP sockets
-// (transport/udp), an in-memory wire (transport/pipe), or the program's own relay. A device of two peers:
+// wireguard-go device (transport/wgo), or the program's own type. The datagram side is a [Bind]: UDP sockets
+// (transport/udp), an in-memory wire (transport/pipe), or the program's own relay. A device with one peer:
 //
 //	device, err := wireguard.New(wireguard.Config{
 //		PrivateKey: key,
@@ -47,8 +47,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// A Device is one end of any number of tunnels. It is made by New, and must not be copied. Its methods may be called from
-// any goroutine.
+// A Device is one end of any number of tunnels. New makes it. It must not be copied. Its methods may be called from any
+// goroutine.
 //
 //	          Up                Down, or Close
 //	(New) ──────────▶ up ──────────────────────▶ down ──▶ ...
@@ -58,33 +58,35 @@ import (
 //
 // Configuration and counters outlive Down; sessions and staged packets do not.
 //
-// From inside a call that the device makes, some methods would wait for themselves, and must not be called:
+// Inside a call that the device makes to the program, some methods must not be called, since they would wait until that
+// call returns:
 //
 //   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer and
-//     RemovePeer. They take the lock of the configuration, which is held there.
-//   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, which wait for the
-//     receivers, and a receiver makes these calls; and Handshake, whose answer may be what the call keeps from coming.
-//   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for those.
-//   - In Config.KeyLog: Close, which waits for the handshakes under way, and Handshake, which would wait for itself.
-//   - In Config.Logger: all of these. In Config.Clock: any.
+//     RemovePeer. These methods take the configuration lock, which is held during the call.
+//   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, because they wait
+//     for the receivers' goroutines, which make these calls. Also Handshake and Renew, because they may wait for an
+//     answer that this very goroutine has to receive.
+//   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for these calls.
+//   - In Config.KeyLog: Close, Handshake and Renew. They wait for handshakes, and handshakes wait for the call.
+//   - In Config.Logger: all methods named above. In Config.Clock: any method of the device.
 type Device struct {
 	tunnel   Tunnel
 	bind     Bind
 	log      *slog.Logger // nil: silent
 	keyLog   keylog.Log
 	clock    Clock
-	start    time.Duration // what clock told in New
+	start    time.Duration // the time of clock in New
 	random   func([]byte)
 	lookup   func(context.Context, PublicKey) (PeerConfig, error)
-	headroom int // of the bind
+	headroom int // of bind; see Framer
 	helpers  int // Config.Helpers
 
 	sentTimestamp Timestamp // floor of the timestamps that are sent
 
 	maxStagedBytes, maxStagedPerPeer int64
 
-	// mu is the configuration lock: it is taken first of all, by what changes the configuration, and never while a
-	// packet is under way.
+	// mu is the configuration lock. A goroutine that changes the configuration takes it before any other lock. Nobody
+	// takes it on the path of a packet.
 	mu         sync.Mutex
 	port, mark atomic.Uint32 // as configured; written with mu held
 	serial     uint64        // the number of peers that were ever added; guarded by mu
@@ -98,12 +100,12 @@ type Device struct {
 	sessions sessionTable
 
 	cookieSecret atomic.Pointer[cookieSecret] // nil: not yet
-	cookieMu     sync.Mutex                   // held to renew the secret, and guards the next; taken last but for the deadlines'
+	cookieMu     sync.Mutex                   // held to renew the secret; guards sourceLimit; only deadlines' lock comes after it
 	sourceLimit  ratelimit.Limiter[source]
 
 	slow          slowPath
-	deadlines     deadlines.Queue[*peer] // nil stands for the sweep of sourceLimit
-	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by its lock
+	deadlines     deadlines.Queue[*peer] // the nil peer stands for the sweep of sourceLimit
+	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by the lock of deadlines
 	lookups       admission.Desk[PublicKey, *initiation]
 	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
 	pool          staged.Pool[*peer]
@@ -112,25 +114,25 @@ type Device struct {
 	ecnMismatches atomic.Uint64
 	troubled      atomic.Int64 // when trouble with receiving was last reported
 
-	wg        sync.WaitGroup // receivers, sources, workers, the time's goroutine
+	wg        sync.WaitGroup // receivers, sources, workers, lookups, and keepTime
 	closeOnce sync.Once
 	done      chan struct{}
 	err       error // why the device ended; read after done
-	closeErr  error // the tunnel's; read after closeOnce
+	closeErr  error // the error of closing the tunnel; read after closeOnce
 }
 
-// running is a device from Up to Down.
+// running is the state of a device from Up to Down.
 type running struct {
 	socket    atomic.Pointer[openSocket]
-	retired   []*openSocket  // replaced, and still read; guarded by the configuration lock
-	receivers sync.WaitGroup // of socket, and of those that it took the place of
+	retired   []*openSocket  // sockets that were replaced and are still read; guarded by the configuration lock
+	receivers sync.WaitGroup // the receivers of socket, and of the sockets that it replaced
 	alarm     boottime.Alarm
 	ctx       context.Context // of lookups
 	cancel    context.CancelFunc
 }
 
-// New checks c, as a whole, and makes a device of it. It starts nothing: that is for Up. An error tells everything that
-// is wrong.
+// New checks c and makes a device from it, which does nothing until Up. The error names everything that is wrong with
+// c.
 func New(c Config) (*Device, error) {
 	headroom, changes := headroomOf(c.Bind), make([]PeerChange, len(c.Peers))
 	for i := range c.Peers {
@@ -162,11 +164,11 @@ func New(c Config) (*Device, error) {
 	return d, nil
 }
 
-// now is the core's time. It starts an hour after zero, which means never.
+// now returns the core's time. It begins at one hour, because zero means never.
 func (d *Device) now() int64 { return int64(d.clock.Now()-d.start) + 3600*second }
 
-// Up opens the socket and starts the device: staged packets are sent and persistent keepalives begin. On a device that
-// is up it does nothing. The error is the Bind's, or wraps net.ErrClosed after Close.
+// Up opens the socket and starts the device: staged packets are sent and persistent keepalives begin. If the device is
+// up, Up does nothing. The error wraps that of the Bind or, after Close, net.ErrClosed.
 func (d *Device) Up() error {
 	d.mu.Lock()
 	due, err := d.up()
@@ -179,7 +181,8 @@ func (d *Device) Up() error {
 	return err
 }
 
-// up is Up but for what is due after it. mu is held.
+// up does the part of Up that needs mu, which is held. It returns the peers to which something is to be sent
+// afterwards.
 func (d *Device) up() (due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, errClosed
@@ -215,7 +218,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 }
 
 // Down closes the socket, drops staged packets and wipes all sessions. Configuration and counters stay, and Up brings
-// the device back. On a device that is down it does nothing.
+// the device back. If the device is down, Down does nothing.
 func (d *Device) Down() {
 	d.mu.Lock()
 	r := d.stop()
@@ -226,7 +229,7 @@ func (d *Device) Down() {
 	}
 }
 
-// stop takes the device down, and returns what it was while it was up, or nil if it was down. mu is held.
+// stop takes the device down. It returns the state that ended, or nil if the device was down. mu is held.
 func (d *Device) stop() *running {
 	r := d.running.Swap(nil)
 	if r == nil {
@@ -255,9 +258,10 @@ func (d *Device) stop() *running {
 	return r
 }
 
-// Wake tells the device that the machine slept or that its network changed. The socket is opened anew on the same port;
-// what is due is done; peers with a session hear from the device's new address. While the device is down, Wake does
-// nothing. If the socket cannot be opened, the device stays up without one, until the next Wake.
+// Wake tells the device that the machine slept or that its network changed. Wake opens the socket anew on the same
+// port, does what is due, and sends a packet to each peer with a session, so that the peer learns the device's new
+// address. While the device is down, Wake does nothing. If the socket cannot be opened, the device stays up without one
+// until Wake or a Configure with a ListenPort opens one.
 //
 // If the socket is a [Renewer], it is closed only after the new one is open, and no packet is lost. Otherwise the old
 // socket is closed first, and packets that are sent or arrive before the new one is open are lost.
@@ -289,8 +293,8 @@ func (d *Device) Wake() error {
 	return err
 }
 
-// Close ends the device, and closes its socket and its tunnel. It may be called from any state, and again; it returns
-// when all is over. The error is the tunnel's.
+// Close ends the device, and closes its socket and its tunnel. Close may be called in any state, and several times. It
+// returns when the device has ended. The error is that of closing the tunnel.
 func (d *Device) Close() error {
 	d.end(nil)
 	return d.closeErr
@@ -299,7 +303,7 @@ func (d *Device) Close() error {
 // Done is closed when the device has ended, by Close or because its tunnel failed; see Err.
 func (d *Device) Done() <-chan struct{} { return d.done }
 
-// Err is why the device ended: nil before it did, and nil after Close.
+// Err returns why the device ended. It returns nil while the device has not ended, and after Close.
 func (d *Device) Err() error {
 	select {
 	case <-d.done:
@@ -309,13 +313,13 @@ func (d *Device) Err() error {
 	}
 }
 
-// end is Close, with a reason.
+// end ends the device. why is what Err returns from then on.
 func (d *Device) end(why error) {
 	d.closeOnce.Do(func() {
 		d.closing.Store(true)
 		d.mu.Lock()
 		d.stop()
-		d.mu.Unlock() // from here on nothing is added to wg but by what is in it
+		d.mu.Unlock() // from here on, only goroutines that wg counts add to it
 		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			d.closeErr = errorf("close the tunnel: %w", err)
 		}
@@ -358,8 +362,8 @@ func (d *Device) sourceEnded(err error) {
 	go d.end(errorf("the tunnel ended: %w", err))
 }
 
-// release ends a visit to p's core, which began with p.mu locked and left its requests in out. It sees to p's next deadline
-// and publishes events under the lock, unlocks p, and does the rest.
+// release ends a call to the core of p, which has left its requests in out. The caller has locked p.mu. release schedules
+// p's next deadline and publishes events under that lock, unlocks it, and then carries out the other requests.
 func (d *Device) release(p *peer, out *outbox) {
 	d.pool.Count(p, &p.account, p.staged.Bytes)
 	if !p.removed {
@@ -392,14 +396,15 @@ func (d *Device) release(p *peer, out *outbox) {
 	}
 }
 
-// releaseBut is release but for a keepalive. It reports whether the caller is to send one, perhaps together with others.
+// releaseBut does what release does, but sends no keepalive. It reports whether the caller is to send one, perhaps
+// together with others.
 func (d *Device) releaseBut(p *peer, out *outbox) (keepalive bool) {
 	keepalive, out.keepalive = out.keepalive, false
 	d.release(p, out)
 	return keepalive
 }
 
-// drop counts packets or messages of p's that are dropped. p.mu is held.
+// drop counts packets or messages of p that are dropped. p.mu is held.
 func (d *Device) drop(p *peer, r DropReason, n int) {
 	if n == 0 {
 		return

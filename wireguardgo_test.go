@@ -49,7 +49,7 @@ func TestWireGuardGo(t *testing.T) {
 	}
 }
 
-// TestWireGuardGoCookies has each implementation challenge the other.
+// TestWireGuardGoCookies: each implementation accepts the cookie replies of the other, and the macs made with them.
 func TestWireGuardGoCookies(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	id, source := x.responder, []byte{192, 0, 2, 7, 0x30, 0x39}
@@ -102,7 +102,7 @@ func TestWireGuardGoCookies(t *testing.T) {
 	})
 }
 
-// TestWireGuardGoReplay gives the same counters to both windows.
+// TestWireGuardGoReplay gives the same counters to this package's window and to that of wireguard-go.
 func TestWireGuardGoReplay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var ours window

@@ -1,5 +1,5 @@
 // Package api holds the exported API of each package of this module that can be imported, as text, one name per line. Its test
-// compares the text with the code, so that no change of the API goes unnoticed:
+// compares the text with the code, so that each change of the API is noticed:
 //
 //	go test ./api            # what differs
 //	go test ./api -update    # writes the files
@@ -33,7 +33,7 @@ const module = "github.com/seed-86b749af/wireguard"
 
 var update = flag.Bool("update", false, "write the files")
 
-// systems are compared by the names that they export. The text is that of the first.
+// systems are compared by the names that the module exports on them. The text is that of the first system.
 var systems = [][2]string{
 	{"linux", "amd64"}, {"android", "arm64"}, {"darwin", "arm64"}, {"windows", "amd64"}, {"freebsd", "amd64"}, {"openbsd", "amd64"}, {"js", "wasm"},
 }

@@ -162,18 +162,18 @@ func (s sample) cost() aside {
 // A match compares one figure between the two checkouts.
 type match struct {
 	name, unit, better string
-	ours, theirs       summary // of the whole samples, but the median and the extremes are the figure's
+	ours, theirs       summary // the asides are those of the samples; the median and the extremes are those of the compared figure
 	pairs              []float64
 }
 
-// newMatch compares the figure that of returns for each of our samples and of their samples.
-func newMatch(name, better string, samples [2][]sample, of func(sample) aside) match {
-	m := match{name: name, better: better, unit: of(samples[0][0]).Unit}
+// newMatch compares the figures that figureOf returns for our samples and for theirs.
+func newMatch(name, better string, samples [2][]sample, figureOf func(sample) aside) match {
+	m := match{name: name, better: better, unit: figureOf(samples[0][0]).Unit}
 	var values [2][]float64
 	for i, sum := range []*summary{&m.ours, &m.theirs} {
 		*sum = summarize(samples[i])
 		for _, s := range samples[i] {
-			values[i] = append(values[i], of(s).Value)
+			values[i] = append(values[i], figureOf(s).Value)
 		}
 		sum.median, sum.low, sum.high = median(values[i]), slices.Min(values[i]), slices.Max(values[i])
 	}

@@ -124,7 +124,7 @@ func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][
 				if err := c.put(d); err != nil {
 					panic(err)
 				}
-				clear(d) // the wire borrows it only until put returns
+				clear(d) // put must have copied it
 				n++
 			}
 			c.end()

@@ -51,7 +51,7 @@ func TestCheckGoals(t *testing.T) {
 	}
 }
 
-// Whatever is quick has a goal, or a figure that must be 0; its name is of the family load.
+// Each quick name has a goal, or a figure that must be 0, and belongs to the family load.
 func TestQuickNames(t *testing.T) {
 	n := 0
 	for _, m := range onDemand() {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// loadMeasures are what many clients, or one hostile party, do to a device, and what others still get.
+// loadMeasures measure a device under the load of many clients or of one hostile party.
 func loadMeasures() []measure {
 	return []measure{
 		{name: "load/storm", unit: "s", lower: true, alone: true, rounds: 1, goal: 15, run: func(st *stage) (sample, error) { return runStorm(st, false) }},
@@ -51,8 +51,9 @@ func (t *loadTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// A windowSocket is a socket in memory. It delivers what next returns until that is nil, each message from an address of its own,
-// and keeps a number of messages in flight: each one that the device sends lets another one in.
+// A windowSocket is a socket in memory. It delivers the messages that next returns until next returns nil, each from a
+// different address. It keeps a fixed number of messages in flight: after each message that the device sends, it delivers
+// another one.
 type windowSocket struct {
 	next   func() []byte
 	tokens chan struct{}
@@ -107,9 +108,9 @@ func (s *windowSocket) Receive() ([]wireguard.Train, error) {
 	return s.trains, nil
 }
 
-// runHandshakes measures how many initiations a core answers per second: a first round makes the secrets of the static keys known,
-// and a second one is measured. With a Lookup, which takes no time, the device knows no peer before, and the first round is
-// measured. The handshakes are as many as st.Peers, and 24 are in flight, so that the device is not under load.
+// runHandshakes measures how many initiations a core answers per second: in a first round, the device computes the shared secrets
+// of the static keys, and a second round is measured. With a Lookup, which takes no time, the device knows no peer beforehand, and
+// the first round is measured. The handshakes are as many as st.Peers, and 24 are in flight, so that the device is not under load.
 func runHandshakes(st *stage, lookup bool) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	all := newCallers(st.Peers, key.Public())
@@ -188,8 +189,8 @@ func runCookies(st *stage) (sample, error) {
 	}}, nil
 }
 
-// cookieCrypto returns how often per second so many goroutines do what a cookie reply costs in cryptography: mac1, the cookie, mac2
-// and the seal. They share nothing, so this is what the machine's cores allow.
+// cookieCrypto returns how often per second this number of goroutines does the cryptography of a cookie reply: mac1, the cookie,
+// mac2 and the seal. They share nothing, so the result is the limit of the machine's cores.
 func cookieCrypto(goroutines int, span time.Duration) float64 {
 	var done atomic.Int64
 	var all sync.WaitGroup

@@ -17,7 +17,7 @@ import (
 // floodRate is the number of forged initiations per second.
 const floodRate = 40000
 
-// forgeries makes initiations to hub whose mac1 is valid, and nothing else.
+// forgeries makes initiations to hub in which only mac1 is valid.
 func forgeries(hub wireguard.PublicKey, n int) [][]byte {
 	macKey := sum([]byte("mac1----"), hub[:])
 	pool := make([][]byte, n)
@@ -58,13 +58,13 @@ func floodForged(c crowd, in io.Reader) error {
 	}
 }
 
-// flooded calls do while forged initiations to hub arrive at port.
+// flooded calls the function do while forged initiations to hub arrive at port.
 func flooded(st *stage, hub wireguard.PublicKey, port uint16, do func() error) error {
 	in, ended, err := gather(st, crowd{Hub: hub, Port: port, Flood: floodRate}, io.Discard)
 	if err != nil {
 		return err
 	}
-	time.Sleep(st.Warm) // it starts, and the device comes under load
+	time.Sleep(st.Warm) // the generator starts, and the device comes under load
 	err = do()
 	in.(io.Closer).Close()
 	<-ended

@@ -48,7 +48,7 @@ func newCallers(n int, hub wireguard.PublicKey) []*caller {
 	return all
 }
 
-// each calls do for all callers, on all cores.
+// each calls the function do for all callers, on all cores.
 func each(all []*caller, do func(*caller)) {
 	var wg sync.WaitGroup
 	part := len(all)/runtime.GOMAXPROCS(0) + 1
@@ -71,7 +71,7 @@ func configs(all []*caller) (peers []wireguard.PeerConfig) {
 	return peers
 }
 
-// callerBits is the part of an index that names the caller. The rest counts the attempts.
+// callerBits is how many bits of an index name the caller. The other bits count the attempts.
 const callerBits = 20
 
 // call makes the next initiation of caller number i.
@@ -86,7 +86,7 @@ func (c *caller) call(i int) []byte {
 	return c.message
 }
 
-// A storm is callers behind one socket, each with an address of its own.
+// A storm is a group of callers behind one socket, each with its own address.
 type storm struct {
 	socket wireguard.Socket
 	hub    wireguard.Endpoint
@@ -140,7 +140,7 @@ func (s *storm) take(m []byte) {
 	index := binary.LittleEndian.Uint32(m[at:])
 	i := int(index & (1<<callerBits - 1))
 	if i >= len(s.all) || s.all[i].index != index || s.all[i].done {
-		return // of an attempt that was given up
+		return // an answer to an attempt that was given up
 	}
 	switch c := s.all[i]; {
 	case m[0] == 2 && len(m) == responseSize:
@@ -249,7 +249,7 @@ func runStorm(st *stage, lookup bool) (sample, error) {
 
 var errStranger = errors.New("a stranger")
 
-// slowLookup returns a Config.Lookup that takes a time and knows some peers.
+// slowLookup returns a Config.Lookup that knows some peers and takes the given time.
 func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.Duration) func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error) {
 	return func(_ context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
 		time.Sleep(takes)
@@ -261,7 +261,7 @@ func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.D
 }
 
 // runStrangers measures how many of 40 clients have a session by their second attempt, through a Lookup of 200 ms. Beside them
-// 5,000 strangers per second initiate, each from an address of its own, and none receives what it is answered.
+// 5,000 strangers per second initiate, each from an address of its own, and none of them receives the answers.
 func runStrangers(st *stage) (sample, error) {
 	const clients = 40
 	key := wireguard.NewPrivateKey()
@@ -294,7 +294,7 @@ func runStrangers(st *stage) (sample, error) {
 		}
 		deaf.Send(ts)
 	}
-	for time.Since(begin) < time.Second { // they are first
+	for time.Since(begin) < time.Second { // the strangers begin a second before the clients
 		shout()
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// tableMeasures are what large tables cost a device that has little traffic.
+// tableMeasures measure what large tables cost a device that has little traffic.
 func tableMeasures() []measure {
 	return []measure{
 		{name: "load/table", unit: "µs", lower: true, alone: true, rounds: 3, goal: 50, quick: true, run: runTableMove},
@@ -74,7 +74,7 @@ func runTableMove(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	if _, err := weigh(); err != nil { // or the collection of what New left behind takes a core meanwhile
+	if _, err := weigh(); err != nil { // otherwise the collection of New's garbage takes a core meanwhile
 		return sample{}, err
 	}
 	nth := func(i int) []netip.Prefix { i *= 997; return all[i%len(all):][:1] }
@@ -162,8 +162,8 @@ func runShowMemory(st *stage) (sample, error) {
 	return sample{memory, []aside{{Name: "cpu", Unit: "s", Value: cpu}}}, err
 }
 
-// show runs wg(8) on the control socket of a device with 65,000 peers, which is in this process. The resident memory before is that
-// after a garbage collection.
+// show runs wg(8) on the control socket of a device with 65,000 peers, which is in this process. The resident memory before wg runs
+// is read after a garbage collection.
 func show(st *stage) (cpu, memory float64, err error) {
 	c := wireguard.Config{Peers: make([]wireguard.PeerConfig, showPeers(st))}
 	for i := range c.Peers {

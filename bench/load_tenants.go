@@ -66,7 +66,7 @@ func runTenants(st *stage) (sample, error) {
 }
 
 // searchCost returns the processor time, in µs, that one datagram takes from a socket to its device on a port of n devices, all of
-// which are down: the port finds the device, and counts the datagram as one too many. Each datagram of a train is for another device.
+// which are down: the port finds the device, and discards the datagram. The datagrams of a train are for different devices.
 func searchCost(st *stage, n int) (float64, error) {
 	const length, perTrain, inFlight = 64, 64, 1024
 	shared, err := (&udp.Bind{Address: loopback, Receivers: 1}).Share(0)

@@ -144,7 +144,8 @@ func (c byteCounter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A report tells another process how far a flow has progressed. It writes one byte per step packets.
+// A report tells another process how far a flow has progressed. It writes one byte whenever step more packets have
+// passed.
 type report struct {
 	to   io.Writer
 	step int64
@@ -312,7 +313,7 @@ func (n *nest) shake(p *initiator) error {
 					*p = q
 					return nil
 				}
-				continue // a late answer to the initiation before
+				continue // a late answer to the previous initiation
 			case <-late:
 			}
 			break

@@ -102,7 +102,7 @@ func (s *stacks) open() (net.Conn, error) {
 	return s.dial(ctx)
 }
 
-// fill writes to c until that fails, and returns the error.
+// fill writes to c until a write fails, and returns the error.
 func fill(c net.Conn) error {
 	for b := make([]byte, chunk); ; {
 		if _, err := c.Write(b); err != nil {
@@ -111,7 +111,7 @@ func fill(c net.Conn) error {
 	}
 }
 
-// drain reads from c until that fails, and adds the bytes to total.
+// drain reads from c until a read fails, and adds the bytes to total.
 func drain(c net.Conn, total *atomic.Int64) {
 	for b := make([]byte, chunk); ; {
 		n, err := c.Read(b)

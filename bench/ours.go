@@ -67,7 +67,7 @@ func (b countedBind) listen(u *udp.Bind, port uint16) (wireguard.Socket, error) 
 	return s, err
 }
 
-// A groupBind is a countedBind with that many receivers.
+// A groupBind is a countedBind with a given number of receivers.
 type groupBind struct {
 	countedBind
 	receivers int

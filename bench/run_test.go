@@ -131,7 +131,7 @@ func TestProcessOfItsOwn(t *testing.T) {
 func TestMeasures(t *testing.T) {
 	var shop workshop
 	defer shop.close()
-	minutes := []string{"load/storm-lookup", "load/strangers"} // which take seconds even of a small effort
+	minutes := []string{"load/storm-lookup", "load/strangers"} // these take seconds even with a small effort
 	for _, m := range slices.Concat(measures(), sendersMeasures(), receiversMeasures(), loadMeasures()) {
 		if slices.Contains(minutes, m.name) {
 			continue
@@ -160,9 +160,9 @@ func TestMeasures(t *testing.T) {
 	}
 }
 
-// takeSmall takes a small sample. It uses this process, unless the measure starts daemons, or is a difference of the heap, which
-// shrinks when goroutines of earlier samples end. Nor does it where wireguard-go's stack would be closed while connections of a
-// proxy still send: that panics.
+// takeSmall takes a small sample. It uses a new process if the measure starts daemons, or if it is a difference of the heap,
+// which shrinks when goroutines of earlier samples end. It also does so for a proxy on wireguard-go's stack, which panics if it
+// is closed while connections still send. Otherwise it uses this process.
 func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, error) {
 	if m.unit == "bytes" || side == sideTheirs && strings.HasPrefix(m.name, "proxy/") {
 		return took(t, order{Name: m.name, Side: side, Effort: small})

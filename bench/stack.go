@@ -27,7 +27,7 @@ func stackMeasures() []measure {
 // conns is the number of connections of the family stack.
 func (e *effort) conns() int { return min(stackConns, e.Peers) }
 
-// openMany opens n connections, some at the same time.
+// openMany opens n connections, up to stackDials of them at the same time.
 func (s *stacks) openMany(st *stage, n int) ([]net.Conn, error) {
 	conns := make([]net.Conn, n)
 	errs := make([]error, n)
@@ -143,8 +143,9 @@ func runIdleMemory(st *stage) (sample, error) {
 	}}, err
 }
 
-// weighIdle opens conns connections, and weighs the process with the first one, which makes the tunnel's session, and with all.
-// n is how many are between the two. Each of them has carried a byte in each direction, and no goroutine reads it.
+// weighIdle opens conns connections, and weighs the process after the first one, which makes the tunnel's session, and after
+// the last one. n is the number of connections that were opened in between. Each of them has carried a byte in each direction,
+// and no goroutine reads it.
 func (s *stacks) weighIdle(st *stage, conns int) (before, after footprint, n float64, err error) {
 	kept := s.keep(conns)
 	if _, err := s.openMany(st, 1); err != nil {
@@ -183,7 +184,7 @@ func (s *stacks) keep(n int) <-chan net.Conn {
 			if err != nil {
 				return
 			}
-			go func() { // ends, so that it costs nothing
+			go func() { // this goroutine ends, so that its stack is not measured
 				var b [1]byte
 				if _, err := c.Read(b[:]); err == nil {
 					_, _ = c.Write(b[:])

@@ -8,7 +8,7 @@ import (
 // A summary condenses the samples of one side.
 type summary struct {
 	median, low, high float64
-	aside             []aside // medians, in the order of the samples' asides; Wrong if it is in any sample
+	aside             []aside // medians, in the order of the samples' asides; Wrong if the aside is wrong in any sample
 	n                 int
 	values            []float64 // in the order of the rounds
 }

@@ -44,7 +44,7 @@ var wanCells = []wanCell{
 // wanUpload is the path of wan/upload-ping: a home with a slow uplink and a deep queue.
 var wanUpload = wanCell{"upload-ping", 50, 30 * time.Millisecond, 250 * time.Millisecond, 0}
 
-// wanUploadSpans is how many times as long as another sample of the family wan/upload-ping takes.
+// wanUploadSpans is how many times as long a sample of wan/upload-ping takes as another sample of the family.
 const wanUploadSpans = 3
 
 func wanMeasures() (ms []measure) {

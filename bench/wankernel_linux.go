@@ -143,7 +143,7 @@ type kernelNetwork struct {
 	addr netip.Addr
 }
 
-// dial blocks its thread, so ctx has to allow for that.
+// dial blocks its thread, and does not return early when ctx ends.
 func (k kernelNetwork) dial(ctx context.Context, to netip.AddrPort) (c net.Conn, err error) {
 	err = k.socket(func(fd int, f *os.File) (err error) {
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
@@ -166,7 +166,8 @@ func (k kernelNetwork) listen(port uint16) (l net.Listener, err error) {
 	return l, err
 }
 
-// socket runs use with a new TCP socket of the namespace, which use has to copy, and with its descriptor.
+// socket calls the function use with a new TCP socket of the namespace and its descriptor. It closes the socket then,
+// so use must copy what it keeps.
 func (k kernelNetwork) socket(use func(fd int, f *os.File) error) error {
 	return k.host.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

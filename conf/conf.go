@@ -17,25 +17,28 @@
 //
 // # The format
 //
-// Keys and names of sections may be in upper or lower case, and white space in them or around them does not count. Only #
+// Keys and names of sections may be in upper or lower case, and white space in them or around them is ignored. Only #
 // begins a comment; a ; belongs to the value. Repeated lines of Address, DNS, AllowedIPs and the four hooks add up. Of any
 // other key except Endpoint, the last line counts. Several [Interface] sections count as one. Several [Peer] sections with
 // one key change one peer in turn: a later section replaces the AllowedIPs of an earlier one, and keeps what it does not
 // set. The value of a hook is its line, exactly as written. An empty value of a key that only wg-quick(8) knows, and of
 // AllowedIPs, sets nothing.
 //
-// Files may say more here than wg(8) accepts: a peer may have several Endpoint lines. The first is where the peer is at
-// first, and the others are where to look for it when it does not answer. wg(8) uses the last line alone.
+// In one respect a file may say more than wg(8) understands: a peer may have several Endpoint lines. The first line
+// says where the peer is at first, and the others say where to look for it when it does not answer. wg(8) uses only the
+// last line.
 //
-// These differ from wg(8): an Endpoint needs a port from 1 to 65535 as a number, and an address of one host.
+// In another respect this package accepts less than wg(8): an Endpoint needs a port from 1 to 65535, written as a
+// number, and its address must be that of one host.
 //
 // Unknown keys are most often misspelt. [File.Config], [File.Change] and [File.Addition] refuse them, and [File.Unknown] lists
 // them. A program that keeps its own sections and keys in the file declares them in a [Syntax].
 //
 // # Secrets
 //
-// A File holds private and preshared keys, and prints none of them. Only Text returns them. No error repeats a key, or a
-// text that could be a key or a part of one, such as a line that lost its beginning. It gives the number of the line instead.
+// A File holds private and preshared keys. If a program prints the File, the keys are left out; only Text writes them. No
+// error repeats a key, or a text that could be a key or a part of one, such as a line that lost its beginning. It gives the
+// number of the line instead.
 package conf
 
 import (
@@ -63,7 +66,7 @@ type File struct {
 
 	sections []*section // as read, in order; the first holds the lines above all sections
 	first    place      // the place of the first section
-	syntax   *Syntax    // as which the file was read; nil means the zero Syntax
+	syntax   *Syntax    // with which the file was read; nil means the zero Syntax
 }
 
 // A place is the number of a section among all sections that this process has read. 0 means none. A place replaces a
@@ -202,7 +205,7 @@ func (x Syntax) Parse(text []byte) (*File, error) {
 	return p.file, nil
 }
 
-// ReadFile parses the file with that name. An error of [Parse] begins with the name.
+// ReadFile reads and parses the file with that name. An error of [Parse] then begins with the name.
 func ReadFile(name string) (*File, error) { return Syntax{}.ReadFile(name) }
 
 // ReadFile does what the function [ReadFile] does, and knows the sections and keys of x too.
@@ -218,7 +221,8 @@ func (x Syntax) ReadFile(name string) (*File, error) {
 	return f, nil
 }
 
-// settle gives the sections their places. Until then, the from of an Interface or a Peer is the index of its section.
+// settle gives the sections their places. Before settle, the field from of an Interface or a Peer is the index of its
+// section.
 func (f *File) settle() {
 	n := uint64(len(f.sections))
 	f.first = place(places.Add(n) - n + 1)
@@ -252,7 +256,7 @@ func (p *parser) wrong(n int, key string, format string, args ...any) {
 func (p *parser) line(n int, text string) {
 	content, _, _ := strings.Cut(text, "#")
 	if n == 1 {
-		content = strings.TrimPrefix(content, "\ufeff") // some editors begin a file with it; wg(8) refuses it
+		content = strings.TrimPrefix(content, "\ufeff") // some editors begin a file with this mark; wg(8) refuses it
 	}
 	content = strings.Trim(content, space)
 	switch {
@@ -406,8 +410,8 @@ func (f *File) LogValue() slog.Value { return slog.StringValue(f.String()) }
 func ExpandHook(hook, iface string) string { return strings.ReplaceAll(hook, "%i", iface) }
 
 // Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It also leaves
-// out the sections and keys of a [Syntax], and of each peer the endpoints after the first, since wg(8) would use the last
-// one. Unknown keys stay. It fails as Text does.
+// out the sections and keys of a [Syntax], and each peer's endpoints after the first, since wg(8) would use the last one.
+// Unknown keys stay. It fails as Text does.
 func (f *File) Strip() (*File, error) {
 	if err := f.writable(); err != nil {
 		return nil, err

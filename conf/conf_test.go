@@ -29,7 +29,7 @@ const (
 	publicText2 = "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="
 )
 
-// full has every key, and what people put round keys.
+// full has every key, and the comments and white space that people put around keys.
 const full = `# the office
 [Interface] # home
 PrivateKey = ` + privateText + ` # never share
@@ -88,7 +88,7 @@ func parse(t *testing.T, text string) *File {
 	return f
 }
 
-// values is f without its text.
+// values returns f without its text.
 func values(f *File) File {
 	v := File{Interface: f.Interface}
 	v.Interface.from = 0

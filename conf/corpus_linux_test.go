@@ -51,7 +51,7 @@ func TestCorpusWithWg(t *testing.T) {
 
 var exampleName = regexp.MustCompile(`[a-z0-9.-]+\.example\b`)
 
-// A quick is what wg-quick makes of a file.
+// A quick is what wg-quick understands of a file.
 type quick struct {
 	stripped string // what `wg-quick strip` prints
 	values   map[string][]string

@@ -14,12 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// The corpus is files in the shapes that providers and server panels write, with random keys, and odd ones. Beside each file
-// NAME.conf is NAME.want: a line that says what wg makes of the file compared with this package, and what this package makes
-// of it, as describe writes it.
+// The corpus has files as providers and server panels write them, with random keys, and unusual files. Beside each file
+// NAME.conf there is NAME.want. Its first line says whether wg understands the file as this package does, and the others say
+// how this package understands it, as outcome writes it.
 var update = flag.Bool("update", false, "write the corpus's .want files anew; needs wg, wg-quick and root")
 
-// What wg and wg-quick make of a file, compared with this package.
+// The first lines of .want files: how wg and wg-quick understand a file, compared with this package.
 const (
 	sameAsWg = "wg: the same"
 	refused  = "wg: refuses the file"
@@ -44,7 +44,7 @@ func (e everywhere) LookupNetIP(context.Context, string, string) ([]netip.Addr, 
 
 var someAddress = netip.MustParseAddr("192.0.2.250")
 
-// outcome describes what this package makes of a file.
+// outcome describes how this package understands a file.
 func outcome(name string) string {
 	f, err := conf.ReadFile(name)
 	if err == nil {
@@ -94,7 +94,7 @@ func describe(f *conf.File) (string, error) {
 	return b.String() + strings.Join(peers, ""), nil
 }
 
-// quickPart writes what f says to wg-quick.
+// quickPart writes the values of f that are for wg-quick.
 func quickPart(f *conf.File) string {
 	i := &f.Interface
 	mtu := ""
@@ -133,7 +133,8 @@ func texts[T fmt.Stringer](vs []T) (out []string) {
 	return out
 }
 
-// TestCorpus: each file of the corpus means what its .want file says. TestCorpusWithWg checks that against the real programs.
+// TestCorpus checks that this package understands each file of the corpus as its .want file says. TestCorpusWithWg compares
+// with the real programs.
 func TestCorpus(t *testing.T) {
 	for _, name := range corpus(t) {
 		want, err := os.ReadFile(strings.TrimSuffix(name, ".conf") + ".want")

@@ -12,8 +12,8 @@ import (
 )
 
 // Validate checks f as a whole. Its error joins an [Error] for each peer without a key, for each address that the interface
-// has twice, and for each value that cannot be written. It does not look for unknown keys; see [File.Unknown]. What is
-// accepted, and is a mistake most often, is in [File.Warnings].
+// has twice, and for each value that cannot be written. It does not look for unknown keys; see [File.Unknown].
+// [File.Warnings] lists what is accepted although it is most often a mistake.
 func (f *File) Validate() error {
 	errs := append([]error{f.writable()}, f.addressesTwice()...)
 	for i := range f.Peers {
@@ -26,7 +26,8 @@ func (f *File) Validate() error {
 }
 
 // addressesTwice returns an error for each address that the system would refuse to add to the interface a second time.
-// For IPv4 that is an address with the same length, and for IPv6 an address with any length.
+// The system refuses an IPv4 address that the interface has with the same prefix length, and an IPv6 address that it
+// has with any length.
 func (f *File) addressesTwice() (errs []error) {
 	as := f.Interface.Addresses
 	lines := f.addressLines()
@@ -118,9 +119,9 @@ func (f *File) Addrs() (as []netip.Addr) {
 // Config returns f as the configuration of a new device, without a Tunnel and a Bind. It refuses unknown keys and sections, and
 // names the nearest known one, unless Syntax.AllowUnknown lets them pass. Names of endpoints must have been resolved.
 //
-// As with wg(8), sections with the same key make one peer, an Incremental peer gets the prefixes that are added, and of two
-// peers with one prefix the last gets it. A peer with the interface's own key or the all-zero key, which could never have a
-// session, is left out. See [File.Warnings]. The result shares slices with f.
+// As with wg(8), sections with the same key make one peer, an Incremental peer gets the prefixes that are added, and if two
+// peers have the same prefix, the last one gets it. A peer with the interface's own key or the all-zero key, which could
+// never have a session, is left out. See [File.Warnings]. The result shares slices with f.
 func (f *File) Config() (wireguard.Config, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Config{}, err
@@ -215,11 +216,11 @@ func (p *Peer) config() wireguard.PeerConfig {
 	return c
 }
 
-// Change returns the change that makes a device what f says, as `wg syncconf` does. It removes peers that f does not name. The
-// others keep their sessions, and keep the endpoint that they were heard from if f gives none. They lose a preshared key
-// and a keepalive that f does not give (older versions of wg syncconf keep these). The device keeps its listen port if f
-// gives none. Names of endpoints must have been resolved, and Change refuses what [File.Config] refuses. The result shares
-// slices with f.
+// Change returns the change that gives a device the configuration in f, as `wg syncconf` does. It removes peers that f does
+// not name. The others keep their sessions, and keep the endpoint that they were heard from if f gives none. They lose a
+// preshared key and a keepalive that f does not give (older versions of wg syncconf keep these). The device keeps its listen
+// port if f gives none. Names of endpoints must have been resolved, and Change refuses what [File.Config] refuses. The result
+// shares slices with f.
 func (f *File) Change() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err
@@ -238,7 +239,7 @@ func (f *File) Change() (wireguard.Change, error) {
 func (p *Peer) change() wireguard.PeerChange {
 	config := p.config()
 	c := config.Change()
-	c.MTU, c.Timestamp, c.SentTimestamp = nil, nil, nil // a file has none
+	c.MTU, c.Timestamp, c.SentTimestamp = nil, nil, nil // a file has no keys for these
 	c.ReplaceAllowedIPs, c.RemoveAllowedIPs = !p.isIncremental(), p.RemoveAllowedIPs
 	return c
 }

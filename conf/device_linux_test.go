@@ -17,7 +17,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// A device with a control socket for the real wg.
+// A device has a control socket for the real wg.
 type device struct {
 	*testing.T
 	*wireguard.Device
@@ -66,7 +66,7 @@ func (d *device) wg(command, text string) {
 	}
 }
 
-// showconf is what wg makes of the device, parsed.
+// showconf returns the output of wg showconf, parsed.
 func (d *device) showconf() *conf.File {
 	d.Helper()
 	out, err := exec.Command("wg", "showconf", d.iface).CombinedOutput()
@@ -85,7 +85,7 @@ func parse(t *testing.T, text string) *conf.File {
 	return f
 }
 
-// values is what f says, for a device.
+// values returns the change that f makes to a device.
 func values(t *testing.T, f *conf.File) wireguard.Change {
 	t.Helper()
 	c, err := f.Change()
@@ -113,8 +113,8 @@ AllowedIPs = 10.192.122.3/32, 10.192.124.0/24, fd00::/8
 Endpoint = 192.95.5.67:1234
 `
 
-// TestSetconfAndShowconf: what Text writes, wg setconf takes; what wg showconf writes, Parse reads as the same; and the
-// device is what Config says.
+// TestSetconfAndShowconf checks that wg setconf accepts what Text writes, that Parse reads the same values from what wg
+// showconf writes, and that the device then has what Config returns.
 func TestSetconfAndShowconf(t *testing.T) {
 	d := newDevice(t)
 	f := parse(t, first)
@@ -159,8 +159,9 @@ func byKey(c wireguard.Change) map[string]any {
 	return m
 }
 
-// TestChangeIsSyncconf: Change does to a device what wg syncconf does, and Addition what wg addconf does. (Of a peer
-// that stays, wg syncconf 1.0.20210914 leaves a preshared key and a keepalive that the file does not have; Change does not.)
+// TestChangeIsSyncconf checks that Change does to a device what wg syncconf does, and Addition what wg addconf does. (If a
+// peer stays and the file has no preshared key or keepalive for it, wg syncconf 1.0.20210914 keeps the old ones; Change
+// removes them.)
 func TestChangeIsSyncconf(t *testing.T) {
 	const second = `[Interface]
 PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=

@@ -58,7 +58,7 @@ func newEndpoint(host string, port uint16, written string) (Endpoint, error) {
 // IsZero reports whether e is the zero Endpoint.
 func (e Endpoint) IsZero() bool { return e == Endpoint{} }
 
-// AddrPort returns the address and the port of e. It is not ok if e is zero, or a name that was not resolved.
+// AddrPort returns the address and the port of e. ok is false if e is zero, or a name that was not resolved.
 func (e Endpoint) AddrPort() (a netip.AddrPort, ok bool) {
 	addr, err := netip.ParseAddr(e.Host)
 	if err != nil {
@@ -80,8 +80,8 @@ type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// A Resolution says how to resolve names. The zero value does it as wg(8) does. It may be copied, and is safe for
-// concurrent use if its Resolver and Waiting are.
+// A Resolution says how to resolve names. The zero value resolves names as wg(8) does. It may be copied, and is safe
+// for concurrent use if its Resolver and Waiting are.
 type Resolution struct {
 	// Resolver is the resolver to ask. Nil means net.DefaultResolver.
 	Resolver Resolver
@@ -89,11 +89,11 @@ type Resolution struct {
 	// Network limits the answers to one family: "ip4" or "ip6". Empty means "ip", which is both.
 	Network string
 
-	// Retries is how often to ask again after an error that may pass, such as no answer. That a name does not exist is
-	// final. Zero means 15, and a negative number means never.
+	// Retries is how often to ask again after an error that may pass, such as no answer. The answer that a name does
+	// not exist is final. Zero means 15, and a negative number means never.
 	Retries int
 
-	// Waiting is called before the wait of each retry. Nil means no call.
+	// Waiting is called before each wait for a retry. Nil means no call.
 	Waiting func(host string, err error, wait time.Duration)
 }
 
@@ -175,7 +175,7 @@ func (r Resolution) try(ctx context.Context, host string) ([]netip.Addr, error) 
 	return unique, nil
 }
 
-// mayPass reports whether another attempt may succeed. After ctx ends, none can.
+// mayPass reports whether another attempt may succeed. After ctx has ended, no attempt can.
 func mayPass(err error) bool {
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
@@ -184,10 +184,10 @@ func mayPass(err error) bool {
 	return false
 }
 
-// Resolve sets the Addr of each peer's endpoint that is a name. The error joins an [Error] with its line for each peer of
-// which no endpoint could be resolved. The other names are resolved nevertheless. A peer with MoreEndpoints needs one that
-// has an address: Resolve asks once for each of its names, and again only for the first one if none has an address. Resolve
-// asks once for a name that several peers share.
+// Resolve sets the Addr of each peer's endpoint that is a name. The error joins one [Error], with its line, for each peer
+// of which no endpoint could be resolved. The other names are resolved nevertheless. For a peer with MoreEndpoints, one
+// endpoint with an address suffices: Resolve asks once for each of its names, and retries only the first name, if no
+// endpoint has an address. Resolve asks once for a name that several peers share.
 func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	type answer struct {
 		addr netip.Addr

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// resolver answers from a list a name, one entry a question; the last stays.
+// resolver has a list of answers for each name. Each question gets the next answer, and the last answer is repeated.
 type resolver map[string][]any // netip.Addr or error
 
 func (r resolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
@@ -33,8 +33,8 @@ var (
 	timeout  = &net.DNSError{Err: "i/o timeout", IsTimeout: true, IsTemporary: true}
 )
 
-// TestLookupRetries: an error that may pass is followed by another try, 15 times, after waits as wg(8) makes them; one that
-// is final is not.
+// TestLookupRetries checks that Lookup tries again after a temporary error, 15 times, with the same waits as wg(8), and
+// does not after a final error.
 func TestLookupRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := netip.MustParseAddr("::ffff:192.0.2.1")
@@ -70,7 +70,8 @@ func TestLookupRetries(t *testing.T) {
 	})
 }
 
-// TestLookupEnds: the context ends the waiting, and the error wraps the context's error and its cause.
+// TestLookupEnds checks that the end of the context ends the wait, and that the error wraps the context's error and its
+// cause.
 func TestLookupEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, cause := range []error{nil, errors.ErrUnsupported} {
@@ -84,7 +85,7 @@ func TestLookupEnds(t *testing.T) {
 	})
 }
 
-// TestResolve: each name is asked for once, addresses are left alone, and each failure has its line.
+// TestResolve checks that Resolve asks once for each name and never for an address, and that each error has its line.
 func TestResolve(t *testing.T) {
 	text := "[Peer]\nEndpoint = a:1\n[Peer]\nEndpoint = a:2\n[Peer]\nEndpoint = 192.0.2.9:3\n[Peer]\n[Peer]\nEndpoint = gone:4\n[Peer]\nEndpoint = empty:5\n"
 	f := parse(t, text)

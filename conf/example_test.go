@@ -46,7 +46,7 @@ Endpoint = 192.0.2.1:51820
 	// Endpoint = vpn.example.com:51820
 }
 
-// Everything that is wrong is told at once, with its line.
+// Parse reports everything that is wrong at once, with the lines.
 func ExampleParse_errors() {
 	_, err := conf.Parse([]byte("[Interface]\nPrivateKey = oops\nMTU = 9\n[Peer]\nEndpoint = 192.0.2.1\n"))
 	fmt.Println(err)

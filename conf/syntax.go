@@ -25,7 +25,7 @@ type Syntax struct {
 	AllowUnknown bool
 }
 
-// A Section is what a file says in sections and keys that a [Syntax] declares. Copies share Entries.
+// A Section is one section of a file, with the keys that a [Syntax] declares. Copies share Entries.
 type Section struct {
 	Name    string  // as in Syntax.Sections
 	Line    int     // of its header, from 1; 0 for what precedes all sections
@@ -40,7 +40,7 @@ type Entry struct {
 }
 
 // Sections returns the sections that the file's [Syntax] declares, in the order of the file, and those of its sections
-// Interface and Peer that have declared keys. It returns what was read; a program cannot change it.
+// Interface and Peer that have declared keys. They are as they were read; a program cannot change them.
 func (f *File) Sections() (sections []Section) {
 	for i, s := range f.sections {
 		out := Section{Name: s.name, Line: s.line}
@@ -131,10 +131,11 @@ func (x *Syntax) keys(section string) (keys []string) {
 	return keys
 }
 
-// Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) nor the file's [Syntax] knows. It
-// names the nearest known key. Text keeps unknown keys. [File.Config] refuses them unless Syntax.AllowUnknown is set.
+// Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) nor the file's [Syntax] knows.
+// The Error names the nearest known key, if one is near. Text keeps unknown keys. [File.Config] refuses them unless
+// Syntax.AllowUnknown is set.
 func (f *File) Unknown() (es []*Error) {
-	explained := false // what AmneziaWG is
+	explained := false // whether an Error has said what AmneziaWG is
 	for i, s := range f.sections {
 		if i > 0 && s.name == "" {
 			es = append(es, f.syntax.unknownSection(s))
@@ -193,7 +194,7 @@ func (x *Syntax) guess(section, key string) string {
 
 var amnezia = regexp.MustCompile(`^(jc|jmin|jmax|[sh][1-4]|[ij][1-5]|itime)$`)
 
-// foreign says what a key means to other programs, or nothing if it does not know that.
+// foreign says what a key means to other programs. It returns an empty string for a key that it does not know.
 func foreign(key string) string {
 	switch {
 	case amnezia.MatchString(key):

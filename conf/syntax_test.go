@@ -73,7 +73,8 @@ func TestSections(t *testing.T) {
 	}
 }
 
-// TestRefusesUnknown: the short path refuses unknown keys and sections with the nearest name, unless it is told to let them pass.
+// TestRefusesUnknown checks that Config, Change and Addition refuse unknown keys and sections and name the nearest known one,
+// unless AllowUnknown is set.
 func TestRefusesUnknown(t *testing.T) {
 	const peer = "[Peer]\nPublicKey = " + publicText + "\n"
 	for text, want := range map[string]string{

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// tool is a command of wireguard-tools.
+// tool returns the path of a command of wireguard-tools.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -19,8 +19,8 @@ func tool(t *testing.T, name string) string {
 	return path
 }
 
-// TestAsSetconf: wg setconf takes and refuses the same lines. It reads all of a file before it finds out that the
-// interface does not exist, and says by its words which of the two was wrong.
+// TestAsSetconf checks that wg setconf accepts and refuses the same lines. wg reads the whole file before it finds out
+// that the interface does not exist, and its error shows whether the file or the interface was wrong.
 func TestAsSetconf(t *testing.T) {
 	wg := tool(t, "wg")
 	const peer = "[Peer]\nPublicKey = " + publicText + "\n"
@@ -71,7 +71,7 @@ func TestAsSetconf(t *testing.T) {
 	}
 }
 
-// TestAsStrip: wg-quick strip prints what Strip gives.
+// TestAsStrip checks that wg-quick strip prints what Strip returns.
 func TestAsStrip(t *testing.T) {
 	quick := tool(t, "wg-quick")
 	if os.Getuid() != 0 {
@@ -89,7 +89,7 @@ func TestAsStrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The shell's read takes the white space round a line, and echo adds a line.
+	// In wg-quick, the shell's read removes the white space around a line, and echo adds a line.
 	trim := func(text []byte) (s string) {
 		for l := range strings.Lines(strings.TrimRight(string(text), "\n")) {
 			s += strings.TrimSpace(l) + "\n"
@@ -101,7 +101,7 @@ func TestAsStrip(t *testing.T) {
 	}
 }
 
-// TestAsPubkey: the key that a file gives is the one that wg makes a public key of.
+// TestAsPubkey checks that wg pubkey computes the same public key as this package.
 func TestAsPubkey(t *testing.T) {
 	cmd := exec.Command(tool(t, "wg"), "pubkey")
 	cmd.Stdin = strings.NewReader(privateText)

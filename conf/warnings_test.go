@@ -99,8 +99,8 @@ func TestJoined(t *testing.T) {
 	}
 }
 
-// TestMoreEndpoints: the first endpoint that has an address is where the peer is at first, and a name without an address is an
-// error only if the peer has no other endpoint.
+// TestMoreEndpoints checks that a peer is at first at its first endpoint that has an address, and that a name without an
+// address is an error only if the peer has no other endpoint.
 func TestMoreEndpoints(t *testing.T) {
 	const peer = "[Peer]\nPublicKey = " + publicText + "\n"
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")

@@ -7,8 +7,8 @@ import (
 )
 
 // Text returns the file, with its secret keys. What the program did not change stays as it was read, and what it changed is
-// edited in its place. New keys follow their section's last one, and new peers follow the last section. It fails if a
-// value cannot be written, and does not check anything else.
+// edited in its place. New keys follow the last key of their section, and new peers follow the last section. Text fails if
+// a value cannot be written, and does not check anything else.
 func (f *File) Text() ([]byte, error) {
 	if err := f.writable(); err != nil {
 		return nil, err
@@ -60,8 +60,8 @@ func (f *File) written() (out []*section) {
 	return out
 }
 
-// editInterface returns s, one of the sections that make the interface, changed so that they hold its values together. A key
-// whose value has changed moves to home.
+// editInterface returns a changed copy of s, one of the sections that make the interface, so that together they hold the
+// values of f.Interface. A key whose value has changed moves to home.
 func (f *File) editInterface(s, home *section) *section {
 	var old Interface
 	for _, s := range f.interfaces() {
@@ -102,8 +102,8 @@ func (f *File) interfaces() (sections []*section) {
 	return sections
 }
 
-// interfaceLine returns the line of the last such key of the interface. Without one it returns the line of the first
-// section, and 0 if there is none.
+// interfaceLine returns the last line of the interface's sections that has key. If none has it, interfaceLine returns
+// the line of the interface's header, and 0 if the file has no such section.
 func (f *File) interfaceLine(key string) int {
 	for _, s := range slices.Backward(f.interfaces()) {
 		if s.has(key) {
@@ -301,7 +301,8 @@ func (l *line) setValue(v string) {
 	}
 }
 
-// write writes s without the lines that keep refuses. It ends each line before the next begins.
+// write writes s without the lines that keep refuses. If a line has no end of line, write adds one before the next
+// line.
 func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
 	write := func(l line) {
 		if n := b.Len(); n > 0 && b.Bytes()[n-1] != '\n' && l.text != "" {
@@ -323,7 +324,8 @@ func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
 // has reports whether s has key. s may be nil.
 func (s *section) has(key string) bool { return s != nil && len(s.indexes(key)) > 0 }
 
-// lineOf returns the line of the last such key in s. Without one it returns the line of the header, and 0 if s is nil.
+// lineOf returns the last line of s that has key. If none has it, lineOf returns the line of the header, and 0 if s is
+// nil.
 func (s *section) lineOf(key string) int {
 	if s == nil {
 		return 0
@@ -334,7 +336,7 @@ func (s *section) lineOf(key string) int {
 	return s.line
 }
 
-// firstLineOf does what lineOf does, for the first such key.
+// firstLineOf does what lineOf does, for the first line that has key.
 func (s *section) firstLineOf(key string) int {
 	if s != nil {
 		if at := s.indexes(key); len(at) > 0 {

@@ -110,7 +110,7 @@ Endpoint = 192.0.2.1:51820
 }
 
 // TestTextOfTwoInterfaces: a key that changes is written in the first of several [Interface] sections, and the other keys stay in
-// theirs. An empty line is no value to edit.
+// theirs. A line without a value is not edited.
 func TestTextOfTwoInterfaces(t *testing.T) {
 	text := "[Interface]\nMTU = 1300\nPostUp =\nPostUp = a\n[Interface]\nMTU =\nPostUp = b\nListenPort = 7\n"
 	f := parse(t, text)
@@ -127,7 +127,7 @@ func TestTextOfTwoInterfaces(t *testing.T) {
 	}
 }
 
-// TestTextNew: a File that a program made from nothing, and one that gets an interface later.
+// TestTextNew checks the text of a File that a program made from nothing, and of one that gets an interface later.
 func TestTextNew(t *testing.T) {
 	f := parse(t, full)
 	made := values(f) // as if made from nothing
@@ -201,7 +201,8 @@ func TestTextRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParse: no input panics; what was read is written byte by byte; what is written anew, or edited, reads as the same.
+// FuzzParse checks that Parse does not panic, that Text writes a file that was read byte by byte, and that Parse reads
+// the same values from a text that was written anew or edited.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{full, foreignFile, "[Interface]\nMTU=1\nPostUp=\n[Interface]\nMTU=\n[Peer]\nEndpoint=a:1\nEndpoint=[b]:2\n", "[Peer]\nAllowedIPs=+1.2.3.4,-::/0\nEndpoint=[fe80::1%x]]:1", "\ufeff[interface]\r\nPostUp=a\rb", "[x]\n[y"} {
 		f.Add([]byte(s))
@@ -246,7 +247,7 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		same("anew", &want)
-		// Values of another file are edited to be this one's.
+		// The values of another file are replaced by those of this one.
 		other := must(Parse([]byte(full + "[Interface]\nMTU = 1300\nFwMark = off\nPostDown =\nPostDown = gone too\n")))
 		home := other.Interface.from
 		other.Interface = want.Interface

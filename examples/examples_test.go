@@ -179,7 +179,7 @@ func TestServer(t *testing.T) {
 	for _, path := range []string{"/a", "/b"} {
 		server.says(regexp.QuoteMeta(key.Public().String()) + ` at 10\.0\.0\.2:\d+: GET ` + path)
 	}
-	forward.interrupt() // with a connection that is open
+	forward.interrupt() // while a connection is open
 	server.interrupt()
 }
 

@@ -12,17 +12,18 @@ import (
 // system does not report changes; that error is errors.ErrUnsupported on systems other than those below. When Changes returns,
 // none of its goroutines and sockets is left. It calls changed on one goroutine, without overlap.
 //
-// A change is an address, a link with an address, or a default route that appears, disappears or is replaced. Addresses of the
-// link and of the host alone do not count. Neither does what happens to the interface named tunnel, or routes through it: give
-// the name of the device's own interface, or "" if it has none.
+// A change is an address, a link with an address, or a default route that appears, disappears or is replaced. Addresses whose
+// scope is only the link or the host do not count. Neither do changes of the interface named tunnel and of routes through it:
+// tunnel is the name of the device's own interface, or "" if it has none.
 //
-// Changes in quick succession are one: Changes waits until nothing has changed for 500 ms, or until 5 s have passed since the
-// first change.
+// Changes in quick succession cause one call: Changes waits until nothing has changed for 500 ms, or until 5 s have passed
+// since the first change.
 //
 // Linux reports all this without polling, through netlink and a timer of the kernel. macOS and the BSDs report it through the
-// route socket, and Windows through NotifyIpInterfaceChange and NotifyUnicastIpAddressChange. There a tick every 15 s notices
-// a resume, and on Windows a change of default route that changes no address goes unnoticed. Only Linux is tested. Since
-// version 11, Android does not let apps open these sockets, and Changes returns an error: use ConnectivityManager there.
+// route socket, and Windows through NotifyIpInterfaceChange and NotifyUnicastIpAddressChange. On these systems, a tick every
+// 15 s notices a resume. On Windows, a change of default route that changes no address goes unnoticed. Only Linux is tested.
+// Since version 11, Android does not let apps open these sockets, and Changes returns an error: use ConnectivityManager
+// there.
 func Changes(ctx context.Context, tunnel string, changed func()) error {
 	network, err := openNetwork(tunnel)
 	if err != nil {
@@ -70,7 +71,7 @@ type watch interface {
 
 const (
 	quiet   = 500 * time.Millisecond // after the last signal of a burst
-	longest = 5 * time.Second        // after its first
+	longest = 5 * time.Second        // after the first signal of the burst
 )
 
 // merge calls changed once for each burst of signals, until ctx ends.

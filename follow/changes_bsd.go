@@ -59,8 +59,8 @@ func (n *network) watch(signal func()) error {
 	}
 }
 
-// changes reports whether the messages in b say that something changed that counts. Messages of unknown kinds do not parse,
-// and do not count.
+// changes reports whether the messages in b are about a change that counts. Messages of unknown kinds do not parse, and do
+// not count.
 func (n *network) changes(b []byte) (changed bool) {
 	messages, err := route.ParseRIB(route.RIBTypeRoute, b)
 	if err != nil {
@@ -102,7 +102,7 @@ func isZero(a route.Addr) bool {
 	return false
 }
 
-// counts reports whether an interface is another than the device's own.
+// counts reports whether an interface is not the device's own.
 func (n *network) counts(index int) bool {
 	if n.scene.tunnel == "" {
 		return true

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// A scene is what an event of the system is compared with, since events also arrive when nothing changes.
+// A scene is the state of the network at the last look. Each event of the system is compared with it, since events also
+// arrive when nothing changes.
 type scene struct {
 	tunnel string // the name of the interface that does not count
 	last   string
@@ -57,11 +58,11 @@ func look(tunnel string) (string, error) {
 
 const (
 	tick = 15 * time.Second
-	late = 10 * time.Second // that a tick may be on a loaded machine
+	late = 10 * time.Second // how late a tick may be on a loaded machine
 )
 
-// A sleep is a tick that is late after a sleep, by the calendar or by the monotonic clock. When someone sets the calendar
-// forward, that looks the same.
+// A sleep notices that the machine slept, because the next tick is late by the calendar or by the monotonic clock. A
+// calendar that someone sets forward looks the same.
 type sleep struct {
 	done chan struct{}
 	once sync.Once

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A network is a netlink socket that reports changes, and what is known of the network.
+// A network is a netlink socket that reports changes, and the known state of the network.
 type network struct {
 	events *os.File
 	known  topology
@@ -38,7 +38,7 @@ func netlinkSocket(flags int, groups uint32) (fd int, err error) {
 
 func (n *network) Close() error { return n.events.Close() }
 
-// watch subscribes before it asks what is there, so a change that happens meanwhile is not lost.
+// watch subscribes to changes before it asks for the present state, so a change that happens meanwhile is not lost.
 func (n *network) watch(signal func()) error {
 	if err := n.learn(); err != nil {
 		return err
@@ -64,7 +64,8 @@ func (n *network) watch(signal func()) error {
 	}
 }
 
-// learn replaces what is known. Links come first, since the names of the others' interfaces are theirs.
+// learn replaces the known state. It asks for links first, because they have the names of the interfaces to which
+// addresses and routes belong.
 func (n *network) learn() error {
 	n.known = topology{tunnel: n.known.tunnel}
 	for _, question := range []uint16{unix.RTM_GETLINK, unix.RTM_GETADDR, unix.RTM_GETROUTE} {
@@ -119,8 +120,8 @@ func isEnd(b []byte) (end bool) {
 	return end
 }
 
-// A sleep is a timer that is not due before 2038, and once then. The kernel cancels it when the calendar moves against CLOCK_MONOTONIC, as it does at
-// a resume and when someone sets the clock.
+// A sleep is a timer that is due once, in 2038. The kernel cancels it when the calendar moves against CLOCK_MONOTONIC. That happens
+// when the machine resumes and when someone sets the clock.
 type sleep struct {
 	timer *os.File
 	slept time.Duration // since the machine started

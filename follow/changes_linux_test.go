@@ -52,7 +52,7 @@ func watched(t *testing.T, f func(calls <-chan time.Time)) {
 	ctx, cancel := context.WithCancel(t.Context())
 	calls, ended := make(chan time.Time, 1000), make(chan error)
 	go func() { ended <- Changes(ctx, "wg7", func() { calls <- time.Now() }) }()
-	for i, known := 1, false; !known; i++ { // what happens before Changes knows the network is not a change
+	for i, known := 1, false; !known; i++ { // Changes does not report what happens before it knows the network
 		ip(t, fmt.Sprintf("addr add 203.0.113.%d/32 dev eth0", i))
 		select {
 		case <-calls:
@@ -203,10 +203,11 @@ func TestChangesEnd(t *testing.T) {
 		return
 	}
 	goroutines := goleak.IgnoreCurrent()
-	watched(t, func(<-chan time.Time) {}) // makes what the runtime and the tests keep
+	watched(t, func(<-chan time.Time) {}) // afterwards the runtime and the tests keep some goroutines and descriptors
 	before := descriptors(t)
 	for range 2 {
-		watched(t, func(<-chan time.Time) { ip(t, "addr add 192.0.2.7/24 dev eth0", "addr del 192.0.2.7/24 dev eth0") }) // ends amid a burst
+		// The context ends amid a burst.
+		watched(t, func(<-chan time.Time) { ip(t, "addr add 192.0.2.7/24 dev eth0", "addr del 192.0.2.7/24 dev eth0") })
 	}
 	goleak.VerifyNone(t, goroutines)
 	if after := descriptors(t); after != before {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestMerge checks that a burst of signals is one change, and that signals without an end are one change every 5 s.
+// TestMerge checks that a burst of signals is one change, and that signals that never stop are one change every 5 s.
 func TestMerge(t *testing.T) {
 	const ms = time.Millisecond
 	every := func(gap, until time.Duration) (at []time.Duration) {

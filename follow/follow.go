@@ -1,16 +1,16 @@
-// Package follow keeps the endpoints of a device's peers true. When a peer does not answer, it resolves the names of the
-// peer's endpoints again, and tries all their addresses until the peer answers.
+// Package follow keeps the endpoints of a device's peers up to date. When a peer does not answer, it resolves the names
+// of the peer's endpoints again, and tries all their addresses until the peer answers.
 //
 //	f := follow.New(device, follow.Config{})
 //	f.Set(follow.Endpoints(file))
 //	go f.Run(ctx)
 //
 // A peer does not answer if data has been unanswered for 11 s, or if an initiation has been unanswered for 5 s. A peer that is
-// heard is left alone, whatever its names resolve to. So trouble with DNS does not end a tunnel that works. The first place
-// that answers is used, in the spirit of RFC 8305.
+// heard keeps its endpoint, whatever its names resolve to. So trouble with DNS does not end a tunnel that works. The first
+// place that answers is used, in the spirit of RFC 8305.
 //
-// After a change of the machine's network and after a resume from sleep, the device is woken, and peers that are silent are
-// looked for anew. [Changes] reports both to a program that has no Follower.
+// After a change of the machine's network and after a resume from sleep, a Follower wakes the device, and begins to look
+// anew for the peers that do not answer. [Changes] reports both to a program that has no Follower.
 //
 // [NewPlan] says what would change if the device got the configuration of another file, and [Follower.Apply] changes it.
 //
@@ -36,7 +36,7 @@ type Config struct {
 
 	// Changes calls changed when the network changed or the machine woke up, until ctx ends; it must return then. Run calls
 	// [wireguard.Device.Wake] each time, and looks anew for peers that do not answer. Nil means the function Changes, with no
-	// tunnel. A function that returns nil at once turns this off, as tests in virtual time must.
+	// tunnel. A function that returns nil at once turns this off; tests in virtual time need that.
 	Changes func(ctx context.Context, changed func()) error
 
 	// Logger gets a line when a peer was found at another endpoint, one when the system does not report changes, and at
@@ -69,7 +69,7 @@ func New(d *wireguard.Device, c Config) *Follower {
 }
 
 // Endpoints returns the endpoints of each peer in a file, in the order in which to try them. A peer without endpoints is not
-// in it. Of several sections with one key, the last with an endpoint counts.
+// in the map. Of several sections with one key, the last with an endpoint counts.
 func Endpoints(f *conf.File) map[wireguard.PublicKey][]conf.Endpoint {
 	all := make(map[wireguard.PublicKey][]conf.Endpoint)
 	for i := range f.Peers {
@@ -94,7 +94,8 @@ func (f *Follower) endpointsOf(key wireguard.PublicKey) []conf.Endpoint {
 	return f.endpoints[key]
 }
 
-// Run follows until ctx ends or the device closes. When it returns, none of its goroutines is left. Call it once at a time.
+// Run follows the peers until ctx ends or the device closes. When it returns, none of its goroutines is left. Call it once
+// at a time.
 func (f *Follower) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{
@@ -121,7 +122,7 @@ func (f *Follower) Run(ctx context.Context) {
 	r.loop(news)
 }
 
-// A run is a Follower that runs. Only the goroutine of Run uses it, except for lookups and watch.
+// A run is the state of one call of Run. Only the goroutine of Run uses it, except for lookups and watch.
 type run struct {
 	*Follower
 	ctx      context.Context
@@ -170,7 +171,7 @@ func (r *run) watch() {
 	}
 }
 
-// changed wakes the device. Each place may answer now, and each name may resolve.
+// changed wakes the device and begins all searches anew, because each place may answer now, and each name may resolve.
 func (r *run) changed(now time.Time) {
 	r.config.Logger.Debug("the network changed, or the machine woke up")
 	if err := r.device.Wake(); err != nil {

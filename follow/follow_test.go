@@ -43,7 +43,7 @@ type world struct {
 	follower       *follow.Follower
 	changed        func() // tells the follower that the network changed
 
-	mu    sync.Mutex // guards what follows: the resolver
+	mu    sync.Mutex // guards the fields below, which belong to the resolver
 	addrs []netip.Addr
 	err   error
 	asked []time.Time
@@ -81,7 +81,8 @@ func at(a netip.Addr) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(a, port))
 }
 
-// inWorld calls f with a client whose peer has these endpoints, with the device's at first, and a server at serverAt.
+// inWorld calls f with a server at serverAt and a client whose peer has these endpoints. The client's device begins
+// with the address first.
 func inWorld(t *testing.T, serverAt netip.Addr, endpoints []conf.Endpoint, f func(*world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -153,14 +154,14 @@ func (w *world) serve(a netip.Addr) {
 	})
 }
 
-// serverMoves ends the server, and starts it at another address. It has no session there, and does not know where the
-// client is.
+// serverMoves ends the server, and starts it at another address. The new server has no session, and does not know where
+// the client is.
 func (w *world) serverMoves(a netip.Addr) {
 	w.server.Close()
 	w.serve(a)
 }
 
-// TestNameChanges is the goal: 17 s from the server's move until there is traffic again.
+// TestNameChanges checks a goal: at most 17 s pass from the server's move until there is traffic again.
 func TestNameChanges(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -195,7 +196,7 @@ func TestNameChangesLater(t *testing.T) {
 	})
 }
 
-// TestDeadAtStart is the other goal: 7 s until there is a session with the second endpoint.
+// TestDeadAtStart checks another goal: at most 7 s pass until there is a session with the second endpoint.
 func TestDeadAtStart(t *testing.T) {
 	for name, c := range map[string]struct {
 		server    netip.Addr
@@ -291,7 +292,7 @@ func TestNotFollowed(t *testing.T) {
 	})
 }
 
-// TestEndpoints reads them from a file.
+// TestEndpoints reads the endpoints from a file.
 func TestEndpoints(t *testing.T) {
 	a, b := wireguard.NewPrivateKey().Public(), wireguard.NewPrivateKey().Public()
 	f, err := conf.Parse([]byte("[Peer]\nPublicKey=" + a.String() + "\nEndpoint=192.0.2.1:51820\nEndpoint=" + host + ":51820\n[Peer]\nPublicKey=" + b.String() + "\n"))
@@ -321,8 +322,8 @@ func TestChangeWakes(t *testing.T) {
 	})
 }
 
-// TestChangeSearchesAnew: all places were tried while there was no network and no DNS. The search begins anew with the network,
-// and does not wait until the device's attempts reach the place, or until a name may be resolved again.
+// TestChangeSearchesAnew: all places were tried while there was no network and no DNS. The search begins anew when the network
+// is back, and does not wait until the device's attempts reach the place, or until a name may be resolved again.
 func TestChangeSearchesAnew(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -352,7 +353,7 @@ func TestChangeTriesAgain(t *testing.T) {
 		if _, heard := w.talk(2 * time.Minute); heard {
 			t.Fatal("heard without a network")
 		}
-		other := first // where the device does not look at the moment
+		other := first // an endpoint to which the device does not send at the moment
 		if p, _ := w.client.Peer(w.serverKey.Public()); p.Endpoint.Addr.Addr() == first {
 			other = second
 		}

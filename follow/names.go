@@ -27,7 +27,7 @@ type name struct {
 	gap    time.Duration // until the next lookup
 }
 
-// An answer is the end of a lookup.
+// An answer is the result of a lookup.
 type answer struct {
 	host  string
 	addrs []netip.Addr
@@ -107,14 +107,15 @@ func (r *run) answer(a answer) {
 		if !slices.ContainsFunc(es, func(e conf.Endpoint) bool { return e.Host == a.host }) {
 			continue
 		}
-		// A search that gives the present place time to answer need not do so if the peer has left it.
+		// A search that has just begun waits for the present place to answer. It goes on at once if no endpoint names
+		// that place any more.
 		if s.due.IsZero() || len(s.tried) == 1 && r.left(es, s) {
 			s.due = now
 		}
 	}
 }
 
-// left reports whether the place where a search began is in none of the endpoints any more.
+// left reports whether none of the endpoints names the place where a search began.
 func (r *run) left(es []conf.Endpoint, s *search) bool {
 	return !slices.ContainsFunc(es, func(e conf.Endpoint) bool {
 		n := r.names[e.Host]

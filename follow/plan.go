@@ -13,7 +13,7 @@ import (
 )
 
 // A Plan says what changes when a device that has the configuration of one file gets that of another. NewPlan makes it. The
-// lists of peers are in the order of the new file, Removed in that of the old one.
+// lists of peers are in the order of the new file, except for Removed, which is in the order of the old one.
 type Plan struct {
 	Added   []wireguard.PublicKey // peers that only the new file has
 	Removed []wireguard.PublicKey // peers that only the old file has; their sessions end
@@ -28,7 +28,7 @@ type Plan struct {
 	// DNS, MTU and so on. They take effect when the tunnel is opened anew.
 	Reopen []string
 
-	// Change is what Apply gives to the device, without the endpoints of peers. A program may alter it before.
+	// Change is what Apply gives to the device, without the endpoints of peers. A program may alter it before Apply.
 	Change wireguard.Change
 
 	to      *conf.File
@@ -41,8 +41,8 @@ type Difference struct {
 	Keys []string            // what changes: PresharedKey, Endpoint, PersistentKeepalive, AllowedIPs
 }
 
-// NewPlan compares two files. It resolves no names, and sees no difference between two names with one address. The error is
-// that of [conf.File.Change] for either of them.
+// NewPlan compares two files. It resolves no names, so two names of one address are different endpoints. The error is that
+// of [conf.File.Change] for one of the files.
 func NewPlan(old, new *conf.File) (*Plan, error) {
 	from, err := withoutEndpoints(old).Change()
 	if err != nil {
@@ -68,7 +68,8 @@ func withoutEndpoints(f *conf.File) *conf.File {
 	return &g
 }
 
-// compareInterfaces also takes what stays out of the Change, so that a port or a mark that the device got otherwise stays.
+// compareInterfaces also removes the port and the mark from p.Change if both files have the same. So the device keeps a
+// port or a mark that it got in another way.
 func (p *Plan) compareInterfaces(old, new *conf.Interface) {
 	differ := func(keys *[]string, key string, differs bool) bool {
 		if differs {
@@ -213,8 +214,8 @@ func (f *Follower) Apply(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// place returns the first of a peer's endpoints that has an address, or nil if the peer can stay where it is: it has no other
-// endpoints, or its present place is one of them.
+// place returns the first of a peer's endpoints that has an address, or nil if the peer stays where it is, because it gets no
+// new endpoints or its present place is one of them.
 func (f *Follower) place(key wireguard.PublicKey, endpoints []conf.Endpoint) (first *wireguard.Endpoint) {
 	p, _ := f.device.Peer(key)
 	for _, e := range endpoints {

@@ -150,7 +150,7 @@ func TestApply(t *testing.T) {
 		}
 		synctest.Wait()
 
-		// Another Endpoint line moves nobody whose place is among the lines.
+		// An added Endpoint line does not move a peer whose place is still among the lines.
 		two := parse(w, "%s", strings.Replace(text, "Endpoint=", "Endpoint=192.0.2.1:51820\nEndpoint=192.0.2.2:51820\n#", 1))
 		if err := apply(two); err != nil {
 			w.Fatal(err)

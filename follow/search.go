@@ -10,11 +10,11 @@ import (
 )
 
 const (
-	// maxSearches bounds the peers that are searched for at once. A peer beyond it takes the place of a search that has had
-	// its share, at its next failed attempt.
+	// maxSearches bounds the peers that are searched for at once. For a further peer, a search begins at its next failed
+	// attempt, and ends another one that has had its share.
 	maxSearches = 1024
 
-	// share is how long a search goes on at least while other peers wait for its place.
+	// share is the least time that a search has while other peers wait for its place.
 	share = time.Minute
 
 	// maxPlaces bounds the places where a peer is looked for.
@@ -32,7 +32,7 @@ const (
 	maxTurns = 10
 )
 
-// A search looks for a peer that does not answer. It asks each place once, and the next one after patience. After that, the
+// A search looks for a peer that does not answer. It asks each place once, and waits for patience after each. After that, the
 // device's own attempts continue, one in 5 s, and each goes to another place. Without new packets they end a minute later than
 // they would without a Follower.
 type search struct {
@@ -42,7 +42,7 @@ type search struct {
 	tried    []try              // at most maxPlaces, the latest last
 	due      time.Time          // of the next step; zero means that an event or an answer continues the search
 	waiting  uint64             // the packets that waited or were dropped, at the last turn
-	turns    int                // since that number changed
+	turns    int                // since waiting changed
 }
 
 // A try is a place that was asked.
@@ -56,7 +56,7 @@ func (r *run) event(e wireguard.Event) {
 	now, s := time.Now(), r.searches[e.Peer]
 	if s != nil && e.Kind != wireguard.EventHandshake {
 		if p, ok := r.device.Peer(e.Peer); !ok || p.Received.Bytes != s.received {
-			delete(r.searches, e.Peer) // it was heard, and is silent anew
+			delete(r.searches, e.Peer) // the peer was heard, and is silent again
 			s = nil
 		}
 	}
@@ -83,7 +83,7 @@ func (r *run) begin(e wireguard.Event, now time.Time) {
 	p, ok := r.device.Peer(e.Peer)
 	heard := e.Time.Sub(p.LastReceived) // both by the device's wall clock
 	if !ok || heard < attempt || !r.room(now) {
-		return // if it was heard, one message was lost and the path works
+		return // if it was heard lately, one message was lost and the path works
 	}
 	s := &search{began: now, first: p.Endpoint, received: p.Received.Bytes, tried: []try{{p.Endpoint, now}}, due: now}
 	r.searches[e.Peer] = s
@@ -113,7 +113,7 @@ func (r *run) room(now time.Time) bool {
 	return len(r.searches) < maxSearches
 }
 
-// step asks the next place that was not asked yet. Where none is left, attempts of the device continue the search.
+// step asks the next place that was not asked yet. If none is left, attempts of the device continue the search.
 func (r *run) step(key wireguard.PublicKey, s *search, now time.Time) {
 	p, ok := r.device.Peer(key)
 	if !ok || p.Received.Bytes != s.received || len(r.endpointsOf(key)) == 0 {
@@ -158,7 +158,7 @@ func (s *search) last(place wireguard.Endpoint) time.Time {
 }
 
 // ask notes that a place is asked. A name that resolves to other addresses each time would make tried grow without a bound, so
-// the place that was asked longest ago is forgotten.
+// ask forgets the place that was asked longest ago.
 func (s *search) ask(place wireguard.Endpoint, now time.Time) {
 	s.tried = slices.DeleteFunc(s.tried, func(t try) bool { return t.at.SamePlace(place) })
 	if len(s.tried) == maxPlaces {
@@ -189,7 +189,7 @@ var ended = func() context.Context {
 func (r *run) renew(key wireguard.PublicKey) { r.device.Renew(ended, key) }
 
 // places returns where to look for a peer: its endpoints in their order, with all addresses of names, and last the place where
-// the peer was when the search began. It returns at least that.
+// the peer was when the search began. The last one is always among them.
 func (r *run) places(key wireguard.PublicKey, s *search) (places []wireguard.Endpoint) {
 	add := func(e wireguard.Endpoint) {
 		same := func(o wireguard.Endpoint) bool { return o.SamePlace(e) }

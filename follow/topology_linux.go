@@ -22,7 +22,7 @@ type link struct {
 	running bool // it is up, and has a carrier
 }
 
-// An address is one of an interface. All but those of the link and of the host alone are kept.
+// An address is an address of an interface. Addresses whose scope is only the link or the host are not kept.
 type address struct {
 	index        uint32
 	family, bits uint8
@@ -36,17 +36,19 @@ type route struct {
 	via   string // its gateways, sources and nexthops, as attributes
 }
 
-// A slot is a place that routes to a destination compete for. It holds several, unless one replaces the others.
+// A slot is what routes have in common that compete with each other. It can hold several routes, until a message
+// replaces them by one.
 type slot struct {
 	family, tos     uint8
 	table, priority uint32
 }
 
-// maxKnown bounds the links, the addresses and the routes that are known. Those beyond it change with each message.
+// maxKnown bounds the links, the addresses and the routes that are known. Each message about a further one counts as a
+// change.
 const maxKnown = 4096
 
-// update takes messages, and reports whether something changed that counts. learn means that they are the answer to a
-// question, which is no change.
+// update takes messages, and reports whether something changed that counts. If learn is true, the messages answer a
+// question, and nothing in them counts as a change.
 func (t *topology) update(b []byte, learn bool) (changed bool) {
 	messages(b, func(kind, flags uint16, data []byte) {
 		switch kind {
@@ -63,7 +65,7 @@ func (t *topology) update(b []byte, learn bool) (changed bool) {
 
 // link takes a message about an interface. A link counts if it has an address.
 func (t *topology) link(exists bool, b []byte) bool {
-	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC { // others are about ports of bridges
+	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC { // messages of other families are about ports of bridges
 		return false
 	}
 	index, flags := binary.NativeEndian.Uint32(b[4:]), binary.NativeEndian.Uint32(b[8:])
@@ -103,13 +105,14 @@ func (t *topology) address(exists bool, b []byte) bool {
 	flags := uint32(b[2])
 	attributes(b[unix.SizeofIfAddrmsg:], func(kind uint16, value []byte) {
 		switch {
-		case kind == unix.IFA_LOCAL, kind == unix.IFA_ADDRESS && a.addr == "": // a peer's address, if there is a local one
+		case kind == unix.IFA_LOCAL, kind == unix.IFA_ADDRESS && a.addr == "": // with IFA_LOCAL, IFA_ADDRESS is the peer's
 			a.addr = string(value)
 		case kind == unix.IFA_FLAGS && len(value) >= 4:
 			flags = binary.NativeEndian.Uint32(value)
 		}
 	})
-	// An address that is still looked for on the link cannot be used, and another message says when it can.
+	// An address cannot be used while the system looks for it on the link (IFA_F_TENTATIVE). Another message says when
+	// it can.
 	unusable := flags&unix.IFA_F_DADFAILED != 0 || flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
 	if exists = exists && !unusable; exists {
 		return add(&t.addrs, a) && t.counts(a.index)
@@ -168,8 +171,8 @@ func (t *topology) route(exists, replace bool, b []byte) bool {
 	return add(&t.routes, r) && t.counts(r.index) || replaced
 }
 
-// forgetRoutes forgets the routes that may have used an interface. The kernel does not say that they are gone, and says when
-// they appear again.
+// forgetRoutes forgets the routes that may have used an interface. The kernel does not report that they are gone, and
+// reports when they appear again.
 func (t *topology) forgetRoutes(index uint32) {
 	for r := range t.routes {
 		if r.index == index || r.index == 0 {
@@ -178,7 +181,7 @@ func (t *topology) forgetRoutes(index uint32) {
 	}
 }
 
-// counts reports whether an interface is another than the device's own.
+// counts reports whether an interface is not the device's own.
 func (t *topology) counts(index uint32) bool {
 	return t.tunnel == "" || t.links[index].name != t.tunnel
 }
@@ -192,7 +195,7 @@ func (t *topology) hasAddress(index uint32) bool {
 	return false
 }
 
-// add reports whether v was not known. Beyond maxKnown nothing is.
+// add adds v to the known values, of which there are at most maxKnown, and reports whether it was not among them.
 func add[T comparable](known *map[T]bool, v T) bool {
 	if (*known)[v] {
 		return false
@@ -235,7 +238,7 @@ func attributes(b []byte, f func(kind uint16, value []byte)) {
 	}
 }
 
-// aligned returns where what follows size bytes begins, which is at most limit.
+// aligned returns size rounded up to netlink's alignment, and at most limit.
 func aligned(size, limit int) int {
 	return min(limit, (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1))
 }

@@ -110,7 +110,7 @@ type Gateway struct {
 	mu      sync.Mutex     // guards the rest, and the accounts' fields that say so
 	closed  bool           // no further flows
 	running sync.WaitGroup // calls of Forward and their goroutines
-	conns   sync.WaitGroup // of these, TCP connections and pings
+	conns   sync.WaitGroup // those of running that serve TCP connections and pings
 	peers   map[wireguard.PublicKey]*account
 	flows   int // of all peers
 	pings   int // pings that wait for their answers

@@ -46,7 +46,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// What is refused is refused in TCP's way or by ICMP, at once.
+// A refused flow is answered at once, with a reset or with an ICMP error.
 func TestRefused(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {
 		switch r.Destination.Port() {
@@ -129,7 +129,7 @@ func TestReset(t *testing.T) {
 			_ = peer.(*netstack.TCPConn).SetLinger(0)
 			_ = peer.Close()
 			other = remote
-		case "move": // the source's prefix
+		case "move": // the source's prefix moves to another peer
 			err := w.device.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{
 				PublicKey: w.keys[1], AllowedIPs: []netip.Prefix{netip.PrefixFrom(addrs[0], 32)},
 			}}})
@@ -161,7 +161,7 @@ func TestTCPIdle(t *testing.T) {
 	}
 }
 
-// Close ends what is under way. TestMain looks for goroutines that are left.
+// Close ends all flows. TestMain looks for goroutines that are left.
 func TestClose(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback})
 	port, u := echo(t), host(t, "127.0.0.1:0")
@@ -247,7 +247,7 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// A ping is answered if the target answers, refused if it cannot be sent, and otherwise met with silence.
+// A ping is answered if the target answers, and refused if it cannot be sent. Otherwise the peer gets no answer.
 func TestPing(t *testing.T) {
 	asked := make(chan string, 1)
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {

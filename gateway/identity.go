@@ -50,7 +50,8 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// A flowConn is a forwarded connection that Verdict.Handle serves. The Net resets it when its address moves.
+// A flowConn is a forwarded connection that Verdict.Handle serves. The Net resets it when its address moves to another
+// peer.
 type flowConn struct {
 	*netstack.TCPConn
 	key wireguard.PublicKey

@@ -76,7 +76,7 @@ func TestHandle(t *testing.T) {
 	}
 }
 
-// A moved address ends the server's connection.
+// The server's connection ends if the client's address moves to another peer.
 func TestListenerMoved(t *testing.T) {
 	w := newWorld(t, gateway.Config{})
 	l := gateway.Listener(must(w.stack.Listen("tcp", ":81"))(t), w.device)

@@ -174,7 +174,7 @@ func receive(t testing.TB, c net.PacketConn) (string, netip.AddrPort) {
 	return string(b[:n]), from.(*net.UDPAddr).AddrPort()
 }
 
-// eventually waits until ok.
+// eventually waits until ok returns true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {

@@ -76,8 +76,9 @@ type account struct {
 }
 
 // A direction counts and slows the bytes of one direction. Each byte takes a token of rate. TCP takes tokens before they exist and
-// waits until they do, so while TCP has much to send, a datagram never finds a token. Then it may take one of share, and adds to the
-// debt that TCP's next bytes wait for. So the sum of both keeps the rate, and datagrams get at least share.
+// waits until they do, so while TCP has much to send, a datagram never finds a token of rate. It may then pass with tokens of
+// share, and its bytes add to the debt in rate that TCP's next bytes wait for. So both together keep to the rate, and datagrams get
+// at least share.
 type direction struct {
 	bytes atomic.Uint64
 	mu    sync.Mutex // guards the rest
@@ -94,7 +95,7 @@ type bucket struct {
 	last   time.Time
 }
 
-// fill adds the tokens of the time since the last call.
+// fill adds the tokens for the time since the last call.
 func (b *bucket) fill(now time.Time, perSecond, burst float64) {
 	if b.last.IsZero() {
 		b.tokens = burst
@@ -122,8 +123,8 @@ func (g *Gateway) SetLimits(peer wireguard.PublicKey, l Limits) {
 	g.accountLocked(peer).limits.Store(&l)
 }
 
-// Forget drops the limits and counters of a peer that has no flows and no pings, and reports false for another peer. A program
-// that removes peers calls it, because the Gateway keeps about 300 bytes for each peer that it has seen.
+// Forget drops the limits and counters of a peer. It does nothing and returns false while the peer has flows or pings. A
+// program that removes peers should call it, because the Gateway keeps about 300 bytes for each peer that it has seen.
 func (g *Gateway) Forget(peer wireguard.PublicKey) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -149,7 +150,7 @@ func (g *Gateway) Stats() map[wireguard.PublicKey]PeerStats {
 	return all
 }
 
-// begin takes a place for a flow of a, and reports whether there is one.
+// begin counts a new flow of a, unless a limit forbids it, and reports whether it did.
 func (g *Gateway) begin(a *account, now time.Time) bool {
 	l := a.limits.Load()
 	g.mu.Lock()

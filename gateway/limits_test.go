@@ -35,7 +35,7 @@ func TestGreedyTCP(t *testing.T) {
 	}
 }
 
-// Each limit of a peer holds for it alone.
+// Each limit holds for one peer and does not affect the others.
 func TestFlowLimits(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Flows: 3}})
 	port := echo(t)
@@ -48,7 +48,7 @@ func TestFlowLimits(t *testing.T) {
 			}
 		}
 		most := want
-		if i == 1 { // on a slow machine, the bucket fills meanwhile
+		if i == 1 { // on a slow machine, the bucket has new tokens by now
 			most += int(time.Since(begun).Seconds())
 		}
 		if open < want || open > most {
@@ -57,7 +57,7 @@ func TestFlowLimits(t *testing.T) {
 	}
 }
 
-// Bytes per second hold in each direction.
+// The limits of bytes per second hold in each direction.
 func TestRates(t *testing.T) {
 	const rate = 1 << 20
 	for _, l := range []gateway.Limits{{FromPeer: rate}, {ToPeer: rate}} {
@@ -68,18 +68,18 @@ func TestRates(t *testing.T) {
 		if _, err := io.ReadFull(c, make([]byte, rate/2)); err != nil {
 			t.Fatal(err)
 		}
-		// A tenth of a second's bytes pass at once. The last chunk is read before it is paid.
+		// A tenth of a second's bytes pass at once. The last chunk is read before its tokens exist.
 		if took := time.Since(begun); took < 250*time.Millisecond {
 			t.Errorf("%+v: half a second's bytes took %v", l, took)
 		}
 	}
 }
 
-// A peer whose quota is used up loses its connection and gets no other one, until it is granted more.
+// A peer whose quota is used up loses its connection and gets no other one, until SetLimits grants more.
 func TestQuota(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Quota: 100_000}})
 	to := netip.AddrPortFrom(far, serve(t, func(c net.Conn) {
-		if _, err := c.Read(make([]byte, 1)); err == nil { // if it began by itself, a dial could end by the reset
+		if _, err := c.Read(make([]byte, 1)); err == nil { // if the server sent at once, the reset could already end a dial
 			_, _ = c.Write(make([]byte, 1<<20))
 		}
 	}))

@@ -81,8 +81,8 @@ func (h *hostAddrs) has(a netip.Addr) bool {
 	return h.addrs[a.Unmap()]
 }
 
-// addrsOf returns the addresses in found, and for IPv4 the broadcast addresses of their networks: Go's UDP sockets may
-// send to these.
+// addrsOf returns the addresses in found, and for IPv4 the broadcast addresses of their networks, because Go's UDP
+// sockets are allowed to send to these.
 func addrsOf(found []net.Addr) map[netip.Addr]bool {
 	addrs := make(map[netip.Addr]bool)
 	for _, f := range found {

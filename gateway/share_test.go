@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestShare lets TCP and UDP of one peer share a rate. Bulk TCP costs UDP no datagram as long as UDP stays below its share. A flood of
-// datagrams takes from TCP at most that share, and more only while TCP has nothing to send. Both together keep the rate.
+// TestShare lets TCP and UDP of one peer share a rate. Bulk TCP costs UDP no datagram as long as UDP stays below its share. A flood
+// of datagrams takes at most that share from TCP, and more only while TCP has nothing to send. Both together keep to the rate.
 func TestShare(t *testing.T) {
 	const (
 		rate   = 1_000_000 // bytes per second
@@ -21,7 +21,7 @@ func TestShare(t *testing.T) {
 		conns       int           // TCP connections that always have something to send
 		size        int           // bytes of a datagram
 		every       time.Duration // between two datagrams; 0 means no datagrams
-		tcp, udp    [2]float64    // what passes, as a part of the rate: from, to
+		tcp, udp    [2]float64    // the least and the most that pass, as parts of the rate
 		nothingLost bool
 	}{
 		{"TCP alone", 8, 0, 0, [2]float64{0.97, 1.03}, [2]float64{}, false},

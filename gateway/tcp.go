@@ -14,9 +14,9 @@ import (
 
 // tcp joins a peer's connection with an outbound one:
 //
-//	dial ▶ accept ▶ copy in both directions ▶ each end of one is a half-close of the other
+//	dial ▶ accept ▶ copy in both directions ▶ when one connection ends its direction, half-close the other
 //
-// An error resets both.
+// An error resets both connections.
 func (g *Gateway) tcp(f *netstack.Flow, a *account, v Verdict) {
 	if v.Handle != nil {
 		g.handle(f, v.Handle)
@@ -76,7 +76,7 @@ type joint struct {
 	mu    sync.Mutex  // guards the rest
 	timer *time.Timer // calls look; nil once both directions have ended
 	seen  uint64      // moved at the last look that found a change
-	since time.Time   // when that was
+	since time.Time   // when that look was
 }
 
 // run returns when both directions have ended. It resets the connections after idle without traffic, or transitoryIdle if

@@ -16,8 +16,8 @@ import (
 // again, and a forgotten address is filtered until the peer sends to it.
 const maxDestinations = 256
 
-// buffers holds the memory for one datagram each. A mapping takes it only once there is something to read, because a
-// peer may have thousands of idle ones.
+// buffers holds the memory for one datagram each. A mapping takes a buffer only when there is something to read,
+// because a peer may have thousands of idle mappings.
 var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // A mapping is one UDP socket behind a peer and one outbound socket: RFC 4787's endpoint-independent mapping. Inbound

@@ -62,7 +62,7 @@ func TestUDPLarge(t *testing.T) {
 	}
 }
 
-// A policy that takes long about one destination does not hold the answers of another.
+// A policy that takes long to decide about one destination does not delay the answers of another destination.
 func TestUDPSlowPolicy(t *testing.T) {
 	asked, release := make(chan bool, 1), make(chan bool)
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {
@@ -84,7 +84,7 @@ func TestUDPSlowPolicy(t *testing.T) {
 	}
 }
 
-// Beyond a rate, datagrams are dropped, in each direction for itself. A spent quota ends the flow.
+// In each direction, datagrams beyond the rate are dropped. A quota that is used up ends the flow.
 func TestUDPLimits(t *testing.T) {
 	large := strings.Repeat("x", 60_000) // passes at once, and takes 6 s of the rate
 	for name, l := range map[string]gateway.Limits{"from the peer": {FromPeer: 10_000}, "to the peer": {ToPeer: 10_000}} {

@@ -125,13 +125,14 @@ func Explain(d *wireguard.Device, peer wireguard.PublicKey) (Explanation, bool) 
 	return x.explain(d.Status(), &p, &memory{}, time.Now()), true
 }
 
-// An Explainer explains the peers of one device. It compares what the device shows with what it showed before, so call Each
-// at regular intervals: once per second is enough, and once per 10 s still tells most. It remembers about 300 bytes per peer
-// of the device, and forgets a removed peer at the next Each. The zero value is ready. It must not be copied after its first use, or used by two goroutines at once.
+// An Explainer explains the peers of one device. It compares what the device shows with what it showed before, so call Each at
+// regular intervals: once per second is enough, and once per 10 s is enough for most causes. It remembers about 300 bytes per peer
+// of the device, and forgets a removed peer at the next Each. The zero value is ready. It must not be copied after its first use,
+// or used by two goroutines at once.
 type Explainer struct {
-	// Addresses returns the addresses that the name of a peer's endpoint has now, with the port. None means that they are
-	// not known. A nil function means that no name is known. It is called for peers that do not answer, and must not block:
-	// resolve names in another goroutine.
+	// Addresses returns the addresses that the name of a peer's endpoint has now, with the port. An empty result means that
+	// they are not known. A nil function means that no name is known. It is called for peers that do not answer, and must
+	// not block: resolve names in another goroutine.
 	Addresses func(wireguard.PublicKey) []netip.AddrPort
 
 	memories map[wireguard.PublicKey]*memory
@@ -164,7 +165,7 @@ func (x *Explainer) Each(d *wireguard.Device, now time.Time, yield func(*wiregua
 		if m.look == x.looks {
 			continue
 		}
-		if _, ok := d.Peer(key); !ok { // if yield ended the loop, the peers behind are not gone
+		if _, ok := d.Peer(key); !ok { // if yield ended the loop, the peers after that are not gone
 			delete(x.memories, key)
 		}
 	}

@@ -27,7 +27,7 @@ func look(t *testing.T, x *observe.Explainer, d *wireguard.Device) (e observe.Ex
 	return e
 }
 
-// watch looks once per second for so long, does what each says before each look, and returns the last look.
+// watch looks once per second for the time long, calls the function each before each look, and returns the last look.
 func watch(t *testing.T, x *observe.Explainer, d *wireguard.Device, long time.Duration, each func()) (e observe.Explanation) {
 	t.Helper()
 	for range long / time.Second {
@@ -166,7 +166,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A peer under load asks for a cookie. Here, lookups of strangers that last put it under load.
+// A peer under load asks for a cookie. Here it is under load because its lookups of strangers take long.
 func TestExplainCookie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) {
@@ -191,7 +191,7 @@ func TestExplainCookie(t *testing.T) {
 	})
 }
 
-// The name of an endpoint that does not answer means another address now.
+// The name of an endpoint that does not answer has another address now.
 func TestExplainName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) { b.Peers = nil })
@@ -225,7 +225,7 @@ func TestExplainOnce(t *testing.T) {
 	})
 }
 
-// What an Explainer remembers ends with the peer.
+// An Explainer forgets a peer that the device no longer has.
 func TestExplainerForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) { b.Peers = nil })
@@ -243,8 +243,8 @@ func TestExplainerForgets(t *testing.T) {
 	})
 }
 
-// Peers come and go, as those of Config.Lookup do, and each look ends early. An Explainer remembers no more peers than the
-// device has, and so much of each as its comment says.
+// Peers are added and removed, as those of Config.Lookup are, and each look ends early. An Explainer remembers no more
+// peers than the device has, and no more bytes of each than its comment says.
 func TestExplainerIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
@@ -268,7 +268,7 @@ func TestExplainerIsBounded(t *testing.T) {
 	})
 }
 
-// An explanation as JSON has words for what programs branch on.
+// In JSON, an explanation has words for states and causes.
 func TestExplanationJSON(t *testing.T) {
 	b, err := json.Marshal(observe.Explanation{State: observe.Impaired, Reasons: []observe.Reason{{Cause: observe.PathMTU, Text: "Try."}}})
 	if want := `{"state":"impaired","reasons":[{"cause":"path mtu","text":"Try."}]}`; err != nil || !bytes.Equal(b, []byte(want)) {

@@ -22,7 +22,7 @@ type rig struct {
 
 var insideA, insideB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 
-// newRig makes a rig after change had its say. Call it in a bubble of synctest.
+// newRig makes a rig. change, if it is not nil, changes the configurations before. Call newRig in a bubble of synctest.
 func newRig(t *testing.T, change func(a, b *wireguard.Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, network: pipe.NewNetwork(pipe.Config{Seed: 1}), tunA: pipe.NewTunnel(1420), tunB: pipe.NewTunnel(1420), clock: pipe.NewClock()}
@@ -57,7 +57,7 @@ func (r *rig) up(c wireguard.Config) *wireguard.Device {
 	return d
 }
 
-// say sends a packet of so many bytes of payload from a to b, and waits until nothing moves.
+// say sends a packet with size bytes of payload from a to b, and waits until all goroutines are idle.
 func (r *rig) say(size int) {
 	r.t.Helper()
 	if !r.tunA.TrySend(pipe.UDPPacket(netip.AddrPortFrom(insideA, 7000), netip.AddrPortFrom(insideB, 7000), make([]byte, size))) {

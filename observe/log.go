@@ -9,9 +9,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Log writes the device's events to log until ctx ends or the device is closed. A nil log is slog.Default. Handshakes,
-// expired sessions, moved endpoints and forgotten peers are information, and everything else is a warning. It returns nil after
-// the device was closed, and the error of ctx otherwise.
+// Log writes the device's events to log until ctx ends or the device is closed. A nil log is slog.Default. It logs handshakes,
+// expired sessions, moved endpoints and forgotten peers at level Info, and all other events at Warn. It returns nil after the
+// device was closed, and the error of ctx otherwise.
 //
 // A slow log never delays the device; see [wireguard.Subscription] for what is merged then.
 func Log(ctx context.Context, d *wireguard.Device, log *slog.Logger) error {

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/observe"
 )
 
-// A log has what happened, with the peer as people know it, until ctx ends or the device is closed.
+// A log has the events, with the peer's public key as text, until ctx ends or the device is closed.
 func TestLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)

@@ -18,7 +18,7 @@ const (
 // A memory is what an Explainer knows of a peer besides its status. The zero value is that of a peer never looked at.
 type memory struct {
 	look uint64 // the newest call of Each that found the peer
-	seen bool   // whether there was a look at the peer before
+	seen bool   // whether an earlier look found the peer
 
 	heard    uint64    // Received.Bytes at the last look
 	attempts int       // at the last look

@@ -72,7 +72,7 @@ func (x *Explainer) explain(s wireguard.Status, p *wireguard.PeerStatus, m *memo
 	return e
 }
 
-// traffic adds what the packets inside the tunnel tell. There is a session.
+// traffic adds the reasons that follow from the packets inside the tunnel. The peer has a session.
 func (m *memory) traffic(e *Explanation, p *wireguard.PeerStatus, now time.Time, add func(Cause, string, ...any)) {
 	if !m.refusedAt.IsZero() && now.Sub(m.refusedAt) < recent {
 		e.State = max(e.State, Impaired)

@@ -21,7 +21,8 @@ var datagramBuffers = sync.Pool{New: func() any { b := make([]byte, maxDatagram)
 // maxFailures is how many reads in a row may fail. Each ICMP error makes one read fail.
 const maxFailures = 1000
 
-// each calls take with each datagram of c until c is closed. take must not keep b. wait returns when c has something to read.
+// each calls take with each datagram of c, until c is closed or keeps failing. take must not keep b. wait returns when c has
+// something to read.
 func each(c datagramReader, wait func() error, take func(b []byte, from netip.AddrPort)) error {
 	for failures := 0; ; {
 		if err := wait(); err != nil && final(err) {

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// A failure is why a dial failed, as far as the protocols' codes tell it.
+// A failure is the reason why a dial failed, as far as the codes of the protocols distinguish reasons.
 type failure uint8
 
 const (

@@ -49,8 +49,8 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestReset: a target that resets its connection resets the client's, so that the client does not take the end for the end of
-// the data.
+// TestReset: a target that resets its connection resets the client's, so that the client does not believe that it has all the
+// data.
 func TestReset(t *testing.T) {
 	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, func(c *net.TCPConn) {
 		_, _ = c.Write([]byte("half an ans"))
@@ -159,7 +159,7 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// udpTarget answers each datagram with the given function, and returns where.
+// udpTarget answers each datagram with the given function, and returns its address.
 func udpTarget(t testing.TB, answer func(b []byte) []byte) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -265,7 +265,7 @@ func udpClientFrom(t testing.TB, from byte, addr string) net.Conn {
 	return c
 }
 
-// TestForwardUDPShare: a client beyond its share loses its own oldest flow, and not another client's, which is older.
+// TestForwardUDPShare: a client beyond its share loses its own oldest flow, and not an older one of another client.
 func TestForwardUDPShare(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 10, MaxConnsPerClient: 2, IdleTimeout: -1})
@@ -279,7 +279,8 @@ func TestForwardUDPShare(t *testing.T) {
 	}
 }
 
-// TestForwardUDPAlone: flows, whose clients' addresses may be forged, take no place from the connections of the same server.
+// TestForwardUDPAlone: flows do not count against the limits for connections of the same server, because the addresses of
+// their clients may be forged.
 func TestForwardUDPAlone(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	tcp := target(t, echo)
@@ -328,8 +329,8 @@ func TestForwardUDPHeld(t *testing.T) {
 	}
 }
 
-// TestForwardUDPDial: datagrams wait for the dial, a bounded number of them; a flow's client may send during another flow's dial,
-// and a failed dial is reported.
+// TestForwardUDPDial: a bounded number of datagrams waits for the dial. A client may send during the dial of another flow, and a
+// failed dial is reported.
 func TestForwardUDPDial(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	var dials atomic.Int64
@@ -429,7 +430,7 @@ func TestSOCKSDatagramAllocations(t *testing.T) {
 	}
 }
 
-// FuzzDatagram: what a SOCKS datagram's header says lies within it.
+// FuzzDatagram: the parts that parseDatagram returns lie within the datagram.
 func FuzzDatagram(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35data"))
 	f.Add([]byte("\x00\x00\x00\x03\x01a\x00\x35"))

@@ -156,7 +156,7 @@ func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), w.trace(exchangeOf(r)))))
 }
 
-// trace counts the requests on each targetConn. A flag would not do, because the next request may get the connection before
+// trace counts the requests on each targetConn. A flag would not suffice, because the next request may get the connection before
 // PutIdleConn is called for the previous request. It also adds Via to interim answers, which the ReverseProxy passes on.
 func (w *web) trace(x *exchange) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
@@ -177,7 +177,7 @@ func (w *web) trace(x *exchange) *httptrace.ClientTrace {
 	}
 }
 
-// take hands a connection to package net/http. Its session ends in changed, or in endUpgrade or connect if it is hijacked.
+// take hands a connection to package net/http. Its session ends in changed or, after a hijack, in endUpgrade or connect.
 func (w *web) take(n *session) {
 	wc := &webConn{Conn: n.conn(), session: n}
 	var c net.Conn = wc
@@ -285,7 +285,7 @@ type exchange struct {
 
 type exchangeKey struct{}
 
-// ServeHTTP serves one request. It relays a CONNECT on another goroutine, so that the memory of package net/http's is freed.
+// ServeHTTP serves one request. It relays a CONNECT on another goroutine, so that package net/http frees its own memory.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	wc := r.Context().Value(connKey{}).(*webConn)
 	wc.requests++
@@ -441,7 +441,7 @@ func (w *web) rewrite(p *httputil.ProxyRequest) {
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
-// answer adds Via to an answer, and counts the bytes of its body. The body of an upgrade has both directions.
+// answer adds Via to an answer, and counts the bytes of its body. The body of an upgrade carries both directions.
 func (w *web) answer(a *http.Response) error {
 	w.via(a.Header, a.ProtoMajor, a.ProtoMinor)
 	x := exchangeOf(a.Request)

@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-// webTarget is a web server that shows what it was asked.
+// webTarget is a web server whose answers contain the request.
 func webTarget(t testing.TB, secure bool) *httptest.Server {
 	t.Helper()
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -45,15 +45,15 @@ func webTarget(t testing.TB, secure bool) *httptest.Server {
 	return s
 }
 
-// certificate is one of httptest, for 127.0.0.1 and example.com.
+// certificate returns the certificate of httptest, for 127.0.0.1 and example.com, and a client that trusts it.
 func certificate(t testing.TB) (*tls.Config, *http.Client) {
 	s := httptest.NewTLSServer(http.NotFoundHandler())
 	t.Cleanup(s.Close)
 	return &tls.Config{Certificates: s.TLS.Certificates}, s.Client()
 }
 
-// TestHTTPRequests: requests with an absolute URL reach their host on one connection, without the fields of one hop, and with no
-// field that the client did not send, except for Via.
+// TestHTTPRequests: requests with an absolute URL reach their host on one connection. They lack the fields that concern one hop,
+// and have no field that the client did not send, except for Via.
 func TestHTTPRequests(t *testing.T) {
 	web := webTarget(t, false)
 	addr, done := serve(t, &Server{Protocol: HTTP{Username: "u", Password: "p"}, DialContext: to(web.Listener.Addr().String(), nil)})
@@ -223,7 +223,7 @@ func TestHTTPUpgrade(t *testing.T) {
 	}
 }
 
-// TestHTTPS: clients reach the proxy over TLS, and through it a server over TLS.
+// TestHTTPS: clients reach the proxy over TLS and, through the proxy, a server over TLS.
 func TestHTTPS(t *testing.T) {
 	config, client := certificate(t)
 	addr, done := serve(t, &Server{Protocol: HTTP{TLS: config}})
@@ -251,7 +251,8 @@ func TestHTTPS(t *testing.T) {
 	}
 }
 
-// TestShutdown waits for what runs, and closes HTTP connections that wait for a request.
+// TestShutdown: Shutdown waits for connections and requests that are under way, and closes HTTP connections that wait
+// for a request.
 func TestShutdown(t *testing.T) {
 	for name, c := range map[string]struct {
 		p          Protocol
@@ -348,8 +349,7 @@ func TestCurl(t *testing.T) {
 	}
 }
 
-// FuzzHTTP: whatever a client sends, package net/http and the handler answer with complete answers, and never dial without a
-// password.
+// FuzzHTTP: whatever a client sends, the answers are complete, and nothing is dialed without a password.
 func FuzzHTTP(f *testing.F) {
 	f.Add([]byte("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"))
 	f.Add([]byte("GET http://x/ HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic dTpx\r\n\r\n"))

@@ -145,12 +145,12 @@ func tool(t testing.TB, name, pkg string) string {
 	return path
 }
 
-// failing is a dialer that fails with err.
+// failing returns a dialer that fails with err.
 func failing(err error) func(context.Context, string, string) (net.Conn, error) {
 	return func(context.Context, string, string) (net.Conn, error) { return nil, err }
 }
 
-// to is a dialer that connects to addr whatever it is asked for, and notes what that was.
+// to returns a dialer that connects to addr, whatever address it gets, and stores that address in asked.
 func to(addr string, asked *sync.Map) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if asked != nil {

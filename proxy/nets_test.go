@@ -56,7 +56,7 @@ func tunnel(t *testing.T) (a, b *netstack.Net) {
 	return a, b
 }
 
-// answerNames is a name server: everything is at the server's address.
+// answerNames is a name server that gives the server's address for each name.
 func answerNames(c net.PacketConn) {
 	for b := make([]byte, 1500); ; {
 		n, from, err := c.ReadFrom(b)
@@ -118,7 +118,8 @@ func TestTunnel(t *testing.T) {
 	publishDatagrams(t, a, b)
 }
 
-// publishDatagrams forwards datagrams from b's side of the tunnel to an echo service of the host, and lets a use that service.
+// publishDatagrams forwards datagrams that arrive at b from the tunnel to an echo service of the host, and uses that
+// service from the Net a.
 func publishDatagrams(t *testing.T, a, b *netstack.Net) {
 	t.Helper()
 	service, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -182,7 +183,7 @@ func question() []byte {
 	return b
 }
 
-// askOverSOCKS is a small SOCKS client with UDP: it sends a question to a server that it calls by name.
+// askOverSOCKS is a small SOCKS client with UDP. It sends a question to a server that it names by its host name.
 func askOverSOCKS(t *testing.T, socks string) {
 	t.Helper()
 	c, err := net.Dial("tcp", socks)

@@ -11,7 +11,7 @@
 //
 // The Protocol of a Server says what its clients speak. A Server bounds what clients can take from it: connections in all and per
 // client, the time of a handshake and the time of silence. It tells a client of a failure with a code of the protocol, keeps
-// half-closed connections, and calls Done at the end of each connection.
+// half-closed connections, and calls Done when a connection has ended.
 //
 // The dialer and the listener decide the direction: a listener of the host with a dialer of the tunnel brings local programs into
 // the tunnel, and a listener of the tunnel with a dialer of the host publishes a service of the host in the tunnel.

@@ -60,7 +60,7 @@ func TestRefusalCodes(t *testing.T) {
 			s := &Server{Protocol: c.protocol, MaxConns: 1, DialContext: failing(errors.New("a refused client must not be connected"))}
 			addr, done := serve(t, s)
 			first := dial(t, addr)
-			// The accepts are in order, so the second connection finds the first one.
+			// The server accepts in order, so it has the first connection when the second one arrives.
 			second := dial(t, addr)
 			c.client(t, second)
 			wantEnd(t, "after the code", second)
@@ -96,8 +96,8 @@ func closedAfter(t *testing.T, c net.Conn) time.Duration {
 	return time.Since(start)
 }
 
-// TestRefusalBounds checks that silent clients, and clients that drip, hold a place among those that are refused for 5 s, that a
-// further one is closed at once meanwhile, and that neither takes a place from a client that is served.
+// TestRefusalBounds checks that clients that are being refused are closed after 5 s, even if they are silent or send one byte at
+// a time. Meanwhile, a further client is closed at once, and clients that are served keep their places.
 func TestRefusalBounds(t *testing.T) {
 	for name, protocol := range map[string]Protocol{"SOCKS": SOCKS5{}, "HTTP": HTTP{}, "SNI": SNI{}} {
 		t.Run(name, func(t *testing.T) {

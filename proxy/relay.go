@@ -23,8 +23,9 @@ func (n *session) relay(client, target net.Conn) error {
 	return n.err
 }
 
-// pass copies one direction. An error ends both. ends counts the directions that have ended. After the second, both connections are
-// closed at once, so a socket needs no half-close then. A tls.Conn does: what it writes tells the client that nothing is missing.
+// pass copies one direction. An error ends both directions. ends counts the directions that have ended. After the second one, both
+// connections are closed at once, so a socket needs no half-close then. A tls.Conn still needs it, because its last message tells
+// the client that nothing is missing.
 func (n *session) pass(dst, src net.Conn, moved *atomic.Int64, ends *atomic.Int32) {
 	if err := n.copy(dst, src, moved); err != nil {
 		n.fail(err)
@@ -40,12 +41,13 @@ func (n *session) pass(dst, src net.Conn, moved *atomic.Int64, ends *atomic.Int3
 	_ = dst.Close() // dst has no half-close, so only this tells it the end
 }
 
-// copy copies src to dst until io.EOF. It takes the first of these that is possible:
+// copy copies src to dst until io.EOF. It uses the first of these ways that is possible:
 //
 //   - The kernel moves bytes between two of its sockets (splice).
 //   - A connection of the kernel is read when there is something to read, into a buffer that is then given back.
-//   - A source with WriteTo, such as *netstack.TCPConn, does the same itself.
-//   - A small buffer is used, and a large one while reads fill it.
+//   - A source with WriteTo, such as *netstack.TCPConn, copies by itself. It also takes a buffer only when there is
+//     something to read.
+//   - The bytes pass through a small buffer, and through a large one while reads fill it.
 //
 // So a connection without traffic holds no buffer in the first three cases, and 4 KiB in the last.
 func (n *session) copy(dst io.Writer, src net.Conn, moved *atomic.Int64) error {
@@ -67,8 +69,8 @@ func kernelTCP(c any) bool {
 	return ok
 }
 
-// splice lets the kernel copy. A call tells how much it moved only when it returns, so a deadline makes it return several times
-// within the idle time.
+// splice lets the kernel copy. A call reports how much it moved only when it returns, so a deadline makes each call return
+// several times within the idle time.
 func (n *session) splice(dst, src *net.TCPConn, moved *atomic.Int64) error {
 	every := n.server.idle() / (2 * quarters)
 	for {

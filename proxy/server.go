@@ -31,9 +31,9 @@ type Server struct {
 	Done func(Report)
 
 	// MaxConns is the most connections at the same time, and also the most flows of each UDP socket. A connection beyond it gets
-	// the protocol's own refusal: code 1 of SOCKS, status 503 of HTTP, an alert of TLS from SNI. For that it is read for up to 5
-	// seconds. If 64 connections are being refused already, and with a Forward, it is closed at once. A flow beyond MaxConns
-	// takes the place of the flow that was silent for longest. Zero means 4,096.
+	// the protocol's own refusal: code 1 of SOCKS, status 503 of HTTP, an alert of TLS from SNI. For that, the server reads from
+	// the connection for up to 5 seconds. It closes the connection at once if it is refusing 64 others already, or if Protocol
+	// is a Forward. A flow beyond MaxConns takes the place of the flow that was silent for longest. Zero means 4,096.
 	MaxConns int
 
 	// MaxConnsPerClient is the most connections, and the most flows of each UDP socket, of one client: of an IPv4 address, or
@@ -63,7 +63,7 @@ type Server struct {
 	sessions  map[*session]bool
 	conns     int                  // sessions that are connections of clients, without flows and without those that are refused
 	refused   int                  // sessions that are refused
-	clients   map[netip.Prefix]int // of these, by client
+	clients   map[netip.Prefix]int // conns by client
 	empty     chan struct{}        // closed when draining and the last session has ended; nil before drain
 }
 

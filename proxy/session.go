@@ -78,8 +78,9 @@ func (s *Server) admit(n *session) error {
 	return nil
 }
 
-// register adds a session that the limits of connections do not concern. Flows have limits in their own table, so that a flood
-// of datagrams, whose senders nobody can check, takes no place from a connection. It returns false if the server is closed.
+// register adds a session to which the limits of connections do not apply. Flows have limits in their own table, so that a
+// flood of datagrams, whose senders nobody can check, takes no place from a connection. It returns false if the server is
+// closed.
 func (s *Server) register(n *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,8 +122,8 @@ func (n *session) own(c interface{ Close() error }) {
 	n.conns = append(n.conns, c)
 }
 
-// fail records why the session ends, and resets its connections, so that neither side takes the end for the end of the data. Only
-// the first call counts.
+// fail records why the session ends, and resets its connections, so that neither side believes that it has all the data. Only the
+// first call counts.
 func (n *session) fail(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -136,7 +137,7 @@ func (n *session) fail(err error) {
 }
 
 // end closes what the session owns, and reports the session. err is why it ended, or nil; an error that fail has recorded takes
-// precedence, and a refused session ends by ErrLimit. The session's goroutine calls end once.
+// precedence, and a refused session ends with ErrLimit. The session's goroutine calls end once.
 func (n *session) end(err error) {
 	n.mu.Lock()
 	if n.err != nil {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// hellos returns the ClientHello of crypto/tls for a name, which is empty for none.
+// hellos returns the ClientHello of crypto/tls for a name. An empty name is left out.
 func hellos(t testing.TB, name string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -22,7 +22,7 @@ func hellos(t testing.TB, name string) []byte {
 	return b.Bytes()
 }
 
-// A recorder keeps what a client writes, and has no answer.
+// A recorder keeps what a client writes, and answers nothing.
 type recorder struct {
 	net.Conn
 	w io.Writer

@@ -142,7 +142,7 @@ func TestSOCKSRefusals(t *testing.T) {
 	}
 }
 
-// TestSOCKSPassword: the right username and password are taken, and reported.
+// TestSOCKSPassword: the right username and password are accepted, and the username is reported.
 func TestSOCKSPassword(t *testing.T) {
 	long := strings.Repeat("x", 255)
 	addr, done := serve(t, &Server{Protocol: SOCKS5{Username: long, Password: long}, DialContext: to(target(t, echo), nil)})
@@ -161,7 +161,8 @@ func TestSOCKSPassword(t *testing.T) {
 	}
 }
 
-// FuzzSOCKS: whatever a client sends, the server neither panics nor reads beyond the request, and a request has one target.
+// FuzzSOCKS: whatever a client sends, the server does not panic, and reads no more than the longest request has. Each
+// request that it serves has a target.
 func FuzzSOCKS(f *testing.F) {
 	f.Add([]byte(hello + connectName("example.com") + "data"))
 	f.Add([]byte(hello + "\x05\x03\x00\x04" + zeros(18)))

@@ -132,9 +132,9 @@ func (a *association) down() {
 
 var errDatagram = errors.New("proxy: SOCKS datagram that is short, fragmented or has an unknown address type")
 
-// parseDatagram takes "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA" apart. The target is to, or name and the port of to. name and data
-// are parts of b. "An implementation that does not support fragmentation MUST drop any datagram whose FRAG field is other than
-// X'00'."
+// parseDatagram takes "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA" apart. The target is the address to, or the host called name at
+// the port of to. name and data are parts of b. "An implementation that does not support fragmentation MUST drop any datagram whose
+// FRAG field is other than X'00'."
 func parseDatagram(b []byte) (to netip.AddrPort, name, data []byte, err error) {
 	if len(b) < 5 || b[2] != 0 {
 		return to, nil, nil, errDatagram

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestStdio: what is read reaches the target, and its answer is written after the end of the input.
+// TestStdio: the input reaches the target, and the target's answer is written after the end of the input.
 func TestStdio(t *testing.T) {
 	upper := target(t, func(c *net.TCPConn) {
 		b, _ := io.ReadAll(c)
@@ -32,7 +32,8 @@ func TestStdio(t *testing.T) {
 	}
 }
 
-// TestStdioEnds: it returns when the target closes, although the input goes on, when the output fails, and after Close.
+// TestStdioEnds: ServeStdio returns when the target closes although the input goes on, when the output fails, and after
+// Close.
 func TestStdioEnds(t *testing.T) {
 	input, more := io.Pipe()
 	defer more.Close()

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// FuzzSet: whatever comes, Set does not panic; what it refuses leaves the device as it was, and its error repeats nothing
-// that might be a secret; what it accepts can be read back and set again, and then the device says the same.
+// FuzzSet checks that Set never panics. If Set refuses a request, the device is as it was, and the error is one short
+// line. If Set accepts it, another device on which the answer of Get is set has the same answer.
 func FuzzSet(f *testing.F) {
 	f.Add([]byte(before))
 	f.Add([]byte(halfDevice + halfPeers))
@@ -48,7 +48,8 @@ func FuzzSet(f *testing.F) {
 	})
 }
 
-// FuzzServer: whatever comes over a connection is answered as often as it asks, and the server outlives it.
+// FuzzServer checks that the server gives one answer to each request, whatever a client sends, and that it does not
+// panic.
 func FuzzServer(f *testing.F) {
 	f.Add([]byte("get=1\n\nset=1\nfwmark=1\n\nget=1\n\n"))
 	f.Add([]byte("set=1\n" + before + "\nset=1\nx\n\nget=1\nx\n\nget=1\n"))
@@ -76,7 +77,7 @@ func FuzzServer(f *testing.F) {
 	})
 }
 
-// A script is a connection whose other end has said everything already.
+// A script is a connection whose other end has already sent everything.
 type script struct {
 	net.Conn
 	in  *bytes.Reader

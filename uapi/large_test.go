@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// largeRequest is 5,000 peers with 13 allowed IPs each, 65,000 in all, every second one IPv6.
+// largeRequest returns a request with 5,000 peers with 13 allowed IPs each, 65,000 in all, of which every second one is
+// IPv6.
 func largeRequest() string {
 	var b strings.Builder
 	b.WriteString("replace_peers=true\n")
@@ -35,8 +36,8 @@ func largeRequest() string {
 	return b.String()
 }
 
-// TestLarge: a large configuration goes in, comes out whole and goes in again, in about a second and in bounded memory.
-// The limits are ten times what it takes: they find what is quadratic.
+// TestLarge sets a large configuration, reads it back whole and sets it again, in about a second and in bounded memory.
+// The limits are ten times what this takes, so that the test finds quadratic costs.
 func TestLarge(t *testing.T) {
 	d := newDown(t)
 	request := largeRequest()
@@ -60,7 +61,7 @@ func TestLarge(t *testing.T) {
 	}
 	set(t, d, "replace_peers=true\n")
 
-	// One peer has all of them, and gives them back one by one.
+	// One peer gets all allowed IPs, and a request removes them one by one.
 	one := "public_key=" + hexKey(1) + "\n"
 	var add, remove strings.Builder
 	for line := range strings.Lines(out) {
@@ -70,7 +71,7 @@ func TestLarge(t *testing.T) {
 		}
 	}
 	var adding, removing time.Duration
-	for range 3 { // the best of three: other work on the machine comes in between
+	for range 3 { // the best of three, because the machine may do other work meanwhile
 		begin := time.Now()
 		set(t, d, one+add.String())
 		added := time.Now()
@@ -94,7 +95,7 @@ func (w *largestWrite) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestGetIsWrittenInParts: a get builds nothing of the size of its answer.
+// TestGetIsWrittenInParts checks that a get does not put its whole answer together in memory.
 func TestGetIsWrittenInParts(t *testing.T) {
 	d := newDown(t)
 	set(t, d, largeRequest())
@@ -113,7 +114,7 @@ func TestGetIsWrittenInParts(t *testing.T) {
 	}
 }
 
-// TestSlowReaderHoldsUpNobody: a client that does not read its answer delays no request of another.
+// TestSlowReaderHoldsUpNobody checks that a client that does not read its answer does not delay the requests of others.
 func TestSlowReaderHoldsUpNobody(t *testing.T) {
 	d := newDown(t)
 	set(t, d, largeRequest())

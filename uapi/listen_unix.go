@@ -20,15 +20,16 @@ var socketDirectory = "/var/run/wireguard"
 
 func socketPath(name string) string { return filepath.Join(socketDirectory, name+".sock") }
 
-// Listen makes the control socket of an interface where wg(8) finds it: /var/run/wireguard/NAME.sock, for its owner
-// alone. It replaces a socket that nobody answers. If another process answers, the error wraps syscall.EADDRINUSE. On
-// Windows the socket is wg.exe's named pipe. Closing the listener removes the file.
+// Listen makes the control socket of an interface where wg(8) finds it: /var/run/wireguard/NAME.sock, which only its
+// owner can open. It replaces a socket on which nobody answers. If another process answers, the error wraps
+// syscall.EADDRINUSE. On Windows the socket is wg.exe's named pipe. Closing the listener removes the file.
 //
 // The listener has the method File of net.UnixListener, for a child process that takes over by ListenFile. Its Accept fails
 // with an error that wraps os.ErrNotExist after the file was removed or replaced.
 //
-// On Windows this is golang.zx2c4.com/wireguard/ipc. Elsewhere it is not, since that changes the umask of the whole process
-// for a moment, leaves a goroutine behind if it is closed while nobody accepts, and removes a successor's file.
+// On Windows, Listen calls package golang.zx2c4.com/wireguard/ipc. Elsewhere it does not, since that package changes the
+// umask of the whole process for a moment, leaves a goroutine behind if its listener is closed while nobody accepts, and
+// removes a successor's file.
 func Listen(name string) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -47,9 +48,9 @@ func Listen(name string) (net.Listener, error) {
 	return watched(l, path)
 }
 
-// ListenFile is Listen on a socket that another process made and this one inherited, as WG_UAPI_FD names one. The socket must be
-// bound to the path that Listen would use, and closed to all but its owner. The caller keeps f and may close it. On
-// Windows the error wraps errors.ErrUnsupported.
+// ListenFile does what Listen does, with a socket that another process made and this one inherited, such as the one that
+// WG_UAPI_FD names. The socket must be bound to the path that Listen would use, and closed to all but its owner. The caller
+// keeps f and may close it. On Windows the error wraps errors.ErrUnsupported.
 func ListenFile(name string, f *os.File) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -87,7 +88,7 @@ func isOurs(info fs.FileInfo) bool {
 	return ok && (s.Uid == 0 || int(s.Uid) == os.Geteuid())
 }
 
-// checkFree returns an error if path is taken, except by a socket that nobody answers.
+// checkFree returns an error if path is taken, except by a socket on which nobody answers.
 func checkFree(path, name string) error {
 	info, err := os.Lstat(path)
 	switch {

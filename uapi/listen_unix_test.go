@@ -16,10 +16,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// inDirectory lets control sockets be made in a directory of the test's own, and returns it.
+// inDirectory makes Listen use a directory of the test for control sockets, and returns it.
 func inDirectory(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "uapi") // short, as paths of sockets must be
+	dir, err := os.MkdirTemp("/tmp", "uapi") // a short path, because the path of a socket is limited
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +42,8 @@ func listen(t *testing.T, name string) net.Listener {
 	return l
 }
 
-// TestListen: the socket is its owner's alone whatever the umask, nothing else is left in the directory, and Close
-// removes it.
+// TestListen checks that only the owner may open the socket, whatever the umask is, that nothing else is left in the
+// directory, and that Close removes the socket.
 func TestListen(t *testing.T) {
 	dir := inDirectory(t)
 	defer syscall.Umask(syscall.Umask(0))
@@ -86,8 +86,8 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestListenStale: a socket whose process died is replaced; one that is answered, a file that is none, and a name that is
-// none are errors, and what stands there stays.
+// TestListenStale checks that Listen replaces a socket whose process died. A socket on which a process answers, a file
+// that is not a socket, and an invalid name are errors, and the files stay.
 func TestListenStale(t *testing.T) {
 	dir := inDirectory(t)
 	path := filepath.Join(dir, "wg0.sock")
@@ -128,8 +128,8 @@ func TestListenStale(t *testing.T) {
 	}
 }
 
-// TestListenDirectory: where others can write, they could put their own socket in the place of ours and be told the
-// private key.
+// TestListenDirectory checks that Listen refuses a directory where other users can write. They could replace our socket
+// by their own one, and would then receive the private key.
 func TestListenDirectory(t *testing.T) {
 	dir := inDirectory(t)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -150,8 +150,8 @@ func TestListenDirectory(t *testing.T) {
 	}
 }
 
-// TestRemoved: whoever removes the socket's file, or puts another in its place, ends Serve, with an error that says so; and
-// a successor's file is left alone.
+// TestRemoved checks that Serve ends when somebody removes or replaces the socket's file, with an error that says so, and
+// that it does not remove a successor's file.
 func TestRemoved(t *testing.T) {
 	for _, polled := range []bool{false, true} {
 		for how, remove := range map[string]func(path string) error{
@@ -195,7 +195,7 @@ func TestRemoved(t *testing.T) {
 	}
 }
 
-// poll is l as it is where the kernel cannot tell of removals.
+// poll returns l as it is on systems whose kernel does not report removals.
 func poll(t *testing.T, l *listener) *listener {
 	t.Helper()
 	f, err := l.File()
@@ -214,8 +214,8 @@ func poll(t *testing.T, l *listener) *listener {
 	return p
 }
 
-// TestListenFile: a socket that was inherited serves as one that was made here, and is removed by Close; one that others
-// may connect to, one of another kind and one that is bound elsewhere are refused.
+// TestListenFile checks that an inherited socket works like one that Listen made, and that Close removes it. ListenFile
+// refuses a socket to which others may connect, one of another kind, and one that is bound elsewhere.
 func TestListenFile(t *testing.T) {
 	dir := inDirectory(t)
 	first := listen(t, "wg0")

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// newDevice is a device over real sockets of the loopback interface, up, with an in-memory packet side.
+// newDevice returns a device that is up, with UDP sockets on the loopback interface and an in-memory tunnel.
 func newDevice(t testing.TB) *wireguard.Device {
 	t.Helper()
 	return devices.Up(t, wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}})
@@ -38,7 +38,7 @@ func serveAt(t testing.TB, s *Server, l net.Listener) {
 	})
 }
 
-// get is what Get says of d.
+// get returns what Get writes for d.
 func get(t testing.TB, d *wireguard.Device) string {
 	t.Helper()
 	var b strings.Builder
@@ -58,10 +58,10 @@ func set(t testing.TB, d *wireguard.Device, request string) {
 
 var interfaces atomic.Int32
 
-// uniqueName is the name of an interface that no other test has.
+// uniqueName returns the name of an interface that no other test uses.
 func uniqueName() string { return fmt.Sprintf("ut%dn%d", os.Getpid(), interfaces.Add(1)) }
 
-// freePort is a port that was free a moment ago.
+// freePort returns a port that was free a moment ago.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
 	d := newDevice(t)

@@ -26,7 +26,7 @@ type Server struct {
 	// and refuses the request if that fails. Nil means that the server does not try.
 	Bind wireguard.Bind
 
-	// Logger gets requests at Debug, and refused ones with the reason at Warn. No secret key is logged. Nil means silence.
+	// Logger gets requests at Debug, and refused ones with the reason at Warn. No secret key is logged. Nil means no log.
 	Logger *slog.Logger
 
 	// MaxConns is the largest number of connections. A new connection beyond it ends the one that has been idle longest,
@@ -34,7 +34,7 @@ type Server struct {
 	MaxConns int
 
 	// MaxRequest is the largest number of bytes of set requests that are being read at a time, over all connections.
-	// Parsed, they take several times as much memory. Zero means 64 MiB.
+	// After parsing, they take several times as much memory. Zero means 64 MiB.
 	MaxRequest int
 
 	// Timeout is how long a connection may be idle, and how long a request with its answer may take. Zero means 2 minutes.
@@ -267,8 +267,8 @@ func (s *Server) get(out *answerWriter, body *bufio.Writer, lines *lineReader) e
 	return nil
 }
 
-// answerBuffer is how many bytes of an answer are written at a time. No set changes the device while they are put
-// together, so most answers show the device at one moment.
+// answerBuffer is how many bytes of an answer are written at a time. No set changes the device while these bytes are
+// put together, so an answer that is not longer shows the device at one moment.
 const answerBuffer = 64 << 10
 
 // An answerWriter writes to a connection. It holds the server's config between lock and unlock, except while it writes,

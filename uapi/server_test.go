@@ -19,7 +19,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// serve serves d on a port of the loopback interface, which is as good as a control socket where no system has those.
+// serve runs s on a port of the loopback interface instead of a control socket, which not every system has.
 func serve(t testing.TB, s *Server) (dial func() *client) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -51,7 +51,7 @@ func (c *client) send(s string) {
 	}
 }
 
-// wants fails unless just this comes next.
+// wants fails the test unless the client receives exactly want next.
 func (c *client) wants(want string) {
 	c.t.Helper()
 	got := make([]byte, len(want))
@@ -69,8 +69,8 @@ func (c *client) wantsEnd(why string) {
 	}
 }
 
-// TestServerPipelined: requests that come together are answered in turn, each by itself, on one connection, also byte
-// by byte, and a refused one in the middle spoils none after it.
+// TestServerPipelined checks that requests that arrive together on one connection, or byte by byte, are answered in
+// order, and that a refused request does not affect those after it.
 func TestServerPipelined(t *testing.T) {
 	d := newDown(t)
 	dial := serve(t, &Server{Device: d})
@@ -79,7 +79,7 @@ func TestServerPipelined(t *testing.T) {
 		"set=1\nfwmark=2\npublic_key=" + hexKey(1) + "\nallowed_ip=nonsense\nallowed_ip=10.0.0.0/8\n\n" +
 		"set=1\nno equals sign\nset=1\nget=1\n" + strings.Repeat("x", 100000) + "\n\n" +
 		"set=1\n" + strings.Repeat("y", maxLine) + "\n\n" +
-		"set=1\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" + // what is left of the line is no empty line
+		"set=1\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" + // the rest of the line is not an empty line
 		"set=1\nx\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" +
 		"get=1\nmore\n\n" +
 		"set=1\r\nfwmark=3\r\n\r\n" + // as some clients end lines
@@ -118,7 +118,8 @@ func TestServerPipelined(t *testing.T) {
 	}
 }
 
-// TestServerUnknownOperation: what is no request is answered, and ends the connection.
+// TestServerUnknownOperation checks that the server answers what is not a request with an error, and closes the
+// connection.
 func TestServerUnknownOperation(t *testing.T) {
 	dial := serve(t, &Server{Device: newDown(t)})
 	for _, request := range []string{"\n", "get=2\n", "set=0\n", "fwmark=1\n", "GET / HTTP/1.1\r\n", "get=1\r\r\n", strings.Repeat("x", maxLine) + "\n"} {
@@ -129,7 +130,7 @@ func TestServerUnknownOperation(t *testing.T) {
 	}
 }
 
-// TestServerCut: a request whose connection ends before the empty line is not carried out, wherever that is.
+// TestServerCut checks that a request is not carried out if its connection ends anywhere before the empty line.
 func TestServerCut(t *testing.T) {
 	d := newDown(t)
 	dial := serve(t, &Server{Device: d})
@@ -147,8 +148,8 @@ func TestServerCut(t *testing.T) {
 	}
 }
 
-// TestServerMaxConns: one connection too many ends the one that has been idle longest, and is refused where none is
-// idle; so a client that leaves its connections open cannot keep wg(8) out.
+// TestServerMaxConns checks that one connection too many ends the one that has been idle longest, and is closed itself
+// if none is idle. So a client that leaves its connections open cannot keep wg(8) out.
 func TestServerMaxConns(t *testing.T) {
 	s := &Server{Device: newDown(t), MaxConns: 3}
 	dial := serve(t, s)
@@ -170,7 +171,7 @@ func TestServerMaxConns(t *testing.T) {
 	}
 
 	for _, c := range open {
-		c.send("set=1\n") // and no more of it yet
+		c.send("set=1\n") // the rest of the request follows later
 	}
 	testkit.Eventually(t, "no connection is idle", func() bool { return s.idleSince(time.Time{}) == 0 })
 	dial().wantsEnd("every connection is in the middle of a request")
@@ -180,7 +181,7 @@ func TestServerMaxConns(t *testing.T) {
 	}
 }
 
-// idleSince is the number of connections that wait for a request since after a moment.
+// idleSince returns the number of connections that began to wait for a request after begin.
 func (s *Server) idleSince(begin time.Time) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,8 +193,8 @@ func (s *Server) idleSince(begin time.Time) (n int) {
 	return n
 }
 
-// TestServerTimeout: a connection is not kept for ever, whether it is silent, stops in the middle of a request or does
-// not read its answer.
+// TestServerTimeout checks that the server closes a connection that is silent, stops in the middle of a request, or
+// does not read its answer.
 func TestServerTimeout(t *testing.T) {
 	d := newDown(t)
 	for i := range 2000 { // the answer has 600 KB
@@ -203,7 +204,7 @@ func TestServerTimeout(t *testing.T) {
 	dial := serve(t, s)
 	dial().wantsEnd("silent")
 	half := dial()
-	io.WriteString(half, "set=1\nfwmark=1\n") // or it is closed already
+	io.WriteString(half, "set=1\nfwmark=1\n") // may fail, because the server may have closed the connection already
 	half.wantsEnd("half a request")
 	if d.Status().FirewallMark != 0 {
 		t.Error("half a request was carried out")
@@ -217,7 +218,8 @@ func TestServerTimeout(t *testing.T) {
 	})
 }
 
-// TestServerMaxRequest: the limit is over all connections, and what a connection used is given back.
+// TestServerMaxRequest checks that the limit holds for all connections together, and that the bytes of a finished
+// request no longer count.
 func TestServerMaxRequest(t *testing.T) {
 	s := &Server{Device: newDown(t), MaxRequest: 100}
 	dial := serve(t, s)
@@ -233,8 +235,8 @@ func TestServerMaxRequest(t *testing.T) {
 	other.wants("errno=0\n\n")
 }
 
-// TestServerClose: Close ends a Serve that waits and every connection, in any state; again, and before Serve, it is
-// no error.
+// TestServerClose checks that Close ends a Serve that waits, and each connection in any state. A second Close, and one
+// before Serve, are not errors.
 func TestServerClose(t *testing.T) {
 	s := &Server{Device: newDown(t)}
 	dial := serve(t, s)
@@ -262,8 +264,8 @@ func TestServerClose(t *testing.T) {
 	}
 }
 
-// TestServerBind: with a Bind, a port that is taken is refused while the device is down, and nothing of the request is
-// carried out; a port that is free stays closed.
+// TestServerBind checks that with a Bind, a request with a port in use is refused as a whole while the device is down,
+// and that a free port stays closed.
 func TestServerBind(t *testing.T) {
 	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
 	taken, err := bind.Listen(0)
@@ -291,7 +293,7 @@ func TestServerBind(t *testing.T) {
 	c.wants("errno=0\n\n")
 }
 
-// TestServeEnds: Serve goes on after an error that passes, and returns one that stays.
+// TestServeEnds checks that Serve goes on after a temporary error of Accept, and returns a permanent one.
 func TestServeEnds(t *testing.T) {
 	stays := errors.New("stays")
 	s := &Server{Device: newDown(t)}
@@ -319,8 +321,8 @@ func (l *fakeListener) Accept() (net.Conn, error) {
 
 func (l *fakeListener) Close() error { l.closed = true; return nil }
 
-// TestServerLog: a refused request is told of with its reason, one that is carried out at Debug alone, and no key is in
-// either.
+// TestServerLog checks that a refused request is logged with its reason, that a request that is carried out is logged
+// only at Debug, and that neither line has a key.
 func TestServerLog(t *testing.T) {
 	var b lockedBuffer
 	s := &Server{Device: newDown(t), Logger: slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelDebug}))}
@@ -358,7 +360,7 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// TestServerWhole: a get never shows a half of a set, however they meet.
+// TestServerWhole checks that a get never shows only a part of a set that runs at the same time.
 func TestServerWhole(t *testing.T) {
 	dial := serve(t, &Server{Device: newDown(t)})
 	const n = 50

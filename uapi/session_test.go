@@ -12,7 +12,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// newSession is a device with a session with its one peer, and that peer's key:
+// newSession returns a device that has a session with its only peer, and that peer's key:
 //
 //	what Set configures ─── device ─── 127.0.0.1 ─── peer
 func newSession(t testing.TB) (d *wireguard.Device, peer wireguard.PublicKey) {
@@ -34,8 +34,8 @@ func newSession(t testing.TB) (d *wireguard.Device, peer wireguard.PublicKey) {
 	return d, otherKey.Public()
 }
 
-// TestSetKeepsSession: an update of a peer keeps its session and its counters; with replace_peers the peer is dropped and
-// made anew, as by the kernel (PROTOCOL.md, row 27), also where the request names it several times.
+// TestSetKeepsSession checks that an update of a peer keeps its session and its counters. With replace_peers the peer is
+// removed and added again, as in the kernel, even if the request names it several times.
 func TestSetKeepsSession(t *testing.T) {
 	d, peer := newSession(t)
 	before, _ := d.Peer(peer)
@@ -47,7 +47,7 @@ func TestSetKeepsSession(t *testing.T) {
 		block + "persistent_keepalive_interval=25\n" + block + "update_only=true\npersistent_keepalive_interval=0\n",
 		block + "preshared_key=" + hexKey(0) + "\n",
 		"public_key=" + hexKey(1) + "\n" + block + "public_key=" + hexKey(1) + "\nremove=true\n",
-		"private_key=" + hexOf(d.PrivateKey()) + "\n", // the same one is no change
+		"private_key=" + hexOf(d.PrivateKey()) + "\n", // the same key is not a change
 	} {
 		set(t, d, request)
 		if after, _ := d.Peer(peer); !after.Session || !after.LastHandshake.Equal(before.LastHandshake) || after.Received.Bytes < before.Received.Bytes {
@@ -72,8 +72,8 @@ func TestSetKeepsSession(t *testing.T) {
 	}
 }
 
-// TestGetSession: a get tells the session's time in seconds and nanoseconds of the wall clock, and the bytes of wg(8)'s
-// transfer.
+// TestGetSession checks that a get shows the time of the last handshake in seconds and nanoseconds of the wall clock,
+// and the bytes that wg(8) shows as transfer.
 func TestGetSession(t *testing.T) {
 	d, peer := newSession(t)
 	s, _ := d.Peer(peer)
@@ -92,7 +92,7 @@ func TestGetSession(t *testing.T) {
 	}
 }
 
-// TestGetLink: an endpoint that is no address has no line, since wg(8) could not read it.
+// TestGetLink checks that an endpoint without an address has no line, since wg(8) could not read it.
 func TestGetLink(t *testing.T) {
 	d := newDown(t)
 	if err := d.SetPeer(wireguard.PeerConfig{PublicKey: public(1), Endpoint: wireguard.Endpoint{Link: relay{}}}); err != nil {

@@ -37,8 +37,8 @@ type request struct {
 	block  block
 }
 
-// A block holds the lines of one peer. Its change is the last change of the request. In a block a later line wins, but
-// a PeerChange removes prefixes after it has added others. So the block collects the prefixes to remove.
+// A block holds the lines of one peer. The peer's change is the last one of change.Peers. In a block a later line wins,
+// but a PeerChange removes prefixes after it has added others. So the block collects the prefixes to remove.
 type block struct {
 	removed  map[netip.Prefix]struct{} // prefixes whose last line removes them
 	replaced int                       // number of allowed IPs of the change that replace_allowed_ips removed again
@@ -75,8 +75,8 @@ func (q *request) apply(d *wireguard.Device) error {
 }
 
 // peersToChange returns the changes without self, because wg(8) expects a device to ignore its own key, and without the
-// zero key: the kernel's module takes a peer with that key, which can never have a session. With replace, it removes
-// the named peers first, because a Change alone would let them keep their sessions.
+// zero key, because the kernel's module accepts a peer with that key, although it can never have a session. With
+// replace, it removes the named peers first, because a Change alone would let them keep their sessions.
 func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, replace bool) (all []wireguard.PeerChange) {
 	named = slices.DeleteFunc(named, func(c wireguard.PeerChange) bool {
 		return c.PublicKey.IsZero() || c.PublicKey == self

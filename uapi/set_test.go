@@ -20,7 +20,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// newDown is a device that was never up.
+// newDown returns a device that was never up.
 func newDown(t testing.TB) *wireguard.Device {
 	t.Helper()
 	d, err := wireguard.New(downConfig())
@@ -35,7 +35,7 @@ func downConfig() wireguard.Config {
 	return wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{}}
 }
 
-// hexKey is a public key whose bytes are all b, in hexadecimal. As a peer's it is as good as any.
+// hexKey returns a key whose bytes are all b, in hexadecimal. It can be the public key of a peer.
 func hexKey(b byte) string { return strings.Repeat(fmt.Sprintf("%02x", b), 32) }
 
 func hexOf(k [32]byte) string { return hex.EncodeToString(k[:]) }
@@ -50,7 +50,8 @@ func public(b byte) (k wireguard.PublicKey) {
 // secret is a value that no error and no log may contain.
 var secret = strings.Repeat("5ec7e7", 10) + "5ec7"
 
-// badLines are lines that are refused after a peer's public_key or before any, with the number that wg(8) is told.
+// badLines are lines that are refused both after a peer's public_key and before any, with the number in the answer to
+// wg(8).
 var badLines = []struct {
 	line  string
 	errno int
@@ -96,8 +97,8 @@ var badPeerLines = []string{
 	"private_key=" + secret, "listen_port=1", "fwmark=1", "replace_peers=true",
 }
 
-// before is a request that makes a device of two peers. The half request in the middle of whose peers the bad lines of
-// the test below come would change everything of it.
+// before is a request that gives a device two peers. The request of halfDevice and halfPeers, into which the test below
+// puts bad lines, would change all of that.
 var before = fmt.Sprintf(`private_key=%s
 fwmark=7
 public_key=%s
@@ -121,8 +122,9 @@ preshared_key=%s
 allowed_ip=10.0.0.0/8
 `, hexKey(1), hexKey(2), hexKey(3), hexKey(8))
 
-// TestSetRefuses: each wrong line, wherever it stands, has its number and names its place, no value is repeated, and the
-// device is as before. (An error in the middle of a peer's block once left a half-made peer elsewhere.)
+// TestSetRefuses checks the number of the error for each wrong line, among the device's keys and among a peer's. The
+// error gives the number of the line and repeats no value, and the device is as before. (In another implementation, an
+// error in the middle of a peer's block once left a half-made peer.)
 func TestSetRefuses(t *testing.T) {
 	d := newDown(t)
 	set(t, d, before)
@@ -159,7 +161,7 @@ func TestSetRefuses(t *testing.T) {
 	}
 }
 
-// TestSetTooBig: a request beyond the limit is refused as a whole.
+// TestSetTooBig checks that a request beyond the limit is refused as a whole.
 func TestSetTooBig(t *testing.T) {
 	d := newDown(t)
 	line := "persistent_keepalive_interval=" + strings.Repeat("0", 400) + "1\n"
@@ -182,7 +184,7 @@ func (s repeat) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// TestSetReadFails: what was read before a reader failed is not carried out.
+// TestSetReadFails checks that what was read before the reader failed is not carried out.
 func TestSetReadFails(t *testing.T) {
 	d := newDown(t)
 	broken := errors.New("broken")
@@ -200,7 +202,8 @@ type errReader struct{ error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.error }
 
-// TestSetConfigureFails: what Device.Configure refuses has the system's number, and changes nothing.
+// TestSetConfigureFails checks that a request that Device.Configure refuses gets the system's number, and changes
+// nothing.
 func TestSetConfigureFails(t *testing.T) {
 	d, other := newDevice(t), newDevice(t)
 	want := get(t, d)
@@ -218,7 +221,7 @@ func TestSetConfigureFails(t *testing.T) {
 	}
 }
 
-// TestErrnoOf: numbers of errors that no test can make happen everywhere.
+// TestErrnoOf checks the numbers of errors that a test cannot cause on every system.
 func TestErrnoOf(t *testing.T) {
 	for _, c := range []struct {
 		err   error
@@ -236,8 +239,8 @@ func TestErrnoOf(t *testing.T) {
 	}
 }
 
-// TestSetOrder: in a request the later line wins, whatever went before it in the same block or in another one of the
-// same peer.
+// TestSetOrder checks that in a request the later line wins over an earlier one in the same block, or in another block
+// of the same peer.
 func TestSetOrder(t *testing.T) {
 	a, b := hexKey(1), hexKey(2)
 	for _, c := range []struct{ why, request, a, b string }{
@@ -276,8 +279,8 @@ func TestSetOrder(t *testing.T) {
 	}
 }
 
-// TestSetUpdates: an update of a peer that exists changes what it names and keeps the rest. (Elsewhere it once made the
-// peer anew.)
+// TestSetUpdates checks that an update of an existing peer changes what it names and keeps the rest. (In another
+// implementation it once replaced the peer.)
 func TestSetUpdates(t *testing.T) {
 	d := newDown(t)
 	set(t, d, before)
@@ -330,8 +333,8 @@ func TestSetUpdates(t *testing.T) {
 	}
 }
 
-// TestSetOwnKey: a peer with the device's own key is ignored, also where the key comes with the same request and where
-// peers are replaced; a peer whose key becomes the device's is removed (PROTOCOL.md, rows 14 and 15).
+// TestSetOwnKey checks that a peer with the device's own key is ignored, even if the same request sets that key or
+// replaces the peers. A peer whose key becomes the device's key is removed.
 func TestSetOwnKey(t *testing.T) {
 	d := newDown(t)
 	key, other := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
@@ -358,7 +361,7 @@ func TestSetOwnKey(t *testing.T) {
 	set(t, d, self+"remove=true\n")
 	set(t, d, "public_key="+hexOf(other.Public())+"\n")
 	peers(public(2), other.Public())
-	set(t, d, "private_key="+hexOf(other)+"\n"+self) // the old key is a peer's like any other now
+	set(t, d, "private_key="+hexOf(other)+"\n"+self) // a peer may have the device's old key
 	peers(public(2), key.Public())
 	if d.Status().PublicKey != other.Public() {
 		t.Error("the device has another key")
@@ -370,7 +373,7 @@ func TestSetOwnKey(t *testing.T) {
 	peers(public(2), key.Public())
 }
 
-// TestSetZeroKey: a peer with the zero key is taken, as the kernel's module takes it, and does nothing.
+// TestSetZeroKey checks that a peer with the zero key is accepted, as the kernel's module accepts it, and is ignored.
 func TestSetZeroKey(t *testing.T) {
 	d := newDown(t)
 	set(t, d, "public_key="+hexKey(1)+"\nallowed_ip=10.0.0.0/8\n")
@@ -392,8 +395,8 @@ func TestSetZeroKey(t *testing.T) {
 	}
 }
 
-// TestSetReadsNoFurther: of a bufio.Reader one request is read and no more. (A second request that was pipelined got lost
-// elsewhere.)
+// TestSetReadsNoFurther checks that Set reads one request from a bufio.Reader and nothing after it. (In another
+// implementation, a second pipelined request got lost.)
 func TestSetReadsNoFurther(t *testing.T) {
 	d := newDown(t)
 	r := bufio.NewReader(strings.NewReader("fwmark=1\n\nfwmark=2\npublic_key=" + hexKey(1) + "\n\nrest"))
@@ -410,7 +413,7 @@ func TestSetReadsNoFurther(t *testing.T) {
 	}
 }
 
-// TestGetWriteFails: a writer's error comes back.
+// TestGetWriteFails checks that Get returns the writer's error.
 func TestGetWriteFails(t *testing.T) {
 	d := newDown(t)
 	set(t, d, before)

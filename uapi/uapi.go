@@ -46,9 +46,9 @@ func (e *Error) Error() string { return fmt.Sprintf("uapi: errno %d: %v", e.Errn
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// errnoOf returns the number for an error of Device.Configure. taken says that the request named a port. An error of a
+// errnoOf returns the number for an error of Device.Configure. hasPort says that the request names a port. An error of the
 // Bind without a number then means that the port is in use.
-func errnoOf(err error, taken bool) int {
+func errnoOf(err error, hasPort bool) int {
 	var number syscall.Errno
 	switch {
 	case errors.Is(err, net.ErrClosed):
@@ -57,7 +57,7 @@ func errnoOf(err error, taken bool) int {
 		return errnoOfSystem(number)
 	case errors.Is(err, errors.ErrUnsupported):
 		return errnoUnsupported
-	case taken:
+	case hasPort:
 		return errnoAddressInUse
 	}
 	return errnoInvalid

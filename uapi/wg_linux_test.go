@@ -44,7 +44,7 @@ func newWGOf(t *testing.T, d *wireguard.Device) *wgTest {
 	return w
 }
 
-// try runs wg and returns what it prints.
+// try runs wg and returns its output.
 func (w *wgTest) try(args ...string) (string, error) {
 	cmd := exec.CommandContext(w.Context(), "wg", args...)
 	cmd.Env = append(os.Environ(), "WG_COLOR_MODE=never", "WG_HIDE_KEYS=never")
@@ -75,7 +75,7 @@ func (w *wgTest) file(text string) string {
 	return path
 }
 
-// want runs wg and fails unless it prints just this.
+// want runs wg and fails the test unless it prints exactly want.
 func (w *wgTest) want(want string, args ...string) {
 	w.Helper()
 	if got := w.wg(args...); got != want {
@@ -83,8 +83,9 @@ func (w *wgTest) want(want string, args ...string) {
 	}
 }
 
-// TestWGShow: every field of wg show says what was configured, for a peer with everything, for one with an IPv6
-// endpoint and for one with nothing. (A control loop elsewhere once stopped at the first IPv6 peer.)
+// TestWGShow checks that each field of wg show has what was configured, for a peer with all settings, for one with an
+// IPv6 endpoint and for one without settings. (Another implementation once stopped at the first peer with an IPv6
+// endpoint.)
 func TestWGShow(t *testing.T) {
 	w := newWG(t)
 	own, psk, port := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), freePort(w)
@@ -135,8 +136,8 @@ func TestWGShow(t *testing.T) {
 	}
 }
 
-// TestWGSet: an update of a peer that exists changes what it names and nothing else, and a prefix goes to the last peer
-// that it is given to.
+// TestWGSet checks that an update of an existing peer changes only what it names, and that a prefix belongs to the last
+// peer that gets it.
 func TestWGSet(t *testing.T) {
 	w := newWG(t)
 	keys := sortedKeys(2)
@@ -161,13 +162,13 @@ func TestWGSet(t *testing.T) {
 	w.wg("set", w.name, "fwmark", "off")
 	w.want("off\n", "show", w.name, "fwmark")
 
-	// The device's own key as a peer is ignored, and so is an update of nobody.
+	// The device's own key as a peer is ignored, and so is an update of a peer that does not exist.
 	w.wg("set", w.name, "peer", w.d.Status().PublicKey.String(), "allowed-ips", "10.9.0.0/16")
 	w.want(keys[1]+"\n", "show", w.name, "peers")
 }
 
-// TestWGConf: setconf replaces, addconf adds, syncconf goes from one to the other and keeps what stays, and showconf
-// prints a file that setconf takes back.
+// TestWGConf checks that setconf replaces the configuration, that addconf adds to it, that syncconf changes it and
+// keeps the peers that stay, and that showconf prints a file that setconf accepts.
 func TestWGConf(t *testing.T) {
 	w := newWG(t)
 	own, psk, port, keys := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), freePort(w), sortedKeys(3)
@@ -192,7 +193,7 @@ func TestWGConf(t *testing.T) {
 	w.want(shown, "showconf", w.name)
 }
 
-// TestWGRefused: a port that is taken is told to wg as such, and nothing of the request is carried out.
+// TestWGRefused checks that wg reports a port in use as such, and that nothing of the request is carried out.
 func TestWGRefused(t *testing.T) {
 	w := newWG(t)
 	before := get(t, w.d)
@@ -205,7 +206,8 @@ func TestWGRefused(t *testing.T) {
 	}
 }
 
-// TestWGSession: wg shows the last handshake and the transfer of a session; wg syncconf keeps it, wg setconf ends it.
+// TestWGSession checks that wg shows the last handshake and the transfer of a session, that wg syncconf keeps the
+// session, and that wg setconf ends it.
 func TestWGSession(t *testing.T) {
 	d, peer := newSession(t)
 	w := newWGOf(t, d)
@@ -223,7 +225,7 @@ func TestWGSession(t *testing.T) {
 	}
 }
 
-// TestWGLarge: wg writes and reads 5,000 peers with 65,000 allowed IPs.
+// TestWGLarge checks that wg writes and reads 5,000 peers with 65,000 allowed IPs.
 func TestWGLarge(t *testing.T) {
 	w := newWG(t)
 	source := newDown(t)
@@ -246,7 +248,7 @@ func TestWGLarge(t *testing.T) {
 	}
 }
 
-// sortedKeys is public keys in the order in which Get prints them, which is that of their bytes.
+// sortedKeys returns n public keys in the order in which Get prints them, which is that of their bytes.
 func sortedKeys(n int) (text []string) {
 	keys := make([]wireguard.PublicKey, n)
 	for i := range keys {

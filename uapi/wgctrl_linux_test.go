@@ -15,7 +15,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestWGCtrl: Go programs that configure WireGuard through wgctrl configure this device, and read back what they wrote.
+// TestWGCtrl checks that a Go program can configure this device through wgctrl, and reads back what it wrote.
 func TestWGCtrl(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for sockets in /var/run/wireguard")

@@ -16,20 +16,20 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A muteBind is a bind that sends nothing, and says so: a handshake would count.
+// A muteBind is a bind whose sends fail, because a handshake would change the counters.
 type muteBind struct{ goconn.Bind }
 
 func (muteBind) Send([][]byte, goconn.Endpoint) error { return errors.New("mute") }
 
-// newTheirs is a device of wireguard-go.
+// newTheirs returns a device of wireguard-go.
 func newTheirs(t interface{ Cleanup(func()) }) *device.Device {
 	d := device.NewDevice(tuntest.NewChannelTUN().TUN(), muteBind{goconn.NewDefaultBind()}, device.NewLogger(device.LogLevelSilent, ""))
 	t.Cleanup(d.Close)
 	return d
 }
 
-// canonical is what a get says, peers sorted by key and each peer's allowed IPs sorted, which wireguard-go gives in no
-// order. listen_port is left out: the system chose it.
+// canonical returns the answer to a get with the peers sorted by key, and with the allowed IPs of each peer sorted,
+// because wireguard-go gives them in no order. It leaves out listen_port, which the system chose.
 func canonical(get string) string {
 	var own []string
 	peers := make(map[string][]string)
@@ -53,18 +53,19 @@ func canonical(get string) string {
 			if strings.HasPrefix(a, "allowed_ip=") && strings.HasPrefix(b, "allowed_ip=") {
 				return strings.Compare(a, b)
 			}
-			return 0 // the other keys have one order
+			return 0 // the other lines keep their order
 		})
 		b.WriteString(key + strings.Join(peers[key], ""))
 	}
 	return b.String()
 }
 
-// TestLikeWireguardGo: after any sequence of requests that both accept, wireguard-go's get and ours say the same, key for
-// key in the same order. Requests that are refused are left to the test below, since wireguard-go carries out a part.
+// TestLikeWireguardGo checks that after any sequence of requests that both accept, wireguard-go's get and ours show the
+// same keys and values in the same order. The test below has requests that are refused, since wireguard-go carries out a
+// part of those.
 func TestLikeWireguardGo(t *testing.T) {
 	oneOf := func(t *rapid.T, values ...string) string { return rapid.SampledFrom(values).Draw(t, "value") }
-	theirs := newTheirs(t) // one for all: each takes 16 MiB
+	theirs := newTheirs(t) // one device for all sequences, since it takes 16 MiB
 	rapid.Check(t, func(t *rapid.T) {
 		ours := newDownIn(t)
 		if err := theirs.IpcSet("private_key=" + hexKey(0) + "\nfwmark=0\nreplace_peers=true\n"); err != nil {
@@ -75,7 +76,7 @@ func TestLikeWireguardGo(t *testing.T) {
 			for range rapid.IntRange(0, 2).Draw(t, "device lines") {
 				b.WriteString(oneOf(t, "replace_peers=true", "fwmark=0", "fwmark=51820", "listen_port=0") + "\n")
 			}
-			// One, since of several the last alone counts here: a peer that equals the first stays.
+			// Only one private key, because of several only the last one counts here: a peer with the first key stays.
 			b.WriteString(oneOf(t, "", "private_key="+hexKey(0x11)+"\n", "private_key="+hexKey(0x33)+"\n", "private_key="+hexKey(0)+"\n"))
 			for range rapid.IntRange(0, 5).Draw(t, "blocks") {
 				b.WriteString("public_key=" + oneOf(t, hexKey(1), hexKey(2), hexOf(wireguard.PrivateKey(public(0x33)).Public())) + "\n")
@@ -103,8 +104,9 @@ func TestLikeWireguardGo(t *testing.T) {
 	})
 }
 
-// flagsFirst reports whether remove and update_only come before a peer's prefixes. In wireguard-go those that come before
-// them are taken from other peers by one that is not there in the end; here, as in the kernel, they are not.
+// flagsFirst reports whether remove and update_only come before a peer's prefixes. In wireguard-go, a peer takes prefixes
+// that precede these flags from other peers even if it does not exist in the end. Here, as in the kernel, it does not
+// take them.
 func flagsFirst(request string) bool {
 	for _, block := range strings.Split(request, "public_key=") {
 		last := max(strings.LastIndex(block, "remove="), strings.LastIndex(block, "update_only="))
@@ -115,7 +117,7 @@ func flagsFirst(request string) bool {
 	return true
 }
 
-// rapid's T has no TempDir or the like, but these.
+// A rapidT has what the helpers below need of rapid's T, which has no TempDir or the like.
 type rapidT interface {
 	Cleanup(func())
 	Fatal(...any)
@@ -146,8 +148,8 @@ func getTheirs(t rapidT, d *device.Device) string {
 	return s
 }
 
-// TestRefusedLikeWireguardGo: what both refuse has the same number. Where wireguard-go has another one, or accepts the
-// line, the difference is listed here.
+// TestRefusedLikeWireguardGo checks that both refuse a line with the same number. If wireguard-go has another number or
+// accepts the line, the table lists the difference.
 func TestRefusedLikeWireguardGo(t *testing.T) {
 	differs := map[string]string{
 		"public_key=" + hexKey(0):                    "accepted, as a peer that no handshake can reach",
@@ -186,7 +188,7 @@ func TestRefusedLikeWireguardGo(t *testing.T) {
 	}
 }
 
-// TestPortLikeWireguardGo: a port that is taken has the same number.
+// TestPortLikeWireguardGo checks that both give the same number for a port in use.
 func TestPortLikeWireguardGo(t *testing.T) {
 	taken := newDevice(t)
 	request := fmt.Sprintf("listen_port=%d\n", taken.Status().ListenPort)
@@ -204,8 +206,8 @@ func TestPortLikeWireguardGo(t *testing.T) {
 	}
 }
 
-// TestGetIntoWireguardGo: what our get says, wireguard-go's set takes but for the keys of a get alone, and the other way
-// round; then both say the same.
+// TestGetIntoWireguardGo checks that wireguard-go's set accepts what our get returns, without the keys that only a get
+// has, and the reverse. Then both return the same.
 func TestGetIntoWireguardGo(t *testing.T) {
 	ours, theirs := newDown(t), newTheirs(t)
 	set(t, ours, before)
@@ -222,7 +224,8 @@ func TestGetIntoWireguardGo(t *testing.T) {
 	}
 }
 
-// settable is what a get says as a set request that replaces everything: without what a set does not know.
+// settable returns the answer to a get as a set request that replaces everything, without the keys that a set does not
+// accept.
 func settable(get string) string {
 	var b strings.Builder
 	if !strings.Contains(get, "private_key=") {

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
-// Fetch a page through the tunnel that a file describes.
+// This program fetches a page through the tunnel that a file describes.
 func Example() {
 	path, stop := serve() // a web server at 10.0.0.1, and the file of a client
 	defer stop()

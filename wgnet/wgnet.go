@@ -55,7 +55,7 @@ type Tunnel struct {
 	device *wireguard.Device
 	net    *netstack.Net
 
-	mu   sync.Mutex // guards file, and serialises Apply
+	mu   sync.Mutex // guards file, and serialises calls of Follower.Apply
 	file *conf.File // as last applied
 
 	follower *follow.Follower
@@ -63,9 +63,9 @@ type Tunnel struct {
 	followed chan struct{} // closed when the goroutine of the Follower has ended
 }
 
-// Open opens the tunnel that a file describes. It resolves the names of endpoints, for as long as ctx lasts, and starts
-// the device. It does not wait for a session: the first packet makes one, and [Tunnel.Wait] waits for it. The end of ctx does not
-// close the Tunnel.
+// Open opens the tunnel that a file describes. It resolves the names of endpoints, for as long as ctx lasts, and starts the
+// device. It does not wait for a session: the first packet begins a handshake, and [Tunnel.Wait] waits for sessions. The end of
+// ctx does not close the Tunnel.
 //
 // An unknown key or section is an error, since most are misspelt. So is a file without a private key or an address, and
 // a name that does not resolve.
@@ -245,8 +245,8 @@ func (t *Tunnel) LookupHost(ctx context.Context, host string) ([]string, error) 
 func (t *Tunnel) Resolver() *net.Resolver { return t.net.Resolver() }
 
 // Reload gives the tunnel the keys, ports and peers of another file, as a whole or not at all. Sessions of peers that stay are
-// kept. Addresses, DNS, MTU and so on stay as they are. Reload returns what changed, also if it fails. To see the plan before, call
-// [follow.NewPlan] with the file that OpenFile or the last Reload got.
+// kept. Addresses, DNS, MTU and so on stay as they are. Reload returns the plan of what changes, also if it fails. To see the plan
+// before, call [follow.NewPlan] with the file that OpenFile or the last Reload got.
 func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

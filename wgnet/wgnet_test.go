@@ -24,7 +24,7 @@ import (
 
 const loopback = "127.0.0.1"
 
-// A names resolves each name that it has, and fails for the others.
+// A names is a resolver of the names that it has. It fails for other names.
 type names map[string][]netip.Addr
 
 func (n names) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
@@ -139,7 +139,7 @@ func TestConnections(t *testing.T) {
 	}
 	p.Close()
 
-	// Names are asked for through the tunnel, where nobody answers: port 53 is unreachable now.
+	// The resolver asks through the tunnel, where nobody answers: port 53 is unreachable now.
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if as, err := b.LookupHost(short, "example.com"); err == nil || !strings.Contains(err.Error(), "10.0.0.1:53") {
@@ -163,7 +163,8 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestClose leaves no goroutine and no socket, also when OpenFile fails after it has made a stack.
+// TestClose checks that Close leaves no goroutine and no socket, and neither does an OpenFile that fails after it has
+// made a stack.
 func TestClose(t *testing.T) {
 	testkit.NoLeaks(t)
 	a, b := ends(t)
@@ -267,7 +268,7 @@ func TestWaitErrors(t *testing.T) {
 	}
 }
 
-// A lost is a Bind whose sockets fail to send.
+// A lost is a Bind with sockets that fail to send.
 type lost struct{ wireguard.Bind }
 
 var errLost = errors.New("the network is down today")

@@ -32,7 +32,7 @@ func TestBackground(t *testing.T) {
 		needs(t, "wg")
 		iface := unique("w")
 		s.endAfter(iface)
-		if out := s.must(built(t), iface); strings.Contains(out, "level=ERROR") { // returns when stdout and stderr are closed
+		if out := s.must(built(t), iface); strings.Contains(out, "level=ERROR") { // must returns when stdout and stderr are closed
 			t.Errorf("said\n%s", out)
 		}
 		if out := s.must("wg", "show", iface); !strings.HasPrefix(out, "interface: "+iface) {
@@ -86,8 +86,8 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// TestNetworkChange checks that a daemon without a file wakes its device after a change of the network. A change may happen
-// before the daemon knows the network, so there are several.
+// TestNetworkChange checks that a daemon without a file wakes its device after a change of the network. One change may
+// happen before the daemon knows the network, so the test makes several.
 func TestNetworkChange(t *testing.T) {
 	s := newSpace(t)
 	iface := unique("w")
@@ -417,8 +417,8 @@ func TestUpAndDown(t *testing.T) {
 }
 
 // TestControlFaults checks that an invalid control line changes nothing and causes one sentence in the log, without the key in
-// that line. It also checks that wg set reports the system's error for a port in use, whether the interface is up or
-// still down, as wg-quick has it.
+// that line. It also checks that wg set reports the system's error for a port in use, whether the interface is up or still
+// down, as when wg-quick configures it.
 func TestControlFaults(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestIPv6Off checks that wg0 up warns and goes on with IPv4 where IPv6 is off, and that a file with IPv6 alone still fails.
+// TestIPv6Off checks that wg0 up warns and goes on with IPv4 if IPv6 is off, and that a file with only IPv6 still fails.
 func TestIPv6Off(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
@@ -27,7 +27,7 @@ func TestIPv6Off(t *testing.T) {
 }
 
 // TestWritableHooks checks that wg0 refuses hooks of a file that every user can change, names the chmod that fixes it, and runs
-// none of them. Without hooks the file is taken.
+// none of them. Without hooks wg0 accepts the file.
 func TestWritableHooks(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Two hosts. Only the default route leads to the gateway's outer address, so the laptop's datagrams need their mark when the
-// default route leads into the tunnel.
+// An office has two hosts. Only the default route leads to the gateway's outer address, so the laptop's datagrams need their
+// mark when the default route leads into the tunnel.
 //
 //	laptop 198.18.0.1 ── veth ── 198.18.0.2 gateway, 198.51.100.1 (outer), 203.0.113.5 and 2001:db8:5::1 (the world)
 //	       10.9.0.1, fd09::1 ══ tunnel ══ 10.9.0.2, fd09::2

@@ -18,7 +18,7 @@ const (
 	maxQueues = 256 // the limit of Linux
 )
 
-// options say how packets cross the system call.
+// options say how packets are passed between this process and the kernel.
 type options struct {
 	noOffload bool
 	queues    int // 0 means that the environment does not say

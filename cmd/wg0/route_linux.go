@@ -57,7 +57,8 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 }
 
 // findIPv6 finds out whether the system has IPv6 turned off. If it has and the file has IPv4 addresses too, wg0 warns and
-// leaves IPv6 out. Without IPv4 addresses nothing would be left, and the first address fails.
+// leaves IPv6 out. If the file has only IPv6 addresses, wg0 leaves out nothing, and adding the first address fails with
+// an error.
 func (t *tunnelFile) findIPv6(f *conf.File) {
 	off := func(p netip.Prefix) bool { return p.Addr().Is6() }
 	has4 := slices.ContainsFunc(f.Interface.Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() })

@@ -361,5 +361,5 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	return nil
 }
 
-// follow keeps the endpoints of the peers true until ctx ends.
+// follow keeps the endpoints of the peers up to date until ctx ends.
 func (t *tunnelFile) follow(ctx context.Context) { t.follower.Run(ctx) }

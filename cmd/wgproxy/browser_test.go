@@ -87,7 +87,7 @@ func TestBrowser(t *testing.T) {
 	r := launch(t, strings.Replace(o.file(""), "CheckAlive =", "DNS = 10.7.0.1\nCheckAlive =", 1), in, "-socks", socks)
 	r.waitFor("waiting for the first byte")
 
-	// The test's own folder would be removed while Chromium's last processes still write to it.
+	// The test does not use its own folder, which is removed while Chromium's last processes may still write to it.
 	home, err := os.MkdirTemp("", "chromium")
 	if err != nil {
 		t.Fatal(err)

@@ -13,10 +13,10 @@ import (
 // that package net reads when it first listens.
 var systemFolders = []string{"/etc", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/usr", "/lib", "/lib64", "/proc/sys/net"}
 
-// confine takes the right away to open files, for this process and for good, except for reading what is in folders and
-// systemFolders. Descriptors that are open stay so. It returns the folders whose files can still be read, or nil if the kernel has no
-// Landlock; older versions of it restrict less. Landlock cannot restrict the listeners of package net, which use MPTCP, so sockets
-// stay free.
+// confine takes away this process's right to open files, for good, except for reading what is in folders and systemFolders. Open
+// descriptors stay open. It returns the folders whose files can still be read, or nil if the kernel has no Landlock; older versions
+// of Landlock restrict less. Landlock cannot restrict the listeners of package net, which use MPTCP, so confine does not restrict
+// sockets.
 func confine(folders []string) (readable []string, err error) {
 	if version, err := syscall.LandlockGetABIVersion(); err != nil || version < 1 {
 		return nil, nil

@@ -17,8 +17,8 @@ import (
 	landlock "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
 
-// confineFolder is a variable of the environment with which this test binary confines itself to a folder, and says what it still can
-// do.
+// confineFolder is a variable of the environment. If it names a folder, this test binary confines itself to the folder, and prints
+// what it still can do.
 const confineFolder = "WGPROXY_TEST_CONFINE"
 
 func init() {
@@ -35,7 +35,7 @@ func needLandlock(t *testing.T) {
 	}
 }
 
-// runConfined is the child of TestConfine. Other threads exist before it confines itself, and try the same.
+// runConfined is the child of TestConfine. Threads that existed before it confined itself try the same.
 func runConfined(folder string) {
 	threads, confined, done := 4, make(chan bool), make(chan string)
 	for range threads {
@@ -109,8 +109,8 @@ func TestConfine(t *testing.T) {
 	}
 }
 
-// TestConfinedReload checks that wgproxy confines itself, and still resolves the name of an endpoint. A reload reads a file that was
-// replaced. A reload that needs a file in another folder fails and says why, unless -no-landlock keeps the right.
+// TestConfinedReload checks that wgproxy confines itself, and still resolves the name of an endpoint. A reload then reads a file
+// that was replaced. A reload that needs a file in another folder fails and says why, unless -no-landlock is set.
 func TestConfinedReload(t *testing.T) {
 	needLandlock(t)
 	o := newOffice(t)
@@ -158,7 +158,8 @@ func TestConfinedReload(t *testing.T) {
 	}
 }
 
-// TestFoldersOf checks that links count with what they lead to, and that a file in the root folder opens no other file.
+// TestFoldersOf checks that for a link, the folder of its target is included, and that a file in the root folder gives
+// no right to other files there.
 func TestFoldersOf(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {

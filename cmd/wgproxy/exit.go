@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/gateway"
 )
 
-// exitSettings are a section [Gateway].
+// exitSettings are the values of a section [Gateway].
 type exitSettings struct {
 	allow  []netip.Prefix // Allow: what peers may reach although gateway.Public refuses it
 	limits gateway.Limits // MaxFlows and BytesPerSecond, of each peer
@@ -77,8 +77,9 @@ func (s *exitSettings) policy(f *conf.File) func(gateway.Request) gateway.Verdic
 	}
 }
 
-// tunnelPrefixes returns the networks of the tunnel, which are not for the host's sockets: those of Address, and the
-// AllowedIPs of all peers. A prefix for all addresses, or for half of them, is a route and not a network.
+// tunnelPrefixes returns the networks of the tunnel, which peers must not reach through the host's sockets: those of
+// Address, and the AllowedIPs of all peers. A prefix for all addresses, or for half of them, is a route and not a
+// network.
 func tunnelPrefixes(f *conf.File) []netip.Prefix {
 	all := slices.Clone(f.Interface.Addresses)
 	for i := range f.Peers {
@@ -91,7 +92,7 @@ func tunnelPrefixes(f *conf.File) []netip.Prefix {
 	return all
 }
 
-// An exit is a [Gateway] that runs.
+// An exit is the running gateway of a section [Gateway].
 type exit struct {
 	*gateway.Gateway
 	policy atomic.Pointer[func(gateway.Request) gateway.Verdict] // a reload replaces it
@@ -111,7 +112,7 @@ func newExit(s *exitSettings, f *conf.File) (*exit, error) {
 
 func (x *exit) setPolicy(p func(gateway.Request) gateway.Verdict) { x.policy.Store(&p) }
 
-// reload changes the policy of later flows, and the limits of all.
+// reload changes the policy for later flows, and the limits for all flows.
 func (x *exit) reload(s *exitSettings, f *conf.File, removed []wireguard.PublicKey) {
 	x.setPolicy(s.policy(f))
 	for i := range f.Peers {
@@ -122,7 +123,7 @@ func (x *exit) reload(s *exitSettings, f *conf.File, removed []wireguard.PublicK
 	}
 }
 
-// planExit says what happens to the [Gateway].
+// planExit returns the lines of a reload's plan that concern the section [Gateway] of the file.
 func planExit(old, next *exitSettings) (lines []string) {
 	switch {
 	case old == nil && next == nil:

@@ -26,7 +26,7 @@ import (
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
-// TestGatewaySection reads the keys of [Gateway], and asks its policy what peers may reach.
+// TestGatewaySection reads the keys of [Gateway], and checks with its policy what peers may reach.
 func TestGatewaySection(t *testing.T) {
 	key := wireguard.NewPrivateKey().Public()
 	s, err := readSettings(write(t, "x.conf", fmt.Sprintf("[Interface]\nAddress = 10.7.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.8.0.0/16, 0.0.0.0/1\n"+
@@ -57,8 +57,8 @@ func TestGatewaySection(t *testing.T) {
 }
 
 // TestGatewayProcess: a second device fetches a page of a web server on the host through a process with [Gateway] and Allow. The
-// tunnel's addresses are refused, and so is a second connection beyond MaxFlows. A reload raises MaxFlows; the next one takes
-// Allow away.
+// tunnel's addresses are refused, and so is a second connection beyond MaxFlows. A first reload raises MaxFlows, and a second
+// one removes Allow.
 func TestGatewayProcess(t *testing.T) {
 	host := testkit.HostAddr(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
@@ -79,7 +79,7 @@ func TestGatewayProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	// The process calls the client, so that no test has to guess a free port for it.
+	// The process initiates to the client, so that the test need not guess a free port for the process.
 	text := fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.7.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.7.0.2/32\nEndpoint = 127.0.0.1:%d\nPersistentKeepalive = 1\n[Gateway]\n",
 		key.Text(), clientKey.Public(), client.Device().Status().ListenPort)
 	r := &run{T: t, path: write(t, "gateway.conf", text+fmt.Sprintf("Allow = %v\nMaxFlows = 1\n", host))}
@@ -155,8 +155,8 @@ func TestGatewayProcess(t *testing.T) {
 	}
 }
 
-// TestGatewayDrain checks that SIGTERM lets a connection through [Gateway] go on until it ends, and refuses another one. Before that,
-// /metrics and the status page count the connection.
+// TestGatewayDrain checks that after SIGTERM, a connection through [Gateway] goes on until it ends, and another one is refused.
+// Before that, /metrics and the status page count the connection.
 func TestGatewayDrain(t *testing.T) {
 	host := testkit.HostAddr(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
@@ -166,7 +166,7 @@ func TestGatewayDrain(t *testing.T) {
 	defer l.Close()
 	go echo(l)
 	o := newOffice(t)
-	// The office is the peer. It may send from an address that it does not have as its own destination: all traffic is wgproxy's.
+	// The office is the peer. Its own peer may be reached at all addresses, because all its traffic goes to wgproxy.
 	if err := o.Device().SetPeer(wireguard.PeerConfig{PublicKey: o.client.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}); err != nil {
 		t.Fatal(err)
 	}

@@ -140,8 +140,8 @@ func parseFile(text string) (*conf.File, error) {
 	return f, errors.Join(errs...)
 }
 
-// include takes the tunnel from the file that WGConfig names. The services stay. As in wireproxy, the [Interface] and [Peer]
-// sections of the including file do not count.
+// include takes the tunnel from the file that WGConfig names. The services of the including file stay. As in wireproxy, the
+// [Interface] and [Peer] sections of the including file do not count.
 func (s *settings) include(other string) error {
 	if _, err := os.Stat(other); err != nil && !filepath.IsAbs(other) {
 		other = filepath.Join(filepath.Dir(s.path), other)
@@ -163,8 +163,8 @@ func (s *settings) include(other string) error {
 	return nil
 }
 
-// routeAll gives each peer without AllowedIPs all addresses, as wireproxy does. A gateway's peer needs AllowedIPs: it reaches
-// nothing inside them.
+// routeAll gives each peer without AllowedIPs all addresses, as wireproxy does. With [Gateway] each peer needs its own
+// AllowedIPs, because peers cannot reach addresses inside any AllowedIPs.
 func (s *settings) routeAll() error {
 	for i := range s.file.Peers {
 		p := &s.file.Peers[i]
@@ -181,7 +181,7 @@ func (s *settings) routeAll() error {
 
 var (
 	variable = regexp.MustCompile(`^\$[A-Za-z_][A-Za-z0-9_]*$`)
-	// hookKeys are not expanded: their shell does that.
+	// hookKeys are the keys of hooks. Their values are not expanded, because the shell does that.
 	hookKeys = regexp.MustCompile(`(?i)^\s*(PreUp|PostUp|PreDown|PostDown)\s*=`)
 )
 

@@ -76,7 +76,7 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-// TestWireproxyFile checks that a file of wireproxy means the same here.
+// TestWireproxyFile checks that a file of wireproxy has the same meaning here as in wireproxy.
 func TestWireproxyFile(t *testing.T) {
 	key := wireguard.NewPrivateKey()
 	t.Setenv("WGPROXY_TEST_KEY", key.Text())

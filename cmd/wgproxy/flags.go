@@ -22,8 +22,8 @@ type options struct {
 	path        string
 	services    []service
 	status      string   // address of the status page, /metrics and /readyz, or empty
-	statusHosts []string // host names under which they may be reached
-	test        bool     // check the file alone
+	statusHosts []string // host names under which status may be reached
+	test        bool     // only check the file
 	silent      bool
 	background  bool
 	keepRights  bool     // do not call confine
@@ -105,14 +105,14 @@ func hostName(v string) error {
 	return nil
 }
 
-// forward adds the service of a flag -L or -R. A port alone is on the host before.
-func (o *options) forward(kind, before, v string) error {
+// forward adds the service of a flag -L or -R. If v has only a port before the =, forward puts prefix in front of it.
+func (o *options) forward(kind, prefix, v string) error {
 	bind, target, ok := strings.Cut(v, "=")
 	if !ok {
 		return fmt.Errorf("want PORT=TARGET, such as 8080=10.7.0.1:80")
 	}
 	if !strings.Contains(bind, ":") {
-		bind = before + bind
+		bind = prefix + bind
 	}
 	o.services = append(o.services, service{kind: kind, bind: bind, target: target, idle: -1})
 	return errors.Join(address(bind), address(target))

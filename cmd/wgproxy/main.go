@@ -4,17 +4,17 @@
 //	wgproxy office.conf -socks 127.0.0.1:1080 -http 127.0.0.1:8080 -L 8080=10.7.0.1:80 -R 2222=127.0.0.1:22 -status 127.0.0.1:9090
 //
 // office.conf is a wg-quick(8) file. The services may also be sections of the file, as in wireproxy, whose files work
-// unchanged: [Socks5] and [http] (BindAddress, Username, Password; CertFile and KeyFile make http HTTPS), [SNI] (BindAddress),
-// [TCPClientTunnel] (BindAddress, Target), [TCPServerTunnel] (ListenPort, Target), [UDPProxyTunnel] (BindAddress, Target,
-// InactivityTimeout in seconds, where 0 means never), [STDIOTunnel] (Target) and [Resolve] (ResolveStrategy: ipv4, ipv6 or
-// auto). WGConfig = FILE above all sections takes [Interface] and [Peer] from another file. A value $NAME is a variable of
-// the environment. A peer without AllowedIPs gets all addresses.
+// unchanged: [Socks5] and [http] (BindAddress, Username, Password; with CertFile and KeyFile, [http] serves HTTPS), [SNI]
+// (BindAddress), [TCPClientTunnel] (BindAddress, Target), [TCPServerTunnel] (ListenPort, Target), [UDPProxyTunnel]
+// (BindAddress, Target, InactivityTimeout in seconds, where 0 means never), [STDIOTunnel] (Target) and [Resolve]
+// (ResolveStrategy: ipv4, ipv6 or auto). WGConfig = FILE above all sections takes [Interface] and [Peer] from another file. A
+// value $NAME is a variable of the environment. A peer without AllowedIPs gets all addresses.
 //
 // A section [Gateway], which may be empty, makes wgproxy an exit for its peers: their TCP, UDP and pings to other hosts leave
-// through the sockets of this host. It refuses what leads to the tunnel, or to this host and its links, and lets peers reach
-// the host's neighbours. Allow = 192.168.1.2, fd00::/64 opens addresses that it would refuse, such as the host's own; only
+// through the sockets of this host. It refuses flows to the tunnel, and to this host and its links, and lets peers reach the
+// host's neighbours. Allow = 192.168.1.2, fd00::/64 opens addresses that it would refuse, such as the host's own; only
 // loopback, link-local and multicast addresses stay closed. MaxFlows limits the connections and UDP sockets that each peer has
-// at once (4096 unless set). BytesPerSecond limits each peer twice: what it sends, and what it receives. The AllowedIPs of a
+// at once (4096 unless set). BytesPerSecond limits what each peer sends, and separately what it receives. The AllowedIPs of a
 // peer must be its own addresses, because a peer cannot reach addresses inside any AllowedIPs. Pings need a group in the sysctl
 // net.ipv4.ping_group_range on Linux.
 //
@@ -29,13 +29,13 @@
 // another site reads them by DNS rebinding; IP addresses and localhost are allowed. If Prometheus or a health checker uses a name,
 // write -status-host NAME.
 //
-// SIGHUP reads the file again. wgproxy prints what changes, and keeps sessions and connections that stay. SIGTERM and SIGINT
-// drain: no new connections, and up to 10 s for those that exist, the peers' TCP connections through [Gateway] included. A second
-// signal ends wgproxy at once.
+// SIGHUP reads the file again. wgproxy prints what changes, and keeps the sessions of peers and the connections of services that
+// stay. On SIGTERM and SIGINT, it accepts no new connections, and gives those that exist up to 10 s to end, including the peers'
+// TCP connections through [Gateway]. A second signal ends wgproxy at once.
 //
-// On Linux with Landlock, wgproxy gives up the right to open files before it opens the tunnel. It keeps reading what is in the folders
-// of its file, of WGConfig and of certificates, and what resolvers read, which includes /etc. So give its file a folder of its own.
-// A reload that needs a file elsewhere fails and says so. -no-landlock keeps the right.
+// On Linux with Landlock, wgproxy gives up the right to open files before it opens the tunnel. It can still read what is in the
+// folders of its file, of WGConfig and of certificates, and what resolvers read, which includes /etc. So give its file a folder of
+// its own. A reload that needs a file elsewhere fails and says so. -no-landlock keeps the right.
 //
 // wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses.
 // wgproxy@.service is a unit that takes every right away that wgproxy does not need.
@@ -130,7 +130,7 @@ func (o *options) settings() (*settings, error) {
 	return s, nil
 }
 
-// isTerminal reports whether people read what is written to f.
+// isTerminal reports whether f is a character device, as a terminal is.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0

@@ -167,7 +167,7 @@ func (p *program) close() {
 	}
 }
 
-// resolution says how to resolve the names of endpoints, and says that it waits for them.
+// resolution says how to resolve the names of endpoints. It also makes the program print that it waits for them.
 func (p *program) resolution() conf.Resolution {
 	if p.terminal {
 		for i := range p.file.Peers {
@@ -183,7 +183,7 @@ func (p *program) resolution() conf.Resolution {
 	}}
 }
 
-// showSession says that it waits for the handshake, and what came of it.
+// showSession prints that wgproxy waits for the handshake, and then whether the handshake succeeded.
 func (p *program) showSession(ctx context.Context) {
 	start := time.Now()
 	for peer := range p.tunnel.Device().Peers() {
@@ -294,7 +294,7 @@ func (p *program) dial(ctx context.Context, network, address string) (net.Conn, 
 	return p.tunnel.DialContext(ctx, network+p.family, address)
 }
 
-// firstByte returns a function that says once that bytes have arrived through the tunnel.
+// firstByte returns a function that prints once that bytes have arrived through the tunnel.
 func (p *program) firstByte() func(proxy.Report) {
 	if !p.terminal {
 		return func(proxy.Report) {}

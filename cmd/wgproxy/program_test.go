@@ -28,7 +28,7 @@ import (
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
-// runMain is a variable of the environment with which this test binary is wgproxy.
+// runMain is a variable of the environment that makes this test binary run wgproxy.
 const runMain = "WGPROXY_TEST_MAIN"
 
 func TestMain(m *testing.M) {
@@ -181,7 +181,7 @@ func curl(t *testing.T, args ...string) string {
 }
 
 // TestServices: curl reaches a web server behind the tunnel through SOCKS5, an HTTP proxy with a password, and a forward; a
-// connection from the tunnel reaches a service of this host; and the status says so.
+// connection from the tunnel reaches a service of this host; and the status page's server reports all that.
 func TestServices(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)
@@ -243,15 +243,15 @@ func TestServices(t *testing.T) {
 			t.Errorf("/metrics lacks %s in\n%s", want, metrics)
 		}
 	}
-	o.Close() // no answers any more
+	o.Close() // from now on, nobody answers
 	testkit.Eventually(t, "the last pong is late", func() bool {
 		return curl(t, "-o", os.DevNull, "-w", "%{http_code}", "http://"+status+"/readyz") == "503"
 	})
 	r.end()
 }
 
-// TestReload: SIGHUP prints what changes, stops and starts services, and keeps a connection of a service that stays. A file with
-// a fault changes nothing.
+// TestReload checks that on SIGHUP wgproxy prints what changes, stops and starts services, and keeps a connection of a service
+// that stays. A file with an error changes nothing.
 func TestReload(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)

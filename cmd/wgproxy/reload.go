@@ -16,8 +16,8 @@ func isReload(sig os.Signal) bool { return slices.Contains(reloadSignals, sig) }
 // reloadTime is how long a reload may try to resolve the names of endpoints. Signals wait meanwhile.
 const reloadTime = 10 * time.Second
 
-// reload reads the file again, prints what changes, and changes it. If it fails before the device has changed, everything
-// stays as it was.
+// reload reads the file again, prints what changes, and applies the changes. If it fails before the device has changed,
+// everything stays as it was.
 func (p *program) reload(ctx context.Context) error {
 	next, err := p.options.settings()
 	if err != nil {
@@ -77,7 +77,8 @@ func planServices(add, remove []service) (lines []string) {
 	return lines
 }
 
-// planFixed says which of wgproxy's own settings differ and stay as they are.
+// planFixed returns a line for each of wgproxy's own settings that differs in the new file, and that a reload does not
+// change.
 func planFixed(old, next *settings) (lines []string) {
 	for _, c := range []struct {
 		name string

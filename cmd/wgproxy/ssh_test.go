@@ -17,8 +17,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// serveSSH is an SSH server on port 22 of the office. A session returns its input, and ends with status 3. It returns the server's
-// line for known_hosts.
+// serveSSH is an SSH server on port 22 of the office. A session sends its input back, and ends with status 3. serveSSH
+// returns the server's line for known_hosts.
 func (o *office) serveSSH() string {
 	o.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
@@ -76,7 +76,7 @@ func serveSSHConn(c net.Conn, config *ssh.ServerConfig) {
 }
 
 // TestSSH lets OpenSSH's client reach a server behind the tunnel with a wgproxy process as its ProxyCommand. The client checks the
-// server's key, and sends 1 MiB through a session, which comes back whole, with the session's status.
+// server's key and sends 1 MiB through a session. It receives the same bytes, and the session's exit status.
 func TestSSH(t *testing.T) {
 	client, err := exec.LookPath("ssh")
 	if err != nil {

@@ -40,7 +40,7 @@ func newMetrics(d *wireguard.Device) *metrics {
 	return m
 }
 
-// done returns what a service calls with each connection that has ended.
+// done returns the function that a service calls with each connection that has ended.
 func (m *metrics) done(s service, also func(proxy.Report)) func(proxy.Report) {
 	name := s.String()
 	failed := map[bool]prometheus.Counter{true: m.connections.WithLabelValues(name, "true"), false: m.connections.WithLabelValues(name, "false")}
@@ -110,9 +110,9 @@ type closeFunc func() error
 
 func (f closeFunc) Close() error { return f() }
 
-// serveStatus serves the page of package observe/page, /metrics and /readyz if the command line asks for them, and pings. All of
-// them refuse host names that -status-host does not name: a page of another site, whose name resolves to this host, could otherwise
-// read public keys, addresses and traffic.
+// serveStatus serves the page of package observe/page, /metrics and /readyz if the command line asks for them, and starts the pings
+// of CheckAlive. All of them refuse host names that -status-host does not name: a page of another site, whose name resolves to this
+// host, could otherwise read public keys, addresses and traffic.
 func (p *program) serveStatus(ctx context.Context) (io.Closer, error) {
 	if p.options.status == "" {
 		return closeFunc(func() error { return nil }), nil

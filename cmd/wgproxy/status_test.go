@@ -85,7 +85,7 @@ func TestStatusOfSlowClients(t *testing.T) {
 	slow.Close()
 }
 
-// TestStopWithOpenPage checks that an open page does not delay the end.
+// TestStopWithOpenPage checks that an open page does not delay the end of wgproxy.
 func TestStopWithOpenPage(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)

@@ -29,8 +29,8 @@ func TestClockIsBootTime(t *testing.T) {
 	}
 }
 
-// TestClockAfterResume: the machine has slept for an hour, and the clock does not know yet. The calendar reveals it at
-// once; without the calendar it takes a second.
+// TestClockAfterResume: the machine has slept for an hour, and the clock does not know yet. The step of the calendar
+// reveals it at once. Without such a step it takes up to a second.
 func TestClockAfterResume(t *testing.T) {
 	const nap = int64(time.Hour)
 	for _, c := range []struct {

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Interval is the least time between two rings of the alarm. A deadline that comes sooner after a ring is handled late, by at
-// most Interval, together with the others that have come by then. The protocol needs nothing better: the limits of a session are
+// Interval is the least time between two rings of the alarm. A deadline that is due sooner after a ring is handled late, by at
+// most Interval, together with the others that are due by then. The protocol needs nothing better: the limits of a session are
 // checked when it is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s (kernel/time/timer.c).
 const Interval = int64(time.Second / 100)
 
@@ -32,8 +32,9 @@ type entry[P any] struct {
 func (e entry[P]) Before(o entry[P]) bool { return e.at < o.at }
 func (e entry[P]) Place() *int32          { return e.place }
 
-// Put makes Due return the party once the time is at. If the party has an earlier deadline already, Put keeps that deadline. The
-// queue keeps the party's place in *place, which is 0 while the party is not in the queue. now returns the time.
+// Put gives the party the deadline at, from which on Due returns it. If the party has an earlier deadline already, Put keeps
+// that deadline. The queue keeps the party's place in *place, which is 0 while the party is not in the queue. now returns the
+// time.
 func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -17,10 +17,11 @@ const (
 	errorCost = 1_000_000_000 / errorsPerSecond // nanoseconds
 )
 
-// A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a limit of its own, so that none can
-// use up another's. A Limit knows 1,024 parties that caused errors within the last 0.2 s. Beyond that, two parties share a
-// limit, and a secret hash chooses which two. To use up all limits, 1,024 parties have to cause 100,000 errors per second together.
-// The zero value is ready, and has no memory yet. A Limit is safe for concurrent use, and its lock is taken last.
+// A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a separate limit, so that no
+// party can use up the limit of another. A Limit knows 1,024 parties that caused errors within the last 0.2 s. Beyond that, two
+// parties share a limit, and a secret hash chooses which two. To use up all limits, 1,024 parties have to cause 100,000 errors
+// per second together. The zero value is ready, and has no memory yet. A Limit is safe for concurrent use, and its lock is
+// taken last.
 type Limit struct {
 	mu    sync.Mutex // guards all below
 	seed  maphash.Seed
@@ -45,9 +46,10 @@ func (l *Limit) Allow(party []byte, now int64) bool {
 	return true
 }
 
-// Answer makes the ICMP error for the sender of p, which is larger than mtu or, if mtu is 0, has no destination. It returns nil
-// where no error may be sent, as packet.Unreachable does, and beyond the limit of p's sender: its IPv4 address, or the network of 64 bits
-// of its IPv6 address. A packet that may not be answered takes nothing from the limit.
+// Answer makes the ICMP error for the sender of p. It says that p is larger than mtu, or, if mtu is 0, that p's destination
+// cannot be reached. Answer returns nil where no error may be sent, as packet.Unreachable does, and when the limit of p's
+// sender is used up. The party is the sender's IPv4 address, or the /64 network of its IPv6 address. A packet that may not be
+// answered takes nothing from the limit.
 func (l *Limit) Answer(p []byte, mtu int, now int64) []byte {
 	party := packet.Sender(p)
 	if party == nil {

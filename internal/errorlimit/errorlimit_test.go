@@ -48,8 +48,8 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// A party that provokes as many errors as it can leaves others theirs, for IPv4, IPv6 and a party by name, and whichever kind of
-// error it provokes.
+// A party that provokes as many errors as it can does not use up the limits of others. This holds for IPv4, for IPv6 and for a
+// party with a name, and for each kind of error.
 func TestLimitPerParty(t *testing.T) {
 	var l Limit
 	const now = 1
@@ -78,8 +78,8 @@ func TestLimitPerParty(t *testing.T) {
 	}
 }
 
-// More parties than a Limit knows share limits: an attacker with all addresses cannot have more errors than the table allows. Later
-// the places are free again.
+// If there are more parties than a Limit knows, they share limits. An attacker with all addresses cannot provoke more errors
+// than the table allows. Later the places are free again.
 func TestLimitOfManyParties(t *testing.T) {
 	var l Limit
 	for _, now := range []int64{1, 1 + errorsAtOnce*errorCost} {
@@ -98,7 +98,7 @@ func TestLimitOfManyParties(t *testing.T) {
 	}
 }
 
-// What may not be answered takes nothing from its sender's limit.
+// A packet that may not be answered takes nothing from its sender's limit.
 func TestLimitUnanswered(t *testing.T) {
 	var l Limit
 	p := datagram4(netip.MustParseAddr("10.0.0.1"))

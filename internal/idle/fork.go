@@ -10,14 +10,14 @@ import "sync/atomic"
 //
 // The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
 // this fork, at most one for each other core. A helper that starts too late finds no part, and either ends or helps with
-// the owner's next batch. It touches nothing but the fork then and ends within tenths of a millisecond, so nobody waits for
-// it.
+// the owner's next batch. While it finds no part, it touches nothing but the fork. If it finds none within tenths of a
+// millisecond, it ends, so nobody waits for it.
 //
 // The zero value is ready once Do is set. A Fork must not be copied after its first use.
 type Fork struct {
-	Do      func(from, end int) // does the messages from to end-1; called concurrently
+	Do      func(from, end int) // works on the messages [from, end); called concurrently
 	n, size int                 // messages, and messages in each part; the last part may have fewer
-	join    func()              // f.help, made once, or each start would allocate; nil until then
+	join    func()              // f.help, made once, so that not each start allocates; nil until the first start
 	over    atomic.Bool         // the helpers are done; not a channel, since pooled forks pass from one synctest bubble to another
 	Helpers
 
@@ -45,7 +45,7 @@ func partsOf(n, bytes int) int {
 	return min(n, maxParts, cost(n, bytes)/partCost)
 }
 
-// Run does the messages 0 to n-1, with the given bytes in total, and returns when all are done.
+// Run makes Do work on the messages 0 to n-1, with the given bytes in total, and returns when all are done.
 func (f *Fork) Run(n, bytes int) {
 	parts := partsOf(n, bytes)
 	if parts < 2 || !f.Wanted() {
@@ -63,7 +63,7 @@ func (f *Fork) Run(n, bytes int) {
 		go f.join()
 	}
 	own := f.take()
-	f.Brought(4*(parts-own) >= parts) // less was hardly worth it
+	f.Brought(4*(parts-own) >= parts) // help with less than a quarter was hardly worth it
 	if f.pending.Add(int32(-own-1)) != 0 {
 		f.wait()
 	}

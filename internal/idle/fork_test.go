@@ -9,11 +9,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// much is the bytes of any number of messages of which each is worth a part.
+// much is a total of bytes that is enough for each message to be a part, for any number of messages.
 const much = maxParts * partCost
 
-// Each message is done exactly once and before Run returns, whoever does it: with helpers that come too late for their own
-// run, too, and take parts of the next.
+// Each message is done exactly once and before Run returns, no matter which goroutine does it. That also holds for helpers
+// that start too late for their own run and take parts of the next one.
 func TestForkDoesEachMessageOnce(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
 	done := make([]int, 3*maxParts) // not atomic: the race detector sees a message that is not ordered before Run's return
@@ -40,7 +40,7 @@ func TestForkWaitsForHelpers(t *testing.T) {
 	var owner, helped atomic.Int32
 	released := make(chan struct{})
 	f := Fork{Do: func(int, int) {
-		if owner.Add(1) == 1 { // whoever comes first waits for the other
+		if owner.Add(1) == 1 { // the goroutine that comes first waits for the other
 			<-released
 			return
 		}
@@ -53,7 +53,7 @@ func TestForkWaitsForHelpers(t *testing.T) {
 	}
 }
 
-// Where there is one core alone, nobody is asked for help.
+// With a single core, Run starts no helper.
 func TestForkWithoutHelp(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	n, before := 0, runtime.NumGoroutine()
@@ -89,7 +89,7 @@ func TestForkBoundsHelpers(t *testing.T) {
 	testkit.Eventually(t, "the helpers do not end", func() bool { return runtime.NumGoroutine() <= before })
 }
 
-// A small batch is not worth the call.
+// A small batch gets few parts, or none.
 func TestParts(t *testing.T) {
 	for _, c := range []struct{ n, bytes, want int }{
 		{0, 0, 0}, {1, 65535, 1}, {2, 3000, 0}, {4, 4 * 1452, 0}, {10, 14520, 4}, {44, 44 * 1452, 18}, {88, 88 * 1452, maxParts}, {128, 128 * 96, 12},

@@ -17,7 +17,7 @@ const (
 	messageCost = 300
 
 	inVain    = 4  // useless requests in a row, after which a goroutine stops asking
-	lookAgain = 32 // opportunities to ask, after which it asks again and reads GOMAXPROCS anew
+	lookAgain = 32 // opportunities to ask, after which a goroutine asks again and reads GOMAXPROCS anew
 
 	lingerLooks = 20000 // about the time from one batch to the next
 	lingerPause = 2     // helpers that do not linger after one that lingered for nothing
@@ -33,15 +33,15 @@ func IsMuch(n, bytes int) bool { return cost(n, bytes) >= shareCost }
 // Helpers is what a goroutine that asks idle cores for help remembers, and what its helpers share. The zero value is ready.
 // It must not be copied after its first use.
 type Helpers struct {
-	// Limit bounds the helpers at one time. Zero means one for each core but the asker's. Negative means none. It belongs
-	// to the asker, as do the next two.
+	// Limit bounds the helpers at one time. Zero means one for each core but the asker's. Negative means none. Only the
+	// asker uses it and the next two fields.
 	Limit int
 	most  int // helpers at a time
 	times int // opportunities to ask so far
 
 	vain  atomic.Int32 // useless requests in a row
 	out   atomic.Int32 // helpers that have started and not ended
-	waste atomic.Int32 // helpers that are not to linger, since the last one lingered for nothing
+	waste atomic.Int32 // helpers that will not linger, because an earlier one lingered for nothing
 }
 
 // Wanted reports whether to ask for help. Only the asker calls it.

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A goroutine asks for help while that is of use, a few times in a row in vain, and then only once in a while. With one core it
-// never asks.
+// A goroutine asks for help while that is useful. After a few useless requests in a row, it asks only once in a while. With one
+// core it never asks.
 func TestIdleWanted(t *testing.T) {
 	const rounds = 10
 	for _, c := range []struct {
@@ -48,7 +48,7 @@ func TestIdleWanted(t *testing.T) {
 	})
 }
 
-// A helper looks for more work many times before it ends. After it did so in vain, the next helpers look once.
+// A helper looks for more work many times before it ends. After it has looked in vain, the next helpers look only once.
 func TestIdleLinger(t *testing.T) {
 	var a Helpers
 	looks := 0

@@ -3,8 +3,8 @@
 //	go idlemem.Watch(ctx, func() uint64 { return idlemem.Moved(device) })
 //
 // Go collects garbage when a program allocates. A program that falls idle after a load therefore keeps the load's garbage for 2
-// minutes, and longer until the system has the memory. This package is for programs, not for libraries: a collection concerns the
-// whole process.
+// minutes, and it takes longer until the system has the memory back. This package is for programs, not for libraries: a
+// collection concerns the whole process.
 package idlemem
 
 import (
@@ -20,8 +20,8 @@ const (
 	interval    = 5 * time.Second
 	busyBytes   = 1 << 20  // per interval: the program is busy
 	quietBytes  = 64 << 10 // per interval: less than this is quiet, such as keepalives and answers to pings
-	quietLooks  = 2        // so many quiet intervals after a busy one mean that the program is idle
-	collections = 2        // a sync.Pool gives up what it holds in the second one
+	quietLooks  = 2        // this many quiet intervals in a row after a busy one mean that the program is idle
+	collections = 2        // a sync.Pool gives up what it holds in the second collection
 )
 
 // Watch calls moved every 5 s until ctx ends. moved returns how many bytes the program has moved so far. Once the program has moved
@@ -51,11 +51,11 @@ func watch(ctx context.Context, moved func() uint64, release func()) {
 	}
 }
 
-// A state is what the looks so far have seen.
+// A state is what the calls of look have seen so far.
 type state struct {
 	last  uint64 // moved at the last look
 	busy  bool   // since the last release
-	quiet int    // looks in a row
+	quiet int    // quiet looks in a row
 }
 
 // look takes the current count, and reports whether the program is idle after it was busy. A count that shrinks counts as busy.

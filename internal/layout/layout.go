@@ -186,7 +186,7 @@ func (l *Load) LayOut(r *Run, end int) int {
 	return end
 }
 
-// memory is where the messages of a run are sealed.
+// memory returns the slab that the messages of a run are sealed into.
 func (l *Load) memory(r *Run) *slab {
 	if r.Apart {
 		return l.second

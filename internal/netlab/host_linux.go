@@ -138,7 +138,8 @@ func (h *Host) raise(iface string) error {
 	return err
 }
 
-// ready waits until the kernel reports that an interface has a carrier. It drops packets sent before that.
+// ready waits until the kernel reports that an interface has a carrier. The kernel drops packets that are sent before
+// that.
 func (h *Host) ready(iface string) error {
 	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
 		out, err := h.Run("ip link show dev " + iface)

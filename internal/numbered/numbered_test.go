@@ -112,7 +112,8 @@ func TestGetAllocatesNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkGet is a look into a table of 20,000, by as many goroutines as there are cores, beside a map and a read lock.
+// BenchmarkGet measures a lookup in a table of 20,000 values, on as many goroutines as there are cores, and the same
+// with a map and a read lock.
 func BenchmarkGet(b *testing.B) {
 	const n = 20000
 	var table Table[int]

@@ -3,7 +3,7 @@ package ordered
 // An Element is what a Heap holds: a small value for something that can be in one such heap at a time.
 type Element[T any] interface {
 	Before(o T) bool // whether it is nearer to the front than o
-	Place() *int32   // where it keeps its place in the heap, counted from 1; 0 means that it is not there. The Heap alone writes it
+	Place() *int32   // where it keeps its place in the heap, counted from 1; 0 means that it is not there. Only the Heap writes it
 }
 
 // A Heap has the foremost of its elements in front, at index 0. The zero value is empty. An empty heap has no memory.
@@ -21,7 +21,7 @@ const (
 	minHeap = 64
 )
 
-// Put adds x, or takes it in place of the element that has its place.
+// Put adds x. If an element in the heap has the place of x, x replaces it.
 func (h *Heap[T]) Put(x T) {
 	i := int(*x.Place()) - 1
 	if i < 0 {

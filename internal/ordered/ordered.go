@@ -1,6 +1,6 @@
 // Package ordered has sorted sets with many readers and one writer. A [Set] never changes, so readers need no lock. An
-// [Edit] makes the next set from it, and copies only the nodes that change. A [Heap] has the foremost of its elements in
-// front, and removes any of them. The package takes no lock and starts nothing.
+// [Edit] makes the next set from it, and copies only the nodes that change. A [Heap] keeps its foremost element in
+// front, and can remove any element. The package takes no lock and starts no goroutine.
 package ordered
 
 import (
@@ -15,7 +15,8 @@ type Item[T any] interface {
 	Compare(o T) int
 }
 
-// A Set is a sorted set of items without equals. The zero value is empty. A Set may be copied, and read from any goroutine.
+// A Set is a sorted set of items, no two of which are equal. The zero value is empty. A Set may be copied, and read from
+// any goroutine.
 type Set[T Item[T]] struct {
 	root *node[T] // nil if the set is empty
 	n    int

@@ -35,7 +35,7 @@ func TestModel(t *testing.T) {
 						e.Put(pair{key, i})
 						model[key] = i
 					}
-				case 2: // at random, as far as there is a pattern
+				case 2: // scattered over all keys
 					for i := range n {
 						key := (from + i*7919) % 10007
 						e.Put(pair{key, i})
@@ -49,7 +49,7 @@ func TestModel(t *testing.T) {
 						}
 						delete(model, from+i)
 					}
-				case 4: // a set in between
+				case 4: // a set in the middle of the edit, which must not change later
 					middle, modelMiddle := e.Set(), maps.Clone(model)
 					defer func() { check(t, middle, modelMiddle) }()
 				}

@@ -16,7 +16,7 @@ const (
 type Sink interface {
 	// Single takes a packet that was not merged; its headers are l4 bytes long.
 	Single(p []byte, l4 int)
-	// Merged takes a run of two or more packets. It is borrowed until the return.
+	// Merged takes a run of two or more packets. The run is borrowed until Merged returns.
 	Merged(r *Run)
 }
 
@@ -147,7 +147,8 @@ func (r *Run) follows(p []byte) bool {
 		binary.BigEndian.Uint16(p[IP4ID:]) == binary.BigEndian.Uint16(r.head[IP4ID:])+uint16(len(r.Packets))
 }
 
-// sumsRight reports whether the checksums of p and of the first packet are right. Nobody looks at the transport's again.
+// sumsRight reports whether the checksums of p and of the first packet are right. After the merge, nobody checks the
+// transport checksums again.
 func (r *Run) sumsRight(p []byte) bool {
 	r.checked = r.checked || sumsRight(r.head, r.L3)
 	return r.checked && sumsRight(p, r.L3)

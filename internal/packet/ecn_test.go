@@ -14,8 +14,8 @@ func TestOuterTOS(t *testing.T) {
 	}
 }
 
-// ecnTable is RFC 6040, figure 4, but that CE outside on not-ECT inside is delivered and counted: what comes out, by the
-// outer and the inner bits.
+// ecnTable gives the ECN bits after decapsulation, by the outer and the inner bits. It is figure 4 of RFC 6040, except
+// that a packet with CE outside and not-ECT inside is delivered and counted.
 var ecnTable = [4][4]uint8{
 	ecnNotECT: {ecnNotECT: ecnNotECT, ecnECT1: ecnECT1, ecnECT0: ecnECT0, ecnCE: ecnCE},
 	ecnECT0:   {ecnNotECT: ecnNotECT, ecnECT1: ecnECT1, ecnECT0: ecnECT0, ecnCE: ecnCE},

@@ -33,8 +33,9 @@ func Unreachable(p []byte) []byte { return HostUnreachable.answer(p, 0) }
 func TooBig(p []byte, mtu int) []byte { return tooBig.answer(p, uint32(mtu)) }
 
 // answer makes an ICMP error about p, which carries rest in the second four bytes of its header. It returns nil where no
-// error may be sent: about an ICMP error, to or from what is not one host, about a later fragment (RFC 1122, section 3.2.2;
-// RFC 4443, section 2.4). The error's source is the packet's destination, because the tunnel itself has no address.
+// error may be sent: about an ICMP error, to or from an address that is not one host's, and about a later fragment (RFC
+// 1122, section 3.2.2; RFC 4443, section 2.4). The error's source is the packet's destination, because the tunnel itself
+// has no address.
 func (e ICMPError) answer(p []byte, rest uint32) []byte {
 	p, src, ok := Unpad(p)
 	if !ok {

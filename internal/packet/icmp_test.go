@@ -70,7 +70,7 @@ func TestUnreachableIPv6(t *testing.T) {
 	}
 }
 
-// TestUnreachableAddresses: no error about what is to or from anything but one host.
+// TestUnreachableAddresses: there is no error about a packet whose source or destination is not one host.
 func TestUnreachableAddresses(t *testing.T) {
 	for _, c := range []struct {
 		addr string
@@ -211,7 +211,7 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 	}
 }
 
-// TestUnreachableLeavesPacket: the packet is in a batch that its caller still has.
+// TestUnreachableLeavesPacket: the packet is not changed, because it is in a batch that the caller still uses.
 func TestUnreachableLeavesPacket(t *testing.T) {
 	p := packetOf(1420, here, nowhere)
 	before := bytes.Clone(p)
@@ -225,8 +225,8 @@ func TestUnreachableLeavesPacket(t *testing.T) {
 	}
 }
 
-// TestTooBig: the error is Unreachable's but for its type, its code and the MTU that it tells (RFC 1191, section 4; RFC 4443,
-// section 3.2).
+// TestTooBig: the error equals that of Unreachable, except for its type, its code and the MTU that it reports (RFC 1191,
+// section 4; RFC 4443, section 3.2).
 func TestTooBig(t *testing.T) {
 	for _, c := range []struct {
 		p          []byte

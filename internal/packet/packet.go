@@ -34,8 +34,8 @@ const (
 	dontFragment, fragmentOffset = 0x4000, 0x1fff
 )
 
-// Sender returns the part of the IP packet p that says who sent it: the source of an IPv4 packet, or the first 64 bits of the source
-// of an IPv6 packet. It returns nil if p is too short for that. The result is part of p.
+// Sender returns the part of the IP packet p that says who sent it: the source of an IPv4 packet, or the first 64 bits of the
+// source of an IPv6 packet. It returns nil if p is too short for that. The result is part of p.
 func Sender(p []byte) []byte {
 	switch {
 	case len(p) >= IP4Header && p[0]>>4 == 4:

@@ -44,7 +44,7 @@ func TestUnpad(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		p    []byte
-		want int // length without padding; 0: refused
+		want int // length without padding; 0 means refused
 	}{
 		{"nothing", nil, 0},
 		{"one byte", []byte{0x45}, 0},
@@ -227,7 +227,7 @@ func TestPutUDP(t *testing.T) {
 	}
 }
 
-// FuzzPacket runs all that reads a packet from inside the tunnel.
+// FuzzPacket runs all functions that read a packet from inside the tunnel.
 func FuzzPacket(f *testing.F) {
 	f.Add(packetOf(20, here, nowhere), uint8(3))
 	f.Add(packetOf(100, here6, nowhere6), uint8(2))
@@ -265,7 +265,7 @@ func FuzzPacket(f *testing.F) {
 	})
 }
 
-// FuzzSegments runs what cuts and joins TCP packets: the segments of a packet are joined to the same packet.
+// FuzzSegments cuts TCP packets and joins the segments. The result must be the same packet.
 func FuzzSegments(f *testing.F) {
 	for _, a := range [][2]netip.Addr{{here, nowhere}, {here6, nowhere6}} {
 		p := packetOf(500, a[0], a[1])
@@ -337,7 +337,7 @@ func (j *joined) Merged(r *Run) {
 	}
 }
 
-// TestPure: the package imports only what neither locks, waits, reads a clock nor does I/O.
+// TestPure: the package imports only packages that neither lock, wait, read a clock nor do I/O.
 func TestPure(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) == 0 {

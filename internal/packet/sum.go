@@ -14,7 +14,7 @@ func Sum(b []byte, initial uint16) uint16 {
 	x, y := uint64(bits.ReverseBytes16(initial)), uint64(0)
 	for len(b) >= 64 {
 		p := b[:64]
-		// A chain that begins without a carry cannot end with all ones and a carry: adding that one is safe.
+		// A chain that begins without a carry cannot end with all ones and a carry, so adding the last carry is safe.
 		var c, d uint64
 		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[0:]), 0)
 		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[8:]), c)
@@ -77,6 +77,6 @@ func PseudoSum(ip []byte, n int) uint16 {
 	return Sum(ip[IP6Addresses:IP6Header], Add(uint16(ip[IP6Next]), uint16(n)))
 }
 
-// TransportSum is the sum of what follows the IP header of p, which is l3 bytes long, and of its pseudo-header: 0xffff if
-// the checksum in it is right.
+// TransportSum is the sum of what follows the IP header of p, which is l3 bytes long, and of its pseudo-header. It is
+// 0xffff if the transport checksum is right.
 func TransportSum(p []byte, l3 int) uint16 { return Sum(p[l3:], PseudoSum(p, len(p)-l3)) }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// slowSum is the checksum of the pieces of b together, by the letter of RFC 1071: pairs of bytes, one after the other. It
+// slowSum is the checksum of the pieces of b together, to the letter of RFC 1071: pairs of bytes, one after the other. It
 // is 0 over bytes that hold their own checksum.
 func slowSum(bs ...[]byte) uint16 {
 	b := bytes.Join(bs, nil)

@@ -54,7 +54,8 @@ func Waiter(c any) func() error {
 
 func noWait() error { return nil }
 
-// Abort closes a connection with a reset if it can, so that the other side does not take the end for the end of the data.
+// Abort closes a connection with a reset if it can, so that the other side does not take the close for the end of the
+// data.
 func Abort(c interface{ Close() error }) {
 	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
 		_ = l.SetLinger(0)

@@ -51,7 +51,7 @@ func TestWaiter(t *testing.T) {
 // plain hides the methods of a *net.UDPConn that net.PacketConn does not have.
 type plain struct{ net.PacketConn }
 
-// A socket with the methods of net.PacketConn only still names addresses, and its waiter does not wait.
+// A socket that has only the methods of net.PacketConn still names addresses, and its waiter does not wait.
 func TestDatagramsOf(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

@@ -73,7 +73,7 @@ func TestQueueBounds(t *testing.T) {
 	}
 }
 
-// A Pool has the sum of all accounts, and finds a party that takes most.
+// A Pool knows the sum of all accounts, and finds a party that takes the most memory.
 func TestPoolModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var pool Pool[int]

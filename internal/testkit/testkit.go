@@ -37,7 +37,7 @@ func Within(t testing.TB, limit time.Duration, why string, ok func() bool) {
 	}
 }
 
-// Next waits for the next value of c, or for the end of c, and fails the test with why after Patience.
+// Next waits for the next value of c, or until c is closed, and fails the test with why after Patience.
 func Next[T any](t testing.TB, c <-chan T, why string) (v T) {
 	t.Helper()
 	select {

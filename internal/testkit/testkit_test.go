@@ -19,7 +19,7 @@ func (f *fake) Helper()                           {}
 func (f *fake) Errorf(format string, args ...any) { f.failed = fmt.Sprintf(format, args...) }
 func (f *fake) Fatalf(format string, args ...any) { f.Errorf(format, args...); runtime.Goexit() }
 
-// failure is how a test that calls f fails, or "".
+// failure returns how a test that calls f fails, or "".
 func failure(f func(t testing.TB)) string {
 	t, done := new(fake), make(chan struct{})
 	go func() {
@@ -30,7 +30,7 @@ func failure(f func(t testing.TB)) string {
 	return t.failed
 }
 
-// Each function fails a test where it says so, and nowhere else.
+// Each function fails a test in the cases that its comment names, and in no others.
 func TestFailures(t *testing.T) {
 	closed, full := make(chan int), make(chan int, 1)
 	close(closed)

@@ -15,8 +15,8 @@ import (
 // drops the others.
 const apart = 50 * time.Millisecond
 
-// TestRekey checks that "after REKEY_AFTER_TIME the initiator, when it sends, makes a new session". The test sets our device's clock
-// forward. The old session works until the new one is established, so no packet is lost. The third handshake removes the
+// TestRekey checks that "after REKEY_AFTER_TIME the initiator, when it sends, makes a new session". The test sets our device's
+// clock forward. The old session works until the new one is established, so no packet is lost. The third handshake removes the
 // first session from both ends.
 func TestRekey(t *testing.T) {
 	p := newPair(t, setup{way: line4})
@@ -87,7 +87,8 @@ func TestKernelRecreated(t *testing.T) {
 	p.revive()
 }
 
-// TestPeerReadded removes only the peer from the kernel's interface and adds it again. Meanwhile the kernel does not answer the peer.
+// TestPeerReadded removes only the peer from the kernel's interface and adds it again. Meanwhile the kernel does not answer the
+// peer.
 func TestPeerReadded(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)

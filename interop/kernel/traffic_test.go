@@ -163,12 +163,12 @@ func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// TestPadding sends packets of about 1420 bytes, the MTU, in both directions. Each of our messages is as long as the kernel's message
-// for a packet of that size: "padded to 16 bytes, but not beyond the MTU".
+// TestPadding sends packets of about 1420 bytes, the MTU, in both directions. Each of our messages is as long as the kernel's
+// message for a packet of that size: "padded to 16 bytes, but not beyond the MTU".
 func TestPadding(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
-	// The kernel reports its multicast groups by packets of its own, which would be counted. Those that wait already are sent
-	// with the first answer.
+	// The kernel reports its multicast groups in packets that would be counted. Reports that wait already are sent with the
+	// first answer.
 	p.sh("echo 1 >/proc/sys/net/ipv6/conf/wg0/disable_ipv6")
 	p.echo(0, 28, 0)
 	for _, size := range []int{28, 32, 33, 47, 48, 49, 1391, 1392, 1393, 1408, 1409, 1416, 1417, 1419, 1420} {

@@ -20,8 +20,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestWgproxy runs a wgproxy process against the kernel. curl fetches 512 KiB from the machine's web server through SOCKS5, in both inner
-// families. The machine fetches a page of a service on loopback through the tunnel, and one of the host through the [Gateway].
+// TestWgproxy runs a wgproxy process against the kernel. curl fetches 512 KiB from the machine's web server through SOCKS5, in
+// both inner families. The machine fetches a page of a service on loopback through the tunnel, and one of the host through the
+// [Gateway].
 //
 //	curl ─ wgproxy ─ udp ─ QEMU's user network ─ eth0 ─ wg0 ─ httpd
 func TestWgproxy(t *testing.T) {

@@ -9,8 +9,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The device accepts a packet only from the peer to which it routes the packet's source address. The longest prefix decides, even if
-// it belongs to another peer. The device learns the peer's new endpoint from a refused packet too, because it is authentic.
+// The device accepts a packet only from the peer to which it routes the packet's source address. The longest prefix decides,
+// even if it belongs to another peer. The device learns the peer's new endpoint from a refused packet too, because it is
+// authentic.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a also has a peer c, which nobody is
 func TestSourceFilter(t *testing.T) {

@@ -61,7 +61,7 @@ func (w *wg) down() {
 }
 
 // launch starts the daemon without a configuration. Only the test's packets pass through the interface, because the kernel makes no
-// link-local address for it. For an interface of its own module the kernel makes none either.
+// link-local address for it. The kernel does not make one for an interface of its own module either.
 func (w *wg) launch() {
 	w.t.Helper()
 	d, err := w.StartDaemon(program(w.t), w.name)

@@ -68,7 +68,8 @@ func (p pair) bulk() {
 	}
 }
 
-// TCP and the handshake succeed over a cable that loses 2 % of the datagrams in each direction, and over one that loses every tenth.
+// TCP and the handshake succeed over a cable that loses 2 % of the datagrams in each direction, and over one that loses every
+// tenth.
 func TestLossyCable(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

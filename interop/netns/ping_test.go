@@ -10,8 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The tunnel carries IPv4 and IPv6 over both outer families, in both directions. The first packet waits for the handshake and is not
-// lost. A link-local endpoint keeps its zone.
+// The tunnel carries IPv4 and IPv6 over both outer families, in both directions. The first packet waits for the handshake and
+// is not lost. A link-local endpoint keeps its zone.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestInsideAndOutside(t *testing.T) {

@@ -43,9 +43,9 @@ func (h *host) serveSize(at string) {
 	h.t.Cleanup(func() { s.Close() })
 }
 
-// TestWgproxy runs a wgproxy process against wireguard-go's daemon. curl reaches b through SOCKS5, an HTTP proxy and a forward, in both
-// families, with large bodies in both directions; b reaches a service of a through the tunnel, and leaves through the [Gateway]. The test builds programs, so it
-// runs beside no other test.
+// TestWgproxy runs a wgproxy process against wireguard-go's daemon. curl reaches b through SOCKS5, an HTTP proxy and a forward,
+// in both families, with large bodies in both directions. b reaches a service of a through the tunnel, and other addresses
+// through the [Gateway]. The test builds programs, so it does not run in parallel with others.
 //
 //	a  curl ─ wgproxy ─ udp ─ v0 192.0.2.1 ─── v0 192.0.2.2 ─ udp ─ wireguard-go ─ TUN ─ web server  b
 func TestWgproxy(t *testing.T) {

@@ -90,7 +90,8 @@ func (c *Capture) Start() { c.on.Store(true) }
 // Stop stops capturing until the next Start. Calls that are under way may still write a packet.
 func (c *Capture) Stop() { c.on.Store(false) }
 
-// Err returns the first error of the writer. After it the Capture writes nothing more, and the device works on.
+// Err returns the first error of the writer. After an error the Capture writes nothing more, and the device goes on
+// without it.
 func (c *Capture) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,7 +121,7 @@ func (c *Capture) inside(direction uint32, p []byte) {
 	c.packet(inner, direction, time.Now(), nil, p)
 }
 
-// outside writes the datagrams of a train. port is that of the socket.
+// outside writes the datagrams of a train. port is the socket's port.
 func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
 	remote := addrOf(t.Endpoint)
 	// Wireshark finds sessions by the addresses of their messages, and a socket may not know which of the host's addresses it
@@ -144,8 +145,8 @@ func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
 	}
 }
 
-// addrOf returns an address that stands for e. That of a Link is made from its key, within fd00::/8. An endpoint without an
-// address gets the unspecified one.
+// addrOf returns an address that stands for e. The address of a Link is made from its key, within fd00::/8. For an endpoint
+// without an address it is the unspecified one.
 func addrOf(e wireguard.Endpoint) netip.AddrPort {
 	if e.Link != nil {
 		key := e.Link.Key()
@@ -183,7 +184,7 @@ func (c *Capture) packet(iface, direction uint32, at time.Time, head, data []byt
 func (c *Capture) begin(kind uint32) {
 	c.block = c.block[:0]
 	c.put32(kind)
-	c.put32(0) // the length, which end knows
+	c.put32(0) // the length, which end fills in
 }
 
 // end writes the block.

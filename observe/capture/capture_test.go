@@ -19,7 +19,7 @@ import (
 
 var insideA, insideB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 
-// A pair is two devices; what crosses a is captured.
+// A pair is two devices. What device a sends and receives is captured.
 type pair struct {
 	t          *testing.T
 	a, b       *wireguard.Device
@@ -54,7 +54,7 @@ func newPair(t *testing.T, c *capture.Capture, addrs ...netip.Addr) *pair {
 	return p
 }
 
-// exchange sends a packet with a text each way.
+// exchange sends a packet with a text in each direction.
 func (p *pair) exchange(question, answer string) {
 	p.t.Helper()
 	for _, way := range []struct {
@@ -84,7 +84,7 @@ func read(t *testing.T, tshark string, file []byte, filter string, fields ...str
 		args = append(args, "-e", f)
 	}
 	c := exec.Command(tshark, args...)
-	c.Env = append(os.Environ(), "HOME="+dir) // nobody's preferences
+	c.Env = append(os.Environ(), "HOME="+dir) // without anybody's preferences
 	var trouble bytes.Buffer
 	c.Stderr = &trouble
 	out, err := c.Output()
@@ -127,7 +127,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			// data.data is what no dissector knows: the payload inside the tunnel.
+			// data.data is what no dissector parses. Here it is the payload inside the tunnel.
 			all := read(t, tshark, file.Bytes(), `wg.type == 4 || frame.interface_name == "inner" || _ws.malformed`, "data.data", "frame.interface_name", "frame.packet_flags_direction", "_ws.malformed")
 			for _, want := range []string{
 				question + "\touter\t0x00000002\t\n", answer + "\touter\t0x00000001\t\n", // decrypted
@@ -159,7 +159,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 	}
 }
 
-// A Capture that is stopped takes no lock, makes no garbage and writes nothing.
+// A Capture that is stopped takes no lock, allocates nothing and writes nothing.
 func TestStoppedCaptureIsNotThere(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)
@@ -239,7 +239,7 @@ type queues struct{ still }
 
 func (q *queues) Queues() []wireguard.PacketSource { return []wireguard.PacketSource{q, q} }
 
-// bare is a Tunnel without a source.
+// bare is a Tunnel that is not a PacketSource, and has no Queues and no Attach.
 type bare struct{ wireguard.Tunnel }
 
 // A wrapper has the optional interfaces of what it wraps, and no others.
@@ -312,7 +312,7 @@ func TestRenewedSocket(t *testing.T) {
 	}
 }
 
-// After the writer failed, the device works on and the writer is not called again.
+// After the writer failed, the device goes on, and the writer is not called again.
 func TestWriterThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &failing{after: 5}
@@ -341,7 +341,8 @@ func (f *failing) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Endpoints without an address are captured with one that stands for them. Datagrams that are too large for UDP are left out.
+// Endpoints without an address are captured with an address that stands for them. Datagrams that are too large for UDP are
+// left out.
 func TestLinks(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)

@@ -13,7 +13,7 @@ type tapBind struct {
 	b wireguard.Bind
 }
 
-// Headroom is that of the Bind. A Bind that is not a Framer needs none, which 0 says too.
+// Headroom returns the headroom of the Bind, or 0 for a Bind that is not a Framer.
 func (b *tapBind) Headroom() int {
 	if f, ok := b.b.(wireguard.Framer); ok {
 		return f.Headroom()
@@ -76,7 +76,7 @@ type tapSocket struct {
 
 func (s *tapSocket) Send(ts []wireguard.Train) {
 	if s.c.on.Load() {
-		// Captured before it is sent, so that an answer cannot precede it in the file.
+		// A train is captured before it is sent, so that an answer cannot precede it in the file.
 		for i := range ts {
 			s.c.outside(outbound, &ts[i], s.port)
 		}

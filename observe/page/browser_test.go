@@ -38,7 +38,8 @@ func startBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Skip("needs chromium: install it to open the page in a browser")
 	}
-	// The temporary folder of the test is removed before Chromium's last processes stop writing to theirs.
+	// The test does not use its temporary folder, which is removed before Chromium's last processes stop writing to
+	// theirs.
 	home, err := os.MkdirTemp("", "chromium")
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +133,7 @@ func (b *browser) call(method string, params any, result any) {
 
 func (b *browser) open(url string) { b.call("Page.navigate", map[string]any{"url": url}, nil) }
 
-// screen sets the size of the window in CSS pixels, and dark or light.
+// screen sets the size of the window in CSS pixels, and whether the page is dark or light.
 func (b *browser) screen(width, height int, dark bool) {
 	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700}, nil)
 	scheme := "light"
@@ -151,7 +152,7 @@ func (b *browser) eval(expression string) string {
 	}
 	b.call("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true}, &r)
 	if r.ExceptionDetails != nil {
-		return string(r.ExceptionDetails) // as while a page loads
+		return string(r.ExceptionDetails) // the expression may fail while a page loads
 	}
 	return fmt.Sprint(r.Result.Value)
 }
@@ -179,7 +180,7 @@ func (b *browser) press(key string, code int) {
 	}
 }
 
-// shot writes a picture into the folder that PAGE_SCREENSHOTS names, to be looked at by a person.
+// shot writes a picture for people into the folder that PAGE_SCREENSHOTS names.
 func (b *browser) shot(name string) {
 	dir := os.Getenv("PAGE_SCREENSHOTS")
 	if dir == "" {
@@ -196,7 +197,7 @@ func (b *browser) shot(name string) {
 	}
 }
 
-// wait lets time pass for pictures alone: the plots need some.
+// wait waits only if pictures are taken, because the plots need some time.
 func (b *browser) wait(d time.Duration) {
 	if os.Getenv("PAGE_SCREENSHOTS") != "" {
 		time.Sleep(d)
@@ -213,7 +214,8 @@ func (b *browser) noOverflow(what string) {
 
 const text = "document.body.innerText"
 
-// A person sees peers, reasons and events; the plots move; the keyboard reaches all; nothing is loaded from elsewhere.
+// The page shows peers, reasons and events, and the plots move. The keyboard reaches everything, and nothing is loaded
+// from another server.
 func TestBrowser(t *testing.T) {
 	b := startBrowser(t)
 	h := newHub(t)
@@ -289,7 +291,7 @@ func TestBrowser(t *testing.T) {
 	}
 }
 
-// A program with a gateway shows what each peer does there, and the sums.
+// With a gateway, the page shows what each peer does there, and the sums.
 func TestBrowserGateway(t *testing.T) {
 	b := startBrowser(t)
 	h := newHub(t)
@@ -334,7 +336,7 @@ func TestBrowserGateway(t *testing.T) {
 	b.want("without a gateway there is nothing of it", `document.querySelectorAll("tbody tr").length === 8 && document.querySelector(".gateway").hidden && document.querySelector("option[value=flows]").hidden`)
 }
 
-// A page without peers, without devices, and with 1,000 peers.
+// The page works without peers, without devices, and with 1,000 peers.
 func TestBrowserSizes(t *testing.T) {
 	b := startBrowser(t)
 	b.screen(1280, 800, false)

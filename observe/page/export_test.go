@@ -12,7 +12,7 @@ func Looker(h *Handler) func(fresh bool) int {
 	}
 }
 
-// Sender is Looker for a handler with open pages, which get the message. All peers have changed.
+// Sender does what Looker does, for a handler with open pages, which get the message. All peers have changed each time.
 func Sender(h *Handler) func() int {
 	return func() int {
 		h.hub.mu.Lock()

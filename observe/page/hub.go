@@ -17,13 +17,13 @@ import (
 const (
 	defaultViewers = 32
 
-	// A viewer with more messages or bytes that wait for it is disconnected, and its page connects again. Viewers share the
-	// memory of a message.
+	// A viewer is disconnected if more messages or bytes than these wait for it, and its page connects again. All viewers
+	// share the memory of a message.
 	unreadMessages = 128
 	maxUnread      = 4 << 20
 
 	keptEvents    = 100 // for a page that is opened while another one is open
-	eventsPerLook = 50  // that are shown one by one; the rest is counted
+	eventsPerLook = 50  // events that are shown one by one; further ones are only counted
 )
 
 // A hub looks at the devices once for all viewers. Its goroutines run while it has a viewer.
@@ -100,14 +100,14 @@ func (h *hub) leave(v *viewer) {
 	h.drop(v)
 }
 
-// drop ends a viewer, and the goroutines with the last one. h.mu is held.
+// drop ends a viewer. After the last viewer, it also ends the goroutines. h.mu is held.
 func (h *hub) drop(v *viewer) {
 	if !h.viewers[v] {
 		return
 	}
 	delete(h.viewers, v)
 	close(v.news)
-	for range v.news { // a browser that does not read may hold up the handler for some time yet
+	for range v.news { // frees the messages now, since a browser that does not read may hold up the handler for some time
 	}
 	if len(h.viewers) == 0 {
 		h.stop()

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-86b749af/wireguard/observe/page"
 )
 
-// A client is the ResponseWriter of a browser. One that is stuck takes nothing until it reads again.
+// A client is the ResponseWriter of a browser. If it is stuck, its Write blocks until it reads again.
 type client struct {
 	httptest.ResponseRecorder
 	reads  chan struct{} // closed when it reads
@@ -74,7 +74,8 @@ func full(h http.Handler) bool {
 	return w.Code == http.StatusServiceUnavailable
 }
 
-// A client that does not read is disconnected after 20 s. Meanwhile another one gets each look in time.
+// A client that does not read is disconnected after 20 s. Meanwhile, another client gets the result of each look in
+// time.
 func TestStuckViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)
@@ -93,7 +94,8 @@ func TestStuckViewer(t *testing.T) {
 	})
 }
 
-// What waits for a client that does not read is bounded in bytes, even if no deadline ends its write, and is forgotten.
+// The bytes that wait for a client that does not read are bounded, even if no deadline ends its write. When the client
+// is dropped, they are freed.
 func TestUnreadBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)

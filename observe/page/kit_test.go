@@ -59,7 +59,8 @@ func (h *hub) up(c wireguard.Config) *wireguard.Device {
 	return d
 }
 
-// add gives the hub a peer. change, if it is not nil, changes the configuration of both ends before. The other end knows the hub.
+// add gives the hub a peer. change, if it is not nil, changes the configuration of both ends before that. The other end has the
+// hub as its peer.
 func (h *hub) add(name string, change func(ours *wireguard.PeerConfig, theirs *wireguard.Config)) *spoke {
 	h.t.Helper()
 	n := len(h.spokes) + 2
@@ -89,7 +90,7 @@ func (h *hub) name(key wireguard.PublicKey) string {
 	return h.names[key]
 }
 
-// say sends a packet of so many bytes of payload to s, and hear one from s.
+// say sends a packet with size bytes of payload to s, and hear sends one from s.
 func (h *hub) say(s *spoke, size int) { h.send(h.tunnel, hubInside, s.inside, size) }
 func (h *hub) hear(s *spoke, size int) {
 	h.send(s.tunnel, s.inside, hubInside, size)
@@ -101,7 +102,7 @@ func (h *hub) send(from *pipe.Tunnel, src, dst netip.Addr, size int) {
 	from.TrySend(pipe.UDPPacket(netip.AddrPortFrom(src, 7), netip.AddrPortFrom(dst, 7), make([]byte, size)))
 }
 
-// drain empties the tunnels, as programs do.
+// drain reads what has arrived in the tunnels, as programs do.
 func (h *hub) drain() {
 	for h.tunnel.TryReceive() != nil {
 	}
@@ -131,7 +132,7 @@ func populate(h *hub) {
 	h.add("sensor", nil)
 }
 
-// withGateway is handler with a gateway, which counts what the test lets pass.
+// withGateway returns what handler returns, with a gateway whose counters pass sets.
 func (h *hub) withGateway() *page.Handler {
 	h.gateway = make(map[wireguard.PublicKey]page.GatewayPeer)
 	return page.New(page.Config{Interval: 50 * time.Millisecond, Name: h.name, Devices: []page.Device{{Name: "wg0", Device: h.device, Gateway: func() map[wireguard.PublicKey]page.GatewayPeer {
@@ -141,7 +142,7 @@ func (h *hub) withGateway() *page.Handler {
 	}}}})
 }
 
-// pass sets what a peer did at the gateway.
+// pass sets the counters of a peer at the gateway.
 func (h *hub) pass(s *spoke, counters page.GatewayPeer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -185,7 +186,7 @@ func traffic(h *hub) {
 func serve(t testing.TB, h *page.Handler) *httptest.Server {
 	s := httptest.NewServer(h)
 	t.Cleanup(func() {
-		h.Close() // or Close would wait for the streams
+		h.Close() // otherwise the server's Close would wait for the streams
 		s.CloseClientConnections()
 		s.Close()
 	})

@@ -67,7 +67,8 @@ type Config struct {
 	Hosts []string
 	// Name returns a name for a peer, or "" if it has none. Nil means that peers have no names. It must not block.
 	Name func(wireguard.PublicKey) string
-	// Addresses is that of observe.Explainer, for the peers of any device. Nil means that no names of endpoints are known.
+	// Addresses is called as the field of observe.Explainer with that name is, for the peers of all devices. Nil means
+	// that no names of endpoints are known.
 	Addresses func(wireguard.PublicKey) []netip.AddrPort
 	// Interval is the time between two looks at the devices while a page is open. Zero means 1 s. All pages share a look.
 	Interval time.Duration
@@ -125,8 +126,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name := strings.TrimPrefix(r.URL.Path, "/")
-	// A link on another site may open the page, but scripts of that site may read nothing. Browsers say which site a request
-	// is for.
+	// A link on another site may open the page, but scripts of that site may read nothing. Browsers say in Sec-Fetch-Site
+	// whether another site makes a request.
 	if site := r.Header.Get("Sec-Fetch-Site"); name != "" && (site == "cross-site" || site == "same-site") {
 		http.Error(w, "another site's page may not read this", http.StatusForbidden)
 		return
@@ -149,9 +150,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Guard returns a handler that refuses the host names that h refuses, and passes other requests on to next. It is for what is served
-// beside the page and should be as safe from DNS rebinding, such as /metrics. It also lets requests through that name no host, as
-// some health checkers send them: browsers always name one.
+// Guard returns a handler that refuses the host names that h refuses, and passes other requests on to next. It is for what is
+// served beside the page and should be as safe from DNS rebinding, such as /metrics. It also passes on requests without a host
+// name, which some health checkers send, because browsers always send one.
 func (h *Handler) Guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host != "" && !h.allowedHost(r.Host) {

@@ -31,7 +31,7 @@ func get(h http.Handler, method, host, path string, header ...string) *httptest.
 	return w
 }
 
-// A page of another site that makes its own name mean this server's address gets nothing.
+// A page of another site gets nothing, even if its own name resolves to this server's address.
 func TestHost(t *testing.T) {
 	h := page.New(page.Config{Hosts: []string{"status.example"}})
 	guarded := h.Guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
@@ -64,7 +64,7 @@ func FuzzHost(f *testing.F) {
 	}
 	h := page.New(page.Config{Hosts: []string{"good.example"}})
 	f.Fuzz(func(t *testing.T, host string) {
-		// What DNS can resolve has a letter in its last label. Of those, only the names that were set may pass.
+		// A name that DNS can resolve has a letter in its last label. Of such names, only those that were set may pass.
 		name := strings.ToLower(host)
 		if i := strings.IndexAny(name, ":[]"); i >= 0 {
 			return
@@ -80,7 +80,7 @@ func FuzzHost(f *testing.F) {
 	})
 }
 
-// The page only reads, loads nothing from elsewhere, and is read by nobody else.
+// The handler only answers reads, its page loads nothing from other servers, and pages of other sites cannot read it.
 func TestOtherSites(t *testing.T) {
 	h := page.New(page.Config{})
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH"} {
@@ -120,7 +120,7 @@ func TestOtherSites(t *testing.T) {
 	}
 }
 
-// status.json has what the page shows: no private key, no preshared key, and the reasons.
+// status.json has what the page shows, with the reasons, and has no private key and no preshared key.
 func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)
@@ -176,7 +176,7 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// A stream of a viewer, read as a browser reads it.
+// A stream is the stream of a viewer, read as a browser reads it.
 type stream struct {
 	t      *testing.T
 	body   io.ReadCloser
@@ -219,7 +219,7 @@ func (s *stream) next(kind string) string {
 	return ""
 }
 
-// A stream begins with everything and goes on with what changes alone; events arrive at once. Viewers share one look.
+// A stream begins with everything, and then has only what changes. Events arrive at once. Viewers share one look.
 func TestStream(t *testing.T) {
 	h := newHub(t)
 	a := h.add("laptop", nil)
@@ -255,8 +255,8 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// A program with a gateway shows its counters for each peer. A peer is sent again when they change. Without a gateway, the page
-// does not mention one.
+// A program with a gateway shows its counters for each peer. A peer's row is sent again when they change. Without a gateway,
+// the page does not mention one.
 func TestGateway(t *testing.T) {
 	h := newHub(t)
 	if w := get(h.handler(), "GET", "localhost", "/status.json"); strings.Contains(w.Body.String(), "gateway") {
@@ -284,7 +284,8 @@ func TestGateway(t *testing.T) {
 	}
 }
 
-// Pages are limited in number, and a page that is closed makes room. Close ends streams and refuses further ones.
+// The number of open pages is limited, and a page that is closed makes room for another one. Close ends streams and
+// refuses further ones.
 func TestViewers(t *testing.T) {
 	h := newHub(t)
 	handler := page.New(page.Config{Devices: []page.Device{{Device: h.device}}, Viewers: 1})

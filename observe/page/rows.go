@@ -9,7 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/observe"
 )
 
-// A row is what the page shows of a peer. Rows are compared to find what changed, so no field counts time.
+// A row is what the page shows of a peer. Rows are compared to find what changed, so no field changes only because time
+// passes.
 type row struct {
 	Key       string        `json:"key"`
 	Name      string        `json:"name,omitempty"`

@@ -18,7 +18,7 @@ import (
 
 var inside = netip.MustParsePrefix("10.0.0.2/32")
 
-// pair returns a device with a session with its peer, over which one packet went. It also has refused one packet.
+// pair returns a device that has sent one packet over a session with its peer, and has refused one packet.
 func pair(t *testing.T) (*wireguard.Device, wireguard.PeerStatus) {
 	n := pipe.NewNetwork(pipe.Config{Seed: 1})
 	endA, endB := n.NewEnd(), n.NewEnd()
@@ -51,7 +51,7 @@ func pair(t *testing.T) (*wireguard.Device, wireguard.PeerStatus) {
 	return da, p
 }
 
-// scrape returns the series of c, one per line, and complains about names that Prometheus's own linter dislikes.
+// scrape returns the series of cs, one per line, and fails the test for names that Prometheus's own linter rejects.
 func scrape(t *testing.T, cs ...prometheus.Collector) (lines []string) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -101,7 +101,7 @@ func TestCollector(t *testing.T) {
 	})
 }
 
-// The endpoint is a label only where the program wants it, and peers are left out where it wants none.
+// The endpoint is a label only if Config.Endpoint is set, and peers are left out if Config.DeviceOnly is set.
 func TestCollectorOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, p := pair(t)
@@ -119,7 +119,7 @@ func TestCollectorOptions(t *testing.T) {
 	})
 }
 
-// One registry takes several devices, if their interfaces have different names.
+// One registry accepts several devices, if their interfaces have different names.
 func TestCollectorsOfOneRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, _ := pair(t)
@@ -133,7 +133,7 @@ func TestCollectorsOfOneRegistry(t *testing.T) {
 	})
 }
 
-// A Link is named by the program, and a name that is no UTF-8 must not break the scrape.
+// The program names a Link, and a name that is not UTF-8 must not break the scrape.
 func TestCollectorWithNamesThatAreNotUTF8(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := wireguard.NewPrivateKey().Public()

@@ -11,7 +11,7 @@ import (
 type Clock struct {
 	start  time.Time
 	asleep atomic.Int64 // nanoseconds, in all
-	set    atomic.Int64 // nanoseconds that the calendar is ahead besides
+	set    atomic.Int64 // nanoseconds by which Step moved the calendar, in all
 }
 
 // NewClock makes a clock that shows package time's present time. In a test in virtual time, call it inside the bubble.

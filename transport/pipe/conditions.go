@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Conditions are what a path does to datagrams. The zero value does nothing: what is sent arrives at once. Each path,
-// from one end to another, is a line of its own in each direction. Probabilities go from 0 to 1. Sizes are those of the
-// IP packet: the datagram's and 28 bytes on IPv4, or 48 on IPv6.
+// Conditions are what a path does to datagrams. The zero value does nothing: what is sent arrives at once. Two ends
+// have a separate path in each direction. Probabilities go from 0 to 1. Sizes are those of the IP packet: the
+// datagram's size plus 28 bytes for IPv4, or 48 for IPv6.
 //
 // They apply in this order: cuts, MTU, Loss, CE, Duplicate, Rate, and then the delays.
 type Conditions struct {
@@ -24,11 +24,11 @@ type Conditions struct {
 	// CE is the probability that an ECN-capable datagram is marked as having met congestion.
 	CE float64
 
-	// Duplicate is the probability that a datagram is sent twice. Each copy has a delay of its own.
+	// Duplicate is the probability that a datagram is sent twice. Each copy has a separate delay.
 	Duplicate float64
 
-	// Rate is how many bytes pass per second. Zero means no limit. Up to Queue bytes wait for that, and datagrams beyond
-	// them are dropped. Zero means 64 KiB.
+	// Rate is how many bytes pass per second. A Rate of zero means no limit. Up to Queue bytes wait until the rate
+	// allows them, and further datagrams are dropped. A Queue of zero means 64 KiB.
 	Rate, Queue int
 
 	// Delay is the time under way. Jitter is the most that is added to it at random, so that datagrams overtake each other.
@@ -45,7 +45,7 @@ const (
 	defaultReorderBy = 10 * time.Millisecond
 )
 
-// A pair is a path's two ends. A nil end of a cut means any.
+// A pair is a path's two ends. In a cut, a nil end means any end.
 type pair struct{ from, to *End }
 
 // A path is the state of a path with conditions, a cut or a rate.
@@ -57,8 +57,8 @@ type path struct {
 	rest int64     // the part lost when busy was rounded down to nanoseconds, in nanoseconds times Rate
 }
 
-// SetConditions sets the conditions of every path that SetPath did not set. Datagrams under way arrive as they would
-// have.
+// SetConditions sets the conditions of every path that SetPath did not set. It does not affect datagrams that are under
+// way.
 func (n *Network) SetConditions(c Conditions) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// sendNumbered sends count datagrams of size bytes, each a millisecond after the one before, and waits until all that
-// is delivered has arrived. It returns the numbers of those, in the order of their arrival.
+// sendNumbered sends count datagrams of size bytes, each a millisecond after the one before, and waits until no more
+// can arrive. It returns the numbers of the datagrams that arrived, in the order of their arrival.
 func sendNumbered(a, b *host, count, size int) (arrived []int) {
 	for i := range count {
 		a.send(b, numbered(i, size))
@@ -178,8 +178,8 @@ func TestRateIsExact(t *testing.T) {
 	})
 }
 
-// 10,000 packets of 101 bytes at 3 bytes a second less than 1 MB/s need a time that is no whole number of nanoseconds
-// each; the sum is exact all the same.
+// At 999,997 bytes per second, a packet of 101 bytes does not take a whole number of nanoseconds. The sum over 10,000
+// packets is exact even so.
 func TestRateDoesNotDrift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, count, size = 999_997, 10_000, 101
@@ -335,7 +335,7 @@ func TestCutLosesWhatIsUnderWay(t *testing.T) {
 	})
 }
 
-// The story of a seed is what happens to each datagram, and when.
+// storyOf returns what happens to each datagram with a seed, and when.
 func storyOf(t *testing.T, seed uint64) (story string) {
 	synctest.Test(t, func(t *testing.T) {
 		n, a, b := twoHosts(t, Config{Seed: seed})

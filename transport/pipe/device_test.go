@@ -23,7 +23,7 @@ type station struct {
 	inside netip.AddrPort
 }
 
-// twoStations are up and know each other; only the first one knows where the other is.
+// twoStations returns two stations that are up and know each other. Only the first one knows where the other is.
 func twoStations(t *testing.T, a, b *End, clock *Clock) [2]*station {
 	var ss [2]*station
 	for i, e := range []*End{a, b} {

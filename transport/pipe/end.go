@@ -48,8 +48,8 @@ func (e *End) Addrs() []netip.Addr {
 	return slices.Clone(e.addrs)
 }
 
-// Endpoint returns the endpoint of a socket of the end at port: the first of the end's addresses, which is not one
-// outside of a NAT.
+// Endpoint returns the endpoint of a socket of the end at port. It has the first of the end's addresses, which is the
+// inner address if the end is behind a NAT.
 func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	e.network.mu.RLock()
 	defer e.network.mu.RUnlock()
@@ -59,10 +59,10 @@ func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(e.addrs[0], port))
 }
 
-// SetAddrs gives the end other addresses, as to a machine that roams. Its sockets stay open and send from the new
-// addresses. Datagrams to the old addresses no longer reach it, not even those under way. Without any address it neither
-// sends nor receives. If a port is taken at a new address, or an address is not a host's, SetAddrs fails and changes
-// nothing.
+// SetAddrs gives the end other addresses, as happens to a machine that roams. Its sockets stay open and send from the
+// new addresses. Datagrams to the old addresses no longer reach it, not even those under way. Without any address it
+// neither sends nor receives. If a port is taken at a new address, or an address is not a host's, SetAddrs fails and
+// changes nothing.
 func (e *End) SetAddrs(addrs ...netip.Addr) error {
 	e.network.mu.Lock()
 	defer e.network.mu.Unlock()

@@ -61,7 +61,7 @@ func Example() {
 	// initiations: 1 responses: 1 data: 1
 }
 
-// Any Bind's user can be tested without a device.
+// Code that uses a Bind can be tested without a device.
 func ExampleEnd() {
 	n := pipe.NewNetwork(pipe.Config{})
 	a, _ := n.NewEnd(netip.MustParseAddr("192.0.2.1")).Listen(1000)
@@ -85,7 +85,7 @@ func ExampleEnd() {
 	// 3 datagrams from 192.0.2.1:1000 to 192.0.2.2
 }
 
-// A filter loses exactly the second datagram, a tap tells what became of each.
+// A filter drops exactly the second datagram, and a tap prints what became of each.
 func ExampleNetwork_Filter() {
 	n := pipe.NewNetwork(pipe.Config{})
 	a, _ := n.NewEnd(netip.MustParseAddr("192.0.2.1")).Listen(1000)
@@ -112,8 +112,8 @@ func ExampleNetwork_Filter() {
 	// 192.0.2.1:1000 to 192.0.2.2:1000: end: delivered
 }
 
-// A network where a fifth of the datagrams is lost, and those that arrive take between 20 and 30 milliseconds. One seed
-// gives one result.
+// A network where a fifth of the datagrams is lost, and those that arrive take between 20 and 30 milliseconds. The same
+// seed gives the same result.
 func ExampleNetwork_SetConditions() {
 	n := pipe.NewNetwork(pipe.Config{Seed: 2})
 	a, _ := n.NewEnd().Listen(1000)

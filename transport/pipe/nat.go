@@ -25,7 +25,8 @@ type NATConfig struct {
 	// ever.
 	Idle time.Duration
 
-	// Symmetric gives a socket inside a different port for each destination. Otherwise it has one port for all.
+	// Symmetric gives a socket behind the NAT a different outside port for each destination. Otherwise the socket has
+	// one outside port for all destinations.
 	Symmetric bool
 }
 
@@ -85,7 +86,7 @@ func (nat *NAT) NewEnd(addrs ...netip.Addr) *End {
 	return nat.network.newEnd(nat, addrs)
 }
 
-// Rebind forgets all mappings, as a NAT does that restarts. Nothing gets in until something got out, and outbound
+// Rebind forgets all mappings, as a NAT does when it restarts. No datagram gets in before one has got out, and outbound
 // datagrams then have another port. If addresses are given, the NAT has these from then on. If one of them is in use,
 // Rebind fails and changes nothing.
 func (nat *NAT) Rebind(addrs ...netip.Addr) error {

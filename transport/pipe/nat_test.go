@@ -14,7 +14,7 @@ var (
 	private = netip.MustParseAddr("192.168.1.2")
 )
 
-// behindNAT is
+// behindNAT makes this network:
 //
 //	a ── nat ─┬─ b
 //	          └─ c

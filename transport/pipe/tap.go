@@ -33,7 +33,7 @@ type Verdict uint8
 
 // The verdicts of a Filter.
 const (
-	Pass Verdict = iota // the datagram goes on as the Filter left it
+	Pass Verdict = iota // the datagram is sent on as the Filter left it
 	Drop                // the datagram is dropped
 	Hold                // the datagram waits for Network.Release
 )
@@ -56,7 +56,7 @@ type tap struct{ see func(p Packet) }
 //
 // Filters and taps are called one at a time, in the order of events, on goroutines of senders and timers, and must not
 // wait. They may use the network: what they send or inject moves on after they return. remove undoes Filter, and may be
-// called again; a call of judge may still be going on when it returns.
+// called again; a call of judge may still be going on when remove returns.
 func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
 	return add(n, &n.filters, &filter{judge})
 }

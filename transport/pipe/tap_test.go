@@ -17,7 +17,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// message is what a datagram of a type looks like.
+// message returns a datagram of a message type.
 func message(kind byte, size int) string {
 	b := make([]byte, size)
 	b[0] = kind
@@ -87,7 +87,7 @@ func TestTapSeesEachFateOnce(t *testing.T) {
 		var saw []string
 		remove := n.Tap(func(p Packet) {
 			saw = append(saw, fmt.Sprint(string(p.Data), " ", p.Fate, " ", p.Sender == a.End, " ", p.Receiver == b.End))
-			clear(p.Data) // borrowed, and nobody's any more
+			clear(p.Data) // it was borrowed, and nobody uses it any more
 		})
 		start := time.Now()
 		n.SetConditions(Conditions{Delay: time.Second})
@@ -259,7 +259,7 @@ func TestFiltersAndTapsUseTheNetwork(t *testing.T) {
 	n.wantBalance(t)
 }
 
-// The filter is gone when it sends, but what it looks at has not moved on.
+// The filter removes itself and then sends, while the datagram that it judges still waits for its verdict.
 func TestOrderIsKeptWhenTheLastFilterGoes(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	var remove func()
@@ -272,7 +272,7 @@ func TestOrderIsKeptWhenTheLastFilterGoes(t *testing.T) {
 	b.want("in the order they were sent", "one", "two")
 }
 
-// Several goroutines send while one is inside a filter: they leave their datagrams and go on.
+// Several goroutines send while one is inside a filter: they leave their datagrams to it and continue.
 func TestFilterNeverRunsTwiceAtOnce(t *testing.T) {
 	const senders, each = 4, 500
 	n, a, b := twoHosts(t, Config{Queue: 16 << 20})

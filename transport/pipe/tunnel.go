@@ -18,9 +18,9 @@ const (
 	spareBuffer   = 2 << 10 // bytes
 )
 
-// A Tunnel is the packet side of a device in the hands of a test. The device reads, seals and sends the packets that Send
-// queues, and Receive returns the packets that the device received and opened. NewTunnel makes it. It must not be copied.
-// All methods are safe for concurrent use. It holds up to 1024 packets and 4 MiB in each direction.
+// A Tunnel is the packet side of a device, for a test. The device reads, seals and sends the packets that Send queues,
+// and Receive returns the packets that the device received and opened. NewTunnel makes it. It must not be copied. All
+// methods are safe for concurrent use. It holds up to 1024 packets and 4 MiB in each direction.
 type Tunnel struct {
 	mu      sync.Mutex // guards the fields below
 	changed sync.Cond  // signals every change
@@ -89,7 +89,7 @@ func (t *Tunnel) SetMTU(mtu int) {
 // Send queues IP packets for the device, in order and without others between them. The device reads a burst of up to 128
 // waiting packets as one batch. Send waits until the packets fit; a burst that can never fit waits until the queue is
 // empty. It copies the packets. It fails when ctx ends, when the tunnel closes, or if a packet is empty or larger than
-// 65535 bytes. Then it has queued none.
+// 65535 bytes. If it fails, it has queued no packet.
 func (t *Tunnel) Send(ctx context.Context, ps ...[]byte) error {
 	if !areIP(ps) {
 		return errPacketSize
@@ -164,7 +164,8 @@ func (t *Tunnel) TryReceive() []byte {
 	return t.first()
 }
 
-// first returns the packet's own memory, which therefore does not return to spare.
+// first takes the first delivered packet out of its queue. Its memory goes to the caller, and so does not return to
+// spare.
 func (t *Tunnel) first() []byte {
 	p := t.out.all[0]
 	t.out.drop(1)

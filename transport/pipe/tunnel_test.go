@@ -249,8 +249,8 @@ func TestUDPPacket(t *testing.T) {
 	wantPanic(t, "too long", func() { UDPPacket(v4, v4, make([]byte, 65508)) })
 }
 
-// By hand: the words of the IPv4 header add up to 0x8332 without the checksum, those of the UDP pseudo-header and header to
-// 0xfe2a.
+// This was computed by hand: the words of the IPv4 header add up to 0x8332 without the checksum, those of the UDP
+// pseudo-header and header to 0xfe2a.
 func TestUDPPacketVector(t *testing.T) {
 	p := UDPPacket(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2"), []byte{0, 0})
 	want := []byte{0x45, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0x7c, 0xcd, 127, 0, 0, 1, 127, 0, 0, 1, 0, 1, 0, 2, 0, 10, 1, 0xd5, 0, 0}

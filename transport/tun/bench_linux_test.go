@@ -78,8 +78,8 @@ func BenchmarkEcho(b *testing.B) {
 	}
 }
 
-// processorTime is what this process used so far, the kernel's work for it included. It tells more than the throughput
-// where others share the machine.
+// processorTime returns the processor time that this process has used so far, including the kernel's work for it. On a
+// machine that others use too, it tells more than the throughput.
 func processorTime(b *testing.B) time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
@@ -107,7 +107,7 @@ func (l link) devices(t testing.TB) {
 	devices.Pair(t, devices.Side{Tunnel: l.a, Bind: bind, Inside: all}, devices.Side{Tunnel: l.b, Bind: bind, Inside: all})
 }
 
-// theirLink does the same with wireguard-go.
+// theirLink joins two interfaces by devices of wireguard-go.
 func theirLink(b *testing.B) link {
 	l := link{x: newNamespace(b), y: newNamespace(b)}
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
@@ -137,7 +137,7 @@ func theirLink(b *testing.B) link {
 	return l
 }
 
-// connection is one from x to y.
+// connection returns both ends of a connection from x to y.
 func (l link) connection(t testing.TB) (out, in net.Conn) {
 	t.Helper()
 	l.y.do(t, func() {

@@ -13,7 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// cutAll is what a cutter makes of a packet, over as many batches as it takes, the first of which holds so many others.
+// cutAll returns what a cutter makes of a packet, over as many batches as it takes. The first batch already holds other
+// packets; before is their number.
 func cutAll(t *testing.T, h virtio, p []byte, before int) (out [][]byte, ok bool) {
 	b := new(wireguard.Batch)
 	for range before {
@@ -68,7 +69,7 @@ func FuzzCut(f *testing.F) {
 				h.gso = gsoUDP
 			}
 			if least := (len(p) - s.l4) / 500; int(h.size) < least {
-				h.size = uint16(least) // enough is enough
+				h.size = uint16(least) // at most about 500 segments
 			}
 			want = s.split(p, int(h.size))
 			if !udp && p[s.l3+13]&0x80 != 0 {
@@ -89,7 +90,7 @@ func FuzzCut(f *testing.F) {
 		}
 		for i := range want {
 			if got := got[i]; !bytes.Equal(got, want[i]) {
-				// To TCP both zeros are the same.
+				// In TCP, the checksums 0 and 0xffff are equal.
 				if at := s.sumAt(); udp || binary.BigEndian.Uint16(got[at:]) != 0xffff || binary.BigEndian.Uint16(want[i][at:]) != 0 ||
 					!bytes.Equal(got[:at], want[i][:at]) || !bytes.Equal(got[at+2:], want[i][at+2:]) {
 					t.Fatalf("segment %d of %d:\n%x\nwant\n%x", i, len(want), got, want[i])
@@ -99,7 +100,7 @@ func FuzzCut(f *testing.F) {
 	})
 }
 
-// FuzzCutHostile lets no header and packet, whatever they are, break anything: the kernel passes on what others gave it.
+// FuzzCutHostile checks that no header and no packet break anything, since the kernel passes on what others gave it.
 func FuzzCutHostile(f *testing.F) {
 	for _, v6 := range []bool{false, true} {
 		for _, udp := range []bool{false, true} {
@@ -122,8 +123,8 @@ func FuzzCutHostile(f *testing.F) {
 	})
 }
 
-// TestCutRefusesHugeSegments: a segment that is no IP packet any more fits no batch. Taken, it would be offered to an empty
-// one for ever.
+// TestCutRefusesHugeSegments: a segment that is too large for an IP packet fits no batch. If the cutter took it, it would
+// offer the segment to empty batches for ever.
 func TestCutRefusesHugeSegments(t *testing.T) {
 	const most = 65535
 	for _, total := range []int{most, most + 1, most + packet.IP6Header} {
@@ -136,7 +137,7 @@ func TestCutRefusesHugeSegments(t *testing.T) {
 	}
 }
 
-// TestCutAllocates holds the way out to no allocation.
+// TestCutAllocates checks that cutting a packet does not allocate.
 func TestCutAllocates(t *testing.T) {
 	if testkit.Race {
 		t.Skip("the race detector empties pools at random")

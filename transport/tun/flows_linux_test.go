@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// reverse is a packet the other way.
+// reverse returns a packet of the same flow in the other direction.
 func reverse(p []byte, s shape) []byte {
 	q := bytes.Clone(p)
 	at, n := 12, 4
@@ -22,8 +22,8 @@ func reverse(p []byte, s shape) []byte {
 	return q
 }
 
-// TestFlows writes a flow's packets to the queue that it was read from last, and those of one that was never read always
-// to the same.
+// TestFlows checks that the packets of a flow are written to the queue from which the flow was last read. The packets of
+// a flow that was never read are always written to the same queue.
 func TestFlows(t *testing.T) {
 	const queues = 4
 	var used [queues]int
@@ -42,7 +42,7 @@ func TestFlows(t *testing.T) {
 		if got, want := f.queue(other, queues), new(flows).queue(other, queues); got != want {
 			t.Errorf("packet %d: another flow is written to queue %d, not %d", i, got, want)
 		}
-		if i&1 == 0 { // all parts of a datagram are one flow, whatever stands where the ports would
+		if i&1 == 0 { // all fragments of a datagram are one flow, whatever they hold in place of the ports
 			p[6] = 0x20
 			q := bytes.Clone(p)
 			q[7] = 10

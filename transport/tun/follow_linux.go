@@ -147,7 +147,7 @@ func (p *place) request(request uint, r *unix.Ifreq) error {
 	return err
 }
 
-// ask returns the number that such an ioctl answers.
+// ask makes an ioctl about the interface called name, and returns the number that the kernel answers.
 func (p *place) ask(request uint, name string) (int, error) {
 	r, err := unix.NewIfreq(name)
 	if err != nil {

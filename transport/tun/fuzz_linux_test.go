@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// A script makes packets of fuzzed bytes: plausible ones, most of them, with something odd here and there.
+// A script makes packets from fuzzed bytes. Most of them are plausible, with something odd here and there.
 type script struct {
 	b     []byte
 	flows [16]scriptFlow
@@ -132,7 +132,7 @@ func (s *script) next() (p []byte, flow int) {
 			p[l3+6], p[l3+7] = 0, 0 // no checksum
 		}
 	case 18:
-		p[len(p)-1] ^= 1 // damage that leaves the flow what it is
+		p[len(p)-1] ^= 1 // damage that does not change the flow
 	}
 	if rest < 0 {
 		flow = -1
@@ -140,7 +140,8 @@ func (s *script) next() (p []byte, flow int) {
 	return p, flow
 }
 
-// FuzzMerge writes any sequence of packets: what the kernel makes of it are the same packets, in order a flow.
+// FuzzMerge writes any sequence of packets. The kernel must receive the same packets, in the same order within each
+// flow.
 func FuzzMerge(f *testing.F) {
 	f.Add([]byte{})
 	for flow := range byte(16) {

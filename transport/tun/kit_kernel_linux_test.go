@@ -62,8 +62,8 @@ func dry(t testing.TB) (*Interface, *fakeKernel) {
 	return d, k
 }
 
-// receive does what a kernel does with a packet that a TUN is given, and a network card behind it: it checks the header
-// (virtio_net_hdr_to_skb) and cuts the packet.
+// receive does with a packet that is written to a TUN what the kernel and a network card behind it do. It checks the
+// header (virtio_net_hdr_to_skb) and cuts the packet.
 func receive(t testing.TB, b []byte) [][]byte {
 	t.Helper()
 	h, p := getVirtio(b), b[virtioSize:]
@@ -89,7 +89,8 @@ func receive(t testing.TB, b []byte) [][]byte {
 	return s.split(p, int(h.size))
 }
 
-// same reports whether q is p, but for an identification that means nothing (RFC 6864): where fragments are forbidden.
+// same reports whether q equals p. It ignores the identification where fragmentation is forbidden, because it means
+// nothing there (RFC 6864).
 func same(p, q []byte) bool {
 	if len(p) != len(q) {
 		return false
@@ -101,14 +102,14 @@ func same(p, q []byte) bool {
 			clear(x[4:6])
 			clear(x[10:12])
 			if sum != 0xffff {
-				return bytes.Equal(p, q) // damaged: as it was
+				return bytes.Equal(p, q) // a damaged packet must be unchanged
 			}
 		}
 	}
 	return bytes.Equal(p, q)
 }
 
-// train is n packets of a flow that follow each other.
+// train returns n packets of a flow that follow each other.
 func train(v6, udp bool, flow, n, size int) (ps [][]byte) {
 	first, s := newPacket(rand.New(rand.NewSource(int64(flow))), v6, udp, 0, size)
 	for i := range n {
@@ -143,5 +144,5 @@ func bytesClones(bs [][]byte) (c [][]byte) {
 	return c
 }
 
-// bytesOf is the memory that v tells of.
+// bytesOf returns the memory that v points to.
 func bytesOf(v unix.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }

@@ -17,10 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A namespace is a network of its own, which lasts as long as its descriptor, or an interface's or a socket's, is open.
+// A namespace is a network namespace. It lasts as long as its descriptor, or that of an interface or a socket in it, is
+// open.
 type namespace struct{ f *os.File }
 
-// newNamespace makes one, with nothing in it but a loopback interface that is down.
+// newNamespace makes a namespace that holds nothing but a loopback interface that is down.
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -43,7 +44,7 @@ func newNamespace(t testing.TB) *namespace {
 	return n
 }
 
-// onThread runs f on a thread that ends with it.
+// onThread runs f on a thread that ends with f.
 func onThread(t testing.TB, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -59,7 +60,7 @@ func onThread(t testing.TB, f func()) {
 	}
 }
 
-// do runs f inside.
+// do runs f inside the namespace.
 func (n *namespace) do(t testing.TB, f func()) {
 	t.Helper()
 	onThread(t, func() {
@@ -71,7 +72,7 @@ func (n *namespace) do(t testing.TB, f func()) {
 	})
 }
 
-// ip runs "ip ARGS" inside. The descriptors of others are 3 and on.
+// ip runs "ip ARGS" inside the namespace. The program has the descriptors of others, numbered from 3.
 func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 	t.Helper()
 	var out []byte
@@ -88,7 +89,7 @@ func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 	return string(out)
 }
 
-// open opens an interface inside. It is closed with the test.
+// open opens an interface inside the namespace. It is closed when the test ends.
 func (n *namespace) open(t testing.TB, c Config) *Interface {
 	t.Helper()
 	var d *Interface
@@ -109,8 +110,8 @@ func (n *namespace) open(t testing.TB, c Config) *Interface {
 	return d
 }
 
-// up gives d, which is inside, its addresses and brings it up. There is no IPv6 but where one is given, so that nothing
-// is sent that no test asked for.
+// up gives d, which is inside, its addresses and brings it up. It gets no other IPv6 address, so that nothing is sent
+// that no test asked for.
 func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	t.Helper()
 	name := d.Name()
@@ -120,7 +121,7 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 		n.ip(t, "address add "+a+" dev "+name+" "+map[bool]string{true: "nodad"}[strings.Contains(a, ":")])
 	}
 	n.ip(t, "link set "+name+" up")
-	// The kernel takes packets to an address of IPv6 a moment later, when something in the background has run.
+	// The kernel accepts packets for a new IPv6 address only after some work in the background.
 	testkit.Eventually(t, "the addresses", func() bool {
 		local := n.ip(t, "-6 route show table local dev "+name)
 		return !slices.ContainsFunc(addresses, func(a string) bool {
@@ -130,8 +131,8 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	})
 }
 
-// join carries packets from one interface to the other, both ways, until they are closed. tap sees each batch, if it is
-// not nil.
+// join carries packets between the two interfaces in both directions, until they are closed. If tap is not nil, it is
+// called with each batch.
 func join(t testing.TB, a, b *Interface, tap func(from wireguard.PacketSource, b *wireguard.Batch)) {
 	carry := func(from, to *Interface, s wireguard.PacketSource) {
 		b := new(wireguard.Batch)

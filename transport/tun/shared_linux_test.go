@@ -24,7 +24,7 @@ import (
 const sharedCase = "TUN_TEST_SHARED"
 
 // TestShared takes over a descriptor that its former holder makes blocking again. Garbage collection, signals and Close
-// work all the same. Each case runs in a process of its own, which is killed if it freezes.
+// still work. Each case runs in a separate process, which is killed if it freezes.
 func TestShared(t *testing.T) {
 	cases := map[string]func(t *testing.T, d *Interface, n *namespace){
 		"collect while a read waits":  sharedCollect,
@@ -69,7 +69,7 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// reads starts to read d, and returns when a read has begun to wait, or has had 300 ms to.
+// reads starts to read d. It returns after 300 ms, so that a read has begun to wait by then.
 func reads(d *Interface) (ended chan error) {
 	ended = make(chan error, 1)
 	go func() {
@@ -126,8 +126,8 @@ func sharedPackets(t *testing.T, d *Interface, n *namespace) {
 	runtime.GC()
 }
 
-// TestSharedOlderKernel uses blocking files of kinds for which, as for a TUN before Linux 6.4, the kernel has no call that
-// does not wait.
+// TestSharedOlderKernel uses blocking files. For files of their kinds, as for a TUN before Linux 6.4, the kernel has no
+// call that does not wait.
 func TestSharedOlderKernel(t *testing.T) {
 	dir := t.TempDir()
 	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)

@@ -10,9 +10,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A slow reference: what a network card does, by the letter.
+// This file is a slow reference. It does what a network card does, to the letter.
 
-// checksum is that of the pieces of bs together: 0 if they hold the right one.
+// checksum returns the checksum over the pieces of bs together. It is 0 if they include the right checksum.
 func checksum(bs ...[]byte) uint16 { return ^packet.Sum(bytes.Join(bs, nil), 0) }
 
 // A shape tells the parts of a packet.
@@ -28,7 +28,7 @@ func (s shape) proto() byte {
 	return 6
 }
 
-// sumAt is where the transport's checksum is.
+// sumAt returns where the transport checksum is.
 func (s shape) sumAt() int {
 	if s.udp {
 		return s.l3 + 6
@@ -36,7 +36,7 @@ func (s shape) sumAt() int {
 	return s.l3 + 16
 }
 
-// pseudo is the pseudo-header of p. Extension headers do not matter to it.
+// pseudo returns the pseudo-header of p. Extension headers do not matter to it.
 func (s shape) pseudo(p []byte) []byte {
 	addresses := p[12:20]
 	if p[0]>>4 == 6 {
@@ -72,7 +72,7 @@ func (s shape) partial(p []byte) {
 	binary.BigEndian.PutUint16(p[s.sumAt():], ^checksum(s.pseudo(p)))
 }
 
-// split is what a network card makes of p.
+// split returns the segments that a network card makes of p.
 func (s shape) split(p []byte, size int) (out [][]byte) {
 	payload := p[s.l4:]
 	for i := 0; i == 0 || len(payload) > 0; i++ {
@@ -97,8 +97,8 @@ func (s shape) split(p []byte, size int) (out [][]byte) {
 	return out
 }
 
-// newPacket is a packet with fields from rnd, so many words of options of TCP or, with UDP, of an extension header of
-// IPv6, and n bytes of payload.
+// newPacket returns a packet with fields from rnd and n bytes of payload. words is the number of words of TCP options
+// or, with UDP, of an IPv6 extension header.
 func newPacket(rnd *rand.Rand, v6, udp bool, words, n int) ([]byte, shape) {
 	s := shape{l3: 20, udp: udp}
 	if v6 {

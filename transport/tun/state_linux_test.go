@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wantState waits until States tells of s, whatever it tells of before.
+// wantState waits until States yields s, whatever it yields before that.
 func wantState(t *testing.T, d *Interface, s State, why string) {
 	t.Helper()
 	limit := time.After(10 * time.Second)
@@ -65,14 +65,14 @@ func TestStates(t *testing.T) {
 	here.ip(t, "link set wg0 name renamed")
 	wantState(t, d, State{MTU: 1280, Name: "renamed"}, "renamed")
 
-	// Another one takes its old name, and must not be taken for it.
+	// Another interface takes the old name, and must not be mistaken for the renamed one.
 	other := here.open(t, Config{Name: "wg0", MTU: 9000})
 	here.ip(t, "link set wg0 up")
 	here.ip(t, "link set renamed mtu 1300")
 	wantState(t, d, State{MTU: 1300, Name: "renamed"}, "another interface has its name")
 	wantState(t, other, State{Up: true, MTU: 9000, Name: "wg0"}, "the other one")
 
-	// Moving takes it down.
+	// Moving an interface takes it down.
 	here.ip(t, "link set renamed up")
 	here.ip(t, "link set renamed netns /proc/self/fd/3", there)
 	there.ip(t, "link set renamed mtu 1301")
@@ -92,7 +92,7 @@ func TestStates(t *testing.T) {
 	wantEnd(t, other, nil)
 }
 
-// TestStatesLatest lets a reader that comes late find the latest state alone, and stalls nobody meanwhile.
+// TestStatesLatest checks that a late reader finds only the latest state, and that nothing waits for it meanwhile.
 func TestStatesLatest(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -105,7 +105,7 @@ func TestStatesLatest(t *testing.T) {
 	}
 }
 
-// TestStatesPolled follows an interface where there is no netlink.
+// TestStatesPolled follows an interface without netlink.
 func TestStatesPolled(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -142,7 +142,7 @@ func TestDeleted(t *testing.T) {
 	}
 }
 
-// TestDeletedUnread ends a device that nobody reads: the follower notices.
+// TestDeletedUnread deletes an interface that nobody reads. The follower notices it.
 func TestDeletedUnread(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -150,7 +150,7 @@ func TestDeletedUnread(t *testing.T) {
 	wantEnd(t, d, ErrDeleted)
 }
 
-// descriptors are those of this process, by what they are.
+// descriptors returns the names of what this process has open: sockets, TUNs and network namespaces.
 func descriptors(t *testing.T) (all []string) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -166,7 +166,7 @@ func descriptors(t *testing.T) (all []string) {
 	return all
 }
 
-// TestClose leaves nothing behind, from any state, however often and from wherever it is called.
+// TestClose checks that Close leaves nothing behind, in each state, however often and from wherever it is called.
 func TestClose(t *testing.T) {
 	n, other := newNamespace(t), newNamespace(t)
 	before, goroutines := descriptors(t), runtime.NumGoroutine()
@@ -221,7 +221,7 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestInherited takes over a descriptor that another program opened, with what the interface has.
+// TestInherited takes over a descriptor that another program opened. The interface keeps its MTU and state.
 func TestInherited(t *testing.T) {
 	n := newNamespace(t)
 	for _, offload := range []bool{false, true} {
@@ -232,7 +232,7 @@ func TestInherited(t *testing.T) {
 		f := inherit(t, n, flags)
 		n.ip(t, "link set wg5 mtu 1333")
 		n.ip(t, "link set wg5 up")
-		// Not from inside: the descriptor knows where its interface is.
+		// This runs outside the namespace, because the descriptor tells where its interface is.
 		d, err := Open(Config{File: f})
 		if err != nil {
 			t.Fatal(err)
@@ -281,7 +281,7 @@ func TestInherited(t *testing.T) {
 	}
 }
 
-// inherit is the descriptor of a new interface wg5.
+// inherit returns the descriptor of a new interface wg5.
 func inherit(t *testing.T, n *namespace, flags uint16) *os.File {
 	t.Helper()
 	var f *os.File
@@ -332,7 +332,7 @@ func ping(t *testing.T, n *namespace, d *Interface, to string) {
 	}
 }
 
-// TestTaken says what is in the way of a name.
+// TestTaken checks that Open says why it cannot use a name.
 func TestTaken(t *testing.T) {
 	n := newNamespace(t)
 	n.open(t, Config{Name: "wg0"})

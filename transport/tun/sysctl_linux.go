@@ -11,8 +11,8 @@ import "os"
 //   - No link-local IPv6 address. A tunnel has no link layer to make one from, and the router solicitations that follow
 //     such an address would keep sessions alive.
 //
-// It ignores errors, because the interface works without these settings: the program may lack the right to make them, as in
-// a container whose /proc/sys is read-only, and the kernel may lack IPv6. /proc/sys/net shows the network namespace of the
+// It ignores errors, because the interface works without these settings. The program may lack the right to make them, as in
+// a container whose /proc/sys is read-only, or the kernel may lack IPv6. /proc/sys/net shows the network namespace of the
 // calling thread, in which the interface was made.
 func settle(name string) {
 	for _, s := range []struct{ file, value string }{

@@ -33,7 +33,7 @@ func (n *namespace) sysctl(t testing.TB, name string, value ...string) string {
 }
 
 // TestSettingsOfTheModule: a hub that forwards from one peer to another sends no ICMP redirect, and an interface that is
-// up has no address that nobody gave it, and sends nothing on its own.
+// up has only the addresses that it was given, and sends nothing by itself.
 //
 //	10.88.0.2 ─▶ TUN 10.88.0.1 ─▶ 10.88.0.3, on the same interface
 func TestSettingsOfTheModule(t *testing.T) {

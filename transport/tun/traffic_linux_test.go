@@ -65,8 +65,8 @@ func (l link) transfer(t testing.TB, v6 bool, n int) {
 	}
 }
 
-// TestTCP carries connections of the kernel's over two interfaces that are joined in the process: what one kernel hands
-// over in large packets is cut, and merged again for the other.
+// TestTCP carries TCP connections of the kernel over two interfaces that this process joins. Large packets from one
+// interface are cut, and merged again for the other.
 func TestTCP(t *testing.T) {
 	l := newLink(t, Config{})
 	join(t, l.a, l.b, nil)
@@ -87,7 +87,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestDevices carries a connection through two devices of this library, and closes all of it.
+// TestDevices carries a connection through two devices of this library, and then closes everything.
 //
 //	x: wg0 ══ device ── 127.0.0.1 ── device ══ wg0 :y
 func TestDevices(t *testing.T) {
@@ -101,7 +101,7 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// TestUSO lets a program send trains of datagrams, which cross whole: one packet for the kernel on either side.
+// TestUSO sends trains of datagrams. Each train crosses in one piece, as one packet for the kernel on either side.
 func TestUSO(t *testing.T) {
 	l := newLink(t, Config{})
 	if l.a.merges[udp4].Load() == mergeRefused {
@@ -144,7 +144,7 @@ func TestUSO(t *testing.T) {
 	}
 }
 
-// datagrams is a socket of x's that is connected to one of y's.
+// datagrams returns a socket in x that is connected to a socket in y, and that socket.
 func (l link) datagrams(t testing.TB, v6 bool) (from, to *net.UDPConn) {
 	t.Helper()
 	l.y.do(t, func() {
@@ -168,7 +168,7 @@ func (l link) datagrams(t testing.TB, v6 bool) (from, to *net.UDPConn) {
 	return from, to
 }
 
-// TestNoOffload lets each packet cross the system call by itself, as large as the MTU at most.
+// TestNoOffload checks that each packet crosses the system call by itself, and is at most as large as the MTU.
 func TestNoOffload(t *testing.T) {
 	l := newLink(t, Config{NoOffload: true})
 	join(t, l.a, l.b, nil)
@@ -181,8 +181,8 @@ func TestNoOffload(t *testing.T) {
 	}
 }
 
-// TestCounters compares what is counted here with "ip -s link", which counts what crosses the system call: a large
-// packet is one, with its headers once.
+// TestCounters compares what is counted here with "ip -s link", which counts what crosses the system call. A large
+// packet counts there as one packet, with its headers once.
 func TestCounters(t *testing.T) {
 	for name, c := range map[string]Config{"offload": {}, "no offload": {NoOffload: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -203,7 +203,7 @@ func TestCounters(t *testing.T) {
 					}
 					return out[0].Stats64.Tx, out[0].Stats64.Rx
 				}
-				// The connection may still be saying goodbye, and packets are counted here after they are carried.
+				// The connection may still be closing, and packets are counted here after they are carried.
 				var tx, rx counters
 				var s Stats
 				testkit.Eventually(t, "the same number of packets", func() bool {
@@ -214,7 +214,8 @@ func TestCounters(t *testing.T) {
 				if tx.Bytes > s.ReadBytes || rx.Bytes > s.WrittenBytes || tx.Errors+rx.Errors+rx.Dropped > 0 {
 					t.Errorf("the kernel counts %+v and %+v, we %+v", tx, rx, s)
 				}
-				// With offloads it counts the headers once a call: at least 40 bytes fewer for each packet more.
+				// With offloads, the kernel counts the headers once per call: at least 40 bytes fewer for each further
+				// packet.
 				if saved := s.WrittenBytes - rx.Bytes; saved < 40*(s.WrittenPackets-s.WriteCalls) {
 					t.Errorf("%d packets in %d calls are only %d bytes fewer to the kernel", s.WrittenPackets, s.WriteCalls, saved)
 				}
@@ -223,7 +224,7 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// TestDown drops and counts what arrives while the interface is down.
+// TestDown checks that packets are dropped and counted while the interface is down.
 func TestDown(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -240,7 +241,8 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// TestMovedTraffic goes on carrying packets when an interface moves to another namespace, with its reader waiting.
+// TestMovedTraffic checks that packets still pass after an interface has moved to another namespace while its reader
+// waits.
 func TestMovedTraffic(t *testing.T) {
 	l := newLink(t, Config{})
 	join(t, l.a, l.b, nil)
@@ -252,7 +254,7 @@ func TestMovedTraffic(t *testing.T) {
 	l.transfer(t, false, 1<<20)
 }
 
-// TestMTU lets packets grow and shrink with the interface, as the device is told.
+// TestMTU changes the MTU of both interfaces. Interface.MTU follows, and so does the size of the packets.
 func TestMTU(t *testing.T) {
 	l := newLink(t, Config{MTU: 1280})
 	largest := make(chan int, 1)
@@ -281,15 +283,15 @@ func TestMTU(t *testing.T) {
 	}
 }
 
-// TestQueues keeps the order of each of many flows over four queues, with traffic both ways: each flow's numbered
-// datagrams are answered, and arrive in order at either end.
+// TestQueues checks that four queues keep the order within each flow. The numbered datagrams of each flow are answered,
+// and must arrive in order at both ends.
 func TestQueues(t *testing.T) {
 	l := newLink(t, Config{Queues: 4})
 	if n := len(l.a.Queues()); n != 4 {
 		t.Fatalf("%d queues", n)
 	}
 	join(t, l.a, l.b, nil)
-	// All windows together fit the queue that the kernel keeps for one of ours (500), so nothing is lost.
+	// All windows together fit the 500 packets that the kernel keeps for each of our queues, so nothing is lost.
 	const flows, packets, window = 6, 3000, 64
 	done := make(chan error)
 	for flow := range flows {
@@ -344,7 +346,7 @@ func TestQueues(t *testing.T) {
 	}
 }
 
-// TestAllocates holds both directions to no allocation a packet, from and to the kernel.
+// TestAllocates checks that neither direction, from or to the kernel, allocates per packet.
 func TestAllocates(t *testing.T) {
 	if testkit.Race {
 		t.Skip("the race detector empties pools at random")
@@ -373,7 +375,7 @@ func TestAllocates(t *testing.T) {
 	}
 }
 
-// TestIdle lets an interface where nothing happens hold no packet memory, though a reader waits for it.
+// TestIdle checks that an idle interface holds no packet memory, although a reader waits for packets.
 func TestIdle(t *testing.T) {
 	n := newNamespace(t)
 	heap := func() uint64 {

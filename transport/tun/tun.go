@@ -7,10 +7,10 @@
 //	}
 //
 // On Linux this package talks to the system by itself. Packets of up to 64 KiB cross the system call in both directions
-// (TCP and UDP segmentation offload). They are cut straight into the batch that the device seals in place, and one writev
-// takes them from the memory that the device opened them in. Reading uses Go's poller, and an idle interface holds no
-// packet memory. On macOS, FreeBSD, OpenBSD and Windows the same functions use golang.zx2c4.com/wireguard/tun. On other
-// systems Open fails.
+// (TCP and UDP segmentation offload). A large packet from the system is cut straight into the batch, which the device
+// seals in place. In the other direction, one writev takes a packet, or a run of packets of one flow, from the memory
+// in which the device opened them. Reading uses Go's poller, and an idle interface holds no packet memory. On macOS,
+// FreeBSD, OpenBSD and Windows the same functions use golang.zx2c4.com/wireguard/tun. On other systems Open fails.
 //
 // # Addresses and routes
 //
@@ -21,8 +21,8 @@
 // # What the system counts
 //
 // On Linux, "ip -s link" counts what crosses the system call. A large packet that the kernel hands over, or that was
-// merged from many, counts as one packet with all its bytes and with its headers once. Stats counts both ways, so that
-// the two can be compared.
+// merged from many, counts as one packet with all its bytes and with its headers once. Stats has both counts, so that
+// they can be compared.
 package tun
 
 import (
@@ -42,21 +42,21 @@ type Config struct {
 	// over an interface that exists if it is a TUN that no program holds ("ip tuntap add"). On macOS it is "utun", for
 	// which the system chooses a number, or "utun" and a number. Empty means "wg%d", or the system's equivalent.
 	//
-	// On Linux, Open sets what the kernel's module sets for an interface that it opens by name, if the program has the right:
-	// no ICMP redirects (send_redirects of the interface and of "all" is 0) and no link-local IPv6 address (addr_gen_mode is
-	// none).
+	// On Linux, for an interface that it opens by name, Open makes the settings that the kernel's module makes, if the
+	// program has the right: no ICMP redirects (send_redirects of the interface and of "all" is 0) and no link-local IPv6
+	// address (addr_gen_mode is none).
 	Name string
 
 	// File is a descriptor of an interface that another program opened, on Linux with IFF_TUN and IFF_NO_PI, and with or
 	// without IFF_VNET_HDR. Open then ignores Name. If Open succeeds, it has duplicated the descriptor and closed File.
-	// Windows has no such descriptors. Nil means an interface by its name.
+	// Windows has no such descriptors. Nil means that Open opens the interface by its name.
 	File *os.File
 
-	// MTU is the interface's, in bytes. Zero means 1420 for an interface that Open opens by its name, and the MTU that
-	// it has for an inherited one.
+	// MTU is the MTU of the interface, in bytes. Zero means 1420 for an interface that Open opens by its name, and the
+	// present MTU of an inherited one.
 	MTU int
 
-	// Queues is the number of queues. A device reads each of them as a source of its own. Zero means 1. More than 1 needs
+	// Queues is the number of queues. A device reads each of them as a separate source. Zero means 1. More than 1 needs
 	// Linux (IFF_MULTI_QUEUE). Each flow stays on one queue, so that no flow is reordered.
 	Queues int
 

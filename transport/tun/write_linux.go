@@ -241,9 +241,10 @@ func (w *writer) drop(errno syscall.Errno) {
 	}
 }
 
-// writev writes without waiting, on a descriptor that nobody else holds. A TUN has no send buffer whose room it could wait for
-// (tun.c: "sk->sk_sndbuf = INT_MAX"). If memory is short, the kernel may reclaim some for the packet, as it may for a page that any
-// other code touches, or fails with ENOMEM or ENOBUFS. That waits for no other party. It is a raw call, as read is.
+// writev writes without waiting, on a descriptor that nobody else holds. The send buffer of a TUN has no limit, so that the
+// call never waits for room in it (tun.c: "sk->sk_sndbuf = INT_MAX"). If memory is short, the kernel may reclaim some for the
+// packet, as it may for a page that any other code touches, or the call fails with ENOMEM or ENOBUFS. Neither waits for
+// another program. It is a raw call, as read is.
 func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))

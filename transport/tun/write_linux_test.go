@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMerge checks that what can merge does, and what may not does not.
+// TestMerge checks that packets are merged if they may be, and otherwise not.
 func TestMerge(t *testing.T) {
 	d, k := dry(t)
 	writes := func(what string, ps [][]byte, want int) {
@@ -52,8 +52,8 @@ func TestMerge(t *testing.T) {
 	writes("identifications that follow each other", fragments, 1)
 }
 
-// TestRefused falls back, for the kind that the kernel does not know, and for good once three runs in a row were refused; each
-// of them goes out one by one. What it took before is not doubted.
+// TestRefused checks the fallback for a kind of packet that the kernel does not take merged. The packets of a refused run are
+// written one by one. Once the first three runs were refused, this kind is no longer merged. Other kinds are not affected.
 func TestRefused(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
 		t.Run(errno.Error(), func(t *testing.T) {
@@ -91,7 +91,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestRefusedRuns goes on merging where the kernel refused runs, but not three of the first ones: a peer chooses what is in them.
+// TestRefusedRuns checks that merging goes on after refused runs, unless the kernel refused the first three. A peer chooses
+// what is in the packets, and so can cause refusals.
 func TestRefusedRuns(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
 		for _, x := range []struct {
@@ -133,7 +134,8 @@ func TestRefusedRuns(t *testing.T) {
 	}
 }
 
-// TestNotTaken counts what the kernel does not take, by its reason, and goes on behind it.
+// TestNotTaken checks that packets that the kernel does not take are counted by reason, and that the packets behind
+// them are still written.
 func TestNotTaken(t *testing.T) {
 	for _, x := range []struct {
 		errno                     syscall.Errno
@@ -160,7 +162,7 @@ func TestNotTaken(t *testing.T) {
 	}
 }
 
-// TestNoHeader writes packets as they are where the kernel expects no header.
+// TestNoHeader checks that packets are written without a header if the kernel expects none.
 func TestNoHeader(t *testing.T) {
 	d, k := dry(t)
 	d.header = 0
@@ -178,7 +180,7 @@ func TestNoHeader(t *testing.T) {
 	}
 }
 
-// TestWriteAllocates holds the way in to no allocation.
+// TestWriteAllocates checks that the inbound path does not allocate.
 func TestWriteAllocates(t *testing.T) {
 	if testkit.Race {
 		t.Skip("the race detector empties pools at random")
@@ -203,7 +205,7 @@ func BenchmarkWrite(b *testing.B) {
 	}
 }
 
-// TestOffload asks for less until the kernel agrees.
+// TestOffload checks that offload asks for fewer offloads until the kernel accepts.
 func TestOffload(t *testing.T) {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6

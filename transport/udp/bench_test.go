@@ -8,7 +8,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// BenchmarkEcho is the round trip of one small datagram between two sockets on loopback, with both ends in this process.
+// BenchmarkEcho measures the round trip of one small datagram between two sockets on loopback, with both ends in this
+// process.
 //
 //	here ──send──▶ a ═══loopback═══▶ b ──Receive──▶ goroutine ──send──▶ b ═══▶ a ──Receive──▶ here
 func BenchmarkEcho(b *testing.B) {
@@ -41,7 +42,7 @@ func echo(y *end) {
 	}
 }
 
-// BenchmarkTrains is one way: trains of full packets, at most a window of them on the way so that none is lost.
+// BenchmarkTrains sends trains in one direction. At most a window of them is under way, so that none is lost.
 func BenchmarkTrains(b *testing.B) {
 	for _, v := range variants {
 		for _, shape := range []struct{ datagrams, size int }{{1, 1452}, {8, 1452}, {44, 1452}, {1, 96}} {
@@ -52,7 +53,7 @@ func BenchmarkTrains(b *testing.B) {
 	}
 }
 
-// BenchmarkPeers is one datagram to each of 64 peers a call of Send, all of which live on one socket.
+// BenchmarkPeers sends one datagram to each of 64 peers per call of Send. All peers share one socket.
 func BenchmarkPeers(b *testing.B) {
 	for _, v := range variants {
 		b.Run(v.name, func(b *testing.B) { oneWay(b, v, 64, 1, 1452) })
@@ -98,7 +99,7 @@ func oneWay(b *testing.B, v variant, trains, datagrams, size int) {
 	b.ReportMetric(float64(y.Stats().ReceivedDatagrams)/float64(y.Stats().ReceiveCalls), "datagrams/recv")
 }
 
-// BenchmarkSharedTrial is the cost of an initiation that fits no key, per tenant.
+// BenchmarkSharedTrial measures the cost of an initiation that fits no key, per tenant.
 func BenchmarkSharedTrial(b *testing.B) {
 	s, _, _ := share(b, 1000)
 	x := &stranger{endpoint: somewhere}
@@ -108,7 +109,8 @@ func BenchmarkSharedTrial(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/tenant")
 }
 
-// BenchmarkSharedDispatch is the cost of finding a datagram's tenant among n, and of copying it into and out of the mailbox.
+// BenchmarkSharedDispatch measures the cost of finding a datagram's tenant among n, and of copying it into and out of the
+// mailbox.
 func BenchmarkSharedDispatch(b *testing.B) {
 	for _, n := range []int{1, 1000, maxTenants} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is one control message as the kernel writes it.
+// controlMessage returns one control message as the kernel writes it.
 func controlMessage(level, kind int, data []byte) []byte {
 	var b controlBuffer
 	copy(putMessage(b.bytes(), level, kind, len(data)), data)
@@ -75,7 +75,7 @@ func TestParseControl(t *testing.T) {
 	}
 }
 
-// What is sent with a source comes back from the parser as that, since the kernel uses one form both ways.
+// parseControl reads what putControl wrote, since the kernel uses the same form in both directions.
 func TestPutControl(t *testing.T) {
 	for _, c := range []struct {
 		f    family
@@ -94,7 +94,7 @@ func TestPutControl(t *testing.T) {
 	} {
 		var b controlBuffer
 		for i := range b {
-			b[i] = 1<<64 - 1 // what was there before does not show
+			b[i] = 1<<64 - 1 // putControl must overwrite this
 		}
 		n := putControl(b.bytes(), c.f, &c.e, c.tos)
 		if got := parseControl(b.bytes()[:n]); got != c.want {
@@ -115,7 +115,7 @@ func FuzzParseControl(f *testing.F) {
 		if c.local.IsValid() && (c.local.IsUnspecified() || c.local.IsMulticast() || c.local.Is4In6()) {
 			t.Errorf("%v cannot be answered from", c.local)
 		}
-		// What follows damage is not read: cutting it off changes nothing but that it was there.
+		// Nothing behind a damaged message is read: without it, parseControl returns the same, except for malformed.
 		if c.malformed {
 			for cut := range n + 1 {
 				d := parseControl(b.bytes()[:cut])

@@ -27,9 +27,9 @@
 //	outer packet may fragment   yes        yes              (2)         (2)      (2)        (2)      (2)
 //	memory of an idle socket    none       64 KiB (3)       64 KiB      64 KiB   64 KiB     64 KiB   64 KiB
 //
-// (1) Not on Android, which chooses the source when it moves a program between networks. (2) As the system has it by
-// default, which is yes on all of these. (3) This is address space, for each family; it takes memory only as far as a
-// datagram was long enough to touch it.
+// (1) Not on Android, which chooses the source when it moves a program between networks. (2) This is the system's
+// default, which is yes on all of these systems. (3) This is address space per family. A page of it takes memory only
+// after a datagram was long enough to touch it.
 //
 // On Linux the tests cover the code for Linux and the portable code, with and without control messages. The code for the
 // other systems differs from the portable code by a few options and constants, and is only compiled.
@@ -41,14 +41,15 @@
 // # Offloads and their failure
 //
 // A train goes to the system in one piece of at most 64 datagrams and 65,507 bytes (65,487 for IPv6). If the system refuses
-// it with EMSGSIZE, EIO or EINVAL, its datagrams are sent one by one, still many per system call, and so are those of all
-// trains to that address for 15 seconds. Nothing that could be sent is lost. A datagram larger than the path's MTU is
-// fragmented. If a system refuses the type of service with EINVAL, datagrams are sent without it from then on. If a send
-// fails because its source may be gone, it is tried again without the source. Any other send that fails is tried once more,
-// since the error can belong to an earlier datagram.
+// it with EMSGSIZE, EIO or EINVAL, its datagrams are sent one by one, still many per system call, and if that succeeds, so
+// are the datagrams of all trains to that address for 15 seconds. Nothing that could be sent is lost. A datagram larger
+// than the path's MTU is fragmented. If a system refuses the type of service with EINVAL, datagrams are sent without it
+// from then on. If a send fails because its source may be gone, it is tried again without the source. Any other send that
+// fails is tried once more, since the error can belong to an earlier datagram.
 //
-// A receiver reads into one slot, and into up to 64 while many small datagrams arrive. A slot holds 64 KiB, and so any
-// train. A receiver that waits holds no slot. Slots that are not needed for some seconds return to the system.
+// A receiver reads into one slot, and into up to 64 while many small datagrams arrive. A slot holds 64 KiB, which is
+// enough for any train. A receiver that waits holds no slot. Slots that are not needed for some seconds return to the
+// system.
 //
 // Send waits while a socket's buffer is full, until the system has sent some of it, or until Close.
 //
@@ -57,8 +58,9 @@
 // With Bind.Receivers, several sockets have one port, and the device reads each on its own goroutine. The first one is bound
 // alone, so that a port in use is an error. The others are bound beside it with SO_REUSEPORT. A filter in the kernel gives each
 // datagram to one of them, by the address and the port of its sender: a flow stays on one socket, and so in order. The filter
-// names only these sockets, so that another one which joins them gets nothing. Each socket can send from the port. Send chooses
-// one by the destination of the first train, so that cores which send to different peers seldom share a socket's counters.
+// chooses only among these sockets, so that another socket that joins the port receives nothing. Each socket can send from the
+// port. Send chooses one by the destination of the first train, so that cores which send to different peers seldom share a
+// socket's counters.
 //
 // A renewal begins with one new socket that takes all datagrams. Then the old sockets leave the group, and the other new
 // sockets join the first one.
@@ -69,18 +71,19 @@
 // their receiver, which begins with the tenant's prefix, so that one look into a table finds the device. A datagram is copied into
 // the mailbox of its tenant, whose device reads it on its own goroutine.
 //
-// An initiation names its receiver only through mac1, and checking that takes a hash per device. To try the keys of
-// 1,000 devices takes half a millisecond, which a flood of forged initiations would exploit. A cookie cannot help, because the
-// answer with it is encrypted for the very key that is sought. So the sender's address decides how much is tried:
+// An initiation names its receiver only through mac1, and checking that takes a hash per device. Trying the keys of 1,000
+// devices takes half a millisecond, which a flood of forged initiations would exploit. A cookie cannot help, because a
+// cookie reply is encrypted with a key that is made from the receiver's public key, and the receiver is not known yet. So
+// the sender's address decides how much is tried:
 //
 //   - An address to which tenants sent initiations or responses is known. Devices send those only to configured places, and to
 //     senders of authentic messages. At most 8 keys are tried, at once.
 //   - Other initiations wait in a queue of 4,096, of which one address has at most 256. One goroutine tries each with all
 //     keys, and takes at most half of a core.
 //
-// What remains: while more such initiations arrive than half of a core can try (about 1,000 a second for 1,000 devices), a peer
-// at an unknown address gets through only by chance, at each of its attempts. A peer of 8 tenants that sends from the forged
-// address of another peer can make that address unknown to a ninth tenant.
+// Two limits remain. While more such initiations arrive than half of a core can try (about 1,000 a second for 1,000 devices),
+// each attempt of a peer at an unknown address succeeds only by chance. And a peer of 8 tenants can send from the forged
+// address of another peer. That address is then known to talk to these 8 tenants, and no longer to a ninth.
 //
 // # A new socket on the same port
 //
@@ -93,7 +96,7 @@
 // # Source and zone
 //
 // The Source of a received endpoint is the local address that the datagram was sent to, so that an answer comes from there.
-// Its Interface is zero, as in the kernel, so that a change of routes is followed; only a link-local Source has an
+// Its Interface is zero, as in the kernel, so that answers follow a change of routes. Only a link-local Source has an
 // Interface. On Linux, an IPv4 Source is dropped when the route to the peer changes to another interface, whose own address
 // is then used. Trains that have a Source and an Interface are sent with both. The zone of a link-local address is the name
 // of its interface.

@@ -13,8 +13,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A variant is a way through this package. Each test that is not about the system calls of one of them runs with all. They have one
-// receiver per family, whatever the number of cores.
+// A variant is a path through this package. Each test that is not about the system calls of one variant runs with all variants.
+// They have one receiver per family, whatever the number of cores.
 type variant struct {
 	name string
 	bind Bind
@@ -28,10 +28,10 @@ var variants = []variant{
 	{"bare", Bind{Portable: true, Receivers: 1}, true},
 }
 
-// control reports whether source and type of service come and go with the datagrams.
+// control reports whether datagrams are sent and received with their source and type of service.
 func (v variant) control() bool { return hasControl && !v.bare }
 
-// with is v with an option changed.
+// with returns v with an option changed.
 func (v variant) with(change func(b *Bind)) variant {
 	change(&v.bind)
 	return v
@@ -89,14 +89,14 @@ func (v variant) listen(t testing.TB) *end {
 	return e
 }
 
-// pair is two sockets on loopback of one family.
+// pair returns two sockets on the loopback address of one family.
 func (v variant) pair(t testing.TB, f family) (x, y *end) {
 	t.Helper()
 	v.bind.Address = loopback(f)
 	return v.listen(t), v.listen(t)
 }
 
-// at is where e is to be reached on loopback.
+// at returns the endpoint of e on the loopback address.
 func (e *end) at(f family) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(loopback(f), e.Port()))
 }
@@ -120,14 +120,14 @@ func (e *end) send(ts ...wireguard.Train) {
 	}
 }
 
-// A datagram is one that was received, copied.
+// A datagram is a copy of a received datagram.
 type datagram struct {
 	data []byte
 	from wireguard.Endpoint
 	tos  uint8
 }
 
-// receive waits for n datagrams, and fails the test when they do not come.
+// receive waits for n datagrams, and fails the test if they do not arrive.
 func (e *end) receive(f family, n int) []datagram {
 	e.t.Helper()
 	var got []datagram
@@ -142,7 +142,7 @@ func (e *end) receive(f family, n int) []datagram {
 	return got
 }
 
-// trains is one call of Receive, with a limit on its time.
+// trains calls Receive once, with a time limit.
 func (e *end) trains(f family) []wireguard.Train {
 	e.t.Helper()
 	late := time.AfterFunc(20*time.Second, func() { e.Close() })
@@ -167,7 +167,7 @@ func split(t wireguard.Train) []datagram {
 	return ds
 }
 
-// numbered is n bytes that differ from place to place and from seed to seed.
+// numbered returns n bytes, which differ from place to place and from seed to seed.
 func numbered(seed, n int) []byte {
 	b := make([]byte, n+4)
 	for i := 0; i < n; i += 4 {
@@ -176,7 +176,7 @@ func numbered(seed, n int) []byte {
 	return b[:n]
 }
 
-// trainOf is a train of size-byte datagrams, n bytes in all.
+// trainOf returns a train of n bytes, in datagrams of size bytes.
 func trainOf(seed, n, size int, to wireguard.Endpoint) wireguard.Train {
 	return wireguard.Train{Data: numbered(seed, n), Size: size, Endpoint: to}
 }

@@ -10,12 +10,12 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A device listens on one address only, and tells the program of each socket before it is bound: the place for
-// VpnService.protect on Android, or for a socket option that this package does not know.
+// This Bind listens on one address only, and calls Control for each socket before it binds the socket. Control is the
+// place for VpnService.protect on Android, or for a socket option that this package does not know.
 func ExampleBind() {
 	bind := &udp.Bind{
 		Address:   netip.MustParseAddr("127.0.0.1"),
-		Receivers: 1, // or there may be more than the one that is read below
+		Receivers: 1, // otherwise there may be more receivers than the one that is read below
 		Control: func(network, address string, c syscall.RawConn) error {
 			fmt.Println("a socket for", network)
 			return nil
@@ -32,7 +32,7 @@ func ExampleBind() {
 	s.Send([]wireguard.Train{{Data: []byte("one two six"), Size: 4, Endpoint: to}})
 
 	var got []byte
-	for len(got) < 11 { // in one turn on Linux, in three elsewhere
+	for len(got) < 11 { // one turn on Linux, three elsewhere
 		trains, err := s.Receivers()[0].Receive()
 		if err != nil {
 			log.Fatal(err)

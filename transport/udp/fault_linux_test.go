@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fast is the Linux path of an end.
+// fast returns the Linux path of an end.
 func fast(t *testing.T, e *end, f family) *linuxPath {
 	t.Helper()
 	p, ok := e.paths[f].(*linuxPath)
@@ -53,7 +53,8 @@ func hasControlMessage(m *mmsghdr, level, kind int32) bool {
 	return false
 }
 
-// refuse makes the system refuse the messages that refused chooses, as sendmmsg does it: those before are sent.
+// refuse makes the system refuse the messages that refused chooses. As with sendmmsg, the messages before a refused one
+// are sent.
 func refuse(p *linuxPath, refused func(m *mmsghdr) syscall.Errno) {
 	p.sendmmsg = func(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 		for i := range m {
@@ -95,7 +96,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 				wantTrain(t, got[:n], ts[i])
 				got = got[n:]
 			}
-			// From then on nothing is tried that fails, and it takes few calls.
+			// From then on no train is tried, and the datagrams take few calls.
 			asked = 0
 			before := x.Stats().SendCalls
 			x.send(ts[1], ts[3])
@@ -120,7 +121,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 	}
 }
 
-// EINVAL can be for the train or for its source: the first datagram alone tells which.
+// EINVAL can be about the train or about its source. Sending the datagrams singly tells which.
 func TestRefusedTrainKeepsItsSource(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)
@@ -141,7 +142,7 @@ func TestRefusedTrainKeepsItsSource(t *testing.T) {
 	}
 }
 
-// A source that is gone is forgotten whatever the outcome without it, and is tried without it once.
+// A source that is gone is forgotten even if sending fails without it too, and the attempts end.
 func TestGoneSourceIsForgottenOnFailure(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	tries := 0
@@ -158,7 +159,7 @@ func TestGoneSourceIsForgottenOnFailure(t *testing.T) {
 	}
 }
 
-// A datagram that cannot go stops none before or behind it, and its error is the train's.
+// A datagram that cannot be sent does not stop those before or behind it, and its error becomes that of its train.
 func TestEveryTrainIsTried(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	to := y.at(ipv4)
@@ -184,7 +185,7 @@ func TestEveryTrainIsTried(t *testing.T) {
 	y.receive(ipv4, n)
 }
 
-// A full socket buffer is waited for. Close ends that.
+// Send waits while a socket's buffer is full. Close ends the wait.
 func TestFullBuffer(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)
@@ -220,7 +221,7 @@ func TestFullBuffer(t *testing.T) {
 	}
 }
 
-// What the system hands out damaged is dropped and counted; what lies round it is delivered.
+// Damaged datagrams are dropped and counted, and those around them are delivered.
 func TestDamagedDatagrams(t *testing.T) {
 	damage := map[string]func(m *mmsghdr){
 		"truncated":          func(m *mmsghdr) { m.hdr.Flags |= unix.MSG_TRUNC },
@@ -273,7 +274,7 @@ func TestEmptyDatagram(t *testing.T) {
 	})
 }
 
-// An error that stays is told, with all memory given back, and the receiver can be used again.
+// Receive reports an error that stays, and then holds no memory. The receiver can be used again.
 func TestErrorThatStays(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)
@@ -322,15 +323,15 @@ func TestPlainPaths(t *testing.T) {
 	}
 }
 
-// withTOS is a train with a type of service and a source.
+// withTOS returns a train with a type of service and a source.
 func withTOS(n int, to wireguard.Endpoint) wireguard.Train {
 	t := trainOf(n, 3000, 1000, to)
 	t.TOS, t.Endpoint.Source = 0x88, to.Addr.Addr()
 	return t
 }
 
-// A system that refuses the type of service gets datagrams without it: after one refusal, with the source kept and in
-// trains.
+// If the system refuses the type of service, datagrams are sent without it from then on. They keep their source, and
+// are still sent as trains.
 func TestRefusedTOS(t *testing.T) {
 	for f := range families {
 		t.Run(f.String(), func(t *testing.T) {
@@ -368,7 +369,8 @@ func TestRefusedTOS(t *testing.T) {
 	}
 }
 
-// An error for another reason, where the type of service is in order: the source is at fault, or nothing helps.
+// An error with another cause is not blamed on the type of service: either the source is at fault, or every attempt
+// fails.
 func TestTOSIsNotBlamed(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)

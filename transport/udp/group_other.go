@@ -4,7 +4,7 @@ package udp
 
 import "errors"
 
-// hasGroups is false: these systems do not promise that, of several sockets on one port, a flow stays on one.
+// hasGroups is false because these systems do not promise that a flow stays on one of the sockets that share a port.
 const hasGroups = false
 
 func setReuse(uintptr, bool) (was bool, err error) { return false, errors.ErrUnsupported }

@@ -23,7 +23,7 @@ func inNamespace(t *testing.T) bool {
 	return true
 }
 
-// loopbackUp is "ip link set lo up mtu N".
+// loopbackUp does "ip link set lo up mtu N".
 func loopbackUp(t *testing.T, mtu uint32) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -48,7 +48,8 @@ func loopbackUp(t *testing.T, mtu uint32) {
 	}
 }
 
-// On a path whose MTU is smaller than the datagrams the kernel takes no train, but cuts single datagrams into fragments.
+// If the MTU of a path is smaller than the datagrams, the kernel takes no train, but cuts single datagrams into
+// fragments.
 func TestSmallMTU(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -92,7 +93,7 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 }
 
-// An address that the peer reached and that is taken from the host afterwards.
+// The host loses an address after the peer has reached it there. The answer is then sent from another address.
 func TestAddressTakenAway(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -110,7 +111,7 @@ func TestAddressTakenAway(t *testing.T) {
 		if back.Source != second {
 			t.Fatalf("%s: received at %v, want %v", v.name, back.Source, second)
 		}
-		// The client's end of it is on the address that goes as well, so it moves to 127.0.0.1.
+		// The client was seen at the address that is removed, so its endpoint is set to 127.0.0.1.
 		back.Addr = client.at(ipv4).Addr
 		changeAddress(t, remove, second)
 		ts := []wireguard.Train{trainOf(2, 3000, 1000, back)}

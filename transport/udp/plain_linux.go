@@ -38,7 +38,7 @@ func (p *plainPaths) hasAt(a netip.Addr, now time.Time) bool {
 	return ok
 }
 
-// add makes a get single datagrams from now on. In a full table, a replaces a destination whose time ends soon.
+// add makes a get single datagrams from now on. If the table is full, a replaces the destination whose time ends first.
 func (p *plainPaths) add(a netip.Addr, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -35,8 +35,9 @@ const slotSize = 64 << 10
 // to a datagram sent earlier (the peer's port is closed), and reading the error clears it.
 const faultsInRow = 16
 
-// retirePortable is how long a retired receiver waits for a datagram that may be there, since package net offers no look
-// without a wait. The receiver ends after three such waits: on a busy machine a wait may be over before it begins.
+// retirePortable is how long a retired receiver waits for a datagram that may be there, since package net cannot read
+// without waiting. The receiver ends after three such waits, since on a busy machine a single wait may be over before it
+// begins.
 const retirePortable = 5 * time.Millisecond
 
 func newPortable(c *conn) *portable {

@@ -86,8 +86,9 @@ func release(slot []byte) {
 }
 
 // A rackPool keeps the racks that no receiver uses at the moment, with the last used on top. It never holds more racks
-// than there were receivers with something to read at one time. Each trim returns the memory that was not needed since
-// the last trim to the system. So some seconds after the last datagram the pool is empty. An empty pool has no timer.
+// than the largest number of receivers that had something to read at the same time. Each trim returns the memory that
+// was not needed since the last trim to the system. So some seconds after the last datagram the pool is empty. An empty
+// pool has no timer.
 type rackPool struct {
 	mu    sync.Mutex
 	free  []*rack

@@ -6,7 +6,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// settle has y receive all that lies in its socket, and go back to waiting.
+// settle makes y receive the n datagrams that are in its socket, and go back to waiting.
 func settle(t *testing.T, y *end, n int) {
 	t.Helper()
 	y.receive(ipv4, n)
@@ -18,7 +18,8 @@ func settle(t *testing.T, y *end, n int) {
 	})
 }
 
-// Slots grow to 64 while many small datagrams come, and shrink when they do not. A receiver that waits has none.
+// The number of slots grows to 64 while many small datagrams arrive, and shrinks when few do. A receiver that waits has
+// no slots.
 func TestSlotsGrowAndShrink(t *testing.T) {
 	for _, v := range variants[:2] {
 		x, y := v.pair(t, ipv4)
@@ -72,7 +73,7 @@ func TestSlotsForTrainsAreFew(t *testing.T) {
 	}
 }
 
-// What nobody needs between two looks of the pool goes back to the system, down to nothing.
+// Memory that no receiver needed between two trims of the pool goes back to the system, until the pool is empty.
 func TestPoolIsTrimmed(t *testing.T) {
 	var p rackPool
 	a, b := p.get(maxSlots), p.get(4)
@@ -82,7 +83,7 @@ func TestPoolIsTrimmed(t *testing.T) {
 	p.put(a)
 	p.put(b)
 	p.mu.Lock()
-	p.low = 0 // as if another look lay between: now all of this was in use since
+	p.low = 0 // as if all racks had been in use since the last trim
 	p.mu.Unlock()
 	for _, s := range []struct {
 		what         string
@@ -114,7 +115,7 @@ func TestPoolIsTrimmed(t *testing.T) {
 	}
 }
 
-// The memory of a slot that is taken goes back to the system at once, without waiting for the garbage collector.
+// The memory of a released slot goes back to the system at once, without waiting for the garbage collector.
 func TestReleasedMemoryIsGone(t *testing.T) {
 	r := newRack()
 	r.reach(1)

@@ -21,7 +21,7 @@ import (
 const rawCase = "UDP_TEST_RAW"
 
 // TestBlockingSocket gives the Bind a socket that the program, which got the descriptor in Bind.Control, makes blocking. Garbage
-// collection, signals and Close work. Each case runs in a process of its own, which is killed if it freezes.
+// collection, signals and Close work. Each case runs in a separate process, which is killed if it freezes.
 func TestBlockingSocket(t *testing.T) {
 	cases := map[string]func(t *testing.T, s *Socket, ended chan error){
 		"collect while a receiver waits": func(t *testing.T, s *Socket, _ chan error) {

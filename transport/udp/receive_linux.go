@@ -214,7 +214,7 @@ func (p *linuxPath) adapt(bytes int) {
 // recvmmsg reads into m until m is full or nothing is left, and returns how many slots it filled.
 //
 // It is a raw call because it cannot wait. Before an ordinary system call, the runtime prepares to run without this
-// thread, and in an idle process it wakes a thread to monitor the call. A single packet would pay for that.
+// thread, and in an idle process it wakes a thread to monitor the call. That would slow down each single packet.
 func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_RECVMSG, unix.SYS_RECVMMSG, fd, m)
 }
@@ -224,7 +224,8 @@ func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 //
 // MSG_DONTWAIT holds for this call alone, so it cannot wait for a datagram or for room in the send buffer, even if a program that
 // got the descriptor in Bind.Control made the socket blocking. If memory is short, the kernel may reclaim some for a datagram to
-// send, as it may for a page that any other code touches, or fails with ENOMEM or ENOBUFS. That waits for no other party.
+// send, as it may for a page that any other code touches, or the call fails with ENOMEM or ENOBUFS. Neither waits for another
+// program.
 func messages(one, many, fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	for {
 		n := uintptr(1)

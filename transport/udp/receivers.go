@@ -61,7 +61,7 @@ func (s *Socket) join(f family) error {
 		return err
 	}
 	if was && s.bind.Receivers == 0 {
-		return nil // Bind.Control shares the port with sockets of its own choice
+		return nil // Bind.Control shares the port, and the program chooses with which sockets
 	}
 	b := *s.bind
 	b.beside = first
@@ -73,7 +73,7 @@ func (s *Socket) join(f family) error {
 		s.others[f] = append(s.others[f], p)
 	}
 	if !was {
-		first.socket().spread(len(s.others[f]) + 1) // if that fails, the kernel hashes, over all sockets on the port
+		first.socket().spread(len(s.others[f]) + 1) // if that fails, the kernel spreads by its own hash, over all sockets on the port
 	}
 	return nil
 }
@@ -94,15 +94,16 @@ func (s *Socket) all() iter.Seq2[family, path] {
 	}
 }
 
-// sender returns the path that sends ts, where to is the destination of one of them. Goroutines that send to different
-// places use different sockets, because each socket has counters that its senders share.
-func (s *Socket) sender(f family, to netip.AddrPort) path {
+// sender returns the path of the family f that sends a list of trains. first is the destination of the first one of
+// that family. Goroutines that send to different places use different sockets, because each socket has counters that
+// its senders share.
+func (s *Socket) sender(f family, first netip.AddrPort) path {
 	others := s.others[f]
 	if len(others) == 0 {
 		return s.paths[f]
 	}
-	a := to.Addr().As16()
-	h := binary.LittleEndian.Uint64(a[:]) ^ binary.LittleEndian.Uint64(a[8:]) ^ uint64(to.Port())
+	a := first.Addr().As16()
+	h := binary.LittleEndian.Uint64(a[:]) ^ binary.LittleEndian.Uint64(a[8:]) ^ uint64(first.Port())
 	if i := h * 0x9e3779b97f4a7c15 >> 32 % uint64(len(others)+1); i > 0 {
 		return others[i-1]
 	}

@@ -36,7 +36,7 @@ func grouped(t *testing.T, test func(t *testing.T, v variant, f family)) {
 	}
 }
 
-// single is v with one receiver.
+// single returns v with one receiver.
 func (v variant) single() variant { return v.with(func(b *Bind) { b.Receivers = 1 }) }
 
 // An arrival is a datagram that one of a socket's receivers returned.
@@ -142,8 +142,8 @@ func TestReceiversShareTheFlows(t *testing.T) {
 	})
 }
 
-// Many senders go on while a socket with several receivers is renewed. They send in bursts that fit the socket's buffers,
-// so that only a datagram without a socket is lost.
+// Many senders keep sending while a socket with several receivers is renewed. They send in bursts that fit the socket's
+// buffers, so that a datagram is lost only if there is no socket for it.
 func TestReceiversRenewLosesNothing(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		const flows, window, renewals = 16, 100, 5
@@ -255,7 +255,7 @@ func reusing(_, _ string, c syscall.RawConn) (err error) {
 	return err
 }
 
-// A port in use is an error, whatever options the sockets there have, and before and after a renewal.
+// Listening on a port in use is an error, whatever options the sockets on it have, before and after a renewal.
 func TestReceiversPortInUse(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		refused := func(what string, b Bind, port uint16) {
@@ -278,7 +278,7 @@ func TestReceiversPortInUse(t *testing.T) {
 			refused("several beside several", v.bind, x.Port())
 			x.Close() // then only the renewed ones are open
 		}
-		// A program of the same user has several sockets of its own choice.
+		// Now a program of the same user has several sockets with SO_REUSEPORT on the port.
 		theirs := v.with(func(b *Bind) { b.Control = reusing })
 		other, err := theirs.bind.Listen(0)
 		if err != nil {
@@ -313,7 +313,8 @@ func TestReceiversShareWithNobody(t *testing.T) {
 	})
 }
 
-// With Receivers zero, a Bind whose Control sets SO_REUSEPORT keeps one socket per family: the program does the sharing.
+// With Receivers zero, a Bind whose Control sets SO_REUSEPORT keeps one socket per family, because the program shares
+// the port itself.
 func TestReceiversLeaveSharingToControl(t *testing.T) {
 	b := Bind{Address: loopback(ipv4), Control: reusing, count: someReceivers}
 	s, err := b.listen(0)
@@ -363,7 +364,7 @@ func descriptors(t *testing.T) int {
 	return len(all)
 }
 
-// If one of the sockets cannot be opened, none stays open, and a socket that was to be renewed works on.
+// If one of the sockets cannot be opened, none stays open, and a socket whose renewal failed keeps working.
 func TestReceiversFail(t *testing.T) {
 	refused := errors.New("no more sockets")
 	calls, limit := 0, someReceivers

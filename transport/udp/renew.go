@@ -9,7 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A socket is replaced by another one on its port in these steps, so that there is a socket for each datagram:
+// A socket is replaced by another one on its port in these steps, so that at every moment some socket receives the
+// datagrams for the port:
 //
 //	Renew: open the new socket beside the old one. The system gives all datagrams to the new one from here on
 //	       (share_linux.go). With several receivers, the first new socket gets all of them. Then the old sockets leave
@@ -30,7 +31,7 @@ const (
 // Renew opens another socket of the same Bind on the port of s, while s is open. On Linux all datagrams arrive at the
 // new socket from then on. Other systems do not say which of two sockets on one port receives a datagram, and there
 // the error wraps errors.ErrUnsupported. While Renew binds the new socket, a program on this host that sets SO_REUSEADDR
-// can bind to the port too. Before and after that the port is as after Listen: taken, but see Bind.Receivers.
+// can bind to the port too. Before and after that, the port is in use as it is after Listen; see Bind.Receivers.
 func (s *Socket) Renew() (wireguard.Socket, error) {
 	var undo []func()
 	n, err := s.renew(&undo)
@@ -43,7 +44,7 @@ func (s *Socket) Renew() (wireguard.Socket, error) {
 	return n, nil
 }
 
-// renew is Renew but for what is to be undone after an error, which it appends to undo.
+// renew is Renew, except that it does not clean up after an error. It appends to undo what the caller must then call.
 func (s *Socket) renew(undo *[]func()) (*Socket, error) {
 	var was [families]bool // whether the ports were shared before, because of Bind.Control
 	for f, p := range s.all() {
@@ -76,15 +77,15 @@ func (s *Socket) renew(undo *[]func()) (*Socket, error) {
 	}
 	for f, p := range n.all() {
 		if !was[f] {
-			p.socket().share(false) // s stays as it is: its renewal may itself be renewed before s is closed
+			p.socket().share(false) // s stays shared, since n may be renewed before s is closed
 		}
 	}
 	b.shared = false
 	return n, nil
 }
 
-// leave lets no other socket join the sockets of s. They get no datagram any more, so that it does not matter which of
-// them would get it.
+// leave keeps other sockets from joining the group of s. All new datagrams arrive at the new socket, so it does not
+// matter that the kernel no longer spreads them over the sockets of s.
 func (s *Socket) leave(undo *[]func()) error {
 	for f, p := range s.all() {
 		if len(s.others[f]) == 0 {
@@ -109,18 +110,18 @@ func (s *Socket) Retire() {
 	}
 }
 
-// A retirement is the end of a retired socket's receiver, which alone changes it.
+// A retirement says when the receiver of a retired socket ends. Only that receiver changes it.
 type retirement struct {
 	until time.Time // the receiver reads no more after this
-	vain  int       // looks in a row that found nothing
+	vain  int       // consecutive reads that found nothing
 }
 
 func (r *retirement) isLate() bool { return !time.Now().Before(r.until) }
 
-// isOver counts a look that found nothing, and reports whether the receiver is to end: after as many such looks in a row as
-// last says. Otherwise it waits a little before it returns.
-func (r *retirement) isOver(last int) bool {
-	if r.vain++; r.vain >= last {
+// isOver counts a read that found nothing, and reports whether the receiver must end, which is so after limit such reads
+// in a row. Otherwise it waits a little before it returns.
+func (r *retirement) isOver(limit int) bool {
+	if r.vain++; r.vain >= limit {
 		return true
 	}
 	time.Sleep(retirePause)
@@ -132,7 +133,7 @@ func (c *conn) isRetired(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && c.retired.Load() != nil
 }
 
-// share lets another socket of this process be bound to the port of c, or ends that. It returns what was set before.
+// share lets another socket be bound to the port of c, or forbids that again. It returns what was set before.
 func (c *conn) share(on bool) (was bool, err error) {
 	if e := c.raw.Control(func(fd uintptr) { was, err = setShared(fd, on) }); e != nil {
 		return false, closedOr(e)
@@ -140,7 +141,8 @@ func (c *conn) share(on bool) (was bool, err error) {
 	return was, err
 }
 
-// reuse lets other sockets be bound beside c for a share of its flows, or ends that. It returns what was set before.
+// reuse lets other sockets be bound beside c and take a share of its flows, or forbids that again. It returns what was
+// set before.
 func (c *conn) reuse(on bool) (was bool, err error) {
 	if e := c.raw.Control(func(fd uintptr) { was, err = setReuse(fd, on) }); e != nil {
 		return false, closedOr(e)

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestRenewLosesNothing: a sender goes on while the socket that receives is renewed ten times. It sends in bursts that
-// fit the socket's buffer, so that only a datagram without a socket is lost.
+// TestRenewLosesNothing: a sender keeps sending while the receiving socket is renewed ten times. It sends in bursts
+// that fit the socket's buffer, so that a datagram is lost only if there is no socket for it.
 func TestRenewLosesNothing(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -84,7 +84,7 @@ func TestRenewLosesNothing(t *testing.T) {
 	})
 }
 
-// Nobody else can listen on the port of a socket: not before, while or after it is renewed.
+// Nothing else can listen on the port of a socket before, during or after its renewal.
 func TestRenewKeepsThePort(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		v.bind.Address = loopback(f)
@@ -128,7 +128,7 @@ func TestRenewKeepsThePort(t *testing.T) {
 	})
 }
 
-// A Bind's Control that sets SO_REUSEADDR keeps what it set.
+// If a Bind's Control sets SO_REUSEADDR, a renewal leaves the option set.
 func TestRenewKeepsOptionsOfControl(t *testing.T) {
 	b := Bind{Address: loopback(ipv4), Control: func(_, _ string, c syscall.RawConn) (err error) {
 		c.Control(func(fd uintptr) { _, err = setShared(fd, true) })
@@ -185,7 +185,7 @@ func TestRenewFails(t *testing.T) {
 	y.Close()
 }
 
-// The receiver of a retired socket returns what has arrived, and then ends. What it sends still leaves.
+// The receiver of a retired socket returns what has arrived, and then ends. The socket can still send.
 func TestRetire(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -219,7 +219,7 @@ func TestRetire(t *testing.T) {
 	})
 }
 
-// Datagrams that still arrive do not keep a retired socket's receiver for ever.
+// Datagrams that still arrive do not keep the receiver of a retired socket running for ever.
 func TestRetireEndsUnderLoad(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)

@@ -179,8 +179,9 @@ func (r *routes) put(p pair, w way) {
 	r.last.Store(&seen{p, w.changes})
 }
 
-// mayAsk takes one of the questions left in this second, and reports whether there was one. Known pairs have questions of their
-// own, so that whoever makes new pairs cannot delay what others learn from a change of routes. r.mu is held.
+// mayAsk takes one of the questions left in this second, and reports whether there was one. Questions about known pairs are
+// counted separately, so that a stranger who makes new pairs cannot delay the answer to a change of routes for others. r.mu is
+// held.
 func (r *routes) mayAsk(known bool) bool {
 	if now := time.Now(); now.Sub(r.since) >= time.Second {
 		r.since, r.asked, r.again = now, 0, 0

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A source is kept when routes change and the one to the peer still leads out by the same interface, and let go once when it
-// leads by another; the source that the peer reaches then is kept again.
+// A source is kept if routes change but the route to the peer still uses the same interface. It is dropped once if the route
+// uses another interface. The source that the peer then reaches is kept again.
 func TestSourceFollowsTheRoute(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -50,7 +50,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	}
 	check("the peer is new", true)
 	noticed(t, r, "a new route", func() {
-		changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // brings a route
+		changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // adds a route too
 	})
 	check("another route changed", true)
 	for range 3 {
@@ -67,13 +67,13 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	}
 }
 
-// noticed does what should make r look again, and waits until that is so.
+// noticed calls do, which should make r notice a change, and waits until r has noticed it.
 func noticed(t *testing.T, r *routes, what string, do func()) {
 	t.Helper()
 	before := r.changes.Load()
 	do()
 	testkit.Eventually(t, "noticed: "+what, func() bool { return r.changes.Load() != before })
-	time.Sleep(20 * time.Millisecond) // there may be more messages
+	time.Sleep(20 * time.Millisecond) // more messages may follow
 }
 
 // ip runs the tool of that name.
@@ -112,7 +112,7 @@ func watched(t *testing.T) (r *routes, check func(why, to, source string, kept b
 	}
 }
 
-// The system says nothing of the IPv4 routes that go with their link or address.
+// The system sends no message about the IPv4 routes that disappear with their link or address.
 func TestSourceGoesWithItsLink(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -131,7 +131,7 @@ func TestSourceGoesWithItsLink(t *testing.T) {
 	check("there is no way, but there was none before", "203.0.113.1", "127.0.0.1", true)
 }
 
-// With routes by source, the way without one does not matter.
+// If a rule chooses the route by source, the route of packets without that source does not matter.
 func TestSourceHasItsOwnRoutes(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -151,7 +151,7 @@ func TestSourceHasItsOwnRoutes(t *testing.T) {
 	check("it has another address", to, "192.0.2.1", true)
 }
 
-// Strangers cost neither memory nor more than some questions, and the way to a peer stays known among them.
+// However many strangers there are, memory and questions stay bounded, and the way to a peer in use stays known.
 func TestRoutesAreBounded(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -189,7 +189,7 @@ func TestRoutesAreBounded(t *testing.T) {
 			}
 			known := r.now[peer]
 			known.ifindex = 1 << 20
-			r.now[peer] = known // which only memory can know
+			r.now[peer] = known // the system never answers this index, so it shows that the entry was kept
 		}
 		ask(stranger(i))
 	}
@@ -201,8 +201,8 @@ func TestRoutesAreBounded(t *testing.T) {
 	}
 }
 
-// TestRouteQuestionsAreFair: a party at many addresses asks for as many new routes as it may, second after second. A peer whose
-// route was known before still learns at once that it changed.
+// TestRouteQuestionsAreFair: a party at many addresses uses up the questions about new pairs, second after second. If the route
+// to a known peer changes, its source is still dropped at once.
 func TestRouteQuestionsAreFair(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -234,7 +234,7 @@ func TestRouteQuestionsAreFair(t *testing.T) {
 	}
 }
 
-// A cookie reply goes to where a stranger says that it is.
+// A cookie reply goes to an address that a stranger may have forged, so no question is asked about its route.
 func TestNoQuestionForCookieReply(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	r := x.paths[ipv4].(*linuxPath).routes
@@ -258,7 +258,7 @@ func TestNoQuestionForCookieReply(t *testing.T) {
 	}
 }
 
-// An error that listen does not know ends nothing, and counts as a change again and again.
+// An error that listen does not know does not end it, and counts as a change each time.
 func TestListeningGoesOn(t *testing.T) {
 	odd, err := os.Open("/") // reading a directory fails
 	if err != nil {

@@ -227,8 +227,9 @@ func (f *flight) count() {
 	}
 }
 
-// What is known of the type of service of outgoing datagrams. A Linux before 3.13, and some emulators, refuse its control
-// message with EINVAL. That must not keep handshakes from leaving, all of which have one.
+// These values say whether the system accepts a type of service for outgoing datagrams. A Linux before 3.13, and some
+// emulators, refuse the control message for it with EINVAL. Handshake messages all have a type of service, and must be
+// sent even then.
 const (
 	tosUnknown = iota
 	tosTaken

@@ -19,7 +19,7 @@ import (
 //	 one goroutine each      │                                tenant.go
 //	                         ├ data, response, cookie reply: by the first bits of the receiver's index
 //	                         └ initiation: by mac1, with the keys of the tenants that its sender is known to talk to,
-//	                           or else with all keys, in a queue of its own (strangers.go)
+//	                           or else with all keys, in a separate queue (strangers.go)
 
 // A Shared is a UDP port that many devices use, each of which is a [Tenant]. [Bind.Share] opens it. It must not be copied. It is
 // safe for concurrent use.
@@ -28,12 +28,12 @@ import (
 //	tenant, err := shared.Join(key.Public())
 //	device, err := wireguard.New(wireguard.Config{PrivateKey: key, Bind: tenant, IndexPrefix: tenant.IndexPrefix(), ...})
 //
-// A device's data finds it in constant time, however many tenants there are: session indices begin with the tenant's prefix.
-// An initiation names its receiver only through mac1, a hash with the receiver's key. The Shared first tries the keys of
-// the tenants that have shaken hands with the sender's address before, at most 8. Initiations from other addresses wait in
-// a queue of their own, in which each is tried with the key of every tenant. This takes half a microsecond per tenant,
-// and at most half of one core in all. While a flood of such initiations exceeds that, known addresses still reach their
-// tenants, but a peer at an address that no tenant knows succeeds only by chance.
+// The Shared finds the device of a data message in constant time, however many tenants there are, because session indices
+// begin with the tenant's prefix. An initiation names its receiver only through mac1, a hash with the receiver's key. The
+// Shared first tries the keys of the tenants that have shaken hands with the sender's address before, at most 8. Initiations
+// from other addresses wait in a separate queue, in which each is tried with the key of every tenant. This takes half a
+// microsecond per tenant, and at most half of one core in all. While a flood of such initiations exceeds that, known
+// addresses still reach their tenants, but a peer at an address that no tenant knows succeeds only by chance.
 //
 // Each tenant has a queue of received datagrams, so that a slow device delays no other.
 type Shared struct {
@@ -41,7 +41,7 @@ type Shared struct {
 	port uint16
 
 	seats [maxTenants]atomic.Pointer[Tenant] // by index prefix
-	top   atomic.Int32                       // no seat from here on was ever taken
+	top   atomic.Int32                       // seats from this number on were never taken
 
 	held  atomic.Int64                 // bytes in the mailboxes of all tenants
 	using atomic.Pointer[sharedSocket] // for senders
@@ -61,7 +61,7 @@ const (
 	tenantBits = 14
 	maxTenants = 1 << tenantBits
 
-	// readPauseMin and readPauseMax are the pauses after errors of a socket.
+	// readPauseMin and readPauseMax are the shortest and the longest pause after an error of a socket.
 	readPauseMin = time.Millisecond
 	readPauseMax = 100 * time.Millisecond
 )
@@ -183,7 +183,7 @@ func (s *Shared) read(r wireguard.Receiver) {
 	}
 }
 
-// The messages of the protocol, and where they hold the receiver's index.
+// The types of the protocol's messages, and their sizes in bytes.
 const (
 	typeInitiation = 1
 	typeResponse   = 2
@@ -196,7 +196,7 @@ const (
 	dataSizeMin    = 32
 )
 
-// kindOf returns the type of the message m, or 0 if it has not the length of that type.
+// kindOf returns the type of the message m, or 0 if m does not have the length of that type.
 func kindOf(m []byte) int {
 	if len(m) < dataSizeMin {
 		return 0
@@ -234,7 +234,8 @@ func (s *Shared) dispatch(t *wireguard.Train) {
 	post()
 }
 
-// tenantOf returns the tenant to which the datagram m of t is posted, or nil if there is none, or not yet.
+// tenantOf returns the tenant to which the datagram m of t is posted, or nil if there is none or m waits for its tenant
+// to be found.
 func (s *Shared) tenantOf(m []byte, t *wireguard.Train) (to *Tenant) {
 	switch kindOf(m) {
 	case typeData, typeCookie:
@@ -253,7 +254,7 @@ func (s *Shared) tenantOf(m []byte, t *wireguard.Train) (to *Tenant) {
 // seatOf returns the tenant whose indices begin as index does.
 func (s *Shared) seatOf(index uint32) *Tenant { return s.seats[index>>(32-tenantBits)].Load() }
 
-// meant returns the tenant that the initiation m is for, if its sender is known to talk to it. Otherwise m waits.
+// meant returns the tenant that the initiation m is for, if its sender is known to talk to it. Otherwise it queues m.
 func (s *Shared) meant(m []byte, t *wireguard.Train) *Tenant {
 	source := sourceOf(t.Endpoint.Addr.Addr())
 	known := s.known.of(source)
@@ -268,7 +269,7 @@ func (s *Shared) meant(m []byte, t *wireguard.Train) *Tenant {
 	return nil
 }
 
-// send sends the trains of a tenant. Those that are refused because Wake closed their socket are sent on the next one.
+// send sends the trains of a tenant. Trains that fail because Wake closed their socket are sent on the next socket.
 func (s *Shared) send(ts []wireguard.Train) {
 	socket := s.using.Load()
 	socket.Send(ts)
@@ -334,8 +335,9 @@ type SharedStats struct {
 	Unknown  uint64 // datagrams that are not of the protocol, or whose index is not a tenant's
 	Overflow uint64 // datagrams that the queue of their tenant had no room for
 
-	// Tried counts initiations from addresses that no tenant knows and that were tried with the keys of all tenants, and
-	// Unclaimed those of them that fitted no key. Refused counts those that were dropped untried, because too many waited.
+	// Tried counts initiations from addresses that no tenant knows, which were tried with the keys of all tenants.
+	// Unclaimed counts those of them that fitted no key. Refused counts initiations that were dropped untried, because too
+	// many waited or they had waited for too long.
 	Tried, Unclaimed, Refused uint64
 }
 

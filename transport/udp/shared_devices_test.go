@@ -19,7 +19,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A town is many devices on one Shared, and a client on a socket of its own that is a peer of each:
+// A town is many devices on one Shared, and a client with its own socket that is a peer of each device:
 //
 //	tunnel 0 ═══ device 0 ──┐
 //	tunnel 1 ═══ device 1 ──┼── Shared ─── 127.0.0.1 ─── client ═══ tunnel
@@ -42,7 +42,8 @@ func inside(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2)
 }
 
-// newTown makes n devices that know the client's key, and the address of its peers if they are to begin.
+// newTown makes n devices and a client. A device knows the client's endpoint if tenantsBegin returns true for it, and
+// otherwise the client knows the device's.
 func newTown(t *testing.T, bind *udp.Bind, n int, tenantsBegin func(i int) bool) *town {
 	t.Helper()
 	v := &town{tunnel: pipe.NewTunnel(1420)}
@@ -248,7 +249,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// A device that gets another private key is found by that one, and no more by the old one.
+// After a device gets another private key, initiations for the new key reach it, and those for the old key do not.
 func TestSharedChangeOfKey(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -274,7 +275,7 @@ func TestSharedChangeOfKey(t *testing.T) {
 	}
 }
 
-// brief is a context that ends after a moment.
+// brief returns a context that ends after a moment.
 func brief(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	t.Cleanup(cancel)

@@ -48,7 +48,7 @@ func publicKey(i int) (k wireguard.PublicKey) {
 	return k
 }
 
-// messageFor makes a message of that type and size with an index of t where the receiver's is.
+// messageFor makes a message of the given type and size. Its receiver index is one of t's.
 func (t *Tenant) messageFor(kind, size int) []byte {
 	m := numbered(int(t.seat), size)
 	binary.LittleEndian.PutUint32(m, uint32(kind))
@@ -145,7 +145,7 @@ func TestSharedInitiation(t *testing.T) {
 	if st := s.Stats(); st.Tried != 1 {
 		t.Errorf("%+v: an initiation from a known address was tried with all keys", st)
 	}
-	// For another tenant, the address is a stranger's.
+	// To another tenant, the address is unknown.
 	other := wireguard.Train{Data: initiationFor(publicKey(7)), Size: initiationSize, Endpoint: somewhere}
 	s.dispatch(&other)
 	if _, err := sockets[7].Receive(); err != nil {
@@ -163,8 +163,8 @@ func TestSharedInitiation(t *testing.T) {
 	}
 }
 
-// A device that takes nothing fills its own mailbox, and then keeps nobody else's datagrams out. When all mailboxes together
-// are full, each still has room for a train.
+// A device that receives nothing fills its own mailbox, but does not keep out the datagrams of other devices. When all
+// mailboxes together are full, each still has room for a train.
 func TestMailboxBounds(t *testing.T) {
 	s, tenants, sockets := share(t, 3)
 	slow, quick := tenants[0], tenants[1]
@@ -181,7 +181,7 @@ func TestMailboxBounds(t *testing.T) {
 	s.dispatch(&wireguard.Train{Data: quick.messageFor(typeData, 1200), Size: 1200, Endpoint: somewhere})
 	wantTrains(t, sockets[1], wireguard.Train{Data: quick.messageFor(typeData, 1200), Size: 1200, Endpoint: somewhere})
 
-	s.held.Add(maxMailboxes) // others hold it
+	s.held.Add(maxMailboxes) // as if other mailboxes held this much
 	before := s.Stats().Overflow
 	whole := wireguard.Train{Data: bytes.Repeat(tenants[2].messageFor(typeData, 1000), 60), Size: 1000, Endpoint: somewhere}
 	s.dispatch(&whole)
@@ -306,7 +306,8 @@ func TestTenantErrors(t *testing.T) {
 	s.Close()
 }
 
-// A source is known to talk to its last 8 tenants, the latest first. The table has a bound, and what is in use stays.
+// A source is known to talk to its last 8 tenants, the latest first. The table has a bound, and entries in use stay in
+// it.
 func TestKnownSourcesBound(t *testing.T) {
 	var k knownSources
 	here := sourceOf(netip.MustParseAddr("2001:db8::1"))
@@ -340,7 +341,7 @@ func TestKnownSourcesBound(t *testing.T) {
 	}
 }
 
-// Initiations from unknown addresses have a bound, and each address has a share of it.
+// The number of initiations that wait has a bound, and so has the number of those from one address.
 func TestStrangersBound(t *testing.T) {
 	var q strangers
 	q.working = true // the worker never runs
@@ -396,7 +397,7 @@ func TestSharedNothingAllocated(t *testing.T) {
 	}
 }
 
-// FuzzSharedDispatch: whatever arrives, each datagram is posted to the tenant that it names, or counted, or waits.
+// FuzzSharedDispatch: whatever arrives, each datagram is posted to the tenant that it names, or is counted, or waits.
 func FuzzSharedDispatch(f *testing.F) {
 	s, tenants, sockets := share(f, 4)
 	f.Add(bytes.Join([][]byte{tenants[0].messageFor(typeData, 40), tenants[3].messageFor(typeData, 40)}, nil), uint16(40))

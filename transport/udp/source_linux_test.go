@@ -63,7 +63,7 @@ func TestSourceOfIPv6(t *testing.T) {
 		y.send(trainOf(2, 3000, 1000, back))
 		x.receive(ipv6, 3)
 
-		// An interface alone pins the way out.
+		// An endpoint may also have an Interface without a Source.
 		for f := range families {
 			to := x.at(f)
 			to.Interface = uint32(lo.Index)
@@ -83,7 +83,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 		x := v.listen(t)
 		gone := y.at(f)
 		gone.Source = map[family]netip.Addr{ipv4: netip.MustParseAddr("192.0.2.1"), ipv6: netip.MustParseAddr("2001:db8::1")}[f]
-		ts := []wireguard.Train{ // the second one takes two messages, the last of a single datagram
+		ts := []wireguard.Train{ // the second train takes two messages, and the last message has a single datagram
 			trainOf(1, 100, 100, gone), trainOf(2, 65*100, 100, gone), trainOf(3, 100, 100, y.at(f))}
 		x.send(ts...)
 		for i := range ts {
@@ -96,7 +96,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 		wantTrain(t, got[1:66], ts[1])
 		wantTrain(t, got[66:], ts[2])
 
-		// The train failed for its source, not for its shape: the next one goes out whole.
+		// The train failed because of its source and not because it is a train, so the next train is sent in one piece.
 		before := x.Stats()
 		x.send(trainOf(4, 7000, 1000, ts[1].Endpoint))
 		y.receive(f, 7)
@@ -106,7 +106,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 	})
 }
 
-// The same with an interface that is gone.
+// An interface that is gone is forgotten too.
 func TestGoneInterfaceIsForgotten(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		if !v.control() {
@@ -126,7 +126,7 @@ func TestGoneInterfaceIsForgotten(t *testing.T) {
 	})
 }
 
-// A source of the other family is no source.
+// A source of the other family is ignored.
 func TestSourceOfTheOtherFamily(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -137,7 +137,8 @@ func TestSourceOfTheOtherFamily(t *testing.T) {
 	})
 }
 
-// listenErrors makes a socket be told of ICMP errors, which an unconnected one is not by default.
+// listenErrors makes the system report ICMP errors to a socket. By default it does not report them to an unconnected
+// socket.
 func listenErrors(network, _ string, c syscall.RawConn) (err error) {
 	c.Control(func(fd uintptr) {
 		if network == "udp4" {
@@ -149,8 +150,8 @@ func listenErrors(network, _ string, c syscall.RawConn) (err error) {
 	return err
 }
 
-// "a receiver that stops for ever after one odd socket error": a datagram to a closed port comes back as an error that
-// the next call of any kind on the socket reports.
+// "a receiver that stops for ever after one odd socket error": a datagram to a closed port causes an error that the
+// next call of any kind on the socket reports.
 func TestErrorsOfEarlierDatagrams(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		v.bind.Control = listenErrors
@@ -158,12 +159,12 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 		shut := v.listen(t)
 		shut.Close()
 		for i := range 10 {
-			// It hits the sender ...
+			// The error reaches the next send ...
 			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
 			sent := trainOf(i, 2500, 1000, y.at(f))
 			x.send(sent)
 			wantTrain(t, y.receive(f, 3), sent)
-			// ... and the receiver, before and after it has something to receive.
+			// ... and the next receive, before and after a datagram has arrived.
 			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
 			sent = trainOf(i, 2500, 1000, x.at(f))
 			y.send(sent)
@@ -244,7 +245,7 @@ func TestInterface(t *testing.T) {
 	}
 }
 
-// What comes by another interface does not arrive.
+// A socket with an Interface receives nothing from another interface.
 func TestOtherInterface(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -259,7 +260,7 @@ func TestOtherInterface(t *testing.T) {
 				continue
 			}
 			x.send(trainOf(1, 10, 10, z.at(f)), trainOf(2, 10, 10, y.at(f)))
-			y.receive(f, 1) // and what was sent before has come or not
+			y.receive(f, 1) // by now, the datagram that was sent before has arrived or never will
 			if n := pending(t, z, f); n != 0 {
 				t.Errorf("%s: a datagram of %d bytes came by lo to a socket of d0", v.name, n)
 			}
@@ -267,7 +268,7 @@ func TestOtherInterface(t *testing.T) {
 	}
 }
 
-// pending is the size of the first datagram that waits to be received.
+// pending returns the size of the first datagram that waits to be received.
 func pending(t *testing.T, e *end, f family) (size int) {
 	t.Helper()
 	e.paths[f].socket().raw.Control(func(fd uintptr) {
@@ -279,7 +280,8 @@ func pending(t *testing.T, e *end, f family) (size int) {
 	return size
 }
 
-// PROTOCOL.md row 21: the zone of an address is honoured, both ways. The host talks to itself by a link-local address.
+// PROTOCOL.md row 21: the zone of an address is honoured in both directions. The host talks to itself at a link-local
+// address.
 func TestZones(t *testing.T) {
 	local := linkLocal()
 	if !local.IsValid() {
@@ -288,7 +290,7 @@ func TestZones(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.listen(t), v.listen(t)
 		to := wireguard.EndpointOf(netip.AddrPortFrom(local, y.Port()))
-		for range 2 { // the second time the interface is known
+		for range 2 { // the second time, the interface is cached
 			x.send(trainOf(1, 10, 10, to))
 			back := y.receive(ipv6, 1)[0].from
 			if back.Addr.Addr() != local {
@@ -305,7 +307,7 @@ func TestZones(t *testing.T) {
 	}
 }
 
-// linkLocal is a link-local address of this host, with its zone.
+// linkLocal returns a link-local address of this host, with its zone.
 func linkLocal() netip.Addr {
 	is, _ := net.Interfaces()
 	for _, i := range is {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/crypto/blake2s"
 )
 
-// Which of many devices an initiation is for: the only sign is mac1, "MAC(HASH(Label-Mac1 || Spub_m'), msg_a)" (whitepaper,
-// section 5.4.4). To check it takes one hash per key. So an initiation is tried with few keys if its sender is known, and
+// Only mac1 tells which of many devices an initiation is for: "MAC(HASH(Label-Mac1 || Spub_m'), msg_a)" (whitepaper,
+// section 5.4.4). Checking it takes one hash per key. So an initiation is tried with few keys if its sender is known, and
 // otherwise waits until it can be tried with all, in a bounded share of one core:
 //
 //	meant ─▶ known: the last tenants that the source shook hands with ─▶ post
@@ -21,7 +21,7 @@ import (
 // A mac1 checks whether initiations are for the owner of a public key.
 type mac1 struct {
 	mu sync.Mutex // guards h
-	h  hash.Hash  // nil: there is no key
+	h  hash.Hash  // nil means that there is no key
 }
 
 func (c *mac1) set(key wireguard.PublicKey) {
@@ -53,7 +53,8 @@ func (c *mac1) fits(m []byte) bool {
 	return subtle.ConstantTimeCompare(want[:], m[at:at+size]) == 1
 }
 
-// sourceOf returns the address a, or the network of 64 bits of an IPv6 address. A host can send from all addresses of that.
+// sourceOf returns a if it is an IPv4 address. For an IPv6 address it returns the /64 network, since a host can send from
+// all addresses of its network.
 func sourceOf(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
 		return a
@@ -177,7 +178,8 @@ func (q *strangers) push(s *Shared, source netip.Addr, m []byte, t *wireguard.Tr
 	return true
 }
 
-// pop takes the oldest initiation out of the queue. If there is none, or the Shared is closed, the worker is to end.
+// pop takes the oldest initiation out of the queue. If there is none, or the Shared is closed, it returns nil, and the
+// worker ends.
 func (q *strangers) pop() *stranger {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -224,7 +226,7 @@ func (s *Shared) try(x *stranger) {
 	s.counts.unclaimed.Add(1)
 }
 
-// close forgets what waits, and waits for the worker to end.
+// close lets the worker drop the queue, and waits until the worker has ended.
 func (q *strangers) close() {
 	q.mu.Lock()
 	q.closed = true

@@ -19,7 +19,7 @@ type Tenant struct {
 	key wireguard.PublicKey // guarded by the Shared's mutex
 	mac mac1
 
-	open atomic.Pointer[tenantSocket] // that datagrams are posted to; nil while the device is down
+	open atomic.Pointer[tenantSocket] // the socket that datagrams are posted to; nil while the device is down
 }
 
 var (
@@ -43,7 +43,7 @@ func (t *Tenant) SetKey(key wireguard.PublicKey) error {
 	return t.shared.setKey(t, key)
 }
 
-// Leave gives the tenant's place up. Call it when the device is closed. Leaving again does nothing.
+// Leave gives up the tenant's place. Call it when the device is closed. Leaving again does nothing.
 func (t *Tenant) Leave() {
 	s := t.shared
 	s.mu.Lock()
@@ -57,7 +57,7 @@ func (t *Tenant) Leave() {
 	t.close()
 }
 
-// Listen returns a Socket on the port of the Shared, which port must name, or be 0.
+// Listen returns a Socket on the port of the Shared. The argument must be that port or 0.
 func (t *Tenant) Listen(port uint16) (wireguard.Socket, error) {
 	s := t.shared
 	s.mu.Lock()
@@ -91,14 +91,14 @@ func (t *Tenant) close() {
 // isMeant reports whether the initiation m has a mac1 for the tenant's device.
 func (t *Tenant) isMeant(m []byte) bool { return t.mac.fits(m) }
 
-// post puts a copy of data, datagrams of the train, into the tenant's mailbox.
+// post puts a copy of data, which holds datagrams of train, into the tenant's mailbox.
 func (t *Tenant) post(train *wireguard.Train, data []byte) {
 	for s := t.open.Load(); s != nil; {
 		room, ended := s.box.put(t.shared, train, data)
 		if room {
 			return
 		}
-		// A socket that ended meanwhile may have another one in its place.
+		// If the socket has ended meanwhile, another one may have taken its place.
 		next := t.open.Load()
 		if !ended || next == s {
 			break
@@ -128,7 +128,7 @@ func (s *tenantSocket) Receive() ([]wireguard.Train, error) {
 }
 
 // Send sends the trains on the sockets of the Shared. It learns from handshake messages which addresses the tenant talks to: a
-// device sends those only to an address that is configured, or that an authentic message came from.
+// device sends handshake messages only to an address that is configured, or that an authentic message came from.
 func (s *tenantSocket) Send(ts []wireguard.Train) {
 	if s.closed.Load() {
 		for i := range ts {
@@ -154,7 +154,8 @@ func (s *tenantSocket) Send(ts []wireguard.Train) {
 	t.shared.send(ts[from:])
 }
 
-// Renew returns another socket, to which all datagrams are posted from then on. It opens nothing: that is for Shared.Wake.
+// Renew returns another socket, to which all datagrams are posted from then on. It opens no socket of the system;
+// Shared.Wake does that.
 func (s *tenantSocket) Renew() (wireguard.Socket, error) {
 	if s.closed.Load() {
 		return nil, errClosed
@@ -176,13 +177,13 @@ func (s *tenantSocket) Close() error {
 // A mailbox holds datagrams until the device takes them.
 type mailbox struct {
 	mu       sync.Mutex // guards the fields below, except for taken
-	wake     sync.Cond  // with mu; signalled when there is something to take, and at the end
+	wake     sync.Cond  // with mu; signalled when there is something to take, and when the mailbox ends
 	parcels  []*parcel
-	bytes    int64 // of memory, of parcels and of those in taken
+	bytes    int64 // memory of parcels, and of the parcels in taken
 	retired  bool  // the receiver takes what is there, and then ends
 	finished bool  // nothing is put in any more
 
-	taken *taking // what the receiver has taken; it alone uses this; nil while it waits
+	taken *taking // what the receiver has taken; only the receiver uses this; nil while it waits
 }
 
 const (
@@ -223,7 +224,7 @@ func classOf(n int) int {
 	return class
 }
 
-// put adds a copy of data, datagrams of train. ended says that there is no room because the mailbox takes no more.
+// put adds a copy of data, which holds datagrams of train. ended says that the mailbox accepts nothing any more.
 func (b *mailbox) put(s *Shared, train *wireguard.Train, data []byte) (room, ended bool) {
 	class := classOf(len(data))
 	size := int64(parcelSizes[class])
@@ -249,7 +250,8 @@ func (b *mailbox) put(s *Shared, train *wireguard.Train, data []byte) (room, end
 	return true, false
 }
 
-// take waits for datagrams, and returns them. They are valid until the next call. It returns nothing at the end.
+// take waits for datagrams, and returns them. They are valid until the next call. It returns nil once the mailbox has
+// ended.
 func (b *mailbox) take(s *Shared) []wireguard.Train {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -271,7 +273,7 @@ func (b *mailbox) take(s *Shared) []wireguard.Train {
 	return t.trains[:t.n]
 }
 
-// putBack gives the memory of what was taken back. mu is held.
+// putBack returns the memory of the parcels in taken to the pools. mu is held.
 func (b *mailbox) putBack(s *Shared) {
 	t := b.taken
 	if t == nil {
@@ -283,7 +285,7 @@ func (b *mailbox) putBack(s *Shared) {
 	takings.Put(t)
 }
 
-// recycle gives the memory of ps back. mu is held.
+// recycle returns the memory of ps to the pools. mu is held.
 func (b *mailbox) recycle(s *Shared, ps []*parcel) {
 	for i, p := range ps {
 		size := len(p.mem)
@@ -295,7 +297,7 @@ func (b *mailbox) recycle(s *Shared, ps []*parcel) {
 	}
 }
 
-// end lets the receiver end: at once, or when it has taken what is there.
+// end makes the receiver end: at once if now is set, and otherwise when it has taken what is there.
 func (b *mailbox) end(s *Shared, now bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

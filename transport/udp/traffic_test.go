@@ -50,7 +50,7 @@ func TestTrainsArriveWhole(t *testing.T) {
 	})
 }
 
-// A train that crosses loopback whole says where its datagrams end.
+// A train that crosses loopback in one piece arrives with the size of its datagrams.
 func TestReceivedTrainHasItsSize(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	if c := y.paths[ipv4].socket(); !c.gso || !c.gro {
@@ -127,7 +127,7 @@ func TestManyEndpointsInOneSend(t *testing.T) {
 	}
 }
 
-// A failing train says why, and those round it arrive.
+// A train that cannot be sent has an error, and the trains around it arrive.
 func TestOneBadTrainHurtsNoOther(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -135,7 +135,7 @@ func TestOneBadTrainHurtsNoOther(t *testing.T) {
 		ts := []wireguard.Train{
 			trainOf(0, 100, 100, to),
 			trainOf(1, 100, 100, wireguard.Endpoint{}),                // no address
-			trainOf(2, 100, 100, wireguard.EndpointOf(other(f))),      // a family that the socket has not
+			trainOf(2, 100, 100, wireguard.EndpointOf(other(f))),      // a family that the socket does not have
 			trainOf(3, 70000, 70000, to),                              // longer than a datagram can be
 			trainOf(4, 3*1000, 1000, to),                              // two datagrams too long, then one
 			trainOf(5, 100, 100, to),                                  //
@@ -198,7 +198,7 @@ func TestMappedAddressGoesOutByIPv4(t *testing.T) {
 	}
 }
 
-// What a receiver returned stays valid until its next call, also when the socket was closed meanwhile.
+// What a receiver returned stays valid until its next call, even if the socket is closed meanwhile.
 func TestReceivedMemoryOutlivesClose(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)

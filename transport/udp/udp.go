@@ -25,8 +25,9 @@ type Bind struct {
 	Interface string
 
 	// Control is called on each new socket after this package has set its options and before it binds the socket, so
-	// that it may set others or change these. network is "udp4" or "udp6". An error makes Listen fail, but an error
-	// that wraps syscall.EAFNOSUPPORT says that the host does not have this family. Nil means no call.
+	// that it can set other options or change these. network is "udp4" or "udp6". An error makes Listen fail. But if
+	// the error wraps syscall.EAFNOSUPPORT and Address is not set, Listen only leaves out this family. Nil means no
+	// call.
 	Control func(network, address string, c syscall.RawConn) error
 
 	// NoOffload passes datagrams to the system one by one, though still many per system call. It has an effect on Linux
@@ -42,14 +43,14 @@ type Bind struct {
 	// Systems other than Linux and Android have one socket per family, whatever the number.
 	//
 	// With several sockets, the port is in use for every program except those of the same user that set SO_REUSEPORT. Such
-	// a program can bind to the port, but it receives nothing that arrives for these sockets, unless it binds to one of
-	// the addresses of which the Bind listens on all. If Control sets SO_REUSEPORT, zero means one socket.
+	// a program can bind to the port, but it receives nothing that arrives for these sockets, unless the Bind listens on
+	// all addresses and the program binds to a single one. If Control sets SO_REUSEPORT, zero means one socket.
 	Receivers int
 
 	// The fields below belong to the copy of a Bind that a Socket has.
 	count  int  // sockets per family
-	shared bool // sockets may be bound beside one on the same port that is shared too; see Socket.Renew
-	beside path // the first of the sockets that the next one is bound beside; nil means that it is bound alone
+	shared bool // the sockets may be bound to a port that another shared socket has; see Socket.Renew
+	beside path // the first socket of the group that the next socket joins; nil means that it is bound alone
 }
 
 // A family is a version of IP, and the index of its path in a Socket.
@@ -67,7 +68,7 @@ const (
 	// pairTries limits the search for a port that is free in both families.
 	pairTries = 100
 
-	// bufferSize is the buffer that this package asks for in each direction of a socket, in bytes.
+	// bufferSize is the size of the buffer that this package asks for in each direction of a socket, in bytes.
 	bufferSize = 7 << 20
 )
 
@@ -120,7 +121,7 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 	}
 }
 
-// listen opens the sockets of each family once; the first one decides about port 0.
+// listen opens the sockets of each family once. If port is 0, the port of the first socket is the port of all.
 func (b *Bind) listen(port uint16) (*Socket, error) {
 	s := &Socket{bind: b, port: port}
 	var missing error
@@ -185,7 +186,7 @@ func (b *Bind) open(f family, port uint16) (path, error) {
 	return c.path(b), nil
 }
 
-// share lets the socket be bound beside others, as b says.
+// share sets the options that let the socket be bound beside others, if b asks for that.
 func (b *Bind) share(fd uintptr) (err error) {
 	if b.shared {
 		_, err = setShared(fd, true)
@@ -219,7 +220,7 @@ type conn struct {
 	retired atomic.Pointer[retirement] // nil until Retire
 
 	in  traffic
-	_   [64]byte // different cores count the two directions
+	_   [64]byte // keeps in and out on separate cache lines, because different cores count the two directions
 	out traffic
 }
 
@@ -238,8 +239,8 @@ type Socket struct {
 func (s *Socket) Port() uint16 { return s.port }
 
 // Send sends each train, and sets its Err if the train or a part of it was not sent; see [wireguard.Socket]. It waits
-// only while the buffer of a socket is full. The system empties that without this program's help, and Close ends the
-// wait.
+// only while the buffer of a socket is full. The system empties the buffer without this program's help, and Close ends
+// the wait.
 func (s *Socket) Send(ts []wireguard.Train) {
 	var used [families]path
 	for i := range ts {
@@ -260,8 +261,9 @@ func (s *Socket) Send(ts []wireguard.Train) {
 	}
 }
 
-// SetMark marks all datagrams from now on: with SO_MARK on Linux (which needs CAP_NET_ADMIN), SO_USER_COOKIE on FreeBSD,
-// and SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any mark but zero is an error.
+// SetMark marks all datagrams that are sent from now on: with SO_MARK on Linux (which needs CAP_NET_ADMIN),
+// SO_USER_COOKIE on FreeBSD, and SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any mark but zero is an
+// error.
 func (s *Socket) SetMark(mark uint32) error {
 	for _, p := range s.all() {
 		var err error

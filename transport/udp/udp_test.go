@@ -16,7 +16,7 @@ import (
 
 var _ wireguard.Bind = (*Bind)(nil)
 
-// failing is a Control that gives err for a network.
+// failing returns a Control that fails with err for a network.
 func failing(network string, err error) func(string, string, syscall.RawConn) error {
 	return func(n, _ string, _ syscall.RawConn) error {
 		if n == network {
@@ -47,7 +47,7 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 	}
 }
 
-// A change of port opens the new socket while the old one is open, and the old one works on meanwhile.
+// A change of port opens the new socket while the old one is open, and the old one keeps working meanwhile.
 func TestChangeOfPort(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, old := v.pair(t, f)
@@ -172,7 +172,7 @@ func TestAddress(t *testing.T) {
 			if e.paths[c.family] == nil || e.paths[1-c.family] != nil {
 				t.Errorf("%s: address %s opens the wrong families", v.name, c.address)
 			}
-			if strings.HasSuffix(c.address, "127.0.0.1") { // Linux, for one, has more of them
+			if strings.HasSuffix(c.address, "127.0.0.1") { // on Linux, for example, 127.0.0.2 is a loopback address too
 				ts := []wireguard.Train{trainOf(2, 20, 20, wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), e.Port())))}
 				v.listen(t).Send(ts)
 			}
@@ -222,7 +222,7 @@ func TestControlIsCalledForEachSocket(t *testing.T) {
 	}
 }
 
-// Close unblocks every receiver with net.ErrClosed, whatever they are doing, and may be called again.
+// Close unblocks every receiver with net.ErrClosed, whatever it is doing, and may be called again.
 func TestClose(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {

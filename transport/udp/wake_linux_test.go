@@ -57,7 +57,7 @@ func (w *wayUnderLoad) lost() int64 {
 }
 
 // TestWakeUnderLoad: a device that is woken ten times, and then changes its port ten times, loses nothing that it sends,
-// and in its Wakes nothing that its peer sends.
+// and during its Wakes nothing that its peer sends.
 func TestWakeUnderLoad(t *testing.T) {
 	for name, bind := range map[string]*udp.Bind{"offload": {}, "portable": {Portable: true}, "receivers": {Receivers: 3}} {
 		t.Run(name, func(t *testing.T) {

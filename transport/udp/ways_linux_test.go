@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// elsewhere makes it as if p had led out by another interface before the last change.
+// elsewhere stores p as if its packets had left through another interface before the last change.
 func elsewhere(r *routes, p pair) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.put(p, way{1 << 20, r.changes.Load() - 1})
 }
 
-// Each of two peers behind one address lets go of its source.
+// If two peers are behind one address, the source of each is dropped.
 func TestPeersBehindOneAddress(t *testing.T) {
 	p := fast(t, variants[0].listen(t), ipv4)
 	if p.routes == nil {
@@ -38,7 +38,7 @@ func TestPeersBehindOneAddress(t *testing.T) {
 	}
 }
 
-// The peer that was looked at last takes no lock, and only as long as nothing changed.
+// A check of the peer that was checked last takes no lock, as long as nothing has changed.
 func TestLonePeerTakesNoLock(t *testing.T) {
 	p := fast(t, variants[0].listen(t), ipv4)
 	if p.routes == nil {
@@ -64,9 +64,9 @@ func TestLonePeerTakesNoLock(t *testing.T) {
 	}
 }
 
-// A script is a netlink that says what is put in.
+// A script replaces the netlink socket. Each read returns what the test puts into says.
 type script struct {
-	says   chan error // nil: a change
+	says   chan error // nil means a change
 	closed chan struct{}
 }
 
@@ -88,8 +88,8 @@ func (s script) Close() error {
 	return nil
 }
 
-// "a netlink loop that stops at the first IPv6 peer", or at the first odd error: after whatever netlink says, trains to peers
-// of both families go out in one Send, and those by IPv4 let go of a source whose way is another now.
+// "a netlink loop that stops at the first IPv6 peer", or at the first odd error: after each read of netlink, one Send sends
+// trains to peers of both families. It drops the source of an IPv4 train whose route has changed.
 func TestRoutesSurviveErrors(t *testing.T) {
 	x, y := variants[0].listen(t), variants[0].listen(t)
 	netlink := script{make(chan error), make(chan struct{})}

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// zones caches the interfaces of link-local addresses, so that it does not ask the system for each datagram. The zero
-// value is empty. It is safe for concurrent use. A renamed interface stays known by both names. Call forget after an
-// interface has disappeared.
+// zones caches the interfaces of link-local addresses, so that a socket does not ask the system for each datagram. The
+// zero value is empty. It is safe for concurrent use. A renamed interface stays known by both names. Call forget after
+// an interface has disappeared.
 type zones struct {
 	mu      sync.RWMutex
 	names   map[uint32]string

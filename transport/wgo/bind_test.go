@@ -112,7 +112,7 @@ func TestBindSendsCopies(t *testing.T) {
 	}
 }
 
-// A train's Size may lie: one of 0 or less stands for one datagram, one beyond the data for what there is.
+// The Size of a train may be wrong. A Size of 0 or less means one datagram, and so does a Size beyond the data.
 func TestBindSendsOddSizes(t *testing.T) {
 	for _, size := range []int{-1, 0, 1000} {
 		f := newFakeBind(t)
@@ -177,7 +177,7 @@ func TestBindSendErrors(t *testing.T) {
 	}
 }
 
-// Links are told apart by name, whatever object the bind makes of it each time.
+// Links are told apart by name, even if the bind makes a new object for the name each time.
 func TestBindLinks(t *testing.T) {
 	f := newFakeBind(t)
 	s := listen(t, Bind(f), 0)
@@ -211,7 +211,7 @@ func TestBindLinks(t *testing.T) {
 	}
 }
 
-// While the port changes two sockets are open; the older one waits, and sends through what is open.
+// While the port changes, two sockets are open. The older one waits, and sends through the bind as it is open then.
 func TestBindChangesPort(t *testing.T) {
 	for _, port := range []uint16{0, 7, 1000} { // 1000 is that of the first socket
 		f := newFakeBind(t)
@@ -291,7 +291,7 @@ func TestBindGoesBackToTheOldPort(t *testing.T) {
 	}
 }
 
-// A socket whose bind could not be opened again, or was closed by somebody else, says so and comes back by itself.
+// A socket whose bind could not be opened again, or was closed by somebody else, reports that and recovers by itself.
 func TestBindRevives(t *testing.T) {
 	f := newFakeBind(t)
 	b := Bind(f)
@@ -309,7 +309,7 @@ func TestBindRevives(t *testing.T) {
 	f.refuse()
 	for back := false; !back; {
 		select {
-		case <-in.errs: // was under way
+		case <-in.errs: // this error was under way
 		case <-time.After(time.Millisecond):
 			back = s.(*socket).is(running)
 		}
@@ -336,7 +336,7 @@ func TestBindRevives(t *testing.T) {
 	}
 }
 
-// Sends, port changes and closing at once: the fake holds the adapter to the rules.
+// Sends, port changes and closing happen at the same time. The fakeBind checks that the adapter keeps the rules.
 func TestBindUnderLoad(t *testing.T) {
 	f := newFakeBind(t)
 	f.send = func([][]byte, conn.Endpoint) error { return nil }
@@ -391,7 +391,7 @@ func TestBindUnderLoad(t *testing.T) {
 	all.Wait()
 }
 
-// Strangers fill no memory, and a peer that is sent to keeps its route among them.
+// Strangers do not fill the memory, and a peer that is sent to keeps its route among them.
 func TestRoutesAreBounded(t *testing.T) {
 	f := newFakeBind(t)
 	r := routes{bind: f}

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A stubBind makes sockets without a network: what tests put into in is received, what is sent is kept.
+// A stubBind makes sockets without a network. They receive what tests put into in, and keep what is sent.
 type stubBind struct {
 	in    chan []wireguard.Train
 	sent  []string // each train: its datagrams, joined by spaces
@@ -326,7 +326,7 @@ func TestConnBindSource(t *testing.T) {
 	if key := from.Link.Key(); b.to != from || e.DstToString() != "nodekey:1" || e.DstIP() != netip.AddrFrom16(key) || !bytes.Equal(e.DstToBytes(), key[:]) {
 		t.Errorf("a link is %v, %v, %v", e.DstToString(), e.DstIP(), e.DstToBytes())
 	}
-	for i := range 3 * interned { // strangers fill no memory
+	for i := range 3 * interned { // strangers do not fill the memory
 		from = wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 1))
 		hear()
 	}

@@ -73,7 +73,8 @@ func Example() {
 	// Output: hello through the tunnel <nil>
 }
 
-// The other way round: wireguard-go's device on a packet side and a datagram side of this library, here those in memory.
+// This example is the other way round: wireguard-go's device uses a packet side and a datagram side of this library,
+// here those of package pipe.
 func ExampleTUNDevice() {
 	network := pipe.NewNetwork(pipe.Config{})
 	dev, err := wgo.TUNDevice(pipe.NewTunnel(1280))

@@ -14,18 +14,18 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A fakeBind is a conn.Bind with two ways in, that holds its caller to the rules. What tests put into in comes out of
-// the first function of the Open that is current.
+// A fakeBind is a conn.Bind with two functions to receive, and checks that its caller keeps the rules. The first
+// function of the present Open returns what tests put into in.
 type fakeBind struct {
 	t     *testing.T
 	batch int
 	in    chan fakeDatagrams
-	send  func(bufs [][]byte, ep conn.Endpoint) error // nil: into sent
+	send  func(bufs [][]byte, ep conn.Endpoint) error // nil means that sent keeps the datagrams
 	sent  [][]byte
 
 	sending atomic.Int32
 	mu      sync.Mutex
-	closed  chan struct{} // nil: not open
+	closed  chan struct{} // nil means not open
 	inside  int
 	refused map[uint16]bool // ports that cannot be opened
 	opened  []uint16
@@ -37,7 +37,7 @@ type fakeDatagrams struct {
 	from conn.Endpoint
 }
 
-// A fakeEndpoint is one of a bind's own making: an address, or a name.
+// A fakeEndpoint is an endpoint of a type that only its bind knows. Its name is an address, or any other name.
 type fakeEndpoint struct {
 	name string
 	src  netip.Addr
@@ -135,7 +135,7 @@ func (f *fakeBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	for i, b := range bufs {
 		f.sent = append(f.sent, append([]byte(nil), b...))
 		for j := range b {
-			b[j] ^= 0xff // it may
+			b[j] ^= 0xff // a conn.Bind may do this
 		}
 		bufs[i] = append(b, "trailer"...)
 	}
@@ -163,11 +163,11 @@ func (f *fakeBind) refuse(ports ...uint16) {
 // An inbox is what the receivers of one socket get.
 type inbox struct {
 	trains chan wireguard.Train // their data copied
-	errs   chan error           // but for the last
+	errs   chan error           // all errors but the last of each receiver
 	ended  chan error           // the last error of each receiver
 }
 
-// receive reads s as a device does. It waits after an error until its reader took it.
+// receive reads s as a device does. After an error, it waits until the test has taken the error.
 func receive(s wireguard.Socket) *inbox {
 	in := &inbox{make(chan wireguard.Train, 256), make(chan error), make(chan error, 8)}
 	for _, r := range s.Receivers() {

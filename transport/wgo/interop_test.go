@@ -30,14 +30,15 @@ type node struct {
 	addr  netip.Addr // inside
 	stack *netstack.Net
 	port  uint16            // outside
-	tcp   uint16            // inside, of the last exchange: a stack takes its time to free one
-	mine  *wireguard.Device // nil: a device of wireguard-go
+	tcp   uint16            // the TCP port inside of the last exchange; a stack frees a port only after a while
+	mine  *wireguard.Device // nil means a device of wireguard-go
 }
 
-// A make makes a device of key over a stack's tun.Device that knows peer. to is not valid where the peer calls.
+// A maker makes the device of n over a stack's tun.Device. The device knows peer. to is the peer's address, and is
+// invalid if the peer begins.
 type maker func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort)
 
-// theirs is a device of wireguard-go, with its sides wrapped or not.
+// theirs returns a maker of devices of wireguard-go, with their sides wrapped or not.
 func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.Bind) maker {
 	return func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 		d := device.NewDevice(wrapTUN(dev), wrapBind(conn.NewStdNetBind()), device.NewLogger(device.LogLevelSilent, ""))
@@ -72,12 +73,12 @@ func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.B
 }
 
 func hexKey(text string) (string, error) {
-	var k wireguard.PublicKey // has the same form, and does not hide itself
+	var k wireguard.PublicKey // has the same text form as a private key, and does not hide its bytes
 	err := k.UnmarshalText([]byte(text))
 	return hex.EncodeToString(k[:]), err
 }
 
-// ours is a device of this library over their sides.
+// ours makes a device of this library over their sides.
 func ours(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 	d := devices.Up(t, wireguard.Config{
 		PrivateKey: n.key,
@@ -107,7 +108,7 @@ func thereAndBack(d tun.Device) tun.Device {
 	return back
 }
 
-// pair is two nodes that reach each other over loopback; b calls a first.
+// pair returns two nodes that reach each other over loopback. b begins.
 func pair(t *testing.T, makeA, makeB maker, loopback netip.Addr) (a, b *node) {
 	t.Helper()
 	inside := [2]string{"10.0.0.1", "10.0.0.2"}
@@ -180,7 +181,7 @@ func bothDirections(c net.Conn, data []byte) error {
 	return <-wrote
 }
 
-// Every device with every other, over real sockets.
+// Each kind of device works with each other kind, over real sockets.
 func TestInterop(t *testing.T) {
 	for nameA, a := range makers {
 		for nameB, b := range makers {
@@ -197,7 +198,7 @@ func TestInterop(t *testing.T) {
 	}
 }
 
-// The device's life goes on over their sides: another port, down and up, and a wake.
+// A device of this library on their sides survives a change of port, a wake, and down and up.
 func TestOurDeviceChangesPortOverTheirBind(t *testing.T) {
 	a, b := pair(t, plain, ours, loopbacks["IPv4"])
 	exchange(t, a, b, 1<<16)

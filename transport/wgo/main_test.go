@@ -28,7 +28,7 @@ func packet(n int, seq uint32) []byte {
 	return p
 }
 
-// A fakeTUN is a tun.Device that does as its functions say, and holds its caller to the rules.
+// A fakeTUN is a tun.Device that does what its functions do, and checks that its caller keeps the rules.
 type fakeTUN struct {
 	t      *testing.T
 	batch  int
@@ -109,7 +109,8 @@ func (f *fakeTUN) Close() error {
 	return nil
 }
 
-// A queue is a wireguard.Tunnel made of a channel each way: what goes in at one end comes out at the other.
+// A queue is a wireguard.Tunnel made of two channels: ReadPackets takes packets from in, and WritePackets puts them
+// into out.
 type queue struct {
 	in, out chan []byte
 	mtu     int

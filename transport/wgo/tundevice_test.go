@@ -40,7 +40,7 @@ func TestTUNDeviceReads(t *testing.T) {
 		q.in <- packet(100+i, uint32(i))
 	}
 	bufs, sizes := theirBuffers(7) // fewer than a batch holds
-	bufs[2] = bufs[2][:offset+50]  // too small for what comes
+	bufs[2] = bufs[2][:offset+50]  // too small for its packet
 	for at := 0; at < 40; {
 		n, err := d.Read(bufs, sizes, offset)
 		if err != nil || n == 0 {
@@ -72,7 +72,7 @@ func TestTUNDeviceReads(t *testing.T) {
 	}
 }
 
-// A failing has packets and an error at once.
+// A failing is a queue whose ReadPackets returns a packet together with an error.
 type failing struct {
 	*queue
 	err error
@@ -166,7 +166,7 @@ func TestTUNDeviceRefuses(t *testing.T) {
 	q := newQueue()
 	for _, c := range []struct {
 		tunnel wireguard.Tunnel
-		says   string // nothing: it is fine
+		says   string // part of the error; empty means that there is none
 	}{
 		{attacher{q}, "attacher pushes its packets"},
 		{struct{ wireguard.Tunnel }{q}, "implement wireguard.PacketSource"},

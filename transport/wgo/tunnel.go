@@ -206,7 +206,8 @@ func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, err
 }
 
-// write writes bufs and guesses how many of them the device took. After an error, it took at least one less.
+// write writes bufs and guesses how many of them the device took. After an error, it counts at least one of them as not
+// taken.
 func (t *tunnel) write(bufs [][]byte) (int, error) {
 	if len(bufs) == 0 {
 		return 0, nil

@@ -78,8 +78,8 @@ func TestTunnelReadErrors(t *testing.T) {
 		name   string
 		errs   []error
 		closed bool  // may end as if somebody had called Close
-		want   error // what the tunnel ends with; nil: it goes on
-		gone   bool  // it ends with an error that is no wrapping of anything
+		want   error // what the tunnel ends with; nil means that it goes on
+		gone   bool  // it ends with an error that wraps no error
 	}{
 		{name: "too many segments", errs: long(tun.ErrTooManySegments, 100)},
 		{name: "temporary", errs: long(syscall.EAGAIN, 20)},
@@ -102,7 +102,7 @@ func TestTunnelReadErrors(t *testing.T) {
 					return -1, err // as Linux's may with ErrTooManySegments
 				}
 				var seq uint32 = 7
-				return fill(bufs[:1], sizes, offset, 100, &seq), tun.ErrTooManySegments // what came is good
+				return fill(bufs[:1], sizes, offset, 100, &seq), tun.ErrTooManySegments // the packets read are valid
 			}
 			tn := Tunnel(dev).(*tunnel)
 			defer closeTunnel(t, tn)
@@ -139,7 +139,7 @@ func TestTunnelClose(t *testing.T) {
 	}()
 	var all sync.WaitGroup
 	for range 4 {
-		all.Go(func() { closeTunnel(t, tn) }) // the device's panics when it is called twice
+		all.Go(func() { closeTunnel(t, tn) }) // Close of the device panics if it is called twice
 	}
 	if err := <-read; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("ReadPackets after Close: %v", err)
@@ -219,7 +219,7 @@ func TestTunnelWrite(t *testing.T) {
 	}
 	check(10, nil)
 	fail = true
-	check(3+3+1, broken) // runs of 4, 4 and 2: each goes on after the one before, and none can say what it took
+	check(3+3+1, broken) // runs of 4, 4 and 2: each is written, and counts one packet as not taken
 	fail = false
 	if n, err := tn.WritePackets([][]byte{make([]byte, 65535)}); n != 0 || err != nil {
 		t.Errorf("a packet that cannot have come through UDP: %d, %v, want it dropped", n, err)
@@ -281,7 +281,7 @@ func TestTunnelAllocations(t *testing.T) {
 	})
 }
 
-// A stack of wireguard-go closes whether it was read or not. Its goroutines are for TestMain to miss.
+// A stack of wireguard-go can be closed whether it was read or not. TestMain checks that no goroutine of it is left.
 func TestTunnelClosesNetstack(t *testing.T) {
 	for _, read := range []bool{false, true} {
 		dev, _, err := netstack.CreateNetTUN([]netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil, 1420)

@@ -1,4 +1,4 @@
-// Package devices makes devices for tests, with the root package's API alone.
+// Package devices makes devices for tests. It uses only the API of the root package.
 package devices
 
 import (
