@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PROTOCOL.md row 20: the answer comes from the address that was reached.
+// The answer comes from the address that was reached.
 //
 //	client 127.0.0.1 ──▶ 127.0.0.2 server (bound to no address)
 //	client 127.0.0.1 ◀── 127.0.0.2 server
@@ -211,7 +211,7 @@ func option(t *testing.T, e *end, f family, level, name int) (value int) {
 	return value
 }
 
-// PROTOCOL.md row 4: DF is clear on the outer packet.
+// DF is clear on the outer packet.
 func TestSocketOptions(t *testing.T) {
 	for _, v := range variants {
 		e := v.listen(t)
@@ -280,7 +280,7 @@ func pending(t *testing.T, e *end, f family) (size int) {
 	return size
 }
 
-// PROTOCOL.md row 21: the zone of an address is honoured in both directions. The host talks to itself at a link-local
+// The zone of an address is honoured in both directions. The host talks to itself at a link-local
 // address.
 func TestZones(t *testing.T) {
 	local := linkLocal()

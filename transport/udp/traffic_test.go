@@ -185,7 +185,7 @@ func TestTypeOfService(t *testing.T) {
 	})
 }
 
-// PROTOCOL.md row 21: ::ffff:a.b.c.d becomes IPv4.
+// An endpoint ::ffff:a.b.c.d becomes one of IPv4.
 func TestMappedAddressGoesOutByIPv4(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.pair(t, ipv4)
