@@ -259,7 +259,7 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 	var peers []PeerConfig
 	for i := range remotes {
 		rs = append(rs, newRemote(i+1, testKey(1).Public()))
-		rs[i].from = rs[0].from // a train has one source, for example a relay
+		rs[i].from = rs[0].from // all remotes send through one relay, because a train has one source
 		peers = append(peers, rs[i].config())
 	}
 	e := up(t, testKey(1), peers...)

@@ -43,7 +43,7 @@ type load struct {
 	fork idle.Fork // used by seal
 
 	// Scratch of lead.
-	lot, more []*run // runs to be sent now, and after those
+	lot, more []*run // lot has the runs to be sent now, and more those to be sent after them
 	trains    []Train
 }
 
@@ -178,8 +178,8 @@ type run struct {
 	k        *keypair // nil means that the run has no counters and is not sent here
 	counter  uint64   // of the first message
 	endpoint Endpoint
-	heard    uint32 // the peer's count of that name, when the run was numbered
-	trains   int    // the number that pack made
+	heard    uint32 // the peer's field heard when the run was numbered
+	trains   int    // how many trains pack made of the run
 	leads    bool   // whether the goroutine that numbered the run also sends it; such a run is in no queue
 
 	// These fields are for a run that waits behind others of its peer. The peer's mutex guards them.
@@ -192,7 +192,7 @@ type run struct {
 	// The result of sending.
 	packets, bytes uint64 // packets without keepalives
 	failed         int    // packets
-	err            error  // the first one
+	err            error  // the first error
 	sourceGone     bool
 }
 

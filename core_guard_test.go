@@ -158,7 +158,8 @@ func TestCoreBuildsAlone(t *testing.T) {
 	}
 }
 
-// buildCopy builds what. It replaces files by copies in which the function expire begins with the given lines.
+// buildCopy builds the files or packages in what. It replaces files by copies in which the function expire begins with the given
+// lines.
 func buildCopy(t *testing.T, what, files []string, expire string) (out string, err error) {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil {

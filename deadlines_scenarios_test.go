@@ -87,8 +87,8 @@ func (c *choir) keepAlive(every time.Duration) {
 	c.settle()
 }
 
-// wantHeard fails unless the last keepalive to each peer was sent when after had passed since its time in since, or up to late
-// later.
+// wantHeard fails unless the last keepalive to each peer was sent after the peer's time in since: by the duration after at least,
+// and by after+late at most.
 func (c *choir) wantHeard(since []time.Duration, after, late time.Duration, why string) {
 	c.Helper()
 	for i, at := range c.since() {
@@ -163,8 +163,8 @@ func TestKeepalivesBeginTogether(t *testing.T) {
 	})
 }
 
-// TestLoneDeadlineIsExact: a deadline that is due less than 10 ms after the alarm rang waits until 10 ms after that. A deadline
-// with no other one shortly before it is exact.
+// TestLoneDeadlineIsExact: if the alarm rang less than 10 ms before a deadline, that deadline is handled 10 ms after the alarm
+// rang. Any other deadline is handled exactly on time.
 func TestLoneDeadlineIsExact(t *testing.T) {
 	inChoir(t, 2, func(c *choir) {
 		on := func(i int, every time.Duration) {

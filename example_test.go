@@ -80,8 +80,8 @@ func check(err error) {
 	}
 }
 
-// A chanTunnel is a Tunnel in some thirty lines. The device sends the packets that the program puts into out, and it puts the
-// packets that it delivers into in.
+// A chanTunnel is a Tunnel in some thirty lines. The program puts the packets that the device is to send into the channel out. The
+// device puts the packets that it delivers into the channel in.
 type chanTunnel struct {
 	out, in chan []byte
 	once    sync.Once

@@ -35,7 +35,7 @@ func (d *Device) sendInitiation(p *peer) {
 	if err == nil {
 		err = full
 	}
-	var h *handshake // nil once the peer has it
+	var h *handshake // nil once the peer owns the handshake, so that it is not wiped below
 	var m [initiationSize]byte
 	defer func() {
 		clear(static[:])
@@ -258,7 +258,7 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 // An initiation is a received initiation message that proved authentic: its sender has the private key of the public
 // key in key.
 type initiation struct {
-	*handshake // nil once the peer has it
+	*handshake // nil once the peer owns the handshake, so that wipe leaves it alone
 	key        PublicKey
 	static     secret // the shared secret of the two static keys
 	timestamp  Timestamp

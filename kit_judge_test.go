@@ -111,10 +111,10 @@ func (j *judge) verdict() []string { defer j.lock()(); return j.wrong }
 // handed records that a packet is about to be given to a device.
 func (j *judge) handed(id uint64, p *parcel) { defer j.lock()(); j.parcels[id] = p }
 
-// initiation records that the device from put an initiation on the wire.
+// initiation records that the device in from put an initiation on the wire.
 func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.calls[sender] = from }
 
-// response records that the device from put a response on the wire, at the time now of its clock. send and receive are the
+// response records that the device in from put a response on the wire, at the time now of its clock. send and receive are the
 // ciphers with which it sends and receives on the new session.
 func (j *judge) response(from *life, sender, receiver uint32, now time.Duration, send, receive cipher.AEAD) {
 	defer j.lock()()
@@ -130,7 +130,7 @@ func (j *judge) response(from *life, sender, receiver uint32, now time.Duration,
 	j.sessions[receiver] = append(j.sessions[receiver], e)
 }
 
-// answered records that a response for an index arrived at the device to, at the time now of its clock. If several copies
+// answered records that a response for an index arrived at the device in to, at the time now of its clock. If several copies
 // arrive before the session is used, the device may have accepted any of them.
 func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	defer j.lock()()
@@ -141,7 +141,7 @@ func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	}
 }
 
-// data records that the device from put a data message on the wire, at the time now of its clock.
+// data records that the device in from put a data message on the wire, at the time now of its clock.
 func (j *judge) data(from *life, m []byte, now time.Duration) {
 	defer j.lock()()
 	index, counter := binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:])
@@ -189,7 +189,7 @@ func (j *judge) open(from *life, index uint32, m []byte) (*exchange, []byte) {
 	return nil, nil
 }
 
-// seal records that the device from put a parcel on the wire, in session e and with padding.
+// seal records that the device in from put a parcel on the wire, in session e and with padding.
 func (j *judge) seal(from *life, e *exchange, packet []byte) {
 	id, p := j.find(packet)
 	switch {
@@ -216,7 +216,7 @@ func (e *exchange) other(l *life) *life {
 	return e.initiator
 }
 
-// delivered records that the device to delivered a packet, at the time now of its clock.
+// delivered records that the device in to delivered a packet, at the time now of its clock.
 func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	defer j.lock()()
 	id, p := j.find(packet)

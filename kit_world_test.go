@@ -428,8 +428,8 @@ func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
 	return h, b, c, d
 }
 
-// meanwhile has something called while n makes its first handshake message. It is called before n is up.
-func (n *node) meanwhile(something func()) {
+// meanwhile arranges that interrupt is called while n computes its first handshake message. Call meanwhile before n goes up.
+func (n *node) meanwhile(interrupt func()) {
 	var mu sync.Mutex
 	random, calls := rand.NewChaCha8([32]byte{5}), 0
 	wireguard.SetRandom(n.Device, func(b []byte) {
@@ -439,7 +439,7 @@ func (n *node) meanwhile(something func()) {
 		first := calls == 1
 		mu.Unlock()
 		if first {
-			something()
+			interrupt()
 		}
 	})
 }

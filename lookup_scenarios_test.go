@@ -19,7 +19,7 @@ type register struct {
 	peers map[wireguard.PublicKey]wireguard.PeerConfig
 	calls int
 	gate  chan struct{} // lookups wait until it is closed; nil: they do not wait
-	ended int           // the lookups that their context ended
+	ended int           // how many lookups returned because their context ended
 }
 
 func (r *register) lookup(ctx context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {

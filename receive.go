@@ -131,7 +131,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 			d.receiveTrain(in, &trains[i])
 		}
 		d.acceptAll(in)
-		in.table = routes[*peer]{} // while nothing arrives, it would keep an old table alive
+		in.table = routes[*peer]{} // otherwise an old table would stay in memory while nothing arrives
 	}
 }
 

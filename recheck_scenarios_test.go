@@ -13,14 +13,14 @@ import (
 // computed have not changed meanwhile. The tests change them when the device reads its randomness, which it does during the
 // computation.
 
-// playMeanwhile calls play with the devices a, which initiates, and b. something is called while the device who computes its first
-// handshake message.
-func playMeanwhile(t *testing.T, who string, something func(w *world, a, b *node), play func(w *world, a, b *node)) {
+// playMeanwhile calls play with the devices a, which initiates, and b. While the device called name computes its first handshake
+// message, playMeanwhile calls interrupt.
+func playMeanwhile(t *testing.T, name string, interrupt func(w *world, a, b *node), play func(w *world, a, b *node)) {
 	inWorld(t, func(w *world) {
 		a, b := w.nodeDown("a"), w.nodeDown("b")
 		a.knows(b)
 		b.knows(a)
-		map[string]*node{"a": a, "b": b}[who].meanwhile(func() { something(w, a, b) })
+		map[string]*node{"a": a, "b": b}[name].meanwhile(func() { interrupt(w, a, b) })
 		for _, n := range []*node{a, b} {
 			if err := n.Up(); err != nil {
 				w.Fatal(err)
@@ -32,7 +32,8 @@ func playMeanwhile(t *testing.T, who string, something func(w *world, a, b *node
 	})
 }
 
-// change calls Configure during a computation. Unlike configure, it does not call settle, in which the test waits already.
+// change calls Configure during a computation. Unlike configure, it does not call settle: the test's goroutine is already inside
+// settle while the computation runs.
 func change(w *world, n *node, c wireguard.Change) {
 	if err := n.Configure(c); err != nil {
 		w.Error(err)
@@ -47,7 +48,7 @@ func changePeer(w *world, n, o *node, c wireguard.PeerChange) {
 func TestChangesAmidInitiation(t *testing.T) {
 	next := wireguard.NewPrivateKey()
 	for name, c := range map[string]struct {
-		something func(w *world, a, b *node)
+		interrupt func(w *world, a, b *node)
 		script    string
 		then      func(w *world, a, b *node)
 	}{
@@ -63,7 +64,8 @@ func TestChangesAmidInitiation(t *testing.T) {
 		"another key": {func(w *world, a, b *node) {
 			a.key = next
 			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{a.peer().Change()}})
-			change(w, a, wireguard.Change{PrivateKey: &next}) // from here on another worker may make the next initiation
+			// From here on another worker may make the next initiation, so b must know the new key already.
+			change(w, a, wireguard.Change{PrivateKey: &next})
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
 			b.wantSession(a, true, "under the new key")
 			b.wantArrived("under the new key", "hello")
@@ -98,7 +100,7 @@ func TestChangesAmidInitiation(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			playMeanwhile(t, "a", c.something, func(w *world, a, b *node) {
+			playMeanwhile(t, "a", c.interrupt, func(w *world, a, b *node) {
 				w.want(c.script, name)
 				c.then(w, a, b)
 			})
@@ -107,7 +109,7 @@ func TestChangesAmidInitiation(t *testing.T) {
 }
 
 func TestChangesAmidResponse(t *testing.T) {
-	for name, something := range map[string]func(w *world, a, b *node){
+	for name, interrupt := range map[string]func(w *world, a, b *node){
 		"peer removed":   func(w *world, a, b *node) { b.RemovePeer(a.pub()) },
 		"key taken away": func(w *world, a, b *node) { change(w, b, wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) },
 		"preshared key": func(w *world, a, b *node) {
@@ -117,7 +119,7 @@ func TestChangesAmidResponse(t *testing.T) {
 		"down": func(w *world, a, b *node) { b.Down() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			playMeanwhile(t, "b", something, func(w *world, a, b *node) {
+			playMeanwhile(t, "b", interrupt, func(w *world, a, b *node) {
 				w.want("a initiation", "a response to it would be one of the past")
 				b.wantDrops(wireguard.DropSuperseded, 1, "what it was computed on has changed")
 				if n := wireguard.SessionIndices(b.Device); n != 0 {

@@ -26,8 +26,8 @@ func (p *peerState) heardOn(k *keypair, now int64, out *outbox) {
 	k.asked, k.moved = 0, false
 }
 
-// renew asks for an initiation even if there is a session. If the endpoint got no initiation in the last 5 s, and the
-// peer fewer than 4, one is sent now. Otherwise the next one is put off.
+// renew asks for an initiation even if there is a session. If no initiation was sent to the endpoint in the last 5 s, and fewer
+// than 4 to the peer at any endpoint, one is sent now. Otherwise the next one is put off.
 func (p *peerState) renew(now int64, out *outbox) {
 	p.timers.attempts = 0
 	switch {

@@ -250,8 +250,8 @@ func TestSlowPathTakesTurns(t *testing.T) {
 	}
 }
 
-// TestUnreachableRate: at most a hundred ICMP errors per second are queued, and twenty at once. Packets that get no error do not
-// count.
+// TestUnreachableRate: for one sender, at most 100 ICMP errors are put into the queue per second, and at most 20 of them at one
+// moment. Packets that get no error do not count. The queue holds at most maxUnreachables errors.
 func TestUnreachableRate(t *testing.T) {
 	d := newSlowDevice()
 	now := d.now()

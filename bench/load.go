@@ -131,7 +131,7 @@ func runHandshakes(st *stage, lookup bool) (sample, error) {
 			return nil
 		}
 		if len(messages) == len(all) {
-			time.Sleep(30 * time.Millisecond) // or the device may find that a few callers call again too soon
+			time.Sleep(30 * time.Millisecond) // otherwise the device may drop initiations that follow others within 20 ms
 		}
 		m, messages = messages[0], messages[1:]
 		return m

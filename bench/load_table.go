@@ -66,8 +66,8 @@ func mean1000(do func(i int) error) (float64, error) {
 	return time.Since(t).Seconds() / 1000, nil
 }
 
-// runTableMove measures a change that moves one of 1,000,000 prefixes from a peer to another one. The asides are a change that
-// removes one, and one that adds it.
+// runTableMove measures a change that moves one of 1,000,000 prefixes from a peer to another one. The asides measure a change that
+// removes such a prefix, and a change that adds it.
 func runTableMove(st *stage) (sample, error) {
 	all := prefixes(million(st))
 	d, err := still(st, wireguard.Config{Peers: []wireguard.PeerConfig{{PublicKey: madeUpKey(1), AllowedIPs: all}, {PublicKey: madeUpKey(2)}}})

@@ -41,7 +41,7 @@ func (o *order) isolated() bool { return o.Isolated || o.Program != "" }
 
 // A reply is one line of the standard output of a process that executes an order.
 type reply struct {
-	Resting bool    // the machine is free, and the next sample may begin
+	Resting bool    // the process needs no more processor time, so the next sample may begin
 	Sample  *sample // the last line
 }
 
@@ -95,7 +95,8 @@ func (st *stage) take(m *measure, side string) (sample, error) {
 
 // A taking is a process that executes an order.
 type taking struct {
-	free chan struct{} // closed when the machine is free again; closed after done if the sample does not rest
+	// free is closed when another sample may begin: when the process says that it needs no more processor time, or else after done.
+	free chan struct{}
 	done chan struct{} // closed when sample and err are set
 	sample
 	err error
@@ -173,7 +174,7 @@ type runner struct {
 	workshop
 }
 
-// begin starts one sample and returns when the machine is free again. label is the side's name in the file name of a profile.
+// begin starts one sample and returns when another one may begin. label is the side's name in the file name of a profile.
 func (r *runner) begin(ctx context.Context, m *measure, side, label string, round int) (*taking, error) {
 	o := order{Name: m.name, Side: side, Effort: r.effort, Round: round, Isolated: side == sideBound && m.boundRoot}
 	if m.daemons {

@@ -409,9 +409,9 @@ func (f *File) LogValue() slog.Value { return slog.StringValue(f.String()) }
 // ExpandHook returns a hook with %i replaced by the interface's name, as wg-quick(8) passes it to a shell.
 func ExpandHook(hook, iface string) string { return strings.ReplaceAll(hook, "%i", iface) }
 
-// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It also leaves
-// out the sections and keys of a [Syntax], and each peer's endpoints after the first, since wg(8) would use the last one.
-// Unknown keys stay. It fails as Text does.
+// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It also leaves out
+// the sections and keys that only f's [Syntax] declares. Of each peer's endpoints it keeps only the first, because wg(8) would use
+// the last one. Unknown keys stay. Strip fails as Text does.
 func (f *File) Strip() (*File, error) {
 	if err := f.writable(); err != nil {
 		return nil, err
@@ -424,11 +424,13 @@ func (f *File) Strip() (*File, error) {
 		endpoints := 0
 		s.write(&b, func(l line) bool {
 			if s.name == sectionPeer && l.key == "endpoint" {
-				endpoints++
+				if endpoints++; endpoints > 1 {
+					return false
+				}
 			}
 			field := find(interfaceFields, l.key)
 			quick := s.name == sectionInterface && field != nil && field.quick
-			return !quick && endpoints <= 1 && !f.syntax.adds(s.name, l.key)
+			return !quick && !f.syntax.adds(s.name, l.key)
 		})
 	}
 	return f.syntax.orZero().Parse(b.Bytes())

@@ -278,3 +278,27 @@ func firstEndpoints(peers []Peer) (out []Peer) {
 	}
 	return out
 }
+
+// Strip leaves out a second endpoint, and keeps the keys behind it.
+func TestStripKeepsWhatFollowsAnEndpoint(t *testing.T) {
+	f := parse(t, `[Peer]
+PublicKey = TYeVGkVjUXSL7uBfrr53gRr5hgHkZlRMmp1OSKJUjAc=
+Endpoint = 192.0.2.1:1
+Endpoint = 192.0.2.2:2
+AllowedIPs = 10.0.0.0/8
+PersistentKeepalive = 25
+`)
+	stripped, err := f.Strip()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := stripped.Text()
+	for _, key := range []string{"192.0.2.1:1", "AllowedIPs = 10.0.0.0/8", "PersistentKeepalive = 25"} {
+		if !strings.Contains(string(text), key) {
+			t.Errorf("%q is missing in\n%s", key, text)
+		}
+	}
+	if strings.Contains(string(text), "192.0.2.2") {
+		t.Errorf("the second endpoint is in\n%s", text)
+	}
+}

@@ -76,9 +76,9 @@ type account struct {
 }
 
 // A direction counts and slows the bytes of one direction. Each byte takes a token of rate. TCP takes tokens before they exist and
-// waits until they do, so while TCP has much to send, a datagram never finds a token of rate. It may then pass with tokens of
-// share, and its bytes add to the debt in rate that TCP's next bytes wait for. So both together keep to the rate, and datagrams get
-// at least share.
+// waits until they do, so while TCP has much to send, a datagram never finds a token of rate. A datagram may then pass with tokens
+// of share. Its bytes are a debt of rate all the same, and TCP's next bytes wait until that debt is paid. So both together keep to
+// the rate, and datagrams get at least share.
 type direction struct {
 	bytes atomic.Uint64
 	mu    sync.Mutex // guards the rest

@@ -31,14 +31,14 @@ type memory struct {
 	initiations int                 // of the peer, seen since the last session
 
 	refused   uint64    // packets with foreign sources, at the last look
-	refusedAt time.Time // when that grew; zero means never
+	refusedAt time.Time // when refused grew last; zero means never
 
 	// The rest is about the period since the last packet of the peer. Handshakes and keepalives do not end the period.
 	packets     uint64            // Received.Packets
 	since       time.Time         // when the period began
-	sent        wireguard.Traffic // Sent when it began
-	heardThen   uint64            // Received.Bytes when it began
-	earlyEnds   int               // sessions that were replaced early since it began
+	sent        wireguard.Traffic // Sent when the period began
+	heardThen   uint64            // Received.Bytes when the period began
+	earlyEnds   int               // sessions that were replaced early in the period
 	everReplied bool              // whether packets of the peer arrived before
 }
 

@@ -22,7 +22,7 @@ type association struct {
 	*session
 	inside, outside sockets.Datagrams
 	allowed         netip.Addr                     // of the client; if it is invalid, because the client has no IP address, any address may send
-	from            atomic.Pointer[netip.AddrPort] // of the client; nil until known. The uplink writes it
+	from            atomic.Pointer[netip.AddrPort] // of the client; nil until known. associate or up sets it
 	names           names
 }
 
@@ -180,7 +180,7 @@ const (
 	nameWait  = 5 * time.Second // the most that the association's next datagrams wait for one name
 )
 
-// resolve returns the address of a name. Only the uplink calls it.
+// resolve returns the address of a name. Only association.up calls it, so names needs no lock.
 func (r *names) resolve(name []byte, port uint16) (netip.AddrPort, error) {
 	k, ok := r.known[string(name)]
 	if !ok || time.Now().After(k.until) {

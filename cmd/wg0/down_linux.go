@@ -196,7 +196,7 @@ func (t *tunnelFile) save(iface string) error {
 	return replaceFile(target, text)
 }
 
-// merge copies the keys, port and peers of now into f.
+// merge copies the keys, the port and the peers that now has into f.
 func merge(f, now *conf.File) {
 	to, from := &f.Interface, &now.Interface
 	to.PrivateKey, to.ListenPort = from.PrivateKey, from.ListenPort
@@ -231,7 +231,7 @@ func merge(f, now *conf.File) {
 	}
 }
 
-// sameOrder returns the prefixes of now. It keeps the order and the spelling of those that old also has.
+// sameOrder returns the prefixes in now. Those that are also in old come first, in the order and the spelling that they have there.
 func sameOrder(old, now []netip.Prefix) (out []netip.Prefix) {
 	left := slices.Clone(now)
 	for _, p := range old {

@@ -47,7 +47,7 @@ AllowedIPs = 10.9.0.1/32, fd09::1/128
 	return o
 }
 
-// file writes the laptop's file, with the lines more added to [Interface].
+// file writes the laptop's file. more has further lines for its [Interface].
 func (o *office) file(more string) string {
 	return o.laptop.write(o.iface+".conf", fmt.Sprintf(`
 [Interface] # the laptop

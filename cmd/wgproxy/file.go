@@ -72,7 +72,7 @@ func (s service) String() string {
 // settings is a file as wgproxy understands it.
 type settings struct {
 	path     string
-	included string     // the file of WGConfig, or empty
+	included string     // path of the file that the key WGConfig names, or empty
 	file     *conf.File // the tunnel's: that of WGConfig, if the file has one
 	services []service
 	exit     *exitSettings // [Gateway], or nil

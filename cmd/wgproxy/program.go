@@ -26,7 +26,7 @@ type program struct {
 	family   string    // as in settings, at the start: dials read it, and a reload does not change it
 	out      io.Writer // for people
 	terminal bool      // whether out shows progress
-	stdin    io.Reader // what [STDIOTunnel] sends; it owns both
+	stdin    io.Reader // what [STDIOTunnel] sends; nothing else may use stdin and stdout
 	stdout   io.Writer // what [STDIOTunnel] receives
 
 	tunnel    *wgnet.Tunnel

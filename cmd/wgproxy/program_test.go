@@ -70,7 +70,7 @@ func newOffice(t *testing.T) *office {
 	return o
 }
 
-// file returns the client's file.
+// file returns the client's file. more has further lines for its end.
 func (o *office) file(more string) string {
 	return fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.7.0.2\nCheckAlive = 10.7.0.1\nCheckAliveInterval = 1\n[Peer]\nPublicKey = %v\nEndpoint = 127.0.0.1:%d\n%s",
 		o.client.Text(), o.key.Public(), o.Device().Status().ListenPort, more)

@@ -80,8 +80,8 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// A value replaces the unread value of the same kind and party, and moves behind the values that were published meanwhile. Lost
-// values are counted.
+// A value is merged with the unread value of the same kind and party, and the result moves behind the other values of that party.
+// A value is lost, and counted, if Max other parties have an unread value of its kind.
 func TestMerge(t *testing.T) {
 	var in Inboxes[int, int, string]
 	b := in.Open([]int{1, 2})

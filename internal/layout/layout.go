@@ -107,7 +107,7 @@ func (l *Load) Room(n int) []byte {
 // Place appends a packet of n bytes, which may be 0.
 func (l *Load) Place(n, padded int) *Message {
 	i := len(l.Messages)
-	l.Messages = l.Messages[:i+1] // it is zero there; an append would build it elsewhere, and copy it at another width
+	l.Messages = l.Messages[:i+1] // this element is zero; append would build a Message elsewhere, and copy it at another width
 	m := &l.Messages[i]
 	m.at, m.n, m.Padded, m.Run = int32(l.end+l.Headroom), int32(n), int32(padded), None
 	l.end = int(m.at) + m.size()

@@ -301,9 +301,9 @@ func (e *Edit[T]) own(n *node[T]) *node[T] {
 	return c
 }
 
-// resized returns a copy of s with room for more items, and little beyond that.
-func resized[S any](s []S, more int) []S {
-	return append(make([]S, 0, roundUp(len(s)+more)), s...)
+// resized returns a copy of s with room for n further items, and little beyond that.
+func resized[S any](s []S, n int) []S {
+	return append(make([]S, 0, roundUp(len(s)+n)), s...)
 }
 
 // roundUp returns the capacity of a slice for n items, at most maxItems.

@@ -74,7 +74,7 @@ func TestWebSocket(t *testing.T) {
 		t.Errorf("the server read status %v, want %v", got, websocket.StatusNormalClosure)
 	}
 
-	// A read that its context ends closes the connection, and the server notices.
+	// If the context of a read ends, the read closes the connection, and the server notices.
 	c = dial()
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()

@@ -201,7 +201,7 @@ func (l *line) filter(judge func(from int, d *datagram) (pass bool)) {
 	l.judge = judge
 }
 
-// inject sends a copy of a datagram that from sent before. It bypasses the filter and the counts.
+// inject sends a copy of a datagram that the end in from sent before. It bypasses the filter and the counts.
 func (l *line) inject(from int, d datagram) {
 	l.mu.Lock()
 	device := l.device
@@ -213,7 +213,7 @@ func (l *line) inject(from int, d datagram) {
 	}
 }
 
-// all returns all datagrams of a kind that from sent, including those that the filter dropped.
+// all returns all datagrams of a kind that the end in from sent, including those that the filter dropped.
 func (l *line) all(from int, kind pipe.MessageType) (ds []datagram) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +225,7 @@ func (l *line) all(from int, kind pipe.MessageType) (ds []datagram) {
 	return ds
 }
 
-// count returns how many messages of a kind from sent.
+// count returns how many messages of a kind the end in from sent.
 func (l *line) count(from int, kind pipe.MessageType) int { return len(l.all(from, kind)) }
 
 // receiveTOS makes the system report the type of service or traffic class of each datagram that c receives.

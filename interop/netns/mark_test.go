@@ -8,9 +8,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The test sets a default route through the tunnel as wg-quick does. The daemon's datagrams carry a mark. A table that leads into
-// the tunnel routes packets without the mark, unless the main table has a more specific route than its default route. Without
-// the mark, the daemon's own datagrams are routed into the tunnel and do not reach b. With the mark, they reach b again.
+// The test sets a default route through the tunnel as wg-quick does. The daemon's datagrams carry a mark. Packets that do not carry
+// the mark use a table whose default route is the tunnel. Only if the main table has a route other than its default route for them,
+// that route is used. If the daemon sets no mark, its own datagrams are routed into the tunnel and do not reach b. Once it sets the
+// mark again, they reach b again.
 //
 //	a ══ v0 192.0.2.1 ── lan 192.0.2.254 router wan 198.51.100.1 ── v0 198.51.100.2 ══ b, lo 203.0.113.1
 //	     2001:db8::1        2001:db8::fe            2001:db8:1::1      2001:db8:1::2      2001:db8:cafe::1

@@ -84,7 +84,8 @@ func New(w io.Writer) (*Capture, error) {
 	return c, c.err
 }
 
-// Start captures from now on. Wireshark decrypts a session if the file has its handshake, so call Device.Renew to have one.
+// Start captures from now on. Wireshark can decrypt a session only if the file also has its handshake. So call Device.Renew for
+// each peer after Start, which makes a new handshake.
 func (c *Capture) Start() { c.on.Store(true) }
 
 // Stop stops capturing until the next Start. Calls that are under way may still write a packet.

@@ -60,8 +60,8 @@ func (s *sentSegments) clear() {
 	*s = sentSegments{}
 }
 
-// again appends to ps packets that carry the bytes from the number from to the one before to. Their headers are h. It reports false
-// if s does not hold all of these bytes.
+// again appends to ps packets that carry the bytes with the numbers [from, to). Their headers are h. It reports false if s does not
+// hold all of these bytes.
 func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentHeader) ([]*stack.PacketBuffer, bool) {
 	list := s.list[s.next:]
 	i := sort.Search(len(list), func(i int) bool { return int32(list[i].end-from) > 0 })
@@ -98,9 +98,6 @@ func (h *sentHeader) set(p *stack.PacketBuffer) {
 	h.ip, h.tcp, h.network, h.gso = len(ip), len(tcp), p.NetworkProtocolNumber, p.GSOOptions
 	copy(h.b[copy(h.b[:], ip):], tcp)
 }
-
-// ack returns the acknowledgement number in h.
-func (h *sentHeader) ack() uint32 { return binary.BigEndian.Uint32(h.b[h.ip+tcpAck:]) }
 
 // packet makes a packet of a payload, whose first byte has the number seq.
 func (h *sentHeader) packet(seq uint32, payload buffer.Buffer) *stack.PacketBuffer {

@@ -42,9 +42,9 @@ type datagram struct {
 
 var datagrams = sync.Pool{New: func() any { return new(datagram) }}
 
-// init prepares the queue for ep. who is the holder of its memory.
-func (in *arrivals) init(n *Net, ep tcpip.Endpoint, who holder) {
-	in.net, in.ep, in.who = n, ep, who
+// init prepares the queue for ep. h is the holder of its memory.
+func (in *arrivals) init(n *Net, ep tcpip.Endpoint, h holder) {
+	in.net, in.ep, in.who = n, ep, h
 	in.most = int(ep.SocketOptions().GetReceiveBufferSize()) // the stack's default
 }
 

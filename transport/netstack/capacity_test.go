@@ -83,7 +83,7 @@ func (l *line) run(during time.Duration) int64 {
 // holds returns how many bytes the path holds without a queue.
 func (l *line) holds() int64 { return l.rate * l.trip.Milliseconds() }
 
-// inFlight compares the most that was in flight with what the path holds. It fails unless that is between from and to per cent.
+// inFlight fails unless the most that was in flight is between from and to per cent of what the path holds.
 func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	t.Helper()
 	if most := l.most * 100 / l.holds(); most < from || most > to {
@@ -91,7 +91,7 @@ func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	}
 }
 
-// carries fails unless rate is at least the percentage least of what the path can carry.
+// carries fails if rate is below least per cent of what the path can carry.
 func (l *line) carries(t *testing.T, when string, rate, least int64) {
 	t.Helper()
 	if got := rate * 100 / l.rate; got < least {

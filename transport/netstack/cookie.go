@@ -12,12 +12,13 @@ import (
 // A listener passes the segment with a SYN cookie to the connection that it makes of it. gVisor then counts the memory of that
 // segment twice: as the listener's, and as the connection's (accept.go, handleListenSegment; segment.go, setOwner). Later it
 // subtracts only the connection's. So the listener's count grows for ever, and at some point gVisor begins to drop all segments
-// with payload that reach the listener. With 1,000 bytes of payload, that took six handshakes. A connection whose bare
-// acknowledgement was lost is then never established, because its peer sends only segments with payload.
+// with payload that reach the listener. With 1,000 bytes of payload, that took six handshakes. From then on, if the acknowledgement
+// without payload that completes a handshake is lost, the connection is never established: its peer now sends only segments with
+// payload, and gVisor drops them.
 //
-// Bare segments always reach the listener. So when a listener has begun to drop segments, the link removes the payload of further
-// segments that arrive for it. The cookie in them still makes a connection, and the peer sends the payload again. Nothing can
-// correct the count itself, which has no other effect.
+// Segments without payload always reach the listener. So when a listener has begun to drop segments, the link removes the payload
+// of further segments that arrive for it. The cookie in them still makes a connection, and the peer sends the payload again.
+// Nothing can correct the count itself, which has no other effect.
 
 // withoutPayload returns the TCP segment p, or its headers if it is for a listener that would drop the payload. The headers of p
 // end at l4.

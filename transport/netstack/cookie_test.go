@@ -8,8 +8,8 @@ import (
 )
 
 // TestCookiesForEver completes many handshakes that began with a cookie, using segments with data. gVisor counts each of these
-// segments as memory of the listener for ever. So it would refuse further segments, and connections whose bare acknowledgement
-// was lost would never be established.
+// segments as memory of the listener for ever. So at some point it would drop all further segments with data. If the
+// acknowledgement without data that completes a handshake was lost, that connection would never be established; see cookie.go.
 func TestCookiesForEver(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := smallNet(t, minMemory)

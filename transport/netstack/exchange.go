@@ -124,7 +124,8 @@ func (r *resolver) overTCP(ctx context.Context, server netip.AddrPort, m *query)
 	return wire, nil
 }
 
-// readMessage reads a message with its length in front, as DNS has it on streams (RFC 1035, section 4.2.2).
+// readMessage reads a message that its length precedes, which is the format of DNS on streams (RFC 1035, section 4.2.2). It returns
+// the message without the length.
 func readMessage(c io.Reader) ([]byte, error) {
 	var size [2]byte
 	if _, err := io.ReadFull(c, size[:]); err != nil {
@@ -139,7 +140,7 @@ func readMessage(c io.Reader) ([]byte, error) {
 type query struct {
 	id       uint16
 	question dnsmessage.Question
-	wire     []byte // with its length in front
+	wire     []byte // the message, behind its length as on streams
 }
 
 func newQuery(q question, edns bool) (*query, error) {

@@ -338,10 +338,10 @@ func TestForwardClose(t *testing.T) {
 	g.settles(t, func(n flowCounts) bool { return n.pending == 0 })
 }
 
-// settles waits until is accepts the numbers of flows.
-func (g *gateway) settles(t *testing.T, is func(flowCounts) bool) {
+// settles waits until ok returns true for the numbers of flows.
+func (g *gateway) settles(t *testing.T, ok func(flowCounts) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !is(g.counts()); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !ok(g.counts()); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%+v flows are left", g.counts())
 		}

@@ -28,7 +28,7 @@ type growth struct {
 	bytes  int           // moved since begun; negative while they fill a buffer that has become larger
 	look   int           // how many to move before the next look at the clock
 	per    int64         // bytes moved in the last round trip
-	last   int64         // bytes moved in the one before
+	last   int64         // bytes moved in the round trip before the last one
 	more   int64         // how many more bytes the last round trip moved than the one before; at least 0
 	most   int64         // the most that steady returned
 	trip   time.Duration // the least round trip; 0 before the first measurement
@@ -126,8 +126,8 @@ func (g *growth) sendNeed() int64 {
 
 // sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which delays
 // everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed. The
-// size depends on that most, and not on what Write moves now. If another sender has filled the queue, Write moves less than before,
-// and a size that followed would let the connection yield to others without end.
+// size depends on the most that a round trip carried, and not on what Write moves now. If another sender has filled the queue,
+// Write moves less than before. If the size became smaller with that, the connection would yield to others without end.
 func (g *growth) sendExcess(size int64) (most int64, is bool) {
 	most = 4 * g.most
 	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4

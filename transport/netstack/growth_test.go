@@ -68,8 +68,8 @@ func TestGrowthIdle(t *testing.T) {
 	})
 }
 
-// TestGrowthQueues has a path that always carries the same, and whose round trip is as long as it takes to carry the whole
-// buffer, as on a path without a limit to its queue. The buffer must not grow because it has grown.
+// The path in TestGrowthQueues delivers at a constant rate and queues everything else, so a larger buffer makes the round trip
+// longer. The buffer must not grow again just because its own last growth made the round trip longer.
 func TestGrowthQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, least := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {

@@ -73,8 +73,9 @@ func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 	if sent == 0 || ahead < -1 {            // the end of a connection, FIN, counts as a byte
 		return v
 	}
-	if at := int32(binary.BigEndian.Uint32(tcp[tcpSeq:]) - h.acked.Load()); at < -math.MaxUint16 || at > 2*maxWindow {
-		return v // gVisor does not accept it
+	at := int32(binary.BigEndian.Uint32(tcp[tcpSeq:]) - h.acked.Load())
+	if at < -math.MaxUint16 || at > maxWindow || bare && at < 0 {
+		return v // gVisor does not accept it; see header.Acceptable
 	}
 	for {
 		old := h.last.Load()
@@ -123,7 +124,7 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	if len(tcp) < header.TCPMinimumSize {
 		return false
 	}
-	needless = s.heard.note(l, p, tcp, s.ep.SocketOptions().GetSendBufferSize())
+	needless = s.heard.note(l, p, tcp, s.sendLimit())
 	const timestamps = 12 // bytes of that option, with two bytes of padding in front
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
@@ -145,9 +146,8 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room int64) (ne
 	n := uint32(p.Data().Size())
 	seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
 	flags := header.TCPFlags(tcp[tcpFlags])
-	if flags.Intersects(header.TCPFlagAck) {
-		h.acked.Store(binary.BigEndian.Uint32(tcp[tcpAck:]))
-	}
+	ack := binary.BigEndian.Uint32(tcp[tcpAck:])
+	acks := flags.Intersects(header.TCPFlagAck) && h.acked.Swap(ack) != ack
 	if n > 0 {
 		if h.sent.Load() == 0 && h.ep != nil && h.scale <= maxScale {
 			h.long.Store(newLongPath(l, seq))
@@ -162,7 +162,7 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room int64) (ne
 	if deaf {
 		h.endLong()
 	}
-	return needless
+	return needless && !acks // gVisor would not send that acknowledgement again
 }
 
 // isDeaf reports whether more is in flight, as far as the link knows, than the send buffer holds. See longPath.send.

@@ -211,13 +211,15 @@ func TestForgedAcknowledgement(t *testing.T) {
 	for _, c := range []struct {
 		seq    uint32
 		flags  uint8
+		data   int
 		counts bool
 	}{
-		{5000 + 1<<30, flagACK, false}, {0xffff_0000 - 1<<20, flagACK, false}, {5000, flagACK | flagRST, false},
-		{4999, flagACK, true}, {5000, flagACK, true}, {5000 + 1<<20, flagACK, true},
+		{5000 + 1<<30, flagACK, 0, false}, {5000 + maxWindow + 1, flagACK, 0, false}, {0xffff_0000 - 1<<20, flagACK, 0, false},
+		{5000, flagACK | flagRST, 0, false}, {4999, flagACK, 0, false}, {4000, flagACK, 2000, true},
+		{5000, flagACK, 0, true}, {5000 + 1<<20, flagACK, 0, true},
 	} {
 		h.last.Store(0)
-		arrive(w, segment{from: f[1], to: f[0], seq: c.seq, ack: 4000, flags: c.flags, window: 500})
+		arrive(w, segment{from: f[1], to: f[0], seq: c.seq, ack: 4000, flags: c.flags, window: 500, payload: make([]byte, c.data)})
 		if counts := h.last.Load() != 0; counts != c.counts {
 			t.Errorf("%+v counts: %v", c, counts)
 		}

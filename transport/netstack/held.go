@@ -16,9 +16,9 @@ import (
 //   - connections that wait for Accept, and half-open ones (waiting.go);
 //   - packets that wait for a decision of Config.Forward, or in a UDPSource (forward_flow.go).
 //
-// Each kind has a share of the budget, which is divided among its holders. TCP gets what no holder has. While TCP has all of
-// that, the kinds other than handshakes may still take an eighth of the budget together. Beyond that eighth, each holder may
-// still have its least.
+// Each kind has a share of the budget, which is divided among its holders. TCP may use whatever the holders do not use. If TCP uses
+// all of that, the kinds other than handshakes may still take an eighth of the budget together. Even when that eighth is used up,
+// each holder may still hold its guaranteed minimum (leastDatagrams and so on).
 //
 // heldMemory counts the memory that each object takes, including its overhead, rather than the payload.
 type heldMemory struct {
@@ -49,11 +49,12 @@ const (
 	maxConns      = 16 << 20
 	maxHandshakes = 8 << 20
 
-	// leastDatagrams is what each UDPConn always has, in bytes. All flows that one peer began share one such amount.
+	// leastDatagrams is how many bytes of datagrams each UDPConn may always hold. All flows that one peer began share one such
+	// amount.
 	leastDatagrams = 16 << 10
-	// leastFragments is what each peer always has: a packet of the largest size.
+	// leastFragments is how many bytes of fragments each peer may always hold: about one packet of the largest size.
 	leastFragments = 64 << 10
-	// leastConns is what each peer always has: the memory of four connections that wait for Accept.
+	// leastConns is how many bytes each peer's connections that wait for Accept may always hold: enough for four of them.
 	leastConns = 4 * waitingCost
 )
 
@@ -72,7 +73,7 @@ func (b *budget) limit(k *kind) int {
 	return min(k.limit, all-(h.total-h.handshakes.total-k.total))
 }
 
-// take takes n bytes of k for who, and reports whether who gets them.
+// take takes n bytes of k for a holder, and reports whether the holder gets them.
 func (b *budget) take(k *kind, who holder, n int) bool {
 	h := &b.held
 	h.mu.Lock()
@@ -84,12 +85,12 @@ func (b *budget) take(k *kind, who holder, n int) bool {
 	return true
 }
 
-// takeBeyond is like take, but who also gets the bytes if k then exceeds its limit by at most more bytes.
-func (b *budget) takeBeyond(k *kind, who holder, n, more int) bool {
+// takeBeyond is like take, but it also takes the bytes if k then exceeds its limit by no more than excess bytes.
+func (b *budget) takeBeyond(k *kind, who holder, n, excess int) bool {
 	h := &b.held
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if limit := b.limit(k); !k.may(who, limit) && k.total+n > limit+more {
+	if limit := b.limit(k); !k.may(who, limit) && k.total+n > limit+excess {
 		return false
 	}
 	k.force(who, n)
@@ -97,7 +98,7 @@ func (b *budget) takeBeyond(k *kind, who holder, n, more int) bool {
 	return true
 }
 
-// force takes n bytes of k, whatever others hold.
+// force takes n bytes of k for a holder, whatever others hold.
 func (b *budget) force(k *kind, who holder, n int) {
 	h := &b.held
 	h.mu.Lock()
@@ -106,14 +107,14 @@ func (b *budget) force(k *kind, who holder, n int) {
 	h.total += n
 }
 
-// may reports whether who could take a byte of k.
+// may reports whether a holder could take a byte of k.
 func (b *budget) may(k *kind, who holder) bool {
 	b.held.mu.Lock()
 	defer b.held.mu.Unlock()
 	return k.may(who, b.limit(k))
 }
 
-// give gives n bytes of k back.
+// give gives back n bytes of k that a holder has.
 func (b *budget) give(k *kind, who holder, n int) {
 	b.held.mu.Lock()
 	defer b.held.mu.Unlock()

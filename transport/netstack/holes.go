@@ -43,7 +43,7 @@ func (h *holes) acknowledge(n uint32, now time.Time, trip time.Duration) {
 	}
 }
 
-// arrived notes that the bytes from the number from to the one before to have arrived.
+// arrived notes that the bytes with the numbers [from, to) have arrived.
 func (h *holes) arrived(from, to uint32, now time.Time, trip time.Duration) {
 	if int32(from-h.end) > 0 {
 		if len(h.list) == maxHoles {
@@ -60,7 +60,7 @@ func (h *holes) arrived(from, to uint32, now time.Time, trip time.Duration) {
 	}
 }
 
-// fill removes the bytes from the number from to the one before to from all holes.
+// fill removes the bytes with the numbers [from, to) from all holes.
 func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 	first := sort.Search(len(h.list), func(i int) bool { return int32(h.list[i].to-from) > 0 })
 	last := first // the holes from first to last-1 are filled completely
@@ -113,10 +113,10 @@ func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
 	return now.Sub(g.again) >= trip*5/4
 }
 
-// lost calls again for the holes that are lost, in order, until they add up to n bytes or again returns false. It cuts a hole that
+// lost calls yield for the holes that are lost, in order, until they add up to n bytes or yield returns false. It cuts a hole that
 // has more bytes than are left of n. A hole is lost if at least as many bytes as reordered says have arrived after it; see
 // hole.lost for the other reasons.
-func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, again func(*hole) bool) {
+func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, yield func(*hole) bool) {
 	for i := 0; i < len(h.list) && n > 0; i++ {
 		g := &h.list[i]
 		if !g.lost(now, trip, int(int32(h.end-g.to)) >= reordered) {
@@ -127,7 +127,7 @@ func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, 
 			part.to = g.from + uint32(n)
 		}
 		n -= int64(part.to - part.from)
-		ok := again(&part)
+		ok := yield(&part)
 		switch {
 		case part.to == g.to:
 			*g = part

@@ -39,30 +39,29 @@ type longPath struct {
 
 	mu sync.Mutex // guards all below; taken last
 
-	closed bool
-	sent   uint32       // the number after the last byte that was sent
-	acked  uint32       // the number after the last byte that was acknowledged
-	total  int64        // bytes that were acknowledged
-	probe  uint32       // a round trip ends when the byte with this number has arrived
-	probed time.Time    // when it was sent; zero if no round trip is measured
-	news   time.Time    // when bytes arrived last
-	full   bool         // when probed was set, at least three quarters of the bound was in flight
-	hides  bool         // gVisor does not see the present holes
-	still  int64        // the bound when the first of the present holes appeared
-	window uint16       // the window that gVisor saw last
-	held   sentSegments // the segments that are not acknowledged
-	header sentHeader   // of the newest segment
+	closed  bool
+	sent    uint32       // the number after the last byte that was sent
+	acked   uint32       // the number after the last byte that was acknowledged
+	total   int64        // bytes that were acknowledged
+	probe   uint32       // a round trip ends when the byte with this number has arrived
+	probed  time.Time    // when it was sent; zero if no round trip is measured
+	news    time.Time    // when bytes arrived last
+	ackedAt time.Time    // when bytes were acknowledged last, not only selectively
+	full    bool         // when probed was set, at least three quarters of the bound was in flight
+	hides   bool         // gVisor does not see the present holes
+	still   int64        // the bound when the first of the present holes appeared
+	window  uint16       // the window that gVisor saw last
+	held    sentSegments // the segments that are not acknowledged
+	header  sentHeader   // of the newest segment
 
 	timer *time.Timer   // sends again what is missing; nil until something is
 	armed bool          // the timer runs
 	wait  time.Duration // how long the timer runs
 
-	resent bool   // gVisor has sent something again, and not all of that has arrived
-	upTo   uint32 // the number after the last byte that was sent then
-	silent bool   // nothing had arrived for a while before that
-	skips  bool   // bytes had arrived shortly before that, so gVisor needs to send only the first segment
-
-	most int64 // the largest size of the send buffer since the buffer last had room for what is in flight
+	resent bool   // gVisor has sent something again, and not all bytes before upTo have arrived
+	upTo   uint32 // the number after the last byte that had been sent when gVisor last sent something again
+	silent bool   // nothing had arrived for a while before gVisor sent something again
+	skips  bool   // bytes had arrived shortly before gVisor sent something again, so it needs to send only the first segment
 
 	path  capacity
 	holes holes
@@ -94,10 +93,10 @@ func newLongPath(l *link, seq uint32) *longPath {
 	return &longPath{link: l, sent: seq, acked: seq, holes: holes{end: seq}}
 }
 
-// send notes that p is sent, with the bytes from the number seq to the one before end, if there are any. room is the size of the
-// connection's send buffer. needless says that p need not be sent. deaf says that more is in flight than the send buffer can hold:
-// gVisor got acknowledgements that the link did not see, in fragments or behind extension headers. The connection must then have no
-// longPath, because the longPath would hold the packets without end. Calls for one connection do not overlap.
+// send notes that p is sent, with the bytes from the number seq to the one before end, if there are any. room is how many bytes the
+// connection's send buffer may hold. needless says that p need not be sent. deaf says that more than room is in flight: gVisor got
+// acknowledgements that the link did not see, in fragments or behind extension headers. The connection must then have no longPath,
+// because the longPath would hold the packets without end. Calls for one connection do not overlap.
 func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (needless, deaf bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -105,11 +104,12 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (nee
 		return false, false
 	}
 	c.header.set(p)
+	smaller := c.segment() < c.path.segment
 	c.path.segment = c.segment()
 	switch {
 	case seq == end || int32(end-c.acked) <= 0: // nothing, or a probe of a closed window
 	case int32(end-c.sent) <= 0:
-		return c.sendAgain(seq, end), false
+		return c.sendAgain(seq, end, smaller), false
 	default:
 		if c.probed.IsZero() {
 			c.probe, c.probed = c.sent, time.Now()
@@ -117,11 +117,7 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (nee
 		}
 		c.sent = end
 		c.held.add(p, seq, end)
-		if c.inFlight() <= room {
-			c.most = 0
-		}
-		c.most = max(c.most, room)
-		deaf = c.inFlight() > c.most
+		deaf = c.inFlight() > room
 	}
 	return false, deaf
 }
@@ -136,26 +132,36 @@ func (c *longPath) isDeaf(holds int64) bool {
 	return c.inFlight() > holds
 }
 
-// sendAgain notes that gVisor sends the bytes from seq to the one before end again: after a timeout, or because gVisor sees what is
-// missing. It reports whether sending them again is needless.
+// sendAgain notes that gVisor sends the bytes from seq to the one before end again: after a timeout, because gVisor sees what is
+// missing, or because a packet was too big. smaller says that segments have become smaller. sendAgain reports whether sending the
+// bytes again is needless.
 //
 // After a timeout, gVisor begins with the first segment in flight, and would send everything after it again. If bytes were still
 // arriving before the timeout, only the first segment was lost, more than once. The link finds out by itself what else is missing.
 // If no bytes were arriving, everything in flight may be lost. The peer may even have dropped bytes that it acknowledged
 // selectively, so these count as missing from then on (RFC 2018, section 8).
-func (c *longPath) sendAgain(seq, end uint32) (needless bool) {
-	front := seq == c.acked
-	switch silent := c.path.trip == 0 || time.Since(c.news) >= min(c.path.trip, tcp.MinRTO); {
-	case front && silent && !c.silent:
+func (c *longPath) sendAgain(seq, end uint32, smaller bool) (needless bool) {
+	front := int32(seq-c.acked) <= 0
+	switch {
+	case front && !c.silent && c.isSilent():
 		c.silent, c.skips = true, false
 		c.holes, c.hides, c.front = holes{end: c.acked}, false, hole{}
 		c.path.fall()
-	case front && !silent && !c.resent:
+	case smaller:
+		c.skips = false
+	case front && !c.silent && !c.resent:
 		c.skips = c.hides
 	}
 	c.probed = time.Time{} // an acknowledgement would not tell which of the two copies it is for
 	c.resent, c.upTo = true, c.sent
-	return !front && (c.skips || c.hides && int32(end-c.holes.end) <= 0)
+	return !front && (c.skips && (c.hides || !c.holes.any()) || c.hides && int32(end-c.holes.end) <= 0)
+}
+
+// isSilent reports whether no bytes have arrived since gVisor last set its timeout, or for a round trip. The gap between the
+// acknowledgements of two round trips is no silence.
+func (c *longPath) isSilent() bool {
+	gap := time.Since(c.news)
+	return gap >= min(c.path.trip, tcp.MinRTO) && (gap >= c.path.trip || c.news.Equal(c.ackedAt))
 }
 
 // segment returns how many bytes a full segment has.
@@ -186,6 +192,9 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 		return v
 	}
 	news := c.acknowledge(binary.BigEndian.Uint32(tcp[tcpAck:]), now)
+	if news {
+		c.news, c.ackedAt, c.silent = now, now, false
+	}
 	missed, before := c.holes.any(), c.path.delivered
 	c.selected(selective, now)
 	if v.short = !c.measure(now); v.short {
@@ -210,17 +219,11 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 		for i := range selective {
 			selective[i] = header.TCPOptionNOP
 		}
-		v.drop = bare && !news && window == c.window && !c.isQuestion(tcp, window)
+		v.drop = bare && !news && window == c.window && window > 0 // with a closed window, gVisor awaits answers to its probes
 	}
 	c.window = window
 	binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
 	return v
-}
-
-// isQuestion reports whether gVisor must see an acknowledgement with that window, although it brings no news. With such an
-// acknowledgement, the peer asks whether this end is alive or whether its window is open, or answers such a question of gVisor's.
-func (c *longPath) isQuestion(tcp []byte, window uint16) bool {
-	return window == 0 || int32(binary.BigEndian.Uint32(tcp[tcpSeq:])-c.header.ack()) < 0
 }
 
 // acknowledge notes that all bytes before the number n have arrived. It reports whether that is news.

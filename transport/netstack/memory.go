@@ -92,13 +92,13 @@ type portion struct {
 // A buf is a portion's receive or send buffer. All sizes are bytes.
 type buf struct {
 	floor    int64
-	reserved int64        // what the budget counts; more than size while the buffer may hold more
+	reserved atomic.Int64 // what the budget counts; more than size while the buffer may hold more
 	size     atomic.Int64 // the size that the endpoint has, or gets once it holds no out-of-order segments; without earlyRecv
 	was      atomic.Int64 // the size before cutRecv, until the endpoint is known to hold no such segments; or 0
 	fixed    atomic.Bool  // the user set the size
 }
 
-func (b *buf) extra() int64 { return b.reserved - b.floor }
+func (b *buf) extra() int64 { return b.reserved.Load() - b.floor }
 
 // have returns the extra of both buffers. budget.mu is held.
 func (s *portion) have() int64 { return s.recv.extra() + s.send.extra() }
@@ -167,7 +167,8 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 		conns.add(&s.heard, flowBetween(addrPort(own), addrPort(peer)))
 	}
 	b.count(s.recv.floor+s.send.floor+earlyRecv, 0)
-	s.recv.reserved, s.send.reserved = s.recv.floor, s.send.floor
+	s.recv.reserved.Store(s.recv.floor)
+	s.send.reserved.Store(s.send.floor)
 	part := b.total / 64 / int64(len(b.portions))
 	recv := b.grant(s, &s.recv, max(min(part, firstRecv), s.recv.floor))
 	send := b.grant(s, &s.send, max(min(part/2, firstSend), s.send.floor))
@@ -187,12 +188,12 @@ func (b *budget) grant(s *portion, f *buf, want int64) int64 {
 		want = min(want, noSACKRecv)
 	}
 	have := s.have()
-	more := min(want-f.reserved, b.fair()-have, b.free())
+	more := min(want-f.reserved.Load(), b.fair()-have, b.free())
 	if more > 0 {
-		f.reserved += more
+		f.reserved.Add(more)
 		b.count(0, more)
 	}
-	return min(want, f.reserved)
+	return min(want, f.reserved.Load())
 }
 
 // grow returns how many bytes f may have, at most want. If f may not have want, grow takes memory back from other connections.
@@ -273,7 +274,7 @@ func (s *portion) shrinkRecv(extra int64) {
 		s.cutRecv(size)
 	}
 	if s.ep.Readiness(waiter.ReadableEvents)&waiter.ReadableEvents == 0 && !s.holes.Load() {
-		f.reserved = size
+		f.reserved.Store(size)
 		f.was.Store(0)
 	}
 }
@@ -303,6 +304,12 @@ func (s *portion) applyRecv() {
 	}
 }
 
+// sendLimit returns how many bytes the send buffer may hold: its size, or more if it was larger and may still hold more. One byte is
+// for fits.
+func (s *portion) sendLimit() int64 {
+	return max(s.send.reserved.Load(), s.ep.SocketOptions().GetSendBufferSize()) + 1
+}
+
 // shrinkSend does the same for the send buffer, which keeps what it holds until that is acknowledged.
 func (s *portion) shrinkSend(extra int64) {
 	f := &s.send
@@ -312,8 +319,8 @@ func (s *portion) shrinkSend(extra int64) {
 	}
 	f.size.Store(min(size, f.size.Load()))
 	if s.fits(f.size.Load()) {
-		f.reserved = size
-		if s.heard.isDeaf(f.size.Load()) {
+		f.reserved.Store(size)
+		if s.heard.isDeaf(f.size.Load() + 1) {
 			s.heard.endLong()
 		}
 	}
@@ -325,6 +332,10 @@ func (s *portion) fits(size int64) bool {
 	o.SetSendBufferSize(size+1, false)
 	writable := s.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents != 0 // it holds less than its size
 	o.SetSendBufferSize(size, false)
+	switch tcp.EndpointState(s.ep.State()) {
+	case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		return false // gVisor says that it is writable once the program has closed this half, whatever it holds
+	}
 	return writable
 }
 
@@ -391,8 +402,8 @@ func (s *portion) setRecv(n int64) {
 
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
-	if s.index >= 0 && f.reserved < n { // look took it back meanwhile
-		s.cutRecv(f.reserved)
+	if s.index >= 0 && f.reserved.Load() < n { // look took it back meanwhile
+		s.cutRecv(f.reserved.Load())
 	}
 }
 
@@ -403,7 +414,7 @@ func (s *portion) setSend(n int64) {
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
 	if s.index >= 0 {
-		n = min(n, f.reserved)
+		n = min(n, f.reserved.Load())
 		f.size.Store(n)
 		s.ep.SocketOptions().SetSendBufferSize(n, false)
 	}
@@ -428,7 +439,8 @@ func (s *portion) leave(empty bool) {
 	}
 	s.leaving = true
 	b.count(-s.recv.floor, -s.recv.extra())
-	s.recv.floor, s.recv.reserved = 0, 0
+	s.recv.floor = 0
+	s.recv.reserved.Store(0)
 }
 
 // drained reports whether all that a closed endpoint had to send is acknowledged or given up.

@@ -158,7 +158,7 @@ func TestMalformed(t *testing.T) {
 	over[5]++
 	malformed(over)
 	udp := ip4(protoUDP, 8)
-	udp[25] = 9 // longer than it is
+	udp[25] = 9 // its length field says 9 bytes, but it has 8
 	malformed(udp)
 
 	for _, at := range []int{12, 16} {
@@ -284,7 +284,7 @@ func FuzzReceive(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		for range 3 { // a first packet, a second one, and one of what is then a connection or a fragment
+		for range 3 { // the first packet may begin a connection or be a fragment, and the later ones then belong to it
 			p := slices.Clone(b)
 			if mend && len(p) >= 40 {
 				if p[0]>>4 == 4 {

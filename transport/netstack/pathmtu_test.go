@@ -23,7 +23,8 @@ func icmpSumOf(p []byte, at int) uint16 {
 	return packet.Sum(append(pseudo, p[at:]...), 0)
 }
 
-// TestRaiseMTU reports many MTUs.
+// TestRaiseMTU gives raiseMTU "packet too big" errors with many MTUs. raiseMTU must raise each MTU that is below the least one,
+// change nothing else, and keep the checksum right.
 func TestRaiseMTU(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range 5000 {

@@ -27,7 +27,7 @@ const (
 	leastTry = 2 * time.Second
 )
 
-// connect connects to the first of remotes that answers. More addresses may arrive on late; usable turns them into
+// connect connects to the first of remotes that answers. More addresses may arrive on the channel late; usable turns them into
 // remotes.
 func (a *attempt) connect(ctx context.Context, remotes []netip.AddrPort, late <-chan *answer,
 	usable func([]netip.Addr) []netip.AddrPort) (net.Conn, error) {

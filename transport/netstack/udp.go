@@ -40,17 +40,17 @@ type UDPConn struct {
 	to      tcpip.FullAddress
 }
 
-// newUDPConn returns a connection that owns ep. network is as in net.OpError. who is the holder of the memory of its arrivals;
-// the zero holder means the connection itself.
-func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool, who holder) *UDPConn {
+// newUDPConn returns a connection that owns ep. network is as in net.OpError. h is the holder of the memory of its arrivals; the
+// zero holder means the connection itself.
+func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool, h holder) *UDPConn {
 	c := &UDPConn{is4: proto != ipv6.ProtocolNumber}
-	if who == (holder{}) {
-		who.socket = &c.arrivals
+	if h == (holder{}) {
+		h.socket = &c.arrivals
 	}
 	c.mapped = !c.is4 && !ep.SocketOptions().GetV6Only()
 	c.init(n, network, ep, q)
 	reportAll(ep.SocketOptions())
-	c.arrivals.init(n, ep, who)
+	c.arrivals.init(n, ep, h)
 	c.filler = waiter.NewFunctionEntry(waiter.ReadableEvents, func(waiter.EventMask) { c.arrivals.arrive() })
 	q.EventRegister(&c.filler)
 	if a, err := ep.GetLocalAddress(); err == nil {

@@ -141,7 +141,7 @@ func TestWindowKeepsItsEdge(t *testing.T) {
 		scale := r.IntN(12)
 		next := uint32(r.Uint64())
 		edge := next + 1 + r.Uint32N(1<<20) // gVisor's, which never moves back
-		told, was := next, next             // the farthest edge that the peer knows, and that it would know without windows
+		told, was := next, next             // the farthest edge that the peer knows, and would know if w changed nothing
 		w := new(windows)
 		for range 200 {
 			window := min((edge-next)>>scale, 65535)

@@ -21,7 +21,7 @@ func ExampleBind() {
 			return nil
 		},
 	}
-	s, err := bind.Listen(0) // wireguard.Config.Bind: the device does this
+	s, err := bind.Listen(0) // a device calls Listen itself, on the Bind in its Config
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -219,7 +219,7 @@ func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_RECVMSG, unix.SYS_RECVMMSG, fd, m)
 }
 
-// messages makes the system call one for a single message, and the system call many for several. It returns how many
+// messages makes the system call in one if m has a single message, and otherwise the system call in many. It returns how many
 // messages passed. The error is that of the first message.
 //
 // MSG_DONTWAIT holds for this call alone, so it cannot wait for a datagram or for room in the send buffer, even if a program that

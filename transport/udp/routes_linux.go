@@ -31,7 +31,7 @@ type routes struct {
 	mu    sync.RWMutex // guards the fields below
 	ask   int          // netlink socket for questions; -1 after Close
 	now   map[pair]way // takes new entries, and is searched first
-	old   map[pair]way // the previous now, once that was full; entries in use move back to now
+	old   map[pair]way // what was in now until it was full; entries in use move back to now
 	since time.Time    // when the present second began
 	asked int          // questions about new pairs in the present second
 	again int          // questions about known pairs in the present second

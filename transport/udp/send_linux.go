@@ -112,7 +112,7 @@ func (p *linuxPath) perMessage(t *wireguard.Train) int {
 	return max(1, min(maxSegments, maxPayload[p.family]/t.Size))
 }
 
-// train adds t in messages of per datagrams each.
+// train adds t. Each of its messages carries per datagrams; the last one may carry fewer.
 func (f *flight) train(t *wireguard.Train, per int) {
 	size := t.Size * per
 	if t.Size <= 0 {

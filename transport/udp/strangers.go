@@ -70,7 +70,7 @@ func sourceOf(a netip.Addr) netip.Addr {
 type knownSources struct {
 	mu  sync.RWMutex           // guards the fields below
 	now map[netip.Addr]tenants // takes new entries, and is searched first
-	old map[netip.Addr]tenants // the previous now, once that was full; entries in use move back to now
+	old map[netip.Addr]tenants // what was in now until it was full; entries in use move back to now
 }
 
 const (

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A fakeBind is a conn.Bind with two functions to receive, and checks that its caller keeps the rules. The first
-// function of the present Open returns what tests put into in.
+// A fakeBind is a conn.Bind that checks that its caller keeps the rules. Open returns two functions. The first returns the
+// datagrams that a test sends to the channel `in`. The second returns nothing until Close.
 type fakeBind struct {
 	t     *testing.T
 	batch int
