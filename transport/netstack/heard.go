@@ -3,7 +3,6 @@ package netstack
 import (
 	"encoding/binary"
 	"hash/maphash"
-	"math"
 	"sync"
 	"sync/atomic"
 
@@ -64,9 +63,9 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// hear takes an acknowledgement, and corrects its window. bare says that the segment carries nothing else. full is how many bytes a
-// full segment has.
-func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
+// hear takes an acknowledgement, and corrects its window. payload is how many bytes the segment carries, and bare says that it is
+// nothing but an acknowledgement. full is how many bytes a full segment has.
+func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
 	ahead := int(int32(uint32(sent) - ack)) // bytes that were sent after those that are acknowledged
@@ -74,7 +73,7 @@ func (h *heard) hear(tcp []byte, bare bool, full int) (v verdict) {
 		return v
 	}
 	at := int32(binary.BigEndian.Uint32(tcp[tcpSeq:]) - h.acked.Load())
-	if at < -math.MaxUint16 || at > maxWindow || bare && at < 0 {
+	if at > maxWindow || at < 0 && at+int32(payload) <= 0 {
 		return v // gVisor does not accept it; see header.Acceptable
 	}
 	for {

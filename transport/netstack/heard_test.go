@@ -215,7 +215,7 @@ func TestForgedAcknowledgement(t *testing.T) {
 		counts bool
 	}{
 		{5000 + 1<<30, flagACK, 0, false}, {5000 + maxWindow + 1, flagACK, 0, false}, {0xffff_0000 - 1<<20, flagACK, 0, false},
-		{5000, flagACK | flagRST, 0, false}, {4999, flagACK, 0, false}, {4000, flagACK, 2000, true},
+		{5000, flagACK | flagRST, 0, false}, {4999, flagACK, 0, false}, {4999, flagACK | flagFIN, 0, false}, {4000, flagACK, 1000, false}, {4000, flagACK, 2000, true},
 		{5000, flagACK, 0, true}, {5000 + 1<<20, flagACK, 0, true},
 	} {
 		h.last.Store(0)

@@ -143,12 +143,12 @@ func (c *longPath) isDeaf(holds int64) bool {
 func (c *longPath) sendAgain(seq, end uint32, smaller bool) (needless bool) {
 	front := int32(seq-c.acked) <= 0
 	switch {
+	case smaller:
+		c.skips = false
 	case front && !c.silent && c.isSilent():
 		c.silent, c.skips = true, false
 		c.holes, c.hides, c.front = holes{end: c.acked}, false, hole{}
 		c.path.fall()
-	case smaller:
-		c.skips = false
 	case front && !c.silent && !c.resent:
 		c.skips = c.hides
 	}
@@ -191,12 +191,16 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	if c.closed {
 		return v
 	}
+	was := c.total + c.arrived()
 	news := c.acknowledge(binary.BigEndian.Uint32(tcp[tcpAck:]), now)
 	if news {
 		c.news, c.ackedAt, c.silent = now, now, false
 	}
 	missed, before := c.holes.any(), c.path.delivered
 	c.selected(selective, now)
+	if c.total+c.arrived() > was {
+		c.news = now
+	}
 	if v.short = !c.measure(now); v.short {
 		return v
 	}
@@ -281,9 +285,6 @@ func (c *longPath) measure(now time.Time) bool {
 		}
 		c.path.endTrip(max(trip, shortestTrip), delivered, c.full, now)
 		c.probed = time.Time{}
-	}
-	if delivered > c.path.delivered {
-		c.news = now
 	}
 	c.path.deliver(delivered, now)
 	return true

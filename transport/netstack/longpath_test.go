@@ -424,6 +424,68 @@ func TestSmallerSegmentsSentAgain(t *testing.T) {
 	}
 }
 
+// After a pause, a packet is too big. That is no timeout, so the estimate stays.
+func TestSmallerSegmentsAfterAPause(t *testing.T) {
+	play(t, 20, func(c *playedPath) {
+		c.sends(1000)
+		time.Sleep(playedTrip)
+		c.hears(c.sent, 5000, nil)
+		before := c.path.holds
+		time.Sleep(time.Second)
+		c.sends(1000)
+		c.segment = 500
+		if c.sendsFrom(c.acked, 500); c.silent || c.path.holds != before || before == 0 {
+			t.Errorf("the estimate is %d, want %d", c.path.holds, before)
+		}
+	})
+}
+
+// After a silence, bytes arrive that the peer had acknowledged selectively before it. They count as arriving.
+func TestBytesArriveAgainAfterSilence(t *testing.T) {
+	play(t, 100, func(c *playedPath) {
+		c.hears(1000, 5000, selective(2, 2000, 60_000))
+		time.Sleep(time.Second)
+		c.sendsFrom(1000, 1000)
+		time.Sleep(playedTrip)
+		c.hears(2000, 5000, nil)
+		for i := range uint32(30) {
+			time.Sleep(10 * time.Millisecond)
+			c.hears(2000, 5000, selective(2, 3000, 4000+1000*i))
+		}
+		if c.sendsFrom(2000, 1000); c.silent || !c.holes.any() {
+			t.Error("bytes arrive, but that counts as silence")
+		}
+	})
+}
+
+// The program closes both halves of a connection one after the other. Its memory is free as soon as everything is acknowledged, although
+// the peer does not close its half.
+func TestMemoryOfAClosedConnection(t *testing.T) {
+	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+	if _, err := s.Write(make([]byte, 500)); err != nil {
+		t.Fatal(err)
+	}
+	c.h.want(t, "data", func(s segment) bool { return c.mine(s) && len(s.payload) == 500 })
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.h.want(t, "a FIN", func(s segment) bool { return c.mine(s) && s.flags&flagFIN != 0 })
+	counted := func() bool {
+		s.memory.budget.mu.Lock()
+		defer s.memory.budget.mu.Unlock()
+		return s.memory.index >= 0
+	}
+	if !counted() {
+		t.Error("memory with unacknowledged bytes is not counted")
+	}
+	c.ack += 501
+	c.h.write(t, c.segment(flagACK, nil).packet())
+	waitFor(t, func() bool { return !counted() })
+}
+
 // A segment of gVisor's begins before the first byte in flight, because the link heard an acknowledgement that gVisor did not take.
 // The segment is not needless.
 func TestFrontStraddles(t *testing.T) {

@@ -425,7 +425,12 @@ func (s *portion) setSend(n int64) {
 func (s *portion) leave(empty bool) {
 	b := s.budget
 	if !empty {
-		s.gone = waiter.NewFunctionEntry(waiter.EventHUp, func(waiter.EventMask) { b.drop(s) })
+		// In FIN-WAIT-2, there is no EventHUp before the peer closes its half. But the last acknowledgement is a WritableEvent.
+		s.gone = waiter.NewFunctionEntry(waiter.EventHUp|waiter.WritableEvents, func(is waiter.EventMask) {
+			if is&waiter.EventHUp != 0 || drained(s.ep) {
+				b.drop(s)
+			}
+		})
 		s.queue.EventRegister(&s.gone)
 	}
 	if empty || drained(s.ep) {

@@ -102,7 +102,7 @@ func (w *windows) inbound(p []byte, l3, l4 int) (v verdict) {
 	if flags.Intersects(header.TCPFlagSyn) {
 		w.heard.syn(f, tcp)
 	} else if h := w.heard.of(f); h != nil && flags&(header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagAck {
-		v = h.hear(tcp, l4 == len(p) && flags == header.TCPFlagAck, w.full)
+		v = h.hear(tcp, len(p)-l4, l4 == len(p) && flags == header.TCPFlagAck, w.full)
 		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
 	}
 	switch {
