@@ -51,7 +51,8 @@ func TestWaiter(t *testing.T) {
 // plain hides the methods of a *net.UDPConn that net.PacketConn does not have.
 type plain struct{ net.PacketConn }
 
-// A socket that has only the methods of net.PacketConn still names addresses, and its waiter does not wait.
+// DatagramsOf also takes a socket that has only the methods of net.PacketConn. It reads and writes with a netip.AddrPort, and the
+// function that Waiter returns for it does not block.
 func TestDatagramsOf(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
