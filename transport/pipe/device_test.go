@@ -24,7 +24,8 @@ type station struct {
 }
 
 // twoStations returns two stations that are up and know each other. Only the first one knows where the other is.
-func twoStations(t *testing.T, a, b *End, clock *Clock) [2]*station {
+// It does not return an array: on 386, Go 1.26 frees what the array points to while the caller still uses it.
+func twoStations(t *testing.T, a, b *End, clock *Clock) (first, second *station) {
 	var ss [2]*station
 	for i, e := range []*End{a, b} {
 		inside := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 7)
@@ -44,7 +45,7 @@ func twoStations(t *testing.T, a, b *End, clock *Clock) [2]*station {
 			Peers: []wireguard.PeerConfig{peer},
 		})
 	}
-	return ss
+	return ss[0], ss[1]
 }
 
 // say sends a packet to the other end of the tunnel, and wantHeard asserts what has arrived there until now.
@@ -67,8 +68,7 @@ func (s *station) wantHeard(t *testing.T, why string, payloads ...string) {
 func TestDevicesInVirtualTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork(Config{})
-		ss := twoStations(t, n.NewEnd(), n.NewEnd(), NewClock())
-		a, b := ss[0], ss[1]
+		a, b := twoStations(t, n.NewEnd(), n.NewEnd(), NewClock())
 		n.SetConditions(Conditions{Delay: 100 * time.Millisecond})
 		initiations := 0
 		n.Filter(func(p *Packet) Verdict {
@@ -101,8 +101,7 @@ func TestDeviceRoamsBehindNAT(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork(Config{})
 		nat := n.NewNAT(NATConfig{Addrs: []netip.Addr{gateway}, Idle: 20 * time.Second})
-		ss := twoStations(t, nat.NewEnd(private), n.NewEnd(), NewClock())
-		a, b := ss[0], ss[1]
+		a, b := twoStations(t, nat.NewEnd(private), n.NewEnd(), NewClock())
 		a.say(b, "one")
 		b.wantHeard(t, "through the NAT", "one")
 		b.say(a, "two")
@@ -132,8 +131,7 @@ func TestDeviceSleeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork(Config{})
 		clock := NewClock()
-		ss := twoStations(t, n.NewEnd(), n.NewEnd(), clock)
-		a, b := ss[0], ss[1]
+		a, b := twoStations(t, n.NewEnd(), n.NewEnd(), clock)
 		a.say(b, "one")
 		clock.Suspend(time.Hour)
 		a.say(b, "two")
@@ -148,8 +146,7 @@ func TestDeviceClosesWhileTheWireIsBusy(t *testing.T) {
 	for _, c := range []Config{{}, {Lossless: true, Queue: 1}} {
 		synctest.Test(t, func(t *testing.T) {
 			n := NewNetwork(c)
-			ss := twoStations(t, n.NewEnd(), n.NewEnd(), NewClock())
-			a, b := ss[0], ss[1]
+			a, b := twoStations(t, n.NewEnd(), n.NewEnd(), NewClock())
 			a.say(b, "hello")
 			packet := UDPPacket(a.inside, b.inside, make([]byte, 1000))
 			done := make(chan error)
