@@ -39,6 +39,8 @@ type heard struct {
 
 	ep   tcpip.Endpoint           // nil if the peer does not know selective acknowledgements
 	long atomic.Pointer[longPath] // nil before the first byte is sent, and once the path is known to be short
+
+	short atomic.Bool // the path was found to be short, and shorten has not been called since
 }
 
 const (
@@ -91,6 +93,7 @@ func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 		switch {
 		case v.short:
 			h.endLong()
+			h.short.Store(true)
 		case v.revive:
 			c.link.revive(h.ep)
 		}
@@ -108,6 +111,16 @@ func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 func (h *heard) endLong() {
 	if c := h.long.Swap(nil); c != nil {
 		c.close()
+	}
+}
+
+// shorten gives a connection whose path was found to be short gVisor's CUBIC. Its congestion window begins anew, as it would have
+// without a longPath. Write calls shorten, because only a connection that sends much needs it, and because the endpoint's lock must
+// not be held.
+func (h *heard) shorten() {
+	if h.short.Load() && h.short.Swap(false) {
+		cubic := cubicOption
+		_ = h.ep.SetSockOpt(&cubic)
 	}
 }
 

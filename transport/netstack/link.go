@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -44,7 +45,7 @@ const (
 	// queuedOverhead is roughly the memory of a queued packet besides its bytes.
 	queuedOverhead = 256
 	// maxSpare is the length of the longest queue whose memory the link keeps while it is idle.
-	maxSpare = 256
+	maxSpare = 1024
 )
 
 // A link is the only network interface of a stack. It connects gVisor and the device in both directions.
@@ -67,6 +68,7 @@ type link struct {
 	spare   []*stack.PacketBuffer // the memory of the previous queue
 	queued  int                   // bytes in queue, with their overhead
 	waiters []chan struct{}       // senders that wait for room, in order; each has room for one element
+	waiter  int                   // how many of waiters no longer wait; their elements are nil
 	placing bool                  // a sender has left waiters and does not run yet
 	signal  chan struct{}         // closed when there may be room for datagrams; nil while none waits
 	acks    acks
@@ -183,7 +185,7 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 			l.drops.full.Add(1)
 			return false, &tcpip.ErrNoBufferSpace{}
 		}
-	case !oneThread && !placed && (l.queued >= maxQueued || l.placing || len(l.waiters) > 0):
+	case !oneThread && !placed && (l.queued >= maxQueued || l.placing || l.waits()):
 		w := waiterPool.Get().(chan struct{})
 		l.waiters = append(l.waiters, w)
 		l.mu.Unlock()
@@ -205,15 +207,20 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 // place gives a place to the sender that waits longest, if there is room or the turn is free. At most one sender has a place that
 // it has not used yet. l.mu is held.
 func (l *link) place() {
-	if l.placing || len(l.waiters) == 0 || l.busy && l.queued >= maxQueued && !l.refuse {
+	if l.placing || !l.waits() || l.busy && l.queued >= maxQueued && !l.refuse {
 		return
 	}
 	l.placing = true
-	w := l.waiters[0]
-	l.waiters[0] = nil
-	l.waiters = l.waiters[1:]
+	w := l.waiters[l.waiter]
+	l.waiters[l.waiter] = nil
+	if l.waiter++; 2*l.waiter > len(l.waiters) {
+		l.waiters, l.waiter = slices.Delete(l.waiters, 0, l.waiter), 0 // append uses this memory again
+	}
 	w <- struct{}{}
 }
+
+// waits reports whether a sender waits for room. l.mu is held.
+func (l *link) waits() bool { return l.waiter < len(l.waiters) }
 
 // push appends p to the queue, which takes a reference. l.mu is held.
 func (l *link) push(p *stack.PacketBuffer) {

@@ -414,10 +414,14 @@ func selectiveOption(tcp []byte) []byte {
 	return nil
 }
 
-// renoOption names gVisor's congestion control for connections with selective acknowledgements, which may have a longPath. The
-// alternative, CUBIC, ends slow start when acknowledgements arrive late (HyStart), although the window of a longPath bounds slow
-// start already.
-var renoOption = tcpip.CongestionControlOption("reno")
+// renoOption and cubicOption name gVisor's congestion controls. A connection with selective acknowledgements begins with Reno,
+// because it may have a longPath. CUBIC would end slow start when acknowledgements arrive late (HyStart), although the window of a
+// longPath bounds slow start already. Without a longPath, that end of slow start keeps queues short, and so a connection gets CUBIC
+// once its path is known to be short; see heard.shorten.
+var (
+	renoOption  = tcpip.CongestionControlOption("reno")
+	cubicOption = tcpip.CongestionControlOption("cubic")
+)
 
 // revive lets a connection's congestion window begin anew with slow start.
 func (l *link) revive(ep tcpip.Endpoint) {

@@ -807,6 +807,30 @@ func TestShortPath(t *testing.T) {
 	}
 }
 
+// A connection whose path is found to be short gets CUBIC when it has sent more. On a long path, it keeps Reno.
+func TestControlOfAShortPath(t *testing.T) {
+	const size = 900
+	for trip, want := range map[time.Duration]string{0: "cubic", 20 * time.Millisecond: "reno"} {
+		c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+		write := func() (control tcpip.CongestionControlOption) {
+			t.Helper()
+			if _, err := s.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			c.h.want(t, "data", func(s segment) bool { return c.mine(s) && s.seq == c.ack && len(s.payload) == size })
+			time.Sleep(trip)
+			c.ack += size
+			c.h.write(t, c.segment(flagACK, nil).packet())
+			_ = s.ep.GetSockOpt(&control)
+			return control
+		}
+		for range 50 {
+			write()
+		}
+		testkit.Eventually(t, "congestion control by "+want, func() bool { return string(write()) == want })
+	}
+}
+
 // A connection keeps at most maxSegments packets, and lets go of those that are acknowledged.
 func TestSegmentsBound(t *testing.T) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
