@@ -24,7 +24,7 @@ type allowedIPs[P owner] struct {
 type owner interface {
 	comparable
 	serialNumber() uint64 // differs from that of every other owner
-	addPrefixes(n int)    // keeps count of the prefixes that the owner has; n may be negative
+	addPrefixes(n int)    // adds n, which may be negative, to the number of the owner's prefixes
 }
 
 // of returns, in order, the prefixes that p has when the loop begins and that are greater than after. The zero Prefix is less

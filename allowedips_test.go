@@ -232,7 +232,7 @@ func TestAllowedIPsTable(t *testing.T) {
 }
 
 // TestAllowedIPsReaders looks up addresses while 100 prefixes move together between two peers. A reader always finds one of the
-// peers. Within one state of the table, it finds the same peer for all the prefixes.
+// two peers. Within one state of the table, it finds the same peer for all the prefixes.
 func TestAllowedIPsReaders(t *testing.T) {
 	ps := threePeers()
 	a, b := ps[0], ps[1]

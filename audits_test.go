@@ -117,7 +117,7 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 				}
 				w.advance(time.Second)
 				before := [2]pipe.Counts{a.end.Sent(), b.end.Sent()}
-				// The keepalive timeout of 10 s is no multiple of 800 ms, so no packet arrives at the moment at which the timer fires.
+				// The keepalive timeout of 10 s is not a multiple of 800 ms, so no packet arrives when the timer fires.
 				for range 4500 {
 					a.send(b, "x")
 					w.advance(800 * time.Millisecond)
@@ -240,8 +240,8 @@ func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 	}
 }
 
-// Finding 32: a table kept an entry for each key that ever sent an initiation. Here strangers with 2,000 keys send one initiation
-// each. Afterwards the heap has grown by less than the size of a key per stranger.
+// Finding 32: a table kept an entry for each key that ever sent an initiation. Here 2,000 strangers, each with another key, send
+// one initiation each. For each stranger, the heap may grow by at most 32 bytes, the size of a key.
 func TestDistinctLookupKeysLeaveNothing(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		const keys = 2000

@@ -179,7 +179,7 @@ type run struct {
 	counter  uint64   // of the first message
 	endpoint Endpoint
 	heard    uint32 // the peer's field heard when the run was numbered
-	trains   int    // how many trains pack made of the run
+	trains   int    // the number of trains into which pack divided the run
 	leads    bool   // whether the goroutine that numbered the run also sends it; such a run is in no queue
 
 	// These fields are for a run that waits behind others of its peer. The peer's mutex guards them.

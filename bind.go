@@ -1,8 +1,6 @@
 package wireguard
 
-import (
-	"iter"
-)
+import "iter"
 
 // A Bind makes the sockets through which a device sends and receives datagrams. It may also be a [Framer].
 type Bind interface {

@@ -8,6 +8,6 @@ type Clock interface {
 	// Now returns the time since an arbitrary start. It never goes back, and it goes on while the machine sleeps:
 	// otherwise keys would be used for too long after a sleep.
 	Now() time.Duration
-	// Wall returns the calendar time, which may jump. Initiations, events and PeerStatus contain it.
+	// Wall returns the wall-clock time, which may jump. Initiations, events and PeerStatus contain it.
 	Wall() time.Time
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// "TAI64N … max(now, last + 1)" (row 12): if a device's calendar is set back, its peer still accepts its initiations.
+// "TAI64N … max(now, last + 1)" (row 12): if a device's wall clock is set back, its peer still accepts its initiations.
 func TestClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		for _, step := range []time.Duration{0, -time.Hour, 0, 2 * time.Hour, -24 * time.Hour} {
@@ -23,7 +23,7 @@ func TestClockSetBack(t *testing.T) {
 	})
 }
 
-// A step of the calendar changes no age: keys, keepalives and retries use the monotonic time.
+// A step of the wall clock changes no age: keys, keepalives and retries use the monotonic time.
 func TestClockStepLeavesTimersAlone(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -39,7 +39,7 @@ func TestClockStepLeavesTimersAlone(t *testing.T) {
 	})
 }
 
-// Two ends whose calendars are an hour apart can make sessions, because a timestamp is only compared with earlier ones of the
+// Two ends whose wall clocks are an hour apart can make sessions, because a timestamp is only compared with earlier ones of the
 // same peer.
 func TestCalendarsApart(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {

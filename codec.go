@@ -16,7 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/forms"
 )
 
-// Each encoded form of a value in this package keeps the whole value, or encoding or decoding fails.
+// Each encoding of a value of this package (text, JSON, gob) keeps the whole value, or encoding or decoding fails. Of an Event's
+// Err, it keeps only the text.
 
 // ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
 func ParseEndpoint(s string) (e Endpoint, err error) {

@@ -145,7 +145,7 @@ type Change struct {
 	// ReplacePeers removes every peer that Peers does not name. A peer that Peers names keeps its session.
 	ReplacePeers bool
 
-	// Peers are changes to peers, which are carried out in order. One peer may be named several times.
+	// Peers are the changes to single peers. They are carried out in order, and several may name the same peer.
 	Peers []PeerChange
 }
 

@@ -389,7 +389,8 @@ func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 		}
 		w.advance(time.Second)
 		got := b.arrived()
-		// At b, a's prefixes have moved to the new key. So b refuses the source of packets that arrive now under the old key.
+		// At b, a's prefixes have moved to the new key. So b drops packets that still arrive in the session of the old
+		// key: their source is not allowed there.
 		refused := int(b.Status().Drops[wireguard.DropSourceNotAllowed])
 		if refused == 0 || refused > 15 {
 			w.Fatalf("%d were refused, want the ten that were under way, about", refused)

@@ -51,7 +51,7 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 	}
 }
 
-// valid reports whether there is a cookie to use.
+// valid reports whether the jar has a cookie that is younger than cookieMaxUse.
 func (j *cookieJar) valid(now int64) bool { return j.received != 0 && now-j.received < cookieMaxUse }
 
 // consume takes the cookie reply m from the peer whose public key is remote, and reports whether it was an authentic

@@ -57,7 +57,7 @@ func coreFiles(t *testing.T) []string {
 	return files
 }
 
-// impure lists what the core must not contain in a file, each with its line.
+// impure lists what f contains although the core must not, each with its position.
 func impure(fset *token.FileSet, f *ast.File) (found []string) {
 	report := func(n ast.Node, format string, args ...any) {
 		found = append(found, fmt.Sprintf("%v: %s", fset.Position(n.Pos()), fmt.Sprintf(format, args...)))

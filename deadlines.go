@@ -76,6 +76,4 @@ func (d *Device) sweepLimits(now int64) {
 }
 
 // scheduleSweep schedules a sweep of the rate limits, unless one is scheduled already. cookieMu is held.
-func (d *Device) scheduleSweep(now int64) {
-	d.deadlines.Put(nil, &d.sweep, now+ratelimit.Idle, d.now)
-}
+func (d *Device) scheduleSweep(now int64) { d.deadlines.Put(nil, &d.sweep, now+ratelimit.Idle, d.now) }

@@ -23,7 +23,7 @@ const (
 	DropInnerMalformed                     // packet received: authentic, but not IPv4 or IPv6, or its header claims more bytes than it has
 	DropSourceNotAllowed                   // packet received: authentic, but not from an address its peer may use
 	DropSinkFull                           // packet received: the tunnel did not take it
-	DropQueueFull                          // handshake message: too many wait already
+	DropQueueFull                          // handshake message: too many initiations, or answers from its peer, already wait
 	DropBadMAC                             // handshake message: its mac1 is not for the device's key
 	DropCookieRequired                     // handshake message: under load, and without mac2; answered with a cookie
 	DropRateLimited                        // handshake message: under load, and its source sent too many

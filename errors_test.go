@@ -24,7 +24,7 @@ import (
 // errForeign is an error of a Tunnel or a Bind. It already has the prefix "wireguard: ".
 var errForeign = errors.New("wireguard: foreign: broken")
 
-// A broken is a Tunnel and a Bind. The method that call names fails.
+// A broken is a Tunnel and a Bind. The method whose name is in call fails.
 type broken struct {
 	*drain
 	*line
@@ -229,7 +229,7 @@ func (texts errorTexts) find(s string) (found string) {
 
 var verb = regexp.MustCompile(`%#?[a-zA-Z]`)
 
-// add adds a string literal of the source. open says that the source appends something to it.
+// add adds a string literal of the source. open means that the source concatenates something to it.
 func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
 	text, err := strconv.Unquote(lit.Value)
 	s := strings.TrimPrefix(text, "wireguard: ")

@@ -15,8 +15,8 @@ type Event struct {
 	Peer     PublicKey // the peer that it happened to; zero means the device
 	Endpoint Endpoint  // where the peer is, or where a send failed; zero means unknown
 
-	// Timestamp is the newest that the device accepted from the peer, SentTimestamp the newest that it sent to the peer.
-	// Zero means none.
+	// Timestamp is the newest timestamp of an initiation that the device accepted from the peer. SentTimestamp is the newest
+	// that it sent to the peer. Zero means none.
 	Timestamp, SentTimestamp Timestamp
 
 	Attempt int   // number of the initiation, counted from 1 since the last handshake, including those that Renew replaced

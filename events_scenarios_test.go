@@ -34,7 +34,7 @@ func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.D
 	}
 }
 
-// counting returns the numbers between its arguments, which are included.
+// counting returns the integers from the first argument to the second, both included.
 func counting(from, to int) (numbers []int) {
 	for i := from; i <= to; i++ {
 		numbers = append(numbers, i)
@@ -111,16 +111,16 @@ func TestAttemptReasons(t *testing.T) {
 		w.net.Mend(nil, nil)
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.NewPresharedKey())})
 		w.advance(5*time.Second + jitter)
-		<-failed // the attempt that failed now was not sent
+		<-failed // this event is about the attempt that was not sent
 		want("an answer that does not open", nil, "preshared key")
 		w.judge(func(m *message) pipe.Verdict { return pipe.Drop })
 		w.advance(5*time.Second + jitter)
-		<-failed // the attempt that failed now was answered
+		<-failed // this event is about the attempt whose answer did not open
 		want("the answer to an earlier initiation does not count", wireguard.ErrNoAnswer, "no answer")
 	})
 }
 
-// Under traffic each packet begins the series of initiations anew, but the attempts are still numbered without a gap.
+// Under traffic each packet restarts the series of initiations, but the attempts are still numbered without a gap.
 func TestAttemptsUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)

@@ -241,7 +241,7 @@ func receiverOf(m []byte) uint32 {
 	return binary.LittleEndian.Uint32(m[cookieReceiver:])
 }
 
-// receiveCookie takes a cookie reply.
+// receiveCookie handles a cookie reply: it stores the cookie, or drops the message if that is not authentic.
 func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	p := m.to
 	p.mu.Lock()
@@ -272,7 +272,7 @@ func (in *initiation) wipe() {
 	clear(in.static[:])
 }
 
-// receiveInitiation takes an initiation whose MACs are valid, and answers it.
+// receiveInitiation handles an initiation whose MACs are valid, and answers it.
 func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running) {
 	in, p, err := d.openInitiation(m, id, r)
 	switch {
@@ -383,7 +383,7 @@ func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r 
 	d.sendHandshake(r, p, m[:], to)
 }
 
-// receiveResponse takes a response whose MACs are valid.
+// receiveResponse handles a response whose MACs are valid.
 func (d *Device) receiveResponse(m *handshakeMessage, id *identity, r *running) {
 	p, local := m.to, receiverOf(m.bytes())
 	p.mu.Lock()

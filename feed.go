@@ -13,8 +13,8 @@ import (
 //	             offer ╰─▶ carry ─▶ take, read, claim ─▶ seal ─▶ hand in ─▶ take, ...
 //
 // So a packet's bytes stay with one core. If cores shared one load, as in a fork, each cache line would move to the other core
-// and back, and only one core would read and send. A source is not read while too many of its loads are not sent yet. Its
-// loads wait at most for the socket, never for a single peer.
+// and back, and only one core would read and send. While too many loads of a source wait to be sent, the source is not
+// read. Its loads wait at most for the socket, never for a single peer.
 
 // A feed is a source and what the goroutines that carry its packets share.
 type feed struct {

@@ -315,8 +315,8 @@ func TestFeedAlone(t *testing.T) {
 	}
 }
 
-// TestFeedIsHeldBack: if a source's packets are queued behind another sender's, only a few more batches are read until they are
-// sent, even if most packets in the batches go to another peer. Nothing is dropped.
+// TestFeedIsHeldBack: while packets of a source are queued behind another sender's, the device reads only a few more batches from
+// that source. This holds even if most packets in those batches go to another peer. Nothing is dropped.
 func TestFeedIsHeldBack(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	busy := newRemote(2, testKey(1).Public())

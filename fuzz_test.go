@@ -411,8 +411,8 @@ func FuzzMACs(f *testing.F) {
 	})
 }
 
-// FuzzReplay compares the window with a set of all counters seen. A step is three bytes: one says how the next counter follows from
-// the greatest one, and two give a distance.
+// FuzzReplay compares the window with a set of all counters seen. Each three bytes make one counter: the first
+// byte chooses a formula, most of which start from the greatest counter so far, and the other two are the distance.
 func FuzzReplay(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 0, 0, 1, 0, 1, 2, 31, 192, 2, 31, 193})
 	f.Add([]byte{3, 255, 255, 4, 0, 1, 0, 0, 1, 4, 0, 0, 1, 0, 5})

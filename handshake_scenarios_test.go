@@ -81,7 +81,7 @@ func TestGiveUpAfterTwentyInitiations(t *testing.T) {
 	})
 }
 
-// As in Linux, the count of attempts begins anew with every packet for which there is no session
+// As in Linux, the count of attempts restarts with every packet for which there is no session
 // (wg_packet_send_queued_handshake_initiation, !is_retry).
 func TestNoGiveUpWhilePacketsCome(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {

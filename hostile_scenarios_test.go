@@ -89,7 +89,7 @@ func TestLowOrderInitiator(t *testing.T) {
 	for _, configured := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
 			reason, n := wireguard.DropUnknownPeer, uint64(0)
-			for _, point := range lowOrderPoints[1:] { // zero is no public key
+			for _, point := range lowOrderPoints[1:] { // [0] is the zero key, which SetPeer refuses
 				if configured {
 					reason = wireguard.DropLowOrder
 					if err := b.SetPeer(wireguard.PeerConfig{PublicKey: point}); err != nil {

@@ -87,7 +87,7 @@ func TestDSCPStaysInside(t *testing.T) {
 		p := withECN(a.packet(b, "expedited"), 1)
 		p[1] |= 46 << 2
 		binary.BigEndian.PutUint16(p[10:], 0)
-		binary.BigEndian.PutUint16(p[10:], ^uint16(46<<2)) // a wrong checksum, which nobody may correct
+		binary.BigEndian.PutUint16(p[10:], ^uint16(46<<2)) // a wrong checksum, which must arrive unchanged
 		a.inject(p)
 		for kind, tos := range map[string]uint8{"a initiation": 0x88, "b response": 0x88, "a data": 1} {
 			if m := w.last(kind); m.tos != tos {

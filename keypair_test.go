@@ -10,8 +10,9 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// TestKeypairRotation has every change of the three places previous, current and next. A state is written as three characters, one
-// for each place: p, c and n are the keypairs that were in them before, x is the new keypair, and a dash is an empty place.
+// TestKeypairRotation checks every way in which the three places (previous, current and next) can change. A state is written as
+// three characters, one for each place: p, c and n are the keypairs that were in them before, x is the new keypair, and a dash is an
+// empty place.
 func TestKeypairRotation(t *testing.T) {
 	for _, c := range []struct{ op, before, after, dropped string }{
 		{"addInitiated", "---", "-x-", ""},

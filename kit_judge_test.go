@@ -317,7 +317,7 @@ func longest(t map[netip.Prefix]int, a netip.Addr) int {
 }
 
 // changing calls do, which changes a node's allowed IPs in the same way as change does in the judge's table. Until do returns,
-// the judge accepts the old and the new ones.
+// the judge accepts packets that either the old or the new allowed IPs allow.
 func (j *judge) changing(node int, change func(t map[netip.Prefix]int), do func()) {
 	unlock := j.lock()
 	s := &j.tables[node]

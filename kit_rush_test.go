@@ -99,7 +99,7 @@ func newRush(t *testing.T, spokes int) *rush {
 	for _, s := range r.spokes {
 		takers.Go(func() { r.take(s) })
 	}
-	takers.Go(func() { // ICMP errors, for the sources
+	takers.Go(func() { // discards the hub's ICMP errors to the sources of dropped packets
 		for _, err := r.tun.Receive(context.Background()); err == nil; _, err = r.tun.Receive(context.Background()) {
 		}
 	})

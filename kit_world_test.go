@@ -61,8 +61,8 @@ type clock struct {
 	mu     sync.Mutex // guards all below
 	resume sync.Cond
 	asleep bool
-	leapt  time.Duration // by which leap moved the clock
-	step   time.Duration // by which stepWall moved the calendar
+	leapt  time.Duration // how far leap moved the clock
+	step   time.Duration // how far stepWall moved the wall clock
 }
 
 func newClock() *clock {
@@ -100,7 +100,7 @@ func (c *clock) leap(d time.Duration) {
 	c.leapt += d
 }
 
-// stepWall sets the calendar forward by d, or back if d is negative.
+// stepWall moves the wall clock forward by d, or back if d is negative.
 func (c *clock) stepWall(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -179,7 +179,7 @@ func (n *node) boot(random *rand.ChaCha8, alter ...func(c *wireguard.Config)) {
 	n.w.Cleanup(func() { d.Close() })
 }
 
-// watch reads events of these kinds until the device is closed.
+// watch returns a channel of the events of these kinds. It drops events that the test does not read in time.
 func (n *node) watch(kinds ...wireguard.EventKind) <-chan wireguard.Event {
 	sub, events := n.Subscribe(kinds...), make(chan wireguard.Event, 128)
 	go func() {

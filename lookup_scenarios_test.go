@@ -447,7 +447,7 @@ func TestForgedInitiationIsNotLookedUp(t *testing.T) {
 	})
 }
 
-// If Configure adds a peer while it is being looked up, it is a configured peer, and not a looked-up one.
+// If Configure adds a peer while Lookup is being asked about it, the peer counts as configured, and not as looked up.
 func TestLookupWhileConfigured(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		gate := r.hold()

@@ -88,10 +88,10 @@ func (p *peerState) drop(r DropReason, n int) {
 
 // initiate asks for an initiation unless one is being made. It is called if a packet has no usable key, the key is
 // old, data went unanswered, or an attempt is repeated. retry says that the initiation continues a series of attempts.
-// Otherwise the count of attempts begins anew, even during a series.
+// Otherwise the count of attempts restarts at zero, even during a series.
 //
-// No initiation is sent "within 5 s of the last one", or within 5 s of a response that was sent. Such an initiation is
-// only put off, because something waits for it.
+// No initiation is sent "within 5 s of the last one", or within 5 s of a response that was sent. initiate postpones such an
+// initiation until the 5 s are over, and does not forget it, because the reason for it still exists; see putOff.
 func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0

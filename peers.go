@@ -36,13 +36,13 @@ type peer struct {
 	found   bool      // Lookup supplied the peer, whose initiation waits among the lookups
 	answers uint8     // responses and cookie replies to the peer's messages that wait in the slow path
 
-	waits []chan error // of the calls that wait for a session; each call takes one value before it waits again
+	waits []chan error // one per call that waits for a session; the call takes one value from it before it waits again
 
 	troubled atomic.Int64 // when the device last reported that the bind failed to send to the peer
 
 	account staged.Account // what the device's pool counts for staged; guarded by the pool's lock, too
 
-	deadline int32 // place in the device's deadlines, from 1; guarded by their lock
+	deadline int32 // place in the device's deadlines, counted from 1; 0 means none; guarded by the lock of the deadlines
 }
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }

@@ -248,8 +248,8 @@ func TestCostOfOne(t *testing.T) {
 	}
 }
 
-// TestSetPeerOfTheSame: if SetPeer sets a peer to what it already is, no table changes. If one of many prefixes is another one, no
-// table is copied.
+// TestSetPeerOfTheSame: if SetPeer sets a peer to what it already is, no table changes. If one of many prefixes is replaced, the
+// table of allowed IPs is edited and not copied.
 func TestSetPeerOfTheSame(t *testing.T) {
 	prefixes := hostPrefixes(10_000)
 	c := PeerConfig{PublicKey: crowdKey(1), AllowedIPs: slices.Clone(prefixes)}

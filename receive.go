@@ -25,7 +25,7 @@ type inbound struct {
 	table   routes[*peer]
 	now     int64
 	opened  []opened // data messages, in the order of arrival
-	bytes   int      // of these messages
+	bytes   int      // the total length of these messages
 	runs    []inboundRun
 	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
 	packets [][]byte // accepted, and not yet delivered
@@ -173,7 +173,7 @@ func (in *inbound) isFull() bool {
 		n >= enoughMessages && n >= enoughOfEach*len(in.runs)
 }
 
-// runOf finds the run of the session with that index, or begins it.
+// runOf returns the run of the session with the given index. It begins one if in has none.
 func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	if n := len(in.runs); n > 0 && in.runs[n-1].index == index {
 		return &in.runs[n-1]
@@ -198,7 +198,7 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	return run
 }
 
-// receiveOther takes a datagram that is not a data message.
+// receiveOther handles a datagram that is not a data message.
 func (d *Device) receiveOther(m []byte, t *Train, now int64) {
 	kind := uint32(0)
 	if len(m) >= 4 {

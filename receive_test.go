@@ -144,7 +144,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 
 	b, nested := e.NewBatch(), false
 	e.line.send = func([]Train) {
-		if !nested { // while the peer is busy, b leaves its packet with it
+		if !nested { // the outer Send leads the peer, so this one queues b's packet for it and returns
 			nested = true
 			b.Append(packet4(100, here, r.addr))
 			e.Device.Send(b)

@@ -14,8 +14,8 @@ type sentInitiation struct {
 	at int64
 }
 
-// live reports whether packets that are sent on k can be expected to arrive: something was received on it since the
-// configuration last changed the endpoint, and no data on it has been unanswered for 10 s.
+// live reports whether packets that are sent on k can be expected to arrive: k can still send, something was received on it since
+// the configuration last changed the endpoint, and no data on it has been unanswered for 10 s.
 func (k *keypair) live(now int64) bool {
 	return k.sendable(now, 1) && !k.moved && (k.asked == 0 || now-k.asked < keepaliveTimeout)
 }

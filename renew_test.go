@@ -10,8 +10,8 @@ func place(n byte) Endpoint {
 	return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 51820))
 }
 
-// Row 32: "For Renew the 5 s rule holds per endpoint: towards an endpoint that got no initiation from us in the last 5 s it
-// sends one at once, at most 4 per peer in 5 s."
+// Row 32: Renew sends an initiation at once if the endpoint got none from this device in the last 5 s, and the peer got fewer than
+// 4 at all endpoints together.
 func TestRenewLimits(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -109,8 +109,8 @@ func TestRenewMemory(t *testing.T) {
 	}
 }
 
-// Row 32: a session "on which something was received since configuration last changed the endpoint, and since data went
-// unanswered for 10 s".
+// Row 32: a session is live if something was received on it since the configuration last changed the endpoint, and no data on it
+// has been unanswered for 10 s.
 func TestLiveSession(t *testing.T) {
 	for _, test := range []struct {
 		name string

@@ -25,7 +25,7 @@ import (
 // A sendQueue holds the runs of one peer that have their counters and wait behind others. The peer's mutex guards it.
 type sendQueue struct {
 	head, tail *run
-	n          int32 // how many of the runs come from senders, not from a source
+	n          int32 // how many of the runs come from calls of Send; the others come from a source
 	led        bool  // a goroutine or the slow path leads: it sends the runs, from the head on
 }
 
@@ -248,8 +248,8 @@ func (d *Device) route(l *load) {
 	}
 }
 
-// dropLoops drops the packets of a run that carry a message of a session with the peer of the run. Such a packet shows
-// that the path to the peer leads through the tunnel to the peer. If it were sealed again, it would return larger, and
+// dropLoops drops each packet of a run that carries a WireGuard message from this device to the peer of the run. Such a packet
+// shows that the path to the peer leads through the tunnel to the peer. If it were sealed again, it would return larger, and
 // as two packets once it needs fragments. The lock of the run's peer is held.
 func (d *Device) dropLoops(l *load, run *run) {
 	l.Remove(&run.Run, func(pkt []byte) bool {

@@ -430,7 +430,8 @@ func TestStagedBytesShared(t *testing.T) {
 	})
 }
 
-// StagedBytes limits all peers of a device together. When it is used up, the peer that takes most loses its oldest packet.
+// StagedBytes limits all peers of a device together. When it is used up, the peer whose packets take the most loses its
+// oldest packet.
 func TestStagedBytesBound(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a", func(c *wireguard.Config) { c.StagedBytes = 10 * (256 + 32) })

@@ -231,7 +231,7 @@ func (s *sim) key(node, gen int) (k wireguard.PrivateKey) {
 	return sha256.Sum256(fmt.Append(nil, s.seed, node, gen))
 }
 
-// psk returns the preshared key of two nodes in generation gen of that key. Generation 0 is no preshared key.
+// psk returns the preshared key of two nodes in generation gen of that key. Generation 0 means no preshared key.
 func (s *sim) psk(n, o *simNode, gen int) (k wireguard.PresharedKey) {
 	if gen > 0 {
 		k = sha256.Sum256(fmt.Append(nil, s.seed, n.i*o.i, n.i+o.i, "psk", gen))
@@ -324,8 +324,8 @@ func (s *sim) readd(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// moveAllowed changes n's allowed IPs. It gives o's prefixes, or a part of them, to one of n's peers, which may be o itself, or
-// takes them from that peer.
+// moveAllowed changes the allowed IPs of one of n's peers, which may be o itself. It gives o's prefixes, or a part of them, to that
+// peer, or takes them from that peer.
 func (s *sim) moveAllowed(n, o *simNode, r *rand.Rand) {
 	ps := pick(r, o.networks(), o.subnets(), o.subnets())
 	to := pick(r, s.others(n)...)

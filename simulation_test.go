@@ -177,7 +177,7 @@ func (s *sim) attach(n *simNode) func(c *wireguard.Config) {
 	}
 }
 
-// A judgedTunnel gives the delivered packets to see, and keeps none of them.
+// A judgedTunnel passes each delivered packet to see, and then overwrites it instead of queueing it.
 type judgedTunnel struct {
 	scribblingTunnel
 	see func(packet []byte)
@@ -342,8 +342,8 @@ func (s *sim) play() {
 		s.settle()
 		s.verify()
 	}
-	for _, n := range s.all {
-		s.say(n, tunnel, s.parcel(n, s.others(n)[0], tunnel, 1000, s.random)) // if crowded, still under way at the end
+	for _, n := range s.all { // in a crowded schedule, the devices close while these packets are under way
+		s.say(n, tunnel, s.parcel(n, s.others(n)[0], tunnel, 1000, s.random))
 	}
 	s.tick()
 	for _, n := range s.all {

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/backlog"
 	"github.com/seed-86b749af/wireguard/internal/errorlimit"
@@ -16,7 +17,8 @@ import (
 //	peers that want to be visited ─────┤        └▶ Tunnel
 //	ICMP errors for the sink ──────────┘
 const (
-	// Initiations may wait for as long as their senders wait for the answer: a core answers about 5,000 a second.
+	// A sender waits 5 s for the answer to its initiation, and a core answers about 5,000 initiations per second. So the queue
+	// has room for what all cores answer in 5 s, or for maxInitiations if that is more.
 	maxInitiations        = 1 << 16
 	maxInitiationsPerCore = 5000 * int(rekeyTimeout/second)
 
@@ -25,6 +27,11 @@ const (
 
 	takeAtOnce = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
 	spareMax   = 1024 // messages that are kept for reuse while there are workers
+
+	// While all processors run goroutines, the Go runtime looks only every 10 ms for sockets that have become readable, even if
+	// the goroutines yield. So each worker sleeps for a moment from time to time, and its processor looks at the sockets.
+	restEvery = second / 500
+	restFor   = time.Microsecond
 )
 
 // A slowPath is the queues of the slow path. The zero value is ready.
@@ -130,7 +137,7 @@ func (s *slowPath) peer(d *Device, p *peer) {
 func (s *slowPath) unreachable(d *Device, p []byte, now int64) { s.answer(d, p, 0, now) }
 
 // answer queues an ICMP error for the sender of the packet p, which is larger than mtu or, if mtu is 0, has no destination.
-// The errors to each sender are limited.
+// s.errors limits how many errors each sender gets.
 func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	reply := s.errors.Answer(p, mtu, now)
 	if reply == nil {
@@ -213,7 +220,8 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	return false
 }
 
-// takeInitiations takes an initiation, and under load others that follow it. mu is held.
+// takeInitiations gives j the next initiation. Under load it takes up to takeAtOnce initiations out of the queue, and keeps all but
+// the first in j.more for the next calls. mu is held.
 func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	if j.loaded = len(j.more) > 0; !j.loaded {
 		j.loaded = s.initiations.UnderLoad(d.lookups.Crowded(), now)
@@ -246,13 +254,14 @@ func (s *slowPath) close() {
 type worker struct {
 	checker cookieChecker
 	replies cookieReplies
+	rested  int64 // when the worker slept last, or began
 }
 
 // work is the body of a worker's goroutine.
 func (d *Device) work() {
 	var j slowJob
-	var w worker
-	for d.slow.take(d, &j, d.now()) {
+	w := worker{rested: d.now()}
+	for now := w.rested; d.slow.take(d, &j, now); now = d.now() {
 		switch {
 		case j.message != nil:
 			for !d.receiveHandshake(j.message, j.loaded, &w) && j.next() {
@@ -262,6 +271,10 @@ func (d *Device) work() {
 			d.visit(j.peer)
 		case j.icmp != nil:
 			d.tunnel.WritePackets([][]byte{j.icmp})
+		}
+		if now-w.rested >= restEvery {
+			w.rested = now
+			time.Sleep(restFor)
 		}
 		runtime.Gosched() // to a receiver that woke meanwhile, so that packets do not wait for the whole queue
 	}

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// This is how a running device changes from one socket to another, in Wake or because of another port:
+// A running device changes from one socket to another in Wake, and when its port changes:
 //
 //	the new socket is open ─▶ replace: senders use it, its receivers begin ─▶ retire: the old receivers return what arrived
 //	                       ─▶ finishSocket: they ended, close
@@ -84,8 +84,8 @@ func (d *Device) renewed(s *openSocket) *openSocket {
 	return nil
 }
 
-// listen opens a socket with a mark, beside the sockets of r. A retired socket that still has the port is closed first. mu is
-// held.
+// listen opens a socket on the port, with the given mark, while the sockets of r stay open. But it first closes a retired socket
+// of r that still has the port. mu is held.
 func (d *Device) listen(r *running, port uint16, mark uint32) (*openSocket, error) {
 	for _, s := range r.retired {
 		if s.port == port {
@@ -119,7 +119,7 @@ func (d *Device) finishSocket(r *running, old *openSocket) {
 	d.mu.Unlock()
 }
 
-// sendRefused sends on s those trains that a closed socket refused, and reports whether there were any.
+// sendRefused uses s to send the trains that a closed socket refused, and reports whether there were any.
 func (s *openSocket) sendRefused(trains []Train) (some bool) {
 	for from, to := 0, 0; from < len(trains); from++ {
 		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {

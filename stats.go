@@ -78,7 +78,8 @@ type PeerStatus struct {
 	LastHandshake time.Time
 
 	Received, Sent Traffic // what the peer sent, and what was sent to it
-	// Drops counts the peer's drops for each reason. It begins anew when the peer's session state is wiped.
+	// Drops counts the peer's drops for each reason. All counts restart at zero when the device goes down, and when it wipes
+	// the peer's keys because there was no new session for 540 s.
 	Drops Drops
 	// Staged is the number of packets that wait for a handshake, including a keepalive.
 	Staged int
@@ -87,7 +88,7 @@ type PeerStatus struct {
 	Session    bool
 	SessionAge time.Duration
 	// Initiating is whether a handshake of this device waits for its response. Attempts is the number of initiations sent
-	// since the peer was last heard. It begins anew after 20, with an EventHandshakeFailed.
+	// since the peer was last heard. It restarts at zero after 20, with an EventHandshakeFailed.
 	Initiating bool
 	Attempts   int
 

@@ -164,8 +164,8 @@ func peerNumber(i int) (k PublicKey) {
 	return k
 }
 
-// TestFullKind: if events of one kind are unread for as many peers as there is room for, events of this kind for further peers are
-// lost and counted. No events of other kinds, of other subscriptions or of the peers that have a place are lost.
+// TestFullKind: a subscription has room for unread events of inbox.Max peers of each kind. Events of that kind for further peers
+// are lost and counted. No events of other kinds, of other subscriptions or of peers that have an unread event are lost.
 func TestFullKind(t *testing.T) {
 	var d Device
 	s, other := d.Subscribe(EventEndpointMoved, EventPeerForgotten), d.Subscribe(EventPeerForgotten)

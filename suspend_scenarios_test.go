@@ -174,7 +174,7 @@ func TestSuspendKeptAlive(t *testing.T) {
 }
 
 // The clock is set back while the program is not running. The peer has kept the greatest timestamp, and the device has not. So the
-// device's initiations look like replays until its calendar catches up (whitepaper, section 5.1). The peer can still initiate.
+// device's initiations look like replays until its wall clock catches up (whitepaper, section 5.1). The peer can still initiate.
 func TestRestartWithClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

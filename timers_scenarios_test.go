@@ -206,7 +206,7 @@ func TestSessionSilentAt180s(t *testing.T) {
 		a.send(b, "x")
 		b.send(a, "x")
 		w.want("b initiation", "no data; a waits for its 5 s, b initiates at once")
-		late.data[8]++ // another counter; the message is not even opened
+		late.data[8]++ // makes the message a forgery, but a drops it before opening it
 		w.replay(late)
 		a.wantDrops(wireguard.DropExpiredKey, 1, "nor does it receive")
 		a.wantEvents("it expired", wireguard.EventHandshake, wireguard.EventSessionExpired)
@@ -256,7 +256,7 @@ func TestWipe(t *testing.T) {
 	})
 }
 
-// The 540 s until the wipe start anew with each session, in either role.
+// The 540 s until the wipe restart with each session, in either role.
 func TestWipeAfterLastSession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Handshake and Renew are made to end in each possible way. In no case a waiter is left behind.
+// TestHandshakeEndings makes Handshake and Renew end in each possible way. No case leaves a waiter behind.
 func TestHandshakeEndings(t *testing.T) {
 	sentinels := []error{wireguard.ErrDown, wireguard.ErrNoPeer, wireguard.ErrNoEndpoint, wireguard.ErrNoPrivateKey,
 		wireguard.ErrNoAnswer, net.ErrClosed, context.DeadlineExceeded}

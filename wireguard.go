@@ -58,8 +58,8 @@ import (
 //
 // Configuration and counters outlive Down; sessions and staged packets do not.
 //
-// Inside a call that the device makes to the program, some methods must not be called, since they would wait until that
-// call returns:
+// Inside a call that the device makes to the program, do not call the following methods of the device. They would wait until
+// that call returns:
 //
 //   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer and
 //     RemovePeer. These methods take the configuration lock, which is held during the call.
@@ -112,7 +112,7 @@ type Device struct {
 
 	drops         dropCounters
 	ecnMismatches atomic.Uint64
-	troubled      atomic.Int64 // when trouble with receiving was last reported
+	troubled      atomic.Int64 // when the device last reported that receiving failed
 
 	wg        sync.WaitGroup // receivers, sources, workers, lookups, and keepTime
 	closeOnce sync.Once
@@ -164,7 +164,8 @@ func New(c Config) (*Device, error) {
 	return d, nil
 }
 
-// now returns the core's time. It begins at one hour, because zero means never.
+// now returns the time that the core uses, in nanoseconds: one hour plus the time since New. It is never zero, because zero means
+// never.
 func (d *Device) now() int64 { return int64(d.clock.Now()-d.start) + 3600*second }
 
 // Up opens the socket and starts the device: staged packets are sent and persistent keepalives begin. If the device is

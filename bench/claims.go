@@ -89,7 +89,7 @@ func (r *runner) checkClaims(ctx context.Context, file string, ms []measure, out
 	var errs []error
 	for i := range ms {
 		m := &ms[i]
-		m.bound = nil // to measure the bound takes time, and no claim concerns it
+		m.bound = nil // measuring the bound takes time, and no claim concerns it
 		ratio, ok := claimed[m.name]
 		if !ok {
 			continue

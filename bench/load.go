@@ -15,7 +15,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// loadMeasures measure a device under the load of many clients or of one hostile party.
+// loadMeasures returns the measures of a device under the load of many clients, or of one hostile party.
 func loadMeasures() []measure {
 	return []measure{
 		{name: "load/storm", unit: "s", lower: true, alone: true, rounds: 1, goal: 15, run: func(st *stage) (sample, error) { return runStorm(st, false) }},

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// tableMeasures measure what large tables cost a device that has little traffic.
+// tableMeasures returns the measures of what large tables cost a device that has little traffic.
 func tableMeasures() []measure {
 	return []measure{
 		{name: "load/table", unit: "µs", lower: true, alone: true, rounds: 3, goal: 50, quick: true, run: runTableMove},
@@ -187,7 +187,7 @@ func show(st *stage) (cpu, memory float64, err error) {
 	if _, err := weigh(); err != nil {
 		return 0, 0, err
 	}
-	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // VmHWM begins anew
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // restarts VmHWM
 		return 0, 0, fmt.Errorf("the peak of the resident memory cannot be reset: %w", err)
 	}
 	before, err := residentBytes("VmHWM")

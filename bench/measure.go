@@ -70,7 +70,7 @@ func (m *measure) better() string {
 // A sample is the result of one run.
 type sample struct {
 	Value float64
-	Aside []aside // printed below the row, as medians
+	Aside []aside // the medians over all rounds are printed below the row
 }
 
 // An aside is a figure that explains a sample.

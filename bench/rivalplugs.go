@@ -9,7 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// A rivalTun adapts a plain to a device of wireguard-go.
+// A rivalTun lets a device of wireguard-go use a plain as its tun.Device.
 type rivalTun struct {
 	plain  *plain
 	events chan tun.Event

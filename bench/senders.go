@@ -96,7 +96,7 @@ func runSenders(st *stage, n, size int) (sample, error) {
 	}, st.calls()...)}, nil
 }
 
-// flood sends numbered packets until stop is closed.
+// flood sends numbered packets until stop is true.
 func (t *senderTunnel) flood(sender, size int, offered *atomic.Int64, stop *atomic.Bool) {
 	b := t.dev.NewBatch()
 	p := newFlow(size, addrA, addrB).template

@@ -92,7 +92,7 @@ func startCrowd(st *stage) (*crowdRun, error) {
 	return r, nil
 }
 
-// runCrowd measures how much many connections carry together in one direction.
+// runCrowd measures the throughput of many connections together, all of which send in the same direction.
 func runCrowd(st *stage) (sample, error) {
 	r, err := startCrowd(st)
 	if err != nil {

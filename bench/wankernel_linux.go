@@ -143,7 +143,7 @@ type kernelNetwork struct {
 	addr netip.Addr
 }
 
-// dial blocks its thread, and does not return early when ctx ends.
+// dial blocks in connect(2), which blocks the thread too. It does not return early when ctx ends.
 func (k kernelNetwork) dial(ctx context.Context, to netip.AddrPort) (c net.Conn, err error) {
 	err = k.socket(func(fd int, f *os.File) (err error) {
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {

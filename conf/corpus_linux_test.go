@@ -83,7 +83,7 @@ for f; do
 	printf "\0"
 done`, program}
 	dir := t.TempDir()
-	for i, name := range names { // wg-quick limits the length of names
+	for i, name := range names { // gives each file a short name, because wg-quick limits its length
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

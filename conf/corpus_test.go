@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// The corpus has files as providers and server panels write them, with random keys, and unusual files. Beside each file
+// The corpus has files with random keys in the forms that providers and server panels write, and unusual files. Beside each file
 // NAME.conf there is NAME.want. Its first line says whether wg understands the file as this package does, and the others say
 // how this package understands it, as outcome writes it.
 var update = flag.Bool("update", false, "write the corpus's .want files anew; needs wg, wg-quick and root")

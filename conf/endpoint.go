@@ -175,7 +175,7 @@ func (r Resolution) try(ctx context.Context, host string) ([]netip.Addr, error) 
 	return unique, nil
 }
 
-// mayPass reports whether another attempt may succeed. After ctx has ended, no attempt can.
+// mayPass reports whether another attempt may succeed after err, because the name server failed or did not answer.
 func mayPass(err error) bool {
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
@@ -186,8 +186,8 @@ func mayPass(err error) bool {
 
 // Resolve sets the Addr of each peer's endpoint that is a name. The error joins one [Error], with its line, for each peer
 // of which no endpoint could be resolved. The other names are resolved nevertheless. For a peer with MoreEndpoints, one
-// endpoint with an address suffices: Resolve asks once for each of its names, and retries only the first name, if no
-// endpoint has an address. Resolve asks once for a name that several peers share.
+// endpoint with an address suffices. Resolve asks once for each name of such a peer. If then no endpoint of the peer has an
+// address, Resolve retries the name in Endpoint, as r says. Peers that share a name share its address.
 func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	type answer struct {
 		addr netip.Addr

@@ -61,8 +61,8 @@ const (
 	late = 10 * time.Second // how late a tick may be on a loaded machine
 )
 
-// A sleep notices that the machine slept, because the next tick is late by the calendar or by the monotonic clock. A
-// calendar that someone sets forward looks the same.
+// A sleep notices that the machine slept, because the next tick is late by the wall clock or by the monotonic clock. A
+// wall clock that someone sets forward looks the same.
 type sleep struct {
 	done chan struct{}
 	once sync.Once

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A network is a netlink socket that reports changes, and the known state of the network.
+// A network watches the machine's network. It has a netlink socket that reports changes, and the state that the messages have told.
 type network struct {
 	events *os.File
 	known  topology
@@ -120,8 +120,8 @@ func isEnd(b []byte) (end bool) {
 	return end
 }
 
-// A sleep is a timer that is due once, in 2038. The kernel cancels it when the calendar moves against CLOCK_MONOTONIC. That happens
-// when the machine resumes and when someone sets the clock.
+// A sleep is a timer that is due once, in 2038. The kernel cancels it when the wall clock moves against CLOCK_MONOTONIC. That
+// happens when the machine resumes and when someone sets the clock.
 type sleep struct {
 	timer *os.File
 	slept time.Duration // since the machine started

@@ -94,8 +94,8 @@ func (f *Follower) endpointsOf(key wireguard.PublicKey) []conf.Endpoint {
 	return f.endpoints[key]
 }
 
-// Run follows the peers until ctx ends or the device closes. When it returns, none of its goroutines is left. Call it once
-// at a time.
+// Run follows the peers until ctx ends or the device closes. When it returns, none of its goroutines is left. Do not call
+// Run again before it has returned.
 func (f *Follower) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{

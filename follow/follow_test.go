@@ -322,7 +322,7 @@ func TestChangeWakes(t *testing.T) {
 	})
 }
 
-// TestChangeSearchesAnew: all places were tried while there was no network and no DNS. The search begins anew when the network
+// TestChangeSearchesAnew: all places were tried while there was no network and no DNS. The search restarts when the network
 // is back, and does not wait until the device's attempts reach the place, or until a name may be resolved again.
 func TestChangeSearchesAnew(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {

@@ -92,7 +92,8 @@ func (r *run) lookup(host string) {
 	}
 }
 
-// answer takes the addresses of a name, and continues the searches that wait for them. An error changes nothing.
+// answer notes the addresses of a name, and continues the searches that wait for them. If the lookup failed, the old addresses
+// stay.
 func (r *run) answer(a answer) {
 	n := r.names[a.host]
 	n.asking = false

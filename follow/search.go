@@ -10,11 +10,11 @@ import (
 )
 
 const (
-	// maxSearches bounds the peers that are searched for at once. For a further peer, a search begins at its next failed
-	// attempt, and ends another one that has had its share.
+	// maxSearches bounds the peers that are searched for at once. At the bound, a failed attempt or unanswered data of another
+	// peer begins a search only if an older search has had its share. The oldest search then ends.
 	maxSearches = 1024
 
-	// share is the least time that a search has while other peers wait for its place.
+	// share is how long a search runs at least, before room may end it to let another peer's search begin.
 	share = time.Minute
 
 	// maxPlaces bounds the places where a peer is looked for.

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A topology is what is known of the machine's network, from messages of netlink. Messages also arrive when nothing changes,
-// as when a router advertisement prolongs the life of an address. So each message is compared with what is known.
+// A topology is what netlink messages have told about the machine's network. Messages also arrive when nothing changes,
+// as when a router advertisement prolongs the life of an address. So update compares each message with the topology.
 type topology struct {
 	tunnel string // the name of the interface that does not count
 	links  map[uint32]link
@@ -36,8 +36,8 @@ type route struct {
 	via   string // its gateways, sources and nexthops, as attributes
 }
 
-// A slot is what routes have in common that compete with each other. It can hold several routes, until a message
-// replaces them by one.
+// A slot is what competing routes have in common. Several routes can have the same slot. A message with NLM_F_REPLACE replaces
+// them all by one.
 type slot struct {
 	family, tos     uint8
 	table, priority uint32
@@ -63,7 +63,7 @@ func (t *topology) update(b []byte, learn bool) (changed bool) {
 	return changed && !learn
 }
 
-// link takes a message about an interface. A link counts if it has an address.
+// link handles a message about an interface. A link counts if it has an address.
 func (t *topology) link(exists bool, b []byte) bool {
 	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC { // messages of other families are about ports of bridges
 		return false
@@ -96,7 +96,7 @@ func (t *topology) link(exists bool, b []byte) bool {
 	return counts
 }
 
-// address takes a message about an address.
+// address handles a message about an address.
 func (t *topology) address(exists bool, b []byte) bool {
 	if len(b) < unix.SizeofIfAddrmsg || b[3] >= unix.RT_SCOPE_LINK {
 		return false
@@ -125,7 +125,7 @@ func (t *topology) address(exists bool, b []byte) bool {
 	return (had || !unusable && len(t.addrs) >= maxKnown) && t.counts(a.index)
 }
 
-// route takes a message about a route.
+// route handles a message about a route.
 func (t *topology) route(exists, replace bool, b []byte) bool {
 	if len(b) < unix.SizeofRtMsg || b[1] != 0 || b[7] != unix.RTN_UNICAST {
 		return false

@@ -8,8 +8,8 @@
 // and networks that no peer should reach by accident. [Limits] bound what one peer can take. A refused flow is answered
 // in the protocol's own way: a reset, or an ICMP error.
 //
-// Code that runs inside the program learns the public key of a connection's peer from [Peer], and an HTTP handler from
-// [Authenticate].
+// A service inside the program, behind [Verdict].Handle or a [Listener], gets the public key of a connection's peer from [Peer].
+// An HTTP handler gets it from [PeerFrom], and [Authenticate] lets only chosen peers reach the handler.
 package gateway
 
 import (
@@ -42,7 +42,7 @@ type Config struct {
 	// host's sockets. The addresses of the result are *net.UDPAddr. PeerFrom returns the flow's peer from ctx.
 	ListenPacket func(ctx context.Context, network, address string) (net.PacketConn, error)
 
-	// Ping asks for an echo with the given data, and returns nil if the target answered. Nil means the function Ping.
+	// Ping sends target an echo request with the given data, and returns nil if target answered. Nil means the function Ping.
 	Ping func(ctx context.Context, target netip.Addr, data []byte) error
 
 	// Limits bound each peer that has no limits from SetLimits.
@@ -110,7 +110,7 @@ type Gateway struct {
 	mu      sync.Mutex     // guards the rest, and the accounts' fields that say so
 	closed  bool           // no further flows
 	running sync.WaitGroup // calls of Forward and their goroutines
-	conns   sync.WaitGroup // those of running that serve TCP connections and pings
+	conns   sync.WaitGroup // the calls in running that serve TCP connections and pings; Shutdown waits for them
 	peers   map[wireguard.PublicKey]*account
 	flows   int // of all peers
 	pings   int // pings that wait for their answers

@@ -79,8 +79,8 @@ type joint struct {
 	since time.Time   // when that look was
 }
 
-// run returns when both directions have ended. It resets the connections after idle without traffic, or transitoryIdle if
-// they are half-closed.
+// run copies in both directions until both have ended. It resets both connections if they carry nothing for idle or, once
+// one direction has ended, for transitoryIdle or idle, whichever is less.
 func (j *joint) run(idle time.Duration) {
 	j.watch(idle)
 	defer j.unwatch()
@@ -96,7 +96,8 @@ func (j *joint) run(idle time.Duration) {
 	<-ended
 }
 
-// end passes the end of one direction on to the connection to.
+// end is called when the direction towards the connection to has ended, with the error of its copy or nil. Without an error it
+// closes to for writing. After an error, or if that fails, it resets both connections.
 func (j *joint) end(to net.Conn, err error) {
 	j.half.Store(true)
 	j.moved.Add(1) // the transitory time begins now

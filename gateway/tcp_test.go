@@ -33,7 +33,7 @@ func (c halfConn) Close() error {
 }
 
 // RFC 5382, REQ-5: an established connection may be silent for 2 hours and 4 minutes, and a half-closed one for 4 minutes from
-// its half-close. After traffic, the time begins anew.
+// its half-close. Traffic restarts the time.
 func TestTCPIdleTimes(t *testing.T) {
 	for _, c := range []struct {
 		why  string

@@ -1,5 +1,5 @@
-// Package observe shows what a [wireguard.Device] does. Explain says in a sentence how things are with a peer, and why. Log
-// writes events to a slog.Logger, and Var publishes counters through package expvar.
+// Package observe shows what a [wireguard.Device] does. Explain gives the state of a peer, and the reasons for it. Log writes
+// events to a slog.Logger, and Var publishes counters through package expvar.
 //
 //	why, _ := observe.Explain(device, peer) // "No answer to 3 initiations. The peer was last heard at 12:00:05. ..."
 //	go observe.Log(ctx, device, slog.Default())

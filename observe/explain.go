@@ -8,7 +8,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A State says how things are with a peer.
+// A State says in a word whether packets get through to a peer.
 type State uint8
 
 // The states of a peer.
@@ -78,9 +78,9 @@ type Reason struct {
 	Text  string `json:"text"`  // the same in one or two sentences, with figures and what to check
 }
 
-// An Explanation says how things are with a peer, and why. It has no secrets.
+// An Explanation gives the state of a peer, and the reasons for it. It contains no secrets.
 type Explanation struct {
-	State   State    `json:"state"`   // as a whole
+	State   State    `json:"state"`   // whether packets get through
 	Reasons []Reason `json:"reasons"` // the most important one first; empty if nothing is wrong
 }
 

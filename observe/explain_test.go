@@ -27,7 +27,7 @@ func look(t *testing.T, x *observe.Explainer, d *wireguard.Device) (e observe.Ex
 	return e
 }
 
-// watch looks once per second for the time long, calls the function each before each look, and returns the last look.
+// watch takes an Explanation once per second for the duration long, and returns the last one. It calls each before each of them.
 func watch(t *testing.T, x *observe.Explainer, d *wireguard.Device, long time.Duration, each func()) (e observe.Explanation) {
 	t.Helper()
 	for range long / time.Second {

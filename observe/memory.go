@@ -28,13 +28,13 @@ type memory struct {
 
 	timestamp   wireguard.Timestamp // of the peer's newest initiation at the last look
 	handshake   time.Time           // LastHandshake at the last look
-	initiations int                 // of the peer, seen since the last session
+	initiations int                 // how many new initiations of the peer were seen since the last session began
 
 	refused   uint64    // packets with foreign sources, at the last look
 	refusedAt time.Time // when refused grew last; zero means never
 
-	// The rest is about the period since the last packet of the peer. Handshakes and keepalives do not end the period.
-	packets     uint64            // Received.Packets
+	// The fields below describe the period since the peer's last packet. Handshakes and keepalives do not end the period.
+	packets     uint64            // Received.Packets when the period began
 	since       time.Time         // when the period began
 	sent        wireguard.Traffic // Sent when the period began
 	heardThen   uint64            // Received.Bytes when the period began

@@ -45,7 +45,7 @@ func each(c datagramReader, wait func() error, take func(b []byte, from netip.Ad
 	}
 }
 
-// final reports whether no datagram can follow.
+// final reports whether err means that no datagram can follow.
 func final(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)
 }

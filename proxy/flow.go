@@ -40,7 +40,7 @@ type flow struct {
 	held    int        // bytes in waiting
 }
 
-// A flow drops the datagrams that exceed one of these while it waits for the dial.
+// While a flow waits for its dial, it keeps at most so many datagrams and bytes, and drops further datagrams.
 const (
 	maxWaiting = 16       // datagrams
 	maxHeld    = 64 << 10 // bytes

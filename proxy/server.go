@@ -216,7 +216,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// drain closes the listeners. The channel is closed once the last session has ended.
+// drain closes the listeners, and tells idle HTTP clients to end. The channel that it returns is closed once the last session has
+// ended.
 func (s *Server) drain() <-chan struct{} {
 	s.mu.Lock()
 	s.init()

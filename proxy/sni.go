@@ -83,7 +83,7 @@ func (p SNI) serve(s *Server, n *session) error {
 	return n.relay(c, to)
 }
 
-// alertOf returns the alert for a failed dial.
+// alertOf returns the TLS alert that tells a client why a dial failed with err.
 func alertOf(err error) byte {
 	var dns *net.DNSError
 	switch {
@@ -101,8 +101,8 @@ func sendAlert(c net.Conn, code byte) {
 	_, _ = c.Write([]byte{21, 3, 3, 0, 2, 2, code})
 }
 
-// readHello reads until the ClientHello is complete. It returns the name in it and all bytes that were read. Package crypto/tls
-// parses them, and stops before it answers.
+// readHello reads until the ClientHello is complete. It returns the server name in the ClientHello, and all bytes that were read.
+// Package crypto/tls parses the ClientHello, and readHello stops it before it answers.
 func readHello(r io.Reader) (name string, read []byte, err error) {
 	h := &helloConn{r: r}
 	found := false
@@ -121,7 +121,8 @@ func readHello(r io.Reader) (name string, read []byte, err error) {
 	return name, h.read.Bytes(), nil
 }
 
-// isName reports whether s is a DNS name. RFC 6066, section 3: "Literal IPv4 and IPv6 addresses are not permitted".
+// isName reports whether s has only characters and a length that a DNS name may have, and is not an IP address.
+// RFC 6066, section 3: "Literal IPv4 and IPv6 addresses are not permitted".
 func isName(s string) bool {
 	if _, err := netip.ParseAddr(s); err == nil || s == "" || len(s) > 253 {
 		return false

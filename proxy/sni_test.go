@@ -65,7 +65,7 @@ func TestSNIAlerts(t *testing.T) {
 	hello := string(hellos(t, "example.com"))
 	for name, c := range map[string]struct {
 		p     SNI
-		err   error // of the dial
+		err   error // what the dial of the target returns
 		send  string
 		alert byte
 	}{

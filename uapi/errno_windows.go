@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// These are the numbers of Linux, which wg.exe reads, although Windows has other numbers.
+// These are Linux's error numbers. wg.exe expects them, although Windows has other numbers.
 const (
 	errnoIO           = 5
 	errnoTooBig       = 7

@@ -18,7 +18,8 @@ const (
 // errEnd means that the input ended where a line should begin.
 var errEnd = errors.New("the input ends before the empty line that ends a request")
 
-// A lineReader reads the lines of one request. It adds their length to inUse, which several requests share, until done.
+// A lineReader reads the lines of one request. It adds their length to inUse, which several requests share. done subtracts it
+// again.
 type lineReader struct {
 	r     *bufio.Reader
 	inUse *atomic.Int64

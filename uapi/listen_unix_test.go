@@ -86,8 +86,8 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestListenStale checks that Listen replaces a socket whose process died. A socket on which a process answers, a file
-// that is not a socket, and an invalid name are errors, and the files stay.
+// TestListenStale checks that Listen replaces a socket whose process died. Listen fails, and leaves the file as it is, if a
+// process answers on the socket or if the file is not a socket. Listen also refuses an invalid name.
 func TestListenStale(t *testing.T) {
 	dir := inDirectory(t)
 	path := filepath.Join(dir, "wg0.sock")
@@ -215,7 +215,7 @@ func poll(t *testing.T, l *listener) *listener {
 }
 
 // TestListenFile checks that an inherited socket works like one that Listen made, and that Close removes it. ListenFile
-// refuses a socket to which others may connect, one of another kind, and one that is bound elsewhere.
+// refuses a socket to which other users may connect, a file that is not a Unix socket, and a socket of another interface.
 func TestListenFile(t *testing.T) {
 	dir := inDirectory(t)
 	first := listen(t, "wg0")

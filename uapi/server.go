@@ -319,7 +319,7 @@ func (s *Server) tryPort(port *uint16) error {
 	switch {
 	case err == nil:
 		return socket.Close()
-	case s.Device.Status().Up: // it came up just now, perhaps on this port; Configure decides
+	case s.Device.Status().Up: // the device came up meanwhile and may use this port itself; Configure decides
 		return nil
 	}
 	return err

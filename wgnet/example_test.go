@@ -36,7 +36,7 @@ func Example() {
 	// Output: hello, 10.0.0.2
 }
 
-// serve opens the server's end of a tunnel from text, and writes the file of its client.
+// serve opens the server's end of a tunnel from a configuration in memory, and writes the client's file.
 func serve() (path string, stop func()) {
 	key, client := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	f, err := conf.Parse(fmt.Appendf(nil, "[Interface]\nPrivateKey = %s\nAddress = 10.0.0.1\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.0.0.2/32\n",

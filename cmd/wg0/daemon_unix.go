@@ -264,8 +264,8 @@ func (d *daemon) newFollower(r conf.Resolution) *follow.Follower {
 	return follow.New(d.device, follow.Config{Resolution: r, Changes: changes, Logger: d.log})
 }
 
-// wait returns when the daemon must stop. The error is nil if a user caused that: with a signal, by deleting the interface, or
-// by removing the socket.
+// wait returns when the daemon must stop. The error is nil if a user sent a signal, deleted the interface, or removed the
+// control socket.
 func (d *daemon) wait(ctx context.Context) error {
 	var err error
 	select {

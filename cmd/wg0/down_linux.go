@@ -76,7 +76,7 @@ func takeDown(target string) error {
 	return t.hooks(ctx, t.file.Interface.PostDown, nil)
 }
 
-// waitGone returns when the daemon has removed its socket. The daemon removes it last.
+// waitGone waits until the daemon has removed its control socket, which is the last thing that it does. It fails after longestDown.
 func waitGone(iface string) error {
 	for end := time.Now().Add(longestDown); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Lstat(socketPath(iface)); errors.Is(err, fs.ErrNotExist) {

@@ -17,8 +17,8 @@ import (
 	landlock "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
 
-// confineFolder is a variable of the environment. If it names a folder, this test binary confines itself to the folder, and prints
-// what it still can do.
+// confineFolder is the name of an environment variable. If its value is a folder, this test binary confines itself to the
+// folder, and prints what it still can do.
 const confineFolder = "WGPROXY_TEST_CONFINE"
 
 func init() {

@@ -111,7 +111,7 @@ func readSettings(path string) (*settings, error) {
 	return s, nil
 }
 
-// readFile parses a file in which values may name variables of the environment.
+// readFile parses a file in which values may name environment variables.
 func readFile(path string) (*conf.File, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -8,7 +8,7 @@
 // (BindAddress), [TCPClientTunnel] (BindAddress, Target), [TCPServerTunnel] (ListenPort, Target), [UDPProxyTunnel]
 // (BindAddress, Target, InactivityTimeout in seconds, where 0 means never), [STDIOTunnel] (Target) and [Resolve]
 // (ResolveStrategy: ipv4, ipv6 or auto). WGConfig = FILE above all sections takes [Interface] and [Peer] from another file. A
-// value $NAME is a variable of the environment. A peer without AllowedIPs gets all addresses.
+// value $NAME stands for an environment variable. A peer without AllowedIPs gets all addresses.
 //
 // A section [Gateway], which may be empty, makes wgproxy an exit for its peers: their TCP, UDP and pings to other hosts leave
 // through the sockets of this host. It refuses flows to the tunnel, and to this host and its links, and lets peers reach the

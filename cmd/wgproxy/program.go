@@ -167,7 +167,8 @@ func (p *program) close() {
 	}
 }
 
-// resolution says how to resolve the names of endpoints. It also makes the program print that it waits for them.
+// resolution says how to resolve the host names of endpoints. On a terminal, it prints the names that are about to be looked up.
+// After each failed lookup, the program prints the error and when it tries again.
 func (p *program) resolution() conf.Resolution {
 	if p.terminal {
 		for i := range p.file.Peers {

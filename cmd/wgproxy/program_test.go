@@ -28,7 +28,7 @@ import (
 	"github.com/seed-86b749af/wireguard/wgnet"
 )
 
-// runMain is a variable of the environment that makes this test binary run wgproxy.
+// runMain is the name of an environment variable that makes this test binary run wgproxy.
 const runMain = "WGPROXY_TEST_MAIN"
 
 func TestMain(m *testing.M) {

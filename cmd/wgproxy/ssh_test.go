@@ -17,7 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// serveSSH is an SSH server on port 22 of the office. A session sends its input back, and ends with status 3. serveSSH
+// serveSSH starts an SSH server on port 22 of the office. A session echoes its input, and ends with status 3. serveSSH
 // returns the server's line for known_hosts.
 func (o *office) serveSSH() string {
 	o.Helper()

@@ -19,8 +19,8 @@ type Outcome int
 // The outcomes of Put.
 const (
 	Asks  Outcome = iota // the request waits, and the caller asks
-	Joins                // the request replaces an older one, and waits for the answer that was already asked for
-	Stale                // another request keeps its place
+	Joins                // the request replaces an older one with its key, and the question about the key is already under way
+	Stale                // an older request with the same key keeps its place
 	Full                 // there is no room
 )
 

@@ -10,10 +10,10 @@ import (
 // them.
 type Clock struct{}
 
-// Wall returns the system's calendar time.
+// Wall returns the system's wall-clock time.
 func (Clock) Wall() time.Time { return time.Now() }
 
-// An Alarm rings after a time, which includes the time that the machine sleeps.
+// An Alarm rings once after a set time. NewAlarm says whether this time includes the time that the machine sleeps.
 type Alarm interface {
 	// Set makes the alarm ring once after in, or now if in is not positive. It replaces the previous setting.
 	Set(in time.Duration)

@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CLOCK_BOOTTIME needs a system call. Go reads the monotonic clock and the calendar without one. A device reads the
+// CLOCK_BOOTTIME needs a system call. Go reads the monotonic clock and the wall clock without one. A device reads the
 // clock for each batch of packets. So Now is the monotonic clock plus the time asleep. Now asks the kernel for the time
-// asleep again once per second, and when the calendar has moved against the monotonic clock, as after a resume.
+// asleep again once per second, and when the wall clock has moved against the monotonic clock, as after a resume.
 var asleep struct {
 	offset atomic.Int64 // CLOCK_BOOTTIME minus the monotonic clock; only grows
-	apart  atomic.Int64 // the calendar minus the monotonic clock, at the last question to the kernel
+	apart  atomic.Int64 // the wall clock minus the monotonic clock, at the last question to the kernel
 	until  atomic.Int64 // when to ask again, on the monotonic clock
 }
 
 const (
-	asleepGrain = int64(time.Millisecond) // without a resume, the calendar moves by less
+	asleepGrain = int64(time.Millisecond) // without a resume, the wall clock moves by less
 	asleepAgain = int64(time.Second)
 )
 

@@ -16,8 +16,8 @@ func bootTime(t *testing.T) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// TestClockIsBootTime: the clock is between what the kernel says before and after. It may lag by the time that its first
-// question to the kernel took.
+// TestClockIsBootTime reads CLOCK_BOOTTIME before and after Now, and checks that Now returns a time between the two. Now may lag
+// by the time between askBootTime's reads of CLOCK_BOOTTIME and of the monotonic clock.
 func TestClockIsBootTime(t *testing.T) {
 	const lag = 10 * time.Millisecond
 	for range 1000 {
@@ -29,7 +29,7 @@ func TestClockIsBootTime(t *testing.T) {
 	}
 }
 
-// TestClockAfterResume: the machine has slept for an hour, and the clock does not know yet. The step of the calendar
+// TestClockAfterResume: the machine has slept for an hour, and the clock does not know yet. The step of the wall clock
 // reveals it at once. Without such a step it takes up to a second.
 func TestClockAfterResume(t *testing.T) {
 	const nap = int64(time.Hour)

@@ -8,7 +8,7 @@ import (
 )
 
 // On other systems the monotonic clock may stop while the machine sleeps. So the clock advances as far as the monotonic
-// clock or the calendar, whichever moved further. If someone sets the calendar forward, sessions age, which costs a
+// clock or the wall clock, whichever moved further. If someone sets the wall clock forward, sessions age, which costs a
 // handshake. If someone sets it back, nothing happens.
 var passed struct {
 	mu   sync.Mutex
@@ -24,7 +24,7 @@ func (Clock) Now() time.Duration {
 	if !passed.last.IsZero() {
 		mono, wall := now.Sub(passed.last), now.Round(0).Sub(passed.last.Round(0))
 		if wall-mono < time.Second {
-			wall = mono // the calendar is coarse or being slewed; a sleep or a step moves it further
+			wall = mono // the wall clock is coarse or being slewed; a sleep or a step moves it further
 		}
 		passed.sum += wall
 	}

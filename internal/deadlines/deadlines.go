@@ -1,4 +1,5 @@
-// Package deadlines knows whose deadline comes next, and sets an alarm for it. Times are nanoseconds on the caller's clock.
+// Package deadlines keeps parties in the order of their deadlines, and sets an alarm for the earliest one. Times are nanoseconds on
+// the caller's clock.
 package deadlines
 
 import (

@@ -79,7 +79,7 @@ func TestLimitPerParty(t *testing.T) {
 }
 
 // If there are more parties than a Limit knows, they share limits. An attacker with all addresses cannot provoke more errors
-// than the table allows. Later the places are free again.
+// than the table allows. Once the limits are whole again, a new party finds a free place.
 func TestLimitOfManyParties(t *testing.T) {
 	var l Limit
 	for _, now := range []int64{1, 1 + errorsAtOnce*errorCost} {

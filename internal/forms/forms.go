@@ -53,7 +53,7 @@ func Key(k *[32]byte, b []byte, what string) error {
 	return nil
 }
 
-// Name returns the name of v, which is the element v of names. The error uses what as the kind of v.
+// Name returns names[v], the name of v. If there is no such element, the error says that v is of the kind what.
 func Name[T ~uint8](what string, names []string, v T) ([]byte, error) {
 	if int(v) >= len(names) {
 		return nil, fmt.Errorf("wireguard: %s %d is not known", what, v)
@@ -61,7 +61,7 @@ func Name[T ~uint8](what string, names []string, v T) ([]byte, error) {
 	return []byte(names[v]), nil
 }
 
-// ParseName sets v to the index of text in names. The error uses what as the kind of v.
+// ParseName sets v to the index of text in names. If text is not in names, the error says that it should be of the kind what.
 func ParseName[T ~uint8](what string, names []string, v *T, text []byte) error {
 	i := slices.Index(names, string(text))
 	if i < 0 {

@@ -30,7 +30,8 @@ type Fork struct {
 }
 
 const (
-	// partCost is the work of one part, in bytes. It is small, because the owner waits for the last part of each helper.
+	// partCost is the least work of one part, in bytes to be sealed. It is small, because the owner finally waits until each
+	// helper has finished its part.
 	partCost = 4 << 10
 	maxParts = 32
 

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// shareCost is the least work that is shared, in bytes to be sealed. It pays for waking a core.
+	// shareCost is the least work that is shared, in bytes to be sealed. Less would not be worth waking a core.
 	shareCost = 16 << 10
 	// messageCost is the fixed cost of sealing a message, in bytes of sealing.
 	messageCost = 300

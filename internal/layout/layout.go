@@ -171,7 +171,8 @@ func (l *Load) Takes(r *Run) bool {
 	return len(l.Messages)+r.N <= MaxPackets && l.end+r.Size+r.N*l.Headroom <= Size
 }
 
-// LayOut places the messages of a run that stands apart in the second slab, beginning at end. It returns where they end.
+// LayOut places the messages of a run whose Apart is true in the second slab, from the offset end on. It returns the offset behind
+// them.
 func (l *Load) LayOut(r *Run, end int) int {
 	if l.second == nil {
 		l.second = slabs.Get().(*slab)

@@ -1,5 +1,5 @@
 // Package netlab builds a small network of Linux network namespaces on one host, for tests and measurements that need a kernel at
-// both ends. Veth pairs join the hosts, and programs run in them.
+// both ends. Each host is a network namespace. Veth pairs connect the hosts, and programs run in them.
 //
 //	cmd := exec.Command(os.Args[0])   the process that has root
 //	netlab.Isolate(cmd)               gives the child its own mounts, processes and network

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is longer than any program runs in the foreground here.
+// patience is how long a program may run in the foreground, and how long an interface or a server may take to be ready.
 const patience = 60 * time.Second
 
 // A Host is a network namespace, with its loopback interface up. NewHost makes it. It is safe for concurrent use.

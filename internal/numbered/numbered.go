@@ -123,7 +123,7 @@ func (t *Table[V]) remove(number uint32) {
 	}
 }
 
-// resize gives the table n buckets. Readers may be in the old ones, so it copies the entries.
+// resize gives the table n buckets. Readers may still follow the old lists, so resize copies the entries.
 func (t *Table[V]) resize(n int) {
 	buckets := make([]bucket[V], n)
 	if old := t.buckets.Load(); old != nil {

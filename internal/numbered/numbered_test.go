@@ -42,7 +42,8 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// Readers always find a value that stays, while the table grows and shrinks around it and its neighbours in the list change.
+// Readers always find a value that nobody deletes, while the table grows and shrinks, and while the value's neighbours in its list
+// change.
 func TestReadersDuringChanges(t *testing.T) {
 	var table Table[uint32]
 	const stays = 16 // neighbours: all multiples of 16

@@ -2,7 +2,7 @@ package ordered
 
 // An Element is what a Heap holds: a small value for something that can be in one such heap at a time.
 type Element[T any] interface {
-	Before(o T) bool // whether it is nearer to the front than o
+	Before(o T) bool // whether it belongs nearer to the front than o
 	Place() *int32   // where it keeps its place in the heap, counted from 1; 0 means that it is not there. Only the Heap writes it
 }
 

@@ -20,7 +20,7 @@ type Sink interface {
 	Merged(r *Run)
 }
 
-// A Coalescer joins segments of one flow that follow each other, within one call of WritePackets, by the rules of Linux
+// A Coalescer joins consecutive segments of one flow, within one call of WritePackets, by the rules of Linux
 // (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive). It borrows packets until Flush, and keeps the order within
 // each flow, also between segments that merge and those that do not.
 //
@@ -44,9 +44,9 @@ type Run struct {
 	checked bool   // whether the checksums of the first packet are known to be right
 }
 
-// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4 bytes long. Both headers must
-// be whole, and p must be as long as its IP header says, and not a fragment. If checked is false, Add looks at the checksums
-// before it merges p, and does not merge a packet with a wrong one.
+// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4 bytes long. p must
+// contain both headers completely, be as long as its IP header says, and not be a fragment. If checked is false, Add looks at
+// the checksums before it merges p, and does not merge a packet with a wrong one.
 func (c *Coalescer) Add(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	i := c.find(p, l3, udp)
 	if !plain(p, l3, l4, udp) {

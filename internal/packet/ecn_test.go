@@ -14,7 +14,7 @@ func TestOuterTOS(t *testing.T) {
 	}
 }
 
-// ecnTable gives the ECN bits after decapsulation, by the outer and the inner bits. It is figure 4 of RFC 6040, except
+// ecnTable[outer][inner] is the ECN field after decapsulation. It is figure 4 of RFC 6040, except
 // that a packet with CE outside and not-ECT inside is delivered and counted.
 var ecnTable = [4][4]uint8{
 	ecnNotECT: {ecnNotECT: ecnNotECT, ecnECT1: ecnECT1, ecnECT0: ecnECT0, ecnCE: ecnCE},

@@ -72,9 +72,9 @@ func (t *Template) Put(p []byte, i, at int, last bool, payload uint16) {
 	if t.udp {
 		n := uint16(len(l))
 		binary.BigEndian.PutUint16(l[UDPLength:], n)
-		sum = ^Add(sum, Add(n, n)) // of the header and of the pseudo-header
+		sum = ^Add(sum, Add(n, n)) // the length is in the UDP header and in the pseudo-header
 		if sum == 0 {
-			sum = 0xffff // 0 means that there is none
+			sum = 0xffff // 0 would mean that the datagram has no checksum
 		}
 		binary.BigEndian.PutUint16(l[UDPChecksum:], sum)
 		return

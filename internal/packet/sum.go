@@ -68,8 +68,8 @@ func Add(x, y uint16) uint16 {
 	return uint16(s + s>>16)
 }
 
-// PseudoSum is the sum of the pseudo-header for the transport header and payload, of n bytes, behind the IP header ip. The
-// transport protocol is the one that ip names.
+// PseudoSum is the sum of the pseudo-header of a TCP segment or UDP datagram of n bytes. ip is the IP header in front of it,
+// which gives the addresses and the protocol.
 func PseudoSum(ip []byte, n int) uint16 {
 	if ip[0]>>4 == 4 {
 		return Sum(ip[IP4Addresses:IP4Header], Add(uint16(ip[IP4Protocol]), uint16(n)))
@@ -77,6 +77,6 @@ func PseudoSum(ip []byte, n int) uint16 {
 	return Sum(ip[IP6Addresses:IP6Header], Add(uint16(ip[IP6Next]), uint16(n)))
 }
 
-// TransportSum is the sum of what follows the IP header of p, which is l3 bytes long, and of its pseudo-header. It is
-// 0xffff if the transport checksum is right.
+// TransportSum is the sum of the pseudo-header of the IP packet p and of everything behind its IP header, which has l3 bytes.
+// It is 0xffff if the transport checksum is right.
 func TransportSum(p []byte, l3 int) uint16 { return Sum(p[l3:], PseudoSum(p, len(p)-l3)) }

@@ -61,8 +61,8 @@ func TestLimiterBound(t *testing.T) {
 	if len(l.sources) != Size {
 		t.Fatalf("the table holds %d sources, want %d", len(l.sources), Size)
 	}
-	// The last sweep was at one second less a nanosecond, and found no idle source. The next sweep is at most a second
-	// later.
+	// The last sweep was a nanosecond before begin+second, and found no idle source. A second later, which is now,
+	// the table may be swept again.
 	now := begin + 2*second - 1
 	if !l.Allow(Size, now) || len(l.sources) != 1 {
 		t.Errorf("after a second the table holds %d sources, want the new one alone", len(l.sources))

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// EnvNotify is the variable of the environment that names the socket of Notify.
+// EnvNotify is the environment variable that holds the address of the socket of Notify.
 const EnvNotify = "NOTIFY_SOCKET"
 
 // Notify sends a state, READY=1 or STOPPING=1, to the service manager (sd_notify(3)). It ignores errors: a service manager may

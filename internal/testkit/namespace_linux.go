@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// InNamespace runs the calling test again, in a process that has its own network and administers it, and returns true there. In
-// the calling process it reports what the other process said, and returns false.
+// InNamespace runs the calling test again in a child process, which has a network namespace that it may configure. InNamespace
+// returns true in the child. In the parent, it logs the child's output, fails the test if the child failed, and returns false.
 func InNamespace(t *testing.T) bool {
 	t.Helper()
 	const here = "TESTKIT_NAMESPACE"
@@ -29,7 +29,7 @@ func InNamespace(t *testing.T) bool {
 	return false
 }
 
-// OwnNetwork gives cmd its own network, which it administers. This needs no root.
+// OwnNetwork makes cmd run in a new network namespace, which cmd may configure. This needs no root.
 func OwnNetwork(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,

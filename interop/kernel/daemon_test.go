@@ -119,7 +119,7 @@ func isolated(t *testing.T) {
 	t.Logf("%s", out)
 }
 
-// A daemonPair is a daemon and the kernel's wg0. It uses only the kernel's fields of pair.
+// A daemonPair is a daemon and the kernel's wg0. The daemon replaces pair's dev, net and tun, which are nil.
 type daemonPair struct {
 	pair
 	host *netlab.Host

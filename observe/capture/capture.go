@@ -139,7 +139,7 @@ func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
 	now := time.Now()
 	for d := range t.Datagrams() {
 		if len(d) > maxUDP {
-			continue // a Link may carry more than UDP can
+			continue // a Link may carry datagrams that are too large for UDP
 		}
 		packet.PutUDP(h, src, dst, t.TOS, d)
 		c.packet(outer, direction, now, h, d)

@@ -3,7 +3,7 @@ package page
 import "time"
 
 // Looker returns a function that does what the handler does once per interval, and returns the size of the message. If fresh
-// is true, every peer has changed.
+// is true, every peer counts as changed.
 func Looker(h *Handler) func(fresh bool) int {
 	return func(fresh bool) int {
 		h.hub.mu.Lock()

@@ -22,7 +22,7 @@ const (
 	unreadMessages = 128
 	maxUnread      = 4 << 20
 
-	keptEvents    = 100 // for a page that is opened while another one is open
+	keptEvents    = 100 // a page that is opened while another one is open first gets this many past events
 	eventsPerLook = 50  // events that are shown one by one; further ones are only counted
 )
 

@@ -350,7 +350,7 @@ func BenchmarkLook(b *testing.B) {
 			}
 		})
 	}
-	// The processor time includes the client's, which reads the stream over a loopback socket.
+	// The processor time includes that of the client, which reads the stream over a loopback socket.
 	b.Run("all changed, with a gateway, sent to a page", func(b *testing.B) {
 		handler := page.New(page.Config{Devices: []page.Device{shown}, Name: h.name, Interval: time.Hour})
 		a, err := http.Get(serve(b, handler).URL + "/events")

@@ -34,10 +34,10 @@ type Collector struct {
 	device *wireguard.Device
 	config Config
 
-	// of a peer
+	// The series that each peer has.
 	sentBytes, receivedBytes, sentPackets, receivedPackets *prometheus.Desc
 	handshake, heard, session, attempts, peerDrops         *prometheus.Desc
-	// of the device
+	// The series of the device as a whole.
 	up, peers, drops, cookies, load, ecn *prometheus.Desc
 }
 

@@ -17,7 +17,8 @@ const ackDelay = time.Millisecond
 // if there is one. A request and its answer then take two packets instead of four, which halves the time of a round
 // trip.
 //
-// acks holds only a bare acknowledgement of at most one new segment. The next packet of the connection replaces it.
+// acks holds only a segment that does nothing but acknowledge at most one new segment. The next packet of the connection
+// replaces it.
 // acks never holds a second one in a row ("in a stream of full-sized segments, there SHOULD be an ACK for at least
 // every second segment"). Nor does it hold one that carries other news: a repeated number, or a selective
 // acknowledgement. One timer for all connections sends an acknowledgement that nothing replaced. It runs only while

@@ -60,8 +60,8 @@ func (s *sentSegments) clear() {
 	*s = sentSegments{}
 }
 
-// again appends to ps packets that carry the bytes with the numbers [from, to). Their headers are h. It reports false if s does not
-// hold all of these bytes.
+// again makes packets with the header h that carry the bytes with the sequence numbers [from, to), and appends the packets to ps.
+// It reports false if s does not hold all of these bytes.
 func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentHeader) ([]*stack.PacketBuffer, bool) {
 	list := s.list[s.next:]
 	i := sort.Search(len(list), func(i int) bool { return int32(list[i].end-from) > 0 })
@@ -89,7 +89,7 @@ type sentHeader struct {
 	gso     stack.GSO // while its Type is GSONone, as at first, nothing can be sent again
 }
 
-// set takes the headers of p.
+// set copies the headers of p.
 func (h *sentHeader) set(p *stack.PacketBuffer) {
 	ip, tcp := p.NetworkHeader().Slice(), p.TransportHeader().Slice()
 	if len(ip)+len(tcp) > len(h.b) {

@@ -239,8 +239,8 @@ func checkRecord(h *dnsmessage.ResourceHeader, p *dnsmessage.Parser) error {
 	return err
 }
 
-// records returns all records of a, which read takes from the parser: for a question of type A, read is
-// (*dnsmessage.Parser).AResource. It also returns the name that owns them, as the server spelled it.
+// records returns all records in the answer a. It calls read for each one, to take it from the parser: for a question of type A,
+// read is (*dnsmessage.Parser).AResource. It also returns the name that owns the records, as the server spelled it.
 func records[T any](a *answer, read func(*dnsmessage.Parser) (T, error)) (owner string, all []T) {
 	// check has read the same records, so there is no error.
 	_ = a.eachRecord(func(h *dnsmessage.ResourceHeader, p *dnsmessage.Parser) (bool, error) {

@@ -31,7 +31,7 @@ type arrivals struct {
 	closed      bool
 }
 
-// A datagram waits to be read.
+// A datagram is a received datagram that nobody has read yet.
 type datagram struct {
 	next *datagram
 	data []byte

@@ -163,7 +163,7 @@ func TestJoin(t *testing.T) {
 func TestLookupEnds(t *testing.T) {
 	for _, x := range []struct {
 		what               string
-		timeout            time.Duration // of the servers
+		timeout            time.Duration // Config.DNSTimeout
 		context            func(t *testing.T) (context.Context, context.CancelFunc)
 		close              bool
 		wraps              error

@@ -140,8 +140,8 @@ func (c *heardConns) synOf(f *flow) (at *atomic.Uint64, tag uint32) {
 	return &c.syns[h%uint64(len(c.syns))], uint32(h>>32) | 1
 }
 
-// noteSYN notes the number of p, if that is a SYN or a SYN-ACK that gVisor sends. It also notes if a SYN-ACK has no window scale:
-// neither end then scales its windows, whatever the peer's SYN says.
+// noteSYN notes the sequence number of p if p is a SYN or a SYN-ACK; gVisor sends p. If a SYN-ACK has no window scale option,
+// noteSYN also notes a scale of 0, because then neither end scales its windows, whatever the peer's SYN says.
 func (l *link) noteSYN(p *stack.PacketBuffer) {
 	if p.TransportProtocolNumber != header.TCPProtocolNumber {
 		return

@@ -23,7 +23,7 @@ const (
 	maxNegativeTTL = 15 * time.Minute
 )
 
-// anyType is the type of the question under which the cache keeps that a name does not exist.
+// anyType is the type in the cache's key of an answer that a name does not exist. Such an answer is the answer for every type.
 const anyType dnsmessage.Type = 0
 
 // An answerCache keeps answers until they expire. It drops the answer that was unused for the longest time when it is

@@ -18,18 +18,18 @@ import (
 // 11/8 of what the one before delivered, and so the bound rises by that factor until the path is full.
 //
 // Later, the path may deliver more or become longer. So every few round trips, a trial raises the estimate by a sixteenth, and at
-// least by a segment. The trial is taken back unless the path then delivers more, by at least half of that part. After each trial
-// that is not taken back, the next one raises the estimate twice as much. The path may also come to deliver less, so that what is
-// in flight fills a queue. So if round trips are more than twice as long as the shortest, a trial lowers the estimate by an eighth.
-// This trial is taken back unless the round trips become shorter by at least half of an eighth. If they do not, the path has become
-// longer, or another sender fills the queue.
+// least by a segment. The trial is taken back unless what the path delivers then grows by at least half of that fraction. After
+// each trial that is not taken back, the next one raises the estimate twice as much. The path may also come to deliver less, so
+// that what is in flight fills a queue. So if round trips are more than twice as long as the shortest, a trial lowers the estimate
+// by an eighth. This trial is taken back unless the round trips become shorter by at least half of an eighth. If they do not, the
+// path has become longer, or another sender fills the queue.
 //
 // A loss says little: a radio link loses segments too. But many losses mean that a queue overflows. Then the estimate falls by 3/10
 // at once, as the window of CUBIC does (RFC 9438, section 4.6). It falls by as much after a timeout.
 //
-// The model is that of BBR (draft-ietf-ccwg-bbr), which also bounds what is in flight by what is delivered. It needs the shortest
-// round trip of the path, and empties the queue from time to time to measure it. A capacity does not do that, because the round
-// trips of many radio links are seldom as short as the shortest.
+// The model is that of BBR (draft-ietf-ccwg-bbr), which also bounds what is in flight by what is delivered. BBR empties
+// the queue from time to time, to measure the shortest round trip of the path. A capacity never empties the queue on purpose,
+// because the round trips of many radio links are seldom as short as the shortest.
 //
 // The zero value with a segment is ready.
 type capacity struct {
@@ -87,7 +87,7 @@ const (
 	initialWindow = 10
 
 	// Losses are heavy if they exceed 1/muchLoss of the bytes by more than fewSegments segments. Without that margin, a single loss
-	// among few segments would count as heavy. Outside a grace period, a count of losses begins anew only after countedSegments
+	// among few segments would count as heavy. Outside a grace period, a count of losses restarts only after countedSegments
 	// segments have been delivered.
 	muchLoss        = 32
 	fewSegments     = 3
@@ -100,8 +100,8 @@ const (
 	leastStep, mostStep, downStep = 1. / 16, 1, -1. / 8
 )
 
-// setBound lets the bound follow the estimate, after n bytes have been delivered. The bound rises by at most n, so that a larger
-// estimate does not let the sender send a burst, for which a short queue has no room.
+// setBound computes the bound from the estimate, after n more bytes have been delivered. The bound rises by at most n. Otherwise
+// the sender might answer a larger estimate with a burst that a short queue has no room for.
 func (c *capacity) setBound(n int64) {
 	if c.holds == 0 {
 		return
@@ -187,7 +187,7 @@ func (c *capacity) fall() {
 		return
 	}
 	c.set(c.holds * 7 / 10)
-	c.settled, c.grace = true, 2 // what is found missing in these two round trips was sent before
+	c.settled, c.grace = true, 2 // losses found in these two round trips are of bytes sent before
 	c.since, c.trial = time.Time{}, 0
 	c.setBound(0)
 }

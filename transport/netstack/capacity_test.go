@@ -182,7 +182,7 @@ func TestCapacityOfAnUnsteadyPath(t *testing.T) {
 	})
 }
 
-// A sender sends little for a while, and then much again. It then still fills the path, with a queue as long as without the pause.
+// A sender sends little for a while, and then much again. It then fills the path again, with a queue of the usual length.
 func TestCapacityAfterAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 100 * time.Millisecond, rate: 12_500}

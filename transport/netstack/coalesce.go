@@ -13,7 +13,7 @@ type coalescer struct {
 	link *link
 }
 
-// segment takes the TCP packet p, whose IP header is l3 bytes long and already checked.
+// segment checks and merges a received TCP packet p, whose IP header is l3 bytes long and already checked.
 func (c *coalescer) segment(p []byte, l3 int) {
 	l := c.link
 	l4, ok := packet.TCPEnd(p, l3)

@@ -116,8 +116,8 @@ func (a *attempt) one(ctx context.Context, remote netip.AddrPort) (net.Conn, err
 // broadcast is the address of all hosts of a network.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// self returns to. If its address is unspecified, self replaces it with an address of the Net, because package net then connects to
-// the host itself.
+// self returns to, but with an address of the Net in place of an unspecified one. Package net connects to the host itself in that
+// case.
 func (n *Net) self(to netip.AddrPort) netip.AddrPort {
 	if to.Addr().IsUnspecified() {
 		for _, own := range n.addrs {

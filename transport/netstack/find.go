@@ -106,7 +106,7 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 type querySet struct {
 	name     string
 	types    []dnsmessage.Type
-	outcomes chan outcome // has room for all, because nobody may be left to receive the last ones
+	outcomes chan outcome // has room for the outcomes of all types, because nobody may receive the last ones
 	left     int          // outcomes that were not received yet
 }
 

@@ -120,7 +120,7 @@ type forwarder struct {
 	pending    quota[wireguard.PublicKey] // flows without a decision
 	all        quota[wireguard.PublicKey] // flows
 	waiting    kind                       // bytes of packets that wait for a decision, or in a source
-	deciding   sync.WaitGroup             // calls of a Flow's methods that decide
+	deciding   sync.WaitGroup             // decisions that have begun and are not settled
 	timer      *time.Timer                // runs sweep while there are flows
 	sweeping   sync.WaitGroup             // armed timers and running sweeps
 	armed      bool
@@ -269,7 +269,8 @@ func (fw *forwarder) giveUp(key flowKey) {
 	}
 }
 
-// takeUDP takes a datagram that no connection wants. It takes every one, so that gVisor answers none with an ICMP error.
+// takeUDP takes a datagram that no socket of the Net receives. It always returns true, so that gVisor does not answer with an
+// ICMP error.
 func (fw *forwarder) takeUDP(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 	ip := p.Network()
 	whole, right := header.UDPValid(header.UDP(p.TransportHeader().Slice()), func() uint16 { return p.Data().Checksum() },
@@ -300,7 +301,7 @@ func (fw *forwarder) takeUDP(id stack.TransportEndpointID, p *stack.PacketBuffer
 	return true
 }
 
-// takePing takes an echo request. It takes all other ICMP messages too, and drops them.
+// takePing opens a flow for an echo request. It drops all other ICMP messages.
 func (fw *forwarder) takePing(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 	h := p.TransportHeader().Slice()
 	if len(h) < header.ICMPv6EchoMinimumSize { // 8 bytes, as for IPv4

@@ -19,7 +19,7 @@ const (
 	HostUnreachable
 	// NetUnreachable is the ICMP error for a network without a route.
 	NetUnreachable
-	// Prohibited is the ICMP error for what a policy forbids.
+	// Prohibited is the ICMP error for a destination that a policy forbids.
 	Prohibited
 )
 

@@ -47,8 +47,8 @@ func (fw *forwarder) datagram(from, to netip.AddrPort, b []byte, mtu int) error 
 	return fw.write(from.Addr(), to.Addr(), protoUDP, h[:], b, mtu)
 }
 
-// refuse sends the ICMP error for r about the packet of key with the given transport header and payload, unless the peer has caused
-// as many errors as it may; see mayComplain.
+// refuse answers a packet of the flow key with r's ICMP error. transport is the packet's transport header and payload. refuse
+// sends nothing if the peer has caused as many errors as it may; see mayComplain.
 func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
 	if !fw.net.link.mayComplain(key.src.Addr()) {
 		return nil
@@ -174,8 +174,8 @@ func (fw *forwarder) sendView(v *buffer.View) error {
 	return nil
 }
 
-// takeError takes an ICMP error, with an intact header, about a datagram that a UDPSource sent, and reports whether p was one.
-// believes has accepted p. gVisor takes the errors about its own endpoints.
+// takeError handles the ICMP error p if it is about a datagram that a UDPSource sent, and reports whether it is. p's header is
+// intact, and believes has accepted p. gVisor handles the errors about its own endpoints.
 func (fw *forwarder) takeError(p []byte) bool {
 	if _, dst := addressesOf(p); fw.net.owns(dst) {
 		return false

@@ -131,8 +131,8 @@ func (p *anyProtocol) NewEndpoint(nic stack.NetworkInterface, d stack.TransportD
 	return e
 }
 
-// An anyEndpoint answers for every address with the same address endpoint. The stack asks it for routes and for bound
-// addresses. gVisor's own endpoint, which it wraps, never learns of these addresses.
+// An anyEndpoint answers for every address with the same address endpoint. The stack asks it when it makes a route or
+// checks a bound address. gVisor's own endpoint, which it wraps, never learns of these addresses.
 type anyEndpoint struct {
 	stack.NetworkEndpoint
 	stack.AddressableEndpoint

@@ -130,9 +130,9 @@ func (g *growth) sendNeed() int64 {
 }
 
 // sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which delays
-// everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed. The
-// size depends on the most that a round trip carried, and not on what Write moves now. If another sender has filled the queue,
-// Write moves less than before. If the size became smaller with that, the connection would yield to others without end.
+// everything else on that path. most is the size that suffices: four times the most that a round trip carried; see sendNeed. It
+// does not depend on what Write moves now: if another sender has filled the queue, Write moves less than before. A size that
+// followed Write would then shrink further and further, and the other sender would get the whole path.
 func (g *growth) sendExcess(size int64) (most int64, is bool) {
 	most = 4 * g.most
 	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4

@@ -44,8 +44,8 @@ type heard struct {
 }
 
 const (
-	// smallWindow is a window as the peer announces it, in the peer's units. With each usual unit, it is far more than a full
-	// segment.
+	// smallWindow is a window as a header announces it, without its scale. With the usual scales, which are 4 or more, it is more
+	// than a full segment.
 	smallWindow = 128
 
 	maxScales    = 1024
@@ -65,8 +65,8 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// hear takes an acknowledgement, and corrects its window. payload is how many bytes the segment carries, and bare says that it is
-// nothing but an acknowledgement. full is how many bytes a full segment has.
+// hear notes a received acknowledgement, and corrects its window. payload is how many bytes the segment carries, and bare says that
+// it is nothing but an acknowledgement. full is how many bytes a full segment has.
 func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
@@ -114,9 +114,9 @@ func (h *heard) endLong() {
 	}
 }
 
-// shorten gives a connection whose path was found to be short gVisor's CUBIC. Its congestion window begins anew, as it would have
-// without a longPath. Write calls shorten, because only a connection that sends much needs it, and because the endpoint's lock must
-// not be held.
+// shorten switches a connection whose path was found to be short to gVisor's CUBIC, which it would have used from the start without
+// a longPath. Its congestion window restarts at the initial size. Write calls shorten, because only a connection that sends much
+// needs it, and because the endpoint's lock must not be held.
 func (h *heard) shorten() {
 	if h.short.Load() && h.short.Swap(false) {
 		cubic := cubicOption
@@ -124,9 +124,9 @@ func (h *heard) shorten() {
 	}
 }
 
-// noteSegment notes what p, a segment that a connection sends, tells about the connection: how far it has sent, and whether it
-// holds out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so its segments pass one
-// after another.
+// noteSegment is called with a segment p that a connection is about to send. It notes how far the connection has sent, and whether
+// the connection holds out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so calls for
+// one connection do not overlap.
 func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	s, ok := p.Owner.(*portion)
 	if !ok {

@@ -13,22 +13,23 @@ import (
 //	─────────────────┤             ├──────────────┤          ├───────────────┤───────────▶
 //	                                                                        end
 //
-// Numbers of bytes wrap around, so they are compared by the sign of their difference. The zero value has end 0.
+// Sequence numbers wrap around, so they are compared by the sign of their difference. The zero value has end 0.
 type holes struct {
 	list    []hole // in order
-	end     uint32 // the number after the last byte that has arrived
+	end     uint32 // the sequence number after the last byte that has arrived
 	missing int64  // bytes in list
 	early   int64  // bytes that filled a hole too early to be those that were sent again; the owner of holes sets this to 0
 }
 
-// A hole has the bytes from the number from to the one before to.
+// A hole is the missing bytes with the sequence numbers [from, to).
 type hole struct {
 	from, to uint32
 	since    time.Time // when later bytes arrived
 	again    time.Time // when it was sent again last; zero if it was not
 }
 
-// maxHoles bounds list. When it is full, bytes beyond end count as in flight. They are sent again later, perhaps needlessly.
+// maxHoles is how many holes list may have. While list is full, bytes that arrive beyond end still count as in flight, and may
+// needlessly be sent again.
 const maxHoles = 1024
 
 func (h *holes) any() bool { return len(h.list) > 0 }

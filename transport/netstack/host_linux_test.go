@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// hostFiles are files of /etc that a resolver of the system obeys. The first set decides everything differently from
-// what the Net must do.
+// hostFiles holds sets of files for /etc. The system's resolver obeys such files, and a Net must not. The set "hostile"
+// contradicts everything that the Net must do.
 var hostFiles = map[string]map[string]string{
 	"hostile": {
 		"hosts": "10.66.66.66 four.test both.test nowhere.test six.test\n10.8.0.2 evil.test\n",

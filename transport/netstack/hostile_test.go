@@ -403,7 +403,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// plays runs a script and checks what must hold after it.
+// plays runs a script. Then it checks that another peer's connections still carry data, and that the heap has not grown much.
 func plays(t *testing.T, b []byte) {
 	before := heap() // not 0: a fuzzing process holds 100 MiB itself
 	h := newHostile(t)

@@ -68,7 +68,8 @@ func complains(p *stack.PacketBuffer) bool {
 	return len(h) > 0 && isError(h[0])
 }
 
-// icmpError takes the ICMP error p. sum is the checksum's sum over p, including the checksum field.
+// icmpError queues the ICMP error p, or drops it if its checksum is wrong. sum is the Internet checksum's sum over p, including the
+// checksum field. It is 0xffff if the checksum is right.
 func (l *link) icmpError(p []byte, sum uint16) {
 	if sum != 0xffff {
 		l.drops.checksum.Add(1)
@@ -133,7 +134,8 @@ func (l *link) deliverErrors() {
 	}
 }
 
-// deliverError hands a packet from the queue to the stack and, if it is an error, to the pings and the UDPSources.
+// deliverError handles a packet from the queue. It drops forged errors, and tells pings and UDPSources of the errors about their
+// packets. It hands to the stack what neither takeError nor deliverUnreachable6 has handled.
 func (l *link) deliverError(p []byte) {
 	if !raiseMTU(p) {
 		l.drops.malformed.Add(1)

@@ -70,7 +70,7 @@ type link struct {
 	waiters []chan struct{}       // senders that wait for room, in order; each has room for one element
 	waiter  int                   // how many of waiters no longer wait; their elements are nil
 	placing bool                  // a sender has left waiters and does not run yet
-	signal  chan struct{}         // closed when there may be room for datagrams; nil while none waits
+	signal  chan struct{}         // closed when there may be room for datagrams; nil while no sender of datagrams waits
 	acks    acks
 
 	accepting sync.WaitGroup // calls of waitingConns.empty

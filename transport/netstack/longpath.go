@@ -43,8 +43,8 @@ type longPath struct {
 	sent    uint32       // the number after the last byte that was sent
 	acked   uint32       // the number after the last byte that was acknowledged
 	total   int64        // bytes that were acknowledged
-	probe   uint32       // a round trip ends when the byte with this number has arrived
-	probed  time.Time    // when it was sent; zero if no round trip is measured
+	probe   uint32       // the number of a byte; the measured round trip ends when this byte has arrived
+	probed  time.Time    // when that byte was sent; zero if no round trip is measured
 	news    time.Time    // when bytes arrived last
 	ackedAt time.Time    // when bytes were acknowledged last, not only selectively
 	full    bool         // when probed was set, at least three quarters of the bound was in flight
@@ -158,7 +158,7 @@ func (c *longPath) sendAgain(seq, end uint32, smaller bool) (needless bool) {
 }
 
 // isSilent reports whether no bytes have arrived since gVisor last set its timeout, or for a round trip. The gap between the
-// acknowledgements of two round trips is no silence.
+// acknowledgements of two round trips does not count as silence.
 func (c *longPath) isSilent() bool {
 	gap := time.Since(c.news)
 	return gap >= min(c.path.trip, tcp.MinRTO) && (gap >= c.path.trip || c.news.Equal(c.ackedAt))
@@ -177,12 +177,12 @@ type verdict struct {
 	short bool                  // the path is short, so the connection should have no longPath
 
 	// gVisor's congestion window is small because gVisor has sent something again. Everything that was sent until then has arrived,
-	// so the window should begin anew.
+	// so the window should restart.
 	revive bool
 }
 
-// hear takes an acknowledgement, whose header is tcp, and sets its window to at most window, in units of 1<<scale bytes. bare says
-// that the segment carries nothing else.
+// hear notes a received acknowledgement, whose header is tcp, and sets its window to at most window, in units of 1<<scale bytes.
+// bare says that the segment carries nothing else.
 func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v verdict) {
 	now := time.Now()
 	selective := selectiveOption(tcp)
@@ -423,7 +423,7 @@ var (
 	cubicOption = tcpip.CongestionControlOption("cubic")
 )
 
-// revive lets a connection's congestion window begin anew with slow start.
+// revive restarts a connection's congestion window at its initial size, with slow start.
 func (l *link) revive(ep tcpip.Endpoint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -238,7 +238,7 @@ func TestImpossibleSelectiveAcknowledgements(t *testing.T) {
 	})
 }
 
-// gVisor has sent something again, so its congestion window is small. Once everything has arrived, that window begins anew.
+// gVisor has sent something again, so its congestion window is small. Once everything has arrived, that window restarts.
 func TestReviveAfterATimeout(t *testing.T) {
 	play(t, 10, func(c *playedPath) {
 		c.sendsFrom(1000, 1000)
@@ -276,7 +276,7 @@ func TestRevivedWindow(t *testing.T) {
 	if n := state().SndSsthresh; n > 100 {
 		t.Fatalf("after a timeout, slow start ends at %d", n)
 	}
-	c.ack = first + 12*size // what was sent
+	c.ack = first + 12*size // acknowledges everything that was sent
 	c.h.write(t, c.segment(flagACK, nil).packet())
 	testkit.Eventually(t, "slow start without an end", func() bool { return state().SndSsthresh > 1<<20 })
 }
@@ -424,7 +424,7 @@ func TestSmallerSegmentsSentAgain(t *testing.T) {
 	}
 }
 
-// After a pause, a packet is too big. That is no timeout, so the estimate stays.
+// After a pause, a packet is too big. That is not a timeout, so the estimate stays.
 func TestSmallerSegmentsAfterAPause(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		c.sends(1000)
@@ -497,7 +497,8 @@ func TestFrontStraddles(t *testing.T) {
 	})
 }
 
-// Between the acknowledgements of two round trips, nothing arrives for a while. A timeout then is no sign that everything was lost.
+// Between the acknowledgements of two round trips, nothing arrives for a while. A timeout then does not mean that
+// everything was lost.
 func TestGapBetweenRoundTrips(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		const trip = 600 * time.Millisecond
@@ -544,7 +545,7 @@ func TestNeedlessSegmentWithAcknowledgement(t *testing.T) {
 	}
 }
 
-// A path blocks everything for a second. Then the connection soon has its whole rate again.
+// A path drops every packet for a second. After that, the connection recovers in seconds.
 func TestInterruptedPath(t *testing.T) {
 	conditions := pipe.Conditions{Rate: 12_500_000, Queue: 625_000, Delay: 25 * time.Millisecond}
 	a, b, wire := piped(t, conditions)

@@ -56,7 +56,7 @@ func pair(t testing.TB) (a, b *Net) {
 	return a, b
 }
 
-// deepPair is like pair, with a budget that no test of datagrams uses up.
+// deepPair is like pair, but its Nets have 1 GiB of memory each, so that no test of datagrams reaches the limit.
 func deepPair(t testing.TB) (a, b *Net) {
 	t.Helper()
 	a, b, _, _ = wiredWith(t, Config{Memory: 1 << 30})

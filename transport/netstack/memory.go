@@ -119,7 +119,7 @@ func newBudget(total int64) *budget {
 // windowLimit returns the receive buffer size that gVisor derives the unit of windows from.
 func (b *budget) windowLimit() int { return int(min(b.total/2, maxWindow)) }
 
-// count adds to the floors and extras. b.mu is held.
+// count adds to the bytes that connections have as floors, and to those that they have as extras. b.mu is held.
 func (b *budget) count(floors, extra int64) {
 	b.floors += floors
 	b.extra += extra

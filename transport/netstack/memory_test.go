@@ -94,7 +94,7 @@ func TestStalledReaders(t *testing.T) {
 	}
 }
 
-// waitFor waits up to ten seconds until ok.
+// waitFor waits until ok returns true, and fails the test after ten seconds.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
@@ -110,7 +110,7 @@ func TestShortSegments(t *testing.T) {
 	const conns, each = 50, 500
 	a, b, ab, _ := wired(t, 0)
 	var healed atomic.Bool
-	var lost sync.Map              // the sequence number of the first byte, by port
+	var lost sync.Map              // by source port, the sequence number of the first byte
 	ab.tap = func(p []byte) bool { // drops the first byte of each connection, also when it is sent again
 		l3 := int(p[0]&15) * 4
 		l4, ok := packet.TCPEnd(p, l3)

@@ -57,7 +57,7 @@ func (c *UDPConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, er
 	return c.WriteMsgUDPAddrPort(b, oob, to)
 }
 
-// WriteMsgUDPAddrPort is like WriteMsgUDP. The zero AddrPort takes the place of nil.
+// WriteMsgUDPAddrPort is like WriteMsgUDP. If c was dialed, addr must be the zero AddrPort.
 func (c *UDPConn) WriteMsgUDPAddrPort(b, oob []byte, addr netip.AddrPort) (n, oobn int, err error) {
 	switch {
 	case c.remote != nil && addr.IsValid():

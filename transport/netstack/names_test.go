@@ -102,7 +102,8 @@ func TestSearch(t *testing.T) {
 }
 
 // TestSearchFailures checks that a domain whose servers fail does not hide the others, and that its failure is not
-// reported as a name that does not exist. If the servers say nothing, they are not asked for other names.
+// reported as a name that does not exist. If the servers do not answer at all, the lookup does not go
+// on to the next search domain.
 func TestSearchFailures(t *testing.T) {
 	broken := func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		if strings.HasSuffix(q.Questions[0].Name.String(), ".broken.test.") {

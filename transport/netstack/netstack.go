@@ -279,8 +279,8 @@ func (n *Net) setUp(c *Config) error {
 // minReadBuffer is the smallest size of a receive buffer, in bytes. gVisor announces half a buffer as the window, in units of
 // at most 512 bytes; see maxWindow. A buffer that announced less than two units would stop its connection; see lowerSYN. So would a
 // buffer that out-of-order segments fill, because the missing segment then finds no room. gVisor lets out-of-order segments take
-// three quarters of the buffer, and the last of them may exceed that by its overhead. The quarter that is left also has to hold
-// what earlyRecv is for.
+// three quarters of the buffer, and the last of them may exceed that by its overhead. The remaining quarter also has to hold
+// the bytes that gVisor may take for good; see earlyRecv.
 const minReadBuffer = floorRecv
 
 // tune changes defaults of gVisor that do not fit a tunnel. The figures were measured on two shared cores: bulk between

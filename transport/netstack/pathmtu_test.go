@@ -143,7 +143,7 @@ func TestTooBigAboutOthers(t *testing.T) {
 			packets := h.bystander.stack.Stats().TCP.ValidSegmentsReceived
 			before := packets.Value()
 			h.write(t, p)
-			time.Sleep(20 * time.Millisecond) // errors are delivered on another goroutine
+			time.Sleep(20 * time.Millisecond) // another goroutine delivers the ICMP error
 			go func() { _, _ = w.Write(make([]byte, total)) }()
 			_ = w.SetReadDeadline(time.Now().Add(30 * time.Second))
 			if _, err := io.CopyN(io.Discard, w, total); err != nil {

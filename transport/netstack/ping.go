@@ -120,7 +120,7 @@ const pingData = 56
 // times that in memory.
 const pingBuffer = 4 << 10
 
-// Ping sends one ICMP echo request of 56 bytes to addr and returns how long the answer took. It fails when ctx ends, or
+// Ping sends one ICMP echo request with 56 bytes of data to addr and returns how long the answer took. It fails when ctx ends, or
 // with the error that an ICMP message reports, such as syscall.EHOSTUNREACH from a device that has no route. An unspecified
 // addr means the Net itself.
 func (n *Net) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error) {

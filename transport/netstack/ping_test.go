@@ -21,7 +21,7 @@ func TestPing(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, to := range []netip.Addr{b4, b6, netip.MustParseAddr("::ffff:10.8.0.2"), a4} {
-		for range 4 { // at once: answers must find their own
+		for range 4 { // concurrently: each Ping must get its own answer
 			wg.Add(1)
 			go func() {
 				defer wg.Done()

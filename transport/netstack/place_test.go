@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestListenBeside listens twice on one port. Linux refuses each pair that one connection could reach, and no other.
+// TestListenBeside opens two listeners. As on Linux, the second one fails if and only if one connection could reach both.
 func TestListenBeside(t *testing.T) {
 	second := netip.MustParseAddr("10.8.0.3")
 	for _, x := range []struct {

@@ -29,9 +29,9 @@ var manyZone = zone{
 	"both.test.":   testZone["both.test."],
 }
 
-// A syns records the destinations of TCP's first packets except those to name servers, and when they were sent.
+// A syns records the addresses to which SYNs were sent, and when each address got its first one. It ignores SYNs to name servers.
 type syns struct {
-	silent func(netip.Addr) bool // whose packets are lost
+	silent func(netip.Addr) bool // whether packets to the address are lost
 
 	mu sync.Mutex
 	to []netip.Addr

@@ -132,8 +132,8 @@ func (l *link) receive6(c *coalescer, p []byte) {
 	}
 }
 
-// fragment takes the fragment p, which read understands, and receives the whole packet if p completes it. A whole IPv6 packet
-// that is a fragment again is malformed.
+// fragment passes the fragment p, whose headers read parses, to reassemble, and receives the whole packet if p completes it. A
+// whole IPv6 packet that is a fragment again is malformed.
 func (l *link) fragment(c *coalescer, p []byte, at int, read func([]byte, int) (part, bool)) {
 	f, ok := read(p, at)
 	if !ok {

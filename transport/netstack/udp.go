@@ -27,7 +27,7 @@ type UDPConn struct {
 	local, remote *net.UDPAddr // remote is nil unless dialed
 	bound         netip.Addr   // the local address; invalid means all addresses
 	is4           bool         // whether the endpoint is for IPv4 alone
-	mapped        bool         // the endpoint has both families, and takes IPv4 addresses mapped into IPv6
+	mapped        bool         // whether the endpoint serves both families, with IPv4 addresses mapped into IPv6
 	foreign       bool         // the local address is another host's; see Flow.Accept
 	whole         atomic.Bool  // whether datagrams must not be fragmented
 

@@ -37,8 +37,8 @@ type waitingConns struct {
 	entry waiter.Entry
 	ready chan struct{} // has an element if there may be a connection to accept
 
-	halfOpen holder // who holds the memory of the half-open connections
-	reserved int    // bytes
+	halfOpen holder // stands for this listener in the accounts of half-open connections
+	reserved int    // the memory that is accounted to halfOpen, in bytes
 
 	mu      sync.Mutex // guards the rest
 	conns   []waitingConn
@@ -54,7 +54,7 @@ type waitingConn struct {
 	who holder
 }
 
-// reserve takes the memory of half-open connections, and returns how many there may be.
+// reserve takes memory for half-open connections from the budget, and returns how many there may be.
 func (w *waitingConns) reserve(n *Net) int {
 	w.net, w.halfOpen = n, holder{socket: new(arrivals)}
 	b := n.budget

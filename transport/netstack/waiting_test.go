@@ -96,7 +96,7 @@ func TestAcceptQueueReset(t *testing.T) {
 		s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
 		half = append(half, segment{from: own, to: to, seq: 8, ack: s.seq + 1, flags: flagACK, window: 60000})
 	}
-	for _, s := range half { // one after another, or gVisor's own queue may be full
+	for _, s := range half { // one after another, so that gVisor's own accept queue does not overflow
 		before := n.Stats()
 		h.write(t, s.packet())
 		waitFor(t, func() bool {

@@ -10,8 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// Bulk data in both directions of one TCP connection stops for good if one end drops the other end's acknowledgements
-// while its receive window is closed. Its own data then stays unacknowledged, so its program cannot write. A program that
+// Bulk data in both directions of one TCP connection stops for good if an end whose receive window is closed drops the
+// other end's acknowledgements. Its own data then stays unacknowledged, so its program cannot write. A program that
 // reads only after its write, such as an echo server, does not open the window again. The two ends wait for each other
 // forever.
 //

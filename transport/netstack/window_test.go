@@ -96,8 +96,9 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 	}
 }
 
-// TestAckToClosedWindow has a peer that closes its window below what the Net has sent already, as after a reordered
-// acknowledgement. The Net's acknowledgements then have the number that the peer accepts, and no other.
+// TestAckToClosedWindow: a peer closes its window below the bytes that the Net has already sent, as it seems to do after a
+// reordered acknowledgement. The peer then accepts only the sequence number that it expects next. So the Net's acknowledgements
+// without data carry that number.
 func TestAckToClosedWindow(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {

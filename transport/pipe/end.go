@@ -48,8 +48,8 @@ func (e *End) Addrs() []netip.Addr {
 	return slices.Clone(e.addrs)
 }
 
-// Endpoint returns the endpoint of a socket of the end at port. It has the first of the end's addresses, which is the
-// inner address if the end is behind a NAT.
+// Endpoint returns an endpoint with the first of the end's addresses and the given port. Behind a NAT, this is the end's inner
+// address. Endpoint returns the zero Endpoint if the end has no address.
 func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	e.network.mu.RLock()
 	defer e.network.mu.RUnlock()
@@ -223,8 +223,8 @@ func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 	return netip.AddrPort{}, errFamily
 }
 
-// sendWhole delivers a train at once. Network.mu is not held, so the receiving socket may close after the caller found
-// it in the table. Its queue then takes nothing.
+// sendWhole puts a train in one piece into the queue of the socket to; nil means that no socket has this address. Network.mu is
+// not held, so to may close after the caller found it in the table. Its queue then takes nothing.
 func (n *Network) sendWhole(s, to *socket, t *wireguard.Train, from netip.AddrPort) error {
 	sent := countTrain(t.Data, t.Size)
 	s.end.sent.add(&sent)

@@ -7,8 +7,8 @@ import (
 )
 
 // UDPPacket returns an IP packet with a UDP datagram in it and with right checksums, for a test to send through a
-// Tunnel. The packet is IPv4 or IPv6, as the addresses are. It panics unless src and dst are of one family and payload
-// has at most 65507 bytes. It copies payload.
+// Tunnel. The packet is IPv4 or IPv6, as the addresses are. It panics unless src and dst are valid and of one family,
+// and payload has at most 65507 bytes. It copies payload.
 func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	if src.Addr().Is4() != dst.Addr().Is4() || !src.IsValid() || !dst.IsValid() {
 		panic("pipe: UDPPacket: want two addresses of one family")

@@ -164,8 +164,8 @@ func (t *Tunnel) TryReceive() []byte {
 	return t.first()
 }
 
-// first takes the first delivered packet out of its queue. Its memory goes to the caller, and so does not return to
-// spare.
+// first takes the oldest delivered packet out of the queue. The packet's memory belongs to the caller from then on, so it
+// does not return to spare. t.mu is held.
 func (t *Tunnel) first() []byte {
 	p := t.out.all[0]
 	t.out.drop(1)

@@ -68,7 +68,7 @@ func (s *script) next() (p []byte, flow int) {
 	rest := 0
 	switch x := int(s.byte()); odd {
 	case 4:
-		p[l3+7]++ // sequence number, or the checksum, which is mended
+		p[l3+7]++ // TCP's sequence number, or UDP's checksum, which mend corrects
 	case 5, 6, 7:
 		if !f.udp {
 			p[l3+13] ^= 1 << (x % 8) // flags

@@ -109,7 +109,7 @@ func same(p, q []byte) bool {
 	return bytes.Equal(p, q)
 }
 
-// train returns n packets of a flow that follow each other.
+// train returns n consecutive packets of one flow.
 func train(v6, udp bool, flow, n, size int) (ps [][]byte) {
 	first, s := newPacket(rand.New(rand.NewSource(int64(flow))), v6, udp, 0, size)
 	for i := range n {

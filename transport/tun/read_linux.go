@@ -34,7 +34,8 @@ type queue struct {
 	try    func(fd uintptr) bool // tryRead, bound once
 }
 
-// readMemory holds one packet as the kernel hands it over. The 65,535 bytes of IPv6 do not include its header.
+// readMemory holds one packet as the kernel hands it over, behind a virtio header. The length field of IPv6, at most 65,535, does
+// not include the 40 bytes of the IPv6 header.
 type readMemory [virtioSize + 40 + 65535]byte
 
 var readMemories = sync.Pool{New: func() any { return new(readMemory) }}

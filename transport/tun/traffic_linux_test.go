@@ -291,7 +291,7 @@ func TestQueues(t *testing.T) {
 		t.Fatalf("%d queues", n)
 	}
 	join(t, l.a, l.b, nil)
-	// All windows together fit the 500 packets that the kernel keeps for each of our queues, so nothing is lost.
+	// All windows together are less than the 500 packets that the kernel keeps for each queue of a TUN, so nothing is lost.
 	const flows, packets, window = 6, 3000, 64
 	done := make(chan error)
 	for flow := range flows {

@@ -158,8 +158,8 @@ func (d *Interface) Close() error {
 }
 
 // Stats counts what an Interface did since Open. It is a comparable value. ReadCalls and WriteCalls are what the system
-// counts as packets; they are 0 on systems other than Linux. All other counts are of the tunnel's packets, after cutting
-// and before merging.
+// counts as packets; they are 0 on systems other than Linux. All other counts except Refused are of the tunnel's packets,
+// after cutting and before merging.
 type Stats struct {
 	ReadCalls   uint64 // system calls that read a packet
 	ReadPackets uint64 // packets read from the system
@@ -168,13 +168,13 @@ type Stats struct {
 	WriteCalls     uint64 // system calls that wrote a packet
 	WrittenPackets uint64 // packets written to the system
 	WrittenBytes   uint64 // bytes of these packets, each with its headers
-	Merged         uint64 // packets among WrittenPackets that one call wrote together with others
+	Merged         uint64 // packets among WrittenPackets that were merged with others and written in one call
 
 	Malformed uint64 // packets read and dropped because their headers are wrong
 	Full      uint64 // packets dropped because the system had no room
 	Down      uint64 // packets dropped because the interface was down
 	Invalid   uint64 // packets dropped because the system refused them
-	Refused   uint64 // packets that the system refused together and took one by one
+	Refused   uint64 // merged packets that the system refused, so that their parts were written one by one
 }
 
 // A traffic holds the counters behind Stats.

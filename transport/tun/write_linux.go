@@ -30,7 +30,7 @@ const (
 const (
 	mergeProven  = -1 // the kernel took a merged packet, so it takes all but faulty ones
 	mergeUntried = 0
-	mergeRefused = 3 // the kernel refused the first three merged packets, so it supports none; one or two may have been faulty
+	mergeRefused = 3 // the kernel refused the first three merged packets, so it supports none; fewer refused packets may be faulty
 )
 
 // A writer is the scratch memory of one call of WritePackets.

@@ -77,13 +77,14 @@
 // the sender's address decides how much is tried:
 //
 //   - An address to which tenants sent initiations or responses is known. Devices send those only to configured places, and to
-//     senders of authentic messages. At most 8 keys are tried, at once.
+//     senders of authentic messages. The keys of these tenants, at most 8, are tried as soon as the initiation arrives.
 //   - Other initiations wait in a queue of 4,096, of which one address has at most 256. One goroutine tries each with all
 //     keys, and takes at most half of a core.
 //
-// Two limits remain. While more such initiations arrive than half of a core can try (about 1,000 a second for 1,000 devices),
-// each attempt of a peer at an unknown address succeeds only by chance. And a peer of 8 tenants can send from the forged
-// address of another peer. That address is then known to talk to these 8 tenants, and no longer to a ninth.
+// Two limits remain. First, half of a core can try about 1,000 initiations per second for 1,000 devices. While more than that
+// arrive from unknown addresses, each attempt of a peer at an unknown address succeeds only by chance. Second, a peer of 8
+// tenants can send from the forged address of another peer. The Shared then tries only the keys of these 8 tenants at once for
+// that address, and no longer the key of the other peer's tenant.
 //
 // # A new socket on the same port
 //

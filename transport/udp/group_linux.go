@@ -49,8 +49,8 @@ func spread(f family, n int) []bpf.Instruction {
 	if f == ipv6 {
 		words, port = []uint32{8, 12, 16, 20}, 40
 	}
-	// Options or extension headers move the port. The bytes that then lie at its offset are usually the same in all
-	// packets of a flow.
+	// Behind IPv4 options or IPv6 extension headers, the port is elsewhere. The filter then reads other bytes, which are
+	// usually the same in all packets of a flow.
 	program := []bpf.Instruction{bpf.LoadAbsolute{Off: network + port, Size: 2}}
 	for _, w := range words {
 		program = append(program,

@@ -18,8 +18,8 @@ func settle(t *testing.T, y *end, n int) {
 	})
 }
 
-// The number of slots grows to 64 while many small datagrams arrive, and shrinks when few do. A receiver that waits has
-// no slots.
+// The number of slots grows to 64 while many small datagrams arrive, and shrinks to 1 when they arrive one at a time. A
+// receiver that waits has no slots.
 func TestSlotsGrowAndShrink(t *testing.T) {
 	for _, v := range variants[:2] {
 		x, y := v.pair(t, ipv4)

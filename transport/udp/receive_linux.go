@@ -220,7 +220,7 @@ func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 }
 
 // messages makes the system call in one if m has a single message, and otherwise the system call in many. It returns how many
-// messages passed. The error is that of the first message.
+// messages the kernel took or filled. It returns an error only if the first message failed.
 //
 // MSG_DONTWAIT holds for this call alone, so it cannot wait for a datagram or for room in the send buffer, even if a program that
 // got the descriptor in Bind.Control made the socket blocking. If memory is short, the kernel may reclaim some for a datagram to

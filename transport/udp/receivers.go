@@ -94,8 +94,8 @@ func (s *Socket) all() iter.Seq2[family, path] {
 	}
 }
 
-// sender returns the path of the family f that sends a list of trains. first is the destination of the first one of
-// that family. Goroutines that send to different places use different sockets, because each socket has counters that
+// sender chooses the path of the family f that is to send a list of trains. first is the destination of the list's first
+// train of that family. Goroutines that send to different places use different sockets, because each socket has counters that
 // its senders share.
 func (s *Socket) sender(f family, first netip.AddrPort) path {
 	others := s.others[f]

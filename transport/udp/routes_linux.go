@@ -84,8 +84,9 @@ func watchRoutes() *routes {
 	return r
 }
 
-// listen counts changes until Close. It ignores the content of the messages, and how many were lost. While reading
-// fails with an unknown error, it counts a change at intervals, because anything may have changed.
+// listen counts changes until Close. After any change, check asks about each pair again. So listen ignores what the messages
+// say, and how many were lost. While reading fails with an unknown error, it counts a change at intervals, because anything may
+// have changed.
 func (r *routes) listen() {
 	b := make([]byte, 4096)
 	for {
@@ -158,7 +159,7 @@ func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 	return had && known.ifindex != ifindex
 }
 
-// find returns the known way of p. r.mu is held.
+// find returns the stored way of p, if there is one. r.mu is held.
 func (r *routes) find(p pair) (way, bool) {
 	if w, ok := r.now[p]; ok {
 		return w, true

@@ -127,7 +127,7 @@ func (f *flight) train(t *wireguard.Train, per int) {
 	}
 }
 
-// add adds one message.
+// add adds a message with data, which is a part of t. It sends the flight first if the flight is full.
 func (f *flight) add(t *wireguard.Train, data []byte) {
 	if f.n == maxMessages {
 		f.flush()

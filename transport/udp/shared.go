@@ -31,8 +31,8 @@ import (
 // The Shared finds the device of a data message in constant time, however many tenants there are, because session indices
 // begin with the tenant's prefix. An initiation names its receiver only through mac1, a hash with the receiver's key. The
 // Shared first tries the keys of the tenants that have shaken hands with the sender's address before, at most 8. Initiations
-// from other addresses wait in a separate queue, in which each is tried with the key of every tenant. This takes half a
-// microsecond per tenant, and at most half of one core in all. While a flood of such initiations exceeds that, known
+// from other addresses wait in a separate queue. One goroutine tries each of them with the keys of all tenants. This takes half
+// a microsecond per tenant, and at most half of one core in all. While a flood of such initiations exceeds that, known
 // addresses still reach their tenants, but a peer at an address that no tenant knows succeeds only by chance.
 //
 // Each tenant has a queue of received datagrams, so that a slow device delays no other.

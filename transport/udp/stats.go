@@ -17,7 +17,8 @@ type Stats struct {
 	// control message that says where the datagrams of a train end.
 	Dropped uint64
 
-	// Refused counts trains that the system refused in one call, and that were sent datagram by datagram.
+	// Refused counts messages of several datagrams that the system refused. The datagrams were then sent one by one. A train
+	// takes one message, unless it exceeds 64 datagrams or the largest UDP payload.
 	Refused uint64
 }
 

@@ -179,8 +179,8 @@ type mailbox struct {
 	mu       sync.Mutex // guards the fields below, except for taken
 	wake     sync.Cond  // with mu; signalled when there is something to take, and when the mailbox ends
 	parcels  []*parcel
-	bytes    int64 // memory of parcels, and of the parcels in taken
-	retired  bool  // the receiver takes what is there, and then ends
+	bytes    int64 // the memory of the parcels here and in taken
+	retired  bool  // the receiver returns the parcels that are left, and then ends
 	finished bool  // nothing is put in any more
 
 	taken *taking // what the receiver has taken; only the receiver uses this; nil while it waits
@@ -297,7 +297,7 @@ func (b *mailbox) recycle(s *Shared, ps []*parcel) {
 	}
 }
 
-// end makes the receiver end: at once if now is set, and otherwise when it has taken what is there.
+// end makes the receiver end: at once if now is set, and otherwise when it has returned the parcels that are left.
 func (b *mailbox) end(s *Shared, now bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

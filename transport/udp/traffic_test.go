@@ -89,7 +89,7 @@ func TestNoOffloadSendsSingleDatagrams(t *testing.T) {
 	}
 }
 
-// One Send to many sockets of both families, with more trains than one system call takes.
+// TestManyEndpointsInOneSend sends to several sockets of both families in one Send, with more trains than one system call takes.
 func TestManyEndpointsInOneSend(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {

@@ -121,7 +121,7 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 	}
 }
 
-// listen opens the sockets of each family once. If port is 0, the port of the first socket is the port of all.
+// listen tries once to open the sockets of each family. If port is 0, all use the port that the system chose for the first.
 func (b *Bind) listen(port uint16) (*Socket, error) {
 	s := &Socket{bind: b, port: port}
 	var missing error

@@ -48,7 +48,7 @@ func (w *wayUnderLoad) receive(ctx context.Context) {
 	}
 }
 
-// lost waits for what is on its way, and returns how many packets did not arrive.
+// lost waits up to 2 s for the packets that have not arrived yet, and returns how many did not arrive.
 func (w *wayUnderLoad) lost() int64 {
 	for begin := time.Now(); w.received.Load() < w.sent.Load() && time.Since(begin) < 2*time.Second; {
 		time.Sleep(time.Millisecond)

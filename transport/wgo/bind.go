@@ -41,7 +41,7 @@ type bind struct {
 
 	mu     sync.RWMutex // for writing: Open, Close and SetMark of inner, and the fields below; for reading: Send
 	newest *socket      // inner is open for it, unless it is lost; nil if inner is closed
-	left   *socket      // inner was open for it before; its receivers may not have returned from inner yet
+	left   *socket      // inner was open for it before, and its receivers may still be in inner; nil after await
 }
 
 // Listen opens b for a new socket.

@@ -78,7 +78,7 @@ func TestBindJoinsWhatItReceives(t *testing.T) {
 	wantTrain(t, in, "cc", 2)
 	wantTrain(t, in, "dddd", 4)
 	f.in <- fakeDatagrams{data: [][]byte{{}}} // nothing to hand on
-	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same place
+	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same address, IPv4-mapped
 	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr.Addr().Is4In6() {
 		t.Errorf("%v is not %v", b.Endpoint, a.Endpoint)
 	}

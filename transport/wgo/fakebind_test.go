@@ -185,7 +185,7 @@ func receive(s wireguard.Socket) *inbox {
 				for _, t := range ts {
 					data := append([]byte(nil), t.Data...)
 					for i := range t.Data {
-						t.Data[i] = 0xdb // borrowed memory is overwritten, as by opening in place
+						t.Data[i] = 0xdb // a device may overwrite the borrowed memory, as when it decrypts in place
 					}
 					t.Data = data
 					in.trains <- t

@@ -24,7 +24,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 )
 
-// A node is one end of a tunnel over loopback UDP: a device, ours or wireguard-go's, with their stack on top.
+// A node is one end of a tunnel over loopback UDP: a device, ours or wireguard-go's, below a
+// stack of wireguard-go's package tun/netstack.
 type node struct {
 	key   wireguard.PrivateKey
 	addr  netip.Addr // inside
@@ -38,7 +39,7 @@ type node struct {
 // invalid if the peer begins.
 type maker func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort)
 
-// theirs returns a maker of devices of wireguard-go, with their sides wrapped or not.
+// theirs returns a maker of wireguard-go's devices. wrapTUN and wrapBind may wrap the tun.Device and the conn.Bind of a device.
 func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.Bind) maker {
 	return func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 		d := device.NewDevice(wrapTUN(dev), wrapBind(conn.NewStdNetBind()), device.NewLogger(device.LogLevelSilent, ""))
@@ -78,7 +79,7 @@ func hexKey(text string) (string, error) {
 	return hex.EncodeToString(k[:]), err
 }
 
-// ours makes a device of this library over their sides.
+// ours makes a device of this library over wireguard-go's tun.Device and conn.Bind.
 func ours(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 	d := devices.Up(t, wireguard.Config{
 		PrivateKey: n.key,
@@ -198,7 +199,8 @@ func TestInterop(t *testing.T) {
 	}
 }
 
-// A device of this library on their sides survives a change of port, a wake, and down and up.
+// A device of this library over wireguard-go's tun.Device and conn.Bind still works after it changed its port, after Wake, and
+// after Down and Up.
 func TestOurDeviceChangesPortOverTheirBind(t *testing.T) {
 	a, b := pair(t, plain, ours, loopbacks["IPv4"])
 	exchange(t, a, b, 1<<16)

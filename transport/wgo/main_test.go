@@ -98,7 +98,7 @@ func (f *fakeTUN) Write(bufs [][]byte, offset int) (int, error) {
 		if cap(b) < slot {
 			f.t.Errorf("Write got a buffer of capacity %d, want 64 KiB", cap(b))
 		}
-		clear(b[:offset]) // as devices do
+		clear(b[:offset]) // a real device may overwrite these bytes too
 	}
 	return f.write(bufs, offset)
 }
