@@ -101,28 +101,28 @@ type keypairs struct {
 	current, previous, next *keypair
 }
 
-// addInitiated makes k current, because the response confirmed it. It returns the keypairs that lost their place. Entries
-// may be nil.
-func (ks *keypairs) addInitiated(k *keypair) (dropped [2]*keypair) {
-	dropped[0] = ks.previous
+// addInitiated makes k current, because the response confirmed it. It returns the keypairs that lost their place.
+// Either may be nil.
+func (ks *keypairs) addInitiated(k *keypair) (dropped, alsoDropped *keypair) {
+	dropped = ks.previous
 	if ks.next != nil {
 		// The peer initiated too, and that session is not confirmed yet. The peer may still send on it, so it becomes
 		// previous.
-		dropped[1] = ks.current
+		alsoDropped = ks.current
 		ks.previous, ks.next = ks.next, nil
 	} else {
 		ks.previous = ks.current
 	}
 	ks.current = k
-	return dropped
+	return dropped, alsoDropped
 }
 
 // addResponded makes k next. Nothing may be sent on k before the initiator has confirmed it. It returns the keypairs
-// that lost their place. Entries may be nil.
-func (ks *keypairs) addResponded(k *keypair) (dropped [2]*keypair) {
-	dropped = [2]*keypair{ks.previous, ks.next}
+// that lost their place. Either may be nil.
+func (ks *keypairs) addResponded(k *keypair) (dropped, alsoDropped *keypair) {
+	dropped, alsoDropped = ks.previous, ks.next
 	ks.previous, ks.next = nil, k
-	return dropped
+	return dropped, alsoDropped
 }
 
 // confirm makes k current if it is next, because a message was received on it, and reports whether it was next.

@@ -50,11 +50,11 @@ func TestKeypairRotation(t *testing.T) {
 		var dropped []*keypair
 		switch op, who, _ := strings.Cut(c.op, " "); op {
 		case "addInitiated":
-			d := ks.addInitiated(all['x'])
-			dropped = d[:]
+			a, b := ks.addInitiated(all['x'])
+			dropped = []*keypair{a, b}
 		case "addResponded":
-			d := ks.addResponded(all['x'])
-			dropped = d[:]
+			a, b := ks.addResponded(all['x'])
+			dropped = []*keypair{a, b}
 		case "confirm":
 			d, confirmed := ks.confirm(all[who[0]])
 			dropped = []*keypair{d}

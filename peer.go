@@ -181,8 +181,7 @@ func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, 
 func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil
-	dropped := p.addResponded(k)
-	out.freeKeypairs(dropped[:]...)
+	out.freeKeypairs(p.addResponded(k))
 	p.sessionDerived(now)
 	p.cookie.sign(m, p.key, now)
 	p.authenticSent(now)
@@ -195,8 +194,7 @@ func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox)
 func (p *peerState) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil // its index becomes the keypair's
-	dropped := p.addInitiated(k)
-	out.freeKeypairs(dropped[:]...)
+	out.freeKeypairs(p.addInitiated(k))
 	p.moveTo(from, out)
 	p.sessionDerived(now)
 	p.sessionConfirmed(now, out)

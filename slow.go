@@ -29,7 +29,8 @@ const (
 	spareMax   = 1024 // messages that are kept for reuse while there are workers
 
 	// While all processors run goroutines, the Go runtime looks only every 10 ms for sockets that have become readable, even if
-	// the goroutines yield. So each worker sleeps for a moment from time to time, and its processor looks at the sockets.
+	// the goroutines yield. So each worker sleeps for a moment from time to time, and a processor that finds nothing to run looks
+	// at the sockets. The moment takes up to 1 ms if the processor has nothing else to do.
 	restEvery = second / 500
 	restFor   = time.Microsecond
 )

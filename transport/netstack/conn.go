@@ -115,7 +115,6 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 			c.memory.touch()
 			if size := c.memory.send.size.Load(); c.writing.moved(int(m), size) {
 				c.writing.measure(size, measuredTrip(c.ep))
-				c.memory.heard.shorten()
 				if most, is := c.writing.sendExcess(size); is {
 					c.memory.cutSend(most)
 				} else {

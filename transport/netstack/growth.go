@@ -120,11 +120,11 @@ func (g *growth) recvNeed() int64 {
 // missing, nothing leaves the buffer, and the connection must not run out of bytes to send until the segment has arrived. On a short
 // path, which carries more in shortestTrip than in a round trip, twice as much as in shortestTrip suffices.
 func (g *growth) sendNeed() int64 {
-	if g.trip == shortestTrip {
-		return 2 * g.steady()
-	}
-	if g.queued {
+	switch {
+	case g.queued:
 		return 4 * g.steady()
+	case g.trip == shortestTrip:
+		return 2 * g.steady()
 	}
 	return 4*g.per + 4*g.more
 }

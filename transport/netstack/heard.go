@@ -38,9 +38,8 @@ type heard struct {
 	last  atomic.Uint64 // the newest acknowledgement, its window in bits 32 to 47, a 1 in bit 48; 0 if there is none
 
 	ep   tcpip.Endpoint           // nil if the peer does not know selective acknowledgements
+	reno bool                     // gVisor has used Reno since the connection was made
 	long atomic.Pointer[longPath] // nil before the first byte is sent, and once the path is known to be short
-
-	short atomic.Bool // the path was found to be short, and shorten has not been called since
 }
 
 const (
@@ -93,8 +92,7 @@ func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 		switch {
 		case v.short:
 			h.endLong()
-			h.short.Store(true)
-		case v.revive:
+		case v.revive, v.long && !h.reno:
 			c.link.revive(h.ep)
 		}
 		window = binary.BigEndian.Uint16(tcp[tcpWindow:])
@@ -114,16 +112,6 @@ func (h *heard) endLong() {
 	}
 }
 
-// shorten switches a connection whose path was found to be short to gVisor's CUBIC, which it would have used from the start without
-// a longPath. Its congestion window restarts at the initial size. Write calls shorten, because only a connection that sends much
-// needs it, and because the endpoint's lock must not be held.
-func (h *heard) shorten() {
-	if h.short.Load() && h.short.Swap(false) {
-		cubic := cubicOption
-		_ = h.ep.SetSockOpt(&cubic)
-	}
-}
-
 // noteSegment is called with a segment p that a connection is about to send. It notes how far the connection has sent, and whether
 // the connection holds out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so calls for
 // one connection do not overlap.
@@ -136,7 +124,7 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	if len(tcp) < header.TCPMinimumSize {
 		return false
 	}
-	needless = s.heard.note(l, p, tcp, s.sendLimit())
+	needless = s.heard.note(l, p, tcp, s.sendLimit)
 	const timestamps = 12 // bytes of that option, with two bytes of padding in front
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
@@ -153,8 +141,8 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 }
 
 // note notes that the connection sends p, whose header is tcp. l sends the bytes in p again if they are lost on a long path. note
-// reports whether sending p is needless.
-func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room int64) (needless bool) {
+// reports whether sending p is needless. room returns how many bytes the connection's send buffer may hold.
+func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room func() int64) (needless bool) {
 	n := uint32(p.Data().Size())
 	seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
 	flags := header.TCPFlags(tcp[tcpFlags])
@@ -170,7 +158,7 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room int64) (ne
 	if c == nil || flags.Intersects(header.TCPFlagRst) {
 		return false
 	}
-	needless, deaf := c.send(p, seq, seq+n, room)
+	needless, deaf := c.send(p, seq, seq+n, room())
 	if deaf {
 		h.endLong()
 	}

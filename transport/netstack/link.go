@@ -44,7 +44,7 @@ const (
 	maxQueuedUrgent = maxQueued + 256<<10
 	// queuedOverhead is roughly the memory of a queued packet besides its bytes.
 	queuedOverhead = 256
-	// maxSpare is the length of the longest queue whose memory the link keeps while it is idle.
+	// maxSpare is the length of the longest queue, of packets or of waiters, whose memory the link keeps while it is idle.
 	maxSpare = 1024
 )
 
@@ -270,6 +270,9 @@ func (l *link) drain() {
 			}
 			if cap(l.spare) > maxSpare {
 				l.spare = nil
+			}
+			if cap(l.waiters) > maxSpare && !l.waits() {
+				l.waiters, l.waiter = nil, 0
 			}
 			l.mu.Unlock()
 			return

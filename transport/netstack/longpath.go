@@ -175,6 +175,7 @@ type verdict struct {
 	again []*stack.PacketBuffer // to be sent, with their references
 	drop  bool                  // gVisor must not see the acknowledgement
 	short bool                  // the path is short, so the connection should have no longPath
+	long  bool                  // the first round trip has shown that the path is long
 
 	// gVisor's congestion window is small because gVisor has sent something again. Everything that was sent until then has arrived,
 	// so the window should restart.
@@ -201,9 +202,11 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	if c.total+c.arrived() > was {
 		c.news = now
 	}
+	known := c.path.trip > 0
 	if v.short = !c.measure(now); v.short {
 		return v
 	}
+	v.long = !known && c.path.trip > 0
 	switch {
 	case !c.holes.any():
 		c.hides = false
@@ -414,24 +417,24 @@ func selectiveOption(tcp []byte) []byte {
 	return nil
 }
 
-// renoOption and cubicOption name gVisor's congestion controls. A connection with selective acknowledgements begins with Reno,
-// because it may have a longPath. CUBIC would end slow start when acknowledgements arrive late (HyStart), although the window of a
-// longPath bounds slow start already. Without a longPath, that end of slow start keeps queues short, and so a connection gets CUBIC
-// once its path is known to be short; see heard.shorten.
-var (
-	renoOption  = tcpip.CongestionControlOption("reno")
-	cubicOption = tcpip.CongestionControlOption("cubic")
-)
+// renoOption names gVisor's congestion control for connections with a longPath. The default, CUBIC, would end slow start when
+// acknowledgements arrive late (HyStart), although the window of a longPath bounds slow start already. A connection gets Reno when
+// it is made, if the handshake took as long as on a long path, or else after its first round trip. On a short path it keeps CUBIC,
+// because that end of slow start keeps queues short. Nothing changes Reno back to CUBIC: if gVisor recovers losses meanwhile, the
+// window of CUBIC overflows when the recovery ends, and the connection stops.
+var renoOption = tcpip.CongestionControlOption("reno")
 
-// revive restarts a connection's congestion window at its initial size, with slow start.
+// setReno makes gVisor use Reno for a connection. Its congestion window restarts at the initial size, with slow start.
+func setReno(ep tcpip.Endpoint) {
+	reno := renoOption
+	_ = ep.SetSockOpt(&reno)
+}
+
+// revive calls setReno on another goroutine, because setReno waits for the endpoint's lock.
 func (l *link) revive(ep tcpip.Endpoint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return
+	if !l.closed {
+		l.running.Go(func() { setReno(ep) })
 	}
-	l.running.Go(func() { // it waits for the endpoint's lock
-		reno := renoOption
-		_ = ep.SetSockOpt(&reno)
-	})
 }

@@ -535,7 +535,7 @@ func TestNeedlessSegmentWithAcknowledgement(t *testing.T) {
 		binary.BigEndian.PutUint32(tcp[tcpSeq:], 2000)
 		binary.BigEndian.PutUint32(tcp[tcpAck:], ack)
 		tcp[tcpFlags] = flagACK
-		return h.note(c.link, p, tcp, 1<<30)
+		return h.note(c.link, p, tcp, func() int64 { return 1 << 30 })
 	}
 	if note(500) {
 		t.Error("a segment with a new acknowledgement counts as needless")
@@ -808,13 +808,15 @@ func TestShortPath(t *testing.T) {
 	}
 }
 
-// A connection whose path is found to be short gets CUBIC when it has sent more. On a long path, it keeps Reno.
-func TestControlOfAShortPath(t *testing.T) {
+// A connection gets Reno if its path is long, and keeps CUBIC if the path is short.
+func TestControlByLength(t *testing.T) {
 	const size = 900
 	for trip, want := range map[time.Duration]string{0: "cubic", 20 * time.Millisecond: "reno"} {
 		c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
-		write := func() (control tcpip.CongestionControlOption) {
-			t.Helper()
+		if got := controlOf(s); got != "cubic" {
+			t.Errorf("after a short handshake, congestion control is %q", got)
+		}
+		for range 20 {
 			if _, err := s.Write(make([]byte, size)); err != nil {
 				t.Fatal(err)
 			}
@@ -822,14 +824,15 @@ func TestControlOfAShortPath(t *testing.T) {
 			time.Sleep(trip)
 			c.ack += size
 			c.h.write(t, c.segment(flagACK, nil).packet())
-			_ = s.ep.GetSockOpt(&control)
-			return control
 		}
-		for range 50 {
-			write()
-		}
-		testkit.Eventually(t, "congestion control by "+want, func() bool { return string(write()) == want })
+		testkit.Eventually(t, "congestion control by "+want, func() bool { return controlOf(s) == want })
 	}
+}
+
+func controlOf(c *TCPConn) string {
+	var o tcpip.CongestionControlOption
+	_ = c.ep.GetSockOpt(&o)
+	return string(o)
 }
 
 // A connection keeps at most maxSegments packets, and lets go of those that are acknowledged.
@@ -929,6 +932,9 @@ func TestLossyPathIsFilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	if got := controlOf(c.(*TCPConn)); got != "reno" {
+		t.Errorf("after a long handshake, congestion control is %q", got)
+	}
 	begun, sum := time.Now(), sha256.New()
 	n, err := io.Copy(sum, c)
 	if err != nil || n != total || [32]byte(sum.Sum(nil)) != <-sums {

@@ -151,8 +151,9 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 		e.UnlockUser()
 		if !s.noSACK {
 			s.heard.ep = ep
-			reno := renoOption
-			_ = ep.SetSockOpt(&reno)
+			if s.heard.reno = measuredTrip(ep) >= shortestTrip; s.heard.reno {
+				setReno(ep)
+			}
 		}
 	}
 	s.touched.Store(b.epoch.Load())
