@@ -118,7 +118,8 @@ func (g *growth) recvNeed() int64 {
 
 // sendNeed returns the size that the send buffer should have: four times what the path carries in a round trip. While a segment is
 // missing, nothing leaves the buffer, and the connection must not run out of bytes to send until the segment has arrived. On a short
-// path, which carries more in shortestTrip than in a round trip, twice as much as in shortestTrip suffices.
+// path, which carries more in shortestTrip than in a round trip, twice as much as in shortestTrip suffices, unless a queue makes the
+// present round trips longer.
 func (g *growth) sendNeed() int64 {
 	switch {
 	case g.queued:

@@ -74,7 +74,7 @@ type link struct {
 	acks    acks
 
 	accepting sync.WaitGroup // calls of waitingConns.empty
-	running   sync.WaitGroup // calls of drain, endHold, deliverErrors and expire
+	running   sync.WaitGroup // calls of drain, endHold, deliverErrors, expire and revive
 
 	own     port       // the interface of the Net's own stack
 	forward *forwarder // nil without Config.Forward
