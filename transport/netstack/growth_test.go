@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // TestGrowth reads at a steady rate: the window, which is half of the buffer, ends at four times what a round trip carries.
@@ -193,4 +195,22 @@ func TestGrowthExcess(t *testing.T) {
 			t.Errorf("beside another sender the buffer is %d, want %d as before", size, alone)
 		}
 	})
+}
+
+// On a short path, the send buffer has room for twice what the path carries in shortestTrip, or four times if a queue is filling.
+func TestGrowthOfAShortPath(t *testing.T) {
+	g := growth{trip: shortestTrip, per: 1 << 20, last: 2 << 20}
+	if got := g.sendNeed(); got != 2<<20 {
+		t.Errorf("the send buffer should have %d bytes, want 2 MiB", got)
+	}
+	g.queued = true
+	if got := g.sendNeed(); got != 4<<20 {
+		t.Errorf("with a queue, the send buffer should have %d bytes, want 4 MiB", got)
+	}
+}
+
+// Read and Write ask for the measured round trip about once per round trip of each connection.
+func TestMeasuredTripAllocatesNothing(t *testing.T) {
+	_, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
+	testkit.NoAllocations(t, 1000, func() { measuredTrip(s.ep) })
 }

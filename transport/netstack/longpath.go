@@ -417,17 +417,15 @@ func selectiveOption(tcp []byte) []byte {
 	return nil
 }
 
-// renoOption names gVisor's congestion control for connections with a longPath. The default, CUBIC, would end slow start when
-// acknowledgements arrive late (HyStart), although the window of a longPath bounds slow start already. A connection gets Reno when
-// it is made, if the handshake took as long as on a long path, or else after its first round trip. On a short path it keeps CUBIC,
-// because that end of slow start keeps queues short. But a short path may seem long at first, for example because the handshake
-// waited for that of WireGuard. Such a connection keeps Reno even after its longPath has ended. Nothing changes Reno back to CUBIC:
-// if gVisor recovers losses meanwhile, the window of CUBIC overflows when the recovery ends, and the connection stops.
-var renoOption = tcpip.CongestionControlOption("reno")
-
-// setReno makes gVisor use Reno for a connection. Its congestion window restarts at the initial size, with slow start.
+// setReno makes gVisor use Reno for a connection that has a longPath. The congestion window restarts at its initial size, with slow
+// start. The default, CUBIC, would end slow start when acknowledgements arrive late (HyStart), although the window of a longPath
+// bounds slow start already. A connection gets Reno when it is made, if the handshake took as long as on a long path, or else after
+// its first round trip. On a short path it keeps CUBIC, because that end of slow start keeps queues short. But a short path may seem
+// long at first, for example because the handshake waited for that of WireGuard. Such a connection keeps Reno even after its
+// longPath has ended. Nothing changes Reno back to CUBIC: if gVisor recovers losses meanwhile, the window of CUBIC overflows when
+// the recovery ends, and the connection stops.
 func setReno(ep tcpip.Endpoint) {
-	reno := renoOption
+	reno := tcpip.CongestionControlOption("reno")
 	_ = ep.SetSockOpt(&reno)
 }
 

@@ -287,7 +287,7 @@ const minReadBuffer = floorRecv
 // two Nets in one process, and through a wire with a delay and random loss.
 func (n *Net) tune(s *stack.Stack) error {
 	var (
-		// This is for short paths, and for peers without selective acknowledgements; see renoOption. For such a peer behind 20 ms
+		// This is for short paths, and for peers without selective acknowledgements; see setReno. For such a peer behind 20 ms
 		// and 0.01 % loss, CUBIC carries 370 Mbit/s and Reno 62.
 		congestion = tcpip.CongestionControlOption("cubic")
 		// gVisor derives the unit of windows from the largest receive buffer. Otherwise these sizes are for endpoints that

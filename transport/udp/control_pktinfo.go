@@ -18,8 +18,8 @@ func source4(data []byte) (netip.Addr, uint32) {
 	return answerable(netip.AddrFrom4([4]byte(data[pktinfoSource:]))), binary.NativeEndian.Uint32(data)
 }
 
-// putSource4 writes a struct in_pktinfo and returns its length. src may be invalid and ifindex may be 0. It leaves
-// the field for the header's address zero, because only received structs use it.
+// putSource4 writes a struct in_pktinfo and returns its length. src may be invalid and ifindex may be 0. The address of the IP
+// header stays 0, because it has a meaning only for received datagrams.
 func putSource4(b []byte, src netip.Addr, ifindex uint32) int {
 	data := putMessage(b, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
 	binary.NativeEndian.PutUint32(data, ifindex)
