@@ -94,6 +94,9 @@ func (s *windowSocket) Receive() ([]wireguard.Train, error) {
 	for more := true; more && len(s.trains) < wireBatch; {
 		m := s.next()
 		if m == nil {
+			if len(s.trains) > 0 {
+				s.tokens <- struct{}{} // for the next call
+			}
 			break
 		}
 		s.count++
@@ -125,13 +128,22 @@ func runHandshakes(st *stage, lookup bool) (sample, error) {
 			messages = append(messages, c.message)
 		}
 	}
-	first := len(messages) - len(all) // measured
-	s := newWindowSocket(24, func() (m []byte) {
+	first := len(messages) - len(all) // not measured
+	begin := make(chan struct{})      // closed when the round that is measured begins
+	var s *windowSocket
+	s = newWindowSocket(24, func() (m []byte) {
+		if len(messages) == len(all) {
+			if len(s.trains) > 0 {
+				return nil
+			}
+			select {
+			case <-begin:
+			case <-s.closed:
+				return nil
+			}
+		}
 		if len(messages) == 0 {
 			return nil
-		}
-		if len(messages) == len(all) {
-			time.Sleep(30 * time.Millisecond) // otherwise the device may drop initiations that follow others within 20 ms
 		}
 		m, messages = messages[0], messages[1:]
 		return m
@@ -159,7 +171,9 @@ func runHandshakes(st *stage, lookup bool) (sample, error) {
 	if err := await(first); err != nil {
 		return sample{}, err
 	}
+	time.Sleep(30 * time.Millisecond) // the device drops initiations that follow others of their peers within 20 ms
 	t, c0, n0 := time.Now(), cpuTime(), s.sent.Load()
+	close(begin)
 	if err := await(first + len(all)); err != nil {
 		return sample{}, err
 	}
