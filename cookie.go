@@ -96,6 +96,9 @@ type cookieChecker struct {
 	id     *identity // the identity that mac1 and seal are prepared for
 	mac1   noise.MAC
 	seal   cipher.AEAD // of cookies
+
+	source [24]byte         // room for what a cookie is bound to
+	made   [cookieSize]byte // room for the last reply
 }
 
 // prepare keys mac1 and seal for the device id.
@@ -131,7 +134,8 @@ func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) 
 }
 
 // reply makes the cookie reply to m, a handshake message from source whose mac1 is valid.
-func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, random func([]byte)) (r [cookieSize]byte) {
+func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, random func([]byte)) [cookieSize]byte {
+	r := &c.made
 	binary.LittleEndian.PutUint32(r[:], typeCookie)
 	copy(r[4:8], m[4:8]) // its sender is our receiver
 	random(r[cookieNonce:cookieCookie])
@@ -139,7 +143,7 @@ func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, 
 	cookie := c.cookieOf(source, now, random)
 	at := len(m) - 2*macSize
 	c.seal.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], cookie[:], m[at:at+macSize])
-	return r
+	return *r
 }
 
 // appendSource appends the data that a cookie is bound to: the address and the port, or the key of the Link.

@@ -328,3 +328,48 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 		}
 	})
 }
+
+// A device that is under load stays so while more initiations arrive than half of its cores could answer, although cookie replies
+// cost so little that the queue is short. Otherwise each second of a flood would begin with hundreds of X25519.
+func TestFloodKeepsUnderLoad(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that 2,500 initiations per second are too many
+	inWorld(t, func(w *world) {
+		a, b := w.node("a"), w.node("b")
+		a.knows(b)
+		b.knows(a)
+		w.connect(a, b)
+		old := w.last("a initiation")
+		wireguard.ForceLoad(b.Device, false)
+		w.advance(time.Minute)
+		flood := func(n int) {
+			for range n {
+				if err := w.net.Inject(stranger, b.at().Addr, old.data); err != nil {
+					w.Fatal(err)
+				}
+			}
+			w.settle()
+		}
+		flood(250) // less than 512 together
+		if b.Status().UnderLoad {
+			w.Fatal("a short queue puts the device under load")
+		}
+		wireguard.BeginLoad(b.Device)
+		replies := b.Status().CookieReplies
+		for i := range 50 {
+			w.advance(100 * time.Millisecond)
+			if flood(250); !b.Status().UnderLoad {
+				w.Fatalf("the load ended %d ms after it began, amid a flood of 2,500 per second", 100*(i+1))
+			}
+		}
+		if n := b.Status().CookieReplies - replies; n != 50*250 {
+			w.Errorf("%d of %d initiations were answered with a cookie", n, 50*250)
+		}
+		for range 20 {
+			w.advance(100 * time.Millisecond)
+			flood(249)
+		}
+		if b.Status().UnderLoad {
+			w.Error("the load goes on although fewer arrive than a core can answer")
+		}
+	})
+}

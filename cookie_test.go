@@ -239,3 +239,19 @@ func sourceNumber(n int) source {
 	binary.BigEndian.PutUint32(s.key[:], uint32(n))
 	return s
 }
+
+// TestCookieReplyAllocates: a flood makes little garbage, only what x/crypto allocates for each seal of XChaCha20-Poly1305.
+func TestCookieReplyAllocates(t *testing.T) {
+	x := newChallenge(t)
+	n := testing.AllocsPerRun(100, func() {
+		from := x.checker.source[:0]
+		from = append(from, "192.0.2.1 1"...)
+		if !x.checker.validMAC1(x.m, x.responder) || x.checker.validMAC2(x.m, from, cookieT0, x.random) {
+			t.Fatal("the MACs are not judged")
+		}
+		x.checker.reply(x.m, from, x.responder, cookieT0, x.random)
+	})
+	if n > 1 {
+		t.Errorf("%v allocations for each reply, want 1", n)
+	}
+}

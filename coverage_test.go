@@ -44,7 +44,7 @@ var scenarios = []covered{
 	{"replayed initiation refused", "TestReplayedInitiationRefused TestReplayedInitiationRefusedAfterWipeAndDown TestWireGuardGoReplay"},
 	{"replayed response refused", "TestReplayedResponseRefused"},
 	{"initiations too soon after each other", "TestInitiationTooSoon"},
-	{"cookie under load, its expiry", "TestCookieUnderLoad TestNoCookieWithoutLoad TestCookieUsedFor115s TestCookieSecretLives120s TestFloodPutsUnderLoad"},
+	{"cookie under load, its expiry", "TestCookieUnderLoad TestNoCookieWithoutLoad TestCookieUsedFor115s TestCookieSecretLives120s TestFloodPutsUnderLoad TestFloodKeepsUnderLoad"},
 	{"mac2 bound to address and port", "TestMAC2BoundToAddressAndPort"},
 	{"silence for who does not know the public key", "TestNoAnswerWithoutMAC1"},
 	{"cookie reply to a response", "TestCookieReplyToResponse"},

@@ -123,8 +123,8 @@ const handshakeTOS = 0x88
 
 // receiveHandshake handles a message of the slow path, and reports whether its MACs justified an X25519. The caller sends
 // w.replies.
-func (d *Device) receiveHandshake(m *handshakeMessage, loaded bool, w *worker) (costly bool) {
-	id, r, now := d.identity.Load(), d.running.Load(), d.now()
+func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w *worker) (costly bool) {
+	id, r := d.identity.Load(), d.running.Load()
 	if p := m.to; p != nil {
 		p.mu.Lock()
 		p.answers--
@@ -164,10 +164,8 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	}
 	c.secret = d.secretAt(now)
 
-	var room [24]byte
-	source := m.from.appendSource(room[:0])
+	source := m.from.appendSource(c.source[:0])
 	if !c.validMAC2(m.bytes(), source, now, d.random) {
-		d.drops.add(DropCookieRequired, 1)
 		reply := c.reply(m.bytes(), source, id, now, d.random)
 		d.addReply(&w.replies, r, &reply, m.from)
 		return false
@@ -213,6 +211,7 @@ func (d *Device) sendReplies(c *cookieReplies) {
 		return
 	}
 	d.transmit(c.r, c.trains)
+	d.drops.add(DropCookieRequired, len(c.trains))
 	clear(c.trains)
 	c.trains = c.trains[:0]
 }

@@ -22,11 +22,18 @@ func ForceLoad(d *Device, on bool) {
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
 	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
-		q.UnderLoad(false, now+48*3600*second) // so late that any load has ended
+		q.UnderLoad(false, 1<<30, now+48*3600*second) // so late that any load has ended
 		if on {
-			q.UnderLoad(true, now+24*3600*second)
+			q.UnderLoad(true, 1<<30, now+24*3600*second)
 		}
 	}
+}
+
+// BeginLoad does to d what a long queue of initiations does.
+func BeginLoad(d *Device) {
+	d.slow.mu.Lock()
+	defer d.slow.mu.Unlock()
+	d.slow.initiations.UnderLoad(true, 1, d.now())
 }
 
 // SetSendCounter sets the counter of the next message that d sends on its session with a peer.

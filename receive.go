@@ -22,14 +22,15 @@ import (
 
 // An inbound is the scratch memory of one receiver.
 type inbound struct {
-	table   routes[*peer]
-	now     int64
-	opened  []opened // data messages, in the order of arrival
-	bytes   int      // the total length of these messages
-	runs    []inboundRun
-	places  []int16  // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
-	packets [][]byte // accepted, and not yet delivered
-	fork    idle.Fork
+	table    routes[*peer]
+	now      int64
+	opened   []opened // data messages, in the order of arrival
+	bytes    int      // the total length of these messages
+	runs     []inboundRun
+	places   []int16   // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
+	packets  [][]byte  // accepted, and not yet delivered
+	arrivals []arrival // handshake messages
+	fork     idle.Fork
 }
 
 func (d *Device) newInbound() *inbound {
@@ -130,6 +131,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		for i := range trains {
 			d.receiveTrain(in, &trains[i])
 		}
+		d.slow.queue(d, in)
 		d.acceptAll(in)
 		in.table = routes[*peer]{} // otherwise an old table would stay in memory while nothing arrives
 	}
@@ -142,7 +144,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 	for m := range t.Datagrams() {
 		at += t.Size
 		if len(m) < messageOverhead || binary.LittleEndian.Uint32(m) != typeData {
-			d.receiveOther(m, t, in.now)
+			d.receiveOther(in, m, t)
 			continue
 		}
 		if in.isFull() {
@@ -199,7 +201,7 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 }
 
 // receiveOther handles a datagram that is not a data message.
-func (d *Device) receiveOther(m []byte, t *Train, now int64) {
+func (d *Device) receiveOther(in *inbound, m []byte, t *Train) {
 	kind := uint32(0)
 	if len(m) >= 4 {
 		kind = binary.LittleEndian.Uint32(m)
@@ -208,7 +210,7 @@ func (d *Device) receiveOther(m []byte, t *Train, now int64) {
 	case kind == typeInitiation && len(m) == initiationSize,
 		kind == typeResponse && len(m) == responseSize,
 		kind == typeCookie && len(m) == cookieSize:
-		d.slow.message(d, m, t.Endpoint, now)
+		d.arrive(in, m, t.Endpoint)
 	default:
 		d.drops.add(DropUnknownMessage, 1)
 	}

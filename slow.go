@@ -17,16 +17,18 @@ import (
 //	peers that want to be visited ─────┤        └▶ Tunnel
 //	ICMP errors for the sink ──────────┘
 const (
-	// A sender waits 5 s for the answer to its initiation, and a core answers about 5,000 initiations per second. So the queue
-	// has room for what all cores answer in 5 s, or for maxInitiations if that is more.
+	// A core answers about 5,000 initiations per second, and a sender waits 5 s for the answer to its own. So the queue has
+	// room for what all cores answer in 5 s, or for maxInitiations if that is more.
+	answersPerCore        = 5000
 	maxInitiations        = 1 << 16
-	maxInitiationsPerCore = 5000 * int(rekeyTimeout/second)
+	maxInitiationsPerCore = answersPerCore * int(rekeyTimeout/second)
 
 	maxAnswers      = 8 // responses and cookie replies that may wait, for each peer
 	maxUnreachables = 256
 
-	takeAtOnce = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
-	spareMax   = 1024 // messages that are kept for reuse while there are workers
+	queueAtOnce = 64   // messages that a receiver queues, so that it takes the lock once for all of them
+	takeAtOnce  = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
+	spareMax    = 1024 // messages that are kept for reuse while there are workers
 
 	// While all processors run goroutines, the Go runtime looks only every 10 ms for sockets that have become readable, even if
 	// the goroutines yield. So each worker sleeps for a moment from time to time, and a processor that finds nothing to run looks
@@ -45,6 +47,7 @@ type slowPath struct {
 	spare        []*handshakeMessage // kept for reuse, so that a flood makes no garbage; see spareMax
 	rotation     int
 	workers      int
+	cores        int // GOMAXPROCS when work was last queued
 	closed       bool
 
 	errors errorlimit.Limit // of unreachables; has its own lock
@@ -64,9 +67,16 @@ type handshakeMessage struct {
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
 
-// message queues a copy of the handshake message b. Responses and cookie replies have a queue apart from initiations, and a
-// limit for each peer, so that neither initiations nor the messages for another peer take their places.
-func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
+// An arrival is a handshake message in the memory of its socket.
+type arrival struct {
+	b    []byte
+	from Endpoint
+	to   *peer             // as in handshakeMessage
+	m    *handshakeMessage // the copy of b
+}
+
+// arrive notes that the handshake message b has arrived. It drops an answer that no peer waits for, or too many of which wait.
+func (d *Device) arrive(in *inbound, b []byte, from Endpoint) {
 	var to *peer
 	if b[0] != typeInitiation {
 		if to = d.sessions.find(receiverOf(b)).p; to == nil {
@@ -78,31 +88,56 @@ func (s *slowPath) message(d *Device, b []byte, from Endpoint, now int64) {
 			return
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	q := &s.initiations
-	switch {
-	case s.closed, to == nil && len(q.Queue) >= max(maxInitiations, maxInitiationsPerCore*runtime.GOMAXPROCS(0)):
-		d.drops.add(DropQueueFull, 1)
-		return
-	case to != nil:
-		q = &s.answers
+	if len(in.arrivals) == queueAtOnce {
+		d.slow.queue(d, in)
 	}
-	m := s.newMessage()
-	m.from, m.to, m.at, m.size = from, to, now, uint8(copy(m.b[:], b))
-	q.Push(m)
-	s.start(d)
+	in.arrivals = append(in.arrivals, arrival{b: b, from: from, to: to})
 }
 
-// newMessage returns a spare message, or a new one. mu is held.
-func (s *slowPath) newMessage() *handshakeMessage {
-	n := len(s.spare)
-	if n == 0 {
-		return new(handshakeMessage)
+// queue queues copies of the handshake messages that arrived together, and forgets the arrivals. Answers have a
+// queue apart from initiations, and a limit for each peer, so that neither initiations nor the answers to another peer take their
+// places. The lock is not held for the copying, which is most of the work: the memory was last used on other cores.
+func (s *slowPath) queue(d *Device, in *inbound) {
+	as := in.arrivals
+	if len(as) == 0 {
+		return
 	}
-	m := s.spare[n-1]
-	s.spare = s.spare[:n-1]
-	return m
+	s.mu.Lock()
+	for i := range min(len(as), len(s.spare)) {
+		last := len(s.spare) - 1
+		as[i].m, s.spare = s.spare[last], s.spare[:last]
+	}
+	s.mu.Unlock()
+	for i := range as {
+		a := &as[i]
+		if a.m == nil {
+			a.m = new(handshakeMessage)
+		}
+		a.m.from, a.m.to, a.m.at, a.m.size = a.from, a.to, in.now, uint8(copy(a.m.b[:], a.b))
+	}
+	s.mu.Lock()
+	s.start(d, len(as))
+	room := max(maxInitiations, maxInitiationsPerCore*s.cores) - len(s.initiations.Queue)
+	for _, a := range as {
+		switch {
+		case s.closed, a.to == nil && room <= 0:
+			d.drops.add(DropQueueFull, 1)
+			s.keep(a.m)
+		case a.to == nil:
+			s.initiations.Push(a.m)
+			room--
+		default:
+			s.answers.Push(a.m)
+		}
+	}
+	s.mu.Unlock()
+	clear(as) // the memory is the socket's
+	in.arrivals = as[:0]
+}
+
+// keep keeps messages for reuse, as far as there is room. mu is held.
+func (s *slowPath) keep(ms ...*handshakeMessage) {
+	s.spare = append(s.spare, ms[:min(len(ms), spareMax-len(s.spare))]...)
 }
 
 // expectAnswer reports whether one more response or cookie reply for p may wait, and counts it if so.
@@ -130,7 +165,7 @@ func (s *slowPath) peer(d *Device, p *peer) {
 	defer s.mu.Unlock()
 	if !s.closed {
 		s.peers.Push(p)
-		s.start(d)
+		s.start(d, 1)
 	}
 }
 
@@ -148,13 +183,13 @@ func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	defer s.mu.Unlock()
 	if !s.closed && len(s.unreachables) < maxUnreachables {
 		s.unreachables.Push(reply)
-		s.start(d)
+		s.start(d, 1)
 	}
 }
 
-// start starts a worker, unless there are enough. mu is held.
-func (s *slowPath) start(d *Device) {
-	if s.workers < runtime.GOMAXPROCS(0) {
+// start starts workers for n pieces of work that were queued, unless there are enough. mu is held.
+func (s *slowPath) start(d *Device, n int) {
+	for s.cores = runtime.GOMAXPROCS(0); n > 0 && s.workers < s.cores && !s.closed; n-- {
 		s.workers++
 		d.wg.Go(d.work)
 	}
@@ -195,7 +230,7 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	j.loaded, j.peer, j.icmp = false, nil, nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.spare = append(s.spare, j.used[:min(len(j.used), spareMax-len(s.spare))]...)
+	s.keep(j.used...)
 	clear(j.used)
 	j.used = j.used[:0]
 	for range 4 {
@@ -208,7 +243,7 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 		case 2:
 			j.icmp = s.unreachables.Pop()
 		case 3:
-			j.loaded = s.answers.UnderLoad(false, now)
+			j.loaded = s.answers.UnderLoad(false, s.many(), now)
 			j.message = s.answers.Pop()
 		}
 		if j.message != nil || j.peer != nil || j.icmp != nil {
@@ -225,7 +260,7 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 // the first in j.more for the next calls. mu is held.
 func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	if j.loaded = len(j.more) > 0; !j.loaded {
-		j.loaded = s.initiations.UnderLoad(d.lookups.Crowded(), now)
+		j.loaded = s.initiations.UnderLoad(d.lookups.Crowded(), s.many(), now)
 		for n := takeAtOnce; j.loaded && n > 0 && len(s.initiations.Queue) > 0; n-- {
 			j.more.Push(s.initiations.Pop())
 		}
@@ -235,11 +270,14 @@ func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	}
 }
 
+// many returns how many messages per second are too many to do an X25519 for each: they would keep half of the cores busy.
+func (s *slowPath) many() int { return s.cores * answersPerCore / 2 }
+
 // loaded reports whether the device is under load.
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	initiations, answers := s.initiations.UnderLoad(d.lookups.Crowded(), now), s.answers.UnderLoad(false, now)
+	initiations, answers := s.initiations.UnderLoad(d.lookups.Crowded(), s.many(), now), s.answers.UnderLoad(false, s.many(), now)
 	return initiations || answers
 }
 
@@ -265,7 +303,7 @@ func (d *Device) work() {
 	for now := w.rested; d.slow.take(d, &j, now); now = d.now() {
 		switch {
 		case j.message != nil:
-			for !d.receiveHandshake(j.message, j.loaded, &w) && j.next() {
+			for !d.receiveHandshake(j.message, now, j.loaded, &w) && j.next() {
 			}
 			d.sendReplies(&w.replies)
 		case j.peer != nil:

@@ -18,12 +18,19 @@ func newSlowDevice() *Device {
 	return d
 }
 
+// arrived queues a handshake message.
+func (d *Device) arrived(m []byte) {
+	in := inbound{now: d.now()}
+	d.arrive(&in, m, coreEndpoint)
+	d.slow.queue(d, &in)
+}
+
 func (d *Device) queue(n int) {
 	m := make([]byte, initiationSize)
 	m[0] = typeInitiation
 	for i := range n {
 		binary.LittleEndian.PutUint32(m[4:], uint32(i))
-		d.slow.message(d, m, coreEndpoint, d.now())
+		d.arrived(m)
 	}
 }
 
@@ -78,13 +85,13 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 		return append([]byte{typeResponse, responseReceiver: index}, make([]byte, responseSize-responseReceiver-1)...)
 	}
 	for range 100 {
-		d.slow.message(d, response(1), coreEndpoint, d.now())
+		d.arrived(response(1))
 	}
 	if n := d.drops[DropQueueFull].Load(); n != 1+100-8 {
 		t.Fatalf("%d of 100 responses to one peer are refused, want all but 8", n-1)
 	}
-	d.slow.message(d, response(2), coreEndpoint, d.now())
-	d.slow.message(d, response(3), coreEndpoint, d.now())
+	d.arrived(response(2))
+	d.arrived(response(3))
 	if n := d.drops[DropUnknownIndex].Load(); n != 1 {
 		t.Errorf("a response to nobody is counted %d times", n)
 	}
@@ -97,8 +104,8 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 			t.Fatal("the load of initiations is that of responses")
 		}
 	}
-	d.receiveHandshake(&handshakeMessage{to: greedy}, false, nil)
-	d.slow.message(d, response(1), coreEndpoint, d.now())
+	d.receiveHandshake(&handshakeMessage{to: greedy}, d.now(), false, nil)
+	d.arrived(response(1))
 	if n := d.drops[DropQueueFull].Load(); n != 1+100-8 {
 		t.Error("a response is refused although there is room again")
 	}
@@ -118,7 +125,7 @@ func TestStaleInitiation(t *testing.T) {
 		m := handshakeMessage{at: e.now() - c.age, size: initiationSize}
 		copy(m.b[:], r.initiation())
 		before := e.drops[c.want].Load()
-		if e.receiveHandshake(&m, false, new(worker)); e.drops[c.want].Load() != before+1 {
+		if e.receiveHandshake(&m, e.now(), false, new(worker)); e.drops[c.want].Load() != before+1 {
 			t.Errorf("an initiation that waited for %d ns is not dropped as %q", c.age, c.want)
 		}
 	}

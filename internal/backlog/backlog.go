@@ -23,6 +23,7 @@ func (q *Queue[T]) Pop() (x T) {
 type Watched[T any] struct {
 	Queue[T]
 	longAt int64 // when it last was long; 0 means not lately
+	since  int   // how many elements arrived since then
 }
 
 const (
@@ -32,13 +33,21 @@ const (
 	Hold int64 = 1e9
 )
 
-// UnderLoad reports whether q is long, or was long within Hold before the time now. If more is true, q counts as long, because
-// there is as much work elsewhere.
-func (q *Watched[T]) UnderLoad(more bool, now int64) bool {
-	if more || len(q.Queue) >= Long {
-		q.longAt = now
-	}
-	if q.longAt != 0 && now-q.longAt >= Hold {
+// Push adds x at the end.
+func (q *Watched[T]) Push(x T) {
+	q.Queue.Push(x)
+	q.since++
+}
+
+// UnderLoad reports whether q is under load at the time now. It is while it is long, for Hold after that, and then for as long as
+// at least many elements arrive per Hold. Under load they cost so little that the queue is short, but once the load is over they
+// would make it long again. If more is true, q counts as long, because there is as much work elsewhere.
+func (q *Watched[T]) UnderLoad(more bool, many int, now int64) bool {
+	held := q.longAt != 0 && now-q.longAt >= Hold
+	switch {
+	case more || len(q.Queue) >= Long, held && int64(q.since) >= int64(many)*((now-q.longAt)/Hold):
+		q.longAt, q.since = now, 0
+	case held:
 		q.longAt = 0
 	}
 	return q.longAt != 0

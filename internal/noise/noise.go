@@ -150,7 +150,10 @@ func XAEAD(key *[32]byte) cipher.AEAD {
 const MACSize = 16
 
 // A MAC is MAC(key, ·): BLAKE2s with a key and an output of 16 bytes. One goroutine at a time uses it.
-type MAC struct{ h hash.Hash }
+type MAC struct {
+	h   hash.Hash
+	sum *[MACSize]byte // room for the last result, so that Of does not allocate
+}
 
 // NewMAC returns the MAC with a key of 1 to 32 bytes.
 func NewMAC(key []byte) MAC {
@@ -158,15 +161,15 @@ func NewMAC(key []byte) MAC {
 	if err != nil {
 		panic(err) // any such key is accepted
 	}
-	return MAC{h}
+	return MAC{h, new([MACSize]byte)}
 }
 
 // Of returns the MAC of data.
-func (m MAC) Of(data []byte) (sum [MACSize]byte) {
+func (m MAC) Of(data []byte) [MACSize]byte {
 	m.h.Reset()
 	m.h.Write(data)
-	m.h.Sum(sum[:0])
-	return sum
+	m.h.Sum(m.sum[:0])
+	return *m.sum
 }
 
 // Verify reports whether sum is the MAC of data, in a time that does not depend on sum.
