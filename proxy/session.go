@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/sockets"
+	"github.com/seed-86b749af/wireguard/internal/stackroom"
 )
 
 // A session is a client's connection, from accept to its report, or a client's flow of UDP.
@@ -50,7 +51,10 @@ func (s *Server) accept(c net.Conn) {
 	} else {
 		n.watch(s.idle())
 	}
-	go s.service.conn(n)
+	go func() {
+		stackroom.Take()
+		s.service.conn(n)
+	}()
 }
 
 // admit counts a connection. If that would exceed a limit, it marks the session as refused, or fails if it may not be served even

@@ -9,6 +9,8 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/seed-86b749af/wireguard/internal/stackroom"
 )
 
 // A TCPConn is a TCP connection through the tunnel. It behaves as a *net.TCPConn does, errors included. It is safe for
@@ -28,6 +30,7 @@ type TCPConn struct {
 	writeMu sync.Mutex // held during a Write, so that its bytes stay together; guards the rest
 	writing growth
 	from    *bytes.Reader // allocated separately, since gVisor remembers the last reader
+	wrote   bool          // whether Write was called
 }
 
 // newTCPConn returns a connection that owns ep. network is as in net.OpError.
@@ -103,6 +106,10 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 	defer c.writeMu.Unlock()
 	if err := c.usable(&c.writes); err != nil {
 		return 0, err
+	}
+	if !c.wrote { // often, by a goroutine that the program has started for c
+		stackroom.Take()
+		c.wrote = true
 	}
 	defer c.from.Reset(nil)
 	for n < len(b) {

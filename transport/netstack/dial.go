@@ -8,6 +8,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/seed-86b749af/wireguard/internal/stackroom"
 )
 
 // An attempt is one call of a Dialer.
@@ -19,6 +21,7 @@ type attempt struct {
 
 // tcp connects to remote.
 func (a *attempt) tcp(ctx context.Context, remote netip.AddrPort) (*TCPConn, error) {
+	stackroom.Take()
 	n := a.Net
 	if !remote.Addr().IsValid() {
 		return nil, errMissingRemote

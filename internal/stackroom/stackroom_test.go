@@ -1,0 +1,40 @@
+package stackroom
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+)
+
+// TestTake: a new goroutine has a small stack, and after Take one of 16 KiB.
+func TestTake(t *testing.T) {
+	if testing.CoverMode() != "" {
+		t.Skip("the counters of coverage change the frames")
+	}
+	const goroutines = 1000
+	size := func(take bool) uint64 {
+		var before, after runtime.MemStats
+		var ready, all sync.WaitGroup
+		end := make(chan struct{})
+		runtime.GC() // frees the stacks of goroutines that have ended
+		runtime.ReadMemStats(&before)
+		for range goroutines {
+			ready.Add(1)
+			all.Go(func() {
+				if take {
+					Take()
+				}
+				ready.Done()
+				<-end
+			})
+		}
+		ready.Wait()
+		runtime.ReadMemStats(&after)
+		close(end)
+		all.Wait()
+		return (after.StackInuse - before.StackInuse) / goroutines
+	}
+	if small, large := size(false), size(true); small > 6<<10 || large < 12<<10 {
+		t.Errorf("a new goroutine has a stack of %d bytes, and of %d after Take", small, large)
+	}
+}
