@@ -67,7 +67,8 @@ type Config struct {
 	StagedPerPeer int
 
 	// Helpers limits the goroutines on idle cores that help to encrypt or decrypt one batch. Zero means one for each
-	// core but the batch's own. A negative value means none, so that each batch stays with one goroutine.
+	// core but the batch's own. A negative value means none, so that each batch stays with one goroutine. With zero,
+	// there are also none while other programs keep the cores busy, which only Unix systems tell.
 	Helpers int
 
 	// IndexPrefix is the beginning of every session index of the device. It lets a program tell apart devices that

@@ -89,7 +89,8 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 	return p
 }
 
-// feeding returns an end with a session with a remote, and a tape of what the end sends to it. The test runs on cores cores.
+// feeding returns an end with a session with a remote, and a tape of what the end sends to it. The test runs on cores cores, and
+// other programs do not keep helpers away.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	if cores > 1 {
 		testkit.NeedsThreads(t, "goroutines share the work of one sender")
@@ -97,7 +98,10 @@ func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	before := runtime.GOMAXPROCS(cores)
 	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	r := newRemote(1, testKey(1).Public())
-	e := up(t, testKey(1), r.config())
+	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{r.config()}, Helpers: cores})
+	if err := e.Up(); err != nil {
+		t.Fatal(err)
+	}
 	e.connect(t, r)
 	tp := &tape{t: t, r: r, next: map[uint32]uint32{}, last: e.peer(r).current.counter}
 	e.line.send = tp.take

@@ -3,6 +3,7 @@
 //
 // Asking for help costs time, and is useless while no core is idle. Waking a sleeping core takes about as long as sealing a
 // batch. So a goroutine whose request was useless stops asking for a while, and a helper lingers a little before it ends.
+// Unless the limit is set, nobody asks while other programs want the cores.
 package idle
 
 import (
@@ -33,8 +34,8 @@ func IsMuch(n, bytes int) bool { return cost(n, bytes) >= shareCost }
 // Helpers is what a goroutine that asks idle cores for help remembers, and what its helpers share. The zero value is ready.
 // It must not be copied after its first use.
 type Helpers struct {
-	// Limit bounds the helpers at one time. Zero means one for each core but the asker's. Negative means none. Only the
-	// asker uses it and the next two fields.
+	// Limit bounds the helpers at one time. Zero means one for each core but the asker's, or none while other programs want
+	// the cores. Negative means none. Only the asker uses it and the next two fields.
 	Limit int
 	most  int // helpers at a time
 	times int // opportunities to ask so far
@@ -50,6 +51,8 @@ func (h *Helpers) Wanted() bool {
 		h.most = runtime.GOMAXPROCS(0) - 1
 		if h.Limit != 0 {
 			h.most = min(h.most, max(h.Limit, 0))
+		} else if others.wants() {
+			h.most = 0
 		}
 		h.vain.Store(0)
 	}
