@@ -1,14 +1,12 @@
 package wireguard
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -22,13 +20,9 @@ import (
 // ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
 func ParseEndpoint(s string) (e Endpoint, err error) {
 	if err = e.UnmarshalText([]byte(s)); err == nil && !e.IsValid() {
-		err = errEndpointText(s)
+		err = forms.ErrEndpoint(s)
 	}
 	return e, err
-}
-
-func errEndpointText(s string) error {
-	return fmt.Errorf("wireguard: endpoint %q: want address:port, as in 192.0.2.1:51820 or [2001:db8::1]:51820", s)
 }
 
 // LogValue returns what String returns. Otherwise log/slog would call MarshalText, which fails if e has a Link.
@@ -57,31 +51,12 @@ func (e Endpoint) MarshalText() ([]byte, error) {
 // "192.0.2.1:51820 from 192.0.2.7 ifindex 2". Empty text is the zero Endpoint. UnmarshalText refuses port 0 and
 // host names. Resolve a host name first.
 func (e *Endpoint) UnmarshalText(text []byte) error {
-	s := strings.TrimSpace(string(text))
-	if s == "" {
-		*e = Endpoint{}
-		return nil
+	remote, source, index, err := forms.ParseEndpoint(strings.TrimSpace(string(text)))
+	if err == nil {
+		*e = EndpointOf(remote)
+		e.Source, e.Interface = source, index
 	}
-	rest, index, pinned := strings.Cut(s, " ifindex ")
-	remote, source, sourced := strings.Cut(rest, " from ")
-	a, err := netip.ParseAddrPort(remote)
-	parsed := EndpointOf(a)
-	if err == nil && sourced {
-		parsed.Source, err = netip.ParseAddr(source)
-	}
-	if err == nil && pinned {
-		var n uint64
-		n, err = strconv.ParseUint(index, 10, 32)
-		parsed.Interface = uint32(n)
-	}
-	switch {
-	case err != nil:
-		return errEndpointText(s)
-	case a.Port() == 0:
-		return fmt.Errorf("wireguard: endpoint %q: port 0 cannot be reached; want a port from 1 to 65535", s)
-	}
-	*e = parsed
-	return nil
+	return err
 }
 
 // Format prints k in base64, or its bytes for the verbs of bytes, such as %x.
@@ -118,41 +93,21 @@ func (k *PresharedKey) UnmarshalBinary(b []byte) error {
 	return forms.Key((*[32]byte)(k), b, "preshared key")
 }
 
-// taiEpoch is the label of 1970-01-01 00:00:00 UTC, in seconds. WireGuard does not count the leap seconds since then.
-const taiEpoch = 1<<62 + 10
-
 // TimestampOf returns the label of a wall time, rounded down to a multiple of 2^24 ns (17 ms), as initiations carry it.
 // A finer label would reveal more of the sender's clock than 50 initiations per second need.
-func TimestampOf(wall time.Time) (t Timestamp) {
-	binary.BigEndian.PutUint64(t[:], taiEpoch+uint64(wall.Unix()))
-	binary.BigEndian.PutUint32(t[8:], uint32(wall.Nanosecond())&^(1<<24-1))
-	return t
-}
+func TimestampOf(wall time.Time) Timestamp { return forms.Label(wall) }
 
 // String returns t in the external form of TAI64N: "@" and 24 hexadecimal digits.
 func (t Timestamp) String() string { return "@" + hex.EncodeToString(t[:]) }
 
 // Time returns the wall time of t, or the zero Time if t is zero.
-func (t Timestamp) Time() time.Time {
-	if t == (Timestamp{}) {
-		return time.Time{}
-	}
-	return time.Unix(int64(binary.BigEndian.Uint64(t[:])-taiEpoch), int64(binary.BigEndian.Uint32(t[8:])))
-}
+func (t Timestamp) Time() time.Time { return forms.LabelTime(t) }
 
 // MarshalText returns what String returns.
 func (t Timestamp) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // UnmarshalText parses "@" and 24 hexadecimal digits.
-func (t *Timestamp) UnmarshalText(text []byte) error {
-	digits, ok := strings.CutPrefix(string(text), "@")
-	b, err := hex.DecodeString(digits)
-	if !ok || err != nil || len(b) != len(t) {
-		return fmt.Errorf("wireguard: timestamp %q: want @ and 24 hexadecimal digits", text)
-	}
-	*t = Timestamp(b)
-	return nil
-}
+func (t *Timestamp) UnmarshalText(text []byte) error { return forms.ParseLabel((*[12]byte)(t), text) }
 
 // MarshalText returns what String returns. It fails if k is not a known kind.
 func (k EventKind) MarshalText() ([]byte, error) { return forms.Name("event kind", eventNames[:], k) }

@@ -155,25 +155,3 @@ func (e *Endpoint) appendSource(b []byte) []byte {
 	b = append(b, e.Addr.Addr().AsSlice()...)
 	return binary.BigEndian.AppendUint16(b, e.Addr.Port())
 }
-
-// A source is what a rate limit applies to: an IPv4 address, the /64 of an IPv6 address, or the key of a Link.
-type source struct {
-	kind byte
-	key  [16]byte
-}
-
-func sourceOf(e *Endpoint) (s source) {
-	switch a := e.Addr.Addr(); {
-	case e.Link != nil:
-		s.kind, s.key = 'l', e.Link.Key()
-	case a.Is4():
-		a4 := a.As4()
-		s.kind = '4'
-		copy(s.key[:], a4[:])
-	default:
-		a16 := a.As16()
-		s.kind = '6'
-		copy(s.key[:8], a16[:8])
-	}
-	return s
-}

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
 const cookieT0 = 5000 * second
@@ -234,10 +236,10 @@ func TestSources(t *testing.T) {
 	}
 }
 
-func sourceNumber(n int) source {
-	s := source{kind: '4'}
-	binary.BigEndian.PutUint32(s.key[:], uint32(n))
-	return s
+func sourceNumber(n int) ratelimit.Source {
+	var a [4]byte
+	binary.BigEndian.PutUint32(a[:], uint32(n))
+	return ratelimit.SourceOf(netip.AddrFrom4(a))
 }
 
 // TestCookieReplyAllocates: a flood makes little garbage, only what x/crypto allocates for each seal of XChaCha20-Poly1305.

@@ -255,10 +255,13 @@ func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
 // begins with the prefix, except in a panic, and each string in a method Error.
 func sourceTexts(t *testing.T) errorTexts {
 	fset, files := rootFiles(t)
-	const forms = "internal/forms/forms.go" // whose errors the root returns as they are
-	var err error
-	if files[forms], err = parser.ParseFile(fset, forms, nil, parser.SkipObjectResolution); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"endpoint", "forms", "label"} { // the root returns their errors as they are
+		name = "internal/forms/" + name + ".go"
+		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = f
 	}
 	texts := make(errorTexts)
 	for _, f := range files {

@@ -1,6 +1,10 @@
 package wireguard
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/seed-86b749af/wireguard/internal/ratelimit"
+)
 
 // The steps of a handshake run on the workers of the slow path. All have the same shape: copy the inputs from the peer
 // under its mutex, compute with the mutex released, lock again, check that the inputs still hold, commit, and send.
@@ -179,6 +183,14 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 		d.drops.add(DropRateLimited, 1)
 	}
 	return allowed
+}
+
+// sourceOf returns what a rate limit applies to.
+func sourceOf(e *Endpoint) ratelimit.Source {
+	if e.Link != nil {
+		return ratelimit.SourceOfKey(e.Link.Key())
+	}
+	return ratelimit.SourceOf(e.Addr.Addr())
 }
 
 // cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each reply would cost more than

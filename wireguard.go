@@ -101,7 +101,7 @@ type Device struct {
 
 	cookieSecret atomic.Pointer[cookieSecret] // nil: not yet
 	cookieMu     sync.Mutex                   // held to renew the secret; guards sourceLimit; only deadlines' lock comes after it
-	sourceLimit  ratelimit.Limiter[source]
+	sourceLimit  ratelimit.Limiter[ratelimit.Source]
 
 	slow          slowPath
 	deadlines     deadlines.Queue[*peer] // the nil peer stands for the sweep of sourceLimit

@@ -1,4 +1,4 @@
-// Package forms reads and writes keys, timestamps and names in the forms that users see. Its errors begin with "wireguard: "
+// Package forms reads and writes keys, endpoints, timestamps and names in the forms that users see. Its errors begin with "wireguard: "
 // and say what failed.
 package forms
 

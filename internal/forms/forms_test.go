@@ -3,8 +3,12 @@ package forms
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
+	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A key has one text form, and an error never repeats the text.
@@ -45,5 +49,65 @@ func TestNames(t *testing.T) {
 	}
 	if err := ParseName("number", names, &v, []byte("two")); err == nil || v != 1 {
 		t.Errorf("two is %d, %v", v, err)
+	}
+}
+
+func TestParseEndpoint(t *testing.T) {
+	v4, v6 := netip.MustParseAddrPort("192.0.2.1:51820"), netip.MustParseAddrPort("[fe80::1%eth0]:1")
+	for _, c := range []struct {
+		text   string
+		remote netip.AddrPort
+		source string
+		index  uint32
+	}{
+		{"", netip.AddrPort{}, "", 0},
+		{"192.0.2.1:51820", v4, "", 0},
+		{"192.0.2.1:51820 from 192.0.2.7", v4, "192.0.2.7", 0},
+		{"192.0.2.1:51820 ifindex 2", v4, "", 2},
+		{"[fe80::1%eth0]:1 from fe80::2 ifindex 4294967295", v6, "fe80::2", 1<<32 - 1},
+	} {
+		var source netip.Addr
+		if c.source != "" {
+			source = netip.MustParseAddr(c.source)
+		}
+		remote, from, index, err := ParseEndpoint(c.text)
+		if err != nil || remote != c.remote || from != source || index != c.index {
+			t.Errorf("%q is %v from %v at %d, %v", c.text, remote, from, index, err)
+		}
+	}
+	for _, text := range []string{
+		"192.0.2.1", "192.0.2.1:0", "host:1", "192.0.2.1:1 from", "192.0.2.1:1 from x", "192.0.2.1:1 ifindex 4294967296",
+		"192.0.2.1:1 ifindex 2 from 192.0.2.7", " ", "192.0.2.1:1 from 192.0.2.7 ifindex ",
+	} {
+		if _, _, _, err := ParseEndpoint(text); err == nil || !strings.Contains(err.Error(), strconv.Quote(text)) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// TestLabel compares with an example of the definition of TAI64: "4000000000000000 is 1970-01-01 00:00:00 TAI", 10 s before the
+// same time of UTC, as WireGuard counts.
+func TestLabel(t *testing.T) {
+	for text, wall := range map[string]time.Time{
+		"@400000000000000a00000000": time.Unix(0, 0),
+		"@40000000000000093a000000": time.Unix(-1, 58<<24),
+		"@400000000000000b01000000": time.Unix(1, 1<<24),
+	} {
+		b := Label(wall.Add(labelStep - 1))
+		if got := "@" + hex.EncodeToString(b[:]); got != text || !LabelTime(b).Equal(wall) {
+			t.Errorf("the label of %v is %s, and the time of that is %v; want %s", wall, got, LabelTime(b), text)
+		}
+		var parsed [12]byte
+		if err := ParseLabel(&parsed, []byte(text)); err != nil || parsed != b {
+			t.Errorf("%s is %x, %v", text, parsed, err)
+		}
+		for _, bad := range []string{text[1:], text[:24], text + "00", "@" + strings.Repeat("g", 24)} {
+			if err := ParseLabel(&parsed, []byte(bad)); err == nil || parsed != b {
+				t.Errorf("%s is taken", bad)
+			}
+		}
+	}
+	if !LabelTime([12]byte{}).IsZero() {
+		t.Error("the zero label has a time")
 	}
 }

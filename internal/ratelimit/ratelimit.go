@@ -2,6 +2,8 @@
 // package takes no lock and starts no goroutine.
 package ratelimit
 
+import "net/netip"
+
 const (
 	// Size is the number of sources that a Limiter knows. An entry lasts a second, in which a core answers some 5,000
 	// initiations.
@@ -49,6 +51,24 @@ func (l *Limiter[S]) Allow(s S, now int64) bool {
 	l.sources[s] = b
 	return allowed
 }
+
+// A Source is what a limit applies to: an IPv4 address, the /64 of an IPv6 address, or a key.
+type Source struct {
+	kind byte
+	key  [16]byte
+}
+
+// SourceOf returns the source of messages from an address.
+func SourceOf(a netip.Addr) (s Source) {
+	if s.kind = '4'; !a.Is4() {
+		a, s.kind = netip.PrefixFrom(a, 64).Masked().Addr(), '6'
+	}
+	copy(s.key[:], a.AsSlice())
+	return s
+}
+
+// SourceOfKey returns the source of messages from a sender without an address.
+func SourceOfKey(key [16]byte) Source { return Source{'k', key} }
 
 // Len returns the number of sources that have an entry.
 func (l *Limiter[S]) Len() int { return len(l.sources) }

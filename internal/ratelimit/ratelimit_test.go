@@ -1,6 +1,9 @@
 package ratelimit
 
-import "testing"
+import (
+	"net/netip"
+	"testing"
+)
 
 const begin = 1000 * second
 
@@ -83,5 +86,27 @@ func TestLimiterSweep(t *testing.T) {
 	}
 	if l.Sweep(begin + 2*second); l.sources != nil {
 		t.Error("an empty table keeps its memory")
+	}
+}
+
+func TestSource(t *testing.T) {
+	of := func(s string) Source { return SourceOf(netip.MustParseAddr(s)) }
+	for _, c := range []struct {
+		a, b Source
+		same bool
+	}{
+		{of("192.0.2.1"), of("192.0.2.1"), true},
+		{of("192.0.2.1"), of("192.0.2.2"), false},
+		{of("2001:db8::1"), of("2001:db8::ffff:1"), true},
+		{of("fe80::1%eth0"), of("fe80::1%eth1"), true}, // a zone is only known here
+		{of("2001:db8::1"), of("2001:db8:0:1::1"), false},
+		{of("c000:201::"), of("192.0.2.1"), false}, // the same bytes
+		{SourceOfKey([16]byte{1}), SourceOfKey([16]byte{1}), true},
+		{SourceOfKey([16]byte{1}), SourceOfKey([16]byte{2}), false},
+		{SourceOfKey([16]byte{}), of("::"), false},
+	} {
+		if (c.a == c.b) != c.same {
+			t.Errorf("%v and %v: the same is %v, want %v", c.a, c.b, !c.same, c.same)
+		}
 	}
 }
