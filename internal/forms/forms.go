@@ -1,5 +1,5 @@
-// Package forms reads and writes keys, endpoints, timestamps and names in the forms that users see. Its errors begin with "wireguard: "
-// and say what failed.
+// Package forms reads and writes keys, endpoints, timestamps and names in the forms that users see. Its errors begin with
+// "wireguard: " and say what failed.
 package forms
 
 import (
