@@ -349,7 +349,7 @@ func TestFloodKeepsUnderLoad(t *testing.T) {
 			}
 			w.settle()
 		}
-		flood(250) // less than 512 together
+		flood(300) // less than 512
 		if b.Status().UnderLoad {
 			w.Fatal("a short queue puts the device under load")
 		}
@@ -357,16 +357,16 @@ func TestFloodKeepsUnderLoad(t *testing.T) {
 		replies := b.Status().CookieReplies
 		for i := range 50 {
 			w.advance(100 * time.Millisecond)
-			if flood(250); !b.Status().UnderLoad {
-				w.Fatalf("the load ended %d ms after it began, amid a flood of 2,500 per second", 100*(i+1))
+			if flood(300); !b.Status().UnderLoad {
+				w.Fatalf("the load ended %d ms after it began, amid a flood of 3,000 per second", 100*(i+1))
 			}
 		}
-		if n := b.Status().CookieReplies - replies; n != 50*250 {
-			w.Errorf("%d of %d initiations were answered with a cookie", n, 50*250)
+		if n := b.Status().CookieReplies - replies; n != 50*300 {
+			w.Errorf("%d of %d initiations were answered with a cookie", n, 50*300)
 		}
 		for range 20 {
 			w.advance(100 * time.Millisecond)
-			flood(249)
+			flood(200)
 		}
 		if b.Status().UnderLoad {
 			w.Error("the load goes on although fewer arrive than a core can answer")
