@@ -98,6 +98,7 @@ type cookieChecker struct {
 	seal   cipher.AEAD // of cookies
 
 	source [24]byte         // room for what a cookie is bound to
+	sealed [macSize]byte    // room for the cookie in a reply
 	made   [cookieSize]byte // room for the last reply
 }
 
@@ -140,9 +141,9 @@ func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, 
 	copy(r[4:8], m[4:8]) // its sender is our receiver
 	random(r[cookieNonce:cookieCookie])
 	c.prepare(id)
-	cookie := c.cookieOf(source, now, random)
+	c.sealed = c.cookieOf(source, now, random)
 	at := len(m) - 2*macSize
-	c.seal.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], cookie[:], m[at:at+macSize])
+	c.seal.Seal(r[cookieCookie:cookieCookie], r[cookieNonce:cookieCookie], c.sealed[:], m[at:at+macSize])
 	return *r
 }
 

@@ -242,8 +242,8 @@ func sourceNumber(n int) ratelimit.Source {
 	return ratelimit.SourceOf(netip.AddrFrom4(a))
 }
 
-// TestCookieReplyAllocates: a flood makes little garbage, only what x/crypto allocates for each seal of XChaCha20-Poly1305.
-func TestCookieReplyAllocates(t *testing.T) {
+// TestCookieReplyAllocatesNothing: a flood makes no garbage.
+func TestCookieReplyAllocatesNothing(t *testing.T) {
 	x := newChallenge(t)
 	n := testing.AllocsPerRun(100, func() {
 		from := x.checker.source[:0]
@@ -253,7 +253,7 @@ func TestCookieReplyAllocates(t *testing.T) {
 		}
 		x.checker.reply(x.m, from, x.responder, cookieT0, x.random)
 	})
-	if n > 1 {
-		t.Errorf("%v allocations for each reply, want 1", n)
+	if n != 0 {
+		t.Errorf("%v allocations for each reply", n)
 	}
 }

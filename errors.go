@@ -17,8 +17,9 @@ var (
 	ErrNoEndpoint = errors.New("wireguard: the peer has no endpoint; set one, or wait until the peer is heard")
 	// ErrNoPrivateKey means that the device has no private key, or that its key was taken away meanwhile.
 	ErrNoPrivateKey = errors.New("wireguard: the device has no private key; set one first")
-	// ErrNoAnswer means that no session was made: after one initiation in an EventAttemptFailed, and otherwise after 20. If
-	// an event has another Err, the initiation could not be sent, or answers arrived that did not open.
+	// ErrNoAnswer means that initiations made no session. In an EventAttemptFailed it is about one initiation, and otherwise
+	// it is about 20 in a row. If an event has another Err, the initiation could not be sent, or answers arrived that did not
+	// open.
 	ErrNoAnswer = errors.New("wireguard: no answer from the peer; check its endpoint, the keys of both ends and what is between them")
 )
 

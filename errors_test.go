@@ -24,7 +24,7 @@ import (
 // errForeign is an error of a Tunnel or a Bind. It already has the prefix "wireguard: ".
 var errForeign = errors.New("wireguard: foreign: broken")
 
-// A broken is a Tunnel and a Bind. The method whose name is in call fails.
+// A broken is a Tunnel and a Bind. The field call names the method that fails, either of the broken or of its Socket.
 type broken struct {
 	*drain
 	*line

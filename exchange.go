@@ -222,8 +222,8 @@ func (d *Device) sendReplies(c *cookieReplies) {
 	if len(c.trains) == 0 {
 		return
 	}
-	d.transmit(c.r, c.trains)
 	d.drops.add(DropCookieRequired, len(c.trains))
+	d.transmit(c.r, c.trains)
 	clear(c.trains)
 	c.trains = c.trains[:0]
 }

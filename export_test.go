@@ -22,9 +22,9 @@ func ForceLoad(d *Device, on bool) {
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
 	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
-		q.UnderLoad(false, 1<<30, now+48*3600*second) // so late that any load has ended
+		q.UnderLoad(false, 0, 1<<40, now+48*3600*second) // so late that any load has ended
 		if on {
-			q.UnderLoad(true, 1<<30, now+24*3600*second)
+			q.UnderLoad(true, 0, 1<<40, now+24*3600*second)
 		}
 	}
 }
@@ -33,7 +33,7 @@ func ForceLoad(d *Device, on bool) {
 func BeginLoad(d *Device) {
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
-	d.slow.initiations.UnderLoad(true, 1, d.now())
+	d.slow.initiations.UnderLoad(true, d.drops[DropCookieRequired].Load(), 1, d.now())
 }
 
 // SetSendCounter sets the counter of the next message that d sends on its session with a peer.

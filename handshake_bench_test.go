@@ -139,6 +139,7 @@ func BenchmarkCookieReplies(b *testing.B) {
 				panic("a message without a cookie passed")
 			}
 		}
+		d.sendReplies(&w.replies)
 	})
 	if n := d.drops[DropCookieRequired].Load(); n != uint64(b.N) {
 		b.Fatalf("%d cookie replies to %d messages", n, b.N)

@@ -148,6 +148,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 			continue
 		}
 		if in.isFull() {
+			d.slow.queue(d, in) // these do not wait for the sink
 			d.acceptAll(in)
 		}
 		run := d.runOf(in, binary.LittleEndian.Uint32(m[4:]))

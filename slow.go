@@ -122,7 +122,9 @@ func (s *slowPath) queue(d *Device, in *inbound) {
 		switch {
 		case s.closed, a.to == nil && room <= 0:
 			d.drops.add(DropQueueFull, 1)
-			s.keep(a.m)
+			if *a.m = (handshakeMessage{}); !s.closed {
+				s.keep(a.m)
+			}
 		case a.to == nil:
 			s.initiations.Push(a.m)
 			room--
@@ -243,7 +245,7 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 		case 2:
 			j.icmp = s.unreachables.Pop()
 		case 3:
-			j.loaded = s.answers.UnderLoad(false, s.many(), now)
+			j.loaded = s.answers.UnderLoad(false, 0, 1, now)
 			j.message = s.answers.Pop()
 		}
 		if j.message != nil || j.peer != nil || j.icmp != nil {
@@ -260,7 +262,7 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 // the first in j.more for the next calls. mu is held.
 func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	if j.loaded = len(j.more) > 0; !j.loaded {
-		j.loaded = s.initiations.UnderLoad(d.lookups.Crowded(), s.many(), now)
+		j.loaded = s.flooded(d, now)
 		for n := takeAtOnce; j.loaded && n > 0 && len(s.initiations.Queue) > 0; n-- {
 			j.more.Push(s.initiations.Pop())
 		}
@@ -270,14 +272,18 @@ func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	}
 }
 
-// many returns how many messages per second are too many to do an X25519 for each: they would keep half of the cores busy.
-func (s *slowPath) many() int { return s.cores * answersPerCore / 2 }
+// flooded reports whether initiations put the device under load. They still do if the device answers so many with cookies per
+// second that an X25519 for each would keep half of the cores busy. mu is held.
+func (s *slowPath) flooded(d *Device, now int64) bool {
+	many := uint64(max(s.cores*answersPerCore/2, 1))
+	return s.initiations.UnderLoad(d.lookups.Crowded(), d.drops[DropCookieRequired].Load(), many, now)
+}
 
 // loaded reports whether the device is under load.
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	initiations, answers := s.initiations.UnderLoad(d.lookups.Crowded(), s.many(), now), s.answers.UnderLoad(false, s.many(), now)
+	initiations, answers := s.flooded(d, now), s.answers.UnderLoad(false, 0, 1, now)
 	return initiations || answers
 }
 

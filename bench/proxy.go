@@ -26,8 +26,8 @@ func proxyMeasures() []measure {
 	}
 }
 
-// joinByProxy makes a stack of the measured library with a SOCKS5 server, and a stack of this library behind the tunnel. Both
-// sides have the same target, so the figures concern the program with the proxy.
+// joinByProxy makes a stack of the measured library with a SOCKS5 server, and a stack of this library behind the tunnel. The
+// target's stack is that of this library, whichever library is measured. So a difference comes from the program with the proxy.
 func joinByProxy(st *stage) (*stacks, error) {
 	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	a, near, err := st.lib.stack(st, ka, addrA, nil)

@@ -144,7 +144,7 @@ func TestChangesOfLinks(t *testing.T) {
 	testChanges(t, "link set eth1 down", "link set eth1 up", "link del eth1")
 }
 
-// testChanges makes changes, and wants a call for each.
+// testChanges runs ip(8) with each of lines, and checks that Changes calls its function after each.
 func testChanges(t *testing.T, lines ...string) {
 	if !inNamespace(t) {
 		return

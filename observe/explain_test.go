@@ -268,7 +268,7 @@ func TestExplainerIsBounded(t *testing.T) {
 	})
 }
 
-// In JSON, an explanation has words for states and causes.
+// In JSON, the states and causes of an explanation are words such as "impaired", and not numbers.
 func TestExplanationJSON(t *testing.T) {
 	b, err := json.Marshal(observe.Explanation{State: observe.Impaired, Reasons: []observe.Reason{{Cause: observe.PathMTU, Text: "Try."}}})
 	if want := `{"state":"impaired","reasons":[{"cause":"path mtu","text":"Try."}]}`; err != nil || !bytes.Equal(b, []byte(want)) {

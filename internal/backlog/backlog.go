@@ -22,8 +22,8 @@ func (q *Queue[T]) Pop() (x T) {
 // A Watched is a Queue that remembers for a while that it was long. The zero value is empty.
 type Watched[T any] struct {
 	Queue[T]
-	longAt int64 // when it last was long; 0 means not lately
-	since  int   // how many elements arrived since then
+	longAt int64  // when it last was long; 0 means not lately
+	putOff uint64 // how many elements had been put off then
 }
 
 const (
@@ -33,20 +33,14 @@ const (
 	Hold int64 = 1e9
 )
 
-// Push adds x at the end.
-func (q *Watched[T]) Push(x T) {
-	q.Queue.Push(x)
-	q.since++
-}
-
-// UnderLoad reports whether q is under load at the time now. It is while it is long, for Hold after that, and then for as long as
-// at least many elements arrive per Hold. Under load they cost so little that the queue is short, but once the load is over they
-// would make it long again. If more is true, q counts as long, because there is as much work elsewhere.
-func (q *Watched[T]) UnderLoad(more bool, many int, now int64) bool {
+// UnderLoad reports whether q is under load at the time now. It is while it is long, for Hold after that, and then for as long as at
+// least many elements per Hold are put off, which putOff counts. To put them off costs so little that the queue is short, but the
+// work for them would make it long again. If more is true, q counts as long, because there is as much work elsewhere.
+func (q *Watched[T]) UnderLoad(more bool, putOff, many uint64, now int64) bool {
 	held := q.longAt != 0 && now-q.longAt >= Hold
 	switch {
-	case more || len(q.Queue) >= Long, held && int64(q.since) >= int64(many)*((now-q.longAt)/Hold):
-		q.longAt, q.since = now, 0
+	case more || len(q.Queue) >= Long, held && putOff-q.putOff >= many*uint64((now-q.longAt)/Hold):
+		q.longAt, q.putOff = now, putOff
 	case held:
 		q.longAt = 0
 	}

@@ -33,11 +33,11 @@ func TestUnderLoad(t *testing.T) {
 		q.Push(1)
 	}
 	const now = 5e9
-	if q.UnderLoad(false, 100, now) {
+	if q.UnderLoad(false, 0, 1, now) {
 		t.Error("under load before the queue is long")
 	}
 	q.Push(1)
-	if !q.UnderLoad(false, 100, now) {
+	if !q.UnderLoad(false, 0, 1, now) {
 		t.Error("not under load with a long queue")
 	}
 	q.Pop()
@@ -49,39 +49,32 @@ func TestUnderLoad(t *testing.T) {
 		{false, now + Hold - 1, true}, {false, now + Hold, false}, {false, now, false},
 		{true, now + 1, true}, {false, now + Hold, true}, {false, now + Hold + 1, false},
 	} {
-		if got := q.UnderLoad(c.more, 100, c.at); got != c.want {
+		if got := q.UnderLoad(c.more, 0, 1, c.at); got != c.want {
 			t.Errorf("more %v, at %d: under load %v, want %v", c.more, c.at-now, got, c.want)
 		}
 	}
 }
 
-// TestHeldUnderLoad: a short queue stays under load while many elements per Hold arrive, and no longer.
+// TestHeldUnderLoad: a short queue stays under load while many elements per Hold are put off, and no longer.
 func TestHeldUnderLoad(t *testing.T) {
 	var q Watched[int]
 	const many = 100
-	arrive := func(n int) {
-		for range n {
-			q.Push(1)
-			q.Pop()
-		}
-	}
-	arrive(10 * many) // these came before the queue was long, and do not count
-	now := 5 * Hold
-	q.UnderLoad(true, many, now)
+	now, putOff := 5*Hold, uint64(10*many) // these were put off before the queue was long, and do not count
+	q.UnderLoad(true, putOff, many, now)
 	for _, c := range []struct {
-		after    int64
-		arrivals int
-		want     bool
+		after int64
+		more  uint64
+		want  bool
 	}{
 		{Hold - 1, many - 1, true}, {1, 1, true}, // as many within Hold as are needed
 		{Hold, many, true},
 		{2 * Hold, 2*many - 1, false}, // asked after twice the time: less than many per Hold
 		{Hold, 10 * many, false},      // the load is over, and a short queue does not begin another
 	} {
-		arrive(c.arrivals)
+		putOff += c.more
 		now += c.after
-		if got := q.UnderLoad(false, many, now); got != c.want {
-			t.Errorf("%d arrivals within %d more ns: under load %v, want %v", c.arrivals, c.after, got, c.want)
+		if got := q.UnderLoad(false, putOff, many, now); got != c.want {
+			t.Errorf("%d were put off within %d more ns: under load %v, want %v", c.more, c.after, got, c.want)
 		}
 	}
 }

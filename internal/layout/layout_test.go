@@ -8,7 +8,7 @@ import (
 )
 
 // kernelPadding is Linux's calculate_skb_padding: it returns how many zeros follow a packet of n bytes. No subtraction wraps
-// round, since last never exceeds the MTU.
+// round, because the variable last is at most mtu.
 func kernelPadding(n, mtu uint) uint {
 	align := func(n uint) uint { return (n + 15) / 16 * 16 }
 	if mtu == 0 {

@@ -42,6 +42,7 @@ func (l *Limiter[S]) Allow(s S, now int64) bool {
 		}
 		b = bucket{tokens: Burst, last: now}
 	}
+	now = max(now, b.last) // callers may be a moment apart
 	b.tokens = min(Burst, b.tokens+now-b.last)
 	b.last = now
 	allowed := b.tokens >= Cost

@@ -124,7 +124,7 @@ add chain inet t late { type filter hook postrouting priority 300; }
 
 var counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "(\w+)"`)
 
-// hits returns how many packets the rule with the comment name has counted.
+// hits returns how many packets were counted by the nftables rule whose comment is equal to name.
 func (h *host) hits(name string) int {
 	h.t.Helper()
 	for _, m := range counted.FindAllStringSubmatch(h.run("nft list table inet t"), -1) {

@@ -298,7 +298,7 @@ func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience tim
 	return nil, r.failure(f, nil)
 }
 
-// note records that a server is asked or, with an error, what it said.
+// note records that a server is being asked. If err is not nil, note records instead why that server gave no answer.
 func (r *resolver) note(f *flight, server int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

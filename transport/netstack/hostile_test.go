@@ -206,8 +206,8 @@ func (h *hostile) repeat() {
 	h.put(p)
 }
 
-// mend gives p a source that the device lets through, if it has another, and corrects its lengths and the IPv4 checksum. If sums
-// is set, mend also corrects the checksums of TCP.
+// mend replaces the source address of p if the device would not let it through. It also corrects the lengths in p and the IPv4
+// checksum. If sums is set, mend corrects the checksums of TCP too.
 func (h *hostile) mend(p []byte, sums bool) {
 	l3, ok := headerEnd(p)
 	if !ok {

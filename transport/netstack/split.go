@@ -44,7 +44,7 @@ type exit struct {
 	template packet.Template // scratch
 }
 
-// putFirst appends the acknowledgements in first to the batch.
+// putFirst moves the acknowledgements from x.first to the batch.
 func (x *exit) putFirst() {
 	for i, p := range x.first {
 		x.put(p)

@@ -86,8 +86,8 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 // inbound puts that number in if the peer has sent more. The sequence number of a segment without payload and flags decides
 // three things: whether gVisor accepts the segment, whether its window counts (gVisor takes it in any case), and whether
 // gVisor echoes its timestamp. The echoed timestamp may be newer than in RFC 7323, section 4.3, which excludes segments
-// beyond a gap. If the number became stale meanwhile, gVisor drops the segment and answers with a bare acknowledgement,
-// which renews the entry here.
+// beyond a gap. If gVisor receives more data before it handles the segment, the sequence number that inbound put in is out of
+// date. gVisor then drops the segment and answers with a bare acknowledgement, which renews the connection's entry in w.own.
 //
 // The checksum of p, which the caller has checked, is then wrong. Nothing reads it again.
 //

@@ -126,8 +126,8 @@ func sharedPackets(t *testing.T, d *Interface, n *namespace) {
 	runtime.GC()
 }
 
-// TestSharedOlderKernel uses blocking files. For files of their kinds, as for a TUN before Linux 6.4, the kernel has no
-// call that does not wait.
+// TestSharedOlderKernel reads an inotify descriptor and writes to an eventfd, both in blocking mode. For these two calls the
+// kernel refuses the flag RWF_NOWAIT, as Linux before 6.4 does for a TUN.
 func TestSharedOlderKernel(t *testing.T) {
 	dir := t.TempDir()
 	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)

@@ -55,7 +55,7 @@ func TestSlotsGrowAndShrink(t *testing.T) {
 	}
 }
 
-// Large trains need few slots: the data of a read should stay in a cache.
+// If trains are large, a receiver reads into few slots, so that the data of one read fits into a core's cache.
 func TestSlotsForTrainsAreFew(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)

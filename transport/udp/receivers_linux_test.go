@@ -278,7 +278,7 @@ func TestReceiversPortInUse(t *testing.T) {
 			refused("several beside several", v.bind, x.Port())
 			x.Close() // then only the renewed ones are open
 		}
-		// Now a program of the same user has several sockets with SO_REUSEPORT on the port.
+		// Several sockets with SO_REUSEPORT take another port, as another program of the same user could.
 		theirs := v.with(func(b *Bind) { b.Control = reusing })
 		other, err := theirs.bind.Listen(0)
 		if err != nil {
