@@ -89,8 +89,9 @@ func (r *reportReader) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// runHub measures a hub that forwards packets of 200 bytes between n peers, which send in turn. The hub and its tunnel are in this
-// process, and the peers in another one, the generator. The generator has at most 1,024 packets in flight and counts those that return.
+// runHub measures a hub that forwards packets of 200 bytes between n peers, which send in turn. The hub and its tunnel are in
+// this process, and the peers in another one, the generator. The generator has at most 1,024 packets in flight and counts those
+// that return.
 func runHub(st *stage, n, receivers int) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	hub, err := st.lib.node(st, nodeConfig{key: key, relay: true, receivers: receivers})
