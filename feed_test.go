@@ -89,8 +89,8 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 	return p
 }
 
-// feeding returns an end with a session with a remote, and a tape of what the end sends to it. The test runs on cores cores, and
-// other programs do not keep helpers away.
+// feeding returns an end with a session with a remote, and a tape of what the end sends to it. The test runs with GOMAXPROCS set
+// to cores, and helpers start even if other programs want the cores.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	if cores > 1 {
 		testkit.NeedsThreads(t, "goroutines share the work of one sender")

@@ -94,9 +94,9 @@ func (d *Device) arrive(in *inbound, b []byte, from Endpoint) {
 	in.arrivals = append(in.arrivals, arrival{b: b, from: from, to: to})
 }
 
-// queue queues copies of the handshake messages that arrived together, and forgets the arrivals. Answers have a
-// queue apart from initiations, and a limit for each peer, so that neither initiations nor the answers to another peer take their
-// places. The lock is not held for the copying, which is most of the work: the memory was last used on other cores.
+// queue queues copies of the handshake messages that arrived together, and forgets the arrivals. Answers have a queue apart from
+// initiations, and a limit for each peer, so that neither initiations nor the answers to another peer take their places. Copying is
+// most of the work, because other cores used the memory last, so the lock is not held meanwhile.
 func (s *slowPath) queue(d *Device, in *inbound) {
 	as := in.arrivals
 	if len(as) == 0 {
@@ -283,7 +283,7 @@ func (s *slowPath) flooded(d *Device, now int64) bool {
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	initiations, answers := s.flooded(d, now), s.answers.UnderLoad(false, 0, 1, now)
+	initiations, answers := s.flooded(d, now), s.answers.UnderLoad(false, 0, 1, now) // cookies do not prolong the load of answers
 	return initiations || answers
 }
 

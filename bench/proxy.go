@@ -27,7 +27,7 @@ func proxyMeasures() []measure {
 }
 
 // joinByProxy makes a stack of the measured library with a SOCKS5 server, and a stack of this library behind the tunnel. The
-// target's stack is that of this library, whichever library is measured. So a difference comes from the program with the proxy.
+// target's stack is that of this library, whichever library is measured. So the figures differ only by the proxy's side.
 func joinByProxy(st *stage) (*stacks, error) {
 	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	a, near, err := st.lib.stack(st, ka, addrA, nil)

@@ -240,8 +240,8 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	return w, nil
 }
 
-// timeLimit returns how long the measuring of m may take: all its rounds, each with one sample of this library, of wireguard-go and
-// of the bound.
+// timeLimit returns the longest time that m may take for all its rounds. A round has up to three samples: of this library, of
+// wireguard-go and of the bound.
 func (r *runner) timeLimit(m *measure) time.Duration {
 	return time.Duration(r.rounds) * (perSample + 3*time.Duration(m.spans)*r.effort.Transfer)
 }

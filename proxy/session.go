@@ -52,7 +52,7 @@ func (s *Server) accept(c net.Conn) {
 		n.watch(s.idle())
 	}
 	go func() {
-		stackroom.Take()
+		stackroom.Take() // most sessions dial through gVisor
 		s.service.conn(n)
 	}()
 }

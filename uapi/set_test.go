@@ -221,7 +221,7 @@ func TestSetConfigureFails(t *testing.T) {
 	}
 }
 
-// TestErrnoOf checks the errno for errors that Set does not meet on every system.
+// TestErrnoOf checks the numbers for errors that a test of Set cannot bring about on every system.
 func TestErrnoOf(t *testing.T) {
 	for _, c := range []struct {
 		err   error

@@ -34,8 +34,9 @@ const (
 )
 
 // UnderLoad reports whether q is under load at the time now. It is while it is long, for Hold after that, and then for as long as
-// at least many elements per Hold are put off, which putOff counts. To put them off costs so little that the queue is short, but
-// the work for them would make it long again. If more is true, q counts as long, because there is as much work elsewhere.
+// at least many elements per Hold are put off. putOff is how many were put off so far. Putting them off costs so little that the
+// queue is short, but the work for them would make it long again. If more is true, q counts as long, because there is as much work
+// elsewhere.
 func (q *Watched[T]) UnderLoad(more bool, putOff, many uint64, now int64) bool {
 	held := q.longAt != 0 && now-q.longAt >= Hold
 	switch {

@@ -17,8 +17,8 @@ type crowd struct {
 	full      atomic.Bool
 
 	mu    sync.Mutex // guards the rest
-	since time.Time  // when the present look began, or is to begin
-	count int64      // preempted then; negative means that the look has not begun
+	since time.Time  // when the present look began; while full is set, when the next one is to begin
+	count int64      // preempted then
 	signs int        // looks in a row that found the sign
 }
 
@@ -29,7 +29,7 @@ const (
 	crowdHold  = time.Second           // how long the cores count as wanted by others
 )
 
-var others = crowd{preempted: preemptions, count: -1}
+var others = crowd{preempted: preemptions}
 
 // wants reports whether other programs want the cores. It costs nanoseconds, and a system call per look.
 func (c *crowd) wants() bool {
@@ -40,9 +40,8 @@ func (c *crowd) wants() bool {
 	now := time.Now()
 	took := now.Sub(c.since)
 	switch {
-	case took < 0 && took >= -crowdHold:
-		return c.full.Load()
-	case c.count < 0 || took < 0 || took > 4*crowdLook: // what happened in a long time says little about now
+	case took < 0 && took >= -crowdHold: // hold, unless the clock went back a little
+	case c.full.Load() || took < 0 || took > 4*crowdLook: // what happened in a long time says little about now
 		c.full.Store(false)
 		c.since, c.count, c.signs = now, c.preempted(), 0
 	case took >= crowdLook:
@@ -54,7 +53,7 @@ func (c *crowd) wants() bool {
 		}
 		if c.since, c.count = now, n; c.signs == crowdSigns {
 			c.full.Store(true)
-			c.since, c.count = now.Add(crowdHold), -1
+			c.since = now.Add(crowdHold)
 		}
 	}
 	return c.full.Load()

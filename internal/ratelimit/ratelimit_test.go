@@ -89,6 +89,19 @@ func TestLimiterSweep(t *testing.T) {
 	}
 }
 
+// TestLimiterClocks: callers whose clocks are a moment apart take nothing from each other.
+func TestLimiterClocks(t *testing.T) {
+	var l Limiter[int]
+	for i := range 5 {
+		if now := begin - int64(i%2)*second/2; !l.Allow(1, now) {
+			t.Errorf("message %d is refused", i)
+		}
+	}
+	if l.Allow(1, begin) || !l.Allow(1, begin+Cost) {
+		t.Error("a clock that is behind changes what a source has saved")
+	}
+}
+
 func TestSource(t *testing.T) {
 	of := func(s string) Source { return SourceOf(netip.MustParseAddr(s)) }
 	for _, c := range []struct {

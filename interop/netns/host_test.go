@@ -124,16 +124,16 @@ add chain inet t late { type filter hook postrouting priority 300; }
 
 var counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "(\w+)"`)
 
-// hits returns how many packets were counted by the nftables rule whose comment is equal to name.
-func (h *host) hits(name string) int {
+// hits returns how many packets were counted by the nftables rule with this comment.
+func (h *host) hits(comment string) int {
 	h.t.Helper()
 	for _, m := range counted.FindAllStringSubmatch(h.run("nft list table inet t"), -1) {
-		if m[2] == name {
+		if m[2] == comment {
 			n, _ := strconv.Atoi(m[1])
 			return n
 		}
 	}
-	h.t.Fatalf("%s: no rule counts %s", h.Name, name)
+	h.t.Fatalf("%s: no rule counts %s", h.Name, comment)
 	return 0
 }
 

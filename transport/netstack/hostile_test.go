@@ -207,7 +207,7 @@ func (h *hostile) repeat() {
 }
 
 // mend replaces the source address of p if the device would not let it through. It also corrects the lengths in p and the IPv4
-// checksum. If sums is set, mend corrects the checksums of TCP too.
+// checksum. If sums is set, mend also corrects TCP's checksum.
 func (h *hostile) mend(p []byte, sums bool) {
 	l3, ok := headerEnd(p)
 	if !ok {

@@ -421,7 +421,7 @@ func selectiveOption(tcp []byte) []byte {
 // start. The default, CUBIC, would end slow start when acknowledgements arrive late (HyStart), although the window of a longPath
 // bounds slow start already. A connection gets Reno when it is made, if the handshake took as long as on a long path, or else after
 // its first round trip. On a short path it keeps CUBIC, because that end of slow start keeps queues short. But a short path may seem
-// long at first, for example because the handshake waited for that of WireGuard. Such a connection keeps Reno even after its
+// long at first, for example because TCP's handshake waited for WireGuard's. Such a connection keeps Reno even after its
 // longPath has ended. Nothing changes Reno back to CUBIC: if gVisor recovers losses meanwhile, the window of CUBIC overflows when
 // the recovery ends, and the connection stops.
 func setReno(ep tcpip.Endpoint) {
