@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 	"weak"
@@ -261,4 +262,30 @@ func TestReceiveManySessions(t *testing.T) {
 		t.Errorf("%d packets of %d arrived", n, len(ts)-int(unknown))
 	}
 	e.wantDrops(t, before, DropUnknownIndex, unknown, "the others name no session")
+}
+
+// TestHandshakesDoNotWaitForTheSink checks that the device answers an initiation while its receiver waits in the sink. One call of
+// Receive returned that initiation, and after it more data messages than the device opens at a time.
+func TestHandshakesDoNotWaitForTheSink(t *testing.T) {
+	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
+	e := up(t, testKey(1), a.config(), b.config())
+	e.connect(t, a)
+	there, leave := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(leave) })
+	defer goOn() // Close waits for the receiver
+	var once sync.Once
+	e.tunnel.write = func(pkts [][]byte) int {
+		once.Do(func() { close(there); <-leave })
+		return len(pkts)
+	}
+	ts := []Train{b.train(b.initiation())}
+	for range enoughMessages + 1 {
+		ts = append(ts, a.train(a.data(packet4(100, a.addr, here))))
+	}
+	received := make(chan struct{})
+	go func() { defer close(received); e.line.receive(ts...) }()
+	<-there
+	b.takeResponse(t, e.line.next(t, "the response leaves while the sink waits").b)
+	goOn()
+	<-received
 }
