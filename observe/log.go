@@ -31,7 +31,11 @@ func logEvents(ctx context.Context, sub *wireguard.Subscription, log *slog.Logge
 		} else if err != nil {
 			return err
 		}
-		log.LogAttrs(ctx, Level(e.Kind), e.Kind.String(), Attrs(e)...)
+		if log.Enabled(ctx, Level(e.Kind)) {
+			r := slog.NewRecord(e.Time, Level(e.Kind), e.Kind.String(), 0)
+			r.AddAttrs(Attrs(e)...)
+			_ = log.Handler().Handle(ctx, r) // as slog.Logger does, which has nobody to tell
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -38,6 +39,46 @@ func TestLog(t *testing.T) {
 		} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("no %s in\n%s", want, &out)
+			}
+		}
+	})
+}
+
+// A slowHandler takes a minute for each record.
+type slowHandler struct {
+	slog.Handler
+	times []time.Time // of the records
+}
+
+func (h *slowHandler) Handle(_ context.Context, r slog.Record) error {
+	time.Sleep(time.Minute)
+	h.times = append(h.times, r.Time)
+	return nil
+}
+
+// TestLogTimes checks that a record has the time of its event, also if the handler is slower than the events.
+func TestLogTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		begin := time.Now()
+		h := &slowHandler{Handler: slog.NewTextHandler(io.Discard, nil)}
+		logged := make(chan error, 1)
+		go func() { logged <- observe.Log(t.Context(), r.a, slog.New(h)) }()
+		synctest.Wait()
+		r.say(10)
+		if err := r.a.Renew(t.Context(), r.keyB); err != nil { // a second handshake
+			t.Fatal(err)
+		}
+		took := time.Since(begin)
+		time.Sleep(10 * time.Minute)
+		r.a.Close()
+		<-logged
+		if len(h.times) < 2 {
+			t.Fatalf("%d records, want one per handshake", len(h.times))
+		}
+		for _, at := range h.times[:2] {
+			if after := at.Sub(begin); after < 0 || after > took {
+				t.Errorf("a record says that a handshake ended %v after the begin, want at most %v", after, took)
 			}
 		}
 	})
